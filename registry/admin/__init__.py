@@ -1,2 +1,2 @@
-"""The HTTP routes outside the distribution API `/v2`, as FastAPI routers: management API, browser login, token
-endpoint, health checks and documentation."""
+"""The HTTP routes outside the distribution API `/v2`, as FastAPI routers: the management API, the login by browser, the
+token endpoint, the health checks and the documentation."""

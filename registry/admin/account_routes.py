@@ -1,6 +1,7 @@
 """Routes of `/api/v1/users`, `/api/v1/robots` and `/api/v1/me`: the accounts of people and programs.
 
-The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the account that sends the request.
+The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the caller, the account that sends
+the request.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from storage.content import Page
 from storage.errors import Denied, Unauthorized
 
 _MAX_GRANTS: Final = 200
-"""Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` pages through all grants."""
+"""Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` lists all of them, in pages."""
 _FIRST_ACCOUNT_ADMIN_MESSAGE: Final = (
     "the first account has to be an admin: no other account could add accounts or grants"
 )
@@ -36,7 +37,8 @@ async def get_me(caller: AnyCaller) -> models.CallerResponse:
     identity = caller.principal.identity
     grants: Page[Grant] = Page([]) if identity.name is None else _first_grants(caller, identity.name, identity.groups)
     account = None
-    # An account from an htpasswd file or an external issuer has no version, because the store does not hold it.
+    # An identity has a version if its account is in the store. An account that exists only in an htpasswd file or at an
+    # external issuer of tokens has none.
     if identity.name is not None and identity.version is not None:
         account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
     return models.CallerResponse(
@@ -60,7 +62,7 @@ async def list_users(
 @router.post("/users", status_code=201, tags=["users"])
 async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUser:
     """Adds a person. The first account has to be an admin, and only a request from the registry's own machine may add
-    the first account. From then on, everyone has to log in."""
+    it. As soon as there is an account, everyone has to log in."""
     if caller.is_open and not body.admin:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     password = None if body.password is None else body.password.get_secret_value()
@@ -73,7 +75,7 @@ async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUse
 @router.get("/users/{name}", tags=["users"])
 async def get_user(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
     """Shows a person and the grants that apply to them. You may see your own account; an admin may see every account.
-    Answers 404 for any other account."""
+    Answers 404 for an account that you may not see."""
     return _account_with_grants(caller, name, AccountKind.USER)
 
 
@@ -88,8 +90,9 @@ async def change_user(caller: AdminCaller, name: PathName, body: models.UserChan
 
 @router.put("/users/{name}/password", tags=["users"])
 async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
-    """Sets your own password, for which you also send the old one. An admin may set anyone's password. All logins made
-    with the old password end immediately."""
+    """Sets your own password. For this you have to send the old one as well. An admin may set the password of any other
+    person without the old one. The person's browser sessions end, and the tokens that `/token` issued to them are
+    refused from now on; API tokens stay valid."""
     caller.rights.check_may_add_credential(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, body)
@@ -98,15 +101,15 @@ async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewP
 
 
 async def _check_old_password(caller: Caller, account: AccountName, body: models.NewPassword) -> None:
-    """Checks the old password as a login would, so that the throttle for failed logins also covers guesses made here.
-    Raises Denied if the password is wrong, and TooManyRequests after too many wrong ones."""
+    """Checks the old password by a login with it, so that guesses of the old password count as failed logins. Raises
+    Denied if the password is wrong, and TooManyRequests after too many failed logins."""
     old = "" if body.old is None else body.old.get_secret_value()
     credentials = base64.b64encode(f"{account}:{old}".encode())
     try:
         principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
     except Unauthorized:
         raise Denied("the old password is not right") from None
-    # An API token is also accepted as a password; `is_person` is false for it.
+    # The login accepts an API token in place of the password; `is_person` is false after a login with a token.
     if principal.name != account or not management_rights_of(principal).is_person:
         raise Denied("the old password is not right")
 
@@ -128,7 +131,7 @@ async def list_robots(
 @router.post("/robots", status_code=201, tags=["robots"])
 async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AccountResponse:
     """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It logs in with API tokens
-    only."""
+    only. The first account cannot be a robot."""
     if caller.is_open:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
@@ -137,7 +140,8 @@ async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.Accoun
 
 @router.get("/robots/{name}", tags=["robots"])
 async def get_robot(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
-    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it; others get 404."""
+    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it; the answer to other
+    accounts is 404."""
     return _account_with_grants(caller, name, AccountKind.ROBOT)
 
 
@@ -163,15 +167,15 @@ def _list_accounts(
 async def _set_enabled(
     caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
 ) -> models.AccountResponse:
-    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account after the change."""
+    """Enables or disables an account, or changes nothing if `enabled` is None. Returns the account after that."""
     if enabled is not None:
         await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, kind))
 
 
 def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -> models.AccountWithGrants:
-    """Returns an account with the first page of the grants that apply to it. Raises AccountUnknown if there is no such
-    account or the caller may not see it."""
+    """Returns an account with the first page of the grants that apply to it. Raises AccountUnknown if there is no
+    account of this name and kind, or the caller may not see it."""
     caller.rights.check_may_see(name)
     account = caller.administration.find(name, kind)
     return models.AccountWithGrants.from_stored_with_grants(account, _first_grants(caller, name))
@@ -179,6 +183,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to an account: its own, and those to its groups, to
-    `authenticated` and to `everyone`. `groups` adds groups that the login brings and the store does not know."""
+    `authenticated` and to `everyone`. `groups` are groups that the caller's login named, in addition to those in the
+    store."""
     subjects = caller.administration.subjects_of(name, groups)
-    return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)
+    return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: from the first grant on

@@ -1,4 +1,5 @@
-"""The route of `/api/v1/audit`: the audit log. Its docstring is the description in the OpenAPI document."""
+"""The route of `/api/v1/audit`: the audit log. The docstring of the route is the description in the OpenAPI
+document."""
 
 from __future__ import annotations
 
@@ -22,14 +23,16 @@ async def list_audit(
     action: Annotated[str | None, Query(max_length=80, examples=["tag.delete"])] = None,
     target: Annotated[str | None, Query(max_length=400, examples=["team/app"])] = None,
     outcome: Literal["ok", "denied", "failed"] | None = None,
-    since: Annotated[datetime | None, Query(description="Not before", examples=["2026-11-01T00:00:00Z"])] = None,
+    since: Annotated[
+        datetime | None, Query(description="Only entries since this time", examples=["2026-11-01T00:00:00Z"])
+    ] = None,
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.AuditEntryResponse]:
     """Lists the entries of the audit log that match all given conditions, newest first: changes of content, accounts
     and rights, logins, and denied requests. Logins and denied requests appear up to a second late."""
     since_seconds = None if since is None else since.timestamp()
-    query = AuditQuery(actor, action, target, outcome, since_seconds, after)
+    query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=since_seconds, before=after)
     return models.list_page(
         await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id
     )

@@ -1,8 +1,9 @@
 """FastAPI dependencies that give a route of the management API its caller: the account that sent the request.
 
-A registry without accounts is *open*: clients push and pull without a login. While the registry is open, only requests
-from its own machine may use the management API. Otherwise anyone on the network could add the first account and take
-the registry over.
+A registry is *open* until its first account is added: clients push and pull without a login. (It is never open if the
+settings name another source of accounts, such as an htpasswd file.) While the registry is open, the management API
+reads and changes accounts only for requests from the registry's own machine. If it did so for others too, anyone on the
+network could add the first account and take the registry over.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ from storage.content import Actor
 from storage.errors import Denied, Unauthorized
 
 _PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
-"""Request headers that show that the request passed a proxy."""
+"""Headers that proxies add to the requests that they forward."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManagementComponents:
-    """The objects that the management API uses; one per process.
+    """The objects that the management API uses; one set of them per process.
 
     - `administration` reads and changes accounts, groups, grants and tokens.
     - `authenticator` checks the credentials or the login session of a request.
-    - `on_denied` is called with the actor, the operation and the target of each denied call; it writes the audit log.
-    - `cursors` encrypts list cursors that must not show which entry they point at.
-    - `is_proxied` means that a reverse proxy is in front of the server, so that client addresses prove nothing.
+    - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
+    - `cursors` encrypts those list cursors that name an entry which the caller may not see. A *cursor* is the position
+      from which the client gets the next page.
+    - `is_proxied` means that a reverse proxy may be in front of the server, because the settings have `public_url` or
+      `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
+      machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     """
 
@@ -55,10 +59,10 @@ class ManagementComponents:
 class Caller:
     """The caller of one request, and the objects that routes use on the caller's behalf.
 
-    - `principal` is the authenticated account, or an anonymous one.
-    - `rights` are the caller's rights in the management API.
-    - `actor` is the caller as the audit log names it.
-    - `is_open` means that there are no accounts yet.
+    - `principal` is the account that the credentials of the request belong to, or the anonymous principal.
+    - `rights` say what the caller may do in the management API.
+    - `actor` is what the audit log records about the caller: the account's name, the client's address and others.
+    - `is_open` means that the registry is open: there are no accounts yet.
     - `administration`, `authenticator` and `cursors` are those of `ManagementComponents`.
     """
 
@@ -95,25 +99,28 @@ _BEARER: Final = _SecurityScheme("bearer", "An API token")
 async def identify_caller(
     request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
 ) -> Caller:
-    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor` for logs.
+    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor` for logs. `_basic` and
+    `_bearer` only make FastAPI list both authentication schemes in the OpenAPI document.
 
-    Credentials in the Authorization header take precedence over the browser's session cookie. Raises Unauthorized for
-    wrong credentials, TooManyRequests after too many of them, and HTTPException (403) if a page of another site uses
-    the session cookie for a change."""
+    If the request has an Authorization header, the session cookie of the browser is ignored. Raises Unauthorized for
+    wrong credentials, TooManyRequests after too many failed logins, and HTTPException (403) if a page of another site
+    uses the session cookie for a change."""
     management: ManagementComponents = request.app.service.access.management
     actor = unauthenticated_actor(request.scope)
     cookies = BrowserCookies(request, management.public_url)
-    session = None if "authorization" in request.headers else cookies.session
-    if session is not None:
+    session_cookie = None if "authorization" in request.headers else cookies.session
+    if session_cookie is not None:
         cookies.check_same_origin()
-    principal = await management.authenticator.authenticate(request.scope["headers"], actor, session)
+    principal = await management.authenticator.authenticate(request.scope["headers"], actor, session_cookie)
     actor = request.state.actor = replace(actor, name=principal.name)
-    is_local = principal.open and not management.is_proxied and _is_from_this_machine(request, actor.address)
+    may_add_first_account = (
+        principal.open and not management.is_proxied and _is_from_this_machine(request, actor.address)
+    )
     return Caller(
         administration=management.administration,
         authenticator=management.authenticator,
         principal=principal,
-        rights=UNRESTRICTED if is_local else management_rights_of(principal),
+        rights=UNRESTRICTED if may_add_first_account else management_rights_of(principal),
         actor=actor,
         is_open=principal.open,
         cursors=management.cursors,
@@ -124,8 +131,11 @@ AnyCaller = Annotated[Caller, Depends(identify_caller)]
 
 
 async def require_login(caller: AnyCaller) -> Caller:
-    """Returns a caller who has an account. Raises Unauthorized for an anonymous caller. While there are no accounts,
-    returns callers from this machine without an account, and raises Denied for others."""
+    """Returns a caller who has an account. Raises Unauthorized for an anonymous caller.
+
+    While the registry is open, nobody has an account. Then returns a caller on the registry's own machine, and raises
+    Denied for every other caller."""
+    # A caller on the registry's own machine has the rights UNRESTRICTED then, which include those of an admin.
     if caller.is_open and not caller.rights.admin:
         raise Denied(
             "there are no accounts yet, so only the registry's own machine may do this: run there "
@@ -140,8 +150,8 @@ LoggedInCaller = Annotated[Caller, Depends(require_login)]
 
 
 async def require_admin(caller: LoggedInCaller) -> Caller:
-    """Returns a caller who is an admin. Raises Unauthorized for an anonymous caller, Denied for one who is no
-    admin."""
+    """Returns a caller who is an admin. Raises Unauthorized for an anonymous caller, and Denied for a caller whose
+    account is not an admin."""
     caller.rights.check_admin()
     return caller
 
@@ -153,8 +163,8 @@ def _is_from_this_machine(request: Request, address: str) -> bool:
     """Returns whether the request comes from this machine: the client's `address` and the host in the request's URL are
     loopback, and no proxy forwarded the request.
 
-    The check of the host stops DNS rebinding: a web page whose host name resolves to 127.0.0.1 would otherwise reach
-    the API through the browser on this machine."""
+    The check of the host prevents DNS rebinding. Without it, a web page whose host name resolves to 127.0.0.1 could
+    call the API through a browser on this machine."""
     if any(name in request.headers for name in _PROXY_HEADERS):
         return False
     host = request.url.hostname or ""

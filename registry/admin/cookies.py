@@ -6,9 +6,9 @@ Over https the cookie names begin with `__Host-`. Browsers then let only this ho
 so another host of the same domain or an attacker on plain http cannot replace it.
 
 The cookies are SameSite=Lax. Strict would not work, because the OpenID provider redirects the browser back to the
-registry, and with Strict the browser would not send the session cookie with that request. With Lax, the browser sends
-the cookies with a link from another site, but not with that site's POST requests or embedded resources. As a second
-defence, `check_same_origin` refuses changes that come from another site.
+registry, and with Strict the browser would not send the cookies with that request. With Lax, the browser sends the
+cookies when a person follows a link from another site, but not with that site's POST requests or embedded resources. As
+a second defence, `check_same_origin` refuses changes that come from another site.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from registry.http.www_authenticate import base_url_of
 SESSION_COOKIE: Final = "entrepot-session"
 """Name of the cookie that holds the login session."""
 ATTEMPT_COOKIE: Final = "entrepot-login"
-"""Name of the cookie that holds the state of a login under way, from the redirect to the provider until its answer."""
+"""Name of the cookie that holds the state of a login from its start until the OpenID provider redirects the browser
+back."""
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """HTTP methods that change nothing (RFC 9110, 9.2.1)."""
 _HOST_PREFIX: Final = "__Host-"
@@ -37,12 +38,13 @@ class BrowserCookies:
         raw_host = None if host is None else host.encode("latin-1")
         self._request = request
         self._request_origin = base_url_of(request.scope, raw_host).decode("ascii")
+        """The origin that this request was sent to, as its Host header and scheme state it."""
         self.origin = public_url or self._request_origin
         """The registry's origin (scheme, host, port) in the browser, such as `https://registry.example.com`."""
 
     @property
     def session(self) -> str | None:
-        """The value of the session cookie; None if the request has none."""
+        """The value of the session cookie; None if it is missing or empty."""
         return self.read(SESSION_COOKIE) or None
 
     def read(self, name: str) -> str:
@@ -64,14 +66,15 @@ class BrowserCookies:
         )
 
     def delete(self, response: Response, name: str) -> None:
-        """Makes the browser delete a cookie."""
+        """Makes the browser delete a cookie, by a response that sets it to expire now."""
         self.set(response, name, "", 0)
 
     def check_same_origin(self) -> None:
-        """Raises HTTPException (403) if the request changes something and does not come from a page of this registry.
+        """Raises HTTPException (403) if the request's method may change something and the request does not come from a
+        page of this registry.
 
-        Browsers say in Sec-Fetch-Site whether the page has the same origin. Over plain http they omit that header and
-        name the page's origin in Origin instead. A change without either header is refused.
+        Browsers say in Sec-Fetch-Site whether the page has the same origin as the request. Over plain http they omit
+        that header; then the header Origin names the page's origin. A request with neither header is refused.
         """
         if self._request.method in SAFE_METHODS:
             return
@@ -79,15 +82,16 @@ class BrowserCookies:
         if site is not None:
             is_same_origin = site == "same-origin"
         else:
+            # The second origin is for people who use another address of the registry than `public_url`.
             is_same_origin = self._request.headers.get("origin") in (self.origin, self._request_origin)
         if not is_same_origin:
             raise HTTPException(403, "with a browser session, only a page of this registry may change something")
 
     @property
     def _is_https(self) -> bool:
-        """Whether the browser uses https."""
+        """Whether the browser reaches the registry over https."""
         return self.origin.startswith("https:")
 
     def _name(self, name: str) -> str:
-        """Returns the cookie's name as the browser stores it."""
+        """Returns the cookie's name in the browser: over https, with the prefix `__Host-`."""
         return _HOST_PREFIX + name if self._is_https else name

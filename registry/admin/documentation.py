@@ -1,8 +1,8 @@
 """The welcome page `/` and the documentation of the API.
 
-`/` returns a short plain text for people. `/api/openapi.json` is the OpenAPI document of the management API.
+`/` returns a short plain text for people. `/api/openapi.json` is the OpenAPI document of all routes outside `/v2`.
 `/api/docs` shows that document with Swagger UI and loads nothing from the internet. The files of Swagger UI come from
-the package `fastapi-swagger`; its Python code is not used.
+the package `fastapi-swagger`; the Python code of that package is not used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ASSET_TYPES: Final = {
     "swagger-ui.css": "text/css; charset=utf-8",
     "favicon-32x32.png": "image/png",
 }
-"""The served files of Swagger UI, with their media types."""
+"""The files of Swagger UI that `/api/docs/NAME` serves, with their media types."""
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
@@ -58,6 +58,7 @@ _PAGE: Final = """<!doctype html>
 </body>
 </html>
 """
+# `validatorUrl: null` keeps Swagger UI from sending the document to a validator on the internet.
 _START_SCRIPT: Final = f"""SwaggerUIBundle({{
   url: "{OPENAPI_PATH}",
   dom_id: "#docs",
@@ -82,14 +83,14 @@ docs_router = APIRouter(prefix="/api/docs", include_in_schema=False)
 
 @docs_router.get("")
 async def docs_page() -> HTMLResponse:
-    """Returns the HTML page."""
+    """Returns the HTML page that loads Swagger UI."""
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
 @docs_router.get("/start.js")
 async def start_script() -> Response:
-    """Returns the script that starts Swagger UI. It is a file of its own because the content security policy forbids
-    inline scripts."""
+    """Returns the script that starts Swagger UI. The page cannot contain the script, because the content security
+    policy forbids inline scripts."""
     return Response(_START_SCRIPT, headers=_HEADERS, media_type="text/javascript")
 
 
@@ -103,7 +104,7 @@ async def docs_asset(name: str) -> Response:
 
 
 def _asset_path(name: str) -> Path:
-    """Returns the path of a file in the package `fastapi-swagger`. Finds the package without importing it."""
+    """Returns the path of a file of Swagger UI in the package `fastapi-swagger`. Does not import the package."""
     spec = find_spec("fastapi_swagger")
     assert spec is not None
     assert spec.origin is not None
@@ -111,8 +112,8 @@ def _asset_path(name: str) -> Path:
 
 
 class OpenAPIDocument:
-    """The OpenAPI document as JSON, built once, at the first request. A thread builds it because that takes 150 ms and
-    would block the event loop."""
+    """The OpenAPI document as JSON, built once, at the first request. Building takes 150 ms, so it runs in a thread and
+    does not block the event loop."""
 
     def __init__(self, build: Callable[[], dict[str, Any]]) -> None:
         """`build` returns the document as a dict, such as `FastAPI.openapi`."""

@@ -1,7 +1,8 @@
 """Routes of `/api/v1/groups` and `/api/v1/grants`.
 
-A *grant* allows a *subject* (an account, a group, `authenticated` or `everyone`) some actions on the repositories whose
-names match a *pattern*. The docstrings of the routes are the descriptions in the OpenAPI document.
+A *grant* allows a *subject* some actions on the repositories whose names match a *pattern*. The subject is an account,
+a group, `authenticated` (all accounts) or `everyone` (even without a login). The docstrings of the routes are the
+descriptions in the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _BATCH_SIZE: Final = 100
 _MAX_BATCHES: Final = 100
 """Maximum number of batches to read for one page, so that a caller who may see few grants cannot cause an endless
 scan."""
-SubjectQuery = Annotated[str, Query(description="As in a grant", max_length=80, examples=["group:dev"])]
+SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 
 router = APIRouter(route_class=ManagementRoute)
@@ -34,10 +35,9 @@ router = APIRouter(route_class=ManagementRoute)
 async def list_groups(
     caller: AdminCaller, after: AfterQuery = None, limit: LimitQuery = 100
 ) -> models.ListPage[models.GroupResponse]:
-    """Lists groups with their members, in the order of their names."""
-    return models.list_page(
-        caller.accounts.groups(after, limit), models.GroupResponse.from_stored, lambda group: group[0]
-    )
+    """Lists groups with their members, in the order of the groups' names."""
+    page = caller.accounts.groups(after, limit)
+    return models.list_page(page, models.GroupResponse.from_stored, lambda name_and_members: name_and_members[0])
 
 
 @router.post("/groups", status_code=201, tags=["groups"])
@@ -62,8 +62,8 @@ async def remove_group(caller: AdminCaller, name: PathName) -> None:
 
 @router.put("/groups/{name}/members/{member}", status_code=204, tags=["groups"])
 async def join_group(caller: AdminCaller, name: PathName, member: PathMember) -> None:
-    """Adds a member to a group. The member may also be an account that exists only in an htpasswd file or at an
-    issuer, an external service whose signed tokens the registry accepts."""
+    """Adds a member to a group. The member need not have an account in this registry: it may be an account of an
+    htpasswd file, or of an issuer (an external service whose signed tokens the registry accepts as logins)."""
     await caller.accounts.add_member(name, member, by=caller.actor)
 
 
@@ -76,27 +76,27 @@ async def leave_group(caller: AdminCaller, name: PathName, member: PathMember) -
 @router.get("/grants", tags=["grants"])
 async def list_grants(
     caller: LoggedInCaller,
-    subject: Annotated[str | None, Query(description="Only of this subject", max_length=80)] = None,
+    subject: Annotated[str | None, Query(description="Only grants to this subject", max_length=80)] = None,
     account: Annotated[
-        str | None, Query(alias="for", description="All that apply to this account", max_length=80)
+        str | None, Query(alias="for", description="All grants that apply to this account", max_length=80)
     ] = None,
-    after: Annotated[str | None, Query(description="`next` of the page before", max_length=SEALED_LENGTH)] = None,
+    after: Annotated[str | None, Query(description="`next` of the previous page", max_length=SEALED_LENGTH)] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.GrantResponse]:
-    """Lists grants. An admin sees all grants. Other accounts see the grants on patterns that they may grant on; with
-    `for`, they see the grants that apply to their own account. A page may hold fewer than `limit` grants although more
-    follow; only a null `next` marks the last page."""
+    """Lists grants. An admin sees all grants. Other accounts see the grants for patterns on which they may grant; with
+    `for`, they see the grants that apply to their own account. A page may have fewer than `limit` grants although more
+    pages follow; only a null `next` marks the last page."""
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
     response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
-    if page.next_after is not None:  # encrypted, because the caller may not see the grant that it names
+    if page.next_after is not None:  # names a grant that the caller may not see, so it is sent encrypted
         response.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
     return response
 
 
 def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[Grantee] | None:
-    """Returns the subjects whose grants the query asks for, or None for all subjects. Raises AccountInvalid if the
-    query has both parameters, and AccountUnknown if the caller may not see the account."""
+    """Returns the subjects whose grants the query asks for with `subject` or `for` (`account`), or None for all
+    subjects. Raises AccountInvalid if the query has both, and AccountUnknown if the caller may not see the account."""
     if account is None:
         return None if subject is None else [Grantee.parse(subject)]
     if subject is not None:
@@ -112,8 +112,8 @@ async def _visible_page(
     """Returns a page of the grants that the caller may see. `show_all` means that the caller may see every grant to
     `subjects`.
 
-    If the page ends after the maximum number of batches, its `next_after` is the key of the last grant that was read,
-    which the caller may not be allowed to see."""
+    Reads at most `_MAX_BATCHES` batches. If the page ends for that reason, its `next_after` is the key of the last
+    grant that was read; the caller may not be allowed to see that grant."""
     if show_all or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
     visible: list[Grant] = []
@@ -127,19 +127,20 @@ async def _visible_page(
             after = _grant_key(grant)
         if not batch.more:
             return Page(visible)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # lets the event loop run other requests
     return Page(visible, more=True, next_after=after)
 
 
 def _grant_key(grant: Grant) -> str:
-    """Returns the key by which the store sorts grants."""
+    """Returns the text by which the store sorts grants."""
     return f"{grant.subject} {grant.pattern}"
 
 
 @router.put("/grants", tags=["grants"])
 async def put_grant(caller: LoggedInCaller, body: models.NewGrant) -> models.GrantResponse:
-    """Grants actions on a pattern. The grant replaces an earlier grant to the subject for the same pattern. The caller
-    has to be an admin, or to have the action `admin` on everything that the pattern matches."""
+    """Grants a subject some actions on the repositories that a pattern matches. Replaces an earlier grant to the
+    subject for the same pattern. You have to be an admin, or have the action `admin` on everything that the pattern
+    matches."""
     pattern = parse_pattern(body.pattern)
     caller.rights.check_grant(pattern)
     grant = Grant(Grantee.parse(body.subject), pattern, models.parse_action_words(body.actions))
@@ -149,7 +150,8 @@ async def put_grant(caller: LoggedInCaller, body: models.NewGrant) -> models.Gra
 
 @router.delete("/grants", status_code=204, tags=["grants"])
 async def remove_grant(caller: LoggedInCaller, subject: SubjectQuery, pattern: PatternQuery) -> None:
-    """Removes the grant to the subject for the pattern."""
+    """Removes the grant to the subject for the pattern. You have to be an admin, or have the action `admin` on
+    everything that the pattern matches."""
     parsed_pattern = parse_pattern(pattern)
     caller.rights.check_grant(parsed_pattern)
     await caller.administration.remove_grant(Grantee.parse(subject), parsed_pattern, by=caller.actor)

@@ -15,8 +15,8 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class Health(BaseModel):
-    """The result of a health check. `reason` says what is wrong. While the status is `disk full`, reads and deletes
-    work, and pushes fail."""
+    """The result of a health check. `reason` says what is wrong; it is missing if the status is `ok`. While the status
+    is `disk full`, reads and deletes work, and pushes fail."""
 
     status: Literal["ok", "failing", "disk full"]
     reason: str | None = None
@@ -24,21 +24,23 @@ class Health(BaseModel):
 
 @router.get("/live", response_model_exclude_none=True)
 async def live() -> Health:
-    """Answers 200 as long as the process can answer at all."""
+    """Answers 200 whenever the process can answer. It checks nothing else."""
     return Health(status="ok")
 
 
 @router.get("/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """Reads one entry from the store and answers 503 if that fails. A full disk is reported with status 200, because a
-    load balancer that sees 503 would stop sending requests, also the reads that still work and the deletes that make
-    room."""
+    """Reads the name of one repository from the store, and answers 503 if that fails. If the disk is full, the HTTP
+    status is 200: a load balancer that saw 503 would send no more requests to this registry, but on a full disk reads
+    still work, and deletes make room."""
+    # The registry without the check of the caller's rights, because health checks come without a login.
     registry: Lister = request.app.service.unchecked_registry
     try:
-        await registry.repositories(None, 1)
+        await registry.repositories(None, 1)  # a page of one name, from the first repository on
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)
-    if (problem := request.app.service.storage_problem()) is not None:
-        return Health(status="disk full", reason=problem)
+    full_disk_reason: str | None = request.app.service.storage_problem()  # None unless the disk is full
+    if full_disk_reason is not None:
+        return Health(status="disk full", reason=full_disk_reason)
     return Health(status="ok")

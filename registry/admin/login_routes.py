@@ -1,6 +1,6 @@
 """Routes of `/login`, `/login/callback` and `/logout`: people log in with a browser at the OpenID Connect provider.
 
-The pages are short and never repeat text from a request, which prevents cross-site scripting.
+The pages are short and never repeat text from a request, so no request can make them contain a script.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 CALLBACK_PATH: Final = "/login/callback"
 """The path to which the provider redirects the browser after a login."""
 DEFAULT_RETURN_PATH: Final = "/api/docs"
-"""The page to show after a login that named no page to return to."""
+"""The path to which the browser returns after the login if the request to `/login` named none."""
 _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}|/")
-"""Matches a path of this registry and no URL of another host: browsers read `//` and `/\\` as the beginning of a host
-name, and ignore tabs and line feeds (URL Standard, 4.4)."""
+"""Matches a path of this registry, and no text that a browser takes for a URL of another host. Browsers read `//` and
+`/\\` as the beginning of a host name, and ignore tabs and line feeds (URL Standard, 4.4)."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # Under no-referrer, browsers omit Origin from a form's POST. The logout button needs it.
+    # Under no-referrer, browsers send `Origin: null` with a form's POST, and the logout button would not work.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
     # Forbids everything except the form of the logout button.
@@ -61,26 +61,28 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/login")
 async def begin_login(request: Request) -> Response:
-    """Redirects the browser to the provider. The query may hold `next`, the path to return to after the login."""
+    """Redirects the browser to the provider. The query may contain `next`, the path to which the browser returns after
+    the login."""
     cookies = _cookies(request)
     try:
         return_path = Query(request.scope.get("query_string", b"")).one("next") or DEFAULT_RETURN_PATH
         if not _LOCAL_PATH.fullmatch(return_path):
             raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
-        url, attempt = await _openid_login(request).begin(cookies.origin + CALLBACK_PATH, return_path)
+        redirect_uri = cookies.origin + CALLBACK_PATH
+        provider_url, attempt_cookie = await _openid_login(request).begin(redirect_uri, return_path)
     except LoginFailed as failed:
         return _error_page(failed.answer_error)
     except RegistryError as error:
         return _error_page(error)
-    response = RedirectResponse(url, 303, _HEADERS)
-    cookies.set(response, ATTEMPT_COOKIE, attempt, ATTEMPT_SECONDS)
+    response = RedirectResponse(provider_url, 303, _HEADERS)
+    cookies.set(response, ATTEMPT_COOKIE, attempt_cookie, ATTEMPT_SECONDS)
     return response
 
 
 @router.get(CALLBACK_PATH)
 async def finish_login(request: Request) -> Response:
-    """Finishes the login when the provider redirects the browser back: sets the session cookie and redirects to the
-    page to return to."""
+    """Finishes the login when the provider redirects the browser back. Sets the session cookie, and redirects the
+    browser to the path that `/login` stored in the attempt cookie."""
     cookies = _cookies(request)
     try:
         actor = unauthenticated_actor(request.scope)
@@ -89,7 +91,7 @@ async def finish_login(request: Request) -> Response:
         )
     except LoginFailed as failed:
         response: Response = _error_page(failed.answer_error)
-        if failed.is_finished:
+        if failed.is_finished:  # the attempt cannot continue
             cookies.delete(response, ATTEMPT_COOKIE)
         return response
     except RegistryError as error:
@@ -102,14 +104,14 @@ async def finish_login(request: Request) -> Response:
 
 @router.get("/logout")
 async def offer_logout(request: Request) -> Response:
-    """Shows a logout button. The GET itself does not log out, so that a link on another site cannot do so."""
+    """Shows a logout button. A GET must not log out, because a link on another site can cause a GET."""
     return _page(200, "Log out", _LOGOUT_FORM)
 
 
 @router.post("/logout")
 async def log_out(request: Request) -> Response:
-    """Deletes the session cookie. The browser stays logged in at the provider. Raises HTTPException (403) if the
-    request comes from a page of another site."""
+    """Deletes the session cookie of this registry. The person stays logged in at the provider. Raises HTTPException
+    (403) if the request comes from a page of another site."""
     cookies = _cookies(request)
     cookies.check_same_origin()
     response = _page(200, "Logged out", '<p><a href="/login">Log in again</a></p>')
@@ -132,11 +134,11 @@ def _authorization_response(request: Request) -> AuthorizationResponse:
     RequestInvalid if a parameter is repeated or malformed."""
     query = Query(request.scope.get("query_string", b""))
     state, code, error, issuer = (query.one(name) or "" for name in ("state", "code", "error", "iss"))
-    return AuthorizationResponse(state, code, error, issuer)
+    return AuthorizationResponse(state, code, error, issuer)  # RFC 6749, 4.1.2; `iss` is from RFC 9207
 
 
 def _error_page(error: RegistryError) -> HTMLResponse:
-    """Returns a page that shows the error's message and a link to log in again."""
+    """Returns a page with the error's message and a link to log in. Logs the error if its status is 500 or above."""
     status = status_of(error)
     if status >= 500:
         log.error("a login with the OpenID provider failed with status %d: %s", status, error)

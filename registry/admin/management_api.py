@@ -1,6 +1,6 @@
 """The management API, `/api/v1`: assembles its routes, its error descriptions and the objects that the routes use.
 
-The API does the same as the account commands of the command line, such as `entrepot user add`.
+The API offers the same operations as the account commands of the command line, such as `entrepot user add`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "me", "description": "Your account, and what you may do."},
     {"name": "users", "description": "People's accounts."},
     {"name": "robots", "description": "Accounts of programs, such as CI jobs. They log in with API tokens only."},
-    {"name": "groups", "description": "A grant to a group counts for all of its members."},
-    {"name": "grants", "description": "Who may do what to which repositories. Rights only add up."},
+    {"name": "groups", "description": "A grant to a group applies to all of its members."},
+    {"name": "grants", "description": "Who may do what to which repositories. No grant takes away from another."},
     {"name": "tokens", "description": "API tokens: secrets to log in with in place of a password."},
     {"name": "keys", "description": "The keys that sign the tokens of `/token`."},
-    {"name": "audit", "description": "Who changed what, logins, and denials."},
+    {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
     {"name": "token", "description": "Tokens for clients: what `docker login` and `docker pull` ask for."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -53,8 +53,8 @@ _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
     400: "A name, a pattern or another value is not valid",
     401: "Log in first, or with other credentials",
     403: "This account may not do this",
-    404: "There is no such thing, or none that this account may see",
-    409: "The name is taken, or no admin would be left",
+    404: "What the path or the body names does not exist, or this account may not see it",
+    409: "The name is taken, or no enabled admin would be left",
     413: "The body is too long",
     415: "The body is not JSON",
     422: "The body or the query is not as described",
@@ -86,8 +86,8 @@ def management_components(
     """Builds the objects that the routes of the management API use, one set per process.
 
     - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights.
-    - `proxied` means that a reverse proxy is in front of the server. Client addresses then prove nothing, so only the
-      command line can add the first account.
+    - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
+      that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     """
 
@@ -95,8 +95,15 @@ def management_components(
         return await auth.hashing_pool.run(partial(hash_password, password))
 
     def record_denial(actor: Actor, operation: str, target: str) -> None:
-        auth.audit_buffer.record(actor, operation, target, "denied")
+        auth.audit_buffer.record(actor, operation, target, outcome="denied")
 
     administration = Administration(auth.accounts, hash_in_pool, clock=auth.clock)
     authenticator = ManagementAuthenticator(policy, auth.credential_verifier, auth.login_sessions)
-    return ManagementComponents(administration, authenticator, record_denial, auth.cursors, proxied, public_url)
+    return ManagementComponents(
+        administration=administration,
+        authenticator=authenticator,
+        on_denied=record_denial,
+        cursors=auth.cursors,
+        is_proxied=proxied,
+        public_url=public_url,
+    )

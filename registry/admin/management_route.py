@@ -1,9 +1,10 @@
 """The route class of the management API: checks each request, logs each call, and writes denied calls to the audit log.
-Parameters that several routes share are also defined here.
+The module also defines the parameters that several routes share.
 
-The checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST, but only
-with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore accepts JSON
-bodies only. It also refuses requests whose Sec-Fetch-Site header names another site (Fetch Metadata).
+Two of the checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST,
+but only with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore
+accepts JSON bodies only. It also refuses changes whose Sec-Fetch-Site header says that a page of another site sent them
+(Fetch Metadata).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from storage.errors import Denied, RegistryError
 MAX_BODY_BYTES: Final = 64 * 1024
 """Maximum size of a request body in bytes."""
 _MAX_TARGET_CHARACTERS: Final = 200
-"""Number of characters after which the audit log cuts off a path."""
-AfterQuery = Annotated[str | None, Query(description="`next` of the page before", max_length=80)]
+"""Maximum length of a path in the audit log; the rest is cut off."""
+AfterQuery = Annotated[str | None, Query(description="`next` of the previous page", max_length=80)]
 LimitQuery = Annotated[int, Query(description="Maximum number of entries", ge=1, le=1000)]
 log = logging.getLogger("registry.management")
 
@@ -67,7 +68,8 @@ class ManagementRoute(APIRoute):
                     _audit_denial(request, operation)
                 raise
             except (HTTPException, RequestValidationError) as error:
-                # FastAPI turns an error while it reads the body into a validation error. Raise the original error.
+                # If reading the body fails with a RegistryError, FastAPI raises an exception of its own with that error
+                # as its cause. Raise the original error.
                 if isinstance(error.__cause__, RegistryError):
                     outcome = error.__cause__.code
                     raise error.__cause__ from None
@@ -90,7 +92,7 @@ def _check_request(request: Request) -> None:
         return
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         raise HTTPException(403, "the request comes from a page of another site, which may not change anything here")
-    # A POST needs the header even without a body, because an empty form of another site is such a POST.
+    # A POST needs the right Content-Type even without a body, because a form on another site can send an empty POST.
     if request.method == "POST" or _has_body(request):
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -105,8 +107,8 @@ def _has_body(request: Request) -> bool:
 
 
 def _limit_body(receive: Receive) -> Receive:
-    """Returns an ASGI `receive` that raises HTTPException (413) when the body exceeds the limit. This covers bodies
-    whose length no header declares."""
+    """Returns an ASGI `receive` that raises HTTPException (413) once the body exceeds MAX_BODY_BYTES. This covers
+    bodies without a Content-Length, which `_check_request` cannot reject."""
     remaining_bytes = MAX_BODY_BYTES
 
     async def limited_receive() -> Message:
@@ -121,8 +123,9 @@ def _limit_body(receive: Receive) -> Receive:
 
 
 def _audit_denial(request: Request, operation: str) -> None:
-    """Writes a denied call to the audit log. Does nothing if the caller was not identified. The target is the
-    percent-encoded path, because the decoded path may hold control characters of a terminal."""
+    """Writes a denied call to the audit log. Does nothing if the caller was not identified. The target is the path in
+    its percent-encoded form, because the decoded form may contain control characters, which could act on the terminal
+    of a person who reads the log."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
         target = raw_path(request.scope).decode("ascii", "replace").removeprefix("/api/v1/")[:_MAX_TARGET_CHARACTERS]
@@ -130,8 +133,8 @@ def _audit_denial(request: Request, operation: str) -> None:
 
 
 def _log_call(request: Request, operation: str, outcome: str, seconds: float) -> None:
-    """Logs a call: its operation, outcome, duration and actor. The query and the body are not logged, because they may
-    hold secrets."""
+    """Logs a call: its operation, outcome, duration and actor. Does not log the query and the body, because they may
+    contain secrets."""
     actor: Actor = getattr(request.state, "actor", Actor(address=request.client.host if request.client else ""))
     log.info(
         "operation=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",

@@ -1,7 +1,7 @@
 """Error handlers and security headers for every HTTP response outside `/v2`.
 
 All errors, including those that FastAPI raises, get the format of the OCI distribution spec. Every response gets
-security headers for browsers and caches; a header that the route itself has set stays.
+security headers for browsers and caches. If a route sets one of these headers itself, the route's value is sent.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store).
 """
@@ -30,6 +30,8 @@ def _error_response(status: int, code: str, message: str, detail: object = None)
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
+    """Answers with the status of the exception. FastAPI raises such exceptions for unknown paths and methods, and
+    routes raise them for requests that they refuse."""
     assert isinstance(error, HTTPException)
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
@@ -38,6 +40,7 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
 
 
 async def _on_registry_error(_: Request, error: Exception) -> Response:
+    """Answers with the status that belongs to the class of the error. Logs the error if the status is 500 or above."""
     assert isinstance(error, RegistryError)
     status = status_of(error)
     response = _error_response(status, error.code, error.message, error.detail)
@@ -46,9 +49,9 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, TooManyRequests | TooManyOpenFiles):
         response.headers["retry-after"] = str(error.retry_after)
     if status >= 500:
-        # Only a failure of the storage needs its traceback; the other errors say everything in their message.
-        traced = error if isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles) else None
-        log.error("answered %d %s: %s", status, error.code, error, exc_info=traced)
+        # Only a failure of the storage needs a traceback in the log; the messages of other errors say everything.
+        needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
+        log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
     return response
 
 
@@ -61,11 +64,12 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_unexpected_exception(_: Request, error: Exception) -> Response:
+    """Answers 500. Starlette then raises the exception again, so that the server logs it."""
     return _error_response(500, "UNKNOWN", "the registry failed; its log says how")
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Makes `app` answer all errors in the format of the OCI distribution spec."""
+    """Makes all error responses of `app` have the format of the OCI distribution spec."""
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RegistryError, _on_registry_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -86,8 +90,8 @@ _HSTS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
 class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
-    `https` means that all clients use https. A reverse proxy may do the TLS, so the scheme of a request alone does not
-    show this."""
+    `https` means that all clients use https. The scheme of a request does not always show this: a reverse proxy may
+    accept https from clients and send plain http to this server."""
 
     def __init__(self, app: ASGIApp, *, https: bool) -> None:
         self._app = app
@@ -98,13 +102,14 @@ class SecurityHeaders:
             await self._app(scope, receive, send)
             return
         is_https = self._https or scope["scheme"] == "https"
-        added = (*_SECURITY_HEADERS, _HSTS_HEADER) if is_https else _SECURITY_HEADERS
+        security_headers = (*_SECURITY_HEADERS, _HSTS_HEADER) if is_https else _SECURITY_HEADERS
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
-                present = {name.lower() for name, _ in headers}
-                message = {**message, "headers": headers + [header for header in added if header[0] not in present]}
+                names_set_by_route = {name.lower() for name, _ in headers}
+                headers += [(name, value) for name, value in security_headers if name not in names_set_by_route]
+                message = {**message, "headers": headers}
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

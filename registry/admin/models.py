@@ -24,7 +24,7 @@ StoredT = TypeVar("StoredT")
 ActionWord = Literal["pull", "push", "delete", "admin"]
 NoteText = Annotated[str, Field(description="One line for people", max_length=200, examples=["on call"])]
 NameText = Annotated[
-    str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64", examples=["alice"])
+    str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64 of them", examples=["alice"])
 ]
 PatternText = Annotated[
     str,
@@ -63,8 +63,8 @@ class ListPage(BaseModel, Generic[ModelT]):
 def list_page(
     page: Page[StoredT], to_model: Callable[[StoredT], ModelT], sort_key: Callable[[StoredT], str]
 ) -> ListPage[ModelT]:
-    """Converts a page of stored objects to its model. `next` becomes the sort key of the last item, or None on the last
-    page."""
+    """Converts a page of stored objects to the model of a page. `to_model` converts one object. `sort_key` returns the
+    text by which the list is sorted: `next` becomes that of the last item, or None on the last page."""
     next_key = sort_key(page.items[-1]) if page.more and page.items else None
     return ListPage(items=[to_model(item) for item in page.items], next=next_key)
 
@@ -75,7 +75,7 @@ def to_datetime(seconds: float) -> datetime:
 
 
 def to_datetime_or_none(seconds: float | None) -> datetime | None:
-    """Does the same as `to_datetime`, and returns None for None."""
+    """Returns `to_datetime(seconds)`, or None for None."""
     return None if seconds is None else to_datetime(seconds)
 
 
@@ -117,7 +117,7 @@ class GrantResponse(BaseModel):
 
 class AccountWithGrants(AccountResponse):
     """An account with the grants that apply to it: its own grants and those to its groups, to `authenticated` and to
-    `everyone`. If `more_grants` is true, the list is cut off; `/api/v1/grants?for=NAME` lists all grants."""
+    `everyone`. If `more_grants` is true, `grants` has only the first of them; `/api/v1/grants?for=NAME` lists all."""
 
     grants: list[GrantResponse]
     more_grants: bool = False
@@ -151,7 +151,7 @@ class AddedUser(AccountResponse):
 
 
 class UserChange(BodyModel):
-    """Changes of a person's account. A field that is omitted or null stays as it is."""
+    """Changes of a person's account. A field that is omitted or null changes nothing."""
 
     enabled: bool | None = None
     admin: bool | None = None
@@ -171,8 +171,8 @@ class RobotChange(BodyModel):
 
 
 class NewPassword(BodyModel):
-    """A password to set. `old`, the current password, is needed to change your own. If `new` is omitted, the registry
-    generates a password and shows it once."""
+    """A password to set. `old` is the current password; it is required if you set your own password. If `new` is
+    omitted, the registry generates a password and shows it once."""
 
     old: SecretStr | None = None
     new: SecretStr | None = None
@@ -204,7 +204,7 @@ class GroupResponse(BaseModel):
 
 
 class NewGrant(BodyModel):
-    """A grant to add. It replaces the subject's earlier grant for the same pattern."""
+    """A grant to add. It replaces an earlier grant to the same subject for the same pattern."""
 
     subject: SubjectText
     pattern: PatternText
@@ -237,7 +237,7 @@ class ApiTokenResponse(BaseModel):
     note: str
     created: datetime
     expires: datetime | None
-    used: Annotated[datetime | None, Field(description="The last use, to the hour")]
+    used: Annotated[datetime | None, Field(description="Time of the last use, recorded at most once an hour")]
     limits: list[RepositoryLimit] | None
 
     @classmethod
@@ -269,7 +269,8 @@ class NewToken(BodyModel):
         str | None, Field(description="If omitted, it never expires", examples=["90d"], max_length=20)
     ] = None
     limits: Annotated[
-        list[RepositoryLimit], Field(description="If omitted, all that the account may do", max_length=50)
+        list[RepositoryLimit],
+        Field(description="If omitted, the token may do all that its account may do", max_length=50),
     ] = []
 
     @property
@@ -281,7 +282,7 @@ class NewToken(BodyModel):
 
 class KeyRotation(BodyModel):
     """How to replace the signing key. If `at_once` is true, tokens that an older key signed are rejected immediately:
-    use this when the old key may have leaked. Otherwise those tokens stay valid until they expire."""
+    use this when an older key may have leaked. If it is false, those tokens stay valid until they expire."""
 
     at_once: bool = False
 
@@ -334,8 +335,8 @@ class AuditEntryResponse(BaseModel):
 class CallerResponse(BaseModel):
     """The account that sent the request. `name` is null without a login. `account` is null without a login, and for an
     account that exists only in an htpasswd file or at an issuer. If `open` is true, there are no accounts yet, and
-    everyone may pull, push and delete. If `more_grants` is true, the list is cut off; `/api/v1/grants?for=NAME` lists
-    all grants."""
+    everyone may pull, push and delete. If `more_grants` is true, `grants` has only the first grants that apply to the
+    account; `/api/v1/grants?for=NAME` lists all of them."""
 
     name: str | None
     account: AccountResponse | None
@@ -352,7 +353,7 @@ def action_words(actions: access.Action) -> list[ActionWord]:
 
 
 def parse_action_words(words: Sequence[ActionWord]) -> access.Action:
-    """Returns the set of actions that `words` name. Raises AccountInvalid."""
+    """Returns the set of actions that `words` name. Raises AccountInvalid if there are no words."""
     return parse_actions(",".join(words))
 
 

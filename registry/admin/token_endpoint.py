@@ -1,5 +1,8 @@
 """The token endpoint `/token`, where registry clients exchange a login for a bearer token.
 
+A *login* is an account name with the account's password, or with an API token in place of the password. POST also
+accepts a refresh token, which the client got in an earlier response.
+
 GET follows Distribution's "Token Authentication Specification", POST follows OAuth 2.0 (RFC 6749) as in Distribution's
 "OAuth2 Token Authentication". Error responses have the format of the OCI distribution spec. Error responses to a POST
 also have the fields of RFC 6749, 5.2, because OAuth clients read those.
@@ -39,24 +42,26 @@ _OAUTH_ERRORS: Final = {401: "invalid_grant", 400: "invalid_request", 413: "inva
 
 
 def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
-    """Returns a router with both routes. `get_service` returns the token service for a request."""
+    """Returns a router with GET and POST of `/token`. `get_service` returns the token service of the application that
+    received the request."""
     router = APIRouter(tags=["token"])
 
     @router.get("/token", summary="A token for clients of the registry")
     async def get_token(request: Request) -> Response:
         """Query parameters: `service`, `scope` (may be repeated, or hold several scopes separated by spaces),
-        `offline_token`, `client_id`. A login is optional; clients send it by Basic authentication."""
+        `offline_token` (`true` to get a refresh token as well), `client_id`. Clients send the login by Basic
+        authentication; without a login, the token is for anonymous access."""
         actor = unauthenticated_actor(request.scope)
         try:
             query = Query(request.scope.get("query_string", b""))
             token_request = TokenRequest(
-                parse_authorization(_authorization(request)),
-                scopes.parse_scopes(query.all("scope")),
-                _first_value(query, "service"),
-                _first_value(query, "offline_token") == "true",
-                _first_value(query, "client_id") or "",
+                login=parse_authorization(_authorization(request)),
+                requested=scopes.parse_scopes(query.all("scope")),
+                service=_first_value(query, "service"),
+                offline=_first_value(query, "offline_token") == "true",
+                client=_first_value(query, "client_id") or "",
             )
-            return _token_response(await get_service(request).answer(token_request, actor))
+            return _success_response(await get_service(request).answer(token_request, actor))
         except RegistryError as error:
             return _error_response(error, actor)
 
@@ -67,8 +72,8 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
         actor = unauthenticated_actor(request.scope)
         try:
             token_request = _token_request_from_form(await _read_form(request))
-            reply = await get_service(request).answer(token_request, actor)
-            return _token_response(reply, scope=scopes.format_scopes(reply.granted))
+            issued = await get_service(request).answer(token_request, actor)
+            return _success_response(issued, scope=scopes.format_scopes(issued.granted))
         except RegistryError as error:
             return _error_response(error, actor, oauth=True)
 
@@ -76,8 +81,8 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
 
 
 async def _read_form(request: Request) -> Query:
-    """Returns the form in the request's body. Raises FormInvalid for another media type, FormTooLarge, and
-    RequestInvalid if the form cannot be parsed."""
+    """Returns the form in the request's body. Raises FormInvalid if the body has another media type than a form,
+    FormTooLarge if it has more than MAX_FORM_BYTES, and RequestInvalid if the form cannot be parsed."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
     body = bytearray()
@@ -89,8 +94,8 @@ async def _read_form(request: Request) -> Query:
 
 
 def _token_request_from_form(form: Query) -> TokenRequest:
-    """Returns the token request in a form. Raises FormInvalid for a missing or unknown `grant_type`, and RequestInvalid
-    for a repeated field or an invalid scope."""
+    """Returns the token request that a form contains. Raises FormInvalid for a missing or unknown `grant_type`, and
+    RequestInvalid for a repeated field or an invalid scope."""
     login: Basic | RefreshToken
     match form.one("grant_type"):
         case "password":
@@ -101,9 +106,12 @@ def _token_request_from_form(form: Query) -> TokenRequest:
             raise FormInvalid("the form has no grant_type")
         case _:
             raise FormInvalid("grant_type is password or refresh_token here", oauth="unsupported_grant_type")
-    offline = form.one("access_type") == "offline"
     return TokenRequest(
-        login, scopes.parse_scopes(form.all("scope")), form.one("service") or None, offline, form.one("client_id") or ""
+        login=login,
+        requested=scopes.parse_scopes(form.all("scope")),
+        service=form.one("service") or None,
+        offline=form.one("access_type") == "offline",
+        client=form.one("client_id") or "",
     )
 
 
@@ -117,10 +125,10 @@ def _authorization(request: Request) -> list[bytes]:
     return [value for name, value in request.scope["headers"] if name == b"authorization"]
 
 
-def _token_response(reply: TokenResponse, **extra_fields: str) -> Response:
-    """Returns the JSON response with the issued tokens and `extra_fields`. `token` and `access_token` hold the same
-    text: Distribution's clients read the first, OAuth clients the second."""
-    token = reply.token
+def _success_response(issued: TokenResponse, **extra_fields: str) -> Response:
+    """Returns the JSON response with the issued tokens and `extra_fields`. Its fields `token` and `access_token` have
+    the same value: clients of Distribution's specification read the first, OAuth clients the second."""
+    token = issued.token
     document: dict[str, object] = {
         "token": token.text,
         "access_token": token.text,
@@ -129,13 +137,13 @@ def _token_response(reply: TokenResponse, **extra_fields: str) -> Response:
         "issued_at": datetime.fromtimestamp(token.issued_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         **extra_fields,
     }
-    if reply.refresh is not None:
-        document["refresh_token"] = reply.refresh
+    if issued.refresh is not None:
+        document["refresh_token"] = issued.refresh
     return Response(json.dumps(document), 200, _HEADERS, "application/json")
 
 
 def _error_response(error: RegistryError, actor: Actor, *, oauth: bool = False) -> Response:
-    """Returns the JSON response for an error. `oauth` adds the fields of RFC 6749."""
+    """Returns the JSON response for an error. `oauth` adds the fields of RFC 6749, 5.2."""
     status = status_of(error)
     headers = {**_HEADERS, "x-request-id": actor.request_id}
     if status == 401:

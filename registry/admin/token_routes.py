@@ -1,7 +1,7 @@
 """Routes of `/api/v1/tokens` and `/api/v1/keys`: API tokens, and the keys that sign the bearer tokens of `/token`.
 
 An *API token* is a secret that replaces an account's password at a login. The docstrings of the routes are the
-descriptions in the OpenAPI document; "you" is the account that sends the request.
+descriptions in the OpenAPI document; "you" is the caller, the account that sends the request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ router = APIRouter(route_class=ManagementRoute)
 @router.get("/tokens", tags=["tokens"])
 async def list_tokens(
     caller: LoggedInCaller,
-    account: Annotated[str | None, Query(description="Only of this account", max_length=80)] = None,
+    account: Annotated[str | None, Query(description="Only tokens of this account", max_length=80)] = None,
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.ApiTokenResponse]:
@@ -38,9 +38,10 @@ async def list_tokens(
 
 @router.post("/tokens", status_code=201, tags=["tokens"])
 async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.AddedToken:
-    """Adds an API token for your own account, for which you have to log in with your password, not with another token.
-    An admin may add one for any account. A token never has more rights than its account; `limits` restrict it further.
-    Only this response shows the secret."""
+    """Adds an API token for your own account. For this you have to log in with your password or at the OpenID provider,
+    not with another token. An admin may add one for any account. A token never has more rights than its account;
+    `limits` restrict it further. Only this response shows the secret."""
+    # While there are no accounts, the caller has no name. The empty name then raises AccountInvalid.
     name = AccountName(body.account or caller.rights.name or "")
     caller.rights.check_may_add_credential(name)
     token, secret = await caller.administration.add_token(
@@ -55,22 +56,24 @@ async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.Add
 
 @router.delete("/tokens/{id}", status_code=204, tags=["tokens"])
 async def revoke_token(caller: LoggedInCaller, token_id: Annotated[str, Path(alias="id", max_length=40)]) -> None:
-    """Revokes one of your own API tokens; an admin may revoke any token. The next request with the token is refused."""
-    token, _ = caller.accounts.token(token_id)
+    """Revokes one of your own API tokens; an admin may revoke any token. All later requests with the token are
+    refused."""
+    token, _secret_hash = caller.accounts.token(token_id)
     caller.rights.check_token(token)
     await caller.administration.revoke_token(token_id, by=caller.actor)
 
 
 @router.get("/keys", tags=["keys"])
 async def list_keys(caller: AdminCaller) -> list[models.SigningKeyResponse]:
-    """Lists the keys that sign the tokens of `/token`, without their secrets. The current key comes first."""
+    """Lists the keys that sign the tokens of `/token`, without their secrets. The first is the one that signs new
+    tokens."""
     return [models.SigningKeyResponse.from_stored(key) for key in caller.accounts.signing_keys()]
 
 
 @router.post("/keys", status_code=201, tags=["keys"])
 async def rotate_key(caller: AdminCaller, body: models.KeyRotation) -> models.SigningKeyResponse:
-    """Adds a signing key, which signs all new tokens. Tokens of the old key stay valid until they expire; with
-    `at_once`, they are rejected immediately."""
+    """Adds a signing key, which signs all new tokens. Tokens that an older key signed stay valid until they expire;
+    with `at_once`, they are rejected immediately."""
     return models.SigningKeyResponse.from_stored(
         await caller.administration.rotate_key(at_once=body.at_once, by=caller.actor)
     )

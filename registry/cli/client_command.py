@@ -33,7 +33,7 @@ if the settings name no upstream, the files are for docker.io."""
 
 
 class ClientProgram(StrEnum):
-    """The clients that the command can configure; the values are its first argument."""
+    """The clients for which the command prints files; the user gives one of these values as the first argument."""
 
     docker = "docker"
     containerd = "containerd"
@@ -61,8 +61,8 @@ def client(
     listen: ListenOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Prints the files on stdout and the hints on stderr. `data` has no effect; the command accepts the option so that
-    people can repeat the options of their `entrepot serve`."""
+    """Prints the files on stdout, and on stderr hints that say what to do with them. `data` has no effect; the command
+    accepts the option because people repeat the options with which they run `entrepot serve`."""
     from registry.cli import client_setup
 
     settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
@@ -77,8 +77,8 @@ def client(
 
 
 def _parse_address(url: str) -> RegistryAddress:
-    """Parses the value of --url by the rules of the setting `public_url`. A value without a scheme means plain http.
-    Ends the command if the value is not valid."""
+    """Parses `url`, the value of --url, by the rules of the setting `public_url`. A value without a scheme means plain
+    http. Ends the command with the error text of the setting's validator if the value is not valid."""
     try:
         public_url = Settings(public_url=url if "://" in url else f"http://{url}").public_url
     except ValidationError as error:
@@ -88,8 +88,9 @@ def _parse_address(url: str) -> RegistryAddress:
 
 
 def _address_in_settings(settings: Settings) -> RegistryAddress:
-    """Returns the address that the settings give. Prints a hint on stderr if only clients on this machine can use the
-    address. Ends the command if the settings leave the port to the system."""
+    """Returns the address that the settings give. Prints a hint on stderr if the host is `localhost` in place of a
+    wildcard host, because other machines cannot use that address. Ends the command if the settings leave the port to
+    the system."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
             "with port 0 the server picks its port when it starts, so the settings do not hold it; "
@@ -105,9 +106,11 @@ def _address_in_settings(settings: Settings) -> RegistryAddress:
 
 
 def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
-    """Returns the hosts that the values of --upstream select; all hosts if `names` is empty. If the settings have no
-    upstream, each name becomes an upstream with default settings, and an empty `names` means docker.io. Ends the
-    command for a name that is not mirrored."""
+    """Returns the hosts that `names`, the values of --upstream, select; all hosts if `names` is empty. Ends the command
+    for a name that is not mirrored.
+
+    If the settings have no upstream, each name becomes an upstream with default settings, and an empty `names` means
+    docker.io."""
     from registry.cli.client_setup import mirrored_hosts
 
     if not settings.upstream:
@@ -123,13 +126,15 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name` selects `host`. A host's prefix selects that host alone. The name of an upstream selects
-    all hosts of the upstream, unless the name is also the prefix of a host."""
+    """Returns whether `name`, a value of --upstream, selects `host`. The prefix of a host (the host in the client's
+    image names) selects that host alone. The name of an upstream selects all hosts of the upstream, unless the name is
+    also the prefix of a host."""
     return host.prefix == name or (host.name == name and all(other.prefix != name for other in all_hosts))
 
 
 def _default_upstream(name: str) -> Upstream:
-    """Returns an upstream with default settings. Ends the command if the name is not valid."""
+    """Returns an upstream with default settings. Ends the command with the error text of the validator if the name is
+    not valid."""
     try:
         return Upstream(name=name)
     except ValidationError as error:
@@ -137,8 +142,9 @@ def _default_upstream(name: str) -> Upstream:
 
 
 def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None:
-    """Ends the command if docker would get images of another registry than Docker Hub. docker asks the mirror in
-    daemon.json for `library/ubuntu` without the host `docker.io`, and this registry then asks its default upstream."""
+    """Ends the command if docker would get images of another registry in place of those of Docker Hub. docker asks the
+    mirror in daemon.json for `library/ubuntu` without the host `docker.io`, and this registry then asks its default
+    upstream, whichever that is."""
     if any(host.name == DOCKER_HUB for host in hosts) and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(
             "docker asks its mirror for names without a host, and here those names do not mean docker.io; "

@@ -1,7 +1,8 @@
 """Generates the configuration files that make docker, containerd, podman and BuildKit pull through this registry.
 
 An *upstream* is a remote registry that this registry mirrors. containerd and BuildKit name the upstream's host in the
-query of each request, as `?ns=HOST`; other clients put the upstream's name in front of the repository name.
+query of each request, as `?ns=HOST`. podman puts the upstream's name in front of the repository name. docker does
+neither when it uses a mirror: it uses mirrors for Docker Hub only.
 
 Sources: moby, "Registry as a pull through cache" (daemon.json); containerd, docs/hosts.md (hosts.toml);
 containers-registries.conf(5); BuildKit, docs/buildkitd.toml.md.
@@ -45,8 +46,8 @@ class MirroredHost:
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:
-    """Returns one host for the upstream's name and one for each of its aliases (further host names). Leaves out a name
-    without a dot if there are aliases, because such a name is not a host name."""
+    """Returns one host for the upstream's name and one for each of its aliases (further host names). If there are
+    aliases and the upstream's name has no dot, leaves out that name, because it is then no host name."""
     name_is_host = "." in upstream.name or not upstream.aliases
     prefixes = [upstream.name, *upstream.aliases] if name_is_host else upstream.aliases
     return [MirroredHost(prefix, upstream.name, _server_url(prefix, upstream)) for prefix in prefixes]
@@ -60,8 +61,8 @@ def _server_url(host: str, upstream: Upstream) -> str:
 
 
 def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns docker's daemon.json. docker supports mirrors of Docker Hub only. For other upstreams, people write this
-    registry's address and the upstream's name in front of the image name."""
+    """Returns docker's daemon.json. docker supports mirrors of Docker Hub only. For other upstreams, hints tell people
+    to write this registry's address and the upstream's name in front of the image name."""
     daemon: dict[str, list[str]] = {}
     hints = [
         "merge this into /etc/docker/daemon.json, then run: systemctl reload docker",
@@ -108,7 +109,8 @@ def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) ->
 
 def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
     """Returns a registries.conf of version 2. podman sends no `?ns=`, so the location of each mirror contains the
-    upstream's name. podman itself expands Docker Hub's short names, such as `ubuntu` to `library/ubuntu`."""
+    upstream's name. podman itself expands Docker Hub's short names, such as `ubuntu` to `library/ubuntu`. If the
+    address has no TLS, `insecure` allows plain HTTP."""
     path = "/etc/containers/registries.conf.d/50-entrepot.conf"
     lines = [
         f"# {path}",
@@ -127,8 +129,8 @@ def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
 
 
 def buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns a buildkitd.toml. BuildKit adds `?ns=HOST` to each request to a mirror. One section for this registry's
-    own host allows plain HTTP."""
+    """Returns a buildkitd.toml. BuildKit adds `?ns=HOST` to each request to a mirror. If the address has no TLS, a
+    section for this registry's own host allows plain HTTP."""
     path = "/etc/buildkit/buildkitd.toml"
     lines = [
         f"# {path} (without root: ~/.config/buildkit/buildkitd.toml)",
@@ -154,7 +156,7 @@ SETUPS: Mapping[str, Callable[[RegistryAddress, Sequence[MirroredHost]], ClientS
     "podman": podman_setup,
     "buildkit": buildkit_setup,
 }
-"""The function that generates the configuration, by the name of the client program."""
+"""The function that generates the configuration for each client program. The keys are the values of `ClientProgram`."""
 
 
 def _quoted(text: str) -> str:

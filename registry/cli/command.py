@@ -1,4 +1,4 @@
-"""The command `entrepot`, to which this module adds the subcommands. Each subcommand has its own module."""
+"""The command `entrepot`: puts its subcommands together. Each subcommand has a module of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(aud
 
 
 def _print_version(is_requested: bool) -> None:
-    """Prints the version and ends the command, if the option --version is given."""
+    """Prints the version and ends the command if the option --version is given."""
     if is_requested:
         from registry import __version__
 
@@ -55,4 +55,5 @@ def entrepot(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Declares the options of `entrepot` itself, which come before a subcommand."""
+    """Declares the options of `entrepot` itself, which come before a subcommand. typer passes `version` to
+    `_print_version` before it calls this function, which therefore does nothing."""

@@ -76,10 +76,13 @@ def config(
 
 def settings_as_toml(loaded: LoadedSettings) -> str:
     """Returns a TOML settings file with the loaded values. A comment above each setting gives its description and
-    origin. A setting without a value becomes a comment. Lists of tables come last, because TOML would read a top-level
-    setting after a table as part of that table."""
+    origin. A setting without a value becomes a comment.
+
+    Lists of tables, such as `[[upstream]]`, come last, because TOML would read a top-level setting after a table as
+    part of that table."""
     settings: list[tuple[SettingPath, list[str]]] = []
     tables: list[str] = []
+    # Sorts by group; the top-level settings, whose group is the empty tuple, come first.
     for path, field in sorted(setting_fields(), key=lambda item: item[0][:-1]):
         value, origin = plain_value(loaded.settings, path), loaded.origins[".".join(path)]
         if table_model(field):
@@ -93,8 +96,8 @@ def settings_as_toml(loaded: LoadedSettings) -> str:
 
 
 def _print_table(loaded: LoadedSettings) -> None:
-    """Prints one row for each setting, and for a list of tables one row for each setting of each table. Values that
-    are not defaults are bold."""
+    """Prints one row for each setting, and for a list of tables one row for each setting of each table, such as
+    `upstream[docker.io].tag_ttl`. Values that are not defaults are bold."""
     from rich.text import Text
 
     from registry.cli.output import new_table, plain_console

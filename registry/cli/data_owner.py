@@ -1,8 +1,8 @@
 """Prepares the data directory for a command. A server that uses the same directory may be running.
 
-If root starts a command on a data directory that belongs to another user, the command first becomes that user.
-Otherwise the command would create files as root, and the server, which runs as the other user, could not read, rename
-or remove those files.
+If root starts a command on a data directory that belongs to another user, the command first becomes that user. If it
+stayed root, its new files would belong to root, and the server, which runs as the other user, could not read, rename or
+remove those files.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ _CAP_DAC_READ_SEARCH = 1 << 2
 _CAPABILITY_VERSION = 0x20080522
 """`_LINUX_CAPABILITY_VERSION_3` of capset(2)."""
 _PR_SET_KEEPCAPS = 8
-"""The operation of prctl(2) that keeps capabilities when the process gives up root."""
+"""The operation of prctl(2) after which the process keeps its capabilities when it changes from root to another
+user."""
 
 
 class OwnerError(Exception):
-    """Root is not allowed to become the owner of the data directory. The message is one line for people."""
+    """The kernel does not let this process become the user who owns the data directory. The text is one line for
+    people."""
 
 
 def become_owner(data: Path) -> None:
-    """Permanently switches this process from root to the user and group that own the directory `data`, and drops all
-    other groups.
+    """Permanently switches this process from root to the user and group that own the directory `data`. The process
+    leaves all other groups.
 
     Does nothing if the process is not root, or if `data` belongs to root or does not exist. Must be called while the
     process has only one thread. Raises OwnerError if the kernel does not allow the switch, as in some containers."""
@@ -48,8 +50,8 @@ def become_owner(data: Path) -> None:
 
 
 def _switch_user(uid: int, gid: int, *, keep_read_access: bool) -> None:
-    """Switches this process to `uid` and `gid`. `keep_read_access` keeps the capability to read all files. Raises
-    OSError."""
+    """Switches this process to the user `uid` and the group `gid`. With `keep_read_access`, the process keeps root's
+    right to read all files. Raises OSError if the kernel refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
     if keep_read_access:
         _raise_on_error(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
@@ -59,7 +61,8 @@ def _switch_user(uid: int, gid: int, *, keep_read_access: bool) -> None:
     if keep_read_access:
         # The command imports modules later, and root's Python may be installed where only root can read, such as in
         # /root. This capability allows the process to read all files, but not to create or change them.
-        header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+        header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)  # 0: this process
+        # Effective, permitted and inheritable capabilities: the lower 32 of each, then the upper 32 of each.
         capability_sets = (ctypes.c_uint32 * 6)(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
         _raise_on_error(libc.capset(header, capability_sets))
 
@@ -72,8 +75,9 @@ def _raise_on_error(result: int) -> None:
 
 
 def _can_read_program(uid: int, gid: int) -> bool:
-    """Returns whether the user can read the directories from which Python imports modules. A child process becomes the
-    user and asks the kernel, because more than the permission bits decide about access."""
+    """Returns whether the user can read the directories from which Python imports modules. Starts a child process that
+    becomes the user and asks the kernel, because the permission bits alone do not decide: access control lists also
+    do."""
     folders = [folder for folder in sys.path if os.path.isdir(folder)]
     child = os.fork()
     if child == 0:
@@ -86,16 +90,17 @@ def _can_read_program(uid: int, gid: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def prepare_data_directory(settings: Settings, *, create: bool) -> None:
-    """Makes this process the owner of the data directory and checks that this version of the program can use the data.
+def prepare_data_directory(settings: Settings, *, create_if_missing: bool) -> None:
+    """Makes this process run as the user who owns the data directory (`become_owner`), and checks that this version of
+    the program can use the data.
 
-    `create` allows the command to create a missing data directory. An existing directory is never migrated to a newer
-    format, because a server may be using it. Raises DataDirectoryError if the directory is missing or its format does
-    not fit, and OwnerError if this process may not become the owner."""
+    With `create_if_missing`, creates the data directory if it does not exist or contains no registry yet. Never
+    migrates existing data to a newer format, because a server may be using it. Raises DataDirectoryError if there is no
+    data directory or this version cannot use its data, and OwnerError if this process may not become the owner."""
     from storage.composition import check_version, has_data, prepare_data_dir
     from storage.data_dir.check import DataDirectoryError
 
-    if create and not has_data(settings.data):
+    if create_if_missing and not has_data(settings.data):
         become_owner(settings.data)
         prepare_data_dir(settings.data)
         return

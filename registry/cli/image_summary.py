@@ -23,9 +23,10 @@ memory."""
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Config media types of ordinary images. The text summary leaves them out, because they tell people nothing new."""
+"""Config media types of ordinary images, which are also the artifact types of such images. The text summary does not
+show them as the artifact type, because they tell people nothing new."""
 MAX_LISTED = 20
-"""Maximum number of tags, and of referrers, that the text summary lists; it counts the rest."""
+"""Maximum number of tags, and of referrers, that the text summary lists; it gives only the number of the others."""
 
 
 async def summarize_image(registry: Registry, image_reference: ImageReference) -> dict[str, Any]:
@@ -57,7 +58,8 @@ async def summarize_image(registry: Registry, image_reference: ImageReference) -
 
 
 async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
-    """Returns the tags that point at the manifest; none if the repository has been deleted meanwhile."""
+    """Returns the tags that point at the manifest. If the repository is deleted meanwhile, returns those found so
+    far."""
     found: list[Tag] = []
     after: str | None = None
     try:
@@ -77,7 +79,8 @@ async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> 
 
 
 async def _referrers(registry: Registry, repo: RepositoryName, digest: Digest) -> list[dict[str, object]]:
-    """Returns the descriptors of all manifests whose `subject` is the manifest, such as signatures."""
+    """Returns the descriptors of all manifests whose `subject` is the manifest with this digest, such as its
+    signatures."""
     found: list[dict[str, object]] = []
     after: str | None = None
     while True:
@@ -100,7 +103,7 @@ async def _child_summary(registry: Reader, repo: RepositoryName, child: Descript
 
 
 def _total_bytes(manifest: Manifest) -> int:
-    """Returns the total size of the config and the layers in bytes. A layer that occurs twice counts once."""
+    """Returns the total size of the config and the layers in bytes. Adds a layer that occurs twice only once."""
     blobs = [*manifest.layers, *([manifest.config] if manifest.config else [])]
     return sum({blob.digest: blob.size for blob in blobs}.values())
 
@@ -108,8 +111,8 @@ def _total_bytes(manifest: Manifest) -> int:
 async def _platform_and_created(
     registry: Reader, repo: RepositoryName, manifest: Manifest
 ) -> tuple[str | None, str | None]:
-    """Returns the platform and the creation time from the image's config. Either is None if the config does not give
-    it; both are None if the config is not stored, too large or not JSON."""
+    """Returns the platform and the creation time from the image's config. Each of them is None if the config does not
+    state it. Both are None if the config is not stored, too large or not JSON."""
     config = manifest.config
     if config is None or config.size > MAX_CONFIG_BYTES or not config.media_type.endswith("+json"):
         return None, None
@@ -138,7 +141,8 @@ def platform_text(platform: object) -> str | None:
 
 
 def print_image_summary(summary: dict[str, Any]) -> None:
-    """Prints a summary as text: the facts, then a table of the children, or of the config and the layers."""
+    """Prints what `summarize_image` returned as text: rows of facts such as the digest, then a table of an index's
+    children, or of the config and the layers."""
     console = plain_console()
     console.print(Text(summary["reference"], "bold"))
     facts = Table.grid(padding=(0, 2))
@@ -154,7 +158,7 @@ def print_image_summary(summary: dict[str, Any]) -> None:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the rows above the table, as pairs of name and text."""
+    """Returns the facts above the table, as pairs of name and text."""
     facts = [("digest", summary["digest"]), ("type", summary["mediaType"])]
     if summary["artifactType"] and summary["artifactType"] not in IMAGE_CONFIG_TYPES:
         facts.append(("artifact", summary["artifactType"]))
@@ -177,12 +181,13 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shortened_list(texts: list[str]) -> str:
-    """Joins the first MAX_LISTED texts with commas, and counts the rest: `a, b and 5 more`."""
+    """Joins the first MAX_LISTED texts with commas, and adds the number of the others: `a, b and 5 more`."""
     omitted = len(texts) - MAX_LISTED
     return ", ".join(texts[:MAX_LISTED]) + (f" and {omitted} more" if omitted > 0 else "")
 
 
 def _children_table(summary: dict[str, Any]) -> Table:
+    """Returns a table with a row for each child of the index. The size is that of the child's config and layers."""
     table = new_table("platform", "size", "digest", "type")
     for child in summary["manifests"]:
         size = "(not here)" if child["total"] is None else human_size(child["total"])
@@ -191,6 +196,7 @@ def _children_table(summary: dict[str, Any]) -> Table:
 
 
 def _blobs_table(summary: dict[str, Any]) -> Table:
+    """Returns a table with a row for the config and one for each layer."""
     table = new_table("role", "size", "digest", "type")
     blobs = [("config", summary["config"])] if summary["config"] else []
     blobs += [(f"layer {number}", layer) for number, layer in enumerate(summary["layers"], 1)]

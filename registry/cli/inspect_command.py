@@ -29,7 +29,7 @@ def inspect(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the summary as text or as JSON."""
+    """Prints the summary of the image as text, or with --json as JSON."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.cli.data_owner import prepare_data_directory
@@ -37,7 +37,7 @@ def inspect(
         from storage.composition import open_registry
 
         image_reference = parse_image_reference(reference)
-        prepare_data_directory(settings, create=False)
+        prepare_data_directory(settings, create_if_missing=False)
 
         async def summarize() -> dict[str, object]:
             async with open_registry(settings.data) as registry:
@@ -51,9 +51,9 @@ def inspect(
 
 
 def parse_image_reference(text: str) -> ImageReference:
-    """Parses a reference as people paste it, such as `http://localhost:5000/team/app:1.2`. Removes the scheme and the
-    registry's host. Without a tag or digest, the reference means the tag `latest`. Raises NameInvalid, TagInvalid and
-    DigestInvalid."""
+    """Parses a reference as people paste it, such as `http://localhost:5000/team/app:1.2`. Removes the scheme, and a
+    host in front of the repository name: a first segment with a port, or `localhost`. Without a tag or digest, the
+    reference means the tag `latest`. Raises NameInvalid, TagInvalid and DigestInvalid."""
     from storage.names import parse_reference
 
     text = text.strip().removeprefix("http://").removeprefix("https://")

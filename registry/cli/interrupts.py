@@ -1,10 +1,10 @@
 """How SIGINT (Ctrl-C) and SIGTERM end a command.
 
-Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait for the network never see it, and the
-interpreter joins such threads before it exits. A command may end abruptly without losing data, because the storage
-makes each write durable before it acknowledges the write. A later command or server removes incomplete files.
+Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait for the network never see it, and Python
+does not exit before such threads have ended. A command may end abruptly without losing data, because the storage makes
+each write durable before it acknowledges the write. A later command or server removes incomplete files.
 
-`entrepot serve` uses this module only while it loads its imports. Then the server installs its own signal handlers.
+`entrepot serve` uses this module only while it imports its modules. Then the server installs its own signal handlers.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = "interrupted"
-"""The default text of the line that an interrupted command prints on stderr."""
+"""The default reason that an interrupted command prints on stderr, after `entrepot: `."""
 CLEANUP_SECONDS = 3.0
-"""Seconds that a command gets to clean up after the first signal. After a longer wait, people believe that it hangs."""
+"""Maximum number of seconds for the cleanup after the first signal. If it took longer, people would believe that the
+command hangs."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR_AND_END_LINE = b"\x1b[?25h\n"
-"""Terminal output before the last line: shows the cursor, which progress bars hide, and ends the line with the ^C."""
+"""What is written to a terminal before the command's last line. It shows the cursor, which a progress bar hides. Its
+newline puts the last line below the `^C` that the terminal prints when a person presses Ctrl-C."""
 
 
 class SignalExit:
-    """A callable that ends the process immediately, from any thread, with exit code 128 + the signal's number and one
-    line on stderr.
+    """A function that prints one line with the reason on stderr and ends the process immediately, with the exit code
+    128 + the signal's number. May be called in any thread.
 
-    The constructor saves the terminal's settings, and the call restores them. Construct it before the command changes
-    the terminal, for example for a password prompt.
+    The constructor saves the terminal's settings, and the call restores them. So construct the object before the
+    command changes the terminal, for example for a password prompt.
     """
 
     def __init__(self) -> None:
@@ -48,24 +50,26 @@ class SignalExit:
             with suppress(OSError, ValueError, termios.error):
                 self._restore_terminal()
                 line = f"entrepot: {reason}\n".encode()
-                if select.select([], [2], [], 0)[1]:  # skips the line if stderr is a full pipe, which would block
+                # A write to a full pipe would block, so this prints nothing if stderr is not ready for a write.
+                if select.select([], [2], [], 0)[1]:
                     os.write(2, _SHOW_CURSOR_AND_END_LINE + line if os.isatty(2) else line)
         finally:
             os._exit(128 + signal_number)
 
     def _restore_terminal(self) -> None:
-        """Restores the saved terminal settings, so that the echo works again after a password prompt. Does nothing in
-        a background process, which the kernel would stop for changing the terminal."""
+        """Restores the saved terminal settings, because a password prompt turns off the display of typed text. Does
+        nothing in a background process, which the kernel would stop if it changed the terminal."""
         if self._terminal_settings is not None and os.tcgetpgrp(0) == os.getpgrp():
             termios.tcsetattr(0, termios.TCSANOW, self._terminal_settings)
 
 
 def exit_on_interrupt() -> None:
-    """Makes SIGINT end this process immediately. Must be called in the main thread, before slow imports.
+    """Makes SIGINT end this process immediately, with a line on stderr. SIGTERM keeps its default action, which ends
+    the process without a line. Must be called in the main thread, before slow imports.
 
-    A shell without job control starts background commands with SIGINT ignored, and Python leaves it ignored. This
-    function sets a handler in that case too, because SIGINT must end a command that waits for the network. It also
-    unblocks SIGINT and SIGTERM, which a parent process may have blocked.
+    A shell without job control starts background commands with SIGINT ignored, and Python would leave it ignored. This
+    function makes SIGINT end such a command as well. It also unblocks SIGINT and SIGTERM, which a parent process may
+    have blocked.
     """
     exit_now = SignalExit()
 
@@ -77,11 +81,11 @@ def exit_on_interrupt() -> None:
 
 
 def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
-    """Runs the coroutine `work` in a new event loop in the main thread, and returns its result.
+    """Runs the coroutine `work` in a new event loop and returns its result. Must be called in the main thread.
 
     The first SIGINT or SIGTERM cancels `work`. The process ends when `work` has cleaned up, at the latest after
-    CLEANUP_SECONDS, with exit code 128 + the signal's number and `reason` on stderr. A second signal ends the process
-    immediately. If `work` returns a result in spite of the signal, this function returns that result.
+    CLEANUP_SECONDS. It prints `reason` on stderr and exits with the code 128 + the signal's number. A second signal
+    ends the process immediately. If `work` returns a result in spite of the cancellation, this function returns it.
     """
     import asyncio
 
@@ -93,20 +97,23 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
             return loop.run_until_complete(task)
         except BaseException:
             if watch.first_signal is not None:
-                # Exits here, because closing the loop and exiting from Python wait for threads, and a thread may be
-                # blocked on the network.
+                # Ends the process here, because closing the loop would wait for its threads, as would the normal exit
+                # of Python, and a thread may be waiting for the network.
                 watch.exit_now(watch.first_signal, reason)
             raise
 
 
 class _SignalWatch:
-    """Context manager that watches for SIGINT and SIGTERM in a thread of its own, so that a busy main thread does not
-    delay them. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without
-    waiting for the main thread. The first signal calls `cancel` in `loop`; a second one ends the process."""
+    """Context manager that handles SIGINT and SIGTERM in a thread of its own, so that a busy main thread does not delay
+    the reaction. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for
+    the main thread, and the thread reads the pipe.
+
+    After the first signal, the thread calls `cancel` in `loop`. After a second one, or if the block still runs
+    CLEANUP_SECONDS after the first, the thread ends the process and prints `reason`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
         self.first_signal: int | None = None
-        """The number of the first signal; None until a signal has come."""
+        """The number of the first signal; None if there was no signal yet."""
         self.exit_now = SignalExit()
         self._loop = loop
         self._cancel = cancel
@@ -120,7 +127,7 @@ class _SignalWatch:
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
         self._previous_wakeup_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        # The handlers do nothing; they replace the default actions, so that only the thread reacts to a signal.
+        # These handlers do nothing. They replace the earlier handlers, so that only the thread reacts to a signal.
         self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         return self
 
@@ -128,7 +135,7 @@ class _SignalWatch:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_wakeup_fd)
-        os.close(self._write_fd)
+        os.close(self._write_fd)  # the thread then reads the end of the pipe and ends
         self._thread.join()
         os.close(self._read_fd)
 
@@ -138,15 +145,15 @@ class _SignalWatch:
         if first_signal is None:
             return
         self.first_signal = first_signal
-        with suppress(RuntimeError):  # the loop is already closed, because the work has ended
+        with suppress(RuntimeError):  # the loop is closed if the work has ended meanwhile
             self._loop.call_soon_threadsafe(self._cancel)
         second_signal = self._wait_for_signal(timeout_seconds=CLEANUP_SECONDS)
         if second_signal is not None:
             self.exit_now(second_signal, self._reason)
 
     def _wait_for_signal(self, timeout_seconds: float | None) -> int | None:
-        """Waits for the next signal and returns its number, or None if the context manager was left. When the timeout
-        ends, ends the process with the number of the first signal."""
+        """Waits for the next signal and returns its number. Returns None once the block of the context manager is left.
+        If neither happens within the timeout, ends the process as the first signal demands."""
         while True:
             if not select.select([self._read_fd], [], [], timeout_seconds)[0]:
                 assert self.first_signal is not None

@@ -1,4 +1,5 @@
-"""Options that several subcommands share, and functions that end a command with an error message."""
+"""Options that several subcommands share, the loading of the settings, and functions that end a command with an error
+message."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ import typer
 from registry.config.settings_sources import ConfigError, LoadedSettings, load_settings
 
 USAGE_ERROR = 2
-"""Exit code for an invalid flag, environment variable or settings file. Other failures exit with 1."""
+"""Exit code for an invalid flag, environment variable or settings file. The exit code for other failures is 1."""
 
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", metavar="FILE", help="Settings file in TOML. [default: the file in ENTREPOT_CONFIG]"
+        "--config", "-c", metavar="FILE", help="Settings file in TOML. [default: the file that ENTREPOT_CONFIG names]"
     ),
 ]
 DataOption = Annotated[
@@ -66,8 +67,9 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
-    """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. A flag
-    whose value is None or an empty list was not given. Ends the command if a setting is invalid."""
+    """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. `flags`
+    has the value of each flag by the name of its setting; None or an empty list means that the flag was not given. Ends
+    the command if a setting is invalid."""
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
         loaded = load_settings(given, file)
@@ -80,8 +82,8 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context manager that turns errors which an operator can fix into one line on stderr and exit code 1. Any other
-    exception is a bug and shows its traceback."""
+    """Context manager that ends the command with one line on stderr and exit code 1 if the block raises an error that
+    an operator can fix. Any other exception is a bug and passes through, so that its traceback is shown."""
     from registry.cli.data_owner import OwnerError
     from storage.data_dir.check import DataDirectoryError
     from storage.errors import RegistryError

@@ -23,8 +23,8 @@ _UNWRAPPED_COLUMNS = ("role", "platform", "size")
 
 
 def plain_console() -> Console:
-    """Returns a console without automatic highlighting. It wraps long lines in a terminal, but not in a file or a
-    pipe."""
+    """Returns a console that prints to stdout without automatic highlighting. It wraps long lines in a terminal, but
+    not in a file or a pipe."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
@@ -42,7 +42,7 @@ def new_table(*columns: str) -> Table:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty_message: str) -> None:
-    """Prints a table on stdout. If there are no rows, prints `empty_message` on stderr instead."""
+    """Prints a table on stdout. If there are no rows, prints only `empty_message`, on stderr."""
     from rich.text import Text
 
     if not rows:
@@ -55,7 +55,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty_mess
 
 
 def _printable(text: str) -> str:
-    """Replaces each control character by `?`, because control characters could move the cursor or change colours."""
+    """Replaces each control character by `?`, because a terminal would obey it: move the cursor or change colours."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -69,7 +69,7 @@ def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
 
 
 def human_size(size_bytes: int) -> str:
-    """Returns a number of bytes as text for people: `1536` becomes `1.5 KiB`."""
+    """Returns a number of bytes as text for people, such as `1.5 KiB` for 1536."""
     size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]

@@ -1,4 +1,4 @@
-"""The URL at which clients reach this registry, and how image names and docker use it."""
+"""The URL at which clients reach this registry, and what follows from it for image names and for docker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RegistryAddress:
 
     @property
     def host(self) -> str:
-        """The host and port as they begin an image name: `localhost:5000`."""
+        """The host and port with which image names of this registry begin, such as `localhost:5000`."""
         return urlsplit(self.url).netloc
 
     @property
@@ -31,8 +31,8 @@ class RegistryAddress:
 
     @property
     def is_trusted_by_docker(self) -> bool:
-        """Whether docker accepts plain HTTP from the host without configuration. docker does so for 127.0.0.0/8 and
-        `localhost`."""
+        """Whether docker accepts plain HTTP from the registry's host without configuration. docker does so for
+        127.0.0.0/8 and `localhost`."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ipaddress.ip_address(host) in ipaddress.ip_network("127.0.0.0/8")

@@ -1,7 +1,7 @@
 """The command `entrepot serve`: checks the settings and the data directory, and runs the server.
 
-A registry is *closed* if clients must log in: it has or had accounts, or the settings name another source of logins.
-Otherwise the registry is *open*: anyone who can connect can pull, push and delete.
+A registry is *closed* if clients must log in: it has or had accounts, or the settings name another source of accounts,
+such as an htpasswd file. If not, it is *open*: anyone who can connect can pull, push and delete.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def run_server(settings: Settings) -> int:
     """Runs the server until a signal stops it, and returns the exit code.
 
     If root starts the command and the data directory belongs to another user, the process becomes that user. It binds
-    the port before, because only root may bind a port below 1024. Ends the command with an error message if it cannot
-    bind the port or a check fails. Raises DataDirectoryError if the data directory cannot be used, and OwnerError if
-    the process may not become its owner."""
+    the port first, because only root may bind a port below 1024. Ends the command with an error message if it cannot
+    bind the port, or if a file or a setting cannot be used. Raises DataDirectoryError if the data directory cannot be
+    used, and OwnerError if the process may not become the user who owns it."""
     from registry.app import create_app
     from registry.cli.startup_banner import startup_banner
     from registry.log_output import log_to_stderr
@@ -88,7 +88,7 @@ def run_server(settings: Settings) -> int:
     with listener:
         listener_options, closed = _prepare(settings, listener)
         banner = startup_banner(settings, address_of(listener), listener, closed=closed)
-        rate_limit = shared_rate_limit(settings)
+        rate_limit = shared_rate_limit(settings)  # made before the workers are forked, so that all of them share it
         return serve_app(
             lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit)),
             sockets=[listener],
@@ -100,9 +100,9 @@ def run_server(settings: Settings) -> int:
 
 
 def _prepare(settings: Settings, listener: socket.socket) -> tuple[ListenerOptions, bool]:
-    """Prepares the start of the server: makes the process the owner of the data directory, creates the data directory
-    if it is missing, and checks all files that the settings name. Returns the listener's options and whether the
-    registry is closed. Ends the command with an error message if a check fails."""
+    """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
+    directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
+    listener's options and whether the registry is closed. Ends the command with an error message if a check fails."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_provider import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
@@ -132,15 +132,16 @@ def _prepare(settings: Settings, listener: socket.socket) -> tuple[ListenerOptio
 
 
 def _print_banner(text: str) -> None:
-    """Prints the banner. Ignores a failed write, for example to a full disk, because the server can run without it."""
+    """Prints the banner. Ignores a failed write, for example to a full disk, because the server does not need the
+    banner."""
     with suppress(OSError):
         typer.echo(text)
 
 
 def build_listener_options(settings: Settings) -> ListenerOptions:
     """Returns the options of the listener, which apply to a connection before a request is read: TLS, trusted proxies
-    and the limit of connections for each client address. Must run before the process gives up root, because the TLS
-    key may be readable for root only. Raises CertificateError if the TLS files or settings cannot be used."""
+    and the limit of connections for each client address. If root started the command, this must run as root, because
+    only root may be able to read the TLS key. Raises CertificateError if the TLS files or settings cannot be used."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates
     from registry.server.gate.listener import ListenerOptions
     from registry.server.gate.per_address_limit import PerAddressLimit
@@ -152,25 +153,27 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
         raise CertificateError("[tls] has settings, but names no certificate; set tls.certificate")
     if client_auth != "off" and tls.client_ca is None:
         raise CertificateError(
-            f"tls.client_auth is {client_auth}, but nobody signs for clients; name their authority with tls.client_ca"
+            f"tls.client_auth is {client_auth}, but nobody signs for clients: set tls.client_ca to the file with the "
+            "certificate of the authority that signs the clients' certificates"
         )
     certificates = None
     if tls.certificate is not None:
         certificates = Certificates(CertificateFiles(tls.certificate, tls.key, tls.client_ca, client_auth))
     return ListenerOptions(
-        certificates,
-        TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
-        PerAddressLimit(max_connections, settings.workers) if max_connections else None,
+        certificates=certificates,
+        proxies=TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
+        per_address_limit=PerAddressLimit(max_connections, settings.workers) if max_connections else None,
     )
 
 
 class InsecureOpenError(Exception):
-    """Other machines could reach the registry although it is open. The message is one line for people."""
+    """The registry would be open and other machines could reach it. The text is one line for people."""
 
 
 def check_insecure_open(*, bound_is_loopback: bool, closed: bool, insecure_open: bool) -> None:
     """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
-    `insecure_open` allows this. `bound_is_loopback` says that only this machine can reach the listening socket."""
+    `insecure_open` allows this. `bound_is_loopback` means that the socket is bound to a loopback address, which only
+    this machine can reach."""
     if not (bound_is_loopback or closed or insecure_open):
         raise InsecureOpenError(
             "this address can be reached from other machines, and there are no accounts: add one with "

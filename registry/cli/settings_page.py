@@ -75,12 +75,12 @@ If a client pulls a private name before anything was pushed to it, the default u
 learns it; `hosted.prefixes` prevents that. A push contacts an upstream only if content was pulled under the same name
 before.
 """
-"""The end of the page. The line `TOML` is replaced by an example file."""
+"""The end of the page. `render_settings_page` replaces the line `TOML` by an example file."""
 
 
 def render_settings_page() -> str:
     """Returns the whole page as Markdown."""
-    parts = [_INTRODUCTION, "\n", _group_table(())]
+    parts = [_INTRODUCTION, "\n", _group_table(group=())]
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
@@ -91,7 +91,8 @@ def render_settings_page() -> str:
 
 
 def _group_table(group: SettingPath) -> str:
-    """Returns a Markdown table of the settings in one group, such as `[gc]`. The empty group holds the top level."""
+    """Returns a Markdown table of the settings in one group: `("gc",)` is the group `[gc]`, and the empty tuple is the
+    top level of the file."""
     rows = ["| Setting | Default | Variable | What it does |", "|---|---|---|---|"]
     rows += [
         f"| `{'.'.join(path)}` | {_default_cell(path, field)} | `{variable_name(path)}` | {field.description} |"
@@ -102,8 +103,8 @@ def _group_table(group: SettingPath) -> str:
 
 
 def _list_item_table(model: type[BaseModel]) -> str:
-    """Returns a Markdown table of the settings in one item of a list, such as `[[upstream]]`. It has no column for
-    environment variables, because a variable sets the whole list."""
+    """Returns a Markdown table of the settings in one item of a list, such as `[[upstream]]`. The table has no column
+    for environment variables, because no variable sets a single setting of an item."""
     rows = ["| Setting | Default | What it does |", "|---|---|---|"]
     for path, field in setting_fields(model):
         default = "(must be set)" if field.is_required() else _default_cell(path, field)
@@ -112,14 +113,15 @@ def _list_item_table(model: type[BaseModel]) -> str:
 
 
 def _default_cell(path: SettingPath, field: FieldInfo) -> str:
-    """Returns the default for a table cell: a value as code, words as plain text, `none` if there is no default."""
+    """Returns the text of a table cell with the default: a value as code, a description in words as plain text, `none`
+    if there is no default."""
     text = default_text(path, field)
     return f"`{text}`" if text and " " not in text else text or "none"
 
 
 def default_text(path: SettingPath, field: FieldInfo) -> str:
-    """Returns a setting's default as it is written in a settings file. Returns words if the default depends on the
-    machine, and an empty string if there is no default."""
+    """Returns a setting's default as it is written in a settings file. Returns a description in words if the default
+    depends on the machine, and an empty string if there is no default."""
     if path == ("workers",):
         return "one for each core, at most 4"
     value = field.default
@@ -141,7 +143,8 @@ def _example_file() -> str:
 
 
 def _example_line(path: SettingPath, field: FieldInfo) -> str:
-    """Returns the line of one setting. A setting whose default is missing or in words becomes a comment."""
+    """Returns the line of one setting. A setting without a default, or whose default is described in words, becomes a
+    comment."""
     name, text = path[-1], default_text(path, field)
     if isinstance(field.default, list):
         return f"{name} = []"

@@ -1,5 +1,5 @@
-"""Conversion of settings to text. `plain_value` returns a setting's value as plain JSON types; the other functions
-write such a value for people or as TOML.
+"""Conversion of settings to text. `plain_value` returns a setting's value as plain JSON types. `display_text` turns
+such a value into text for people, `toml_value` into TOML.
 
 The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
 """
@@ -26,8 +26,8 @@ def setting_value(settings: Settings, path: SettingPath) -> Any:
 
 def plain_value(settings: Settings, path: SettingPath) -> Any:
     """Returns a setting's value as plain JSON types, in the form that a settings file accepts: a duration as `1h`, a
-    size as `8MiB`. Masks secrets. A list of tables becomes a list of dicts; each dict has only the settings that have a
-    value."""
+    size as `8MiB`. A secret becomes `********`. A list of tables, such as `[[upstream]]`, becomes a list of dicts; each
+    dict has only the settings that have a value."""
     value, field = setting_value(settings, path), dict(setting_fields())[path]
     if table_model(field):
         return [_plain_table(item) for item in value]
@@ -35,6 +35,7 @@ def plain_value(settings: Settings, path: SettingPath) -> Any:
 
 
 def _plain_table(item: BaseModel) -> dict[str, Any]:
+    """Returns one table of a list of tables as a dict, without the settings that have no value."""
     values = {name: _plain(getattr(item, name), field) for name, field in type(item).model_fields.items()}
     return {name: value for name, value in values.items() if value not in (None, [], {})}
 
@@ -48,7 +49,7 @@ def _plain(value: Any, field: FieldInfo) -> Any:
         return format_size(value)
     if is_duration(field):
         return format_duration(value)
-    if isinstance(value, dict):  # the values of every such setting are durations or lists of strings
+    if isinstance(value, dict):  # the values in the dict are durations or lists of strings
         return {key: item if isinstance(item, list) else format_duration(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
 
@@ -65,15 +66,17 @@ def display_text(value: Any) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Returns a plain value as TOML. Strings, numbers, booleans and lists are written the same in JSON and TOML."""
+    """Returns a plain value as TOML. All but a dict is written as JSON, which has the same syntax for strings, numbers,
+    booleans and lists."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 
 def toml_lines(settings: Iterable[tuple[SettingPath, Sequence[str]]]) -> list[str]:
-    """Returns the lines of a TOML file. `settings` are pairs of a setting's path and the setting's own lines; the
-    settings of a group must be consecutive. Adds the header of each group, such as `[gc]`."""
+    """Returns the lines of a TOML file: those of the settings, and before each group its header, such as `[gc]`.
+    `settings` are pairs of a setting's path and the lines for that setting, sorted so that the settings of a group
+    follow one another."""
     lines: list[str] = []
     group: SettingPath = ()
     for path, setting_lines in settings:

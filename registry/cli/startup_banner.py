@@ -11,9 +11,9 @@ from registry.config import DOCKER_HUB, Settings
 
 
 def startup_banner(settings: Settings, address: str, listener: socket.socket, *, closed: bool) -> str:
-    """Returns the lines with the address, the data directory and the commands to try first. `address` is HOST:PORT of
-    the listening socket; `closed` says whether clients must log in. Other programs parse the first line, so its format
-    must not change."""
+    """Returns the lines with the address, the data directory and the commands to try first, without a newline at the
+    end. `address` is HOST:PORT of the socket `listener`; `closed` says whether clients must log in. Other programs
+    parse the first line, so no version may change its format."""
     from registry import __version__
 
     scheme = "http" if settings.tls.certificate is None else "https"
@@ -37,8 +37,9 @@ def startup_banner(settings: Settings, address: str, listener: socket.socket, *,
 
 
 def docker_address(listener: socket.socket) -> str:
-    """Returns HOST:PORT at which docker on this machine reaches the listening socket. A wildcard address and `::1`
-    become `localhost`, because docker accepts plain HTTP from that host without configuration."""
+    """Returns the HOST:PORT at which docker on this machine reaches the listening socket. The host is `localhost` in
+    place of a wildcard address, and also in place of `::1`: without configuration, docker accepts plain HTTP from
+    `localhost` but not from `::1`."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::", "::1"):
         host = "localhost"
@@ -52,8 +53,8 @@ def _add_account_command(settings: Settings) -> str:
 
 
 def _mirror_lines(settings: Settings, host: str) -> list[str]:
-    """Returns the lines about the mirrored registries (the *upstreams*): their names, and a pull from the default
-    upstream, or from the first one if none is the default."""
+    """Returns the lines about the mirrored registries (the *upstreams*): their names, and a command that pulls through
+    the default upstream, or through the first one if none is the default."""
     names = [f"{upstream.name} (default)" if upstream.default else upstream.name for upstream in settings.upstream]
     example = next((upstream for upstream in settings.upstream if upstream.default), settings.upstream[0])
     repository = "ubuntu" if example.name == DOCKER_HUB else "NAME"

@@ -15,9 +15,9 @@ import typer
 from registry.cli.accounts.account_admin import (
     PAGE_SIZE,
     ForceOption,
-    account_name_or_fail,
     administer,
     all_pages,
+    parse_name_or_fail,
     print_list,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from storage.content import Actor
 
 NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="Lower-case letters, digits, '.', '_' and '-', at most 64.")
+    str, typer.Argument(metavar="NAME", help="At most 64 lower-case letters, digits, '.', '_' and '-'.")
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class AccountWords:
-    """The words that the help texts use for one kind of account, and whether such an account can be an admin."""
+    """What the commands for people and for robots differ in: the words of their help texts, and whether the account can
+    be an admin."""
 
     kind: AccountKind
     """The kind of account. Its value, such as `user`, is also the name of the command."""
@@ -44,19 +45,21 @@ class AccountWords:
     plural: str
     """The noun in the plural: `people`."""
     possessive: str
-    """The possessive pronoun: `their` or `its`."""
+    """The possessive pronoun: `their` for a person, `its` for a robot."""
     example_name: str
     """The account name in the examples of the help texts."""
     can_be_admin: bool
+    """Whether an account of this kind can be an admin. Then --force is an option, because of the last admin."""
 
     def examples(self, *lines: str) -> str:
-        """Returns the text with examples at the end of a help page. Each line is a command without its beginning
-        `entrepot KIND`, such as `add bob`."""
+        """Returns the end of a help page, which shows examples of the command. Each of `lines` is what follows
+        `entrepot user` or `entrepot robot` in an example, such as `add bob`."""
+        # The backspace character makes click keep the line breaks of the text that follows.
         return "\b\nExamples:\n" + "\n".join(f"  entrepot {self.kind} {line}" for line in lines)
 
 
 def add_account_actions(app: typer.Typer, words: AccountWords) -> None:
-    """Adds the commands list, disable, enable and remove to `app`."""
+    """Adds the subcommands list, disable, enable and remove to `app`, which is `entrepot user` or `entrepot robot`."""
     _add_list(app, words)
     _add_change(
         app,
@@ -65,7 +68,7 @@ def add_account_actions(app: typer.Typer, words: AccountWords) -> None:
         f"Refuse {words.singular}'s next request and all later ones. {words.possessive.capitalize()} groups, grants "
         "and API tokens stay.",
         lambda administration, name, force, actor: administration.set_enabled(
-            name, words.kind, False, force=force, by=actor
+            name, words.kind, enabled=False, force=force, by=actor
         ),
         has_force_option=words.can_be_admin,
     )
@@ -74,20 +77,20 @@ def add_account_actions(app: typer.Typer, words: AccountWords) -> None:
         words,
         "enable",
         f"Reverse disable: {words.singular} can log in again.",
-        lambda administration, name, _, actor: administration.set_enabled(name, words.kind, True, by=actor),
+        lambda administration, name, _, actor: administration.set_enabled(name, words.kind, enabled=True, by=actor),
     )
     _add_change(
         app,
         words,
         "remove",
-        f"Remove {words.singular} for good. {words.possessive.capitalize()} API tokens, memberships and grants go too.",
+        f"Remove {words.singular} for good, with {words.possessive} API tokens, memberships and grants.",
         lambda administration, name, force, actor: administration.remove(name, words.kind, force=force, by=actor),
         has_force_option=words.can_be_admin,
     )
 
 
 def _add_list(app: typer.Typer, words: AccountWords) -> None:
-    """Adds the command list to `app`."""
+    """Adds the subcommand list to `app`."""
     columns: dict[str, Callable[[Account], str]] = {"name": lambda account: account.name, "state": state_text}
     if words.can_be_admin:
         columns["admin"] = lambda account: "admin" if account.admin else "-"
@@ -122,13 +125,14 @@ def _add_change(
     *,
     has_force_option: bool = False,
 ) -> None:
-    """Adds the command `verb` with the help text `help_text` to `app`. The command runs `change` on one account, with
-    the value of the option --force and the actor for the audit log. `has_force_option` says whether the command has
-    that option; without it the value is False."""
+    """Adds the subcommand `verb` to `app`. The subcommand calls `change` for the account that the user names.
+
+    The arguments of `change` are the administration, the account's name, whether the option --force was given, and the
+    actor whom the audit log names. `has_force_option` says whether the subcommand has the option --force."""
     register = app.command(verb, help=help_text, epilog=words.examples(f"{verb} {words.example_name}"))
 
     def run(name: str, config: Path | None, data: str | None, force: bool) -> None:
-        account = account_name_or_fail(name)
+        account = parse_name_or_fail(name)
         administer(config, data, lambda administration, actor: change(administration, account, force, actor))
         typer.echo(f"{account} is {verb.removesuffix('e')}ed", err=True)
 
@@ -144,7 +148,7 @@ def _add_change(
 
         @register
         def change_without_force(name: NameArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-            run(name, config, data, False)
+            run(name, config, data, force=False)
 
 
 def state_text(account: Account) -> str:

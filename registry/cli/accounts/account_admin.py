@@ -1,7 +1,8 @@
 """Functions and options that the account commands share: access to the accounts in a data directory, output of lists,
 and input of passwords.
 
-The *actor* is the person whom the audit log names for a change.
+The *actor* is the person whom the audit log names as the one who made a change. Methods that change something take it
+as `by`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ T = TypeVar("T")
 PAGE_SIZE = 1000
 """Number of entries in each page that is read from the store."""
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if no enabled admin is left.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Make the change even if no enabled admin is left after it.")
+]
 NoteOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="A remark for people, in one line.")]
 PasswordFileOption = Annotated[
     Path | None,
@@ -50,13 +53,13 @@ def administer(
     data: str | None,
     work: Callable[[Administration, Actor], Awaitable[T]],
     *,
-    create: bool = False,
+    create_data_directory: bool = False,
 ) -> T:
-    """Opens the accounts in the data directory, runs `work` on them and returns its result. A server that uses the same
-    directory may be running.
+    """Opens the accounts in the data directory, calls `work` with them and the actor of this command, and returns the
+    result of `work`. A server that uses the same directory may be running.
 
-    `config` and `data` are the values of --config and --data. `create` allows the command to create a missing data
-    directory. Ends the command with one line on stderr for an error that an operator can fix."""
+    `config` and `data` are the values of --config and --data. `create_data_directory` allows the command to create the
+    data directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.auth.administration import Administration
@@ -65,10 +68,10 @@ def administer(
         from storage.composition import open_accounts
 
         actor = operator_actor()
-        prepare_data_directory(settings, create=create)
+        prepare_data_directory(settings, create_if_missing=create_data_directory)
 
         async def hash_in_event_loop(password: str) -> str:
-            return hash_password(password)  # slow, but nothing else runs in a command
+            return hash_password(password)  # blocks the event loop, in which nothing else runs
 
         async def run_work() -> T:
             async with open_accounts(settings.data) as accounts:
@@ -93,7 +96,7 @@ def print_list(
     - `read` returns the items.
     - `to_model` converts an item for the JSON output.
     - `columns` maps each column's title to a function that returns the text of an item's cell.
-    - `empty_message` is printed instead of a table without rows."""
+    - `empty_message` is printed on stderr in place of a table without rows."""
 
     async def work(administration: Administration, _: Actor) -> list[T]:
         return list(read(administration))
@@ -118,8 +121,8 @@ def all_pages(read_page: Callable[[str | None], Page[T]], sort_key: Callable[[T]
 
 
 def operator_actor() -> Actor:
-    """Returns the actor of this command for the audit log. The name is `cli:` and the name of the operating system's
-    user. Under sudo, this is the user who called sudo. A user without a name is named by the uid."""
+    """Returns the actor of this command for the audit log: `cli:` with the name of the operating system's user who runs
+    the command. Under sudo, that is the user who called sudo. If the user has no name, the uid takes its place."""
     import pwd
 
     from storage.content import Actor
@@ -133,18 +136,18 @@ def operator_actor() -> Actor:
     return Actor(name=f"cli:{user}")
 
 
-def account_name_or_fail(text: str) -> AccountName:
+def parse_name_or_fail(text: str) -> AccountName:
     """Returns `text` as the name of an account or group. Ends the command if the name is not valid."""
     with one_line_errors():
         return AccountName(text)
 
 
 def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> str | None:
-    """Returns the password for account `name`: reads it from `file`, or asks for it at the terminal. Returns None if
-    `generate` is true, which means that the registry generates a password.
+    """Returns the password for the account `name`: reads it from `file`, or asks for it at the terminal. Returns None
+    if `generate` is true; the caller then lets the registry generate a password.
 
-    A password is never an argument, because every process of the machine can read the arguments of a command. Ends the
-    command if there is no password or it is not acceptable."""
+    The password cannot be an argument of the command, because every process of the machine can read the arguments. Ends
+    the command if there is no password or it is not acceptable."""
     from registry.auth.password.hashing import check_password
 
     if file and generate:
@@ -166,7 +169,7 @@ def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> st
 
 
 def _first_line(file: Path) -> str:
-    """Returns the first line of the file without the newline; the file `-` means stdin. Ends the command if the file
+    """Returns the first line of the file without its line end; the file `-` means stdin. Ends the command if the file
     cannot be read or the line is empty."""
     try:
         text = sys.stdin.readline() if str(file) == "-" else file.read_text()
@@ -179,8 +182,8 @@ def _first_line(file: Path) -> str:
 
 
 def print_first_account_notice(settings: Settings, name: str, admin: bool) -> None:
-    """Prints on stderr that from now on everyone has to log in, and which commands to run next. `name` and `admin`
-    describe the first account."""
+    """Prints on stderr that from now on everyone has to log in, and which commands to run next. `name` is the name of
+    the first account, which was just added; `admin` says whether it is an admin."""
     lines = [
         f"The registry at {settings.data.absolute()} is closed from now on: everyone has to log in,",
         "and can do only what an admin granted them. Running servers know this already. What to do next:",

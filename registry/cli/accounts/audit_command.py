@@ -13,7 +13,10 @@ from registry.cli.accounts.account_admin import print_list
 from registry.cli.options import ConfigOption, DataOption, JsonOption, one_line_errors
 from storage.access import AuditEntry, AuditQuery
 
-HELP = "Show who did what, newest first. The log has changes of content, accounts and rights, logins and refusals."
+HELP = (
+    "Show who did what, newest first. The log has changes of content, accounts and rights, logins, and requests that "
+    "were refused."
+)
 EXAMPLES = """\b
 Examples:
   entrepot audit
@@ -21,8 +24,8 @@ Examples:
   entrepot audit --actor alice --action tag.delete --limit 1000 --json
   entrepot audit --target team/app
 
-A line is shown if it meets all conditions. Logins and refusals appear about a second late; equal ones are counted
-in one line."""
+A line is shown if it meets all conditions. Logins and refused requests appear about a second late; equal ones within
+that second share a line, which gives their number."""
 
 
 def audit(
@@ -37,15 +40,15 @@ def audit(
         str | None, typer.Option("--outcome", metavar="OUTCOME", help="The result: ok, denied or failed.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="At most this long ago, such as 24h.")
+        str | None, typer.Option("--since", metavar="TIME", help="Only what was done in the last TIME, such as 24h.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="Show at most N lines.")] = 100,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the entries of the audit log that match all given conditions, newest first. Ends the command if `since` is
-    not a duration."""
+    """Prints the entries of the audit log that match all given conditions, newest first. `since` is a duration, such as
+    `24h`; ends the command if it is not."""
     from registry.admin import models
 
     with one_line_errors():
@@ -71,7 +74,7 @@ def audit(
 
 
 def _detail_text(entry: AuditEntry) -> str:
-    """Returns how often the event happened, if more than once, and the details as JSON."""
+    """Returns the number of equal events in the entry if there are several, and the details of the event as JSON."""
     count = f"{entry.count} times" if entry.count > 1 else ""
     detail = json.dumps(dict(entry.detail), ensure_ascii=False) if entry.detail else ""
     return " ".join(filter(None, (count, detail)))

@@ -1,7 +1,7 @@
 """The command `entrepot grant`: adds, lists and removes grants.
 
-A *grant* allows a *subject* (an account, a group, every account or everyone) some actions on the repositories whose
-names match a *pattern*.
+A *grant* allows a *subject* some actions on the repositories whose names match a *pattern*. The subject is an account
+of a person or a program (a *robot*), a group, all accounts, or everyone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.accounts.account_admin import account_name_or_fail, administer, print_list
+from registry.cli.accounts.account_admin import administer, parse_name_or_fail, print_list
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail, one_line_errors
 from storage.access import Grant, Grantee
 
@@ -28,14 +28,14 @@ PatternArgument = Annotated[
     str,
     typer.Argument(
         metavar="PATTERN",
-        help="Repositories: a name, or a prefix with * or ** at its end: 'team/app-*', 'team/**', '**'. Quote it.",
+        help="Repositories: a name, or a prefix that ends with * or **, quoted for the shell: 'team/app-*', 'team/**'.",
     ),
 ]
 SubjectsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="SUBJECT",
-        help="Who: user:NAME, robot:NAME, group:NAME, authenticated (every account) or everyone (without a login too).",
+        help="Who: user:NAME, robot:NAME, group:NAME, authenticated (all accounts) or everyone (even without a login).",
     ),
 ]
 
@@ -54,7 +54,7 @@ A pattern is an exact name, or a prefix that ends with * (any text without a sla
 
 Actions are pull, push, delete and admin; '*' means all of them. No action includes another: to push, an account
 needs pull,push. admin is the right to grant on repositories that match the pattern. Names of mirrored repositories
-begin with the upstream's name, also if clients leave that name out.""",
+begin with the upstream's name, even if clients leave that name out.""",
 )
 def add(
     pattern: PatternArgument,
@@ -63,13 +63,18 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds one grant for each subject. Ends the command, without adding any, if an argument is not valid."""
+    """Adds one grant for each subject. If an argument is not valid, ends the command and adds no grant."""
     from registry.auth.administration import parse_actions, parse_pattern
 
     with one_line_errors():
         parsed_pattern, parsed_actions = parse_pattern(pattern), parse_actions(actions)
         grants = [Grant(Grantee.parse(subject), parsed_pattern, parsed_actions) for subject in subjects]
-    administer(config, data, lambda administration, actor: administration.put_grants(grants, by=actor), create=True)
+    administer(
+        config,
+        data,
+        lambda administration, actor: administration.put_grants(grants, by=actor),
+        create_data_directory=True,
+    )
     for grant in grants:
         typer.echo(f"{grant.subject} may {', '.join(parsed_actions.words)} {parsed_pattern}", err=True)
 
@@ -102,7 +107,7 @@ def list_grants(
 
     if subject and account:
         fail("--subject and --for contradict each other; give one of them", USAGE_ERROR)
-    name = None if account is None else account_name_or_fail(account)
+    name = None if account is None else parse_name_or_fail(account)
     with one_line_errors():
         subjects = None if subject is None else [Grantee.parse(subject)]
 
@@ -132,7 +137,7 @@ def list_grants(
 def remove(
     pattern: PatternArgument, subjects: SubjectsArgument, config: ConfigOption = None, data: DataOption = None
 ) -> None:
-    """Removes the grant for the pattern from each subject."""
+    """Removes the grants for the pattern, one subject after another. Stops at the first subject that has none."""
     from registry.auth.administration import parse_pattern
 
     with one_line_errors():

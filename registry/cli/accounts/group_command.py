@@ -1,4 +1,7 @@
-"""The command `entrepot group`: adds, lists and removes groups of accounts, and changes their members."""
+"""The command `entrepot group`: adds, lists and removes groups of accounts, and changes the members of groups.
+
+A *robot* is the account of a program, such as a CI job.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.accounts.account_admin import account_name_or_fail, administer, print_list
+from registry.cli.accounts.account_admin import administer, parse_name_or_fail, print_list
 from registry.cli.options import ConfigOption, DataOption, JsonOption
 from registry.cli.output import comma_list
 from storage.access import AccountName
@@ -19,16 +22,19 @@ HELP = "Add and list groups and change their members. A grant to a group applies
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
-GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="Lower-case letters, digits, '.', '_' and '-'.")]
+GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="The name of the group.")]
 MembersArgument = Annotated[list[str], typer.Argument(metavar="MEMBER", help="Names of people and robots.")]
 
 
 @app.command("add", help="Add an empty group.", epilog="\b\nExamples:\n  entrepot group add dev")
 def add(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
     """Adds a group without members."""
-    name = account_name_or_fail(group)
+    name = parse_name_or_fail(group)
     administer(
-        config, data, lambda administration, actor: administration.accounts.add_group(name, by=actor), create=True
+        config,
+        data,
+        lambda administration, actor: administration.accounts.add_group(name, by=actor),
+        create_data_directory=True,
     )
     typer.echo(f"{name} is added; entrepot group join {name} MEMBER... adds members", err=True)
 
@@ -48,7 +54,10 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
         as_json,
         read=lambda administration: administration.all_groups(),
         to_model=models.GroupResponse.from_stored,
-        columns={"group": lambda group: group[0], "members": lambda group: comma_list(group[1])},
+        columns={
+            "group": lambda name_and_members: name_and_members[0],
+            "members": lambda name_and_members: comma_list(name_and_members[1]),
+        },
         empty_message="there are no groups yet; entrepot group add NAME adds one",
     )
 
@@ -60,7 +69,7 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
 )
 def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
     """Removes the group and the grants to it."""
-    name = account_name_or_fail(group)
+    name = parse_name_or_fail(group)
     administer(config, data, lambda administration, actor: administration.accounts.remove_group(name, by=actor))
     typer.echo(f"{name} is removed", err=True)
 
@@ -72,11 +81,12 @@ def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption =
 Examples:
   entrepot group join dev alice bob
 
-A member may also be an account that exists only in an htpasswd file or at an issuer.""",
+A member need not have an account in this registry: it may be an account of an htpasswd file, or of an issuer (an
+external service whose signed tokens the registry accepts as logins).""",
 )
 def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds the members. Prints a note about each member without an account in this registry, because the name may be
-    mistyped. An *issuer* is an external service whose signed tokens the registry accepts as logins."""
+    """Adds the members. Prints a note about each member that has no account in this registry, because its name may be
+    mistyped."""
     group_name, member_names = _parse_names(group, members)
 
     async def work(administration: Administration, actor: Actor) -> list[AccountName]:
@@ -88,14 +98,15 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     typer.echo(f"{', '.join(member_names)} joined {group_name}", err=True)
     for member in without_account:
         typer.echo(
-            f"note: there is no account {member} here; the membership counts for {member} of htpasswd or an issuer",
+            f"note: there is no account {member} here; if an htpasswd file or an issuer has an account of that name, "
+            "that account is now a member",
             err=True,
         )
 
 
 @app.command(
     "leave",
-    help="Take accounts out of a group.",
+    help="Remove accounts from a group. The accounts stay.",
     epilog="\b\nExamples:\n  entrepot group leave dev bob",
 )
 def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
@@ -112,4 +123,4 @@ def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption =
 
 def _parse_names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:
     """Returns the name of the group and the names of the members. Ends the command if a name is not valid."""
-    return account_name_or_fail(group), [account_name_or_fail(member) for member in members]
+    return parse_name_or_fail(group), [parse_name_or_fail(member) for member in members]

@@ -17,22 +17,26 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 @app.command(
     "rotate",
-    help="Sign with a new key from now on. Tokens signed with the old key stay valid until they expire.",
+    help="Sign new tokens with a new key from now on. Tokens that the old key signed stay valid until they expire.",
     epilog="\b\nExamples:\n  entrepot key rotate\n  entrepot key rotate --at-once",
 )
 def rotate(
     at_once: Annotated[
         bool,
         typer.Option(
-            "--at-once", help="Reject tokens of the old key immediately: use this if others may have the key."
+            "--at-once", help="Reject tokens of older keys immediately: use this if others may have such a key."
         ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds a signing key. The previous key signs no new tokens from then on."""
+    """Adds a signing key, which signs all new tokens from then on. With `at_once`, tokens that an older key signed are
+    refused from then on."""
     key = administer(
-        config, data, lambda administration, actor: administration.rotate_key(at_once=at_once, by=actor), create=True
+        config,
+        data,
+        lambda administration, actor: administration.rotate_key(at_once=at_once, by=actor),
+        create_data_directory=True,
     )
     typer.echo(f"key {key.id} signs from now on", err=True)
 
@@ -43,7 +47,8 @@ def rotate(
     epilog="\b\nExamples:\n  entrepot key list\n  entrepot key list --json",
 )
 def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the keys without their secrets. A key without a retirement time is the one that signs."""
+    """Prints the keys without their secrets. The key that signs new tokens has no retirement time; its cell says
+    `signs`."""
     from registry.admin import models
 
     print_list(

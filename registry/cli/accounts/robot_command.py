@@ -7,8 +7,8 @@ import typer
 from registry.cli.accounts.account_actions import AccountWords, NameArgument, add_account_actions
 from registry.cli.accounts.account_admin import (
     NoteOption,
-    account_name_or_fail,
     administer,
+    parse_name_or_fail,
     print_first_account_notice,
 )
 from registry.cli.options import ConfigOption, DataOption, load_or_fail
@@ -32,13 +32,17 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
     + "\n\nThen: entrepot grant add 'team/**' pull,push robot:ci; entrepot token add ci",
 )
 def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds a robot. If it is the first account of the registry, also prints what that changes and what to do next."""
+    """Adds a robot. After the first account of the registry, prints that everyone has to log in from now on, and which
+    commands to run next."""
     settings = load_or_fail(config, data=data).settings
-    account = account_name_or_fail(name)
+    account = parse_name_or_fail(name)
     added = administer(
-        config, data, lambda administration, actor: administration.add_robot(account, note=note, by=actor), create=True
+        config,
+        data,
+        lambda administration, actor: administration.add_robot(account, note=note, by=actor),
+        create_data_directory=True,
     )
-    typer.echo(f"{account} is added; entrepot token add {account} makes what it logs in with", err=True)
+    typer.echo(f"{account} is added; entrepot token add {account} makes the API token that it logs in with", err=True)
     if added.is_first:
         print_first_account_notice(settings, account, admin=False)
 

@@ -1,4 +1,7 @@
-"""The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login."""
+"""The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login.
+
+A *robot* is the account of a program; it has no password and logs in with API tokens only.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import typer
 from registry.cli.accounts.account_admin import (
     PAGE_SIZE,
     NoteOption,
-    account_name_or_fail,
     administer,
     all_pages,
+    parse_name_or_fail,
     print_list,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
@@ -40,21 +43,21 @@ Examples:
   entrepot token add ci > ci.secret
 
 stdout gets the secret alone, stderr says what to do with it. --allow only limits a token: it gives no right that the
-account does not have. Its patterns are those of entrepot grant add.""",
+account does not have. A PATTERN is written as in entrepot grant add.""",
 )
 def add(
-    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The person or robot that logs in with it.")],
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The person or robot that logs in with the token.")],
     note: NoteOption = "",
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar="TIME", help="How long it is valid, such as 90d. [default: for ever]"),
+        typer.Option("--expires", metavar="TIME", help="How long the token is valid, such as 90d. [default: for ever]"),
     ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
             "--allow",
             metavar="PATTERN:ACTIONS",
-            help="Limit it to these actions. Repeat for more. [default: everything that ACCOUNT can do]",
+            help="Limit the token to these actions. Repeat for more. [default: everything that ACCOUNT can do]",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -64,7 +67,7 @@ def add(
     from registry.admin import models
     from registry.auth.administration import parse_limit
 
-    name = account_name_or_fail(account)
+    name = parse_name_or_fail(account)
     with one_line_errors():
         limits = [parse_limit(text) for text in allow or []]
         expires_in = None if expires is None else models.parse_seconds(expires)
@@ -86,8 +89,8 @@ def add(
 
 @app.command(
     "list",
-    help="List API tokens, without their secrets. Those with the purpose login belong to clients that log in once and "
-    "keep no password.",
+    help="List API tokens, without their secrets. Clients that log in once and store no password get tokens with the "
+    "purpose login.",
     epilog="\b\nExamples:\n  entrepot token list\n  entrepot token list ci --json",
 )
 def list_tokens(
@@ -99,7 +102,7 @@ def list_tokens(
     """Prints the tokens of all accounts or of one account. Ends the command if there is no such account."""
     from registry.admin import models
 
-    name = None if account is None else account_name_or_fail(account)
+    name = None if account is None else parse_name_or_fail(account)
 
     def read(administration: Administration) -> Iterable[ApiToken]:
         if name is not None:
@@ -135,7 +138,7 @@ def _limits_text(token: ApiToken) -> str:
 
 @app.command(
     "revoke",
-    help="Revoke API tokens. The next request with one of them is refused.",
+    help="Revoke API tokens. From then on, every request with one of them is refused.",
     epilog="\b\nExamples:\n  entrepot token revoke 3fk2m7q4",
 )
 def revoke(
@@ -143,7 +146,8 @@ def revoke(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Revokes the tokens one after another, and stops at the first unknown id."""
+    """Revokes the tokens one after another. Stops at the first id that does not exist; the tokens before it are revoked
+    then."""
 
     async def work(administration: Administration, actor: Actor) -> None:
         for token_id in ids:

@@ -12,8 +12,8 @@ from registry.cli.accounts.account_admin import (
     GenerateOption,
     NoteOption,
     PasswordFileOption,
-    account_name_or_fail,
     administer,
+    parse_name_or_fail,
     password_or_fail,
     print_first_account_notice,
 )
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Add, list and change people's accounts, also while a server is running."
+HELP = "Add, list and change people's accounts. A server may be running."
 WORDS = AccountWords(
     AccountKind.USER, singular="a person", plural="people", possessive="their", example_name="bob", can_be_admin=True
 )
@@ -46,7 +46,7 @@ Examples:
   entrepot user add dave --generate
 
 The command asks for the password, reads it from a file or generates one. A password is never an argument, since
-every process on the machine can read those.""",
+every process on the machine can read the arguments of a command.""",
 )
 def add(
     name: NameArgument,
@@ -59,16 +59,16 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds a person's account. Prints a generated password on stdout and everything else on stderr. If it is the first
-    account of the registry, also prints what that changes and what to do next."""
+    """Adds a person's account. Prints a generated password on stdout and everything else on stderr. After the first
+    account of the registry, prints that everyone has to log in from now on, and which commands to run next."""
     settings = load_or_fail(config, data=data).settings
-    account = account_name_or_fail(name)
+    account = parse_name_or_fail(name)
     password = password_or_fail(account, password_file, generate)
     added = administer(
         config,
         data,
         lambda administration, actor: administration.add_user(account, password, admin=admin, note=note, by=actor),
-        create=True,
+        create_data_directory=True,
     )
     if added.password is not None:
         typer.echo(added.password)
@@ -91,7 +91,7 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
     from registry.admin import models
     from storage.content import Page
 
-    account_name = account_name_or_fail(name)
+    account_name = parse_name_or_fail(name)
 
     async def work(administration: Administration, _: Actor) -> tuple[Account, list[Grant]]:
         return administration.find(account_name, AccountKind.USER), administration.grants_for(account_name)
@@ -111,7 +111,7 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
 
 @app.command(
     "password",
-    help="Set a new password. All logins with the old password end immediately.",
+    help="Set a new password. Clients and browsers that logged in with the old one are logged out. API tokens stay.",
     epilog=WORDS.examples("password alice", "password alice --generate"),
 )
 def password(
@@ -122,7 +122,7 @@ def password(
     data: DataOption = None,
 ) -> None:
     """Sets the password. Prints a generated password on stdout and everything else on stderr."""
-    account = account_name_or_fail(name)
+    account = parse_name_or_fail(name)
     new_password = password_or_fail(account, password_file, generate)
     generated = administer(
         config, data, lambda administration, actor: administration.set_password(account, new_password, by=actor)
@@ -134,19 +134,21 @@ def password(
 
 @app.command(
     "admin",
-    help="Make a person an admin, who can do everything, or end that with --off.",
+    help="Make a person an admin, who can do everything. With --off, make an admin an ordinary account.",
     epilog=WORDS.examples("admin alice", "admin bob --off"),
 )
 def admin(
     name: NameArgument,
-    off: Annotated[bool, typer.Option("--off", help="Take the admin right away.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="The person is no longer an admin.")] = False,
     force: ForceOption = False,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
     """Makes the person an admin, or with `off` an ordinary account."""
-    account = account_name_or_fail(name)
+    account = parse_name_or_fail(name)
     administer(
-        config, data, lambda administration, actor: administration.set_admin(account, not off, force=force, by=actor)
+        config,
+        data,
+        lambda administration, actor: administration.set_admin(account, admin=not off, force=force, by=actor),
     )
     typer.echo(f"{account} is {'no longer an admin' if off else 'an admin'}", err=True)

@@ -1,6 +1,7 @@
 """The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
-cached (`status`), asks upstream registries about tags (`refresh`), and drops cached content (`purge`).
+cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`).
 
+An *upstream* is a remote registry that this registry mirrors, which means that it caches the content of the upstream.
 Modules that take long to import are imported inside the functions, so that `entrepot --help` is quick.
 """
 
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HELP = "Fetch upstream images ahead; show, refresh and drop cached ones. A server may be running."
+HELP = "Fetch images before they are pulled; show, refresh and drop cached images. A server may be running."
 INTERRUPTED_WARM = "interrupted; what has come stays, and the same command continues from there"
+"""What `warm` prints on stderr if SIGINT or SIGTERM ends it."""
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -69,14 +71,19 @@ def warm(
     ] = None,
     platform: Annotated[
         list[str] | None,
-        typer.Option("--platform", metavar="OS/ARCH", help="Repeat for more. [default: this machine's platform]"),
+        typer.Option(
+            "--platform",
+            metavar="OS/ARCH",
+            help="The platform to fetch. Repeat for more. [default: this machine's platform]",
+        ),
     ] = None,
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Fetch every platform.")] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Fetches the images. The exit code is 1 if one of them failed."""
+    """Fetches the images. Ends the command with exit code 1 if a part of an image could not be fetched, and with 0 if
+    not."""
     settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.warm_progress import total_text
@@ -85,20 +92,21 @@ def warm(
             fail("--platform and --all-platforms contradict each other; give one of them", USAGE_ERROR)
         platforms = _parse_platforms(["all"] if all_platforms else platform or settings.warm.platforms)
         images = _images_to_warm(settings, references or [], file)
-        started = time.monotonic()
+        start_time = time.monotonic()
         results = _run_on_mirrors(
             settings,
             partial(_warm, images=images, platforms=platforms),
-            create=True,
+            create_data_directory=True,
             interrupted_text=INTERRUPTED_WARM,
         )
-        typer.echo(total_text(results, started))
-        raise typer.Exit(any(result.error is not None for result in results))
+        typer.echo(total_text(results, start_time))
+        raise typer.Exit(1 if any(result.error is not None for result in results) else 0)
 
 
 def _images_to_warm(settings: Settings, references: list[str], file: Path | None) -> list[ImageReference]:
-    """Returns the images that the command line names with `references` and `file`, or if it names none, those of the
-    settings. Ends the command with an error if there are none or one is not valid."""
+    """Returns the images to fetch. `references` and `file` are the arguments and the option --file; if neither is
+    given, takes both from `[warm]` in the settings. Ends the command with an error if there is no image or a reference
+    is not valid."""
     from registry.mirror.warm.targets import ReferencesError, parse_references, read_references
 
     if not references and file is None:
@@ -120,8 +128,8 @@ def _images_to_warm(settings: Settings, references: list[str], file: Path | None
 async def _warm(
     router: Router, stored: StoredRegistry, *, images: list[ImageReference], platforms: list[Platform] | None
 ) -> list[WarmResult]:
-    """Fetches the images and shows the progress. `platforms`: of an image for several platforms, only these; None:
-    all."""
+    """Fetches the images and shows the progress. `platforms`: the platforms to fetch of an image for several platforms;
+    None: all."""
     from registry.cli.mirror.warm_progress import show_progress
     from registry.mirror.warm.warmer import Warmer
 
@@ -131,7 +139,7 @@ async def _warm(
 
 @app.command(
     "status",
-    help="Show what is cached of each upstream and what is being fetched. Also shows how many requests are left.",
+    help="Show what is cached of each upstream, what is being fetched, and how many requests an upstream still allows.",
     epilog="""\b
 Examples:
   entrepot mirror status --config entrepot.toml
@@ -145,7 +153,9 @@ def status(
     with one_line_errors():
         from registry.cli.mirror.mirror_status import print_status, read_status
 
-        mirrors = _run_on_mirrors(settings, lambda _, stored: read_status(settings, stored.records), create=False)
+        mirrors = _run_on_mirrors(
+            settings, lambda _, stored: read_status(settings, stored.records), create_data_directory=False
+        )
     if as_json:
         typer.echo(json.dumps(mirrors, indent=2))
     else:
@@ -154,7 +164,7 @@ def status(
 
 @app.command(
     "refresh",
-    help="Ask the upstream registry now what a tag points at. Otherwise it is asked once the cached answer is stale.",
+    help="Ask the upstream registry now what a tag points at. A pull asks only when the cached answer is stale.",
     epilog="""\b
 Examples:
   entrepot mirror refresh ubuntu:24.04 --mirror docker.io""",
@@ -162,13 +172,14 @@ Examples:
 def refresh(
     references: ReferencesArgument, config: ConfigOption = None, data: DataOption = None, mirror: MirrorOption = None
 ) -> None:
-    """Asks the upstream about each reference. The exit code is 1 if one of them failed."""
+    """Asks the upstream about each reference. Ends the command with exit code 1 if this failed for one of them, and
+    with 0 if not."""
     settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import refresh_reference
 
         images = _parse_references(references)
-        raise typer.Exit(_run_for_each(settings, images, refresh_reference, create=True))
+        raise typer.Exit(_run_for_each(settings, images, refresh_reference, create_data_directory=True))
 
 
 @app.command(
@@ -179,7 +190,7 @@ Examples:
   entrepot mirror purge ubuntu:24.04 --mirror docker.io
   entrepot mirror purge --all ghcr.io/org/app --config entrepot.toml
 
-The upstream registry is not asked and keeps everything. The next pull fetches the content again.""",
+The command sends nothing to the upstream registry. The next pull fetches the content again.""",
 )
 def purge(
     references: ReferencesArgument,
@@ -188,7 +199,8 @@ def purge(
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Drops each reference, or with `everything` each repository. The exit code is 1 if one of them failed."""
+    """Deletes what is cached of each reference, or with `everything` of its whole repository. Ends the command with
+    exit code 1 if this failed for one of them, and with 0 if not."""
     settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import purge_reference
@@ -197,7 +209,9 @@ def purge(
             fail(f"{tagged}: --all takes a name without tag and digest", USAGE_ERROR)
         images = _parse_references(references)
         purge_one = partial(purge_reference, data=settings.data, grace=settings.gc.grace, everything=everything)
-        raise typer.Exit(_run_for_each(settings, images, purge_one, create=False, whole_repositories=everything))
+        raise typer.Exit(
+            _run_for_each(settings, images, purge_one, create_data_directory=False, whole_repositories=everything)
+        )
 
 
 def _run_for_each(
@@ -205,41 +219,42 @@ def _run_for_each(
     images: list[ImageReference],
     action: Callable[[Router, StoredRegistry, ImageReference], Awaitable[str]],
     *,
-    create: bool,
+    create_data_directory: bool,
     whole_repositories: bool = False,
-) -> bool:
-    """Runs `action` for each image and prints the text that it returns. Prints errors to stderr, and continues with the
-    next image. Returns whether one failed.
+) -> int:
+    """Runs `action` for each image and prints the text that it returns. After an error, prints it on stderr and
+    continues with the next image. Returns the exit code of the command: 1 if there was an error, 0 if not.
 
-    `create`: create the data directory if there is none. `whole_repositories`: the lines show the repository only."""
+    `create_data_directory`: create the data directory if there is none. `whole_repositories`: `action` acts on whole
+    repositories, so the printed lines begin with the name of the repository, without a tag or digest."""
     from storage.errors import RegistryError
 
-    async def work(router: Router, stored: StoredRegistry) -> bool:
-        failed = False
+    async def work(router: Router, stored: StoredRegistry) -> int:
+        exit_code = 0
         for image in images:
             name = image.repository if whole_repositories else image
             try:
                 typer.echo(f"{name}: {await action(router, stored, image)}")
             except RegistryError as error:
                 typer.echo(f"entrepot: {name}: {error.message}", err=True)
-                failed = True
-        return failed
+                exit_code = 1
+        return exit_code
 
-    return _run_on_mirrors(settings, work, create=create)
+    return _run_on_mirrors(settings, work, create_data_directory=create_data_directory)
 
 
 def _run_on_mirrors(
     settings: Settings,
     work: Callable[[Router, StoredRegistry], Awaitable[T]],
     *,
-    create: bool,
+    create_data_directory: bool,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
     """Opens the data directory and the mirrors, runs `work` and returns its result.
 
-    `create`: create the data directory if there is none. `interrupted_text`: what the command prints if SIGINT or
-    SIGTERM ends it."""
-    prepare_data_directory(settings, create=create)
+    `create_data_directory`: create the data directory if there is none. `interrupted_text`: what the command prints on
+    stderr if SIGINT or SIGTERM ends it."""
+    prepare_data_directory(settings, create_if_missing=create_data_directory)
 
     async def open_and_work() -> T:
         async with _open_registry(settings) as (router, stored):
@@ -250,13 +265,13 @@ def _run_on_mirrors(
 
 @asynccontextmanager
 async def _open_registry(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistry]]:
-    """Opens the registry in this process; a server may have it open at the same time. Yields the router, which knows
-    the mirrors, and the registry that stores the content."""
+    """Opens the registry in this process until the block ends; a server may have it open at the same time. Yields the
+    router, which finds the mirror of a repository, and the registry in the data directory, which stores the content."""
     import logging
 
     from registry.backend import open_backend
 
-    # Without a handler, Python would print the log's warnings to stderr; the command prints errors itself.
+    # Without a handler, Python would print the warnings of the log on stderr. The command prints its own error texts.
     logging.getLogger("registry").addHandler(logging.NullHandler())
     async with open_backend(settings) as backend:
         yield backend.router, backend.store
@@ -274,8 +289,8 @@ def _load_settings(config: Path | None, data: str | None, mirror: list[str] | No
 
 
 def _parse_platforms(texts: list[str]) -> list[Platform] | None:
-    """Returns the platforms; None if the texts mean all platforms. Ends the command with an error if one is not
-    valid."""
+    """Returns the platforms to fetch; None if `all` is among the texts, and this machine's platform if there are no
+    texts. Ends the command with an error if a text is not valid."""
     from registry.mirror.warm.targets import parse_platforms
 
     try:
@@ -295,4 +310,5 @@ def _parse_references(references: list[str]) -> list[ImageReference]:
 
 
 def _has_tag_or_digest(text: str) -> bool:
+    """Returns whether the reference `text` is more than a name. A colon before the last slash belongs to a port."""
     return "@" in text or ":" in text.rpartition("/")[2]

@@ -1,7 +1,8 @@
 """The state of the mirrors, as `entrepot mirror status` shows it: values for JSON, or tables for people.
 
-A *fill* is the download of one blob from an upstream registry. An *allowance* is the rate limit that an upstream
-stated.
+An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream;
+until it is complete, the received bytes are a *partial*. An *allowance* is what an upstream said about its rate limit:
+how many requests it still accepts. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ from storage.upstream_records import UpstreamRecords
 
 
 async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:
-    """Returns a value for JSON: the endpoints, cached content and rate limit of each upstream in the settings
-    ("upstreams"), and the unfinished downloads of all of them ("fills")."""
+    """Returns the state of the mirrors as JSON types, in two lists: "upstreams" has the endpoints (URLs), the numbers
+    of cached objects and the rate limit of each upstream in the settings; "fills" has the unfinished downloads from all
+    upstreams."""
     with open_inventory(settings.data) as inventory:
         upstreams = [await _upstream_status(upstream, records, inventory) for upstream in settings.upstream]
     return {"upstreams": upstreams, "fills": _fills(settings.data)}
 
 
 async def _upstream_status(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> dict[str, Any]:
+    """Returns the entry of one upstream for JSON. `size` is in bytes."""
     totals = inventory.totals_below(upstream.name)  # mirrored repositories are stored below the upstream's name
     allowance = await records.allowance(upstream.name)
-    refused_until = await manifests_limited_until(records, upstream.name, upstream.endpoints, time.time())
+    paused_until = await manifests_limited_until(records, upstream.name, upstream.endpoints, time.time())
     return {
         "name": upstream.name,
         "default": upstream.default,
@@ -45,12 +48,13 @@ async def _upstream_status(upstream: Upstream, records: UpstreamRecords, invento
         "manifests": totals.manifests,
         "blobs": totals.blobs,
         "size": totals.size,
-        "allowance": _allowance_values(allowance, refused_until),
+        "allowance": _allowance_values(allowance, paused_until),
     }
 
 
 async def _count_stale_tags(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> int:
-    """Returns how many cached tags are stale. The next request for a stale tag makes the mirror ask the upstream."""
+    """Returns how many cached tags are stale: the last check at the upstream is so long ago that the next pull of the
+    tag makes the mirror ask the upstream."""
     freshness = Freshness(upstream, time.time)
     count = 0
     for repo, tag in inventory.tags_below(upstream.name):
@@ -58,22 +62,23 @@ async def _count_stale_tags(upstream: Upstream, records: UpstreamRecords, invent
     return count
 
 
-def _allowance_values(allowance: Allowance | None, refused_until: float | None) -> dict[str, Any] | None:
-    """Returns the rate limit for JSON; None if nothing is known about it. `refused_until`: when the upstream accepts
-    requests again (seconds since 1970); None: now."""
-    if allowance is None and refused_until is None:
+def _allowance_values(allowance: Allowance | None, paused_until: float | None) -> dict[str, Any] | None:
+    """Returns the state of the rate limit for JSON; None if nothing is known about it. `paused_until`: the time until
+    which the mirror requests no manifests, because the upstream refused such a request with status 429; None: there is
+    no such pause. The key "at" has the time at which the upstream reported "remaining" and "limit"."""
+    if allowance is None and paused_until is None:
         return None
     return {
         "remaining": allowance.remaining if allowance else None,
         "limit": allowance.limit if allowance else None,
         "at": allowance.at if allowance else None,
-        "until": refused_until,
+        "until": paused_until,
     }
 
 
 def _fills(data: Path) -> list[dict[str, Any]]:
-    """Returns the unfinished downloads for JSON: sizes in bytes, "here" for the bytes received so far, and whether a
-    process is downloading now."""
+    """Returns the unfinished downloads for JSON: "size" of the whole blob in bytes, "here" for the number of bytes
+    received so far, and "running" for whether a process is downloading now."""
     return [
         {"digest": partial.digest, "size": partial.size, "here": partial.received, "running": partial.is_owned}
         for partial in list_partials(data)
@@ -81,7 +86,7 @@ def _fills(data: Path) -> list[dict[str, Any]]:
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Prints what `read_status` returned as tables for people."""
+    """Prints what `read_status` returned, as tables for people."""
     console = plain_console()
     table = new_table("upstream", "repositories", "tags", "stale", "manifests", "blobs", "size", "requests left")
     for upstream in status["upstreams"]:
@@ -102,12 +107,14 @@ def print_status(status: dict[str, Any]) -> None:
 
 
 def _percent_text(fill: dict[str, Any]) -> str:
+    """Returns how much of a blob has been received, such as `40 %`."""
     return f"{100 * fill['here'] // fill['size'] if fill['size'] else 100} %"
 
 
 def _allowance_text(allowance: dict[str, Any] | None) -> str:
-    """Returns how many requests the upstream still allowed, and when it said so (`57 of 100 at 14:02`); or until when
-    it refuses requests (`none until 14:30`); or `-` if neither is known. `allowance`: of `_allowance_values`."""
+    """Returns how many requests the upstream still accepted at its last report, with the time of the report
+    (`57 of 100 at 14:02`). While requests are paused, returns the end of the pause (`none until 14:30`). Returns `-` if
+    neither is known. `allowance` is what `_allowance_values` returned."""
     if allowance is None:
         return "-"
     if allowance["until"]:
@@ -119,6 +126,6 @@ def _allowance_text(allowance: dict[str, Any] | None) -> str:
 
 
 def _local_time(timestamp: float) -> str:
-    """Returns a time (seconds since 1970) as text in local time, with the date unless it is today."""
+    """Returns `timestamp` as text in local time: the hour and minute, with the date in front if it is not today."""
     moment = datetime.fromtimestamp(timestamp)
     return moment.strftime("%H:%M" if moment.date() == datetime.now().date() else "%Y-%m-%d %H:%M")

@@ -1,7 +1,9 @@
 """What `entrepot mirror refresh` and `entrepot mirror purge` do for one image reference.
 
-`Destination` says where a repository is served from: `mirrored.registry` is the mirror, `mirrored.upstream` the name of
-its upstream registry, and `mirrored.repo` the name under which the content is stored in this registry (`stored`).
+An *upstream* is a remote registry that this registry mirrors. In these functions, `stored` is the registry that stores
+the cached content in the data directory. `mirrored` says where a repository is read from: `mirrored.registry` is the
+mirror, which asks the upstream; `mirrored.upstream` is the upstream's name; and `mirrored.repo` is the name under which
+`stored` has the repository.
 """
 
 from __future__ import annotations
@@ -21,43 +23,47 @@ from storage.names import Digest, ImageReference, Reference, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 
 MIRROR_COMMAND_ACTOR = Actor(name="entrepot mirror")
-"""Who deleted content, for the audit log."""
+"""The name with which the audit log says who deleted content."""
 
 
 async def refresh_reference(router: Router, stored: StoredRegistry, image: ImageReference) -> str:
-    """Asks the upstream what a tag or digest refers to now, and returns the result as a text for the user.
+    """Asks the upstream what a tag points at now, or fetches the manifest of a digest that is not cached. Returns the
+    result as a text for the user.
 
-    Also allows blobs of the image to be fetched again that came with corrupt bytes: deletes the records of the
-    endpoints that sent them, even if the request fails. Raises NameUnknown if the repository is not mirrored;
-    ManifestUnknown if the upstream does not have the image; UpstreamUnavailable if the upstream gave no answer, and the
-    cached copy then stays."""
+    The upstream answers at one or more URLs, its *endpoints*. After an endpoint has sent corrupt bytes for a blob, a
+    record keeps the mirror from asking that endpoint for the blob again. This function deletes the records for all
+    blobs of the image, even if the request to the upstream fails.
+
+    Raises NameUnknown if the repository is not mirrored, and ManifestUnknown if the upstream does not have the image.
+    Raises UpstreamUnavailable if the upstream gave no answer; the cached copy then stays."""
     mirrored = await _locate_mirrored(router, image.repository)
-    blobs_allowed = await _forget_bad_senders(stored, mirrored, image)
+    unblocked_blobs = await _forget_bad_senders(stored, mirrored, image)
     if isinstance(image.reference, Digest):
-        result = await _refresh_digest(stored, mirrored, image, image.reference, blobs_allowed)
+        result = await _refresh_digest(stored, mirrored, image, image.reference, unblocked_blobs)
     else:
         result = await _refresh_tag(stored, mirrored, image, image.reference)
-        blobs_allowed += await _forget_bad_senders(stored, mirrored, image)  # the tag may refer to a new manifest now
-    if not blobs_allowed:
+        unblocked_blobs += await _forget_bad_senders(stored, mirrored, image)  # the tag may refer to a new manifest now
+    if not unblocked_blobs:
         return result
-    return f"{result}; {plural(blobs_allowed, 'blob')} that came with wrong bytes may be asked for again at once"
+    return f"{result}; {plural(unblocked_blobs, 'blob')} that came with wrong bytes may be asked for again at once"
 
 
 async def _refresh_digest(
-    stored: StoredRegistry, mirrored: Destination, image: ImageReference, digest: Digest, blobs_allowed: int
+    stored: StoredRegistry, mirrored: Destination, image: ImageReference, digest: Digest, unblocked_blobs: int
 ) -> str:
-    """Fetches the manifest with this digest if it is not cached. Returns a text for the user. `blobs_allowed`: the
-    number of blobs whose records of corrupt bytes were deleted. Raises ManifestUnknown, UpstreamUnavailable."""
+    """Fetches the manifest with this digest if it is not cached. Returns a text for the user. `unblocked_blobs`: the
+    number of blobs for which records of corrupt bytes were deleted. Raises ManifestUnknown, UpstreamUnavailable."""
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return "a digest means the same for ever; it is here"
-    if blobs_allowed:  # The digest is a blob's, since no manifest with it is cached.
+    if unblocked_blobs:
+        # No manifest of this digest is cached, so the deleted record was for the digest itself: it is that of a blob.
         return "the next pull fetches it"
     return f"new here: {(await mirrored.registry.get_manifest(mirrored.repo, digest)).digest}"
 
 
 async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: ImageReference, tag: Tag) -> str:
-    """Asks the upstream for the tag's digest, and fetches the manifest if it is new. Returns a text for the user.
-    Raises ManifestUnknown, UpstreamUnavailable."""
+    """Asks the upstream for the tag's digest, and fetches the manifest of that digest if it is not cached. Returns a
+    text for the user. Raises ManifestUnknown, UpstreamUnavailable."""
     before = await _cached_digest(stored, mirrored.repo, image)
     assert isinstance(mirrored.registry, Mirror)
     try:
@@ -75,10 +81,12 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
 
 
 async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, image: ImageReference) -> int:
-    """Deletes the records of the endpoints that sent corrupt bytes for a blob of the image. The blobs are found in the
-    image's manifests; manifests that are not cached are left out. Returns for how many blobs there was a record."""
+    """Deletes the records of the endpoints that sent corrupt bytes for a blob of the image. Finds the blobs in the
+    cached manifests of the image, and leaves out manifests that are not cached. Returns for how many blobs there was a
+    record."""
     assert mirrored.upstream is not None
-    blobs = {image.reference} if isinstance(image.reference, Digest) else set()  # the digest may be a blob's
+    # A digest in the reference may be that of a blob, in place of a manifest's.
+    blobs = {image.reference} if isinstance(image.reference, Digest) else set()
     unread: list[Reference] = [image.reference]
     seen: set[Reference] = set()
     while unread:
@@ -97,11 +105,10 @@ async def purge_reference(
     router: Router, stored: StoredRegistry, image: ImageReference, *, data: Path, grace: float, everything: bool
 ) -> str:
     """Deletes the cached tags and manifests of an image, or with `everything` those of its whole repository. Returns
-    the result as a text for the user.
+    the result as a text for the user. `data` is the data directory.
 
-    The bytes of blobs are freed later, by garbage collection, once nothing referred to them for `grace` seconds. Raises
-    NameUnknown if the repository is not mirrored or nothing of it is cached; ManifestUnknown if the image is not
-    cached."""
+    Garbage collection deletes a blob later, when no manifest has referred to it for `grace` seconds. Raises NameUnknown
+    if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is not cached."""
     mirrored = await _locate_mirrored(router, image.repository)
     with open_inventory(data) as inventory:
         removal = (
@@ -109,6 +116,7 @@ async def purge_reference(
             if everything
             else inventory.plan_removal(mirrored.repo, image.reference)
         )
+    # Deletes what the mirror recorded at its last checks with the upstream; None: of all references.
     await stored.records.forget_checks(mirrored.repo, None if everything else image.reference)
     for tag in removal.tags:
         with suppress(ManifestUnknown):  # another process deleted it meanwhile
@@ -126,7 +134,8 @@ async def purge_reference(
 
 
 async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:
-    """Returns where the mirrored repository is served from. Raises NameUnknown if the repository is not mirrored."""
+    """Returns the mirror of a repository, with the names of the upstream and of the stored repository. Raises
+    NameUnknown if the repository is not mirrored."""
     mirrored = await router.locate(repo)
     if mirrored.upstream is None:
         raise NameUnknown(f"{repo} is hosted here and has no upstream")
@@ -134,7 +143,7 @@ async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:
 
 
 async def _cached_digest(stored: StoredRegistry, repo: RepositoryName, image: ImageReference) -> Digest | None:
-    """Returns the digest of the image's manifest in the cache; None if the image is not cached."""
+    """Returns the digest of the cached manifest to which the image's tag or digest refers; None if there is none."""
     try:
         return (await stored.resolve_manifest(repo, image.reference)).digest
     except ManifestUnknown:

@@ -1,7 +1,7 @@
 """Progress of `entrepot mirror warm`, which fetches images into the cache: a line for each image that is done, and in a
-terminal also a bar for each download.
+terminal also a bar for each blob that is being fetched.
 
-`WarmResult` is the result for one image. A reference is the image's name with a tag or digest.
+`WarmResult` is the result for one image. A *reference* is the image's name with a tag or digest.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from storage.content import Descriptor
 from storage.names import Digest, ImageReference
 
 SHORT_DIGEST_LENGTH = len("sha256:") + 12
-"""Characters of a digest that a bar shows: enough to tell the blobs of an image apart."""
+"""Number of characters of a digest that a bar shows. They suffice to tell the blobs of an image apart."""
 
 
 class LineProgress(WarmObserver):
     """Prints a line when an image is done: the result on stdout, or the error on stderr."""
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Does nothing: a blob has no line."""
+        """Does nothing, because there are no lines for blobs."""
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        """Does nothing: a blob has no line."""
+        """Does nothing, because there are no lines for blobs."""
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
         """Prints the line of the image."""
@@ -50,7 +50,8 @@ class LineProgress(WarmObserver):
 
 
 class BarProgress(LineProgress):
-    """Shows a bar for each blob that is being fetched, and one for all blobs together. Also prints the lines."""
+    """Shows a bar for each blob that is being fetched, and one for all blobs together. Prints a line for each image,
+    like its base class."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -60,7 +61,8 @@ class BarProgress(LineProgress):
         self._total_bytes = 0
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Adds a bar for the blob, unless another image of this command already has it."""
+        """Adds a bar for the blob, which is shown from the first call of `on_bytes` on. Does nothing if the blob has a
+        bar already, because another image has the same blob."""
         if blob.digest in self._blob_tasks:
             return
         text = f"{image.repository.rpartition('/')[2]} {blob.digest[:SHORT_DIGEST_LENGTH]}"
@@ -69,8 +71,9 @@ class BarProgress(LineProgress):
         self._progress.update(self._total_task, total=self._total_bytes)
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        """Moves the bar of the blob to `count` bytes."""
-        # A download that starts again reports smaller counts than before; the bar stays where it was.
+        """Moves the bar of the blob to `count` bytes, the number of bytes received so far. Hides the bar of a complete
+        blob."""
+        # A download that starts again reports smaller counts than before. The bar then does not move back.
         count = max(count, self._fetched_bytes.get(blob, 0))
         self._fetched_bytes[blob] = count
         task = self._progress.tasks[self._progress.task_ids.index(self._blob_tasks[blob])]
@@ -80,8 +83,8 @@ class BarProgress(LineProgress):
 
 @contextmanager
 def show_progress() -> Iterator[WarmObserver]:
-    """Returns an observer that shows bars and lines if stderr is a terminal, and otherwise lines only. The bars
-    disappear at the end of the block."""
+    """Context manager that yields an observer for the warmer. The observer shows bars and lines if stderr is a
+    terminal, and lines only if not. The bars disappear at the end of the block."""
     if not sys.stderr.isatty():
         yield LineProgress()
         return
@@ -99,22 +102,23 @@ def show_progress() -> Iterator[WarmObserver]:
 
 
 def result_text(result: WarmResult) -> str:
-    """Returns a text such as `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`."""
+    """Returns the text of an image's line, such as `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`. The last
+    size is that of the blobs that were cached before."""
     return (
         f"{plural(result.manifests, 'manifest')}, {plural(result.blobs, 'blob')}: "
         f"{human_size(result.fetched)} fetched, {human_size(result.already_stored)} were here"
     )
 
 
-def total_text(results: list[WarmResult], started: float) -> str:
+def total_text(results: list[WarmResult], start_time: float) -> str:
     """Returns the last line, about all images together, such as `2 references here, 1 not; 30.1 MiB fetched, 0 B were
-    here before, 7.4 s`. `started`: when the command began to fetch, in seconds of the monotonic clock."""
+    here before, 7.4 s`. `start_time`: when the command started to fetch, in seconds of the monotonic clock."""
     successes = sum(result.error is None for result in results)
     fetched, already_stored = (
         sum(result.fetched for result in results),
         sum(result.already_stored for result in results),
     )
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start_time
     failures = f", {len(results) - successes} not" if successes < len(results) else ""
     return (
         f"{plural(successes, 'reference')} here{failures}; {human_size(fetched)} fetched, "
