@@ -69,7 +69,7 @@ async def begin_login(request: Request) -> Response:
             raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
         url, attempt = await _openid_login(request).begin(cookies.origin + CALLBACK_PATH, return_path)
     except LoginFailed as failed:
-        return _error_page(failed.answer_error)
+        return _error_page(failed.shown_error)
     except RegistryError as error:
         return _error_page(error)
     response = RedirectResponse(url, 303, _HEADERS)
@@ -88,7 +88,7 @@ async def finish_login(request: Request) -> Response:
             _authorization_response(request), cookies.read(ATTEMPT_COOKIE), actor
         )
     except LoginFailed as failed:
-        response: Response = _error_page(failed.answer_error)
+        response: Response = _error_page(failed.shown_error)
         if failed.is_finished:
             cookies.delete(response, ATTEMPT_COOKIE)
         return response

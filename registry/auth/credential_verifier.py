@@ -109,7 +109,7 @@ class CredentialVerifier:
     async def _verify_bearer(self, key: bytes, credential: Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a bearer token of this registry or of an issuer, and caches it under `key`."""
         token, epoch = credential.token, self._accounts.epoch()
-        is_from_issuer = self._issuers.issued(token)
+        is_from_issuer = self._issuers.is_issuer_token(token)
         try:
             if is_from_issuer:
                 identity, key_id = await self._issuers.verify(token), None
@@ -129,7 +129,7 @@ class CredentialVerifier:
         under `key`."""
         user, secret, epoch = credential.user, credential.secret, self._accounts.epoch()
         method = (
-            "token" if api_tokens.is_well_formed(secret) else "issuer" if self._issuers.issued(secret) else "password"
+            "token" if api_tokens.is_well_formed(secret) else "issuer" if self._issuers.is_issuer_token(secret) else "password"
         )
         try:
             if method == "token":
