@@ -114,7 +114,7 @@ class CredentialVerifier:
             if is_from_issuer:
                 identity, key_id = await self._issuers.verify(token), None
             else:
-                identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.key_of(token)
+                identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -129,7 +129,11 @@ class CredentialVerifier:
         under `key`."""
         user, secret, epoch = credential.user, credential.secret, self._accounts.epoch()
         method = (
-            "token" if api_tokens.is_well_formed(secret) else "issuer" if self._issuers.is_issuer_token(secret) else "password"
+            "token"
+            if api_tokens.is_well_formed(secret)
+            else "issuer"
+            if self._issuers.is_issuer_token(secret)
+            else "password"
         )
         try:
             if method == "token":

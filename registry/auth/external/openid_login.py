@@ -179,7 +179,7 @@ class OpenIDLogin:
             raise _login_invalid("the response names another provider")
         if response.error:
             is_denied = response.error == "access_denied"
-            why = "the login was cancelled, or the provider refused it" if is_denied else "the provider reports an error"
+            why = "the login was cancelled or refused at the provider" if is_denied else "the provider reports an error"
             raise LoginFailed(
                 Denied(f"{why}; {_START_AGAIN}"), f"the provider says {loggable_error_code(response.error)}"
             )
