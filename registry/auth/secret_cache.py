@@ -50,8 +50,8 @@ class SecretCache(Generic[T]):
         self._values.pop(key, None)
 
     def _hash(self, text: bytes, personalization: bytes = b"") -> bytes:
-        """Returns the keyed hash of `text`. With another `personalization` (RFC 7693 calls it so for BLAKE2), the same
-        text has another hash."""
+        """Returns the keyed hash of `text`. `personalization` is a parameter of BLAKE2: with another one, the same text
+        has another hash."""
         return hashlib.blake2b(text, digest_size=32, key=self._hash_key, person=personalization).digest()
 
     def __len__(self) -> int:

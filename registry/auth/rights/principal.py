@@ -40,9 +40,9 @@ class Identity:
 
     - `name`: the account's name. None: the client sent no credential, or an anonymous bearer token.
     - `robot`: whether the account belongs to a program and not to a person.
-    - `version`: the version of the account in the store when the credential was verified. A change that invalidates
-      earlier logins, such as a new password, changes it. None: the account is not in the store but in the htpasswd
-      file, or there is no account.
+    - `version`: the version of the account in the store when the credential was verified. It changes when the account
+      is disabled or enabled, and when its password or its admin right changes. None: the account is not in the store
+      but in the htpasswd file, or there is no account.
     - `stamp`: a hash of the source outside the store that proved the identity: the account's line of the htpasswd file,
       or the settings of a token issuer or of the OpenID provider. None: there is no such source.
     - `token`: the id of the API token that the client sent, or with which it got its bearer token. None: no API token

@@ -3,8 +3,8 @@
 A session is a token (JWT, RFC 7519) in a cookie, signed by a key of this store. Its type and audience differ from those
 of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and 3.12).
 
-A session becomes invalid before it expires if the account is disabled, removed or given a new password, or if the
-settings of the OpenID provider change.
+A session becomes invalid before it expires if the account is removed or disabled, if its password or its admin right
+changes, or if the settings of the OpenID provider change.
 """
 
 from __future__ import annotations
