@@ -1,7 +1,7 @@
 """Administration of accounts, groups, grants, API tokens and signing keys, for the command line and the management API.
 
 This module does not check whether the caller may make a change. The management API checks this before it calls this
-module (`registry.auth.rights.management_rights`). On the command line, everyone who can open the store may make every
+module (`registry.auth.rights.management_rights`). On the command line, whoever can write to the store may make every
 change.
 
 Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is

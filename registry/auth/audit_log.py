@@ -64,7 +64,7 @@ class AuditBuffer:
         """The number of lines about refusals that could be added at the time `_allowance_updated_at`."""
         self._allowance_updated_at = clock()
         self._timer: asyncio.Task[None] | None = None
-        """The task that waits for the end of the interval and then writes the lines; None if no line is collected."""
+        """The task that waits for the end of the interval and then writes the lines; None if there is none."""
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
@@ -147,8 +147,8 @@ def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
 
 class LoginAudit:
     """Records logins in the audit log, and uses of API tokens in the store, for one process and its event loop. `clock`
-    returns seconds since 1970. The `record_` methods never wait and never raise. In all of them, `by` describes the
-    client that logs in, and `method` is `password`, `token` (an API token), `issuer` (a token of a trusted issuer) or
+    returns seconds since 1970. The `record_` methods never wait and never raise. Their arguments for a login: `by`
+    describes the client, and `method` is `password`, `token` (an API token), `issuer` (a token of a trusted issuer) or
     `openid` (a login at the OpenID provider)."""
 
     def __init__(self, accounts: Accounts, buffer: AuditBuffer, clock: Callable[[], float]) -> None:

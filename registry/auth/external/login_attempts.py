@@ -7,8 +7,8 @@ login, and nobody else can read or forge an attempt. An attempt contains three r
   that this browser started (RFC 6749, 10.12).
 - `nonce` is sent to the provider, which writes it into the ID token. It proves that the token was made for this attempt
   (OpenID Connect Core, 3.1.2.1).
-- `verifier` is sent to the provider with the authorization code, and its hash at the start of the login. So nobody else
-  can use the code (RFC 7636).
+- `verifier` protects the authorization code. At the start of the login, the provider gets only a hash of `verifier`. It
+  accepts the code later only together with `verifier` itself, so a stolen code is of no use (RFC 7636).
 """
 
 from __future__ import annotations

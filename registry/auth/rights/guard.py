@@ -41,6 +41,7 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 """The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
 3.1)."""
 _PUSH: Final = Action.PUSH.value
+"""The value of the action as a plain int, which is faster to compare."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """How error texts name an action on a repository."""
 
@@ -142,7 +143,7 @@ class Guarded(ForwardingRegistry):
         self._renew = renew
         self._cursors = cursors or SealedCursors(process_secrets())
         self._list_locks: KeyedLocks[str] = KeyedLocks()
-        """A lock for each account, which its lists of repositories hold."""
+        """A lock for each account name, so that one list of its repositories runs at a time."""
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
@@ -174,7 +175,8 @@ class Guarded(ForwardingRegistry):
                 call.args = digest, await self._allowed_mount_source(source, digest)
                 return await self.forward(call)
             case "put_manifest":
-                # The client may have sent the body slowly, so the rights may have changed since the request started.
+                # The client may have sent the body slowly, so the rights may have changed since the request was
+                # authenticated. The check below uses the current rights.
                 principal = current_principal()
                 if (renewed := await self._renew(principal)) is not principal:
                     current_request().principal = renewed
@@ -279,8 +281,9 @@ class Guarded(ForwardingRegistry):
     async def _repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
         """Returns a page of the repositories in `names` that the principal may pull.
 
-        `after` is the cursor that the client sent: the position after which the page starts. An account can run only
-        one list at a time, so that many requests of one account do not delay the lists of other accounts.
+        `after` is the cursor that the client sent: the position after which the page starts; None: the first page. This
+        process runs one list of an account at a time, so that many requests of one account do not delay the lists of
+        other accounts.
 
         Raises RequestInvalid for an unknown cursor. Raises Unauthorized if the client sent no credential, or a bearer
         token without the catalog in its access: after this error, the client can log in or get another token.

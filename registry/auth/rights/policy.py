@@ -65,13 +65,15 @@ class Policy:
     """Decides what every identity may do.
 
     The registry is *open* until the first account is added: then every client may pull, push and delete, except below
-    the `guarded` upstreams. After that it is closed for good, and each request needs a grant.
+    the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account of an admin,
+    who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
     - `naming`: tells to which stored names a requested name may lead. Mirrored content is stored under the name of its
       upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
     - `guarded`: the upstreams that need grants of their own. A pattern such as `**` grants nothing below them.
-    - `closed`: whether the registry is closed from its start, because the settings name accounts outside the store.
+    - `closed`: whether the registry is closed even without accounts in the store, because the settings allow logins by
+      an htpasswd file, by token issuers or at an OpenID provider.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Policy:
 
     @property
     def closed(self) -> bool:
-        """Whether each request needs a grant, to its account or to everyone. Once true, this stays true."""
+        """Whether the registry is closed, as the class describes. Once true, this stays true."""
         self._closed = self._closed or self.accounts.has_had_account()
         return self._closed
 

@@ -78,6 +78,7 @@ _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 """The actions on content. The remaining action, `ADMIN`, is the right to give rights to others."""
 _ALL_ACTIONS: Final = (*_CONTENT_ACTIONS, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
+"""The bits of all actions, as a plain int."""
 
 
 @dataclass(frozen=True, slots=True)
