@@ -69,9 +69,10 @@ class CredentialVerifier:
         the client: its address limits failed logins, and the audit log names it.
 
         May wait for the download of an issuer's key set, or for the hashing of a password; concurrent requests with the
-        same password share one hashing. Raises Unauthorized if the credential is not valid. Raises TooManyRequests
-        after too many failed logins, or if too many logins wait. If the caller is cancelled, the hashing of a password
-        continues.
+        same password share one hashing. If the caller is cancelled, the verification of a Basic credential continues.
+
+        Raises Unauthorized if the credential is not valid. Raises TooManyRequests after too many failed logins, or if
+        too many logins wait. Raises StorageFull or StorageFailed if the store cannot count a failed login.
         """
         key = self.cache.key_of(header_of(credential), by.address)
         found = self.cache.get(key)
@@ -168,8 +169,8 @@ class CredentialVerifier:
         """Caches a verified credential under `key`, and returns the entry. `key_id` is the id of this store's key that
         signed the credential; None: no such key did.
 
-        `epoch` must be read before the verification. If the epoch changes during the verification, the entry has an old
-        one, and the next look-up checks the credential again.
+        `epoch` must be read before the verification. If it changes during the verification, the entry contains the old
+        number, and the next look-up checks the credential again.
         """
         verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS, key_id)
         self.cache.put(key, verified, credential)

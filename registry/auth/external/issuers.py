@@ -73,7 +73,7 @@ class Issuers:
         header, unverified_claims = found
         issuer = self._choose_issuer(unverified_claims)
         algorithm, key_id = header.get("alg"), header.get("kid")
-        # `crit` names extensions of the header that a verifier must understand (RFC 7515, 4.1.11). This one supports none.
+        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This one supports none.
         if algorithm not in issuer.algorithms or "crit" in header or not isinstance(key_id, str | None):
             raise Unauthorized("the token's header names an algorithm or an extension that is not accepted")
         key = await self._key_sets[_key_set_id(issuer)].find(key_id, algorithm)

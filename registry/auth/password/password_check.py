@@ -78,6 +78,7 @@ class PasswordCheck:
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
         """Checks the password of an account, and returns the account's identity. `address` is the client's. Raises
         Unauthorized if the password is wrong, and TooManyRequests after too many failures or if too many hashings wait.
+        Raises StorageFull or StorageFailed if the store cannot count a failure.
 
         If the account does not exist, is disabled or has no password, every password is wrong, and the check takes as
         long as usual. A client that repeats the same wrong password causes one failure in `WRONG_CACHED_SECONDS`. So a
