@@ -106,7 +106,8 @@ class Administration:
         return AddedAccount(account, chosen if password is None else None, is_first)
 
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> AddedAccount:
-        """Adds a robot's account. A robot has no password and logs in with API tokens."""
+        """Adds a robot's account. A robot has no password. It logs in with API tokens, or with tokens of trusted
+        issuers."""
         check_note(note)
         is_first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
@@ -136,19 +137,19 @@ class Administration:
     async def set_enabled(
         self, name: AccountName, kind: AccountKind, enabled: bool, *, force: bool = False, by: Actor
     ) -> None:
-        """Enables an account, or disables it if `enabled` is false. Does not disable the last enabled admin unless
-        `force` is true, and raises LastAdmin."""
+        """Enables an account, or disables it if `enabled` is false. Raises LastAdmin if the account is the last enabled
+        admin, unless `force` is true."""
         self.find(name, kind)
         await self.accounts.set_enabled(name, enabled, keep_admin=not force, by=by)
 
     async def set_admin(self, name: AccountName, admin: bool, *, force: bool = False, by: Actor) -> None:
-        """Makes a person an admin, or an ordinary user if `admin` is false. Does not change the last enabled admin
-        unless `force` is true, and raises LastAdmin."""
+        """Makes a person an admin, or an ordinary user if `admin` is false. Raises LastAdmin if the person is the last
+        enabled admin, unless `force` is true."""
         self.find(name, AccountKind.USER)
         await self.accounts.set_admin(name, admin, keep_admin=not force, by=by)
 
     async def remove(self, name: AccountName, kind: AccountKind, *, force: bool = False, by: Actor) -> None:
-        """Removes an account. Does not remove the last enabled admin unless `force` is true, and raises LastAdmin."""
+        """Removes an account. Raises LastAdmin if it is the last enabled admin, unless `force` is true."""
         self.find(name, kind)
         await self.accounts.remove_account(name, keep_admin=not force, by=by)
 

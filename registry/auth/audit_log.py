@@ -42,8 +42,8 @@ OVERFLOW_ACTION: Final = "audit.overflow"
 LOGIN_ACTION: Final = "login"
 """The action in lines about logins."""
 REPEAT_SECONDS: Final = 3600.0
-"""After a login is recorded, further logins of the same account with the same method from the same address are not
-recorded for this time."""
+"""For how long a login is not recorded again. The same login is one of the same account, with the same method and the
+same API token, from the same address."""
 
 
 class AuditBuffer:
