@@ -101,7 +101,7 @@ class LoginAttempts:
         key_id, _, text = sealed.partition(".")
         key = self._keys.find(key_id) if len(sealed) <= MAX_SEALED_CHARACTERS else None
         if key is None:
-            raise LoginAttemptInvalid("the browser sent no login attempt, or one with an unknown key")
+            raise LoginAttemptInvalid("the browser's cookie has no login attempt, or one with an unknown key")
         try:
             raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
             gcm_nonce, encrypted = raw[:_GCM_NONCE_BYTES], raw[_GCM_NONCE_BYTES:]
@@ -110,7 +110,7 @@ class LoginAttempts:
         except (InvalidTag, ValueError, TypeError):
             raise LoginAttemptInvalid("the login attempt in the browser's cookie cannot be decrypted") from None
         if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "surrogatepass")):
-            raise LoginAttemptInvalid("the provider's response belongs to another login than the browser's cookie")
+            raise LoginAttemptInvalid("the provider's response belongs to another login than the attempt in the cookie")
         # A start in the future is accepted within the same limit: the machine's clock may have been set back since.
         if not attempt.begun - ATTEMPT_SECONDS < self._clock() < attempt.begun + ATTEMPT_SECONDS:
             raise LoginAttemptInvalid(

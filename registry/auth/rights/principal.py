@@ -142,7 +142,7 @@ class Rights:
 
     @property
     def actions_everywhere(self) -> int | None:
-        """The result of `action_bits` for every name. None: the result depends on the name."""
+        """The result of `action_bits` if it is the same for all names. None: it may depend on the name."""
         names, bits = next(iter(self._bits_by_names.items()), (NO_NAMES, 0))
         return bits if names.has_every_name and len(self._bits_by_names) == 1 else None
 
@@ -170,10 +170,10 @@ class Principal:
     """
 
     __slots__ = (
+        "_cached_bits",
         "_everywhere",
         "_limits",
         "_listable_names",
-        "_memo",
         "admin",
         "epoch",
         "expires",
@@ -204,10 +204,14 @@ class Principal:
         self.epoch = epoch
         self.is_admitted = open or identity.name is not None or identity.access is not None
         self.admin = rights.admin and identity.limits is None and identity.access is None
-        self._memo: dict[tuple[str, str], int] = {}
+        self._cached_bits: dict[tuple[str, str], int] = {}
+        """Results of `actions`, by its arguments."""
         self._listable_names: NameSet | None = None
+        """The value of `listable_names`; None before its first use."""
         self._limits = None if identity.limits is None else _matchers_by_actions(identity.limits)
+        """The limits of the API token in a form that is fast to match; None if there are none."""
         self._everywhere = rights.actions_everywhere if identity.limits is None and identity.access is None else None
+        """The result of `actions` if it is the same for all names; None if it may depend on the name."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -220,12 +224,12 @@ class Principal:
         if self._everywhere is not None:
             return self._everywhere
         key = (stored_name, requested_name)
-        found = self._memo.get(key)
+        found = self._cached_bits.get(key)
         if found is None:
             found = self.rights.action_bits(stored_name) & self._credential_bits(stored_name, requested_name)
-            if len(self._memo) >= _MAX_CACHED_REPOSITORIES:
-                self._memo.clear()
-            self._memo[key] = found
+            if len(self._cached_bits) >= _MAX_CACHED_REPOSITORIES:
+                self._cached_bits.clear()
+            self._cached_bits[key] = found
         return found
 
     def may(self, action: Action, stored_name: str, requested_name: str | None = None) -> bool:
@@ -240,8 +244,8 @@ class Principal:
         return self.rights.action_bits(stored_name) & action.value == action.value
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
-        """Returns the bits of the actions that a bearer token's access and an API token's limits allow on a
-        repository."""
+        """Returns the bits of the actions that the credential allows on a repository: a bearer token by its access to
+        one of the two names, an API token by its limits. Ignores the rights of the account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:
@@ -256,7 +260,7 @@ class Principal:
 
     @property
     def is_slow_to_match(self) -> bool:
-        """Whether matching one name may take a millisecond, because there are many patterns."""
+        """Whether it may take a millisecond to match one name, because the rights and the limits have many patterns."""
         limits = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
         return self.rights.weight + limits > _SLOW_WEIGHT
 
