@@ -20,7 +20,7 @@ from registry.admin.cookies import BrowserCookies
 from registry.asgi import unauthenticated_actor
 from registry.auth.administration import Administration
 from registry.auth.authenticators import ManagementAuthenticator
-from registry.auth.rights.management_rights import UNRESTRICTED, ManagementRights, management_rights_of
+from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, ManagementRights, management_rights_of
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.client_addresses import is_loopback, is_loopback_host
@@ -120,7 +120,7 @@ async def identify_caller(
         administration=management.administration,
         authenticator=management.authenticator,
         principal=principal,
-        rights=UNRESTRICTED if may_add_first_account else management_rights_of(principal),
+        rights=ALL_MANAGEMENT_RIGHTS if may_add_first_account else management_rights_of(principal),
         actor=actor,
         is_open=principal.open,
         cursors=management.cursors,

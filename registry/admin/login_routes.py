@@ -71,7 +71,7 @@ async def begin_login(request: Request) -> Response:
         redirect_uri = cookies.origin + CALLBACK_PATH
         provider_url, attempt_cookie = await _openid_login(request).begin(redirect_uri, return_path)
     except LoginFailed as failed:
-        return _error_page(failed.answer_error)
+        return _error_page(failed.shown_error)
     except RegistryError as error:
         return _error_page(error)
     response = RedirectResponse(provider_url, 303, _HEADERS)
@@ -90,7 +90,7 @@ async def finish_login(request: Request) -> Response:
             _authorization_response(request), cookies.read(ATTEMPT_COOKIE), actor
         )
     except LoginFailed as failed:
-        response: Response = _error_page(failed.answer_error)
+        response: Response = _error_page(failed.shown_error)
         if failed.is_finished:  # the attempt cannot continue
             cookies.delete(response, ATTEMPT_COOKIE)
         return response

@@ -1,12 +1,13 @@
 """Administration of accounts, groups, grants, API tokens and signing keys, for the command line and the management API.
 
-This module does not check whether the caller may make a change. The management API does so first
-(`registry.auth.rights.management_rights`).
+This module does not check whether the caller may make a change. The management API checks this before it calls this
+module (`registry.auth.rights.management_rights`). On the command line, whoever can write to the store may make every
+change.
 
-Passwords are passed in plain text and stored as hashes. A generated secret is returned once and not stored. Every
-change takes `by`, the actor that the audit log names. A *note* is one line of free text about an account or a token. A
-*robot* is an account for a program. All methods may raise AccountInvalid, AccountUnknown, AccountExists, LastAdmin (the
-change would leave no enabled admin), StorageFull, StorageFailed.
+Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is
+stored. Every change takes `by`, the actor that the audit log names. A *note* is one line of free text about an account
+or a token. A *robot* is an account for a program. All methods may raise AccountInvalid, AccountUnknown, AccountExists,
+LastAdmin (after the change, no enabled admin would be left), StorageFull, StorageFailed.
 """
 
 from __future__ import annotations
@@ -39,22 +40,23 @@ from storage.names import shown
 from storage.patterns import NamePattern, require_simple
 
 PAGE_ENTRIES = 1000
-"""The number of groups that are read from the store at once."""
+"""The number of groups that `all_groups` reads from the store in one step."""
 MAX_NOTE_CHARACTERS = 200
 """The longest note."""
 MAX_API_TOKEN_SECONDS = 36525 * 86400.0
-"""The longest lifetime of an API token, a hundred years. A later end may be a date that programs cannot represent."""
+"""The longest lifetime of an API token: a hundred years. A later expiry may be a date that programs cannot
+represent."""
 _PASSWORD_LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
-"""The letters and digits of a generated password, without those that look alike. There are 32, a divisor of 256, so
-that a random byte modulo 32 chooses each with the same probability."""
+"""The letters and digits of generated passwords, without i, l, o and 0, which look like others. Their number, 32,
+divides 256, so a random byte modulo 32 chooses each of them with the same probability."""
 GroupMembers = tuple[AccountName, tuple[str, ...]]
 """The name of a group, and the names of its members."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
-    """A new account. `password` is the generated password; None: none was generated. `is_first` means that the registry
-    had no account before: from now on, requests need a login or a grant to everyone."""
+    """A new account. `password` is the generated password; None: none was generated. `is_first` tells whether it is the
+    first account that the registry ever had. If so, requests need a login, or a grant to everyone, from now on."""
 
     account: Account
     password: str | None
@@ -62,10 +64,10 @@ class AddedAccount:
 
 
 class Administration:
-    """The administrative operations on a store of accounts.
+    """The administrative operations on the store `accounts`.
 
-    `hash_password` returns the hash to store, and raises TooManyRequests if too many calls wait. `clock` returns
-    seconds since 1970; `random(n)` returns n random bytes.
+    `hash_password` returns the hash of a password, and raises TooManyRequests if too many calls wait for hashing.
+    `clock` returns seconds since 1970; `random(n)` returns n random bytes.
     """
 
     def __init__(
@@ -84,8 +86,7 @@ class Administration:
     # Users and robots
 
     def find(self, name: AccountName, kind: AccountKind) -> Account:
-        """Returns the account of this name and kind. Raises AccountUnknown if there is none, even if the name belongs
-        to an account of the other kind."""
+        """Returns the account of this name. Raises AccountUnknown if there is none, or if it is of another `kind`."""
         account = self.accounts.account(name)
         if account.kind is not kind:
             raise AccountUnknown(f"{name} is a {account.kind}, not a {kind}")
@@ -94,7 +95,7 @@ class Administration:
     async def add_user(
         self, name: AccountName, password: str | None, *, admin: bool = False, note: str = "", by: Actor
     ) -> AddedAccount:
-        """Adds a person's account. Generates a password if `password` is None."""
+        """Adds a person's account, as an admin if `admin` is true. Generates a password if `password` is None."""
         check_note(note)
         chosen = self._make_password() if password is None else password
         hashed = await self._hashed(name, chosen)
@@ -105,24 +106,27 @@ class Administration:
         return AddedAccount(account, chosen if password is None else None, is_first)
 
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> AddedAccount:
-        """Adds a robot's account. A robot has no password and logs in with API tokens."""
+        """Adds a robot's account. A robot has no password. It logs in with API tokens, or with tokens of trusted
+        issuers."""
         check_note(note)
         is_first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
         return AddedAccount(account, None, is_first)
 
     async def set_password(self, name: AccountName, password: str | None, *, by: Actor) -> str | None:
-        """Sets a person's password. If `password` is None, generates one and returns it; returns None otherwise."""
+        """Sets a person's password. If `password` is None, generates a password and returns it. If not, returns
+        None."""
         self.find(name, AccountKind.USER)
         chosen = self._make_password() if password is None else password
         await self.accounts.set_password(name, await self._hashed(name, chosen), by=by)
         return chosen if password is None else None
 
     async def _hashed(self, name: AccountName, password: str) -> str:
-        """Returns the hash of a password for the account `name`. Raises AccountInvalid if it is not acceptable."""
+        """Returns the hash of a password for the account `name`. Raises AccountInvalid if the password is not
+        acceptable."""
         check_password(password)
         if password.lower() == name:
-            raise AccountInvalid("the password is the account's name")
+            raise AccountInvalid("the password must not be the account's name")
         return await self._hash_password(password)
 
     def _make_password(self) -> str:
@@ -133,26 +137,26 @@ class Administration:
     async def set_enabled(
         self, name: AccountName, kind: AccountKind, enabled: bool, *, force: bool = False, by: Actor
     ) -> None:
-        """Enables or disables an account. Raises LastAdmin instead of disabling the last enabled admin, unless `force`
-        is true."""
+        """Enables an account, or disables it if `enabled` is false. Raises LastAdmin if the account is the last enabled
+        admin, unless `force` is true."""
         self.find(name, kind)
         await self.accounts.set_enabled(name, enabled, keep_admin=not force, by=by)
 
     async def set_admin(self, name: AccountName, admin: bool, *, force: bool = False, by: Actor) -> None:
-        """Makes a person an admin, or takes this away. Raises LastAdmin instead of taking it away from the last enabled
-        admin, unless `force` is true."""
+        """Makes a person an admin, or an ordinary user if `admin` is false. Raises LastAdmin if the person is the last
+        enabled admin, unless `force` is true."""
         self.find(name, AccountKind.USER)
         await self.accounts.set_admin(name, admin, keep_admin=not force, by=by)
 
     async def remove(self, name: AccountName, kind: AccountKind, *, force: bool = False, by: Actor) -> None:
-        """Removes an account. Raises LastAdmin instead of removing the last enabled admin, unless `force` is true."""
+        """Removes an account. Raises LastAdmin if it is the last enabled admin, unless `force` is true."""
         self.find(name, kind)
         await self.accounts.remove_account(name, keep_admin=not force, by=by)
 
     # Groups
 
     def group(self, name: AccountName) -> GroupMembers:
-        """Returns a group's name and members. Raises AccountUnknown if there is no such group."""
+        """Returns the group `name` with its members. Raises AccountUnknown if there is no such group."""
         return self.accounts.group(name)
 
     def all_groups(self) -> Iterator[GroupMembers]:
@@ -166,7 +170,7 @@ class Administration:
             after = page.items[-1][0]
 
     def is_known(self, name: AccountName) -> bool:
-        """Returns whether the store has an account of this name. Accounts of an htpasswd file are not in the store."""
+        """Returns whether the store has an account of this name. Accounts in an htpasswd file are not in the store."""
         try:
             self.accounts.account(name)
         except AccountUnknown:
@@ -176,27 +180,31 @@ class Administration:
     # Grants
 
     def grants_for(self, name: str, groups: Iterable[str] = ()) -> list[Grant]:
-        """Returns every grant that applies to the account `name`: grants to itself, its groups, all accounts and
-        everyone. `groups` are groups that a token issuer named, in addition to the groups in the store."""
+        """Returns every grant that applies to the account `name`: grants to the account itself, to its groups, to all
+        accounts and to everyone. `groups` are groups that a token issuer or the OpenID provider named, in addition to
+        the account's groups in the store."""
         return self.accounts.grants(self.subjects_of(name, groups))
 
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
-        """Returns the subjects whose grants apply to the account `name`. A subject is what a grant is made to: an
-        account, a group, all accounts, or everyone."""
+        """Returns the subjects whose grants apply to the account `name`, with its `groups` as in `grants_for`. A
+        subject is who gets a grant: an account, a group, all accounts, or everyone."""
+        # The name may be that of an account outside the store, whose kind is not known here.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
-        members = dict.fromkeys((*self.accounts.groups_of(name), *groups))
-        subjects += [Grantee(GranteeKind.GROUP, group) for group in members]
+        distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
+        subjects += [Grantee(GranteeKind.GROUP, group) for group in distinct_groups]
         return [*subjects, Grantee(GranteeKind.AUTHENTICATED), Grantee(GranteeKind.EVERYONE)]
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
-        """Stores grants. Each replaces an older grant to the same subject for the same pattern. Stores none and raises
-        AccountInvalid if a pattern is not simple: an exact name, or a prefix with `*` or `**` at its end."""
+        """Stores grants. Each replaces an older grant to the same subject for the same pattern. A pattern must be
+        *simple*: an exact name, or a prefix with `*` or `**` at its end. If one is not, raises AccountInvalid and
+        stores no grant. If a later error occurs, some of the grants may be stored."""
         _require_simple(grant.pattern for grant in grants)
         for grant in grants:
             await self.accounts.put_grant(grant, by=by)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
-        """Removes the grant to `subject` for a pattern. The pattern need not be simple, because old grants are not."""
+        """Removes the grant to `subject` for `pattern`. The pattern need not be simple (see `put_grants`), because
+        earlier versions stored grants with other patterns."""
         await self.accounts.remove_grant(subject, pattern, by=by)
 
     # API tokens
@@ -210,16 +218,21 @@ class Administration:
         limits: Sequence[TokenLimit] = (),
         by: Actor,
     ) -> tuple[ApiToken, str]:
-        """Makes an API token for an account. Returns its stored part, and its full text, which is shown once.
-        `expires_in` is in seconds; None: the token never expires. Without `limits`, it has all rights of the
-        account."""
+        """Makes an API token for an account and stores it. Returns its stored part, and its full text with the secret,
+        which is shown once.
+
+        `expires_in` is the lifetime in seconds; None: the token never expires. `limits` are the only actions that the
+        token allows, of those that the account may do; empty: all of them.
+        """
         check_note(note)
         if expires_in is not None and expires_in <= 0:
-            raise AccountInvalid("a token that has expired already is of no use; give a time like 90d")
+            raise AccountInvalid("the token would have expired already; give a lifetime like 90d")
         if expires_in is not None and expires_in > MAX_API_TOKEN_SECONDS:
-            raise AccountInvalid("a token expires within a hundred years; give no time for one that never does")
+            raise AccountInvalid(
+                "a token's lifetime is at most a hundred years; give no lifetime for a token that never expires"
+            )
         _require_simple(limit.pattern for limit in limits)
-        self.accounts.account(account)
+        self.accounts.account(account)  # raises AccountUnknown if there is no such account
         now = self._clock()
         made = api_tokens.make(
             account,
@@ -233,25 +246,28 @@ class Administration:
         return made.token, made.text
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        """Revokes an API token. From the next request on, the token and all bearer tokens made with it are refused."""
+        """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that a
+        client got with it."""
         await self.accounts.revoke_token(token_id, by=by)
 
     # Keys and the audit log
 
     async def rotate_key(self, *, at_once: bool = False, by: Actor) -> SigningKey:
-        """Makes a new signing key and returns it. Tokens that an older key signed are accepted until they expire. With
-        `at_once`, they are refused from now on: use this if somebody else may know the old key."""
+        """Makes a new signing key, which signs all tokens from now on, and returns it. Tokens that an older key signed
+        are accepted for about an hour more: until the last bearer token has expired. With `at_once`, they are refused
+        from now on: use this if somebody else may know the old key."""
         return await signing_keys.rotate(
             self.accounts, self._clock(), by, keep=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
         )
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Returns a page of at most `limit` lines of the audit log that match `query`, newest first."""
+        """Returns a page of at most `limit` lines of the audit log that match `query`, the newest line first."""
         return self.accounts.audit(query, limit)
 
 
 def _require_simple(patterns: Iterable[NamePattern]) -> None:
-    """Raises AccountInvalid if one of the patterns has a star elsewhere than at its end."""
+    """Checks that all patterns are simple: exact names, or prefixes with `*` or `**` at their end. Raises
+    AccountInvalid if not."""
     for pattern in patterns:
         try:
             require_simple(pattern)
@@ -260,7 +276,7 @@ def _require_simple(patterns: Iterable[NamePattern]) -> None:
 
 
 def parse_pattern(text: str) -> NamePattern:
-    """Parses a pattern of repository names, such as `team/**` or `*/app`. Raises AccountInvalid."""
+    """Parses a pattern of repository names, such as `team/**` or `*/app`. Raises AccountInvalid if it is malformed."""
     try:
         return NamePattern(text)
     except ValueError as error:
@@ -268,7 +284,8 @@ def parse_pattern(text: str) -> NamePattern:
 
 
 def parse_actions(text: str) -> Action:
-    """Parses a list of actions, such as `pull,push`; `*` means all. Raises AccountInvalid."""
+    """Parses a list of actions, such as `pull,push`; `*` means all actions. Raises AccountInvalid if an action is not
+    known."""
     try:
         return Action.parse(text)
     except ValueError as error:
@@ -276,7 +293,8 @@ def parse_actions(text: str) -> Action:
 
 
 def parse_limit(text: str) -> TokenLimit:
-    """Parses a limit of an API token, such as `team/**:pull,push`. Raises AccountInvalid."""
+    """Parses a limit of an API token: a pattern and the actions that it allows, such as `team/**:pull,push`. Raises
+    AccountInvalid if it is malformed."""
     pattern, colon, actions = text.partition(":")
     if not colon:
         raise AccountInvalid(f"{shown(text)} does not say what is allowed; write it like team/**:pull,push")

@@ -1,4 +1,4 @@
-"""Builds all objects that authenticate requests in one process, from the settings and the store of accounts."""
+"""Makes the objects of one process that authenticate requests, from the settings and the store of accounts."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ from storage.leases import Leases
 
 @dataclass(frozen=True, slots=True)
 class AuthComponents:
-    """The objects that the rest of the process uses. `openid_login` is None if the settings name no OpenID provider.
-    `refresh_lifetime` is in seconds; `clock` returns seconds since 1970."""
+    """The objects that authenticate requests, as far as other packages use them. `openid_login` is None if the settings
+    name no OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds
+    since 1970. `cursors` encrypts the cursors of lists."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -47,7 +48,8 @@ class AuthComponents:
     cursors: SealedCursors
 
     def token_service(self, rights: ScopePolicy) -> TokenService:
-        """Returns a token service. `rights` tells it which access each account can get."""
+        """Returns a token service, which issues tokens at `/token`. `rights` computes the access that a token can
+        grant."""
         return TokenService(
             self.accounts,
             self.credential_verifier,
@@ -59,8 +61,8 @@ class AuthComponents:
 
 
 def check_auth_files(settings: Settings) -> None:
-    """Checks the htpasswd file and the settings of the OpenID provider. The server calls this at its start, before it
-    forks workers. Raises HtpasswdError, ProviderInvalid."""
+    """Checks the htpasswd file, and the settings of the OpenID provider with its client secret. The server calls this
+    when it starts, before it forks workers. Raises HtpasswdError or ProviderInvalid if a check fails."""
     if settings.auth.htpasswd:
         HtpasswdFile(settings.auth.htpasswd).check()
     check_provider(settings.oidc)
@@ -77,12 +79,17 @@ async def open_auth_components(
 ) -> AsyncIterator[AuthComponents]:
     """Yields the objects for this process and its running event loop. Contacts no token issuer and no OpenID provider.
 
-    At the end, cancels running verifications and writes the collected lines of the audit log, so the store must still
-    be open. `clock` returns seconds since 1970; `monotonic` measures the age of fetched documents, in seconds.
+    - `leases`: slots that all workers share; they limit how many hash a password at the same time.
+    - `clock`: returns seconds since 1970.
+    - `monotonic`: returns monotonic seconds, which measure the age of documents fetched from issuers and the provider.
+
+    When the `async with` block ends, cancels running verifications and writes the collected lines of the audit log. So
+    the store must be open until then.
     """
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
+    # A stamp is a hash of the settings of an issuer or of the provider. Logins under other settings are refused.
     stamps = [*issuers.stamps, *([provider_stamp(oidc)] if oidc.issuer else [])]
     revocation_check = RevocationCheck(accounts, htpasswd, stamps)
     hashing_pool = HashingPool(leases)

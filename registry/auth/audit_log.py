@@ -1,11 +1,11 @@
-"""Records logins and denials in the audit log, and the time of the last use of each API token.
+"""Records logins and denied requests in the audit log, and the time of the last use of each API token.
 
-`AuditBuffer` collects lines for a second before it writes them. It replaces equal lines by one line with a count, and
-bounds the number of different lines, so that clients cannot fill the disk. If the process dies, the collected lines are
-lost.
+`AuditBuffer` collects lines of the audit log for a second before it writes them to the store. It replaces equal lines
+by one line with a count, and bounds the number of different lines, so that clients cannot fill the disk. If the process
+dies, the collected lines are lost.
 
-The audit log also has lines about changes, such as a new account. Those do not pass through this module, because each
-is written in the transaction of its change.
+Lines about changes, such as a new account, do not pass through this module. The store writes each of them in the
+transaction of its change.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ log = logging.getLogger(__name__)
 AUDIT_FLUSH_SECONDS: Final = 1.0
 """How long lines are collected before they are written."""
 MAX_LINES: Final = 1000
-"""The most different lines that are collected at once, and the most lines that refusals may add in a burst. The lines
-above this number are dropped, and only their number is recorded."""
+"""The most different lines that are collected before they are written. It is also the most lines about refusals (failed
+logins and denied requests) that are added in a burst. Further lines are discarded, and only their number is
+recorded."""
 REFUSALS_PER_SECOND: Final = 5.0
-"""The most lines per second that refusals may add in the long run. Under a steady attack these are about 100 MB a day
-for each worker."""
+"""The most lines per second about refusals that are added in the long run. Under a steady attack these are about 100 MB
+a day for each worker."""
 OVERFLOW_ACTION: Final = "audit.overflow"
-"""The action of the line that says how many lines were dropped."""
+"""The action in the line that says how many lines were discarded."""
 LOGIN_ACTION: Final = "login"
+"""The action in lines about logins."""
 REPEAT_SECONDS: Final = 3600.0
-"""A repeated login with the same credential from the same address is recorded again only after this time."""
+"""For how long a login is not recorded again. The same login is one of the same account, with the same method and the
+same API token, from the same address."""
 
 
 class AuditBuffer:
-    """Collects lines of the audit log, for one process and its event loop. `interval` is the time in seconds until they
-    are written. `clock` returns seconds since 1970."""
+    """Collects lines of the audit log and writes them to the store, for one process and its event loop. `interval` is
+    the time for which lines are collected, in seconds. `clock` returns seconds since 1970."""
 
     def __init__(
         self, accounts: Accounts, clock: Callable[[], float], *, interval: float = AUDIT_FLUSH_SECONDS
@@ -54,14 +57,18 @@ class AuditBuffer:
         self._clock = clock
         self._interval = interval
         self._collected: dict[tuple[object, ...], AuditEntry] = {}
-        self._dropped = 0
+        """The collected lines, by `_entry_key`."""
+        self._discarded = 0
+        """The number of lines that were discarded since the last writing."""
         self._allowed_refusals = float(MAX_LINES)
+        """The number of lines about refusals that could be added at the time `_allowance_updated_at`."""
         self._allowance_updated_at = clock()
         self._timer: asyncio.Task[None] | None = None
+        """The task that waits for the end of the interval and then writes the lines; None if there is none."""
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
-        """Adds a line, or drops and counts it if there are too many. Never waits and never raises."""
+        """Adds a line. If there are too many lines, discards it and counts it. Never waits and never raises."""
         key = _entry_key(entry)
         same = self._collected.get(key)
         if same is not None:
@@ -69,7 +76,7 @@ class AuditBuffer:
         elif len(self._collected) < MAX_LINES and (entry.outcome == "ok" or self._take_refusal_allowance()):
             self._collected[key] = entry
         else:
-            self._dropped += entry.count
+            self._discarded += entry.count
         if self._timer is None and not self._closed:
             self._timer = start_detached(self._flush_later())
 
@@ -81,8 +88,8 @@ class AuditBuffer:
         outcome: Literal["ok", "denied", "failed"],
         detail: Mapping[str, object] | None = None,
     ) -> None:
-        """Adds a line that says that the actor `by` now did `action` on `target`, or tried to. Never waits and never
-        raises."""
+        """Adds a line that says that the actor `by` now did `action` on `target`, or tried to; `outcome` says which.
+        Never waits and never raises."""
         self.add(
             AuditEntry(
                 self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
@@ -90,20 +97,21 @@ class AuditBuffer:
         )
 
     async def flush(self) -> None:
-        """Writes the collected lines to the store. If this fails, logs an error, and the lines are lost."""
+        """Writes the collected lines to the store. If the store cannot be written, logs an error, and the lines are
+        lost."""
         entries, self._collected = list(self._collected.values()), {}
-        dropped, self._dropped = self._dropped, 0
-        if dropped:
-            entries.append(AuditEntry(self._clock(), "system", OVERFLOW_ACTION, count=dropped))
+        discarded, self._discarded = self._discarded, 0
+        if discarded:
+            entries.append(AuditEntry(self._clock(), "system", OVERFLOW_ACTION, count=discarded))
         if not entries:
             return
         try:
             await self._accounts.add_audit_entries(entries)
         except RegistryError as error:
-            log.error("%d lines of the audit log could not be written: %s", len(entries), error)
+            log.error("could not write %d lines of the audit log, which are lost: %s", len(entries), error)
 
     async def aclose(self) -> None:
-        """Writes the remaining lines. May be called more than once."""
+        """Writes the collected lines now. May be called more than once."""
         self._closed = True
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -112,7 +120,8 @@ class AuditBuffer:
         await self.flush()
 
     def _take_refusal_allowance(self) -> bool:
-        """Returns whether a refusal may add a line now, and subtracts the line from the allowance."""
+        """Returns whether a line about a refusal may be added now, and if so, counts it. Between calls, the number of
+        allowed lines grows by `REFUSALS_PER_SECOND`, to `MAX_LINES` at most."""
         now = self._clock()
         gained = max(0.0, now - self._allowance_updated_at) * REFUSALS_PER_SECOND
         self._allowed_refusals = min(float(MAX_LINES), self._allowed_refusals + gained)
@@ -123,32 +132,36 @@ class AuditBuffer:
         return True
 
     async def _flush_later(self) -> None:
+        """Waits for the interval and then writes the collected lines."""
         await asyncio.sleep(self._interval)
         self._timer = None
         await self.flush()
 
 
 def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
-    """Returns all parts of a line except its time and its request id. Lines with equal keys are combined."""
+    """Returns a key that contains all parts of a line except its time, its request id and its count. Lines with equal
+    keys are combined into one line."""
     detail = json.dumps(entry.detail, sort_keys=True, default=str) if entry.detail else ""
     return (entry.actor, entry.action, entry.target, entry.outcome, entry.address, entry.user_agent, detail)
 
 
 class LoginAudit:
-    """Records logins and uses of API tokens, for one process and its event loop. `clock` returns seconds since 1970.
-    The `record_` methods never wait and never raise."""
+    """Records logins in the audit log, and uses of API tokens in the store, for one process and its event loop. `clock`
+    returns seconds since 1970. The `record_` methods never wait and never raise. Their arguments for a login: `by`
+    describes the client, and `method` is `password`, `token` (an API token), `issuer` (a token of a trusted issuer) or
+    `openid` (a login at the OpenID provider)."""
 
     def __init__(self, accounts: Accounts, buffer: AuditBuffer, clock: Callable[[], float]) -> None:
         self._accounts = accounts
         self._buffer = buffer
         self._clock = clock
         self._recorded_at = SecretCache[float]()
-        """When each login was last recorded."""
+        """When a login was last recorded, by account, method, API token and address."""
         self._use_writes: dict[str, asyncio.Task[None]] = {}
-        """The running writes of token uses, by the token's id."""
+        """The running tasks that write the use of an API token to the store, by the token's id."""
 
     def record_success(self, identity: Identity, method: str, by: Actor) -> None:
-        """Records a login. `method` is `password`, `token`, `issuer` or `openid`."""
+        """Records a login that succeeded, unless an equal login was recorded in the last `REPEAT_SECONDS`."""
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         if now - (self._recorded_at.get(key) or -REPEAT_SECONDS) < REPEAT_SECONDS:
@@ -160,22 +173,25 @@ class LoginAudit:
         self._buffer.record(replace(by, name=name), LOGIN_ACTION, name, "ok", detail)
 
     def record_failure(self, user: str, method: str, reason: str, by: Actor) -> None:
-        """Records a failed login. `reason` is not sent to the client. `user` is the text that the client sent as the
-        name. It is recorded only if it is a valid name, because people type passwords into the wrong field."""
+        """Records a failed login. `reason` is a text for the audit log that the client does not see. `user` is the text
+        that the client sent as its user name. It is recorded only if it is a valid name of an account, because people
+        type passwords into the wrong field."""
         detail = {"how": method, "reason": reason}
         self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name(user), "failed", detail)
 
     def record_token_use(self, token: ApiToken) -> None:
-        """Records in the store that an API token was used now. Does so at most once an hour for each token."""
+        """Starts to record in the store that an API token is used now. Does nothing if a use was recorded in the last
+        hour."""
         now = self._clock()
         if is_use_due(token, now) and token.id not in self._use_writes:
             self._use_writes[token.id] = start_detached(self._write_use(token.id, now))
 
     async def aclose(self) -> None:
-        """Waits for the writes that are running."""
+        """Waits until the uses of API tokens that are being written have been written."""
         await asyncio.gather(*self._use_writes.values(), return_exceptions=True)
 
     async def _write_use(self, token_id: str, now: float) -> None:
+        """Writes to the store that the token was used at the time `now`. Logs a warning if this fails."""
         try:
             await self._accounts.save_token_use(token_id, now)
         except RegistryError as error:

@@ -1,14 +1,13 @@
-"""Authenticators: find the principal of a request from its headers.
+"""Authenticators: find the principal of a request from its headers. The principal is the account, or anonymous client,
+that makes the request, with its rights.
 
-The principal is the account, or anonymous client, that makes the request, with its rights.
-
-`HeaderAuthenticator` serves the distribution API (`/v2`). It usually makes one look-up in the cache of verified
-credentials, which holds their principals (`registry.auth.credential_cache`). Each request reads the *epoch*, a number
-in the store that every change of rights increases, so a change by any worker takes effect with the next request
-(`registry.auth.revocation_across_workers`).
-
-`ManagementAuthenticator` serves the management API. It accepts Basic with a password or an API token, Bearer with an
-API token, and the session cookie of a login at the OpenID provider.
+- `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one look-up in the cache of
+  verified credentials, which also contains their principals (`registry.auth.credential_cache`). Each request reads the
+  *epoch*, a number in the store that every change of rights increases. So a change by any worker takes effect with the
+  next request (`registry.auth.revocation_across_workers`).
+- `OpenAuthenticator` serves the distribution API of a registry without a store of accounts.
+- `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
+  accepts, and also an API token as Bearer, and the session cookie of a login at the OpenID provider.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from storage.errors import Unauthorized
 from storage.names import RepositoryName
 
 INVALID_TOKEN: Final = "invalid_token"
-"""The error code in the challenge (`WWW-Authenticate`) if the client needs a new token (RFC 6750, 3.1)."""
+"""The error code in the challenge (`WWW-Authenticate`) for a bearer token that is not valid. The client then gets a new
+token (RFC 6750, 3.1)."""
 
 
 class HeaderAuthenticator:
-    """Authenticates by the `Authorization` header, and implements `registry.http.www_authenticate.Authenticator`.
-    Ignores the header while the registry has no accounts, because some clients send their login for another
-    registry."""
+    """Authenticates by the Authorization header. Implements `registry.http.www_authenticate.Authenticator`. While this
+    registry has no accounts, ignores the header, because some clients send their login for another registry to it."""
 
     def __init__(
         self,
@@ -54,17 +53,17 @@ class HeaderAuthenticator:
         self._clock = clock
         self._cache = credentials.cache
         self._epoch: int | None = None
-        """The epoch at the last request; None before the first."""
+        """The epoch at the last request; None before the first request."""
         self._anonymous = UNPRIVILEGED
-        """The principal of requests without credentials, under that epoch."""
+        """The principal of requests without a credential, with its rights under that epoch."""
 
     async def authenticate(self, request: RequestContext) -> None:
-        """Sets the principal of the request. Raises Unauthorized for a credential that is not valid, TooManyRequests
-        after too many failed logins."""
+        """Sets the principal of the request. Raises Unauthorized for a credential that is not valid. Raises
+        TooManyRequests after too many failed logins, or if too many logins wait."""
         epoch = self._current_epoch()
         if epoch != self._epoch:
             await self._policy.prepare(ANONYMOUS)
-            epoch = self._current_epoch()
+            epoch = self._current_epoch()  # may have changed again during `prepare`
             self._anonymous, self._epoch = self._policy.anonymous(), epoch
         principal = self._anonymous
         if not principal.open:
@@ -75,9 +74,13 @@ class HeaderAuthenticator:
         request.principal = principal
 
     def credential_key(self, headers: Sequence[bytes], address: str) -> bytes | None:
-        """Returns a key under which an answer to these Authorization headers may be cached until the store changes.
-        Returns an empty key for a request without credentials. Returns None if no answer may be cached: the credential
-        is not in the cache, or also depends on something outside the store."""
+        """Returns the key of a client's credential in a cache of responses, which is emptied when the store changes.
+
+        `headers` are the values of the Authorization headers, `address` is the client's address. The key is empty for
+        all requests without a credential, and for all requests while the registry has no accounts. Returns None if the
+        response must not be cached: the credential is not in the cache of verified credentials, or it also depends on
+        something outside the store.
+        """
         if self._anonymous.open or not headers:
             return b""
         key = self._cache.key_of(headers[0], address)
@@ -85,11 +88,13 @@ class HeaderAuthenticator:
         return None if found is None or found.identity.stamp is not None or len(headers) > 1 else key
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Checks that the principal of the current request may push to `repo`. Raises Unauthorized, Denied."""
+        """Checks that the principal of the current request may push to `repo`. Raises Unauthorized or Denied if not."""
         self._guard.check_push(repo)
 
     def _cached(self, key: bytes) -> Principal | None:
-        """Returns the cached principal of a header if it is valid under the epoch of the last request, or None."""
+        """Returns the cached principal of a credential. Returns None if there is none, if its rights were read under
+        another epoch than that of the last request, or if the credential is not valid any more. `key` is the
+        credential's key in the cache of verified credentials."""
         found = self._cache.get(key)
         if found is None or found.principal is None or found.principal.epoch != self._epoch:
             return None
@@ -100,7 +105,8 @@ class HeaderAuthenticator:
         return found.principal
 
     async def _verify(self, headers: list[bytes], request: RequestContext) -> Principal:
-        """Returns the principal of a header that is not cached. Raises Unauthorized, TooManyRequests."""
+        """Returns the principal of a credential for which `_cached` returned None. `headers` are the values of the
+        Authorization headers. Raises Unauthorized, TooManyRequests."""
         credential = parse_authorization(headers)
         if credential is None:
             return self._anonymous
@@ -113,29 +119,30 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """Authenticator of a registry without a store of accounts. Every request may pull, push and delete, except below
-    the `guarded` upstreams (first segments of names)."""
+    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, except
+    below the `guarded` upstreams: names of mirrored registries, such as `ghcr.io`, with which repository names
+    begin."""
 
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard
         self._principal = open_principal(guarded)
 
     def credential_key(self, headers: Sequence[bytes], address: str) -> bytes:
-        """Returns an empty key: all requests get the same answers."""
+        """Returns an empty key for all requests, because the response to a request does not depend on the client."""
         return b""
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Checks that the current request may push to `repo`. Raises Unauthorized."""
+        """Checks that the current request may push to `repo`. Raises Unauthorized if not."""
         self._guard.check_push(repo)
 
     async def authenticate(self, request: RequestContext) -> None:
-        """Sets the principal of the request."""
+        """Sets the principal of the request, which is the same for all requests."""
         request.principal = self._principal
 
 
 class ManagementAuthenticator:
-    """Authenticates callers of the management API. While the registry has no accounts, ignores all credentials, and
-    every caller is anonymous."""
+    """Authenticates callers of the management API. While the registry has no accounts, ignores all credentials: every
+    caller is anonymous."""
 
     def __init__(self, policy: Policy, credentials: CredentialVerifier, sessions: LoginSessions) -> None:
         self._policy = policy
@@ -145,8 +152,10 @@ class ManagementAuthenticator:
     async def authenticate(
         self, headers: Sequence[tuple[bytes, bytes]], by: Actor, session: str | None = None
     ) -> Principal:
-        """Returns the principal of a caller. `headers` are the request's headers, `session` is the text of the session
-        cookie; an Authorization header has precedence. Raises Unauthorized, TooManyRequests."""
+        """Returns the principal of a caller. `headers` are the request's headers, with names in lower case. `session`
+        is the text of the session cookie; None: there is none. If the request has both a session cookie and an
+        Authorization header, uses the header. `by` describes the client, for the audit log. Raises Unauthorized,
+        TooManyRequests."""
         if not self._policy.closed:
             return self._policy.anonymous()
         match parse_authorization([value for name, value in headers if name == b"authorization"]):
@@ -161,15 +170,16 @@ class ManagementAuthenticator:
         return self._policy.principal(identity)
 
     async def _session_principal(self, text: str) -> Principal:
-        """Returns the principal of a session. Raises Unauthorized if the session has ended."""
+        """Returns the principal of the session with this text. Raises Unauthorized if the session is not valid, or has
+        ended."""
         try:
             return await self._principal(self._sessions.verify(text))
         except Unauthorized:
             raise Unauthorized(SESSION_ENDED) from None
 
     async def _api_token(self, text: str, by: Actor) -> Principal:
-        """Returns the principal of an API token. Raises Unauthorized for a refresh token, which only `/token`
-        accepts."""
+        """Returns the principal of the API token `text`. Raises Unauthorized if it is not valid, or if it is a refresh
+        token, which only `/token` accepts. `by` describes the client, for the audit log."""
         identity = await self._credentials.verify_refresh(text, by)
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":

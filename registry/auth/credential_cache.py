@@ -1,12 +1,14 @@
-"""The cache of verified credentials, and of the principals (accounts with their rights) that they belong to.
+"""The cache of verified credentials, and of their principals. A principal is the account that a credential belongs to,
+with its rights.
 
-The cache key of a credential is a keyed hash of its Authorization header and the client's address. The hash key is
-random and belongs to this process, so a core dump contains no secret, and nobody can test guesses against it. The hash
-includes the address because a guesser at another address must not get past the throttle of logins with a password that
-is cached for its owner's address.
+The cache key of a credential is a keyed hash of its Authorization header and the client's address, with a random key
+that each cache makes for itself. So the cache contains no secret. The hash includes the address for this reason: logins
+with a cached password are not throttled, and this must help only clients at the address that sent the right password,
+not a guesser at another address.
 
-An entry can be outdated. It holds the *epoch* under which it was verified, a number in the store that every change of
-rights increases; `registry.auth.revocation_across_workers` compares it with the current epoch.
+An entry can be outdated, because rights and accounts change. It contains the *epoch* at which it was verified: a number
+in the store that every change of rights increases. `registry.auth.revocation_across_workers` compares it with the
+current epoch.
 """
 
 from __future__ import annotations
@@ -20,20 +22,22 @@ from registry.auth.authorization_header import Basic, Bearer
 from registry.auth.rights.principal import Identity, Principal
 
 MAX_CACHED_LOGINS: Final = 2048
-"""The most Basic credentials in the cache: passwords, API tokens, tokens of issuers."""
+"""The most Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted issuers."""
 MAX_CACHED_BEARER_TOKENS: Final = 1024
-"""The most bearer tokens in the cache. They have a limit of their own, so that a client that gets many tokens evicts no
-passwords, which would have to be hashed again."""
+"""The most Bearer credentials in the cache. They have a limit of their own: a client that gets many bearer tokens must
+not evict passwords, which would have to be hashed again."""
 
 
 class VerifiedCredential:
-    """A verified credential.
+    """An entry of the cache: what a verified credential proved.
 
-    - `identity`: the account and limits that the credential proved.
+    - `identity`: the account, and the limits of the credential.
     - `epoch`: the epoch of the store when the identity was last checked.
-    - `until`: when the entry expires, in seconds since 1970; not later than the identity.
-    - `key_id`: the id of the store's key that signed the credential. None: the store did not sign it.
-    - `principal`: the principal of the identity, or None before it is first computed. It holds an epoch of its own.
+    - `until`: when the entry expires, in seconds since 1970. This is not later than the expiry of the identity.
+    - `key_id`: the id of the store's signing key that signed the credential. None: it is not a bearer token of this
+      registry.
+    - `principal`: the principal of the identity; None until it is first needed. It contains the epoch of its rights,
+      which may differ from `epoch`.
     """
 
     __slots__ = ("epoch", "identity", "key_id", "principal", "until")
@@ -47,16 +51,20 @@ class VerifiedCredential:
 
 
 class CredentialCache:
-    """The verified credentials of one process, by the key that `key_of` returns. Evicts the oldest entries."""
+    """The verified credentials of one process, by the cache key that `key_of` returns. A full cache evicts the oldest
+    entry for a new one."""
 
     def __init__(self) -> None:
-        self._hash = blake2b(digest_size=16, key=os.urandom(32))  # copied for each key, which is faster than a new one
-        self._address, self._address_hash = "", self._hash  # kept because one address often sends several requests
+        # The hash is keyed once and copied for each cache key, because a copy is faster than a new keyed hash.
+        self._hash = blake2b(digest_size=16, key=os.urandom(32))
+        # The hash with the last client's address, because one client often sends several requests in a row.
+        self._address, self._address_hash = "", self._hash
         self._logins: dict[bytes, VerifiedCredential] = {}
         self._tokens: dict[bytes, VerifiedCredential] = {}
 
     def key_of(self, header: bytes, address: str) -> bytes:
-        """Returns the key of an Authorization header that came from `address`."""
+        """Returns the cache key of a credential: `header` is its Authorization header, `address` the address of the
+        client that sent it."""
         if address != self._address:
             address_hash = self._hash.copy()
             address_hash.update(address.encode() + b"\0")  # separates address and header: no address contains NUL
@@ -66,11 +74,12 @@ class CredentialCache:
         return hashed.digest()
 
     def get(self, key: bytes) -> VerifiedCredential | None:
-        """Returns the cached credential, which may be outdated, or None."""
+        """Returns the entry under the cache key `key`, or None if there is none. The entry may be outdated."""
         return self._logins.get(key) or self._tokens.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
-        """Caches `verified` under `key`, in place of an older entry."""
+        """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is what
+        the client sent; its type selects which of the two limits applies."""
         is_bearer = isinstance(credential, Bearer)
         entries = self._tokens if is_bearer else self._logins
         entries.pop(key, None)
@@ -79,7 +88,7 @@ class CredentialCache:
         entries[key] = verified
 
     def remove(self, key: bytes) -> None:
-        """Removes an entry, if it exists."""
+        """Removes the entry under the cache key `key`, if there is one."""
         self._logins.pop(key, None)
         self._tokens.pop(key, None)
 
@@ -88,11 +97,12 @@ class CredentialCache:
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the Authorization header in the spelling that most clients send. The cache key of a credential is made
-    from this header, so a request with another spelling is found in the cache only after its header is parsed."""
+    """Returns the Authorization header of a credential in the form that most clients send, from which its cache key is
+    made. If a client sends another form, such as `bearer` in lower case, its credential is found in the cache only
+    after the header was parsed."""
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
-    # A user name with a colon can come only from a form. With the scheme Basic, "a:b" with the secret "c" would look
-    # like "a" with the secret "b:c".
+    # A user name with a colon can come only from a form sent to `/token`. In a Basic header, the user "a:b" with the
+    # secret "c" would look like the user "a" with the secret "b:c".
     scheme = b"Form " if ":" in credential.user else b"Basic "
     return scheme + base64.b64encode(f"{credential.user}:{credential.secret}".encode("utf-8", "surrogatepass"))

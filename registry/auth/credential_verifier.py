@@ -1,10 +1,11 @@
 """Verifies credentials: passwords, API tokens, bearer tokens that `/token` issued, and tokens of trusted issuers.
 
-Verified credentials are cached, so the password that a client sends with every request is hashed once an hour. Each
-look-up in the cache checks that the credential is still valid (`registry.auth.revocation_across_workers`). For this, an
-entry holds the *epoch*, a number in the store that every change of accounts, grants, tokens and keys increases.
+Verified credentials are cached. So the password that a client sends with every request is hashed once an hour. Each
+look-up in the cache checks whether the credential is still valid (`registry.auth.revocation_across_workers`). For this
+purpose, an entry contains the *epoch* at which the credential was verified. The epoch is a number in the store that
+increases when an account, a grant or a signing key changes, or an API token is revoked.
 
-All wrong credentials get the same error text, so that it reveals nothing.
+All wrong credentials get the same error text, so that it does not reveal what is wrong.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from storage.content import Actor
 from storage.errors import TooManyRequests, Unauthorized
 
 CACHED_SECONDS: Final = 3600.0
-"""Lifetime of a cached credential."""
+"""How long a verified credential is cached."""
 MAX_USER_CHARACTERS: Final = 255
-"""The longest user name that is looked up."""
+"""The longest user name that is accepted."""
 MAX_SECRET_CHARACTERS: Final = 16 * 1024
-"""The longest secret that is checked. It is this long because a client may send an issuer's token as the password."""
+"""The longest secret that is accepted. It is so long because a client may send the token of an issuer as its
+password."""
 
 
 class CredentialVerifier:
-    """Verifies credentials, for one process and its event loop. `clock` returns seconds since 1970."""
+    """Verifies credentials, for one process and its event loop. `logins` records logins in the audit log. `clock`
+    returns seconds since 1970."""
 
     def __init__(
         self,
@@ -57,16 +60,19 @@ class CredentialVerifier:
         self._logins = logins
         self._clock = clock
         self._verifications = SingleFlight[VerifiedCredential]()
+        """The running verifications of Basic credentials, by cache key."""
         self.cache = CredentialCache()
         self.cached_credential_check = CachedCredentialCheck(accounts, bearer_tokens, revocation_check, clock)
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
-        """Returns the verified credential, from the cache if it is there. `by` describes the client, for its address
-        and for the audit log.
+        """Verifies a credential, and returns what it proves. Uses the cache if the credential is there. `by` describes
+        the client: its address limits failed logins, and the audit log names it.
 
-        May wait for the download of an issuer's key set, and for the hashing of passwords; concurrent requests with the
-        same password share one hashing. Raises Unauthorized if the credential is not valid, and TooManyRequests after
-        too many failed logins or if too many logins wait. If the caller is cancelled, the verification continues.
+        May wait for the download of an issuer's key set, or for the hashing of a password; concurrent requests with the
+        same password share one hashing. If the caller is cancelled, the verification of a Basic credential continues.
+
+        Raises Unauthorized if the credential is not valid. Raises TooManyRequests after too many failed logins, or if
+        too many logins wait. Raises StorageFull or StorageFailed if the store cannot count a failed login.
         """
         key = self.cache.key_of(header_of(credential), by.address)
         found = self.cache.get(key)
@@ -83,7 +89,8 @@ class CredentialVerifier:
         return await self._verifications.run(key, lambda: self._verify_basic(key, credential, by))
 
     async def verify_bearer(self, token: str, by: Actor) -> Identity:
-        """Returns the identity that a bearer token proves. Raises what `verify` raises."""
+        """Returns the identity that a bearer token proves. The token is one of this registry or of a trusted issuer.
+        Raises what `verify` raises."""
         return (await self.verify(Bearer(token), by)).identity
 
     async def verify_basic(self, user: str, secret: str, by: Actor) -> Identity:
@@ -92,10 +99,11 @@ class CredentialVerifier:
         return (await self.verify(Basic(user, secret), by)).identity
 
     async def verify_refresh(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token proves without a user name. `/token` accepts API tokens in this way,
-        as refresh tokens. Raises Unauthorized if the token is not valid."""
+        """Returns the identity that an API token without a user name proves. A *refresh token* is an API token that
+        `/token` issued to a client for later requests to `/token`. Accepts both refresh tokens and the API tokens that
+        people made. Raises Unauthorized if the token is not valid."""
         try:
-            identity = self._api_token(None, text)
+            identity = self._api_token(user=None, text=text)
         except Unauthorized as error:
             self._logins.record_failure("", "token", error.message, by)
             raise Unauthorized(REFUSED) from None
@@ -103,18 +111,18 @@ class CredentialVerifier:
         return identity
 
     async def aclose(self) -> None:
-        """Cancels all verifications that are running."""
+        """Cancels the running verifications of Basic credentials, and waits until they have ended."""
         await self._verifications.aclose()
 
     async def _verify_bearer(self, key: bytes, credential: Bearer, by: Actor) -> VerifiedCredential:
-        """Verifies a bearer token of this registry or of an issuer, and caches it under `key`."""
+        """Verifies a bearer token of this registry or of an issuer, and caches the result under `key`."""
         token, epoch = credential.token, self._accounts.epoch()
-        is_from_issuer = self._issuers.issued(token)
+        is_from_issuer = self._issuers.is_issuer_token(token)
         try:
             if is_from_issuer:
-                identity, key_id = await self._issuers.verify(token), None
+                identity, key_id = await self._issuers.verify(token), None  # no key of this store
             else:
-                identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.key_of(token)
+                identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -128,16 +136,14 @@ class CredentialVerifier:
         """Verifies a user name and a secret, which is a password, an API token or an issuer's token. Caches the result
         under `key`."""
         user, secret, epoch = credential.user, credential.secret, self._accounts.epoch()
-        method = (
-            "token" if api_tokens.is_well_formed(secret) else "issuer" if self._issuers.issued(secret) else "password"
-        )
+        method = self._login_method(secret)
         try:
             if method == "token":
                 identity = self._api_token(user, secret)
             elif method == "issuer":
                 identity = await self._issuers.verify(secret)
                 if identity.name != user:
-                    raise Unauthorized("the token is another account's")
+                    raise Unauthorized("the token belongs to another account than the user name")
             else:
                 identity = await self._passwords.check(_account_name(user), secret, by.address)
             identity = self._revocation_check.check(identity)
@@ -150,27 +156,41 @@ class CredentialVerifier:
         self._logins.record_success(identity, method, by)
         return self._store(key, credential, identity, epoch)
 
+    def _login_method(self, secret: str) -> str:
+        """Returns which kind of secret a client sent with its user name: `token` for an API token, `issuer` for an
+        issuer's token, and `password` for everything else. The audit log names this method."""
+        if api_tokens.is_well_formed(secret):
+            return "token"
+        return "issuer" if self._issuers.is_issuer_token(secret) else "password"
+
     def _store(
         self, key: bytes, credential: Basic | Bearer, identity: Identity, epoch: int, key_id: str | None = None
     ) -> VerifiedCredential:
-        """Caches a verified credential and returns it. `epoch` must be read before the verification: after a change
-        during the verification, the next look-up then checks the credential again."""
+        """Caches a verified credential under `key`, and returns the entry. `key_id` is the id of this store's key that
+        signed the credential; None: no such key did.
+
+        `epoch` must be read before the verification. If it changes during the verification, the entry contains the old
+        number, and the next look-up checks the credential again.
+        """
         verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS, key_id)
         self.cache.put(key, verified, credential)
         return verified
 
     def _api_token(self, user: str | None, text: str) -> Identity:
-        """Returns the identity that an API token proves. Raises Unauthorized if the token is not valid or belongs to
-        another account than `user`. Without `user`, accepts tokens of all accounts, and refresh tokens as well."""
+        """Returns the identity that the API token `text` proves. Raises Unauthorized if the token is not valid.
+
+        `user` is the user name that the client sent. The token must belong to this account, and must not be a refresh
+        token. None: the client sent no user name, so the token may belong to any account, and may be a refresh token.
+        """
         token = api_tokens.find(self._accounts, text)
         if user is not None and token.account != user:
-            raise Unauthorized("the API token is another account's")
+            raise Unauthorized("the API token belongs to another account than the user name")
         if user is not None and token.purpose != "personal":
-            raise Unauthorized("a refresh token is no password")
+            raise Unauthorized("a refresh token is not accepted as a password")
         try:
             account = self._accounts.account(token.account)
         except AccountUnknown:
-            raise Unauthorized("the account is gone") from None
+            raise Unauthorized("the account was removed") from None
         if not account.enabled:
             raise Unauthorized("the account is disabled")
         self._logins.record_token_use(token)
@@ -185,8 +205,8 @@ class CredentialVerifier:
 
 
 def _account_name(user: str) -> AccountName:
-    """Returns `user` as an account's name. Raises Unauthorized if it cannot be one. This answer comes faster than one
-    after a hashing, which reveals nothing, because the rules for names are public."""
+    """Returns `user` as an account's name. Raises Unauthorized if the rules for names do not allow it. This refusal
+    needs no hashing, so it is faster than others, but it does not reveal which accounts exist: the rules are public."""
     try:
         return AccountName(user)
     except AccountInvalid:

@@ -1,8 +1,10 @@
-"""`RevocationCheck`: checks whether an identity that a credential once proved is still valid.
+"""`RevocationCheck`: checks whether an identity that a credential once proved is still valid. An identity is the
+account of a client, with the limits of its credential.
 
-It looks at the identity's account and API token in the store, at its line in the htpasswd file, and at the settings of
-the token issuer or OpenID provider that proved it. `registry.auth.revocation_across_workers` says when this check runs,
-and how a worker notices what another worker revoked.
+The check reads the account and the API token in the store. If something outside the store proved the identity, it
+compares that as well: the account's line in the htpasswd file, or the settings of the token issuer or OpenID provider.
+`registry.auth.revocation_across_workers` says when this check runs, and how a worker notices what another worker
+revoked.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from storage.errors import Unauthorized
 
 
 class RevocationCheck:
-    """Checks identities. A *stamp* is a hash of the source outside the store that proved an identity. `stamps` are the
-    stamps of the issuers and of the OpenID provider in the current settings."""
+    """Checks identities. A *stamp* is a hash of the source outside the store that proved an identity; an identity
+    contains the stamp. `stamps` are those of the issuers and of the OpenID provider in the current settings. `htpasswd`
+    is None if the settings name no htpasswd file."""
 
     def __init__(self, accounts: Accounts, htpasswd: HtpasswdFile | None = None, stamps: Collection[str] = ()) -> None:
         self._accounts = accounts
@@ -27,20 +30,23 @@ class RevocationCheck:
         self._stamps = frozenset(stamps)
 
     def check(self, identity: Identity) -> Identity:
-        """Returns the identity with the current limits of its API token, and with the token's expiry time if that is
-        earlier. Raises Unauthorized if the identity is not valid any more. Does not check whether it has expired.
+        """Returns the identity with the current limits of its API token, and with the expiry of that token if it is
+        earlier than its own. Raises Unauthorized if the identity is not valid any more. Does not check whether it has
+        expired.
 
-        Takes about ten microseconds. The result stays valid until the store's epoch changes (the number that every
-        change of accounts, grants, tokens and keys increases), or until `is_stamp_current` returns False.
+        Takes about ten microseconds. The check need not be repeated before the store's *epoch* changes or
+        `is_stamp_current` returns False. The epoch is a number in the store that increases when an account, a grant or
+        a signing key changes, or an API token is revoked.
         """
         if identity.name is None:
             return identity
         if identity.version is not None:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
-            raise Unauthorized("the credential is not valid any more")
+            raise Unauthorized("the htpasswd line, or the settings, that the login depends on have changed")
+        # Without a version, the account is one of the htpasswd file, and must have a stamp.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
-            raise Unauthorized("the credential is not valid any more")
+            raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
         if identity.token is None:
             return identity
         token = self._token(identity)
@@ -48,9 +54,9 @@ class RevocationCheck:
         return replace(identity, limits=token.limits, expires=expires)
 
     def is_stamp_current(self, identity: Identity) -> bool:
-        """Returns whether the source that the identity's stamp was made from is unchanged. True for an identity without
-        a stamp. Takes two microseconds for a line of an htpasswd file, which needs a stat of the file, and no
-        measurable time for other identities."""
+        """Returns whether the source outside the store that proved the identity is unchanged, which its stamp tells.
+        True for an identity without a stamp. Takes two microseconds for an account in the htpasswd file, because the
+        file needs a `stat`, and no measurable time for other identities."""
         if identity.stamp is None or identity.name is None:
             return True
         if identity.stamp.startswith(f"{STAMP_PREFIX}:"):
@@ -58,20 +64,21 @@ class RevocationCheck:
         return identity.stamp in self._stamps
 
     def _check_account(self, identity: Identity) -> None:
-        """Raises Unauthorized if the account in the store was removed, disabled or changed."""
+        """Raises Unauthorized if the account was removed from the store or disabled, or if its version has changed: a
+        new password and a change of the admin right change the version."""
         assert identity.name is not None
         try:
-            account = self._accounts.account(str.__new__(AccountName, identity.name))
+            account = self._accounts.account(_trusted_name(identity.name))
         except AccountUnknown:
-            raise Unauthorized("the account is gone") from None
+            raise Unauthorized("the account was removed") from None
         if not account.enabled or account.version != identity.version:
-            raise Unauthorized("the account has changed")
+            raise Unauthorized("the account was disabled, or its password or admin right was changed")
 
     def _is_stored(self, name: str) -> bool:
         """Returns whether the store has an account of this name. Such an account, even a disabled one, replaces an
         account of the same name in the htpasswd file."""
         try:
-            self._accounts.account(str.__new__(AccountName, name))
+            self._accounts.account(_trusted_name(name))
         except AccountUnknown:
             return False
         return True
@@ -82,7 +89,13 @@ class RevocationCheck:
         try:
             token, _ = self._accounts.token(identity.token)
         except AccountUnknown:
-            raise Unauthorized("the API token is gone") from None
+            raise Unauthorized("the API token was revoked, or has expired") from None
         if token.account != identity.name:
-            raise Unauthorized("the API token is another account's")
+            raise Unauthorized("the API token belongs to another account")
         return token
+
+
+def _trusted_name(name: str) -> AccountName:
+    """Returns `name` as an account's name without the check of its characters, which would take most of the time. The
+    name comes from an identity, so it was checked before."""
+    return str.__new__(AccountName, name)

@@ -1,21 +1,22 @@
 """How a revoked right or credential takes effect on all workers, with the next request.
 
-Workers are processes that share one database. They send each other no messages. Instead, each request compares two
-numbers:
+Workers are processes that share one database. They do not send each other messages about revocations. A number in the
+database, the *epoch*, tells each worker that rights have changed:
 
 1. The worker that revokes something (disables an account, removes a grant, revokes an API token, …) increments the
-   *epoch*, a number in the database, in the same transaction (`storage.accounts.Accounts.epoch`).
-2. Every other worker reads the epoch at each request. This takes microseconds:
-   `storage.metadata.sqlite.cross_process_change_counter` shows from shared memory whether anything was committed since
-   the last request, and only then is the number read.
-3. A cached credential and its principal (the account with its rights) have the epoch under which they were made.
-   `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if its epoch is the current one.
-4. Otherwise `CachedCredentialCheck.is_valid` in this module checks the credential again, and `principal_of` computes
-   its rights anew.
+   epoch in the same transaction (`storage.accounts.Accounts.epoch`).
+2. Every worker reads the epoch at each request. This takes microseconds, because the number is read from the database
+   only if something was committed since the worker's last request. A counter in shared memory tells whether something
+   was (`storage.metadata.sqlite.cross_process_change_counter`).
+3. A cached credential and its principal (the account with its rights) contain the epoch at which they were last
+   checked. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if its epoch is the current
+   one.
+4. If its epoch is an older one, `CachedCredentialCheck.is_valid` in this module checks the credential again, and
+   `principal_of` computes the rights again.
 
-Changes outside the database do not change the epoch: a line of the htpasswd file, the settings of a token issuer or of
-the OpenID provider. An identity from such a source has a *stamp*, a hash of that source, which is compared at each
-request.
+Changes outside the database do not change the epoch: changes of the htpasswd file, and of the settings of a token
+issuer or of the OpenID provider. An identity from such a source contains a *stamp*, a hash of that source. Each request
+compares the stamp with that of the current source.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ class CachedCredentialCheck:
         self._clock = clock
 
     def is_current(self, verified: VerifiedCredential) -> bool:
-        """Returns whether a cached credential has not expired, and its source outside the database is unchanged. Does
-        not read the epoch."""
+        """Returns whether the cached credential has not expired, and its source outside the database is unchanged. Does
+        not check whether the epoch has changed; `is_valid` does."""
         return verified.until > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
 
     def is_valid(self, verified: VerifiedCredential) -> bool:
-        """Returns whether a cached credential is still valid. If the epoch has changed, checks the account, the API
-        token and the signing key again, and updates the credential's identity and epoch."""
+        """Returns whether the cached credential is still valid. If the epoch has changed since the last check, checks
+        the account, the API token and the signing key again, and updates the entry's identity and epoch."""
         if not self.is_current(verified):
             return False
         epoch = self._accounts.epoch()
@@ -69,8 +70,9 @@ class CachedCredentialCheck:
 
 
 async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principal:
-    """Returns the principal of a verified credential: the cached one if the epoch is the same, or else a new one with
-    the current rights, which replaces the cached one. Raises Unauthorized if the identity is not valid any more."""
+    """Returns the principal of a verified credential. If the epoch has changed since the cached principal was made, or
+    there is none, makes a new one with the current rights and caches it. Raises Unauthorized if the identity is not
+    valid any more."""
     principal = verified.principal
     if principal is None or principal.epoch != policy.accounts.epoch():
         await policy.prepare(verified.identity)

@@ -1,24 +1,31 @@
-"""A cached document of another service, such as the keys of a token issuer. It is fetched when it is first needed."""
+"""`FetchedDocument`: a cached document of another service, such as the public keys of a token issuer.
+
+The document is fetched when it is first needed, and fetched again when it is old.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from registry.single_flight import SingleFlight
 
 T = TypeVar("T")
 
+_FETCH_KEY: Final = "fetch"
+"""The one key in `FetchedDocument._fetches`, which runs at most one task per key. So one fetch runs at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class FetchTimes:
-    """When a document is fetched again, and how long it is used. All values are in seconds.
+    """When a document is fetched again, and how long it is used. All values are in seconds. The age of a document is
+    the time since it was fetched.
 
-    - `refresh_age`: from this age on, the document should be fetched again, but may still be used.
-    - `max_age`: above this age, the document is not used any more.
-    - `pause_after_failure`: the shortest time between a failed fetch and the next fetch.
-    - `pause_after_success`: the shortest time between a successful fetch and the next fetch.
+    - `refresh_age`: from this age on, the document should be fetched again. It may be used until the fetch succeeds.
+    - `max_age`: above this age, the document must not be used.
+    - `pause_after_failure`: the shortest time from the end of a failed fetch to the start of the next fetch.
+    - `pause_after_success`: the shortest time from the end of a successful fetch to the start of the next fetch.
     """
 
     refresh_age: float
@@ -28,7 +35,8 @@ class FetchTimes:
 
 
 class FetchedDocument(Generic[T]):
-    """A document that is fetched with one request at a time. The constructor fetches nothing.
+    """A document that `fetch` gets from another service. Callers that need it at the same time share one fetch. The
+    constructor fetches nothing.
 
     `fetch` must return the document, or None after a failure, and raise nothing. `clock` returns monotonic seconds.
     """
@@ -38,7 +46,7 @@ class FetchedDocument(Generic[T]):
         self._times = times
         self._clock = clock
         self._document: T | None = None
-        # Before the first fetch, the age is at least `max_age`, and no pause applies.
+        # Times in the past, so that the document is not fresh before the first fetch, and no pause delays that fetch.
         self._fetched_at = -times.max_age
         self._next_fetch_at = -times.max_age
         self._fetches = SingleFlight[None]()
@@ -46,7 +54,8 @@ class FetchedDocument(Generic[T]):
 
     @property
     def current(self) -> T | None:
-        """The document, or None if none was fetched or it is too old."""
+        """The document of the last successful fetch. None if no fetch has succeeded, or if that document is older than
+        `max_age`."""
         return self._document if self._age <= self._times.max_age else None
 
     @property
@@ -55,18 +64,19 @@ class FetchedDocument(Generic[T]):
         return self._age < self._times.refresh_age
 
     async def refresh(self) -> None:
-        """Fetches the document and waits for the end of the fetch, or of the fetch that already runs. Does nothing
-        during the pause after a fetch, or after `aclose`. If the caller is cancelled, the fetch continues."""
+        """Fetches the document and waits until the fetch has ended. If a fetch is running already, waits for that one.
+        Does nothing during the pause after a fetch, or after `aclose`. If the caller is cancelled, the fetch
+        continues."""
         if self._may_fetch:
-            await self._fetches.settle(None, self._run)
+            await self._fetches.settle(_FETCH_KEY, work=self._fetch_and_store)
 
     def start_refresh(self) -> None:
-        """Starts a fetch like `refresh`, but does not wait for its end."""
+        """Does what `refresh` does, but does not wait for the fetch."""
         if self._may_fetch:
-            self._fetches.start(None, self._run)
+            self._fetches.start(_FETCH_KEY, work=self._fetch_and_store)
 
     async def aclose(self) -> None:
-        """Cancels a running fetch. No fetch starts afterwards."""
+        """Cancels a running fetch and waits until it has ended. No fetch starts afterwards."""
         self._closed = True
         await self._fetches.aclose()
 
@@ -76,10 +86,11 @@ class FetchedDocument(Generic[T]):
 
     @property
     def _may_fetch(self) -> bool:
-        """Whether a fetch is running, or one may start now."""
+        """Whether a fetch is running, or a new one may start now. False after `aclose`."""
         return not self._closed and (len(self._fetches) > 0 or self._clock() >= self._next_fetch_at)
 
-    async def _run(self) -> None:
+    async def _fetch_and_store(self) -> None:
+        """Fetches the document once, stores it after a success, and starts the pause until the next fetch."""
         pause = self._times.pause_after_failure
         try:
             document = await self._fetch()

@@ -1,4 +1,4 @@
-"""Functions that trusted token issuers and the OpenID provider share: reading claims, and hashing their settings.
+"""Reads claims in the tokens of trusted issuers and of the OpenID provider, and hashes the settings of both.
 
 A claim is a named value in a token (JWT, RFC 7519).
 """
@@ -13,12 +13,16 @@ from pydantic import BaseModel
 from storage.access import AccountInvalid, AccountName
 
 MAX_CLAIM_GROUPS: Final = 100
-"""The most groups that are taken from one claim. Further groups are ignored."""
+"""The most groups that are read from one claim. Further groups are ignored."""
+_MAX_CLAIM_TEXTS: Final = 10 * MAX_CLAIM_GROUPS
+"""The most texts in one claim that are checked for being group names. Further texts are ignored, so that a claim with
+many invalid names takes little time."""
 
 
 def claim_values(claim: object) -> set[str]:
-    """Returns the values of a claim as texts: its single value, or the texts in its list. Booleans become `true` and
-    `false`, as settings write them. Returns an empty set for a claim of another type."""
+    """Returns the values of a claim as texts. For a text, an integer or a boolean this is one value; a boolean becomes
+    `true` or `false`, as it is written in the settings. For a list, these are the texts in it. Returns an empty set for
+    a claim of any other type."""
     if isinstance(claim, bool):
         return {str(claim).lower()}
     if isinstance(claim, str | int):
@@ -27,9 +31,10 @@ def claim_values(claim: object) -> set[str]:
 
 
 def groups_from_claim(claim: object) -> tuple[str, ...]:
-    """Returns the groups that a claim names, in alphabetical order. Leaves out texts that are no valid group names."""
+    """Returns the groups that a claim names, in alphabetical order. Leaves out texts that are not valid group names,
+    and the groups above `MAX_CLAIM_GROUPS`."""
     found = []
-    for each in sorted(claim_values(claim))[: 10 * MAX_CLAIM_GROUPS]:
+    for each in sorted(claim_values(claim))[:_MAX_CLAIM_TEXTS]:
         try:
             found.append(AccountName(each))
         except AccountInvalid:
@@ -38,6 +43,10 @@ def groups_from_claim(claim: object) -> tuple[str, ...]:
 
 
 def settings_stamp(source: str, settings: BaseModel) -> str:
-    """Returns a stamp: a hash of the settings of an issuer (`source` is `issuer`) or of the OpenID provider (`openid`).
-    An identity holds the stamp of the settings under which it logged in, and is refused once the settings differ."""
+    """Returns a stamp: a hash of `settings`, which begins with `source`. `source` is `issuer` for the settings of a
+    token issuer, and `openid` for those of the OpenID provider.
+
+    A login under these settings stores the stamp in the identity of the account. When the settings have changed, the
+    identity's stamp differs from the current one, and the identity is refused.
+    """
     return f"{source}:{hashlib.blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()}"

@@ -1,4 +1,5 @@
-"""HTTP requests to OpenID providers and token issuers. Size and time are bounded, and no redirect is followed."""
+"""HTTP requests to OpenID providers and token issuers. The size of a response and the time to get it are bounded.
+Redirects are not followed."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from urllib.parse import urlsplit
 import httpx2
 
 MAX_RESPONSE_BYTES: Final = 256 * 1024
-"""The largest response body that is read."""
+"""The largest response body that is accepted."""
 TOTAL_SECONDS: Final = 10.0
-"""The timeout for a whole request and its response."""
+"""The timeout for the whole of a request and its response."""
+STEP_SECONDS: Final = TOTAL_SECONDS / 2
+"""The timeout for each step of a request: connecting, sending, and each wait for more bytes of the response."""
 
 
 class NoUsableResponse(Exception):
-    """The server sent no usable response. The text says why, for the log."""
+    """The server sent no response, or one that is too large. The text says why, for the log."""
 
 
 async def send_request(
@@ -28,34 +31,39 @@ async def send_request(
     form: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
-    """Sends a request and returns the status and the body of the response.
+    """Sends a request to `url` and returns the status and the body of the response, whatever the status is.
 
-    Sends a POST with `form` if one is given, and a GET otherwise. `ca_file` has certificates to trust instead of the
-    system's. Raises NoUsableResponse. If the caller is cancelled, closes the connection.
+    - `ca_file`: certificates of the authorities to trust, in PEM. None: those of the system.
+    - `form`: the fields of a form to send with POST. None: sends a GET.
+    - `headers`: headers to send in addition to `Accept`, which asks for JSON.
+
+    Raises NoUsableResponse. If the caller is cancelled, closes the connection.
     """
     try:
         async with asyncio.timeout(TOTAL_SECONDS):
-            context = await asyncio.to_thread(_context, ca_file)
-            # The settings allow http only for services on this machine, which a proxy cannot reach.
+            context = await asyncio.to_thread(_tls_context, ca_file)
+            # With `trust_env`, the client uses the proxy that environment variables name. The settings allow http only
+            # for services on this machine, and a proxy cannot reach those.
             use_proxy = urlsplit(url).scheme == "https"
             fields = {"Accept": "application/json", **(headers or {})}
             method = "GET" if form is None else "POST"
             async with (
-                httpx2.AsyncClient(verify=context, trust_env=use_proxy, timeout=TOTAL_SECONDS / 2) as client,
+                httpx2.AsyncClient(verify=context, trust_env=use_proxy, timeout=STEP_SECONDS) as client,
                 client.stream(method, url, headers=fields, data=form) as response,
             ):
                 body = bytearray()
                 async for piece in response.aiter_bytes():
                     body += piece
                     if len(body) > MAX_RESPONSE_BYTES:
-                        raise NoUsableResponse(f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
+                        raise NoUsableResponse(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
                 return response.status_code, bytes(body)
     except TimeoutError:
-        raise NoUsableResponse(f"no whole answer in {TOTAL_SECONDS:.0f} s") from None
+        raise NoUsableResponse(f"no complete response within {TOTAL_SECONDS:.0f} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise NoUsableResponse(str(error)[:200] or type(error).__name__) from None
 
 
-def _context(ca_file: Path | None) -> ssl.SSLContext:
-    """Returns the TLS settings. Blocks for about 30 ms to read certificates. Raises OSError."""
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Returns a TLS context that trusts the certificates in `ca_file`, or those of the system if it is None. Blocks for
+    about 30 ms to read the certificates. Raises OSError if it cannot read them."""
     return httpx2.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=str(ca_file))

@@ -1,8 +1,8 @@
 """Logins with tokens of trusted issuers, such as the tokens that a CI system gives to its jobs.
 
-The settings list the issuers (`[[issuer]]`). A token is a JWT (RFC 7519), signed with a key of the issuer's key set. It
-logs in as a robot: an account for a program. The robot must exist in the store, so admins grant its rights and disable
-it like those of any other account.
+The settings list the issuers (`[[issuer]]`). A token is a JWT (RFC 7519), signed with a key of the issuer's key set. A
+client with such a token logs in as a robot, which is an account for a program. The robot must exist in the store, where
+admins can grant it rights and disable it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from storage.accounts import Accounts
 from storage.errors import Unauthorized
 
 LEEWAY_SECONDS: Final = 10.0
-"""How much the issuer's clock may differ from this machine's."""
+"""How far the issuer's clock may be ahead of this machine's clock, or behind it."""
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest token of an issuer that is verified."""
 _JWT_OPTIONS: Final = {"verify_sub": False, "verify_jti": False}
-"""Options for `jwt.decode`. The claims `sub` and `jti` are not used here, so they may have any type."""
+"""Options for `jwt.decode`: accept the claims `sub` and `jti` even if they are not texts. `Issuers._identity` checks
+the type of the claim that it reads."""
 
 
 class Issuers:
-    """The trusted issuers, for one process and its event loop. `clock` returns seconds since 1970. `monotonic` measures
-    the age of key sets, in seconds."""
+    """Verifies tokens of the trusted issuers in `settings`, for one process and its event loop. `clock` returns seconds
+    since 1970. `monotonic` returns monotonic seconds, which measure the age of key sets."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Issuers:
         self._accounts = accounts
         self._clock = clock
         self._key_sets: dict[tuple[object, ...], KeySet] = {}
+        """The key sets by `_key_set_id`. Issuers whose keys come from the same place share one key set."""
         for each in settings:
             if each.jwks_file is not None:
                 self._key_sets.setdefault(_key_set_id(each), FileKeySet(each.jwks_file))
@@ -53,28 +55,30 @@ class Issuers:
                 fetch = partial(fetch_key_set, ca_file=each.ca_file)
                 self._key_sets.setdefault(_key_set_id(each), FetchedKeySet(each.jwks_url, fetch, monotonic))
         self.stamps: Mapping[str, Issuer] = {issuer_stamp(each): each for each in settings}
-        """The settings of each issuer, by their stamp. A stamp is a hash of the settings; the identities that an
-        issuer's tokens prove hold it."""
+        """The settings of each issuer, by their stamp. A stamp is a hash of the settings. Each identity that an
+        issuer's token proves contains the issuer's stamp, so that it can be refused after a change of the settings."""
 
-    def issued(self, text: str) -> bool:
-        """Returns whether `text` is a token that names one of the issuers. Does not check the signature."""
+    def is_issuer_token(self, text: str) -> bool:
+        """Returns whether `text` is a token that names one of the issuers. Does not check the signature, so the token
+        may be forged."""
         return bool(self._settings) and self._read_unverified(text) is not None
 
     async def verify(self, text: str) -> Identity:
-        """Verifies a token and returns the identity that it proves: the robot that it logs in as. May wait until the
-        issuer's key set is fetched. Raises Unauthorized if the token is not valid. A cancellation leaves nothing
-        behind."""
+        """Verifies a token and returns the identity that it proves: the robot that the client logs in as. May wait
+        until the issuer's key set is fetched. Raises Unauthorized if the token is not valid. If the caller is
+        cancelled, a fetch that has started continues."""
         found = self._read_unverified(text)
         if found is None:
-            raise Unauthorized("this is no token of an issuer that is trusted here")
+            raise Unauthorized("this is not a token of an issuer in the settings")
         header, unverified_claims = found
         issuer = self._choose_issuer(unverified_claims)
         algorithm, key_id = header.get("alg"), header.get("kid")
+        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This one supports none.
         if algorithm not in issuer.algorithms or "crit" in header or not isinstance(key_id, str | None):
-            raise Unauthorized("the token is not signed as this issuer's have to be")
+            raise Unauthorized("the token's header names an algorithm or an extension that is not accepted")
         key = await self._key_sets[_key_set_id(issuer)].find(key_id, algorithm)
         if key is None:
-            raise Unauthorized("the token is signed with a key that its issuer does not have")
+            raise Unauthorized("no key in the issuer's key set fits the token")
         try:
             claims = read_claims(
                 text,
@@ -91,13 +95,13 @@ class Issuers:
         return self._identity(issuer, claims, expires)
 
     async def aclose(self) -> None:
-        """Cancels the running fetches of key sets."""
+        """Cancels the running fetches of key sets and waits until they have ended."""
         for each in self._key_sets.values():
             await each.aclose()
 
     def _read_unverified(self, text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Returns the header and the claims of a token, without a check of its signature. Returns None if `text` is no
-        token, or names none of the issuers."""
+        """Returns the header and the claims of a token. Does not check the signature. Returns None if `text` is not a
+        token, or if the token names none of the issuers."""
         if text.count(".") != 2:
             return None
         try:
@@ -108,25 +112,27 @@ class Issuers:
         return (header, claims) if any(claims.get("iss") == each.issuer for each in self._settings) else None
 
     def _choose_issuer(self, claims: Mapping[str, Any]) -> Issuer:
-        """Returns the first issuer in the settings that fits a token's claims: its name, its audience and its required
-        claims. The signature is not checked yet; the caller checks it with this issuer's keys. Raises Unauthorized."""
+        """Returns the first issuer in the settings whose name, audience and required claims match a token's claims. The
+        caller must still check the token's signature with this issuer's keys. Raises Unauthorized if no issuer
+        matches."""
+        audience = claims.get("aud")
+        audiences = audience if isinstance(audience, list) else [audience]
         for each in self._settings:
-            audience = claims.get("aud")
-            audiences = audience if isinstance(audience, list) else [audience]
             is_named = claims.get("iss") == each.issuer and each.audience in audiences
             if is_named and _has_required_claims(claims, each.required):
                 return each
-        raise Unauthorized("the token is for another service, or lacks a claim")
+        raise Unauthorized("the token has another audience, or lacks a claim that its issuer's settings require")
 
     def _identity(self, issuer: Issuer, claims: Mapping[str, Any], expires: float) -> Identity:
-        """Returns the identity of the robot that a token logs in as. Raises Unauthorized if there is no such robot."""
+        """Returns the identity of the robot that a token's claims or the issuer's settings name. Raises Unauthorized if
+        there is no such robot, or if it is disabled. `expires` is the token's expiry, in seconds since 1970."""
         name = issuer.account if issuer.account_claim is None else claims.get(issuer.account_claim)
         try:
             account = self._accounts.account(AccountName(name if isinstance(name, str) else ""))
         except (AccountInvalid, AccountUnknown):
-            raise Unauthorized("the token names no robot that is there") from None
+            raise Unauthorized("the robot that the token logs in as does not exist") from None
         if account.kind is not AccountKind.ROBOT or not account.enabled:
-            raise Unauthorized("the token names no robot, or one that is disabled")
+            raise Unauthorized("the account that the token logs in as is disabled, or is not a robot")
         groups = groups_from_claim(claims.get(issuer.groups_claim)) if issuer.groups_claim else ()
         return Identity(
             account.name,
@@ -134,17 +140,17 @@ class Issuers:
             version=account.version,
             stamp=issuer_stamp(issuer),
             groups=groups,
-            expires=expires + LEEWAY_SECONDS,
+            expires=expires + LEEWAY_SECONDS,  # `verify` accepts the token until this time
         )
 
 
 def issuer_stamp(settings: Issuer) -> str:
-    """Returns the stamp (a hash) of an issuer's settings."""
+    """Returns the stamp of an issuer's settings: a hash that changes when they do."""
     return settings_stamp("issuer", settings)
 
 
 def _key_set_id(settings: Issuer) -> tuple[object, ...]:
-    """Returns a key that is equal for issuers with the same key set."""
+    """Returns the place from which an issuer's keys come. Issuers with equal places can share one key set."""
     return settings.jwks_url, settings.jwks_file, settings.ca_file
 
 

@@ -1,8 +1,10 @@
 """Public keys of token issuers and OpenID providers (JSON Web Key Sets, RFC 7517), from a file or a URL.
 
-Only public keys are accepted: those that can verify a signature but not sign. A key set at a URL is fetched when the
-first token needs it. It is fetched again when a token names an unknown key, but at most once a minute, so tokens with
-invented keys cause no traffic. A token with a known key never waits for a fetch.
+Only public keys are accepted: those that can verify a signature but not sign.
+
+A key set at a URL is cached, and fetched when the first token needs it. It is fetched again when a token names a key
+that is not in the cache, but at most once a minute, so that tokens with invented keys cause little traffic. A token
+whose key is in the cache does not wait for a fetch.
 """
 
 from __future__ import annotations
@@ -30,39 +32,40 @@ PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519Public
 MIN_RSA_BITS: Final = 2048
 """The shortest RSA key that is accepted (RFC 7518, 3.3)."""
 MAX_KEYS: Final = 100
-"""The most keys that are read from one key set."""
+"""The most entries that are read from one key set. Further entries are ignored."""
 REFRESH_SECONDS: Final = 60.0
-"""The shortest time between a successful fetch and the next fetch."""
+"""The shortest time between a successful fetch of a key set and the next fetch."""
 RETRY_SECONDS: Final = 10.0
-"""The shortest time between a failed fetch and the next fetch."""
+"""The shortest time between a failed fetch of a key set and the next fetch."""
 FRESH_SECONDS: Final = 3600.0
-"""The age at which a key set is fetched again, because the issuer may have withdrawn a key. It is still used
-meanwhile."""
+"""From this age on, the next use of a key set fetches it again, because the issuer may have withdrawn a key. The cached
+key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
-"""The age above which a key set is not used any more. A key set gets so old only if all fetches fail."""
+"""Above this age, a cached key set is not used. It gets so old if no token was verified, or all fetches failed."""
 
 _CURVES: Final = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
-"""The elliptic curve of each signature algorithm (RFC 7518, 3.4)."""
+"""The elliptic curve that each algorithm for ECDSA signatures uses (RFC 7518, 3.4)."""
 
 FetchBody = Callable[[str], Awaitable[bytes]]
-"""Returns the document at a URL. Raises KeySetUnavailable."""
+"""A function that returns the document at a URL. It raises KeySetUnavailable if it cannot fetch the document."""
 
 
 class KeySetUnavailable(Exception):
-    """The key set cannot be fetched or read. The text says why, for the log."""
+    """The key set cannot be fetched, or is malformed. The text says why, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
-    """A public key of a key set. `id` and `algorithm` are None if the key set does not name them."""
+    """A public key of a key set, with its `id` (`kid`) and the only signature `algorithm` that it may be used with
+    (`alg`). Both are None if the key set does not name them."""
 
     id: str | None
     algorithm: str | None
     public_key: PublicKey
 
     def fits(self, key_id: str | None, algorithm: str) -> bool:
-        """Returns whether this key may verify a token that names `key_id` and `algorithm` in its header. `key_id` is
-        None if the token names no key."""
+        """Returns whether this key may verify a token whose header names `key_id` and `algorithm`. `key_id` is None if
+        the token names no key; then a key with any id fits."""
         if key_id is not None and self.id != key_id:
             return False
         return self.algorithm in (None, algorithm) and _is_key_for(self.public_key, algorithm)
@@ -72,22 +75,24 @@ class KeySet(Protocol):
     """The public keys of a token issuer or an OpenID provider."""
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        """Returns the key that verifies a token with `key_id` and `algorithm` in its header. Returns None if no key
-        fits, or if several keys fit and the token names none (`key_id` is None)."""
+        """Returns the key that fits a token whose header names `key_id` and `algorithm`; `VerificationKey.fits`
+        defines which keys fit. If several keys fit, returns the first of them, or None if the token names no key
+        (`key_id` is None). Returns None if no key fits."""
         ...
 
     async def aclose(self) -> None:
-        """Cancels a running fetch."""
+        """Cancels a running fetch and waits until it has ended."""
         ...
 
 
 class FileKeySet:
-    """A key set in a file. Reads the file again when it has changed. Has no keys while the file cannot be read."""
+    """A key set in the file at `path`. `find` reads the file again if it has changed. While the file cannot be read or
+    is malformed, `find` logs a warning and returns None."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file_state: tuple[int, ...] = ()
-        """The file's times, inode and size when it was read."""
+        """The file's times, inode and size when `_keys` was read from it; empty if the last read failed."""
         self._keys: tuple[VerificationKey, ...] = ()
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
@@ -98,7 +103,7 @@ class FileKeySet:
             if state != self._file_state:
                 self._keys, self._file_state = parse_key_set(self._path.read_bytes()), state
         except (OSError, KeySetUnavailable) as error:
-            log.warning("the keys in %s cannot be used: %s", self._path, error)
+            log.warning("tokens cannot be verified with the key set in %s: %s", self._path, error)
             self._keys, self._file_state = (), ()
         return _choose_key(self._keys, key_id, algorithm)
 
@@ -107,7 +112,7 @@ class FileKeySet:
 
 
 class FetchedKeySet:
-    """A key set at a URL. The constructor fetches nothing. `clock` returns monotonic seconds."""
+    """A key set at `url`, which `fetch` gets. The constructor fetches nothing. `clock` returns monotonic seconds."""
 
     def __init__(self, url: str, fetch: FetchBody, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
@@ -132,36 +137,36 @@ class FetchedKeySet:
         return found
 
     async def aclose(self) -> None:
-        """Cancels a running fetch."""
+        """Cancels a running fetch and waits until it has ended."""
         await self._document.aclose()
 
     def _find_cached(self, key_id: str | None, algorithm: str) -> PublicKey | None:
         return _choose_key(self._document.current or (), key_id, algorithm)
 
     async def _fetch_keys(self) -> tuple[VerificationKey, ...] | None:
-        """Returns the keys, or None after a failure, which is logged."""
+        """Fetches the key set and returns its keys. After a failure, logs a warning and returns None."""
         try:
             return parse_key_set(await self._fetch(self._url))
         except KeySetUnavailable as error:
-            log.warning("the keys at %s cannot be used: %s", self._url, error)
+            log.warning("could not fetch the key set at %s: %s", self._url, error)
             return None
 
 
 async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
-    """Returns the document at `url`. `ca_file` has certificates to trust instead of the system's. Follows no redirect.
-    Raises KeySetUnavailable for any failure, and for another status than 200."""
+    """Returns the document at `url`. `ca_file` has the certificates of the authorities to trust; None: those of the
+    system. Follows no redirect. Raises KeySetUnavailable for any failure, and for any status but 200."""
     try:
         status, body = await send_request(url, ca_file)
     except NoUsableResponse as error:
         raise KeySetUnavailable(str(error)) from None
     if status != 200:
-        raise KeySetUnavailable(f"the answer is {status}")
+        raise KeySetUnavailable(f"the response has the status {status}")
     return body
 
 
 def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
-    """Returns the keys in the JSON document `body` that can verify signatures, and ignores all others (RFC 7517, 5).
-    Raises KeySetUnavailable if `body` is no key set."""
+    """Returns the public keys for signatures in the JSON document `body`, and ignores all other keys (RFC 7517, 5).
+    Raises KeySetUnavailable if `body` is not a key set."""
     try:
         document = json.loads(body)
         entries = document["keys"]
@@ -173,21 +178,22 @@ def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
 
 
 def _parse_key(entry: Any) -> VerificationKey | None:
-    """Returns the key in an entry of a key set. Returns None for a private key, a key for encryption, and a key of an
-    unknown type."""
+    """Returns the key in an entry of a key set. Returns None for a private key, a key that is not for signatures, an
+    RSA key shorter than `MIN_RSA_BITS`, and a key that is malformed or of an unknown type."""
+    # `d` is the private part of a key. `use` is `sig` for signatures and `enc` for encryption (RFC 7517, 4.2).
     if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
         return None
     operations = entry.get("key_ops")
     if operations is not None and "verify" not in operations:
         return None
-    kinds: dict[object, Callable[[dict[str, Any]], Any]] = {
+    parsers_by_type: dict[object, Callable[[dict[str, Any]], Any]] = {
         "RSA": RSAAlgorithm.from_jwk,
         "EC": ECAlgorithm.from_jwk,
         "OKP": OKPAlgorithm.from_jwk,
     }
-    read = kinds.get(entry.get("kty"))
+    parse = parsers_by_type.get(entry.get("kty"))
     try:
-        public = read(entry) if read is not None else None
+        public = parse(entry) if parse is not None else None
     except (jwt.InvalidKeyError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if not isinstance(public, PublicKey) or (isinstance(public, rsa.RSAPublicKey) and public.key_size < MIN_RSA_BITS):
@@ -200,13 +206,14 @@ def _text_or_none(value: object) -> str | None:
 
 
 def _choose_key(keys: tuple[VerificationKey, ...], key_id: str | None, algorithm: str) -> PublicKey | None:
-    """Returns the key for a token, as `KeySet.find` describes."""
+    """Returns the one of `keys` that `KeySet.find` must return."""
     fitting = [key.public_key for key in keys if key.fits(key_id, algorithm)]
     return fitting[0] if len(fitting) == 1 or (fitting and key_id is not None) else None
 
 
 def _is_key_for(public: PublicKey, algorithm: str) -> bool:
-    """Returns whether a key is of the type that a signature algorithm needs (RFC 7518, 3.1; RFC 8037 for EdDSA)."""
+    """Returns whether the key `public` has the type and the curve that a signature algorithm needs (RFC 7518, 3.1; RFC
+    8037 for EdDSA)."""
     if algorithm.startswith(("RS", "PS")):
         return isinstance(public, rsa.RSAPublicKey)
     if algorithm in _CURVES:

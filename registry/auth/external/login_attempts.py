@@ -1,9 +1,14 @@
 """Login attempts: the state of a login at the OpenID provider between its start and the provider's response.
 
-The browser stores an attempt as an encrypted cookie, so any worker can finish the login, and nobody can read or forge
-an attempt. It contains three random values: `state` ties the provider's response to this browser (RFC 6749, 10.12),
-`nonce` ties the ID token to this attempt (OpenID Connect Core, 3.1.2.1), and `verifier` does so for the authorization
-code (RFC 7636).
+The person's browser stores an attempt as an encrypted cookie. All workers have the key, so any worker can finish the
+login, and nobody else can read or forge an attempt. An attempt contains three random values:
+
+- `state` is sent to the provider, which returns it in its response. It proves that the response belongs to the login
+  that this browser started (RFC 6749, 10.12).
+- `nonce` is sent to the provider, which writes it into the ID token. It proves that the token was made for this attempt
+  (OpenID Connect Core, 3.1.2.1).
+- `verifier` protects the authorization code. At the start of the login, the provider gets only a hash of `verifier`. It
+  accepts the code later only together with `verifier` itself, so a stolen code is of no use (RFC 7636).
 """
 
 from __future__ import annotations
@@ -24,26 +29,29 @@ from registry.auth.token.signing_keys import SigningKeys
 from storage.access import SigningKey
 
 ATTEMPT_SECONDS: Final = 600
-"""The longest time from the start of a login to the provider's response: enough to find a second factor."""
+"""The longest time from the start of a login to the provider's response. A person may need minutes to find a second
+factor."""
 MAX_SEALED_CHARACTERS: Final = 4096
-"""The longest encrypted attempt that is opened."""
+"""The longest encrypted attempt that is accepted."""
 _KEY_PURPOSE: Final = b"entrepot: logins at the provider, begun"
-"""The text from which, with a signing key, the encryption key is derived."""
-_NONCE_BYTES: Final = 12
-"""The length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2)."""
+"""The encryption key is derived from a signing key and this text, so that it differs from every other derived key."""
+_GCM_NONCE_BYTES: Final = 12
+"""The length of the nonce that AES-GCM needs for each encryption (NIST SP 800-38D, 8.2.2). It is not the `nonce` of an
+attempt."""
 
 
 class LoginAttemptInvalid(Exception):
-    """The attempt is missing, forged, too old, or belongs to another login. The text says why, for the audit log."""
+    """The browser's attempt is missing, forged or too old, or belongs to another login than the provider's response.
+    The text says which of these, for the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
     """A login that has started.
 
-    - `state`, `nonce`, `verifier`: random values, which the module describes.
-    - `redirect_uri`: the URL of this registry to which the provider sends the browser.
-    - `back`: the path to which the browser goes after the login.
+    - `state`, `nonce`, `verifier`: random values, which the module docstring describes.
+    - `redirect_uri`: the URL of this registry to which the provider sends the browser with its response.
+    - `back`: the path on this registry to which the browser goes after the login.
     - `begun`: when the login started, in seconds since 1970.
     """
 
@@ -56,13 +64,14 @@ class LoginAttempt:
 
     @property
     def challenge(self) -> str:
-        """The `code_challenge` for the method S256 (RFC 7636, 4.2)."""
+        """The hash of `verifier` that the provider gets at the start of the login: the `code_challenge` of the method
+        S256 (RFC 7636, 4.2)."""
         return _base64url(hashlib.sha256(self.verifier.encode("ascii")).digest())
 
 
 class LoginAttempts:
-    """Makes attempts, and encrypts and decrypts them with the store's signing keys. `clock` returns seconds since 1970;
-    `random(n)` returns n random bytes."""
+    """Makes, encrypts and decrypts attempts. The encryption keys are derived from the store's signing keys. `clock`
+    returns seconds since 1970; `random(n)` returns n random bytes."""
 
     def __init__(
         self, keys: SigningKeys, clock: Callable[[], float], random: Callable[[int], bytes] = os.urandom
@@ -72,41 +81,47 @@ class LoginAttempts:
         self._random = random
 
     def begin(self, redirect_uri: str, back: str) -> LoginAttempt:
-        """Returns a new attempt. `back` is the path to which the browser goes after the login."""
+        """Returns a new attempt that starts now. `LoginAttempt` describes the arguments."""
         state, nonce, verifier = (_base64url(self._random(32)) for _ in range(3))
         return LoginAttempt(state, nonce, verifier, redirect_uri, back, self._clock())
 
     async def seal(self, attempt: LoginAttempt) -> str:
-        """Returns the encrypted attempt, for a cookie. The first call for a store creates its signing key, so this
-        raises StorageFull, StorageFailed."""
+        """Returns the attempt as an encrypted text, for a cookie. Creates a signing key if the store has none, and then
+        may raise StorageFull or StorageFailed."""
         key = await self._keys.current()
-        nonce = self._random(_NONCE_BYTES)
-        sealed = _cipher(key).encrypt(nonce, json.dumps(asdict(attempt)).encode(), key.id.encode())
-        return f"{key.id}.{_base64url(nonce + sealed)}"
+        gcm_nonce = self._random(_GCM_NONCE_BYTES)
+        plain = json.dumps(asdict(attempt)).encode()
+        encrypted = _cipher(key).encrypt(gcm_nonce, plain, associated_data=key.id.encode())
+        return f"{key.id}.{_base64url(gcm_nonce + encrypted)}"
 
     def open(self, sealed: str, state: str) -> LoginAttempt:
-        """Returns the decrypted attempt from a cookie. `state` is the value in the provider's response. Raises
-        LoginAttemptInvalid if the response does not belong to this attempt, or if the attempt is too old or forged."""
+        """Returns the attempt in `sealed`, the text of the browser's cookie; empty if there is no cookie. `state` is
+        the value in the provider's response. Raises LoginAttemptInvalid if the attempt is missing, forged or too old,
+        or if the response does not belong to it."""
         key_id, _, text = sealed.partition(".")
         key = self._keys.find(key_id) if len(sealed) <= MAX_SEALED_CHARACTERS else None
         if key is None:
-            raise LoginAttemptInvalid("there is no login that has begun here")
+            raise LoginAttemptInvalid("the browser's cookie has no login attempt, or one with an unknown key")
         try:
-            encrypted = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            plain = _cipher(key).decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], key.id.encode())
+            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            gcm_nonce, encrypted = raw[:_GCM_NONCE_BYTES], raw[_GCM_NONCE_BYTES:]
+            plain = _cipher(key).decrypt(gcm_nonce, encrypted, associated_data=key.id.encode())
             attempt = LoginAttempt(**json.loads(plain))
         except (InvalidTag, ValueError, TypeError):
-            raise LoginAttemptInvalid("what the browser shows of the login is not valid") from None
+            raise LoginAttemptInvalid("the login attempt in the browser's cookie cannot be decrypted") from None
         if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "surrogatepass")):
-            raise LoginAttemptInvalid("the answer is of another login than the one that this browser began")
+            raise LoginAttemptInvalid("the provider's response belongs to another login than the attempt in the cookie")
+        # A start in the future is accepted within the same limit: the machine's clock may have been set back since.
         if not attempt.begun - ATTEMPT_SECONDS < self._clock() < attempt.begun + ATTEMPT_SECONDS:
-            raise LoginAttemptInvalid("the login took too long")
+            raise LoginAttemptInvalid(
+                f"the login took too long (more than {ATTEMPT_SECONDS} s), or the clock of this machine was set back"
+            )
         return attempt
 
 
 def _cipher(key: SigningKey) -> AESGCM:
-    """Returns the cipher. Its key is derived from a signing key and used only for attempts, so an attempt cannot be
-    made from a token that the signing key signed, or the reverse."""
+    """Returns the cipher for attempts. Its key is derived from a signing key: one key must not serve two algorithms,
+    and the signing key itself already serves HMAC, for tokens."""
     return AESGCM(hmac.digest(key.secret, _KEY_PURPOSE, "sha256"))
 
 

@@ -1,8 +1,10 @@
-"""Logins of people at the OpenID provider: the authorization code flow with PKCE.
+"""Logins of people at the OpenID provider: the authorization code flow, with PKCE to protect the code.
 
-`OpenIDLogin.begin` sends the browser to the provider's login page. The provider sends the browser back with an
-authorization code; `OpenIDLogin.finish` exchanges the code for an ID token and makes a session. Between the two, the
-browser holds an *attempt*, the encrypted state of the login, in a cookie.
+1. `OpenIDLogin.begin` starts a login. It returns the URL of the provider's login page, and an *attempt*: the state of
+   the login, encrypted for a cookie of the browser. The caller redirects the browser to the URL.
+2. The person logs in at the provider, which sends the browser back to this registry with an authorization code.
+3. `OpenIDLogin.finish` exchanges the code for an ID token, a signed statement of who has logged in. Then it makes a
+   session for the account that the ID token names.
 
 Sources: OpenID Connect Core 1.0, 3.1; RFC 6749, 4.1; RFC 7636; RFC 9207; RFC 9700, 2.1.
 """
@@ -38,25 +40,27 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnava
 log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final = "openid"
-"""The method that the audit log names for these logins."""
+"""The method that the lines of the audit log name for these logins."""
 MAX_PARALLEL_LOGINS: Final = 32
-"""The most logins of one process that may wait for the provider at the same time."""
+"""The most logins in one process that exchange a code at the same time. Further ones are refused."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 MAX_GROUP_CHARACTERS: Final = 1500
-"""The most characters in all group names of a session together, so that it fits into a cookie of 4096 bytes."""
-_BEGIN_AGAIN: Final = "begin again at /login"
+"""The most characters in all group names of a session together, so that the session fits into a cookie of 4096
+bytes."""
+_START_AGAIN: Final = "start again at /login"
+"""What a person can do after most failed logins, as the end of an error text."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationResponse:
-    """The parameters with which the provider sends the browser back to this registry. A missing parameter is an empty
-    text.
+    """The provider's response to a login: the parameters in the URL with which it sends the browser back to this
+    registry. A missing parameter is an empty text.
 
-    - `state`: the value that `OpenIDLogin.begin` sent.
-    - `code`: the authorization code.
-    - `error`: the provider's error code.
-    - `issuer`: the provider's name (`iss`).
+    - `state`: the random value that `OpenIDLogin.begin` put into the URL of the login page.
+    - `code`: the authorization code, after a login that succeeded at the provider.
+    - `error`: the provider's error code, after a login that failed there.
+    - `issuer`: the URL that identifies the provider (`iss`, RFC 9207).
     """
 
     state: str = field(default="", repr=False)
@@ -67,8 +71,8 @@ class AuthorizationResponse:
 
 @dataclass(frozen=True, slots=True)
 class LoginResult:
-    """A successful login. `session` is the value of the session cookie, `return_path` the path to which the browser
-    goes."""
+    """A successful login. `session` is the value of the session cookie. `return_path` is the path on this registry to
+    which the browser goes next."""
 
     session: str = field(repr=False)
     return_path: str
@@ -77,14 +81,15 @@ class LoginResult:
 class LoginFailed(Exception):
     """A login failed.
 
-    - `answer_error`: the error that the person sees.
+    - `shown_error`: the error that the person sees.
     - `reason`: the cause, for the audit log.
-    - `user`: the name of the account; empty if it is not known.
-    - `is_finished`: whether the attempt is over, so that its cookie can be deleted.
+    - `user`: the name of the account; empty if the login failed before it was known.
+    - `is_finished`: whether the attempt in the browser's cookie is over, so that the cookie can be deleted. It is false
+      if the provider's response did not belong to that attempt.
     """
 
-    def __init__(self, answer_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
-        self.answer_error = answer_error
+    def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
+        self.shown_error = shown_error
         self.reason = reason
         self.user = user
         self.is_finished = is_finished
@@ -92,8 +97,8 @@ class LoginFailed(Exception):
 
 
 class OpenIDLogin:
-    """Logins at the OpenID provider, for one process and its event loop. `logins` records them in the audit log.
-    `clock` returns seconds since 1970."""
+    """Starts and finishes logins at the OpenID provider, for one process and its event loop. `logins` records them in
+    the audit log. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -113,13 +118,16 @@ class OpenIDLogin:
         self._logins = logins
         self._clock = clock
         self._stamp = provider_stamp(settings)
-        self._waiting_logins = 0
+        self._running_exchanges = 0
+        """The number of logins that exchange a code now."""
 
     async def begin(self, redirect_uri: str, back: str) -> tuple[str, str]:
         """Starts a login. Returns the URL of the provider's login page, and the encrypted attempt for a cookie.
 
-        The provider sends the browser to `redirect_uri`, a URL of this registry. After the login, the browser goes to
-        the path `back`. Raises LoginFailed, StorageFull, StorageFailed.
+        - `redirect_uri`: the URL of this registry to which the provider sends the browser with its response.
+        - `back`: the path on this registry to which the browser goes after the login.
+
+        Raises LoginFailed if the provider's metadata cannot be fetched. Raises StorageFull, StorageFailed.
         """
         attempt = self._attempts.begin(redirect_uri, back)
         parameters = {
@@ -138,14 +146,14 @@ class OpenIDLogin:
             raise _provider_unavailable(error) from None
         return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}", await self._attempts.seal(attempt)
 
-    async def finish(self, answer: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
-        """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the cookie. Records the
-        login or its failure in the audit log, with `by` as the client. Raises LoginFailed, StorageFull, StorageFailed.
-        If the caller is cancelled, the person may have to start the login again, because a code can be used only
-        once."""
+    async def finish(self, response: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
+        """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the browser's cookie.
+        Records the login or its failure in the audit log, where `by` describes the client. Raises LoginFailed,
+        StorageFull, StorageFailed. If the caller is cancelled, the person may have to start the login again, because
+        the provider accepts a code only once."""
         try:
-            attempt = self._open_attempt(answer, sealed)
-            claims = await self._fetch_claims(answer, attempt)
+            attempt = self._open_attempt(response, sealed)
+            claims = await self._fetch_claims(response, attempt)
             identity = await self._identity(claims, by)
         except LoginFailed as failed:
             self._logins.record_failure(failed.user, LOGIN_METHOD, failed.reason, by)
@@ -154,40 +162,42 @@ class OpenIDLogin:
         return LoginResult(await self._sessions.issue(identity), attempt.back)
 
     async def aclose(self) -> None:
-        """Cancels running requests to the provider."""
+        """Cancels running fetches of the provider's metadata and keys."""
         await self._provider.aclose()
 
-    def _open_attempt(self, answer: AuthorizationResponse, sealed: str) -> LoginAttempt:
-        """Returns the attempt that the provider's response belongs to. Raises LoginFailed if there is none, or if the
-        response has an error or no code."""
+    def _open_attempt(self, response: AuthorizationResponse, sealed: str) -> LoginAttempt:
+        """Returns the attempt that the provider's response belongs to. Raises LoginFailed if the browser's cookie does
+        not hold that attempt, or if the response reports an error or has no code."""
         try:
-            attempt = self._attempts.open(sealed, answer.state)
+            attempt = self._attempts.open(sealed, response.state)
         except LoginAttemptInvalid as error:
             shown = RequestInvalid(
-                f"this is not the login that this browser began, or it took too long; {_BEGIN_AGAIN}"
+                f"this is not the login that this browser started, or it took too long; {_START_AGAIN}"
             )
             raise LoginFailed(shown, str(error), is_finished=False) from None
-        if answer.issuer and answer.issuer != self._provider.issuer:
-            raise _login_invalid("the answer is of another issuer")
-        if answer.error:
-            given_up = answer.error == "access_denied"
-            why = "the login was given up, or the provider does not allow it" if given_up else "the provider failed"
+        if response.issuer and response.issuer != self._provider.issuer:
+            raise _login_invalid("the response names another provider")
+        if response.error:
+            is_denied = response.error == "access_denied"
+            why = "the login was cancelled or refused at the provider" if is_denied else "the provider reports an error"
             raise LoginFailed(
-                Denied(f"{why}; {_BEGIN_AGAIN}"), f"the provider says {loggable_error_code(answer.error)}"
+                Denied(f"{why}; {_START_AGAIN}"), f"the provider says {loggable_error_code(response.error)}"
             )
-        if not answer.code or len(answer.code) > MAX_CODE_CHARACTERS:
-            raise _login_invalid("the answer holds no code")
+        if not response.code or len(response.code) > MAX_CODE_CHARACTERS:
+            raise _login_invalid("the response has no authorization code, or one that is too long")
         return attempt
 
-    async def _fetch_claims(self, answer: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
-        """Exchanges the code for an ID token and returns the token's verified claims. Raises LoginFailed."""
-        if self._waiting_logins >= MAX_PARALLEL_LOGINS:
-            raise LoginFailed(TooManyRequests("too many people are logging in", retry_after=5), "too many at once")
-        self._waiting_logins += 1
+    async def _fetch_claims(self, response: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
+        """Exchanges the code for an ID token and returns the token's claims, which it has verified. Raises
+        LoginFailed."""
+        if self._running_exchanges >= MAX_PARALLEL_LOGINS:
+            shown = TooManyRequests("too many people are logging in; try again in a moment", retry_after=5)
+            raise LoginFailed(shown, f"{MAX_PARALLEL_LOGINS} logins are waiting for the provider")
+        self._running_exchanges += 1
         try:
-            if (await self._provider.metadata()).sends_issuer and not answer.issuer:
-                raise _login_invalid("the answer does not say of which issuer it is")
-            text = await self._provider.redeem(answer.code, attempt.verifier, attempt.redirect_uri)
+            if (await self._provider.metadata()).sends_issuer and not response.issuer:
+                raise _login_invalid("the response does not name its issuer, which the provider's metadata requires")
+            text = await self._provider.redeem(response.code, attempt.verifier, attempt.redirect_uri)
             return await verify_id_token(
                 text,
                 await self._provider.keys(),
@@ -199,13 +209,13 @@ class OpenIDLogin:
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
         except CodeRefused as error:
-            log.warning("the OpenID provider refuses a code: %s", error.reason)
+            log.warning("the OpenID provider refuses an authorization code: %s", error.reason)
             raise _login_invalid(f"the provider refuses the code: {error.reason}") from None
         except IDTokenInvalid as error:
             log.warning("an ID token of the OpenID provider is refused: %s", error)
             raise _login_invalid(f"the ID token: {error}") from None
         finally:
-            self._waiting_logins -= 1
+            self._running_exchanges -= 1
 
     async def _identity(self, claims: Mapping[str, Any], by: Actor) -> Identity:
         """Returns the identity for the account that the claims of an ID token name. Raises LoginFailed if that account
@@ -219,14 +229,14 @@ class OpenIDLogin:
         return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
 
     async def _account(self, claim_value: object, by: Actor) -> Account:
-        """Returns the account that the value of a claim names. Creates it if it does not exist and the settings say so.
-        Raises LoginFailed."""
+        """Returns the account whose name is the value of a claim. If there is no such account, creates it if the
+        setting `oidc.create` is true. Raises LoginFailed."""
         try:
             name = AccountName(claim_value if isinstance(claim_value, str) else "")
         except AccountInvalid:
-            shown = Denied("what the provider calls you is no name for an account here; ask an admin of this registry")
+            shown = Denied("your name at the provider cannot be an account's name here; ask an admin of this registry")
             claim = self._settings.account_claim
-            raise LoginFailed(shown, f"the claim {claim} is no account's name") from None
+            raise LoginFailed(shown, f"the claim {claim} is not a valid account name") from None
         try:
             return self._accounts.account(name)
         except AccountUnknown:
@@ -236,19 +246,20 @@ class OpenIDLogin:
             return await self._accounts.add_account(
                 name, AccountKind.USER, password_hash=None, note="first login by OpenID", by=replace(by, name="system")
             )
-        except AccountExists:
+        except AccountExists:  # a concurrent login has created the account, or a group has the name
             return self._just_created_account(name)
 
     def _just_created_account(self, name: AccountName) -> Account:
-        """Returns the account that a concurrent login has created. Raises LoginFailed if a group has the name."""
+        """Returns the account that a concurrent login has created. Raises LoginFailed if there is none, because a group
+        has the name."""
         try:
             return self._accounts.account(name)
         except AccountUnknown:
-            raise LoginFailed(_no_account(name), "the name is a group's", user=name) from None
+            raise LoginFailed(_no_account(name), "a group has this name", user=name) from None
 
     def _session_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns those of `groups` that exist in the store, because other groups have no grants. Leaves out the last
-        ones if they do not fit into a session."""
+        """Returns those of `groups` that exist in the store; the others can have no grants. If their names are longer
+        than `MAX_GROUP_CHARACTERS` together, logs a warning and leaves out the last ones."""
         if not groups:
             return ()
         known = self._accounts.known_groups(groups)
@@ -258,30 +269,31 @@ class OpenIDLogin:
             if group in known:
                 remaining_characters -= len(group) + len('"",')  # the name in JSON
                 if remaining_characters < 0:
-                    log.warning("a session holds %d groups and no more; the others are left out", len(found))
+                    log.warning("a session cookie has no space for all groups of a person; it has only %d", len(found))
                     break
                 found.append(group)
         return tuple(found)
 
 
 def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp (a hash) of the provider's settings. Identities from this provider hold it, and are refused
-    once the settings differ."""
+    """Returns the stamp of the provider's settings: a hash that changes when they do. Each identity that a login at
+    this provider proves contains the stamp, and is refused after a change of the settings."""
     return settings_stamp("openid", settings)
 
 
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
     """Logs that the provider cannot be used, and returns the error for the login."""
     log.warning("logins at the OpenID provider fail: %s", error)
-    shown = UpstreamUnavailable("the company's login does not answer; try again in a moment")
+    shown = UpstreamUnavailable("the OpenID provider, which logs people in, does not answer; try again in a moment")
     return LoginFailed(shown, f"the provider: {error}")
 
 
 def _login_invalid(reason: str) -> LoginFailed:
-    """Returns the error for a login whose response is refused. The person does not see `reason`."""
-    return LoginFailed(Denied(f"the login is not valid; {_BEGIN_AGAIN}. The registry's log says why"), reason)
+    """Returns the error for a login that is refused because of the provider's response, the code or the ID token. The
+    person does not see `reason`."""
+    return LoginFailed(Denied(f"the login is not valid; {_START_AGAIN}. The registry's audit log says why"), reason)
 
 
 def _no_account(name: str) -> Denied:
-    """Returns the error that the person sees if the account may not log in."""
+    """Returns the error that the person sees if the account `name` does not exist or may not log in."""
     return Denied(f"{name} has no account here that may log in; ask an admin of this registry")

@@ -1,7 +1,7 @@
 """Requests to the OpenID provider, and the checks of its ID tokens.
 
-A login needs the provider's metadata, exchanges an authorization code for an ID token, and verifies that token. The
-provider is not contacted before the first login.
+For a login, `OpenIDProvider` fetches the provider's metadata (its URLs) and its public keys, and exchanges an
+authorization code for an ID token. `verify_id_token` verifies that token. No request is sent before the first login.
 
 Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636.
 """
@@ -29,27 +29,31 @@ from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, OIDCSettings, c
 log = logging.getLogger(__name__)
 
 METADATA_FRESH_SECONDS: Final = 3600.0
-"""The age at which the provider's metadata is fetched again."""
+"""From this age on, the next login fetches the provider's metadata again."""
 METADATA_STALE_SECONDS: Final = 86400.0
-"""The age above which metadata is not used any more. Metadata gets so old only if all fetches fail."""
+"""Above this age, metadata is not used. Younger metadata is used if it cannot be fetched again."""
 METADATA_RETRY_SECONDS: Final = 10.0
 """The shortest time between two fetches of the metadata."""
 ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
-"""How much the provider's clock may differ from this machine's."""
+"""How far the provider's clock may be ahead of this machine's clock, or behind it."""
 MAX_ID_TOKEN_CHARACTERS: Final = 64 * 1024
 """The longest ID token that is verified."""
 _REQUIRED_CLAIMS: Final = ("iss", "aud", "exp", "iat", "sub", "nonce")
+"""The claims that every ID token must have."""
 _METADATA_PATH: Final = "/.well-known/openid-configuration"
+"""The path of the metadata, below the provider's URL (OpenID Connect Discovery 1.0, 4)."""
 _ERROR_CODE: Final = re.compile(r"[a-z0-9_.-]{1,60}")
-"""An error code of the provider that may be written to a log."""
+"""The error codes of the provider that may be written to a log."""
 
 
 class ProviderInvalid(Exception):
-    """The settings of the provider cannot be used. The text says why, in one line for the operator, without secrets."""
+    """The settings of the provider cannot be used. The text says why, in one line for the operator. It contains no
+    secret."""
 
 
 class ProviderUnavailable(Exception):
-    """The provider sends no response, or one that cannot be used. The text says why, for the log."""
+    """The provider sends no response, or one that cannot be used, or the client secret cannot be read. The text says
+    which of these, for the log."""
 
 
 class CodeRefused(Exception):
@@ -61,7 +65,7 @@ class CodeRefused(Exception):
 
 
 class IDTokenInvalid(Exception):
-    """The ID token is refused. The text says why, for the log only."""
+    """The ID token is refused. The text says why, for the log and not for the person who logs in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +73,11 @@ class ProviderMetadata:
     """The parts of the provider's metadata that this registry uses.
 
     - `authorization_url`: the provider's login page.
-    - `token_url`: where an authorization code is exchanged for an ID token.
-    - `keys_url`: the provider's key set.
-    - `accepts_basic`: whether this registry sends its client secret with Basic authentication.
-    - `sends_issuer`: whether the provider's responses contain its name in `iss` (RFC 9207).
+    - `token_url`: the URL at which an authorization code is exchanged for an ID token.
+    - `keys_url`: the URL of the provider's key set.
+    - `accepts_basic`: whether the provider accepts the client secret in a header, with Basic authentication. If not,
+      this registry sends the secret in the form.
+    - `sends_issuer`: whether the provider's response to a login names the provider, in the parameter `iss` (RFC 9207).
     """
 
     authorization_url: str
@@ -83,8 +88,8 @@ class ProviderMetadata:
 
 
 class OpenIDProvider:
-    """The OpenID provider, for one process and its event loop. The constructor sends no request. `monotonic` returns
-    monotonic seconds."""
+    """Sends requests to the OpenID provider, for one process and its event loop. The constructor sends none. `settings`
+    must name an issuer. `monotonic` returns monotonic seconds."""
 
     def __init__(self, settings: OIDCSettings, monotonic: Callable[[], float]) -> None:
         assert settings.issuer is not None
@@ -100,11 +105,11 @@ class OpenIDProvider:
         )
         self._metadata = FetchedDocument(self._fetch_metadata, times, monotonic)
         self._key_sets: dict[str, FetchedKeySet] = {}
-        """The key set by its URL. There is at most one, for the URL in the current metadata."""
+        """The key set of the provider, by its URL. At most one: it is replaced when the metadata names another URL."""
 
     async def metadata(self) -> ProviderMetadata:
-        """Returns the provider's metadata. Waits for a fetch if the cached metadata is old; concurrent callers share
-        one fetch. Raises ProviderUnavailable. If the caller is cancelled, the fetch continues."""
+        """Returns the provider's metadata. If the cached metadata is not fresh, first waits for a fetch, which
+        concurrent callers share. Raises ProviderUnavailable. If the caller is cancelled, the fetch continues."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current
@@ -113,7 +118,8 @@ class OpenIDProvider:
         return metadata
 
     async def keys(self) -> FetchedKeySet:
-        """Returns the provider's public keys, from the URL in its current metadata. Raises ProviderUnavailable."""
+        """Returns the provider's key set, at the URL that its current metadata names. Raises ProviderUnavailable if
+        there is no metadata. Does not fetch the keys; `FetchedKeySet.find` does."""
         url = (await self.metadata()).keys_url
         if url not in self._key_sets:
             for outdated in self._key_sets.values():
@@ -123,9 +129,11 @@ class OpenIDProvider:
         return self._key_sets[url]
 
     async def redeem(self, code: str, verifier: str, redirect_uri: str) -> str:
-        """Exchanges an authorization code for an ID token, and returns the token unverified. `verifier` is the PKCE
-        code verifier of the login (RFC 7636), `redirect_uri` the one that the login started with. Raises
-        ProviderUnavailable, CodeRefused."""
+        """Exchanges an authorization code for an ID token, and returns the token, which the caller must verify.
+
+        `verifier` is the secret whose hash was sent at the start of the login (PKCE, RFC 7636). `redirect_uri` is the
+        URL of this registry that was sent at the start of the login. Raises ProviderUnavailable, CodeRefused.
+        """
         metadata = await self.metadata()
         form = {
             "grant_type": "authorization_code",
@@ -143,53 +151,54 @@ class OpenIDProvider:
             status, body = await send_request(metadata.token_url, self._settings.ca_file, form=form, headers=headers)
         except NoUsableResponse as error:
             raise ProviderUnavailable(str(error)) from None
-        answer = _json_object(body)
+        document = _json_object(body)
         if status in (400, 401, 403):
-            raise CodeRefused(loggable_error_code(answer.get("error")))
-        token = answer.get("id_token")
+            raise CodeRefused(loggable_error_code(document.get("error")))
+        token = document.get("id_token")
         if status != 200 or not isinstance(token, str):
-            raise ProviderUnavailable(f"its answer to a code is {status}, without an ID token")
+            raise ProviderUnavailable(f"it sent no ID token for an authorization code (status {status})")
         return token
 
     async def aclose(self) -> None:
-        """Cancels running fetches of the metadata and the key set."""
+        """Cancels running fetches of the metadata and the key set, and waits until they have ended."""
         await self._metadata.aclose()
         for each in self._key_sets.values():
             await each.aclose()
 
     def _secret(self) -> str | None:
-        """Returns the client secret, or None if the settings have none. Raises ProviderUnavailable."""
+        """Returns the client secret, or None if the settings have none. Raises ProviderUnavailable if it cannot be
+        read."""
         try:
             return read_client_secret(self._settings)
         except ProviderInvalid as error:
             raise ProviderUnavailable(str(error)) from None
 
     async def _fetch_metadata(self) -> ProviderMetadata | None:
-        """Returns the metadata, or None after a failure, which is logged."""
+        """Fetches the metadata and returns it. After a failure, logs a warning and returns None."""
         try:
             status, body = await send_request(self.issuer.rstrip("/") + _METADATA_PATH, self._settings.ca_file)
             if status != 200:
-                raise NoUsableResponse(f"the answer is {status}")
+                raise NoUsableResponse(f"the response has the status {status}")
             return _parse_metadata(_json_object(body), self.issuer)
         except (NoUsableResponse, ProviderUnavailable) as error:
-            log.warning("the OpenID provider %s cannot be used: %s", self.issuer, error)
+            log.warning("could not fetch the metadata of the OpenID provider %s: %s", self.issuer, error)
             return None
 
 
 def check_provider(settings: OIDCSettings) -> None:
-    """Checks that the settings of the provider are complete and the client secret can be read. The server calls this at
-    its start. Sends no request. Raises ProviderInvalid."""
+    """Checks that the settings of the provider are complete, and that the client secret can be read. The server calls
+    this when it starts. Sends no request. Raises ProviderInvalid if a check fails."""
     if (settings.issuer is None) != (settings.client_id is None):
         missing = "issuer" if settings.issuer is None else "client_id"
-        raise ProviderInvalid(f"oidc.{missing} is not set; the login at a provider needs issuer and client_id")
+        raise ProviderInvalid(f"oidc.{missing} is not set; logins at an OpenID provider need issuer and client_id")
     if settings.issuer is not None:
         read_client_secret(settings)
 
 
 def read_client_secret(settings: OIDCSettings) -> str | None:
     """Returns the client secret with which this registry authenticates at the provider. Returns None if the settings
-    have none (a public client). Reads the secret at each call, so that operators can change it while the server runs.
-    Raises ProviderInvalid if it cannot be read or is empty."""
+    have none (a public client). Reads the secret at each call, so that a changed file takes effect without a restart.
+    Raises ProviderInvalid if the secret cannot be read or is empty."""
     if settings.client_secret_env is not None:
         secret, source = os.environ.get(settings.client_secret_env, ""), settings.client_secret_env
     elif settings.client_secret_file is not None:
@@ -198,45 +207,49 @@ def read_client_secret(settings: OIDCSettings) -> str | None:
             secret = settings.client_secret_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ProviderInvalid(f"cannot read the client's secret for OpenID from {source}: {reason}") from None
+            raise ProviderInvalid(
+                f"cannot read the client's secret for the OpenID provider from {source}: {reason}"
+            ) from None
     else:
         return None
     if not secret.strip():
-        raise ProviderInvalid(f"the client's secret for OpenID is not in {source}")
+        raise ProviderInvalid(f"the client's secret for the OpenID provider is not in {source}")
     return secret.strip()
 
 
 def loggable_error_code(value: object) -> str:
-    """Returns an error code that the provider sent, or `unnamed` if it is too long for a log or has other characters
-    than error codes have."""
+    """Returns `value`, an error code that the provider sent. Returns `unnamed` instead if it is not a text, is too long
+    for a log, or has characters that error codes do not have."""
     return value if isinstance(value, str) and _ERROR_CODE.fullmatch(value) else "unnamed"
 
 
 def _parse_metadata(document: Mapping[str, Any], issuer: str) -> ProviderMetadata:
-    """Returns the metadata in a JSON document. Raises ProviderUnavailable if the document names another issuer, or has
-    a URL that is not safe."""
+    """Returns the metadata in a JSON document of the provider `issuer`. Raises ProviderUnavailable if the document
+    names another issuer, or if one of its URLs is missing or not safe."""
     if document.get("issuer") != issuer:
-        raise ProviderUnavailable("its metadata is that of another issuer")
+        raise ProviderUnavailable("its metadata names another issuer")
     methods = document.get("token_endpoint_auth_methods_supported")
     return ProviderMetadata(
-        _endpoint_url(document, "authorization_endpoint", issuer),
-        _endpoint_url(document, "token_endpoint", issuer),
-        _endpoint_url(document, "jwks_uri", issuer),
+        authorization_url=_endpoint_url(document, "authorization_endpoint", issuer),
+        token_url=_endpoint_url(document, "token_endpoint", issuer),
+        keys_url=_endpoint_url(document, "jwks_uri", issuer),
+        # Without a list of methods, the provider accepts Basic (OpenID Connect Discovery 1.0, 3).
         accepts_basic=not isinstance(methods, list) or "client_secret_basic" in methods,
         sends_issuer=document.get("authorization_response_iss_parameter_supported") is True,
     )
 
 
 def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
-    """Returns the URL under `name` in the metadata. Raises ProviderUnavailable if the URL is not safe: with http, a
-    remote provider could make this registry send requests to services on this machine."""
+    """Returns the URL under `name` in the metadata of the provider `issuer`. Raises ProviderUnavailable if it is
+    missing, malformed or not safe. An http URL is safe only if the provider's own URL is one: a remote provider could
+    otherwise make this registry send requests to services on this machine."""
     value = document.get(name)
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
-            raise ValueError("it is no address")
-        check_identity_url(value, "https://sso.example.com/token", "can log in")
+            raise ValueError("it is not a URL")
+        check_identity_url(value, example="https://sso.example.com/token", attacker_can="can log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
-            raise ValueError("it must begin with https://, as the issuer does")
+            raise ValueError("it must begin with https://, as the provider's own URL does")
     except ValueError as error:
         raise ProviderUnavailable(f"its {name} cannot be used: {error}") from None
     return value
@@ -252,23 +265,32 @@ def _json_object(body: bytes) -> Mapping[str, Any]:
 
 
 def _basic_header(client_id: str, secret: str) -> str:
-    """Returns the value of an Authorization header for Basic. Both parts are form-encoded first (RFC 6749, 2.3.1)."""
+    """Returns the value of an Authorization header for Basic. The client id and the secret are form-encoded before they
+    are joined (RFC 6749, 2.3.1)."""
     return "Basic " + base64.b64encode(f"{quote_plus(client_id)}:{quote_plus(secret)}".encode()).decode()
 
 
 async def verify_id_token(
     text: str, keys: KeySet, *, issuer: str, client_id: str, nonce: str, now: float
 ) -> Mapping[str, Any]:
-    """Verifies an ID token and returns its claims (OpenID Connect Core 1.0, 3.1.3.7). `nonce` is the value that the
-    login started with; `now` is in seconds since 1970. May wait until the key set is fetched. Raises IDTokenInvalid."""
+    """Verifies the ID token `text` and returns its claims (OpenID Connect Core 1.0, 3.1.3.7).
+
+    - `keys`: the provider's keys. May wait until they are fetched.
+    - `issuer`, `client_id`: the provider that must have made the token, and the client that it must be for.
+    - `nonce`: the random value that was sent to the provider at the start of the login, which the token must repeat.
+    - `now`: seconds since 1970.
+
+    Raises IDTokenInvalid.
+    """
     try:
         header = read_header(text, MAX_ID_TOKEN_CHARACTERS)
         algorithm, key_id = header.get("alg"), header.get("kid")
+        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This one supports none.
         if algorithm not in ASYMMETRIC_ALGORITHMS or "crit" in header or not isinstance(key_id, str | None):
-            raise TokenInvalid("is not signed with a key pair")
+            raise TokenInvalid("has a header that names an algorithm or an extension that is not accepted")
         key = await keys.find(key_id, algorithm)
         if key is None:
-            raise TokenInvalid("is signed with a key that the provider does not have")
+            raise TokenInvalid("fits no key in the provider's key set")
         claims = read_claims(text, key, algorithm, audience=client_id, issuer=issuer, required=_REQUIRED_CLAIMS)
         _check_authorized_party(claims, client_id)
         check_times(claims, now, leeway=ID_TOKEN_LEEWAY_SECONDS, expiry_leeway=ID_TOKEN_LEEWAY_SECONDS)
@@ -276,14 +298,14 @@ async def verify_id_token(
         raise IDTokenInvalid(f"it {error}") from None
     received = claims["nonce"]
     if not isinstance(received, str) or not hmac.compare_digest(received.encode("utf-8", "replace"), nonce.encode()):
-        raise IDTokenInvalid("it is of another login: its nonce differs")
+        raise IDTokenInvalid("it belongs to another login: its nonce differs")
     return claims
 
 
 def _check_authorized_party(claims: Mapping[str, Any], client_id: str) -> None:
-    """Checks the claim `azp` (authorized party), which must name this client if present. It must be present if the
-    token has several audiences. Raises TokenInvalid if it is wrong."""
+    """Checks the claim `azp` (authorized party), which names the client that the token was made for. It must be
+    `client_id`; it may be missing if the token has only one audience. Raises TokenInvalid if it is wrong."""
     audience, party = claims["aud"], claims.get("azp")
-    several = isinstance(audience, list) and len(audience) > 1
-    if (several and party is None) or (party is not None and party != client_id):
+    has_several_audiences = isinstance(audience, list) and len(audience) > 1
+    if (has_several_audiences and party is None) or (party is not None and party != client_id):
         raise TokenInvalid("was made for another client: its azp differs")

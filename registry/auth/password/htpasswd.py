@@ -1,7 +1,8 @@
 """Accounts in an htpasswd file: lines with a name and a bcrypt hash, as `htpasswd -B` writes them.
 
-Each look-up checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it again. So a
-changed line takes effect with the next request. A line is ignored if the store has an account of the same name.
+Each look-up of a line checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it
+again. So a changed line takes effect with the next request. If the store has an account of the same name,
+`registry.auth.password.password_check` uses that account and not the line.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from storage.access import AccountInvalid, AccountName
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
-"""The largest file that is read. It has about a hundred thousand lines."""
+"""The largest file that is accepted. It has about a hundred thousand lines."""
 SETTLED_NANOSECONDS: Final = 100_000_000
-"""A file that changed less than this time before it was read is read again at the next look-up. A second change in so
-short a time may leave the timestamps the same."""
+"""If the file changed less than this time before it was read, the next look-up reads it again. A second change shortly
+after the first may not change the timestamps, and `stat` alone would miss it."""
 STAMP_PREFIX: Final = "htpasswd"
-"""The beginning of the stamps of lines. A stamp is a hash that tells whether the source of a login has changed; those
-of other sources have other prefixes."""
+"""The first word of the stamp of a line. A stamp is a hash of the source that proved a login: here a line, elsewhere
+the settings of a token issuer or of the OpenID provider. Those stamps have other prefixes."""
 
 
 class HtpasswdError(Exception):
@@ -37,7 +38,8 @@ class HtpasswdError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HtpasswdLine:
-    """One line of the file. `hash` is the bcrypt hash; `stamp` is a hash of the line, so it changes with the line."""
+    """One valid line of the file. `hash` is the bcrypt hash of the password. `stamp` is a hash of the line, so it
+    changes when the line does."""
 
     hash: str
     stamp: str
@@ -48,9 +50,9 @@ class _ParsedFile:
     """The content of the file when it was last read.
 
     - `lines`: the valid lines by account name.
-    - `highest_cost`: the highest bcrypt cost in these lines.
-    - `version`: a hash of the whole file.
-    - `state`: the file's times, inode and size. None: the file must be read again at the next look-up.
+    - `highest_cost`: the highest bcrypt cost in these lines; 0 if there are none.
+    - `version`: a hash of the whole file; empty if it could not be read.
+    - `state`: the file's times, inode and size. None: the next look-up must read the file again.
     """
 
     lines: Mapping[str, HtpasswdLine]
@@ -59,22 +61,24 @@ class _ParsedFile:
     state: tuple[int, ...] | None
 
 
-_EMPTY_FILE = _ParsedFile({}, 0, "", None)
+_EMPTY_FILE = _ParsedFile(lines={}, highest_cost=0, version="", state=None)
+"""What is used before the first look-up, and while the file cannot be read."""
 
 
 class HtpasswdFile:
-    """The current lines of the file at `path`. Has no lines while the file cannot be read."""
+    """The current lines of the file at `path`. While the file cannot be read, there are no lines."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
-        """Does not read the file yet. `clock` returns nanoseconds since 1970."""
+        """Does not read the file; the first look-up does. `clock` returns nanoseconds since 1970."""
         self._path = path
         self._clock = clock
         self._parsed = _EMPTY_FILE
         self._logged_problem = ""
+        """The problem that was logged last; empty if the last reading found none."""
 
     def check(self) -> None:
-        """Reads and checks the file, at the start of the server. Raises HtpasswdError if the file cannot be read, has
-        an invalid line, or has no line."""
+        """Reads and checks the file. The server calls this when it starts. Raises HtpasswdError if the file cannot be
+        read, has an invalid line, or has no line at all."""
         lines, problems = _parse(_decode(_load(self._path), self._path))
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -83,11 +87,11 @@ class HtpasswdFile:
             raise HtpasswdError(f"{self._path} has no line NAME:HASH; `htpasswd -nB NAME` prints one")
 
     def line(self, name: str) -> HtpasswdLine | None:
-        """Returns the line of the account `name`, or None."""
+        """Returns the line of the account `name`, or None if there is none."""
         return self._current().lines.get(name)
 
     def stamp(self, name: str) -> str | None:
-        """Returns the stamp of the line of the account `name`, or None if there is no line."""
+        """Returns the stamp of the line of the account `name`, or None if there is none."""
         line = self.line(name)
         return line.stamp if line else None
 
@@ -98,11 +102,11 @@ class HtpasswdFile:
 
     @property
     def version(self) -> str:
-        """A text that changes when the file does."""
+        """A hash of the file, so it changes when the file does. Empty while the file cannot be read."""
         return self._current().version
 
     def _current(self) -> _ParsedFile:
-        """Returns the content of the file, which is read again if it has changed."""
+        """Returns the current content of the file. Reads the file again if it has changed since the last reading."""
         try:
             status = os.stat(self._path)
         except OSError as error:
@@ -115,8 +119,8 @@ class HtpasswdFile:
         return self._parsed
 
     def _reread(self, state: tuple[int, ...]) -> None:
-        """Reads the file. `state` is its state before the reading."""
-        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS
+        """Reads and parses the file. `state` has the times, inode and size that `stat` reported before the reading."""
+        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # the first two are times of changes
         try:
             raw = _load(self._path)
             lines, problems = _parse(_decode(raw, self._path))
@@ -130,14 +134,15 @@ class HtpasswdFile:
         self._log_problem("; ".join(problems[:10]))
 
     def _log_problem(self, text: str) -> None:
-        """Logs a problem with the file, unless the last call had the same text. An empty text means no problem."""
+        """Logs a problem with the file, unless it is the one that was logged last. An empty `text` means that the file
+        has no problem."""
         if text and text != self._logged_problem:
             log.warning("htpasswd: %s", text)
         self._logged_problem = text
 
 
 def _load(path: Path) -> bytes:
-    """Returns the bytes of the file. Raises HtpasswdError if it cannot be read or is too large."""
+    """Returns the bytes of the file. Raises HtpasswdError if the file cannot be read or is too large."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
@@ -160,8 +165,8 @@ def _unreadable_text(path: Path, error: OSError) -> str:
 
 
 def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
-    """Returns the valid lines by account name, and a text for each invalid line. If several lines have the same name,
-    the first one is used, as Apache does."""
+    """Returns the valid lines by account name, and a description of each invalid line. If several lines have the same
+    name, the first is valid and the others are invalid; Apache uses the first as well."""
     lines: dict[str, HtpasswdLine] = {}
     problems: list[str] = []
     for number, name, password_hash in _entries(text):
@@ -176,7 +181,7 @@ def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
 
 
 def _entries(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yields the number, the name and the hash of each line that is not empty and no comment."""
+    """Yields the line number, the name and the hash of each line. Skips empty lines and comments."""
     for number, line in enumerate(re.split(r"\r?\n", text), 1):
         if line.strip() and not line.startswith("#"):
             name, _, password_hash = line.strip().partition(":")
@@ -184,7 +189,8 @@ def _entries(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _problem(name: str, password_hash: str) -> str:
-    """Returns what is wrong with a line, as the end of a sentence that begins with "line 7". Empty for a valid line."""
+    """Returns what is wrong with a line that has this name and this hash. The text ends a sentence that begins with
+    "line 7". It is empty if the line is valid."""
     if not password_hash:
         return "is not NAME:HASH"
     try:

@@ -1,7 +1,7 @@
-"""Checks passwords. Throttles failed logins, and does not reveal which accounts exist.
+"""Checks passwords of accounts in the store and in the htpasswd file. If both have an account of the same name, the one
+in the store is used.
 
-An account is in the store or in the htpasswd file. If both have an account of the same name, the one in the store is
-used.
+Failed logins are throttled. Neither the result of a check nor its duration reveals which accounts exist.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from storage.errors import RegistryError, Unauthorized
 log = logging.getLogger(__name__)
 
 WRONG_CACHED_SECONDS: Final = 86400.0
-"""How long a repeated wrong password from the same address is refused without a new hashing, and without being counted
-as a new failure. The time is long because docker sends a login for another registry to every mirror, again and
-again."""
+"""How long a wrong password is cached. If it is sent again from the same address, it is refused without a hashing, and
+not counted as a further failure. The time is long because docker sends its login for Docker Hub to every mirror of
+Docker Hub, again and again."""
 
 
 @dataclass(slots=True)
-class _WrongPassword:
-    """A password that was wrong.
+class _FailedCheck:
+    """The cache entry of a wrong password: what the password was checked against. The cache key is a hash of the
+    account's name, the password and the client's address.
 
     - `checked_against`: the account's hash and identity when the password was checked.
-    - `epoch`: the epoch of the store at that time, a number that every change of accounts increases.
-    - `file_version`: the version of the htpasswd file at that time.
-    - `until`: when the password is checked again, in seconds since 1970.
+    - `epoch`: the epoch of the store when the account was last read: a number that every change of accounts increases.
+    - `file_version`: the version of the htpasswd file when the account was last read.
+    - `until`: when the entry expires, in seconds since 1970.
     """
 
     checked_against: tuple[StoredHash, Identity | None]
@@ -70,20 +71,22 @@ class PasswordCheck:
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
-        self._wrong_passwords = SecretCache[_WrongPassword]()
+        self._failed_checks = SecretCache[_FailedCheck]()
         self._rehashes: set[asyncio.Task[None]] = set()
+        """The running tasks that replace hashes with outdated parameters."""
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
-        """Checks the password of an account, and returns the account's identity. Raises Unauthorized if the password is
-        wrong, and TooManyRequests after too many failures or if too many hashings wait. `address` is the client's.
+        """Checks the password of an account, and returns the account's identity. `address` is the client's. Raises
+        Unauthorized if the password is wrong, and TooManyRequests after too many failures or if too many hashings wait.
+        Raises StorageFull or StorageFailed if the store cannot count a failure.
 
-        If the account does not exist, is disabled or has no password, this takes as long and counts as much as a wrong
-        password. A client that sends the same old password again and again counts as one failure within
-        `WRONG_CACHED_SECONDS`. So it does not lock out a person at the same address who knows the new password.
+        If the account does not exist, is disabled or has no password, every password is wrong, and the check takes as
+        long as usual. A client that repeats the same wrong password causes one failure in `WRONG_CACHED_SECONDS`. So a
+        program with an old password does not lock out a person at the same address who knows the new one.
         """
         if len(password.encode()) > MAX_PASSWORD_BYTES:
             raise Unauthorized("the password is too long")
-        key = self._wrong_passwords.key_of(name, password, address)
+        key = self._failed_checks.key_of(name, password, address)
         if self._was_wrong(key, name):
             raise Unauthorized("the password is wrong, as before")
         self._throttle.check(name, address)
@@ -92,7 +95,7 @@ class PasswordCheck:
         is_right = await self._hashing.run(partial(verify_password, password, stored))
         if not is_right or identity is None:
             until = self._clock() + WRONG_CACHED_SECONDS
-            self._wrong_passwords.put(key, _WrongPassword((stored, identity), epoch, file_version, until))
+            self._failed_checks.put(key, _FailedCheck((stored, identity), epoch, file_version, until))
             await self._throttle.record_failure(name, address)
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
         await self._throttle.record_success(name, address)
@@ -101,22 +104,22 @@ class PasswordCheck:
         return identity
 
     async def aclose(self) -> None:
-        """Waits until running rehashes have ended."""
+        """Waits until the running replacements of hashes have ended."""
         await asyncio.gather(*self._rehashes, return_exceptions=True)
 
     def _was_wrong(self, key: bytes, name: AccountName) -> bool:
-        """Returns whether this password was wrong before, and the account has not changed since. Reads the account only
-        if the store or the htpasswd file has changed."""
-        wrong = self._wrong_passwords.get(key)
-        if wrong is None:
+        """Returns whether the cache has a failed check under `key`, and the account `name` has not changed since. Reads
+        the account only if the store or the htpasswd file has changed."""
+        failed = self._failed_checks.get(key)
+        if failed is None:
             return False
-        if self._clock() < wrong.until:
+        if self._clock() < failed.until:
             epoch, file_version = self._accounts.epoch(), self._file_version()
-            is_unchanged = (wrong.epoch, wrong.file_version) == (epoch, file_version)
-            if is_unchanged or wrong.checked_against == self._stored_hash(name):
-                wrong.epoch, wrong.file_version = epoch, file_version
+            is_unchanged = (failed.epoch, failed.file_version) == (epoch, file_version)
+            if is_unchanged or failed.checked_against == self._stored_hash(name):
+                failed.epoch, failed.file_version = epoch, file_version
                 return True
-        self._wrong_passwords.remove(key)
+        self._failed_checks.remove(key)
         return False
 
     def _file_version(self) -> str:
@@ -140,7 +143,8 @@ class PasswordCheck:
         return StoredHash(argon2=argon2, highest_cost=highest), Identity(name, robot=robot, version=account.version)
 
     def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
-        """Starts to replace the hash of a right password by one with the current parameters."""
+        """Starts a task that replaces the hash `old` of the right password `password` by one with the current
+        parameters."""
         task = start_detached(self._rehash(name, old, password))
         self._rehashes.add(task)
         task.add_done_callback(self._rehashes.discard)
@@ -150,4 +154,4 @@ class PasswordCheck:
             new = await self._hashing.run(partial(hash_password, password))
             await self._accounts.replace_hash(name, old, new)
         except RegistryError as error:
-            log.warning("the password hash of %s stays as it is: %s", name, error)
+            log.warning("could not renew the password hash of %s, which has old parameters: %s", name, error)

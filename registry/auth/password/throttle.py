@@ -1,16 +1,16 @@
-"""Throttles failed logins. The failures are counted in the store, so the counts are common to all workers.
+"""Throttles logins with a password after failures. The store counts the failures, so all workers share the counts.
 
-There are three limits. Each is a leaky bucket (GCRA): a failure costs some seconds, and after a burst of failures the
-next attempt must wait until enough time has passed. Accounts that do not exist are treated like those that do.
+There are three limits. Each allows a burst of failures; after that, the next attempt must wait. Each failure adds a
+fixed number of seconds to the wait (the generic cell rate algorithm, a form of leaky bucket). Names of accounts that do
+not exist are throttled like those of accounts that do.
 
-- Per address, against guessing at many accounts. An IPv6 network of 64 bits counts as one address.
+- Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address.
 - Per account and address, against guessing many passwords of one account.
-- Per account, against guessing from many addresses. Anyone can cause such failures, so this limit does not apply to
-  *familiar* addresses, from which the account has logged in during the last 30 days. So an attacker cannot lock a
-  person out, unless both share an address.
+- Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So it does
+  not apply to *familiar* addresses: those from which the account has logged in during the last 30 days.
 
-Credentials that are in the cache of verified credentials are not throttled, and a repeated wrong password is counted
-once.
+A password in the cache of verified credentials (`registry.auth.credential_cache`) is not throttled. If a client repeats
+the same wrong password, `registry.auth.password.password_check` counts one failure.
 """
 
 from __future__ import annotations
@@ -32,37 +32,42 @@ DAY_SECONDS: Final = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class FailureRate:
-    """A limit on failures: one failure in `cost_seconds` in the long run, and `burst` failures without a wait."""
+    """A limit on failures.
+
+    - `cost_seconds`: the seconds that each failure costs. In the long run, one failure is allowed in this time.
+    - `burst`: the number of failures that are allowed without a wait in between.
+    """
 
     cost_seconds: float
     burst: int
 
     def wait(self, until: float, now: float) -> float:
         """Returns how many seconds the next attempt must wait. `until` is the time at which the costs of all earlier
-        failures have passed, in seconds since 1970."""
+        failures have passed. It and `now` are in seconds since 1970."""
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))
 
 
-BY_ADDRESS: Final = FailureRate(6.0, 60)
+BY_ADDRESS: Final = FailureRate(cost_seconds=6.0, burst=60)
 """Allows ten guesses a minute in the long run. The burst is large because many people may share an address."""
-BY_ACCOUNT_AND_ADDRESS: Final = FailureRate(30.0, 10)
+BY_ACCOUNT_AND_ADDRESS: Final = FailureRate(cost_seconds=30.0, burst=10)
 """Allows two guesses a minute in the long run. The burst is enough for a person who tries several passwords."""
-BY_ACCOUNT: Final = FailureRate(60.0, 50)
-"""Allows 1440 guesses a day at one account, from all addresses together."""
+BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
+"""Allows 1440 guesses a day at one account in the long run, from all addresses together."""
 FAMILIAR_SECONDS: Final = 30 * DAY_SECONDS
-"""How long an address stays familiar after a login."""
+"""How long an address stays familiar to an account after a login."""
 
 
 class LoginThrottle:
-    """Decides when the next login to an account may be tried. `clock` returns seconds since 1970."""
+    """Counts failed logins, and decides whether the next login to an account may be tried yet. `clock` returns seconds
+    since 1970. An `address` is a client's IP address; empty if it is unknown."""
 
     def __init__(self, accounts: Accounts, clock: Callable[[], float]) -> None:
         self._accounts = accounts
         self._clock = clock
 
     def check(self, name: str, address: str) -> None:
-        """Checks that a login to the account `name` from `address` may be tried now. Raises TooManyRequests if not; the
-        text is the same for all three limits."""
+        """Checks that a login to the account `name` from `address` may be tried now. Raises TooManyRequests if not. The
+        error has the same text for all three limits, so that it does not reveal which of them applies."""
         now, network = self._clock(), network_of(address)
         wait = 0.0
         if network:
@@ -77,8 +82,9 @@ class LoginThrottle:
             raise TooManyRequests("too many failed logins; try again later", retry_after=math.ceil(wait))
 
     async def record_failure(self, name: str, address: str) -> None:
-        """Counts a failed login. A failure from a familiar address is not counted in the limit per account, because it
-        is probably a mistake of the account's owner."""
+        """Counts a failed login to the account `name` from `address` in all three limits. A failure from a familiar
+        address is not counted in the limit per account, because it is probably a mistake of the account's owner. Raises
+        StorageFull, StorageFailed."""
         now, network = self._clock(), network_of(address)
         costs = {}
         if network:
@@ -91,8 +97,8 @@ class LoginThrottle:
         await self._accounts.add_failures(costs)
 
     async def record_success(self, name: str, address: str) -> None:
-        """Resets the limit of this account and address, and makes the address familiar. If the store cannot be written,
-        logs a warning and returns, so that the login succeeds."""
+        """Records a login: clears the failures of this account and address together, and makes the address familiar to
+        the account. If the store cannot be written, only logs a warning, so that the login succeeds."""
         network = network_of(address)
         if not network:
             return
@@ -100,14 +106,18 @@ class LoginThrottle:
             if self._accounts.throttled_until(_pair_key(name, network)):
                 await self._accounts.clear_failures([_pair_key(name, network)])
             remaining = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
-            if remaining < FAMILIAR_SECONDS - DAY_SECONDS:  # renewed once a day, not at every login
+            if remaining < FAMILIAR_SECONDS - DAY_SECONDS:  # written once a day, not at every login
+                # Extends the time by what is missing, so that it ends `FAMILIAR_SECONDS` from now.
                 await self._accounts.add_failures({_familiar_key(name, network): FAMILIAR_SECONDS - remaining})
         except RegistryError as error:
-            log.warning("could not record the address of a login: %s", error)
+            log.warning("could not record from which address %s has logged in: %s", name, error)
 
     def _is_familiar(self, name: str, network: str, now: float) -> bool:
         """Returns whether the account has logged in from this address in the last `FAMILIAR_SECONDS`."""
         return bool(network) and self._accounts.throttled_until(_familiar_key(name, network)) > now
+
+
+# The keys under which the store counts failures. A `network` is an IPv4 address, or an IPv6 network of 64 bits.
 
 
 def _address_key(network: str) -> str:
@@ -123,6 +133,6 @@ def _account_key(name: str) -> str:
 
 
 def _familiar_key(name: str, network: str) -> str:
-    """Returns the key under which the store has the time until which an address is familiar. This is not a failure, but
-    the store keeps it like one: as a time that ends."""
+    """Returns the key under which the store has the time until which an address is familiar to an account. This is not
+    a failure, but the store treats it like one: it maps a key to a time."""
     return f"known {name} {network}"

@@ -1,11 +1,12 @@
 """`Guarded`: checks the rights of the request's principal before each call on a registry.
 
-The principal is the account, or anonymous client, that makes the request. A refusal depends only on the principal, the
-action and the requested name. It never depends on what is stored, so it reveals nothing.
+The principal is the account, or anonymous client, that makes the request. A client without the right to read a
+repository gets the same error whether or not the content exists, so a refusal does not reveal what is stored.
 
-A mirror stores content under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. So one
-requested name may lead to several *stored names*, its candidates. Reads and deletes are checked against the stored
-name, pushes against the name that is pushed to. A call without a rule in this module is refused.
+Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. A
+requested name may lead to one of several *stored names*, its candidates: to content that was pushed to that name, or to
+content that is mirrored. Reads and deletes are checked against the stored name, pushes against the requested name. A
+call that this module does not know is refused.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 """The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
 3.1)."""
 _PUSH: Final = Action.PUSH.value
+"""The value of the action as a plain int, which is faster to compare."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
+"""How error texts name an action on a repository."""
 
 OnDenied = Callable[[Principal, Action, str], None]
-"""Records that an account was refused an action on the requested name."""
+"""A function that records that an account was refused an action. The last argument is the name that the client
+requested."""
 ResolveName = Callable[[RepositoryName], Awaitable[RepositoryName]]
-"""Returns the stored name that a requested name leads to now."""
+"""A function that returns the stored name to which a requested name leads now."""
 
 
 def _blob_not_found(call: Call[Any]) -> RegistryError:
@@ -61,12 +65,12 @@ def _repository_not_found(call: Call[Any]) -> RegistryError:
 
 
 class _Rule(NamedTuple):
-    """How the guard checks a read or a delete.
+    """How the guard checks one kind of read or delete.
 
-    - `action`: the action that the principal must be allowed.
+    - `action`: the action that the principal must have the right to do.
     - `bits`: the value of `action` as a plain int, which is faster to compare.
-    - `not_found`: makes the error that the store raises if the content does not exist.
-    - `hides_content`: whether an account without the right gets the error of `not_found` instead of Denied, so that it
+    - `not_found`: returns the error that the store raises for a call if the content does not exist.
+    - `hides_content`: whether an account without the right gets the error of `not_found` and not Denied, so that it
       does not learn whether the content exists.
     """
 
@@ -97,7 +101,8 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "delete_tag": _delete_rule(_repository_not_found),
     }
 )
-"""The rules of reads and deletes, by the operation of `Registry`. `Guarded._handle_other` checks all other calls."""
+"""The rules for reads and deletes, by the name of the method of `Registry`. `Guarded._handle_other` checks calls of all
+other methods."""
 
 
 def ignore_denial(principal: Principal, action: Action, name: str) -> None:
@@ -105,19 +110,20 @@ def ignore_denial(principal: Principal, action: Action, name: str) -> None:
 
 
 async def keep_principal(principal: Principal) -> Principal:
-    """Returns the principal unchanged."""
+    """Returns `principal` unchanged: the default of `Guarded` for `renew`."""
     return principal
 
 
 class Guarded(ForwardingRegistry):
-    """The registry `inner`, with a check of the current request's principal before each call.
+    """A registry that checks the rights of the current request's principal before it forwards a call to `inner`.
 
-    - `naming` tells which stored names a requested name may lead to. Without it, only to itself.
-    - `resolve_name` tells to which of these the requested name leads now. That changes at most once: a push to the
-      requested name makes it lead to itself.
-    - `denied` is called when an account is refused an action.
-    - `renew` returns the principal with its current rights, or raises Unauthorized.
-    - `cursors` encrypts the cursors of lists. None: with a random key of this process.
+    - `naming`: tells to which stored names a requested name may lead. None: each name leads only to itself.
+    - `resolve_name`: tells to which of these a requested name leads now. A push to a name makes it lead to itself from
+      then on. None: a name leads to its first candidate.
+    - `denied`: is called when an account is refused an action.
+    - `renew`: returns a principal with the rights that its account has now. Raises Unauthorized if the credential was
+      revoked.
+    - `cursors`: encrypts the cursors of lists. None: they are encrypted with a random key of this process.
     """
 
     def __init__(
@@ -137,21 +143,22 @@ class Guarded(ForwardingRegistry):
         self._renew = renew
         self._cursors = cursors or SealedCursors(process_secrets())
         self._list_locks: KeyedLocks[str] = KeyedLocks()
+        """A lock for each account name, so that one list of its repositories runs at a time."""
 
     async def handle(self, call: Call[T]) -> T:
-        """Checks the rights for a call, forwards it to `inner`, and returns the result. Raises Unauthorized, Denied, or
-        the error for content that does not exist."""
+        """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
+        raises Unauthorized, Denied, or the error for content that does not exist."""
         rule = _RULES.get(call.operation)
         if rule is None:
             return await self._handle_other(call)
-        if self._allows(rule.bits, call.repo):
+        if self._is_allowed_on_all(rule.bits, call.repo):
             return await self.forward(call)
         if call.operation == "resolve_blob":
             return await self._resolve_blob(rule, call)
         try:
             call.repo = await self._allowed_stored_name(rule, call.repo, rule.not_found(call))
         except NameUnknown:
-            if call.operation == "referrers":  # an unknown repository has an empty list
+            if call.operation == "referrers":  # the list of referrers of an unknown repository is empty
                 return cast(T, Page([]))
             raise
         return await self.forward(call)
@@ -160,7 +167,7 @@ class Guarded(ForwardingRegistry):
         """Handles the calls without a rule in `_RULES`: pushes, mounts, and the list of repositories."""
         match call.operation:
             case "start_upload" | "resume_upload" | "upload_offset":
-                # An upload session belongs to the account that starts it, so the store must know the account.
+                # An upload session belongs to the account that starts it, so the store must know who makes this call.
                 call.options["by"] = call.actor or Actor(current_principal().name)
             case "mount_blob":
                 self.check_push(call.repo)
@@ -168,7 +175,8 @@ class Guarded(ForwardingRegistry):
                 call.args = digest, await self._allowed_mount_source(source, digest)
                 return await self.forward(call)
             case "put_manifest":
-                # The client may have sent the body slowly, so the rights may have changed since the request began.
+                # The client may have sent the body slowly, so the rights may have changed since the request was
+                # authenticated. The check below uses the current rights.
                 principal = current_principal()
                 if (renewed := await self._renew(principal)) is not principal:
                     current_request().principal = renewed
@@ -185,9 +193,9 @@ class Guarded(ForwardingRegistry):
         if not principal.actions(repo, current_request().requested_name or repo) & _PUSH:
             raise self._refusal(principal, Action.PUSH, repo, (repo,))
 
-    def _allows(self, bits: int, repo: RepositoryName) -> bool:
-        """Returns whether the action of `bits` is allowed on every stored name that `repo` may lead to. If so, it does
-        not matter to which of them it leads."""
+    def _is_allowed_on_all(self, bits: int, repo: RepositoryName) -> bool:
+        """Returns whether the action with these `bits` is allowed on every stored name that `repo` may lead to. If so,
+        the call is allowed wherever `repo` leads."""
         request = current_request()
         principal, requested = request.principal, request.requested_name or repo
         if type(principal) is not Principal:  # the request is not authenticated
@@ -198,11 +206,11 @@ class Guarded(ForwardingRegistry):
 
     async def _allowed_stored_name(self, rule: _Rule, repo: RepositoryName, not_found: RegistryError) -> RepositoryName:
         """Returns the stored name that `repo` leads to now, if the rule's action is allowed on that name. The call must
-        use the returned name, because a push to `repo` meanwhile could change where `repo` leads.
+        use the returned name, because a push to `repo` after this check could change where `repo` leads.
 
-        Raises Unauthorized or Denied if the action is not allowed. Raises `not_found` instead of Denied if the rule
-        hides content. Also raises `not_found` if the action is allowed on `repo` itself, but `repo` leads to a mirror
-        on which it is not: nothing was pushed to `repo`, so it has no content of its own.
+        If the action is not allowed, raises Unauthorized or Denied; `not_found` in place of Denied if the rule hides
+        content. There is one other case: the action is allowed on `repo` itself, but `repo` leads to mirrored content,
+        on which the action is not allowed. Then this raises `not_found`, because nothing was pushed to `repo`.
         """
         principal, requested = current_principal(), current_request().requested_name or repo
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
@@ -230,22 +238,22 @@ class Guarded(ForwardingRegistry):
         names: Sequence[RepositoryName],
         not_found: RegistryError | None = None,
     ) -> RegistryError:
-        """Returns the error that refuses `action` on `repo`, which leads to one of the stored `names`. The table in
-        docs/adr/0011-who-may-do-what.md lists the errors. `not_found` is the error to return instead of Denied."""
+        """Returns the error that refuses `action` on `repo`, which leads to one of the stored `names`. `not_found` is
+        the error to return in place of Denied; None: Denied. The table in docs/adr/0011-who-may-do-what.md lists the
+        errors."""
         requested, action_phrase = current_request().requested_name or repo, _ACTION_PHRASES[action]
         if any(principal.account_may(action, name) for name in names):
-            return Unauthorized(
-                f"the token shown is not for this: to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE
-            )
+            return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
         if principal.is_anonymous:
             return Unauthorized(_grant_needed(names) if principal.open else f"log in to {action_phrase} {requested}")
         self._denied(principal, action, requested)
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Resolves a blob by the requested name and not by the stored name, because the router then contacts no
-        upstream for a name that has no content yet. A push meanwhile could change where the name leads, so this checks
-        the rights before the call and again after it."""
+        """Resolves a blob by the requested name, and not by the stored name as other reads do. The router needs the
+        requested name to recognize a client that is about to push, for which it contacts no upstream (a registry that
+        this one mirrors). A push during the call could change where the name leads, so this checks the rights before
+        the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         found = await self.forward(call)
@@ -253,11 +261,12 @@ class Guarded(ForwardingRegistry):
         return found
 
     async def _allowed_mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
-        """Returns the stored name of the repository to mount a blob from. If the client names no repository, `source`
-        holds every name, and this returns the set of names that the principal may pull.
+        """Returns the stored name of `source`, the repository from which the client mounts the blob `digest`. If the
+        client names no repository, `source` is the set of all names; then returns the set of names from which the
+        principal may pull.
 
-        Raises BlobUnknown if the principal may not pull from `source`. A bearer token's access must name `source`, not
-        the repository that the request pushes to.
+        Raises BlobUnknown if the principal may not pull from `source`. With a bearer token, this right comes from the
+        access to `source`, not from the access to the repository that the request pushes to.
         """
         principal = current_principal()
         if isinstance(source, NameSet):
@@ -272,9 +281,12 @@ class Guarded(ForwardingRegistry):
     async def _repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
         """Returns a page of the repositories in `names` that the principal may pull.
 
-        `after` is the client's cursor. One account's lists run one at a time, so that they do not delay the lists of
-        other accounts. Raises RequestInvalid for an unknown cursor. Raises Unauthorized without a credential, and for a
-        token without the catalog in its access: some clients log in only after that error.
+        `after` is the cursor that the client sent: the position after which the page starts; None: the first page. This
+        process runs one list of an account at a time, so that many requests of one account do not delay the lists of
+        other accounts.
+
+        Raises RequestInvalid for an unknown cursor. Raises Unauthorized if the client sent no credential, or a bearer
+        token without the catalog in its access: after this error, the client can log in or get another token.
         """
         principal = current_principal()
         if not principal.may_list:
@@ -289,18 +301,18 @@ class Guarded(ForwardingRegistry):
 
 
 def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
-    """Returns the names that are in both sets. At least one of the sets must hold every name; raises Unsupported
-    otherwise."""
+    """Returns the set of names that are in both sets. Raises Unsupported unless one of the sets contains every name."""
     if not wanted.has_every_name and not allowed.has_every_name:
         raise Unsupported
     return allowed if wanted.has_every_name else wanted
 
 
 def _grant_needed(names: Sequence[RepositoryName]) -> str:
-    """Returns the text for a client of a registry without accounts that requests content of a guarded upstream. The
-    upstream is the first segment of the last of the stored `names`."""
+    """Returns the error text for a client that requests content of a guarded upstream from a registry without accounts.
+    A guarded upstream is a mirrored registry whose content needs grants of its own. Its name is the first segment of
+    the last of the stored `names`."""
     upstream = names[-1].partition("/")[0]
     return (
-        f"what is mirrored from {upstream} takes a grant of its own, and there are no accounts here yet: "
+        f"content mirrored from {upstream} needs a grant of its own, and this registry has no accounts yet: "
         "add one, or set require_grant = false for that upstream"
     )

@@ -1,7 +1,7 @@
 """What a caller of the management API may do.
 
-The management API administers accounts, groups, grants and API tokens. A refusal depends only on the caller and never
-on what exists, so it reveals nothing about other accounts.
+The management API (`/api/v1`) administers accounts, groups, grants and API tokens. A caller who may not see an account
+gets the same error whether or not that account exists.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ class ManagementRights:
 
     - `name`: the caller's account. None: the caller has no account.
     - `admin`: whether the caller may do everything.
-    - `is_person`: whether a person logged in with the account's own password, or at the OpenID provider. False for
-      robots, and for logins with a token of any kind.
-    - `token`: the id of the API token that the caller logged in with. None: the caller used no API token.
-    - `grantable_names`: the repository names on which the caller may grant rights to others.
+    - `is_person`: whether the caller is a person with an account in the store, who logged in with the account's
+      password or at the OpenID provider. False for robots (accounts for programs), and for logins with a token of any
+      kind.
+    - `token`: the id of the API token with which the caller logged in. None: the caller used no API token.
+    - `grantable_names`: the names of the repositories on which the caller may give rights to others.
     """
 
     name: str | None
@@ -40,33 +41,37 @@ class ManagementRights:
         return self.name
 
     def check_admin(self) -> None:
-        """Checks that the caller is an admin. Raises Denied if not, or Unauthorized if the caller has no account."""
+        """Checks that the caller may do everything. Raises Denied if not, or Unauthorized if the caller has no
+        account."""
         if not self.admin:
-            raise Denied(f"{self.account_name} is no admin, or its token is limited")
+            raise Denied(f"{self.account_name} is not an admin, or uses a limited token")
 
     def check_may_see(self, name: AccountName) -> None:
-        """Checks that the caller may see the account `name`: an admin sees all accounts, others see their own. Raises
-        AccountUnknown if not, even if the account exists, or Unauthorized if the caller has no account."""
+        """Checks that the caller may see the account `name`. An admin may see all accounts, and other callers only
+        their own. Raises AccountUnknown if the caller may not see it, even if the account exists. Raises Unauthorized
+        if the caller has no account."""
         if not self.admin and self.account_name != name:
             raise AccountUnknown(f"there is no account {name}")
 
     def check_may_add_credential(self, name: AccountName) -> None:
-        """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may,
-        and people may for their own account.
+        """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
+        so for all accounts, and people for their own account.
 
-        A caller who logged in with a token may not, unless an admin: the new credential would still work after that
-        token was revoked. Raises Unauthorized without an account, AccountUnknown for another account, Denied otherwise.
+        A person who logged in with a token may not, because the new credential would still be valid after that token
+        was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see the
+        account `name`, and Denied in all other cases.
         """
         self.check_may_see(name)
         if not self.admin and not self.is_person:
             raise Denied(
-                "this takes a person's login, with a password of this registry's own or at the OpenID provider, "
-                "not with an API token or another's"
+                "this takes a person's login, with the password of an account of this registry or at the OpenID "
+                "provider, and not with a token"
             )
 
     def check_token(self, token: ApiToken) -> None:
-        """Checks that the caller may revoke `token`: an admin may revoke all tokens, a person those of the own account,
-        and an API token may revoke itself. Raises AccountUnknown for a token of another account, Denied otherwise."""
+        """Checks that the caller may revoke `token`. An admin may revoke all tokens, a person those of the person's own
+        account, and a caller with an API token that token. Raises AccountUnknown for a token of another account, and
+        Denied in all other cases."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
@@ -74,26 +79,30 @@ class ManagementRights:
         self.check_may_add_credential(token.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:
-        """Returns whether the caller may grant rights on all names that `pattern` matches. A caller without an account
-        may not, even if everyone was granted the action `admin`."""
+        """Returns whether the caller may give others rights on all names that `pattern` matches. A caller without an
+        account may not, even if there is a grant of the action `admin` to everyone."""
         return self.admin or (self.name is not None and self.grantable_names.covers(pattern))
 
     def check_grant(self, pattern: NamePattern) -> None:
-        """Checks that the caller may grant rights on all names that `pattern` matches. Raises Denied if not, or
+        """Checks that the caller may give others rights on all names that `pattern` matches. Raises Denied if not, or
         Unauthorized if the caller has no account."""
         if not self.may_grant(pattern):
-            raise Denied(f"{self.account_name} may not grant on {pattern}; that takes the action admin on all of it")
+            raise Denied(
+                f"{self.account_name} may not grant rights on {pattern}: this needs the action admin on all "
+                "repositories that it matches"
+            )
 
 
-UNRESTRICTED = ManagementRights(None, admin=True)
-"""The rights of callers on the registry's own machine while there are no accounts: they may do everything."""
+ALL_MANAGEMENT_RIGHTS = ManagementRights(None, admin=True)
+"""The rights of callers that are on the same machine as the registry, while the registry has no accounts. They may do
+everything, such as add the first account."""
 
 
 def management_rights_of(principal: Principal) -> ManagementRights:
     """Returns the management rights of a principal. A principal without an account gets none."""
     identity = principal.identity
-    # A login with an API token or a bearer token does not count as a person: it could make a credential that still
-    # works after the token has ended. Tokens of issuers log in robots only.
+    # A client with an API token or a bearer token is not treated as a person (see `check_may_add_credential`). A client
+    # with a token of a trusted issuer is a robot.
     used_token = identity.token is not None or identity.access is not None
     return ManagementRights(
         identity.name,

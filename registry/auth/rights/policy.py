@@ -1,12 +1,11 @@
-"""`Policy`: computes the principal of an identity from the grants in the store.
+"""`Policy`: computes the rights of an identity from the grants in the store.
 
-An identity is what a credential proved; a principal is an identity with its rights. A grant allows a *grantee* (an
-account, a group, all accounts, or everyone) some actions on the repositories that a pattern matches. Grants only add
-rights; no grant takes rights away.
+An identity is what a credential proved: the account, and the limits of the credential. A *principal* is an identity
+with its rights. A grant allows a *grantee* (an account, a group, all accounts, or everyone) some actions on all
+repositories whose names match a pattern. Grants only add rights; no grant takes rights away.
 
-The *epoch* is a number in the store that increases with every change of accounts, groups, grants, signing keys and API
-tokens. Everything that this module caches is valid for one epoch, so it reads changed grants again, also those that
-another worker changed.
+The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
+key, or revokes an API token. The grants that this module caches are used only while the epoch stays the same.
 """
 
 from __future__ import annotations
@@ -25,50 +24,56 @@ from storage.errors import Unauthorized
 from storage.patterns import NamePattern, NameSet
 
 _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
-"""Bits of the actions that apply to mirrored content, which is stored under another name than the client requests. A
-push always stores under the requested name."""
+"""The bits of the actions that are possible on mirrored content, which is stored under another name than the client
+requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""The name sets of a grantee with more grants than this are cached and used as they are. The patterns of grantees with
-fewer grants are merged into one name set for each identity."""
+"""If a grantee has more grants than this, its name sets are cached, and all identities to which the grants apply share
+them. The patterns of grantees with fewer grants are merged for each identity, into one name set for each combination of
+actions."""
 _GRANTS_PER_STEP: Final = 2_000
-"""The number of grants that are read before the event loop runs other tasks."""
+"""After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
-"""The time to look up one grantee, as the number of grants that can be read in that time."""
+"""The time to look up one grantee, measured by the number of grants that can be read in that time."""
 _MAX_CACHED_GRANTS: Final = 100_000
-"""The cache of grants is emptied once it holds more grants than this."""
+"""The cache of grants is emptied when it contains more grants than this."""
 
 
 class GranteeGrants(NamedTuple):
-    """The grants of one grantee. `names` holds the granted names by actions, `size` the number of grants."""
+    """The grants of one grantee: the granted `names` by combination of actions, and the number of grants (`size`)."""
 
     names: Mapping[Action, NameSet]
     size: int
 
 
 class IdentityCheck(Protocol):
-    """Checks whether an identity is still valid. `registry.auth.revocation` implements this."""
+    """Checks whether an identity is still valid. `registry.auth.revocation.RevocationCheck` implements this."""
 
     def check(self, identity: Identity) -> Identity:
-        """Returns the identity with the current limits of its API token. Raises Unauthorized if the identity was
-        revoked."""
+        """Returns the identity with the current limits of its API token. Raises Unauthorized if the identity is not
+        valid any more."""
         ...
 
     def is_stamp_current(self, identity: Identity) -> bool:
-        """Returns whether the source of the identity outside the store is unchanged: the htpasswd file, or the settings
-        of an issuer or of the OpenID provider. Such a change does not change the epoch."""
+        """Returns whether the source outside the store that proved the identity is unchanged: its line of the htpasswd
+        file, or the settings of a token issuer or of the OpenID provider. A change of such a source does not change the
+        epoch."""
         ...
 
 
 class Policy:
     """Decides what every identity may do.
 
-    The registry is *open* while it has no accounts: then every client may do everything. After that it is closed.
+    The registry is *open* until the first account is added: then every client may pull, push and delete, except below
+    the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account of an admin,
+    who may do everything.
 
-    - `identity_check` checks whether an identity is still valid.
-    - `naming` tells which stored names a requested name may lead to.
-    - `guarded` holds the upstreams that need grants of their own: below them, a pattern such as `**` grants nothing.
-    - `closed` means that accounts also come from outside the store, so the registry is never open.
+    - `identity_check`: checks whether an identity is still valid.
+    - `naming`: tells to which stored names a requested name may lead. Mirrored content is stored under the name of its
+      upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
+    - `guarded`: the upstreams that need grants of their own. A pattern such as `**` grants nothing below them.
+    - `closed`: whether the registry is closed even without accounts in the store, because the settings allow logins by
+      an htpasswd file, by token issuers or at an OpenID provider.
     """
 
     def __init__(
@@ -88,17 +93,20 @@ class Policy:
         self._open = open_principal(self._guarded)
         self._cached_grants: dict[Grantee, GranteeGrants] = {}
         self._cache_epoch: int | None = None
+        """The epoch under which the cached grants were read; None before the first reading."""
         self._cached_count = 0
+        """The number of cached grants and grantees."""
 
     @property
     def closed(self) -> bool:
-        """Whether a request needs a grant, to its account or to everyone. Once true, this stays true."""
+        """Whether the registry is closed, as the class describes. Once true, this stays true."""
         self._closed = self._closed or self.accounts.has_had_account()
         return self._closed
 
     async def prepare(self, identity: Identity) -> None:
-        """Caches the grants that `principal` needs for this identity, and lets other tasks run in between. Call it
-        before `principal`, which otherwise reads all grants at once and blocks the event loop."""
+        """Reads and caches the grants that the method `principal` needs for this identity, in steps between which other
+        tasks run. Without a call of this method before, `principal` reads all the grants in one step, and blocks the
+        event loop."""
         if not self.closed:
             return
         read = 0
@@ -114,19 +122,21 @@ class Policy:
                     await asyncio.sleep(0)
 
     def anonymous(self) -> Principal:
-        """Returns the principal of requests without credentials."""
+        """Returns the principal of requests without a credential."""
         return self.principal(ANONYMOUS)
 
     def principal(self, identity: Identity, *, checked_at: int | None = None) -> Principal:
         """Returns the principal of an identity, with its current rights. While the registry is open, returns the one
         principal that all clients share.
 
-        `checked_at` is the epoch under which the identity was last checked; the check is skipped if that is still the
-        current epoch. Raises Unauthorized if the identity is not valid any more.
+        First checks whether the identity is still valid, and raises Unauthorized if it is not. `checked_at` is the
+        epoch under which the identity was last checked; None: it was not. If that is still the current epoch, only
+        checks the source outside the store.
         """
         if not self.closed:
             return self._open
-        # The epoch is read before the rights: after a change in between, the next request computes the principal anew.
+        # The epoch is read before the rights. If the rights change in between, the principal has an old epoch, and the
+        # next request computes a new one.
         epoch = self.accounts.epoch()
         is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
         current = identity if is_checked else self.identity_check.check(identity)
@@ -134,9 +144,9 @@ class Policy:
         return Principal(current, rights, epoch=epoch)
 
     async def reevaluate(self, principal: Principal) -> Principal:
-        """Returns the same principal if its rights are current, or else a new one with the current rights. Does not
-        check whether the credential has expired meanwhile, so a request that began in time may finish. Raises
-        Unauthorized if the identity is not valid any more."""
+        """Returns `principal` itself if its rights are current, or else a new principal with the current rights. Raises
+        Unauthorized if the identity is not valid any more. Does not check whether the credential has expired: a request
+        that started before the expiry may finish."""
         identity = principal.identity
         if principal.epoch == self.accounts.epoch() and identity.stamp is None:
             return principal
@@ -147,11 +157,11 @@ class Policy:
             raise Unauthorized(REFUSED) from None
 
     async def allowed(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
-        """Returns the actions that a token can be granted on each of the requested `names`.
+        """Returns the actions that a bearer token for `identity` can grant on each of the requested `names`.
 
-        A requested name may lead to mirrored content under several stored names. The result has the actions that are
-        allowed on any of these, because each request with the token is checked again for the one stored name. All
-        actions are NONE if the identity is not valid any more.
+        A requested name may lead to one of several stored names. The result contains an action if it is allowed on any
+        of them; each later request with the token is checked for the stored name to which it leads. If the identity is
+        not valid any more, the result is `Action.NONE` for all names.
         """
         await self.prepare(identity)
         try:
@@ -166,7 +176,8 @@ class Policy:
         return found
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
-        """Returns the actions allowed on any mirrored content that a request for `name` may lead to."""
+        """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` may
+        lead."""
         found = 0
         for stored_name in self._naming.possible_names(name):
             if principal.is_slow_to_match:
@@ -175,7 +186,7 @@ class Policy:
         return Action(found & _MIRRORED_ACTIONS)
 
     def _is_admin(self, identity: Identity) -> bool:
-        """Returns whether the identity's account is an admin. An account outside the store never is."""
+        """Returns whether the identity's account is an admin. An account outside the store is never an admin."""
         if identity.name is None or identity.version is None:
             return False
         try:
@@ -184,8 +195,8 @@ class Policy:
             return False
 
     def _rights(self, identity: Identity) -> Rights:
-        """Returns the rights of an identity. Merges the patterns of grantees with few grants, because matching one
-        large set of patterns is faster than matching several small ones."""
+        """Returns the rights that the grants give an identity. Merges the patterns of grantees with few grants, because
+        one large set of patterns is faster to match than several small ones."""
         merged: defaultdict[Action, set[NamePattern]] = defaultdict(set)
         unmerged: list[tuple[Action, NameSet]] = []
         for grantee in self._grantees(identity):
@@ -199,8 +210,8 @@ class Policy:
         return Rights(merged_names, more_names=unmerged)
 
     def _grants_of(self, grantee: Grantee) -> GranteeGrants:
-        """Returns the grants of a grantee. Caches them for one epoch, because most accounts have most grantees in
-        common."""
+        """Returns the grants of a grantee, from the cache if the epoch has not changed. They are cached because many
+        accounts share a grantee, such as a group or everyone."""
         epoch = self.accounts.epoch()
         if epoch != self._cache_epoch or self._cached_count > _MAX_CACHED_GRANTS:
             self._cached_grants, self._cache_epoch, self._cached_count = {}, epoch, 0

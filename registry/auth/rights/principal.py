@@ -1,13 +1,14 @@
-"""Who makes a request, and what they may do: identities, rights and principals.
+"""Identities, rights and principals: who makes a request, and what they may do.
 
 - An `Identity` is what a credential proved: the account, and the limits of the credential.
-- `Rights` are the actions that an account may do on each repository, as its grants say.
-- A `Principal` joins an identity with the account's rights at one moment. Each request has one; `current_principal`
-  returns it.
+- `Rights` are the actions that an account may do on each repository. A grant gives an account, a group or everyone some
+  actions on all repositories whose names match a pattern.
+- A `Principal` joins an identity with the rights that its account has at one moment. Each request has one;
+  `current_principal` returns it.
 
-The *epoch* is a number in the store that increases with every change of accounts, groups, grants, signing keys and API
-tokens. A principal remembers the epoch of its rights. Once the store has another epoch, `registry.auth.authenticators`
-makes a new principal; `registry.auth.revocation_across_workers` describes this.
+The *epoch* is a number in the store. It increases when an account, a group, a grant or a signing key changes, and when
+an API token is revoked. A principal contains the epoch at which its rights were read. When the store has a newer epoch,
+`registry.auth.authenticators` makes a new principal; `registry.auth.revocation_across_workers` describes this.
 """
 
 from __future__ import annotations
@@ -34,19 +35,22 @@ repository's name, because repository names contain no colon."""
 class Identity:
     """What a credential proved: the account, and the limits of the credential.
 
-    An identity stays valid while its account, its API token and its source stay unchanged. `registry.auth.revocation`
-    checks this again after every change of the epoch.
+    An identity becomes invalid when its account, its API token or its source outside the store (see `stamp`) changes.
+    `registry.auth.revocation` checks this.
 
-    - `name`: the account's name. None: the request has no credential, or an anonymous bearer token.
+    - `name`: the account's name. None: the client sent no credential, or an anonymous bearer token.
     - `robot`: whether the account belongs to a program and not to a person.
-    - `version`: the account's version when the credential was verified. None: the account is not in the store but in an
-      htpasswd file, or there is no account.
+    - `version`: the version of the account in the store when the credential was verified. It changes when the account
+      is disabled or enabled, and when its password or its admin right changes. None: the account is not in the store
+      but in the htpasswd file, or there is no account.
     - `stamp`: a hash of the source outside the store that proved the identity: the account's line of the htpasswd file,
-      or the settings of a token issuer or of the OpenID provider. None: the store alone proved it.
-    - `token`: the id of the API token that logged in, or from which a bearer token was made. None: no API token.
+      or the settings of a token issuer or of the OpenID provider. None: there is no such source.
+    - `token`: the id of the API token that the client sent, or with which it got its bearer token. None: no API token
+      was used.
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
-    - `access`: the actions that a bearer token grants, by repository name. None: no bearer token limits the identity.
-    - `limits`: the limits of the API token. None: no limits.
+    - `access`: the actions that a bearer token grants, by repository name. None: the client sent no bearer token that
+      this registry issued.
+    - `limits`: the limits of the API token. None: it has none, or no API token was used.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
     """
 
@@ -62,17 +66,19 @@ class Identity:
 
 
 ANONYMOUS: Final = Identity(None)
-"""The identity of a request without credentials."""
+"""The identity of a client that sent no credential."""
 
 _MAX_CACHED_REPOSITORIES: Final = 64
-"""The most repositories for which one principal caches the allowed actions. The number is small because a process may
-hold a thousand principals: one for each token, and every client can get tokens."""
+"""The most repositories for which one principal caches the allowed actions. The number is small because a process
+caches a thousand principals or more: one for each bearer token, and every client can get bearer tokens."""
 _SLOW_WEIGHT: Final = 8
-"""A principal whose patterns weigh more than this is slow to match; `NameSet.match_cost` defines the weight."""
+"""If the patterns of a principal weigh more than this, it is slow to match a name with them. `NameSet.match_cost`
+defines the weight."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
-"""The actions on content. The remaining action, `ADMIN`, is the right to grant."""
+"""The actions on content. The remaining action, `ADMIN`, is the right to give rights to others."""
 _ALL_ACTIONS: Final = (*_CONTENT_ACTIONS, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
+"""The bits of all actions, as a plain int."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +86,22 @@ class Rights:
     """The actions that an account, or an anonymous client, may do on repositories.
 
     - `names`: the repository names on which each combination of actions is allowed.
-    - `admin`: whether the account may do everything, also to accounts and settings of the registry.
-    - `more_names`: further pairs like those in `names`. A combination of actions may occur in several pairs.
+    - `admin`: whether the account is an admin, who may also manage accounts, groups, grants and tokens.
+    - `more_names`: further pairs like those in `names`. The same combination of actions may occur in several pairs.
 
-    A *guarded* upstream is the first segment of mirrored names, such as `ghcr.io`, that needs grants of its own: the
-    pattern `**` does not match below it, and `ghcr.io/**` does. All sets of names must have the same guarded upstreams,
-    and no limits. Raises ValueError otherwise, because the union that `names_allowing` returns could then hold names
-    that none of the sets holds.
+    An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
+    *guarded* upstream needs grants of its own: the pattern `**` matches no name below it, but `ghcr.io/**` does. All
+    sets in `names` and `more_names` must have the same guarded upstreams, and no limits. The constructor raises
+    ValueError if not, because the union that `names_allowing` returns could then contain names that are in none of the
+    sets.
     """
 
     names: Mapping[Action, NameSet]
     admin: bool = False
     more_names: Sequence[tuple[Action, NameSet]] = ()
     _bits_by_names: Mapping[NameSet, int] = field(init=False, repr=False, compare=False)
-    """The bits of all actions that are allowed on the same set of names, so that a name is matched once per set."""
+    """The bits of all actions that are allowed on each set of names. Each set occurs once, so a name is matched against
+    it only once."""
 
     def __post_init__(self) -> None:
         bits_by_names: dict[NameSet, int] = {}
@@ -105,8 +113,8 @@ class Rights:
 
     @classmethod
     def everything(cls, guarded: Iterable[str] = (), *, admin: bool = False) -> Rights:
-        """Returns the rights to pull, push and delete everywhere except below the `guarded` upstreams. With `admin`,
-        the rights include granting rights to others, and everything else in the registry."""
+        """Returns the rights to pull, push and delete everywhere, except below the `guarded` upstreams. With `admin`,
+        these are the rights of an admin, who may also give rights to others."""
         names = NameSet(ALL_NAMES.patterns, frozenset(guarded))
         return cls(dict.fromkeys(_ALL_ACTIONS if admin else _CONTENT_ACTIONS, names), admin)
 
@@ -115,12 +123,12 @@ class Rights:
         found = [names for actions, names in (*self.names.items(), *self.more_names) if action in actions]
         if len(found) <= 1:
             return found[0] if found else NO_NAMES
-        # All sets have the same guarded upstreams (see the class), so those of the first set hold for the union.
+        # All sets have the same guarded upstreams (see the class), so the union has those of the first set.
         return NameSet(frozenset().union(*(names.patterns for names in found)), found[0].guarded)
 
     def action_bits(self, stored_name: str) -> int:
-        """Returns the actions allowed on a repository, as the bits of an `Action`. The bits are a plain int because `|`
-        of two `Action` values takes half a microsecond."""
+        """Returns the actions allowed on a repository, as the bits of an `Action`. The bits are a plain int for speed:
+        `|` of two `Action` values takes half a microsecond. `stored_name` is the repository's name in the store."""
         found = 0
         for names, bits in self._bits_by_names.items():
             if stored_name in names:
@@ -129,12 +137,12 @@ class Rights:
 
     @property
     def weight(self) -> int:
-        """The cost of matching one name; see `NameSet.match_cost`."""
+        """The cost of matching one name against all sets of names, in the unit of `NameSet.match_cost`."""
         return sum(names.match_cost for names in self._bits_by_names)
 
     @property
     def actions_everywhere(self) -> int | None:
-        """The result of `action_bits` if that is the same for every name. None: it depends on the name."""
+        """The result of `action_bits` if it is the same for all names. None: it may depend on the name."""
         names, bits = next(iter(self._bits_by_names.items()), (NO_NAMES, 0))
         return bits if names.has_every_name and len(self._bits_by_names) == 1 else None
 
@@ -147,24 +155,25 @@ class Principal:
     """Who makes a request, and what they may do.
 
     - `name`: the account's name, or `anonymous`.
-    - `is_anonymous`: whether the principal has no account.
+    - `is_anonymous`: whether the client has no account.
     - `robot`: whether the account belongs to a program and not to a person.
-    - `admin`: whether the principal may do everything, also to accounts. False if the credential has limits, even for
-      an admin's account.
+    - `admin`: whether the client may do everything that an admin may. False for every bearer token and limited API
+      token, even if the account is an admin's.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
-    - `open`: whether the registry has no accounts yet, so that every client may use it.
-    - `epoch`: the epoch of the store when the rights were read. None: there is no store of accounts.
-    - `is_admitted`: whether the client sent a valid credential, which may be an anonymous token, or needs none.
+    - `open`: whether the registry requires no login, because it has no accounts yet.
+    - `epoch`: the epoch of the store when the rights were read. None: the rights do not come from the store.
+    - `is_admitted`: whether the client sent a valid credential, or the registry requires none. An anonymous bearer
+      token is a valid credential.
 
-    A mirror stores content under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. The
-    methods take both names, because grants name the stored repository, and a bearer token names the requested one.
+    Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. Some
+    methods take both names, because grants contain stored names, and a bearer token contains requested names.
     """
 
     __slots__ = (
+        "_cached_bits",
         "_everywhere",
         "_limits",
         "_listable_names",
-        "_memo",
         "admin",
         "epoch",
         "expires",
@@ -195,10 +204,14 @@ class Principal:
         self.epoch = epoch
         self.is_admitted = open or identity.name is not None or identity.access is not None
         self.admin = rights.admin and identity.limits is None and identity.access is None
-        self._memo: dict[tuple[str, str], int] = {}
+        self._cached_bits: dict[tuple[str, str], int] = {}
+        """Results of `actions`, by its arguments."""
         self._listable_names: NameSet | None = None
+        """The value of `listable_names`; None before its first use."""
         self._limits = None if identity.limits is None else _matchers_by_actions(identity.limits)
+        """The limits of the API token in a form that is fast to match; None if there are none."""
         self._everywhere = rights.actions_everywhere if identity.limits is None and identity.access is None else None
+        """The result of `actions` if it is the same for all names; None if it may depend on the name."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -206,31 +219,33 @@ class Principal:
     # Rights on one repository
 
     def actions(self, stored_name: str, requested_name: str) -> int:
-        """Returns the actions allowed on a repository, as the bits of an `Action`. Caches the result."""
+        """Returns the actions allowed on a repository, as the bits of an `Action`, and caches them. `stored_name` is
+        the repository's name in the store; `requested_name` is the name in the client's request."""
         if self._everywhere is not None:
             return self._everywhere
         key = (stored_name, requested_name)
-        found = self._memo.get(key)
+        found = self._cached_bits.get(key)
         if found is None:
             found = self.rights.action_bits(stored_name) & self._credential_bits(stored_name, requested_name)
-            if len(self._memo) >= _MAX_CACHED_REPOSITORIES:
-                self._memo.clear()
-            self._memo[key] = found
+            if len(self._cached_bits) >= _MAX_CACHED_REPOSITORIES:
+                self._cached_bits.clear()
+            self._cached_bits[key] = found
         return found
 
     def may(self, action: Action, stored_name: str, requested_name: str | None = None) -> bool:
-        """Returns whether every action in `action` is allowed on a repository. Without `requested_name`, the client
-        requested the stored name."""
+        """Returns whether every action in `action` is allowed on a repository. If `requested_name` is None, the name in
+        the client's request is `stored_name`."""
         wanted = action.value
         return self.actions(stored_name, stored_name if requested_name is None else requested_name) & wanted == wanted
 
     def account_may(self, action: Action, stored_name: str) -> bool:
-        """Returns whether the account's rights allow `action`. The limits of this credential may still forbid it."""
+        """Returns whether the account's rights allow `action` on a repository. Ignores the limits of the credential,
+        which may forbid it."""
         return self.rights.action_bits(stored_name) & action.value == action.value
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
-        """Returns the bits of the actions that a bearer token's access and an API token's limits allow on a
-        repository."""
+        """Returns the bits of the actions that the credential allows on a repository: a bearer token by its access to
+        one of the two names, an API token by its limits. Ignores the rights of the account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:
@@ -245,15 +260,15 @@ class Principal:
 
     @property
     def is_slow_to_match(self) -> bool:
-        """Whether matching one name may take a millisecond, because there are many patterns."""
+        """Whether it may take a millisecond to match one name, because the rights and the limits have many patterns."""
         limits = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
         return self.rights.weight + limits > _SLOW_WEIGHT
 
     # Rights on sets of repositories
 
     def names(self, action: Action) -> NameSet:
-        """Returns every stored name on which `action` is allowed. With a bearer token, these are only
-        repositories in its access whose requested and stored names are the same."""
+        """Returns the stored names on which `action` is allowed. With a bearer token, these are names in the token's
+        access. Repositories that are stored under another name than the token contains are left out."""
         if self.identity.access is None:
             return self._names_without_access(action)
         granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))
@@ -261,14 +276,14 @@ class Principal:
 
     @property
     def may_list(self) -> bool:
-        """Whether the principal may list repositories. Any credential allows this, but a bearer token must have
+        """Whether the client may list repositories. Any valid credential allows this, except a bearer token without
         `CATALOG` in its access."""
         return self.is_admitted and (self.identity.access is None or CATALOG in self.identity.access)
 
     @property
     def listable_names(self) -> NameSet:
-        """The names that a list of repositories shows: those that the account, within the API token's limits, may pull.
-        The repositories in a bearer token's access do not limit the list."""
+        """The names that a list of repositories shows: those that the account's rights and the API token's limits allow
+        to pull. The access of a bearer token does not shorten the list."""
         if self._listable_names is None:
             self._listable_names = self._names_without_access(Action.PULL)
         return self._listable_names
@@ -283,7 +298,8 @@ class Principal:
 
 
 def _matchers_by_actions(limits: Iterable[TokenLimit]) -> list[tuple[int, SharedMatcher]]:
-    """Returns one matcher for all patterns that limit to the same actions, with the bits of those actions."""
+    """Returns pairs: the bits of a combination of actions, and one matcher for the patterns of all limits that allow
+    these actions."""
     patterns: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for limit in limits:
         patterns[limit.actions.value].append(limit.pattern)
@@ -291,8 +307,7 @@ def _matchers_by_actions(limits: Iterable[TokenLimit]) -> list[tuple[int, Shared
 
 
 def _is_name(text: str) -> bool:
-    """Returns whether `text` is a valid repository name, and not a pattern. A token's access names single
-    repositories."""
+    """Returns whether `text` is a valid repository name."""
     try:
         RepositoryName(text)
     except NameInvalid:
@@ -302,12 +317,12 @@ def _is_name(text: str) -> bool:
 
 def open_principal(guarded: Iterable[str] = ()) -> Principal:
     """Returns the principal of every request while there are no accounts. It may pull, push and delete, except below
-    the `guarded` upstreams (first segments of names), and may not grant."""
+    the `guarded` upstreams, and may not give rights to others."""
     return Principal(ANONYMOUS, Rights.everything(guarded), open=True)
 
 
 UNPRIVILEGED: Final = Principal(ANONYMOUS, NO_RIGHTS)
-"""A principal that may do nothing."""
+"""An anonymous principal that may do nothing."""
 
 
 def current_principal() -> Principal:

@@ -1,9 +1,10 @@
 """Encrypted cursors for lists that show a client only the entries that it may see.
 
-A cursor is the position from which the client fetches the next page. A page can end at an entry that the client must
-not see, because the server bounds the work for one page. The cursor then contains the hidden entry's name, so it is
-*sealed*: encrypted and authenticated with a key of the store, and padded to one length. Every worker can open it. A
-cursor that names a visible entry is sent in plain text.
+A cursor is the name of the entry after which the next page of a list starts. The server bounds its work for one page,
+so a page can end at an entry that the client must not see. Then the client must not learn the name in the cursor, so
+the cursor is *sealed*: encrypted and authenticated, and padded so that all sealed cursors are equally long. The key is
+derived from a signing key of the store, so every worker can decrypt the cursor. A cursor that names an entry that the
+client may see is sent in plain text.
 """
 
 from __future__ import annotations
@@ -22,32 +23,33 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from registry.request import RequestInvalid
 
 _PREFIX: Final = "~"
-"""The first character of a sealed cursor. No repository name, account or pattern begins with this character."""
+"""The first character of a sealed cursor. No plain cursor begins with it, because names of repositories and accounts
+and patterns do not."""
 _NONCE_BYTES: Final = 12
-"""Length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2)."""
+"""The length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2)."""
 _TAG_BYTES: Final = 16
-"""Length of the authentication tag of AES-GCM."""
+"""The length of the authentication tag of AES-GCM."""
 _PLAIN_BYTES: Final = 482
-"""Length to which a cursor is padded before it is encrypted, so that the length reveals nothing. Every cursor is
-shorter. With this length, base64 needs no padding."""
+"""The length to which a cursor is padded before it is encrypted, so that the length of the name is not revealed. Every
+plain cursor is shorter. This length was chosen so that base64 adds no padding of its own."""
 SEALED_LENGTH: Final = len(_PREFIX) + (_NONCE_BYTES + _PLAIN_BYTES + _TAG_BYTES) * 4 // 3
-"""Length of a sealed cursor in characters."""
+"""The length of a sealed cursor in characters."""
 
 
 class CursorKind(StrEnum):
-    """The list that a cursor belongs to. A sealed cursor of one list is refused by the other."""
+    """The list to which a cursor belongs. `SealedCursors.read` accepts a sealed cursor only for its own list."""
 
     REPOSITORIES = "repositories"
     GRANTS = "grants"
 
 
 Secrets = Callable[[], Awaitable[Sequence[bytes]]]
-"""Returns the secrets from which the encryption keys are derived, the newest first."""
+"""A function that returns the secrets from which the encryption keys are derived, the newest first."""
 
 
 def process_secrets() -> Secrets:
-    """Returns a source of one random secret that only this process knows, for a registry without a store of
-    accounts."""
+    """Returns a function that always returns the same random secret, which only this process knows. It is for a
+    registry without a store of accounts, which has no signing keys."""
     secret = os.urandom(32)
 
     async def secrets() -> Sequence[bytes]:
@@ -57,25 +59,25 @@ def process_secrets() -> Secrets:
 
 
 class SealedCursors:
-    """Seals and opens cursors. The first of the `secrets` seals; opening a cursor tries all of them."""
+    """Seals cursors, and reads cursors that clients send. New cursors are sealed with the first of the `secrets`; a
+    cursor is decrypted with the one of them that fits."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
 
     async def seal(self, kind: CursorKind, cursor: str) -> str:
-        """Returns the sealed form of a plain `cursor`. The first call for a store creates its key, so this raises
-        StorageFull, StorageFailed."""
-        text = cursor.encode("utf-8", "surrogatepass")
+        """Returns the sealed form of a plain `cursor`. Creates a signing key if the store has none, and then may raise
+        StorageFull or StorageFailed."""
+        newest, *_ = await self._secrets()
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = nonce + _cipher((await self._secrets())[0]).encrypt(
-            nonce, text.ljust(_PLAIN_BYTES, b"\0"), kind.encode()
-        )
+        padded = cursor.encode("utf-8", "surrogatepass").ljust(_PLAIN_BYTES, b"\0")
+        sealed = nonce + _cipher(newest).encrypt(nonce, padded, associated_data=kind.encode())
         return _PREFIX + base64.urlsafe_b64encode(sealed).decode("ascii")
 
     async def read(self, kind: CursorKind, received: str | None) -> str | None:
-        """Returns the plain form of a cursor that a client sent. Returns None if the client sent none, and the cursor
-        unchanged if it is not sealed. Raises RequestInvalid for a sealed cursor of another kind of list, of another
-        store, or of a key that was removed."""
+        """Returns the plain form of the cursor that a client sent for a list of this kind. Returns None if the client
+        sent none, and the cursor unchanged if it is not sealed. Raises RequestInvalid for a sealed cursor that no key
+        of the store decrypts, or that belongs to a list of another kind."""
         if received is None or not received.startswith(_PREFIX) or len(received) != SEALED_LENGTH:
             return received
         try:
@@ -84,15 +86,17 @@ class SealedCursors:
             sealed = b""
         for secret in await self._secrets():
             try:
-                opened = _cipher(secret).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], kind.encode())
+                nonce, encrypted = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
+                padded = _cipher(secret).decrypt(nonce, encrypted, associated_data=kind.encode())
             except (InvalidTag, ValueError):
                 continue
-            return opened.rstrip(b"\0").decode("utf-8", "surrogatepass")
+            return padded.rstrip(b"\0").decode("utf-8", "surrogatepass")
         raise RequestInvalid(
-            "this registry does not know that place in the list; begin the list again, without a place"
+            "this registry does not know that place in the list; request the list from its start, without a place"
         )
 
 
 def _cipher(secret: bytes) -> AESGCM:
-    """Returns the cipher with a key that is derived from `secret` for cursors alone."""
+    """Returns the cipher for cursors. Its key is derived from `secret` and from a text that is used for no other
+    key."""
     return AESGCM(blake2b(secret, digest_size=32, person=b"place in a list").digest())

@@ -1,8 +1,8 @@
 """API tokens: secrets that people and robots (accounts for programs) use to log in instead of a password.
 
-An API token is a text `ent_ID_SECRET`. The prefix lets scanners for leaked secrets find it. `ID` is the key of the
-token's row in the store. `SECRET` has 256 random bits, so nobody can guess it, and the store keeps its SHA-256 without
-a salt.
+An API token is a text `ent_ID_SECRET`. The prefix `ent_` lets scanners for leaked secrets find it. `ID` is the key of
+the token's row in the store. The store has no `SECRET`, but its SHA-256. No salt is needed, because the secret has 256
+random bits and nobody can guess it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from storage.access import AccountName, AccountUnknown, ApiToken, TokenLimit
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
 
-_LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The digits of base 62, which ids and secrets are written in."""
-_ID_LETTERS, _SECRET_LETTERS = 12, 43
-"""The lengths of the id and the secret, which hold 71 and 256 random bits."""
-_TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LETTERS}}})_([0-9A-Za-z]{{{_SECRET_LETTERS}}})")
+_BASE62_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The digits with which ids and secrets are written."""
+_ID_LENGTH, _SECRET_LENGTH = 12, 43
+"""The numbers of digits of an id and of a secret. They can hold 71 and 256 bits."""
+_TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH}}})")
 _USE_RECORD_SECONDS: Final = 3600.0
-"""The time between two records of a token's use. An hour is enough to see which tokens are in use."""
+"""The store records the time of a token's last use at most once in this time. That is enough to see which tokens are in
+use."""
 
 Random = Callable[[int], bytes]
-"""Returns as many random bytes as its argument says."""
+"""A function that returns the given number of random bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewApiToken:
-    """A new API token. `text` is the whole token, which its user sees once. The store gets `token` and
-    `secret_hash`."""
+    """A new API token. `text` is the whole token with its secret, which is shown to the user once and not stored. The
+    store gets `token` and `secret_hash`."""
 
     token: ApiToken
     text: str = field(repr=False)
@@ -51,15 +52,20 @@ def make(
     limits: tuple[TokenLimit, ...] | None = None,
     random: Random = os.urandom,
 ) -> NewApiToken:
-    """Returns a new API token, which the caller must store. `purpose` is `personal` for a token that a user makes, and
-    `login` for a refresh token of `docker login`. `now` and `expires` are in seconds since 1970."""
-    token_id, secret = _encode(random(9), _ID_LETTERS), _encode(random(32), _SECRET_LETTERS)
+    """Returns a new API token for `account`, which the caller must store.
+
+    - `now`, `expires`: seconds since 1970. `expires` is None if the token never expires.
+    - `purpose`: `personal` for a token that somebody asked for; `login` for a refresh token, which `docker login` gets
+      from `/token` and sends later in place of the password.
+    - `limits`: the only actions that the token allows, of those that the account may do. None: all of them.
+    """
+    token_id, secret = _encode(random(9), _ID_LENGTH), _encode(random(32), _SECRET_LENGTH)
     token = ApiToken(token_id, account, purpose, note, now, expires, limits)
     return NewApiToken(token, f"ent_{token_id}_{secret}", _hash_secret(secret))
 
 
 def is_well_formed(text: str) -> bool:
-    """Returns whether `text` has the form of an API token. Does not look at the store."""
+    """Returns whether `text` has the form of an API token. Does not check whether the store has such a token."""
     return _TOKEN_FORM.fullmatch(text) is not None
 
 
@@ -68,18 +74,19 @@ def find(accounts: Accounts, text: str) -> ApiToken:
     or the secret is wrong, or if the token is unknown, revoked or expired."""
     parts = _TOKEN_FORM.fullmatch(text)
     if parts is None:
-        raise Unauthorized("this is no API token")
+        raise Unauthorized("this is not an API token")
     try:
         token, secret_hash = accounts.token(parts[1])
     except AccountUnknown:
         raise Unauthorized("there is no such API token") from None
     if not hmac.compare_digest(_hash_secret(parts[2]), secret_hash):
-        raise Unauthorized("the API token has another secret")
+        raise Unauthorized("the secret of the API token is wrong")
     return token
 
 
 def is_use_due(token: ApiToken, now: float) -> bool:
-    """Returns whether the store should record that the token was used at `now`, in seconds since 1970."""
+    """Returns whether the store should record a use of the token at the time `now`, in seconds since 1970. If the last
+    recorded use is less than an hour ago, it should not."""
     return token.used is None or now - token.used >= _USE_RECORD_SECONDS
 
 
@@ -88,9 +95,9 @@ def _hash_secret(secret: str) -> bytes:
 
 
 def _encode(raw: bytes, length: int) -> str:
-    """Returns the bytes as a number in base 62, with `length` digits and the lowest digit first."""
-    number, letters = int.from_bytes(raw, "big"), []
+    """Returns random bytes as the lowest `length` digits of a number in base 62, the lowest first."""
+    number, digits = int.from_bytes(raw, "big"), []
     for _ in range(length):
-        number, letter = divmod(number, len(_LETTERS))
-        letters.append(_LETTERS[letter])
-    return "".join(letters)
+        number, value = divmod(number, len(_BASE62_DIGITS))
+        digits.append(_BASE62_DIGITS[value])
+    return "".join(digits)

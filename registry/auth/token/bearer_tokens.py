@@ -1,7 +1,8 @@
 """Bearer tokens: the tokens that the endpoint `/token` issues for requests to the distribution API.
 
-They are JWTs, signed with HMAC-SHA-256 by a key of this store, and no other registry accepts them. They list the access
-that they grant in the format of Distribution's "Docker Registry v2 Bearer token specification".
+A bearer token is a JWT (RFC 7519), signed with HMAC-SHA-256 by a key of this store, so no other registry accepts it.
+Its claim `access` lists the repositories and actions that it grants, in the format of Distribution's "Docker Registry
+v2 Bearer token specification".
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from storage.errors import Unauthorized
 TOKEN_TYPE: Final = "JWT"
 """The `typ` in the header of a bearer token."""
 MAX_TOKEN_CHARACTERS: Final = 24 * 1024
-"""The longest token that is verified. All headers of a request together have at most 32 KiB."""
+"""The longest token that is verified. The server accepts at most 32 KiB for all headers of a request together."""
 MIN_LIFETIME_SECONDS: Final = 60
-"""The shortest lifetime, because clients use a token for at least this time."""
+"""The shortest lifetime of a token. Older clients use each token for 60 seconds without a look at its expiry
+(Distribution's "Token Authentication Specification")."""
 
 _REQUIRED_CLAIMS: Final = ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "access")
+"""The claims that every bearer token must have."""
 _GRANTABLE: Final = Action.PULL | Action.PUSH | Action.DELETE
-"""The actions that a token can grant on a repository."""
+"""The actions that a token can grant on a repository. No token grants `ADMIN`, the right to give rights to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,13 @@ class IssuedToken:
 
 
 class BearerTokens:
-    """Issues and verifies bearer tokens. `service` is the name of this registry, which is the tokens' audience.
-    `lifetime` is in seconds. `clock` returns seconds since 1970; `random(n)` returns n random bytes."""
+    """Issues and verifies bearer tokens.
+
+    - `service`: the name of this registry, which the tokens name as their audience.
+    - `lifetime`: the usual lifetime of a token, in seconds.
+    - `clock`: returns seconds since 1970.
+    - `random`: returns the given number of random bytes.
+    """
 
     def __init__(
         self,
@@ -66,10 +74,12 @@ class BearerTokens:
         self._clock = clock
 
     async def issue(self, identity: Identity, access: Mapping[str, Action]) -> IssuedToken:
-        """Returns a token for `identity` that grants `access`: actions by repository name. If the credential of
-        `identity` expires before the usual lifetime has passed, the token expires with it, but not sooner than
-        `MIN_LIFETIME_SECONDS` from now. The first token of a store creates its signing key, so this raises StorageFull,
-        StorageFailed."""
+        """Returns a token for `identity` that grants `access`: actions by repository name.
+
+        The token has the usual lifetime, but does not outlive the credential of `identity`. Its lifetime is at least
+        `MIN_LIFETIME_SECONDS` in any case. Creates a signing key if the store has none, and then may raise StorageFull
+        or StorageFailed.
+        """
         now = int(self._clock())
         expires = now + int(self._lifetime)
         if identity.expires is not None:
@@ -86,30 +96,33 @@ class BearerTokens:
         return IssuedToken(await self._signed.sign(claims), now, expires - now)
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity (account and access) in a token. Raises Unauthorized if the signature is wrong or the
-        token has expired. Does not check whether the account still exists; `registry.auth.revocation` does."""
+        """Returns the identity (account and access) in a token. Raises Unauthorized if this store did not sign the
+        token, or if it has expired. Does not check whether the account still exists; `registry.auth.revocation`
+        does."""
         try:
             return _identity_of(self._signed.verify(text, self._clock()))
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             # The signature is right, so another version of this software made the token.
-            raise Unauthorized("the token cannot be read") from None
+            raise Unauthorized("the token has claims in an unknown format") from None
 
-    def key_of(self, text: str) -> str:
-        """Returns the id of the signing key that a token names. Does not check the signature. Raises Unauthorized."""
+    def signing_key_id(self, text: str) -> str:
+        """Returns the id of the signing key that a token names. Does not check the signature. Raises Unauthorized if
+        this is not a bearer token."""
         try:
             return self._signed.key_id(text)
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
 
     def is_key_accepted(self, key_id: str) -> bool:
-        """Returns whether tokens that the key `key_id` signed are still accepted."""
+        """Returns whether tokens that were signed with the key `key_id` are still accepted."""
         return self._signed.is_key_accepted(key_id)
 
 
 def _access_claim(access: Mapping[str, Action]) -> list[dict[str, object]]:
-    """Returns `access` in Distribution's format for the claim `access`."""
+    """Returns the value of the claim `access`, in Distribution's format. `access` has the actions by repository name,
+    or by `CATALOG` for the list of repositories."""
     return [
         {"type": "registry", "name": "catalog", "actions": ["*"]}
         if name == CATALOG
@@ -119,22 +132,22 @@ def _access_claim(access: Mapping[str, Action]) -> list[dict[str, object]]:
 
 
 def _parse_access(claim: object) -> dict[str, Action]:
-    """Returns the actions by repository name, from the claim `access`. Raises KeyError, TypeError, ValueError or
-    AttributeError if the claim is malformed."""
+    """Returns the actions by repository name, or by `CATALOG`, from the value of the claim `access`. Raises KeyError,
+    TypeError, ValueError or AttributeError if the claim is malformed."""
     access: dict[str, Action] = {}
     if not isinstance(claim, list):
-        raise TypeError("access is a list")
+        raise TypeError("the claim `access` is not a list")
     for entry in claim:
         if entry["type"] == "registry":
-            access[f"registry:{entry['name']}"] = Action.PULL
+            access[f"registry:{entry['name']}"] = Action.PULL  # `CATALOG`, if the name is `catalog`
         else:
             access[str(entry["name"])] = Action.parse(",".join(entry["actions"])) & _GRANTABLE
     return access
 
 
 def _identity_claims(identity: Identity) -> dict[str, object]:
-    """Returns the claims for the fields of an identity that have no standard claim. The limits of an API token are left
-    out, because `registry.auth.revocation` reads them from the store."""
+    """Returns the claims for those fields of an identity that have no standard claim. There is no claim for the limits
+    of an API token, because `registry.auth.revocation` reads them from the store."""
     return {
         "robot": identity.robot,
         "version": identity.version,

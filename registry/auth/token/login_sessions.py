@@ -1,8 +1,10 @@
 """Browser sessions of people who logged in at the OpenID provider.
 
-A session is a signed token (JWT) in a cookie. Its type and audience differ from those of bearer tokens, so a session is
-not accepted as a bearer token, or the reverse (RFC 8725, 3.11 and 3.12). A session ends early if the account or the
-settings of the OpenID provider change.
+A session is a token (JWT, RFC 7519) in a cookie, signed by a key of this store. Its type and audience differ from those
+of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and 3.12).
+
+A session becomes invalid before it expires if the account is removed or disabled, if its password or its admin right
+changes, or if the settings of the OpenID provider change.
 """
 
 from __future__ import annotations
@@ -20,19 +22,20 @@ from storage.errors import Unauthorized
 SESSION_TYPE: Final = "entrepot-session+jwt"
 """The `typ` in the header of a session's token."""
 SESSION_SECONDS: Final = 8 * 3600.0
-"""The lifetime of a session: a working day. It is shorter if the signing key is replaced, because a replaced key is
-accepted for about an hour."""
+"""The lifetime of a session: a working day. If the signing key is replaced meanwhile, the session becomes invalid about
+an hour later, when the old key is not accepted any more."""
 MAX_COOKIE_CHARACTERS: Final = 4096
-"""The longest session. Every browser stores a cookie of this size (RFC 6265, 6.1)."""
+"""The longest text of a session that is accepted. Every browser stores a cookie of this size (RFC 6265, 6.1)."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 
 _REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub", "jti", "version", "stamp")
+"""The claims that every session must have."""
 
 
 class LoginSessions:
-    """Issues and verifies sessions. `service` is the name of this registry, from which the audience is made. `clock`
-    returns seconds since 1970; `random(n)` returns n random bytes."""
+    """Issues and verifies sessions. `service` is the name of this registry; the audience of the sessions contains it.
+    `clock` returns seconds since 1970; `random(n)` returns n random bytes."""
 
     def __init__(
         self,
@@ -55,8 +58,8 @@ class LoginSessions:
         self._random = random
 
     async def issue(self, identity: Identity) -> str:
-        """Returns the text of a new session for a person who has logged in. The first token of a store creates its
-        signing key, so this raises StorageFull, StorageFailed."""
+        """Returns the text of a new session for a person who has logged in. Creates a signing key if the store has
+        none, and then may raise StorageFull or StorageFailed."""
         now = int(self._clock())
         return await self._signed.sign(
             {
@@ -71,8 +74,8 @@ class LoginSessions:
         )
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity (the account) in a session. Raises Unauthorized if the signature is wrong or the session
-        has expired. Does not check whether the account still exists; `registry.auth.revocation` does."""
+        """Returns the identity (the account) in a session. Raises Unauthorized if this store did not sign the session,
+        or if it has expired. Does not check whether the account still exists; `registry.auth.revocation` does."""
         try:
             claims = self._signed.verify(text, self._clock())
             return Identity(

@@ -1,7 +1,8 @@
 """Signed tokens (JWT, RFC 7519): signing, and the checks that all kinds of tokens share.
 
-`SignedTokens` signs and verifies the tokens of this store: bearer tokens and login sessions. The functions of this
-module also check tokens that others signed: those of trusted issuers, and ID tokens of the OpenID provider.
+`SignedTokens` signs and verifies the tokens of this store: bearer tokens and login sessions. The functions
+`read_header`, `read_claims` and `check_times` serve it, and the checks of tokens that others signed: those of trusted
+issuers, and ID tokens of the OpenID provider.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from storage.access import SigningKey
 from storage.accounts import Accounts
 
 ALGORITHM: Final = "HS256"
-"""The algorithm of the store's own tokens. A token that names another one is refused (RFC 8725, 3.1)."""
+"""The signature algorithm of this store's tokens. A token that names another algorithm is refused (RFC 8725, 3.1)."""
 LEEWAY_SECONDS: Final = 5.0
-"""A token of this store may begin this much later than now, because this machine's clock may have been set back."""
+"""How far in the future a token of this store may have been issued. This machine's clock may have been set back
+meanwhile."""
 
 
 class TokenInvalid(Exception):
@@ -29,13 +31,13 @@ class TokenInvalid(Exception):
 class SignedTokens:
     """Signs and verifies one kind of token of this store.
 
-    - `token_type`: the `typ` in the header, which differs for each kind.
-    - `audience`: the claim `aud`.
-    - `required`: the claims that a token must have.
+    - `token_type`: the `typ` in the header of a token. Each kind has another one.
+    - `audience`: the claim `aud`, which names whom the token is for.
+    - `required`: the names of the claims that a token must have.
     - `max_characters`: the longest token that is verified.
 
-    The claim `iss` is the random name of the store, so tokens of another registry are refused even if it has the same
-    key.
+    The claim `iss`, which names the issuer, is the random id of this store. So tokens of another store are refused,
+    even if it has the same signing key.
     """
 
     def __init__(
@@ -56,24 +58,25 @@ class SignedTokens:
         self._max_characters = max_characters
 
     async def sign(self, claims: Mapping[str, Any]) -> str:
-        """Returns a token with `claims`, and with the claims for issuer and audience. The first token of a store
-        creates its signing key, so this raises StorageFull, StorageFailed."""
+        """Returns a token with `claims`, and with the claims `iss` and `aud`. Creates a signing key if the store has
+        none, and then may raise StorageFull or StorageFailed."""
         key = await self._keys.current()
-        own = {"iss": self._accounts.instance_id(), "aud": self._audience}
-        return jwt.encode({**own, **claims}, key.secret, ALGORITHM, headers={"kid": key.id, "typ": self._token_type})
+        header = {"kid": key.id, "typ": self._token_type}
+        payload = {"iss": self._accounts.instance_id(), "aud": self._audience, **claims}
+        return jwt.encode(payload, key.secret, ALGORITHM, headers=header)
 
     def key_id(self, text: str) -> str:
-        """Returns the id of the signing key that the token names. Does not check the signature. Raises TokenInvalid if
-        this is no token of this kind."""
+        """Returns the id of the signing key that the token `text` names. Does not check the signature. Raises
+        TokenInvalid if the text is not a token of this kind."""
         header = read_header(text, self._max_characters)
         key_id = header.get("kid")
         if header != {"alg": ALGORITHM, "typ": self._token_type, "kid": key_id} or not isinstance(key_id, str):
-            raise TokenInvalid("is no token of this registry")
+            raise TokenInvalid("is not one that this registry issued for this use")
         return key_id
 
     def verify(self, text: str, now: float) -> dict[str, Any]:
-        """Returns the claims of a token. Raises TokenInvalid unless this store signed it and it is valid at `now`, in
-        seconds since 1970."""
+        """Returns the claims of the token `text`. Raises TokenInvalid if this store did not sign it, or if it is not
+        valid at the time `now`, in seconds since 1970."""
         claims = read_claims(
             text,
             self._key(text).secret,
@@ -87,26 +90,27 @@ class SignedTokens:
         return claims
 
     def is_key_accepted(self, key_id: str) -> bool:
-        """Returns whether tokens that the key `key_id` signed are still accepted."""
+        """Returns whether tokens that were signed with the key `key_id` are still accepted."""
         return self._keys.find(key_id) is not None
 
     def _key(self, text: str) -> SigningKey:
-        """Returns the key that the token names. Raises TokenInvalid if it is not accepted any more."""
+        """Returns the key that the token `text` names. Raises TokenInvalid if there is no such key, or if it is not
+        accepted any more."""
         key = self._keys.find(self.key_id(text))
         if key is None:
-            raise TokenInvalid("was signed with a key that is not known")
+            raise TokenInvalid("names a signing key that does not exist or is not accepted any more")
         return key
 
 
 def read_header(text: str, max_characters: int) -> dict[str, Any]:
-    """Returns the header of a token. Does not check the signature. Raises TokenInvalid if the text is longer than
-    `max_characters`, or no token."""
+    """Returns the header of the token `text`. Does not check the signature. Raises TokenInvalid if the text is longer
+    than `max_characters`, or is not a JWT."""
     if len(text) > max_characters:
         raise TokenInvalid("is too long")
     try:
         return jwt.get_unverified_header(text)
     except (jwt.InvalidTokenError, ValueError, RecursionError):
-        raise TokenInvalid("is no token") from None
+        raise TokenInvalid("is not a JWT") from None
 
 
 def read_claims(
@@ -119,9 +123,9 @@ def read_claims(
     required: Sequence[str],
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns the claims of a token. Raises TokenInvalid if the signature, the audience or the issuer is wrong, or if
-    one of the `required` claims is missing. Does not check the times; `check_times` does, with the caller's clock.
-    `options` are further options of `jwt.decode`."""
+    """Returns the claims of the token `text`. Raises TokenInvalid if it was not signed with `key` and `algorithm`, if
+    it has another `audience` or `issuer`, or if one of the `required` claims is missing. `options` are further options
+    of `jwt.decode`. Does not check the times in the claims; `check_times` does."""
     checks: Any = {
         "require": list(required),
         "verify_exp": False,
@@ -139,9 +143,12 @@ def read_claims(
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, leeway: float, expiry_leeway: float = 0.0) -> float:
-    """Returns when a token expires. Raises TokenInvalid if it expired at least `expiry_leeway` seconds before `now`, or
-    begins more than `leeway` seconds after `now`. The claims `nbf` and `iat` may be missing. Times are in seconds since
-    1970."""
+    """Returns when a token with these claims expires. All times are in seconds since 1970.
+
+    Raises TokenInvalid if the token expired (`exp`) at least `expiry_leeway` seconds before `now`. Also raises it if
+    the token was issued (`iat`), or becomes valid (`nbf`), more than `leeway` seconds after `now`. The claims `iat` and
+    `nbf` may be missing.
+    """
     expires = _time(claims["exp"])
     if expires + expiry_leeway <= now:
         raise TokenInvalid("has expired")
@@ -151,7 +158,7 @@ def check_times(claims: Mapping[str, Any], now: float, *, leeway: float, expiry_
 
 
 def _time(value: object) -> float:
-    """Returns the value of a claim that is a time. Raises TokenInvalid if it is no finite number."""
+    """Returns the time in a claim with this value. Raises TokenInvalid if the value is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TokenInvalid("has times that are not valid")
+        raise TokenInvalid("has a time that is not a number")
     return float(value)

@@ -1,7 +1,8 @@
 """The keys that sign this store's tokens: bearer tokens and login sessions.
 
-One key signs at a time. The first token of a store creates it, and `entrepot key rotate` replaces it. The tokens that a
-replaced key signed are accepted until they expire.
+One key at a time signs new tokens. It is created when the store first needs a key, and `entrepot key rotate` replaces
+it. A replaced key stays accepted for about an hour: until the last bearer token that it signed has expired. Login
+sessions that it signed become invalid then.
 """
 
 from __future__ import annotations
@@ -15,33 +16,37 @@ from storage.accounts import Accounts
 from storage.content import Actor
 
 SECRET_BYTES: Final = 64
-"""The length of a key: the block size of SHA-256, because a longer key makes HMAC no stronger (RFC 2104, 3)."""
+"""The length of a key's secret: the block size of SHA-256. A longer secret does not make HMAC stronger (RFC 2104,
+3)."""
 MAX_BEARER_TOKEN_SECONDS: Final = 3600.0
 """The longest lifetime of a bearer token."""
 RETIRED_KEY_SECONDS: Final = MAX_BEARER_TOKEN_SECONDS + 60.0
-"""How long a replaced key is accepted. All bearer tokens that it signed expire earlier."""
+"""How long a key is accepted after it was replaced. All bearer tokens that it signed expire earlier."""
 
 
 def make_key(now: float, random: Callable[[int], bytes] = os.urandom) -> SigningKey:
     """Returns a new key, which the caller must store. `now` is in seconds since 1970. `random(n)` returns n random
     bytes."""
-    return SigningKey(random(9).hex(), random(SECRET_BYTES), now)
+    return SigningKey(id=random(9).hex(), secret=random(SECRET_BYTES), created=now)
 
 
 async def rotate(accounts: Accounts, now: float, by: Actor, *, keep: float = RETIRED_KEY_SECONDS) -> SigningKey:
-    """Stores a new key that signs from now on, and returns it. Tokens that older keys signed are accepted for `keep`
-    seconds at most; 0.0: they are refused from now on. `by` is the actor for the audit log. Raises StorageFull,
-    StorageFailed."""
+    """Stores a new key, which signs all tokens from now on, and returns it. `now` is in seconds since 1970. `by` is the
+    actor that the audit log names.
+
+    Tokens that older keys signed are accepted for at most `keep` seconds more. With 0.0, they are refused from now on.
+    Raises StorageFull, StorageFailed.
+    """
     key = make_key(now)
     await accounts.rotate_key(key, keep=keep, by=by)
     return key
 
 
 class SigningKeys:
-    """The keys of the store, with a cache. `clock` returns seconds since 1970.
+    """Reads the keys of the store, and caches them for one process. `clock` returns seconds since 1970.
 
-    The cache is read again when the store's epoch has changed. The epoch is a number that every change of accounts,
-    grants, tokens and keys increases, so a worker also notices a key that another worker made or removed.
+    The keys are read again when the store's *epoch* has changed. The epoch is a number in the store, which increases
+    when any process adds, replaces or removes a key, or changes somebody's rights.
     """
 
     def __init__(self, accounts: Accounts, clock: Callable[[], float]) -> None:
@@ -51,14 +56,15 @@ class SigningKeys:
         self._cached: dict[str, SigningKey] = {}
 
     def find(self, key_id: str) -> SigningKey | None:
-        """Returns the key with this id, or None if there is none or it is not accepted any more."""
+        """Returns the key with this id. Returns None if there is none, or if it was replaced so long ago that it is not
+        accepted any more."""
         key = self._keys().get(key_id)
         if key is not None and key.until is not None and key.until <= self._clock():
             return None
         return key
 
     async def current(self) -> SigningKey:
-        """Returns the key that signs new tokens. Creates one if the store has none. Raises StorageFull,
+        """Returns the key that signs new tokens. Creates it if the store has none, and then may raise StorageFull or
         StorageFailed."""
         for key in self._keys().values():
             if key.retired is None:  # no newer key has replaced it
@@ -66,13 +72,13 @@ class SigningKeys:
         return await self._accounts.ensure_key(lambda: make_key(self._clock()), by=Actor("system"))
 
     async def secrets(self) -> list[bytes]:
-        """Returns the secrets of all keys, beginning with the key that signs. Creates that key if there is none. Raises
-        StorageFull, StorageFailed."""
+        """Returns the secrets of all keys. The first is that of the key that signs new tokens. Creates that key if the
+        store has none, and then may raise StorageFull or StorageFailed."""
         current = await self.current()
         return [current.secret, *(key.secret for key in self._keys().values() if key.id != current.id)]
 
     def _keys(self) -> dict[str, SigningKey]:
-        """Returns the current keys of the store by their ids."""
+        """Returns all keys in the store by their ids, from the cache if the epoch has not changed."""
         epoch = self._accounts.epoch()
         if epoch != self._epoch:
             self._cached = {key.id: key for key in self._accounts.signing_keys()}

@@ -1,7 +1,8 @@
-"""Parses scopes: texts with which a client requests access for a token.
+"""Parses and formats scopes. A scope is a text with which a client requests access when it requests a token.
 
 Examples are `repository:team/app:pull,push` and, for the list of repositories, `registry:catalog:*`. A request may have
-several, separated by spaces or sent as several parameters. Source: Distribution's "Token Scope Documentation".
+several scopes: in one parameter, separated by spaces, or in several parameters. Source: Distribution's "Token Scope
+Documentation".
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from storage.errors import NameInvalid
 from storage.names import RepositoryName
 
 MAX_NAMES: Final = 100
-"""The most repositories in one request."""
+"""The most repositories in one request for a token."""
 MAX_NAME_CHARACTERS: Final = 8 * 1024
-"""The most characters in all names of one request together, so that the token fits into a request's headers."""
+"""The most characters in the names of all these repositories together. The token contains the names, and must fit into
+the headers of a request."""
 CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
-"""The actions that a token can grant on a repository. No token can grant the action admin."""
+"""The actions that a token can grant on a repository. No token can grant `ADMIN`, the right to give rights to
+others."""
 
 _REPOSITORY_KIND: Final = re.compile(r"repository(\([a-z0-9]+\))?")
-"""The kind of a repository's scope. It may name a class, such as `repository(plugin)`, which is ignored."""
+"""The first part of a scope for a repository. In `repository(plugin)`, `plugin` is a class of repositories, which this
+registry ignores."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedAccess:
     """The access that a client requests.
 
-    - `actions`: the requested actions by repository name. The name `CATALOG` stands for the list of repositories.
-    - `has_unknown_scopes`: whether there were scopes that this registry does not know. It grants nothing for those.
+    - `actions`: the requested actions by repository name. The key `CATALOG` stands for the list of repositories.
+    - `has_unknown_scopes`: whether the client also sent scopes that this registry does not know. They grant nothing.
     """
 
     actions: Mapping[str, Action]
@@ -41,19 +45,20 @@ class RequestedAccess:
 
     @property
     def is_any_requested(self) -> bool:
-        """Whether the client requests any access, known or unknown."""
+        """Whether the client sent any scope, known or unknown."""
         return bool(self.actions) or self.has_unknown_scopes
 
     @property
     def is_pull_only(self) -> bool:
-        """Whether the client requests to pull from repositories, and nothing else."""
+        """Whether the client requests to pull from at least one repository, and requests nothing else."""
         only_repositories = bool(self.actions) and not self.has_unknown_scopes and CATALOG not in self.actions
         return only_repositories and all(actions == Action.PULL for actions in self.actions.values())
 
 
 def parse_scopes(values: Iterable[str]) -> RequestedAccess:
-    """Parses the scopes in all parameters of a request. Raises RequestInvalid for more than `MAX_NAMES` repositories or
-    `MAX_NAME_CHARACTERS` characters in their names."""
+    """Returns the access that a client requests. `values` are the values of all `scope` parameters of its request.
+    Raises RequestInvalid for more than `MAX_NAMES` repositories, or more than `MAX_NAME_CHARACTERS` characters in their
+    names together."""
     found: dict[str, Action] = {}
     has_unknown_scopes = False
     for scope in (scope for value in values for scope in value.split()):
@@ -64,13 +69,15 @@ def parse_scopes(values: Iterable[str]) -> RequestedAccess:
         found[name] = found.get(name, Action.NONE) | actions
         if len(found) > MAX_NAMES or sum(map(len, found)) > MAX_NAME_CHARACTERS:
             raise RequestInvalid(
-                f"a token is for at most {MAX_NAMES} repositories, with {MAX_NAME_CHARACTERS} characters in their names"
+                f"a token is for at most {MAX_NAMES} repositories, with at most {MAX_NAME_CHARACTERS} characters in "
+                "all their names together"
             )
     return RequestedAccess(found, has_unknown_scopes)
 
 
 def format_scopes(granted: Mapping[str, Action]) -> str:
-    """Returns the granted actions as scopes, separated by spaces."""
+    """Returns one text with a scope for each granted repository, separated by spaces. `granted` has the actions by
+    repository name, or by `CATALOG` for the list of repositories."""
     return " ".join(
         f"{CATALOG}:*" if name == CATALOG else f"repository:{name}:{','.join((actions & CONTENT_ACTIONS).words)}"
         for name, actions in granted.items()
@@ -78,8 +85,8 @@ def format_scopes(granted: Mapping[str, Action]) -> str:
 
 
 def _parse_scope(scope: str) -> tuple[str, Action]:
-    """Returns the name and the actions of one scope, without unknown actions. The name is empty if the scope is of an
-    unknown kind, has no valid name, or no known action."""
+    """Returns the name and the actions in one scope. Leaves out unknown actions. Returns an empty name and no action if
+    the scope is of an unknown kind, has no valid name, or has no known action."""
     kind, _, rest = scope.partition(":")
     name, _, action_list = rest.rpartition(":")
     words = action_list.split(",")

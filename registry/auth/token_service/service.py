@@ -1,9 +1,12 @@
-"""The token service: issues bearer tokens to clients that log in. `registry.admin.token_endpoint` serves it over HTTP.
+"""The token service: issues bearer tokens to clients, for requests to the distribution API (`/v2`).
+`registry.admin.token_endpoint` serves it over HTTP, at `/token`.
 
-A token grants those of the requested actions that the account may do now, and leaves out the others.
+A token grants those of the requested actions that the account may do when the token is issued. A client without a
+credential gets an *anonymous* token, which grants what everyone may do.
 
 Wrong credentials are refused, with one exception: if the client only requests to pull what everyone may pull, it gets
-an anonymous token. The reason is that docker sends its Docker Hub login to every mirror of Docker Hub.
+an anonymous token. The reason is that docker sends its Docker Hub login to every mirror of Docker Hub, where this login
+is wrong.
 
 Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 for the latter.
 """
@@ -29,22 +32,23 @@ from storage.errors import RegistryError, TooManyRequests, Unauthorized
 from storage.names import shown
 
 MAX_REFRESH_TOKENS: Final = 100
-"""The most refresh tokens of one account. A further login revokes the least recently used one."""
+"""The most refresh tokens of one account. A new one above this number revokes the least recently used one."""
 _MAX_CLIENT_CHARACTERS: Final = 64
-"""The length to which the name that a client gives itself is cut before it is stored."""
+"""The name that a client gives itself is cut to this length before it is stored."""
 
 
 class ScopePolicy(Protocol):
-    """Computes the access that a token can grant. `registry.auth.rights.policy` implements this."""
+    """Computes the access that a token can grant. `registry.auth.rights.policy.Policy` implements this."""
 
     async def allowed(self, identity: Identity, names: Iterable[str]) -> Mapping[str, Action]:
-        """Returns all actions that a token for `identity` can grant, by each of the repository `names`."""
+        """Returns all actions that a token for `identity` can grant on each of the repositories `names`. The keys of
+        the result are these names."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """A refresh token that a client sends instead of a user name and password. Any API token may serve as one."""
+    """A refresh token that a client sends in place of a user name and a password. Any API token may serve as one."""
 
     text: str = field(repr=False)
 
@@ -53,11 +57,11 @@ class RefreshToken:
 class TokenRequest:
     """A client's request for a token.
 
-    - `login`: the client's credential. None: the client is anonymous.
+    - `login`: the client's credential. None: the client sent none.
     - `requested`: the access that the client requests.
-    - `service`: the service that the token is for. None: the client does not name one.
-    - `offline`: whether the client also requests a refresh token.
-    - `client`: the name that the client gives itself.
+    - `service`: the name of the service that the token is for. None: the client names none.
+    - `offline`: whether the client requests a refresh token in addition to the bearer token.
+    - `client`: the name that the client gives itself; empty if it gives none.
     """
 
     login: Basic | Bearer | RefreshToken | None
@@ -69,11 +73,11 @@ class TokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenResponse:
-    """The answer to a request for a token.
+    """The response to a request for a token.
 
     - `token`: the bearer token.
-    - `granted`: the access that it grants: actions by repository name.
-    - `refresh`: the text of the refresh token. None: none was requested, or this kind of login gets none.
+    - `granted`: the access that the bearer token grants: actions by repository name.
+    - `refresh`: the text of a new refresh token. None: none was requested, or this kind of login gets none.
     """
 
     token: IssuedToken
@@ -82,8 +86,14 @@ class TokenResponse:
 
 
 class TokenService:
-    """Issues bearer tokens and refresh tokens. `rights` tells which access an account can get. `refresh_lifetime` is in
-    seconds; `clock` returns seconds since 1970."""
+    """Issues bearer tokens and refresh tokens.
+
+    - `credentials`: verifies the credentials that clients send.
+    - `tokens`: makes the bearer tokens.
+    - `rights`: computes the access that a token can grant.
+    - `refresh_lifetime`: the lifetime of a refresh token, in seconds.
+    - `clock`: returns seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -103,11 +113,14 @@ class TokenService:
         self._clock = clock
 
     async def answer(self, request: TokenRequest, by: Actor) -> TokenResponse:
-        """Returns the token for a request. `by` describes the client, for the audit log. Raises Unauthorized,
-        TooManyRequests (too many failed logins), RequestInvalid (the token is for another service), StorageFull,
-        StorageFailed. If the caller is cancelled, the store may have a refresh token that no client got."""
+        """Returns the response to a request for a token. `by` describes the client, for the audit log.
+
+        Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many logins
+        wait, RequestInvalid for a token for another service, StorageFull, StorageFailed. If the caller is cancelled,
+        the store may contain a refresh token that no client got.
+        """
         if request.service is not None and request.service != self._tokens.service:
-            raise RequestInvalid(f"tokens are made for {self._tokens.service} here, not for {shown(request.service)}")
+            raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
         try:
             identity = await self._verify(request.login, by)
         except (Unauthorized, TooManyRequests):
@@ -131,12 +144,13 @@ class TokenService:
             case Bearer(text):
                 identity = await self._credentials.verify_bearer(text, by)
                 if identity.access is not None:
-                    # This is a token of the token service. Exchanging it for a new one would let it live forever.
+                    # The credential is a bearer token of this token service, and not one of a trusted issuer. A client
+                    # that could exchange it for a new one could do so forever.
                     raise Unauthorized(REFUSED)
                 return identity
 
     async def _everyone_may_pull(self, requested: RequestedAccess) -> bool:
-        """Returns whether the client requests nothing but to pull, and everyone may pull all that it requests."""
+        """Returns whether the client only requests to pull, and everyone may pull from all requested repositories."""
         if not requested.is_pull_only:
             return False
         found = await self._rights.allowed(ANONYMOUS, requested.actions)
@@ -147,19 +161,19 @@ class TokenService:
         granted = {}
         allowed = await self._rights.allowed(identity, [name for name in requested.actions if name != CATALOG])
         for name, actions in requested.actions.items():
-            # Everyone may list repositories, because a list shows only those that the client may pull.
+            # Everyone may list repositories, because the list shows only those that the client may pull.
             found = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]
             if found:
                 granted[name] = found
         return granted
 
     async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
-        """Makes a refresh token and returns its text. Only a login with a password in the store gets one; returns None
-        for others. A login with an API token gets none, because the refresh token would outlive the revocation of that
-        API token."""
-        if identity.name is None or identity.version is None:
+        """Makes a refresh token, stores it and returns its text. Returns None for a login that was not made with the
+        password of an account in the store. A login with an API token gets no refresh token, because that would still
+        be valid after the API token was revoked."""
+        if identity.name is None or identity.version is None:  # no account, or one of the htpasswd file
             return None
-        if identity.token is not None or identity.stamp is not None:
+        if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
             return None
         account, now = AccountName(identity.name), self._clock()
         made = api_tokens.make(
@@ -175,16 +189,18 @@ class TokenService:
         return made.text
 
     async def _revoke_excess(self, account: AccountName, by: Actor) -> None:
-        """Revokes the least recently used refresh tokens of an account above `MAX_REFRESH_TOKENS`."""
-        page = self._accounts.tokens(account, None, 10 * MAX_REFRESH_TOKENS)
-        logins = [token for token in page.items if token.purpose == "login"]
-        logins.sort(key=lambda token: token.used or token.created)
-        for token in logins[: max(0, len(logins) - MAX_REFRESH_TOKENS)]:
+        """Revokes the least recently used refresh tokens of an account, if it has more than `MAX_REFRESH_TOKENS`."""
+        # The page is larger than that, because it also contains the API tokens that people made.
+        page = self._accounts.tokens(account, after=None, limit=10 * MAX_REFRESH_TOKENS)
+        refresh_tokens = [token for token in page.items if token.purpose == "login"]
+        refresh_tokens.sort(key=lambda token: token.used or token.created)
+        for token in refresh_tokens[: max(0, len(refresh_tokens) - MAX_REFRESH_TOKENS)]:
             with suppress(RegistryError):  # already revoked, or the disk is full; the login must succeed anyway
                 await self._accounts.revoke_token(token.id, by=by)
 
 
 def _token_note(client: str, address: str) -> str:
-    """Returns the note of a refresh token in the list of API tokens: the client's name and address."""
+    """Returns the note of a refresh token, which people see in the list of API tokens: the client's name and
+    address."""
     name = "".join(letter if letter.isprintable() else "?" for letter in client[:_MAX_CLIENT_CHARACTERS])
     return " ".join(filter(None, (name or "a client", f"at {address}" if address else "")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.auth.rights.management_rights import UNRESTRICTED, ManagementRights, management_rights_of
+from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, ManagementRights, management_rights_of
 from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights
 from storage.access import AccountName, AccountUnknown, Action, ApiToken, TokenLimit
 from storage.errors import Denied, Unauthorized
@@ -88,7 +88,7 @@ def test_an_admin_with_a_limited_token_is_none() -> None:
 
 def test_the_operator() -> None:
     """The operator needs no account."""
-    UNRESTRICTED.check_admin()
-    UNRESTRICTED.check_may_see(BOB)
-    UNRESTRICTED.check_grant(NamePattern("**"))
+    ALL_MANAGEMENT_RIGHTS.check_admin()
+    ALL_MANAGEMENT_RIGHTS.check_may_see(BOB)
+    ALL_MANAGEMENT_RIGHTS.check_grant(NamePattern("**"))
     assert ManagementRights("alice", admin=True).may_grant(NamePattern("docker.io/**"))

@@ -239,7 +239,7 @@ async def test_what_is_remembered_of_a_principal_is_bounded(accounts: Accounts, 
     for number in range(3000):
         assert seen.may(PULL, f"team/{number}")
         assert not seen.may(PULL, f"other/{number}")
-    assert len(seen._memo) <= 64
+    assert len(seen._cached_bits) <= 64
 
 
 async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Policy) -> None:
@@ -251,7 +251,7 @@ async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Poli
     seen = policy.principal(alice)
     assert seen.rights.actions_everywhere == (PULL | PUSH).value
     assert seen.actions("a", "a") == seen.rights.action_bits("team/app") == (PULL | PUSH).value
-    assert seen._memo == {}
+    assert seen._cached_bits == {}
     await add_grant(accounts, "user:alice", "team/**", "delete")
     seen = policy.principal(alice)
     assert seen.rights.actions_everywhere is None
