@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from storage.content import Allowance, BadSender, Manifest, UpstreamCheck
+from storage.content import Allowance, CorruptionRecord, Manifest, UpstreamCheck
 from storage.names import Digest, Reference, RepositoryName
 
 
@@ -55,7 +55,7 @@ class UpstreamRecords(Protocol):
         the blob in this store."""
         ...
 
-    async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, BadSender]:
+    async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
         """Returns, by URL, the endpoints of the upstream that sent corrupt bytes for the blob within the last `seconds`
         seconds."""
         ...
