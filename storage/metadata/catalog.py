@@ -52,8 +52,8 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue: the link from a repository to a blob to which perhaps no manifest of
-    the repository refers any more. `repository`: row id of the repository. `digest`: digest of the blob."""
+    """An entry of the garbage collector's queue of links. The blob may have lost its last reference in the repository.
+    `repository`: row id of the repository. `digest`: digest of the blob."""
 
     repository: int
     digest: Digest
@@ -148,9 +148,9 @@ class Metadata(Protocol):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]: ...
 
-    # For the garbage collector. It has two queues. A change after which perhaps no manifest of a repository refers to a
-    # blob puts the link from the repository to the blob into the first queue. The deletion of a blob's last link puts
-    # the digest of the blob into the second queue.
+    # For the garbage collector, which has two queues. A change that may remove the last reference to a blob in a
+    # repository puts the link from the repository to the blob into the first queue. A change that removes the last link
+    # to a blob puts the digest of the blob into the second queue.
 
     async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
         """Returns at most `limit` entries that were put into the queue of links before the time `before` (seconds since
