@@ -52,8 +52,8 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue of links. The blob may have lost its last reference in the repository.
-    `repository`: row id of the repository. `digest`: digest of the blob."""
+    """An entry of the garbage collector's queue of links: a link to a blob to which perhaps no manifest of the
+    repository refers. `repository`: row id of the repository. `digest`: digest of the blob."""
 
     repository: int
     digest: Digest
@@ -148,9 +148,9 @@ class Metadata(Protocol):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]: ...
 
-    # For the garbage collector, which has two queues. A change that may remove the last reference to a blob in a
-    # repository puts the link from the repository to the blob into the first queue. A change that removes the last link
-    # to a blob puts the digest of the blob into the second queue.
+    # For the garbage collector, which has two queues. A link enters the first queue when it is created before a
+    # manifest of the repository refers to the blob, and when a manifest that refers to the blob is deleted. A digest
+    # enters the second queue when the last link to its blob is deleted.
 
     async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
         """Returns at most `limit` entries that were put into the queue of links before the time `before` (seconds since
