@@ -261,7 +261,7 @@ class Manifest:
     def _parts(self) -> manifest_parser.ManifestParts:
         """The parsed content. Raises ManifestInvalid for a manifest that an earlier version of this program stored and
         that exceeds the limits of this version. Clients can still download the bytes of such a manifest."""
-        return manifest_parser.read_parts(manifest_parser.load_object(self.body), index=self.media_type in INDEXES)
+        return manifest_parser.read_parts(manifest_parser.load_object(self.body), is_index=self.media_type in INDEXES)
 
     @property
     def is_readable(self) -> bool:
@@ -357,7 +357,7 @@ def _check(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
     manifest = Manifest(body, manifest_parser.media_type(document, media_type), digest)
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
-    parts = manifest_parser.read_parts(document, index=manifest.media_type in INDEXES)
+    parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
     manifest_parser.check_pushed(parts)
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
         parts = replace(parts, annotations=JsonAnnotations(manifest_parser.annotations_json(parts.annotations)))
