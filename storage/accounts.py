@@ -36,8 +36,8 @@ class Accounts(Protocol):
     it takes effect either completely or not at all.
 
     Methods with the parameters `after` and `limit` return a page of a list. A page starts with the first item that
-    sorts after `after` (None: with the first of all items) and has at most `limit` items, or fewer if these would be
-    large."""
+    sorts after `after` (None: with the first of all items). It has at most `limit` items, or fewer if the page would
+    become large."""
 
     # State that every request reads
 
@@ -85,8 +85,8 @@ class Accounts(Protocol):
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        """Sets the password, or removes it if `password_hash` is None. The refresh tokens and bearer tokens that the
-        account has become invalid; its personal API tokens stay valid. Raises AccountInvalid for a robot."""
+        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens and bearer tokens
+        become invalid; its personal API tokens stay valid. Raises AccountInvalid for a robot."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:

@@ -58,8 +58,8 @@ class BlobReader(Protocol):
 
 class BlobWriter(Protocol):
     """Writes to an upload session on behalf of one request. As soon as a newer request resumes the session, this writer
-    can change it no more: its methods raise BlobUploadInvalid when they try. (`write` may collect bytes before it
-    tries.)"""
+    can no longer change it: its methods raise BlobUploadInvalid. `write` raises it late if it collects bytes in memory
+    first."""
 
     id: UploadID
     """Id of the session. `Writer.resume_upload` takes it."""
@@ -185,11 +185,13 @@ class Deleter(Protocol):
         ...
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        """Removes the manifest and every tag that points at it. Raises ManifestUnknown, NameUnknown."""
+        """Removes the manifest and every tag that points at it. Raises ManifestUnknown, NameUnknown (the repository
+        never had content)."""
         ...
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        """Removes the tag and keeps its manifest. Raises ManifestUnknown, NameUnknown."""
+        """Removes the tag and keeps its manifest. Raises ManifestUnknown (there is no such tag), NameUnknown (the
+        repository never had content)."""
         ...
 
 

@@ -48,9 +48,9 @@ class Inventory(Protocol):
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Returns what to remove to get rid of `reference`. Removes nothing itself. A plan for a tag includes its
-        manifest, unless another tag or an index refers to that manifest. A plan that includes a manifest also includes
-        its tags, and the manifests that an index lists and the referrers of the manifest, unless a tag or an index
-        outside the plan refers to them. Raises NameUnknown, ManifestUnknown."""
+        manifest, unless another tag or an index refers to that manifest. A plan that includes a manifest includes its
+        tags, its referrers and, for an index, the manifests that the index lists. It leaves out those referrers and
+        listed manifests to which a tag or an index outside the plan refers. Raises NameUnknown, ManifestUnknown."""
         ...
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:

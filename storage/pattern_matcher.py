@@ -53,6 +53,7 @@ class _Steps(dict[str, tuple[int, int]]):
         self._double_stars = _number(self._loops, "2")
 
     def __missing__(self, letter: str) -> tuple[int, int]:
+        """Returns the two sets for `letter`, and stores them in the dict if names may contain the character."""
         advancing = _number(self._letters, letter) if letter in _NAME_CHARACTERS else 0
         step = advancing, self._double_stars if letter == "/" else self._all_stars  # a single star matches no slash
         if letter in _NAME_CHARACTERS:
@@ -61,7 +62,7 @@ class _Steps(dict[str, tuple[int, int]]):
 
 
 def _number(text: bytes, characters: str) -> int:
-    """Returns a number with one binary digit per character of `text`, first character first. The digit is 1 if the
+    """Returns a number with one binary digit per character of `text`, in the same order. The digit is 1 if the
     character is one of `characters`, and 0 if not."""
     digits = bytearray(b"0" * 256)
     for character in characters:
@@ -127,7 +128,7 @@ class _Automaton:
         """Does what `Matcher.seek` does, but looks only for names that begin with the first `prefix_length` characters
         of `text`."""
         steps, positions = self._steps, self._start
-        passed = []
+        passed = []  # for each character read so far, the positions before it
         for letter in text[prefix_length:]:
             advancing, staying = steps[letter]
             passed.append(positions)

@@ -112,9 +112,9 @@ class NameSet:
         """Returns True only if every name that matches `pattern` is in the set. Takes one look-up per character of
         `pattern`.
 
-        A set contains a pattern's names for certain if `pattern` is one of its patterns, or one of its simple patterns
-        matches all these names. The method checks only this. So it returns False if it takes several patterns of the
-        set, or one that is not simple, to match all names.
+        The method checks only whether `pattern` itself or a simple pattern that matches all its names is one of the
+        set's patterns. So the result is False, although it should be True, if only several patterns together match all
+        these names, or only one that is not simple.
         """
         if "*" not in pattern:
             return pattern in self
@@ -126,6 +126,8 @@ class NameSet:
     def without_segments(self, first_segments: Iterable[str]) -> NameSet:
         """Returns the set of those names of this set that are not below one of these first segments."""
         removed = frozenset(first_segments)
+        # The patterns that begin with a removed segment are left out. All others do not match below it, because the new
+        # set guards the segment.
         kept = (pattern for pattern in self.patterns if pattern.partition("/")[0] not in removed or "/" not in pattern)
         return NameSet(frozenset(kept), self.guarded | removed, self.limits)
 

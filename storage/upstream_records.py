@@ -12,8 +12,8 @@ from storage.names import Digest, Reference, RepositoryName
 
 class UpstreamRecords(Protocol):
     """Records of what the mirror has learned from its upstreams. All processes share them, and they survive restarts of
-    the server. A power cut may lose recent changes except those of `confirm`, because the mirror can ask the upstream
-    again. Changes raise StorageFull, StorageFailed.
+    the server. A power cut may lose recent changes, except those of `confirm`; the mirror then asks the upstream again.
+    Changes raise StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
     upstream, named by its URL."""
@@ -74,13 +74,14 @@ class UpstreamRecords(Protocol):
         ...
 
     async def token(self, key: str) -> tuple[str, float] | None:
-        """Returns the bearer token for an upstream that is stored under `key`, and the time at which the token expires
-        (seconds since 1970). Returns None if no token is stored or the stored one has expired."""
+        """Returns the bearer token that is stored under `key`, and the time at which it expires (seconds since 1970).
+        The mirror sends such a token to an upstream. Returns None if no token is stored or the stored one has
+        expired."""
         ...
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
-        """Stores a bearer token for an upstream under `key`. `expires`: time at which the token expires, in seconds
-        since 1970."""
+        """Stores under `key` a bearer token that an upstream has issued. `expires`: time at which the token expires, in
+        seconds since 1970."""
         ...
 
     async def delete_token(self, key: str, token: str) -> None:
@@ -93,6 +94,6 @@ class UpstreamRecords(Protocol):
         ...
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """Stores the state of a rate limit. Two processes may store different states. The `remaining` and `limit` of
-        the state with the later `at` are kept, and the later `until` of the two."""
+        """Stores the state of a rate limit. If another process has stored a different state, combines the two: takes
+        `remaining` and `limit` from the state with the later `at`, and the later `until`."""
         ...
