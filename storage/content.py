@@ -255,7 +255,7 @@ class Manifest:
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
-        return (_check_cached if len(body) <= MAX_CACHED_MANIFEST_BYTES else _check)(body, media_type, digest)
+        return (_parse_body_cached if len(body) <= MAX_CACHED_MANIFEST_BYTES else _parse_body)(body, media_type, digest)
 
     @cached_property
     def _parts(self) -> manifest_parser.ManifestParts:
@@ -333,6 +333,7 @@ class Manifest:
 
     @staticmethod
     def _describe(part: manifest_parser.DescriptorFields | None) -> Descriptor | None:
+        """Returns the descriptor with the fields of `part`, or None for None."""
         if part is None:
             return None
         return Descriptor(
@@ -349,7 +350,7 @@ class Manifest:
         return tuple(d for d in map(cls._describe, parts) if d is not None)
 
 
-def _check(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
+def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
     """Parses and checks the body and returns the manifest. `digest`: the digest of the body. The manifest keeps only
     the parts that `ManifestParts` names, because the whole parsed document takes up to thirty times the memory of
     its bytes. Raises ManifestInvalid."""
@@ -360,9 +361,11 @@ def _check(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
     manifest_parser.check_pushed(parts)
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
+        # Large annotations take less memory as JSON text.
         parts = replace(parts, annotations=JsonAnnotations(manifest_parser.annotations_json(parts.annotations)))
-    manifest.__dict__["_parts"] = parts
+    manifest.__dict__["_parts"] = parts  # the value of the cached property
     return manifest
 
 
-_check_cached = lru_cache(maxsize=64)(_check)
+_parse_body_cached = lru_cache(maxsize=64)(_parse_body)
+"""`_parse_body` with a cache of the manifests that were parsed last."""

@@ -16,7 +16,7 @@ class RegistryError(Exception):
 
     code: ClassVar[str] = "UNKNOWN"
     default: ClassVar[str] = "the registry could not do this"
-    """The message of an error that was created without a message."""
+    """The message of an error whose constructor gets no message."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default

@@ -44,8 +44,8 @@ BOUNDS: Final = Bounds()
 
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
-    """Raises OutOfBounds if `body` has too many values or backslashes. Does not check that `body` is valid JSON; does
-    not check the length of numbers, which `parse_bounded_int` and `parse_bounded_float` do."""
+    """Raises OutOfBounds if `body` has too many values or backslashes. Does not check that `body` is valid JSON. Does
+    not check the length of numbers: the decoder does that with `parse_bounded_int` and `parse_bounded_float`."""
     if len(body) <= UNCHECKED_BYTES:
         return
     values = escapes = start = 0
@@ -54,12 +54,12 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
         stop = _slice_end(body, start)
         part = body[start:stop]
         start = stop
-        if b"\\" in part:
+        if b"\\" in part:  # removes the escaped quotes, so that the other quotes begin and end strings
             escapes += part.count(b"\\")
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = part.split(b'"')  # alternately a piece outside a string and a piece inside a string
         outside = b"".join(pieces[1::2] if in_string else pieces[::2])
-        in_string ^= len(pieces) % 2 == 0
+        in_string ^= len(pieces) % 2 == 0  # an even number of pieces means an odd number of quotes
         values += len(outside) - len(outside.translate(None, _VALUE_MARKS))
         if values > bounds.values:
             raise OutOfBounds(f"it holds more than {bounds.values} values, the most that are accepted")
@@ -83,12 +83,12 @@ def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
 
 
 def parse_bounded_int(text: str) -> int:
-    """Parses an integer, for `json.JSONDecoder(parse_int=...)`. Raises OutOfBounds if it has too many digits."""
+    """Parses an integer; passed to `json.JSONDecoder` as `parse_int`. Raises OutOfBounds if it has too many digits."""
     return int(_check_digits(text))
 
 
 def parse_bounded_float(text: str) -> float:
-    """Parses a float, for `json.JSONDecoder(parse_float=...)`. Raises OutOfBounds if it has too many digits."""
+    """Parses a float; passed to `json.JSONDecoder` as `parse_float`. Raises OutOfBounds if it has too many digits."""
     return float(_check_digits(text))
 
 
@@ -100,3 +100,4 @@ def _check_digits(text: str) -> str:
 
 
 _DECODER: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_bounded_float)
+"""A decoder that refuses long numbers."""

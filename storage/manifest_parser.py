@@ -78,7 +78,7 @@ _JSON = json.JSONDecoder(
 
 
 _quote: Final[Callable[[str], str]] = json.encoder.encode_basestring
-"""Returns a text as a JSON string, with quotes."""
+"""A function that returns a text as a JSON string, with quotes."""
 _SLICE_CHARACTERS: Final = 64 * 1024
 """Number of characters that one call encodes. Other threads can run between two calls."""
 
@@ -173,7 +173,7 @@ def _string_map(value: object, where: str) -> dict[str, str]:
 
 
 def _optional_string(value: object, where: str) -> str | None:
-    """Returns `value`, or None if it is an empty string. Raises ManifestInvalid if it is neither a string nor None."""
+    """Returns `value`, or None if it is an empty string. Raises ManifestInvalid if it is not a string and not None."""
     if value is not None and not isinstance(value, str):
         raise ManifestInvalid(f"{where} is not a string")
     return value or None

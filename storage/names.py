@@ -61,8 +61,8 @@ class Tag(str):
 
 
 class Digest(str):
-    """A digest of content, in the form `algorithm:hex`. The constructor raises DigestInvalid, also for an algorithm
-    that is not supported."""
+    """A digest of content, in the form `algorithm:hex`. The constructor raises DigestInvalid if the text has another
+    form or the algorithm is not supported."""
 
     __slots__ = ()
 
@@ -73,12 +73,12 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
-        """The algorithm, such as `sha256`."""
+        """The name of the algorithm, such as `sha256`."""
         return self.partition(":")[0]
 
     @property
     def encoded(self) -> str:
-        """The hash in hex, without the algorithm."""
+        """The hash in hex, without the name of the algorithm."""
         return self.partition(":")[2]
 
 
@@ -114,7 +114,7 @@ class ImageReference(NamedTuple):
 
 
 def as_algorithm(text: str) -> str:
-    """Returns `text` if it is the name of a supported digest algorithm. Otherwise raises DigestInvalid."""
+    """Returns `text` if it is the name of a supported digest algorithm, and raises DigestInvalid if not."""
     if text not in ALGORITHMS:
         raise DigestInvalid(f"{shown(text)} is not a digest algorithm supported here: {', '.join(ALGORITHMS)}")
     return text

@@ -22,6 +22,7 @@ T = TypeVar("T")
 NO_REPOSITORY: Final = str.__new__(RepositoryName)
 """An empty name: the value of `Call.repo` for `repositories`, the one method that takes no repository."""
 _NO_OPTIONS: Final[dict[str, Any]] = {}
+"""The `Call.options` of calls without keyword arguments. Never changed."""
 _OPERATIONS: Final = frozenset(
     name for part in (Reader, Writer, Deleter, Lister) for name in vars(part) if not name.startswith("_")
 )
@@ -77,7 +78,7 @@ class Call(Generic[T]):
 
 
 class Forward(Protocol):
-    """A function that makes a call on another registry and returns the coroutine of its result."""
+    """A function that makes a call on another registry. It returns a coroutine that returns the result of the call."""
 
     def __call__(self, call: Call[T], /) -> Coroutine[Any, Any, T]: ...
 

@@ -23,14 +23,14 @@ ANY_ACTOR = ""
 @dataclass(frozen=True, slots=True)
 class BlobRow:
     """A blob of a repository. `size`: number of its bytes. `place`: key of these bytes in the blob store.
-    `is_unreferenced`: whether no manifest of the repository refers to the blob, so that the garbage collector may
-    remove the link. `last_used`: approximate time in seconds since 1970 at which a client last added the blob or asked
-    for it."""
+    `is_queued_for_collection`: whether the link is in the queue of the garbage collector. True if no manifest of the
+    repository refers to the blob; may stay True for some time after a manifest that refers to it was pushed.
+    `last_used`: approximate time in seconds since 1970 at which a client last added the blob or asked for it."""
 
     digest: Digest
     size: int
     place: str
-    is_unreferenced: bool
+    is_queued_for_collection: bool
     last_used: float
 
 
@@ -52,8 +52,8 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue of links: a link to a blob to which perhaps no manifest of the
-    repository refers. `repository`: row id of the repository. `digest`: digest of the blob."""
+    """An entry of the garbage collector's queue of links. `repository`: row id of the repository. `digest`: digest of
+    the blob. No manifest of the repository referred to the blob when the entry was made."""
 
     repository: int
     digest: Digest
@@ -149,8 +149,8 @@ class Metadata(Protocol):
     ) -> Page[Descriptor]: ...
 
     # For the garbage collector, which has two queues. A link enters the first queue when it is created before a
-    # manifest of the repository refers to the blob, and when a manifest that refers to the blob is deleted. A digest
-    # enters the second queue when the last link to its blob is deleted.
+    # manifest of the repository refers to the blob, and when the last manifest that refers to the blob is deleted. A
+    # digest enters the second queue when the last link to its blob is deleted.
 
     async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
         """Returns at most `limit` entries that were put into the queue of links before the time `before` (seconds since

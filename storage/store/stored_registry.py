@@ -39,10 +39,10 @@ class StorageHealth:
 
 
 class StoredRegistry:
-    """The registry in a data directory. Other parts of the directory are attributes: the accounts, the partial blobs
-    and upstream records of the mirror (a cache of other registries), and the leases (rights to do some work alone).
-    `storage.composition.open_registry` creates it. The methods without a description implement
-    `storage.interface.Registry`, which describes them."""
+    """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
+    the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
+    locks of digests, and the leases (exclusive rights to do some work). `storage.composition.open_registry` creates the
+    object. The methods without a description implement `storage.interface.Registry`, which describes them."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class StoredRegistry:
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
-        if row.is_unreferenced and self._clock() - row.last_used > self._touch_interval:
+        if row.is_queued_for_collection and self._clock() - row.last_used > self._touch_interval:
             with suppress(StorageFull):  # the returned descriptor is right even if the time cannot be saved
                 await self.metadata.touch_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)

@@ -1,9 +1,9 @@
 """Garbage collection (`Collector`): removes content that nothing refers to, while the registry serves requests.
 
 The bytes of a blob are in the blob store; the metadata store has a *row* for each blob. A *link* is the right of one
-repository to serve the blob. The metadata store puts a link into a queue when it creates the link before a manifest
-refers to the blob, and when it deletes a manifest that refers to the blob. The collector works through this queue, so
-its cost depends on the amount of garbage and not on the size of the store.
+repository to serve the blob. The metadata store puts a link into a queue when it creates the link before a manifest of
+the repository refers to the blob, and when it deletes the last such manifest. The collector works through this queue,
+so its cost depends on the amount of garbage and not on the size of the store.
 
 The blob store deletes bytes in two steps. `remove` makes them unreachable, and `reclaim_space` frees their disk space.
 With files, `FileBlobStore.remove` moves the file to the trash, and `FileBlobStore.reclaim_space` unlinks the files in
