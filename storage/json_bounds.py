@@ -54,8 +54,9 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
         stop = _slice_end(body, start)
         part = body[start:stop]
         start = stop
-        if b"\\" in part:  # removes the escaped quotes, so that the other quotes begin and end strings
+        if b"\\" in part:
             escapes += part.count(b"\\")
+            # Only quotes that begin or end a string are left after this.
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = part.split(b'"')  # alternately a piece outside a string and a piece inside a string
         outside = b"".join(pieces[1::2] if in_string else pieces[::2])

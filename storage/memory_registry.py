@@ -76,7 +76,7 @@ class _Repository:
         return {digest for manifest in self.manifests.values() for digest in _blobs_referred_to(manifest)}
 
     def missing(self, manifest: Manifest) -> set[Digest]:
-        """Returns the digests that the manifest refers to and that this repository does not have."""
+        """Returns the digests of the content that the manifest refers to and this repository does not have."""
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
         children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
         return (blobs - self.blobs.keys()) | (children - self.manifests.keys())

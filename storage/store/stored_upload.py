@@ -189,7 +189,7 @@ async def resume(
             await metadata.save_upload(upload, saved_bytes, checkpoint.state, checkpoint.boot)
         check_after_take_over(session.offset)
     except BlobUploadUnknown:
-        await claimed.discard()  # the session has no row any more, so its bytes are useless
+        await claimed.discard()  # the session was committed or cancelled, so bytes that are left of it are useless
         raise
     except BaseException:
         claimed.release()
