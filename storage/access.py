@@ -1,7 +1,7 @@
 """Types of access control: accounts, groups, grants, API tokens, signing keys, and lines of the audit log.
 
-`storage.accounts.Accounts` stores them, and `registry.auth` uses them to decide about requests. The store keeps only
-hashes of passwords and API tokens. It keeps signing keys in plain form, because they are needed to sign.
+`storage.accounts.Accounts` stores them, and `registry.auth` uses them to decide which requests are allowed. Of a
+password or API token, only the hash is stored. A signing key is stored unhashed, because the server signs with it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from storage.patterns import NamePattern
 
 _ACCOUNT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
-"""Names that no account or group may have, because grants and the audit log use them for something else."""
+"""Names that no account or group may have. In grants, `everyone` and `authenticated` stand for many clients. In the
+audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 
 
 class AccountInvalid(RegistryError):
-    """A name, a password or another part of an account is not valid."""
+    """A change or query of accounts, groups, grants, API tokens or the audit log is not valid."""
 
     code = "ACCOUNT_INVALID"
     default = "the account is not valid"
@@ -43,15 +44,15 @@ class AccountExists(RegistryError):
 
 
 class LastAdmin(RegistryError):
-    """The change was refused, because no enabled admin would be left after it."""
+    """The change was refused, because no enabled admin would remain after it."""
 
     code = "LAST_ADMIN"
-    default = "that is the last admin who is enabled; make somebody else one before"
+    default = "that is the last admin who is enabled; make another account an admin first"
 
 
 class AccountName(str):
     """Name of an account or a group: at most 64 lower-case letters, digits, '.', '_' and '-'. An account and a group
-    cannot have the same name. The constructor raises AccountInvalid."""
+    cannot have the same name. The constructor raises AccountInvalid if the text is not such a name."""
 
     __slots__ = ()
 
@@ -73,8 +74,8 @@ class AccountKind(enum.StrEnum):
 
 
 class Action(enum.IntFlag):
-    """A set of actions on a repository. No action implies another one: `PUSH` does not include `PULL`. `ADMIN` is the
-    right to grant others all actions on the repository."""
+    """A set of actions on a repository. No action includes another one: `PUSH` does not include `PULL`. `ADMIN` is the
+    right to grant actions on the repository to others."""
 
     NONE = 0
     PULL = 1
@@ -101,11 +102,12 @@ class Action(enum.IntFlag):
 
 
 EVERY_ACTION = Action.PULL | Action.PUSH | Action.DELETE | Action.ADMIN
+"""The set of all actions."""
 
 
 class GranteeKind(enum.StrEnum):
-    """Kind of a grantee. `everyone` means all clients, also anonymous ones; `authenticated` means all clients that have
-    logged in."""
+    """Kind of a grantee. `everyone` stands for all clients, including those that have not logged in. `authenticated`
+    stands for all clients that have logged in."""
 
     USER = "user"
     ROBOT = "robot"
@@ -116,9 +118,9 @@ class GranteeKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grantee:
-    """Those who get a grant, in text form `user:alice`, `robot:ci`, `group:dev`, `everyone` or `authenticated`. `name`
-    is empty for the last two. A user need not have an account in the store: users of an htpasswd file or of an external
-    token issuer have none."""
+    """The clients to which a grant gives a right. In text form: `user:alice`, `robot:ci`, `group:dev`, `everyone` or
+    `authenticated`. `name` is empty for the last two. A user need not have an account in the store, because users of an
+    htpasswd file or of an external token issuer have none."""
 
     kind: GranteeKind
     name: str = ""
@@ -139,9 +141,10 @@ class Grantee:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account. `enabled`: False if it may not log in. `admin`: it may do everything. `version` is incremented by
-    every change that invalidates earlier logins: disabling the account, setting a password. `created`: seconds since
-    1970. `groups`: the groups that it is a member of. `note`: free text for people."""
+    """An account of a person or a robot. `enabled`: whether the account may log in. `admin`: whether it may do
+    everything. `version`: a number that each change of the password, of `enabled` and of `admin` increases. Such a
+    change invalidates the bearer tokens that were issued before it, because they contain the old number. `created`:
+    time in seconds since 1970. `groups`: the groups that the account is a member of. `note`: free text for people."""
 
     name: AccountName
     kind: AccountKind
@@ -156,8 +159,8 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Allows `subject` the `actions` on all repositories whose names match `pattern`. For each pair of subject and
-    pattern there is at most one grant."""
+    """Gives `subject` the right to the `actions` on all repositories whose names match `pattern`. For each pair of
+    subject and pattern, there is at most one grant."""
 
     subject: Grantee
     pattern: NamePattern
@@ -166,8 +169,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """One permission of a limited API token: `actions` on the repositories whose names match `pattern`. It gives the
-    token no action that its account does not have."""
+    """One entry of `ApiToken.limits`: the token may do `actions` on the repositories whose names match `pattern`, as
+    far as the token's account may do them."""
 
     pattern: NamePattern
     actions: Action
@@ -175,10 +178,11 @@ class TokenLimit:
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """An API token: a secret that an account uses in place of its password. `purpose`: `personal` for tokens that
-    people make, `login` for refresh tokens that `docker login` gets. `note`: free text for people. `created`, `expires`
-    and `used` are seconds since 1970. `expires`: None if the token never expires. `limits`: None if the token has all
-    rights of its account. `used`: approximate time of the last use; None if it was never used."""
+    """An API token: a secret with which a client logs in to an account in place of the password. `purpose`: `personal`
+    for tokens that people create, `login` for refresh tokens that the server issues when `docker login` asks for one.
+    `note`: free text for people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token
+    never expires. `limits`: None if the token has all rights of its account. `used`: approximate time of the last use;
+    None if the token was never used."""
 
     id: str
     account: AccountName
@@ -192,9 +196,9 @@ class ApiToken:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key that signs the bearer tokens of `/token`. All times are seconds since 1970. `retired`: when another key
-    replaced it; None for the key that signs now. `until`: when a replaced key stops verifying tokens; None for the key
-    that signs now."""
+    """A key for the bearer tokens that the endpoint `/token` issues. One key signs new tokens; keys that it replaced
+    still verify the tokens that they signed. All times are seconds since 1970. `retired`: when the key was replaced;
+    None for the key that signs. `until`: when a replaced key stops verifying tokens; None for the key that signs."""
 
     id: str
     secret: bytes = field(repr=False)
@@ -205,10 +209,11 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, or
-    `anonymous`. `target`: the object of the action, such as `alice`, `group:dev`, `team/app`, `team/app:latest` or
-    `team/app@sha256:…`. `address`: the client's IP address. `count`: number of equal events that this line stands for,
-    because equal logins and denials are combined into one line. `id`: position in the log, for `AuditQuery.before`; the
+    """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, `anonymous`
+    or `system`. `action`: name of the action, such as `account.add`. `target`: what the action changed or asked for,
+    such as `alice`, `group:dev`, `team/app`, `team/app:latest` or `team/app@sha256:…`. `address`: the client's IP
+    address. `detail`: more about the action. `count`: number of events that this line stands for, because logins and
+    denied requests that do not differ are combined into one line. `id`: identifies the line in `AuditQuery.before`; the
     store sets it."""
 
     at: float
@@ -226,9 +231,9 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """A filter for lines of the audit log. A line must match all fields that are not None. `target`: the name of a
-    repository also matches lines about its tags and manifests. `since`: only lines from this time on, in seconds since
-    1970. `before`: only lines older than the line with this id."""
+    """A filter for lines of the audit log. A line must match all fields that are not None. `target`: the target of the
+    line; the name of a repository also matches lines about its tags and manifests. `since`: the line is not older than
+    this time, in seconds since 1970. `before`: the line is older than the line with this id."""
 
     actor: str | None = None
     action: str | None = None

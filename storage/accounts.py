@@ -1,7 +1,8 @@
 """The interface of the store of accounts, groups, grants, API tokens, signing keys and the audit log (`Accounts`).
 
-`storage.access` has the types. Methods that only read take microseconds and are called on the event loop. A change
-returns when it is durable. The line of the audit log about a change is written in the transaction of the change.
+`storage.access` has the types. The methods that are not `async` only read; they take microseconds and are called on the
+event loop. An `async` method that changes something returns when the change is durable. The audit log gets its line
+about a change in the same transaction.
 """
 
 from __future__ import annotations
@@ -26,30 +27,32 @@ from storage.patterns import NamePattern
 
 
 class Accounts(Protocol):
-    """The store. Processes cache what they read from it, and drop their caches when the *epoch* grows: a counter in the
-    store that every change of rights increments.
+    """The store. Processes cache what they read from it. They discard what they have cached when the *epoch* has grown,
+    a counter in the store that every change of rights increments.
 
-    Changes take `by`, the actor that the audit log names. A change that has no effect, such as adding a member twice,
-    writes no line in the audit log and does not increment the epoch. Changes raise AccountInvalid, AccountUnknown,
-    AccountExists, StorageFull, StorageFailed. A cancelled change has either happened completely or not at all. Lists
-    come in pages that start with the first item after `after` and have at most `limit` items; if a page would grow
-    large in bytes, it has fewer."""
+    The parameter `by` of a change is the actor that the audit log names: the client that asked for the change. A change
+    that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the epoch.
+    Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull, StorageFailed. If a change is cancelled,
+    it takes effect either completely or not at all.
+
+    Methods with the parameters `after` and `limit` return a page of a list. A page starts with the first item that
+    sorts after `after` (None: with the first of all items). It has at most `limit` items, or fewer if the page would
+    become large."""
 
     # State that every request reads
 
     def epoch(self) -> int:
-        """Returns the epoch: the counter that every change of accounts, groups, grants and signing keys increments, and
-        every revocation of a token. All processes see the new number as soon as the change is committed. Takes about
-        two microseconds."""
+        """Returns the epoch. Every change of accounts, groups, grants and signing keys and every revocation of an API
+        token increments it. All processes see the new number as soon as the change is committed. Takes about two
+        microseconds."""
         ...
 
     def has_had_account(self) -> bool:
-        """Returns whether there ever was an account. Before the first account is added, every client may do
-        everything."""
+        """Returns whether an account was ever added. Until then, every client may do everything."""
         ...
 
     def instance_id(self) -> str:
-        """Returns the random id of this store, which its bearer tokens name as their issuer."""
+        """Returns the random id of this store. Bearer tokens of this registry name it as their issuer."""
         ...
 
     # Accounts
@@ -63,7 +66,7 @@ class Accounts(Protocol):
         ...
 
     def accounts(self, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
-        """Returns a page of the accounts of this kind (None: of both kinds), in the order of their names."""
+        """Returns a page of the accounts of this kind (None: of both kinds), sorted by name."""
         ...
 
     async def add_account(
@@ -76,38 +79,40 @@ class Accounts(Protocol):
         note: str = "",
         by: Actor,
     ) -> Account:
-        """Adds an account and returns it. After the first account ever, anonymous clients have only the rights that
-        grants give them, for good. `password_hash`: None for an account without a password. `note`: free text."""
+        """Adds an account and returns it. As soon as an account was ever added, clients that have not logged in have
+        only the rights that grants give them; removing the account does not undo this. `password_hash`: None for an
+        account without a password. `note`: free text."""
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        """Sets the password, or removes it if `password_hash` is None. Refresh tokens and bearer tokens that were
-        issued to the account before become invalid. Raises AccountInvalid for a robot."""
+        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens and bearer tokens
+        become invalid; its personal API tokens stay valid. Raises AccountInvalid for a robot."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
         """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if the
-        account's hash is not `old` any more. Tokens stay valid."""
+        account's hash is not `old` any more. Tokens stay valid. The change may be lost in a power cut."""
         ...
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        """Enables or disables the account. With `keep_admin`, raises LastAdmin if no enabled admin would be left."""
+        """Enables or disables the account. `keep_admin`: whether to raise LastAdmin instead of disabling the last
+        enabled admin."""
         ...
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        """Sets whether the account is an admin. With `keep_admin`, raises LastAdmin if no enabled admin would be
-        left."""
+        """Sets whether the account is an admin. `keep_admin`: whether to raise LastAdmin instead of taking this right
+        from the last enabled admin."""
         ...
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
         """Removes the account with its tokens, group memberships and grants, so that a later account of the same name
-        does not inherit them. With `keep_admin`, raises LastAdmin if no enabled admin would be left."""
+        does not get them. `keep_admin`: whether to raise LastAdmin instead of removing the last enabled admin."""
         ...
 
     # Groups
 
     def groups(self, after: str | None, limit: int) -> Page[tuple[AccountName, tuple[str, ...]]]:
-        """Returns a page of groups, each with the names of its members, in the order of the groups' names."""
+        """Returns a page of groups, sorted by name. Each item is the name of a group and the names of its members."""
         ...
 
     def group(self, name: AccountName) -> tuple[AccountName, tuple[str, ...]]:
@@ -119,7 +124,7 @@ class Accounts(Protocol):
         ...
 
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
-        """Returns the groups that `member` belongs to. A member need not have an account in this store."""
+        """Returns the names of the groups that `member` belongs to. A member need not have an account in this store."""
         ...
 
     async def add_group(self, name: AccountName, *, by: Actor) -> None:
@@ -131,8 +136,8 @@ class Accounts(Protocol):
         ...
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        """Adds `member` to the group. It need not have an account in this store. Raises AccountInvalid if `member` is a
-        group."""
+        """Adds `member` to the group. The member need not have an account in this store. Raises AccountInvalid if
+        `member` is a group, or if there are too many members or groups."""
         ...
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
@@ -146,39 +151,39 @@ class Accounts(Protocol):
         ...
 
     def grant_page(self, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
-        """Returns a page of the grants that `subjects` have (None: of all grants), in the order of texts such as
-        `group:dev team/**`. `after` is such a text."""
+        """Returns a page of the grants that `subjects` have (None: of all grants), sorted by kind of subject, name of
+        subject, and pattern. `after`: subject and pattern in one text, such as `group:dev team/**`."""
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of all `subjects` together: maps each set of actions to the patterns for which one of the
+        """Returns the grants of all `subjects` together. Maps each set of actions to the patterns for which one of the
         subjects has a grant with exactly these actions. Takes a microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        """Stores the grant. It replaces a grant of the same subject for the same pattern. Raises AccountUnknown if the
-        subject is a group or robot that does not exist. Raises AccountInvalid if the subject has another kind (such as
-        `user:ci` where `ci` is a robot) or there are too many grants."""
+        """Stores the grant, which replaces a grant of the same subject for the same pattern. Raises AccountUnknown if
+        the subject is a group or robot that does not exist. Raises AccountInvalid if the subject has another kind (such
+        as `user:ci` if `ci` is a robot), if the grant has no action, or if the subject has too many grants."""
         ...
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
-        """Removes the subject's grant for the pattern."""
+        """Removes the subject's grant for exactly this pattern."""
         ...
 
     # API tokens
 
     def token(self, token_id: str) -> tuple[ApiToken, bytes]:
-        """Returns the token and the hash of its secret. Raises AccountUnknown if there is no such token, or if it was
-        revoked or has expired."""
+        """Returns the token and the hash of its secret. Raises AccountUnknown if the token does not exist, was revoked,
+        or has expired."""
         ...
 
     def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
-        """Returns a page of the tokens of `account` (None: of all accounts)."""
+        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id."""
         ...
 
     async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
-        """Adds a token of an account. Does not increment the epoch, because no process can have cached anything about a
-        token that did not exist."""
+        """Adds a token of an account. Does not increment the epoch, because no process can have cached anything about
+        the token before it exists. Raises AccountInvalid if the account has too many tokens."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
@@ -190,32 +195,33 @@ class Accounts(Protocol):
         and does not increment the epoch."""
         ...
 
-    # Keys that sign bearer tokens. One key signs; keys that it replaced still verify tokens for a while.
+    # Signing keys of bearer tokens. One key signs new tokens; keys that it replaced still verify tokens for a while.
 
     def signing_keys(self) -> list[SigningKey]:
-        """Returns all keys that verify tokens. The first one is the key that signs."""
+        """Returns all keys that verify tokens. The first one is the key that signs new tokens, if there is one."""
         ...
 
     async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """Returns the key that signs. If there is none, stores and returns the key that `make` returns; `make` is
-        called in another thread. If several processes do so at once, all of them get the same key."""
+        """Returns the key that signs new tokens. If there is none, calls `make` in another thread, and stores and
+        returns its result. Calls in several processes at the same time return the same key."""
         ...
 
     async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        """Makes `key` the key that signs. The key that it replaces verifies tokens for `keep` seconds more. With 0.0,
-        for a leaked key, its tokens become invalid at once."""
+        """Makes `key` the key that signs new tokens. Older keys verify tokens for at most `keep` seconds more. 0.0
+        makes their tokens invalid immediately, which is right if a key has leaked."""
         ...
 
-    # Throttling of logins, shared by all processes. A key is a text that names an account or a client's address.
+    # Throttling of logins after failed logins. All processes share it. A key is a text that stands for an account, for
+    # the network of a client, or for both together.
 
     def throttled_until(self, key: str) -> float:
         """Returns the time until which `key` is throttled, in seconds since 1970; 0.0 if it is not throttled."""
         ...
 
     async def add_failures(self, keys: Mapping[str, float]) -> None:
-        """Records a failed login under each key. `keys` maps each key to the seconds by which the failure extends its
-        throttling: the new end is `max(now, old end) + seconds` (the generic cell rate algorithm). The change may be
-        lost in a power cut."""
+        """Records a failed login. `keys`: the keys to throttle longer, each with a number of seconds. The throttling of
+        a key then ends at `max(now, old end) + seconds` (the generic cell rate algorithm). The change may be lost in a
+        power cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
@@ -225,22 +231,22 @@ class Accounts(Protocol):
     # Audit log
 
     async def add_audit_entries(self, entries: Sequence[AuditEntry]) -> None:
-        """Writes lines about logins and denied requests. (Lines about changes of the store are written with the
-        change.) The lines may be lost in a power cut."""
+        """Adds lines about logins and denied requests. (Methods that change something add the line about their change
+        themselves.) The lines may be lost in a power cut."""
         ...
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Returns the first `limit` lines that match `query`, newest first. The log has lines about changes of content,
-        tags, accounts and rights, about logins, and about denied requests. Raises AccountInvalid if `query.before` is
-        not the id of a line."""
+        """Returns the newest `limit` lines that match `query`, newest first. The log has lines about changes of
+        content, tags, accounts and rights, about logins, and about denied requests. Raises AccountInvalid if no line
+        can have the id `query.before`."""
         ...
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Does what `audit` does, but in another thread. Use it for a query that may match few of many lines, because
-        the search would block the event loop."""
+        """Does what `audit` does, but in another thread. It is for queries that may match only a few lines of a long
+        log: finding them takes so long that it would block the event loop."""
         ...
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes the lines that are older than `before` (seconds since 1970), and returns their number. The history of
-        tags is kept."""
+        """Deletes the lines that are older than `before` (seconds since 1970), except lines about changes of tags.
+        Returns the number of deleted lines."""
         ...

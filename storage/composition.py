@@ -1,7 +1,11 @@
 """The composition root of the store: builds a registry from SQLite for metadata and files for blobs.
 
-The parent process prepares a data directory once (`prepare_data_dir`). After the fork, each process opens it for itself
-(`open_registry`). A *partial blob* is a blob that is still being downloaded from an upstream registry.
+The server's parent process prepares the data directory (`prepare_data_dir`) and then forks the worker processes. Each
+worker opens the directory for itself (`open_registry`).
+
+The *reserve* is a file that only occupies disk space. On a full disk, the store shrinks this file to make room for
+changes that must not fail, such as deletions. A *partial blob* is a blob whose download from an upstream registry is
+not complete.
 """
 
 from __future__ import annotations
@@ -57,15 +61,17 @@ DAY_SECONDS = 86400.0
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
-"""A function that opens the blob store and the partial blobs. Its arguments: the disk, the id of the machine's current
-boot (`boot_id`), the metadata, and the locks by digest."""
+"""Type of a function that opens the blob store and the store of partial blobs. Its arguments: the disk, the id of the
+machine's current boot (`boot_id`), the metadata store, and the locks of digests."""
 
 
 def prepare_data_dir(data: Path, system: System | None = None) -> None:
-    """Creates the data directory, or migrates an existing one to this version. Leaves no file open, so it is called
-    before any fork. On a full disk it makes room: it shrinks the *reserve*, a file that only occupies space, and
-    deletes trash and idle partial blobs. If there is still no room, a data directory of this version stays as it is and
-    can be read. Raises DataDirectoryError."""
+    """Creates the data directory, or migrates an existing one to this version. It may be called before a fork, because
+    it leaves no file open.
+
+    On a full disk it makes room: it shrinks the reserve, and deletes the files in the trash and the partial blobs that
+    no process is downloading. If there is still no room, it returns without a change if the directory has this version,
+    and raises DataDirectoryError if not. Raises DataDirectoryError also if a file cannot be created or read."""
     layout = layout_of(data)
     system = system or System()
     check_writable(layout.root)
@@ -89,8 +95,8 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
 
 
 def layout_of(data: Path) -> Layout:
-    """Returns the paths of all files in a data directory. They are absolute, because the process may change its working
-    directory later."""
+    """Returns the paths of the files in a data directory. The paths are absolute, because the process may change its
+    working directory later."""
     return Layout(data.absolute())
 
 
@@ -106,19 +112,19 @@ def check_version(data: Path) -> None:
 
 
 def has_had_account(data: Path) -> bool:
-    """Returns whether there ever was an account in a prepared data directory. Leaves no file open, so it may be called
-    before a fork. Raises StorageFailed."""
+    """Returns whether an account was ever added to a prepared data directory. It may be called before a fork, because
+    it leaves no file open. Raises StorageFailed."""
     return setup.read_had_account(layout_of(data))
 
 
 def list_partials(data: Path) -> list[PartialSummary]:
-    """Returns the partial blobs: those that a process is downloading now, and those whose download can be continued.
-    Changes nothing. Raises OSError."""
+    """Returns the partial blobs that a process is downloading now, and those whose download was interrupted and can be
+    continued. Changes nothing. Raises OSError."""
     return leftovers.list_partials(layout_of(data), boot_id())
 
 
 def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
-    """Opens the inventory of a data directory, which `check_version` must have accepted."""
+    """Opens the inventory (statistics) of a data directory. Call `check_version` first."""
     return inventory.open_inventory(layout_of(data).metadata)
 
 
@@ -126,7 +132,8 @@ def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
 async def open_files(
     disk: Disk, boot: str, metadata: Metadata, locks: DigestLocks
 ) -> AsyncIterator[tuple[BlobStore, Partials]]:
-    """Opens the stores that keep blobs, uploads and partial blobs as files in the data directory. An `OpenContent`."""
+    """Opens the stores that keep blobs, uploads and partial blobs as files in the data directory. Has the type
+    `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
         async with aclosing(FilePartialStore(disk, boot, publication.commit_content)) as partials:
@@ -151,13 +158,14 @@ async def open_registry(
     """Opens the registry in a prepared data directory, for this process and its running event loop.
 
     These parameters are in seconds. `grace`: for how long the garbage collector keeps a blob that no manifest refers
-    to. `expire`: for how long an upload or partial blob is kept without progress. `keep_audit`: for how long lines of
-    the audit log are kept. `collect_every`: the interval of the garbage collector, which runs in one process at a time
-    (None: it does not run).
+    to. `expire`: for how long an upload session or partial blob is kept without progress. `keep_audit`: for how long
+    lines of the audit log are kept. `collect_every`: the interval at which the garbage collector runs and old lines of
+    the audit log are deleted, in one process at a time (None: this process never does so).
 
-    `watch_disk_space`: whether to log when the disk becomes full. `may_open_read_only`: whether to open the metadata
-    read-only if the disk has no space to open it for changes (`StoredRegistry.is_read_only`). `boot`: an id in place of
-    the machine's boot id, for tests. `open_content`: opens the blob store. Raises StorageFull, StorageFailed.
+    `watch_disk_space`: whether this process logs that the disk has become full. `may_open_read_only`: whether to open
+    the metadata read-only if the full disk has no space to open it for changes (see `StoredRegistry.is_read_only`).
+    `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's current boot in tests.
+    `open_content`: opens the blob store and the store of partial blobs. Raises StorageFull, StorageFailed.
     """
     layout = layout_of(data)
     system = system or System()
@@ -174,36 +182,39 @@ async def open_registry(
         def is_full() -> bool:
             return reserve.storage_problem() is not None
 
-        collector = Collector(metadata, blobs, partials, locks, clock, grace, expire, is_full)
+        if immutable is None:
+            health = StorageHealth(problem=reserve.storage_problem)
+        else:
+            health = StorageHealth(problem=lambda: NO_ROOM, retire=immutable.retire)
+        collector = Collector(metadata, blobs, partials, locks, clock, grace=grace, expire=expire, is_full=is_full)
         registry = StoredRegistry(
             metadata,
             blobs,
             clock,
             collector,
-            StorageHealth(reserve.storage_problem)
-            if immutable is None
-            else StorageHealth(_no_room_problem, immutable.retire),
+            health,
             partials=partials,
             records=database.records,
             locks=locks,
             leases=leases,
             accounts=database.accounts,
         )
-        upkeep: list[asyncio.Task[None]] = []
-        stack.push_async_callback(cancel_all, upkeep)
+        background_tasks: list[asyncio.Task[None]] = []
+        stack.push_async_callback(cancel_all, background_tasks)
         if immutable is not None:
             log.warning("%s (data directory %s)", NO_ROOM, layout.root)
         elif watch_disk_space:
             monitor = DiskSpaceMonitor(disk)
             await monitor.check()
-            upkeep.append(asyncio.create_task(monitor.run()))
+            background_tasks.append(asyncio.create_task(monitor.run()))
         if collect_every is not None and immutable is None:
 
             async def do_upkeep() -> None:
                 await collector.collect()
                 await database.accounts.prune_audit(clock() - keep_audit)
 
-            upkeep.append(asyncio.create_task(run_rounds(do_upkeep, leases, collect_every, is_full)))
+            rounds = run_rounds(do_upkeep, leases, collect_every, is_urgent=is_full)
+            background_tasks.append(asyncio.create_task(rounds))
         yield registry
 
 
@@ -211,8 +222,8 @@ async def open_registry(
 async def open_accounts(
     data: Path, *, clock: Callable[[], float] = time.time, system: System | None = None
 ) -> AsyncIterator[Accounts]:
-    """Opens only the accounts and rights in a prepared data directory, for commands that may run at the same time as a
-    server. The server's processes see a change as soon as it is committed. Raises StorageFull."""
+    """Opens only the store of accounts and rights in a prepared data directory. For commands; a server may be using the
+    directory at the same time, and its processes see each change as soon as it is committed. Raises StorageFull."""
     layout = layout_of(data)
     system = system or System()
     with (
@@ -224,8 +235,8 @@ async def open_accounts(
 
 
 def _open_database(disk: Disk, clock: Callable[[], float], *, may_open_read_only: bool = False) -> SqliteDatabase:
-    """Opens the database for changes. If the disk has no space for that, opens it read-only with `may_open_read_only`,
-    and raises StorageFull without it."""
+    """Opens the database for changes. If the disk has no space for that, opens the database read-only if
+    `may_open_read_only` is True, and raises StorageFull if not."""
     arguments = disk.layout, disk.system, clock, disk.reserve
     try:
         return SqliteDatabase(*arguments)
@@ -233,8 +244,3 @@ def _open_database(disk: Disk, clock: Callable[[], float], *, may_open_read_only
         if may_open_read_only:
             return SqliteDatabase(*arguments, immutable=ImmutableDatabase(disk.layout))
         raise StorageFull(NO_ROOM) from None
-
-
-def _no_room_problem() -> str:
-    """Returns why nothing can be stored while the metadata is open read-only."""
-    return NO_ROOM

@@ -1,8 +1,8 @@
 """Value types of registry content: descriptors, manifests, spans (parts of a blob), pages of lists, and the actor of a
-call.
+call (the client that makes it).
 
-A few types for the mirror stand here too. The mirror is a cache of other registries, its *upstreams*. A *partial blob*
-is a blob that is still being downloaded from an upstream.
+The module also has a few types for the mirror, which is a cache of other registries, its *upstreams*. A *partial blob*
+is a blob whose download from an upstream is not complete.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 """Media types of manifests that are not indexes."""
 
-CHECK_CACHE_BYTES: Final = 8 * 1024
-"""Largest manifest, in bytes, that `Manifest.parse` caches after checking it. The cache helps because clients push the
-same manifest once for each of its tags."""
+MAX_CACHED_MANIFEST_BYTES: Final = 8 * 1024
+"""Size of the largest manifests that `Manifest.parse` caches after checking them. The cache saves checks, because
+clients push the same manifest once for each of its tags."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Media type, digest and size in bytes of a blob or manifest (OCI image spec, "Content Descriptors"). `verified`:
-    True if the content is stored here and has this digest and size; False if an upstream registry stated them and the
-    content was not checked."""
+    """Media type, digest and size in bytes of a blob or manifest, and optional fields (OCI image spec, "Content
+    Descriptors"). `verified`: True if this registry stores the content and has checked its digest and size; False if
+    an upstream stated them and nobody has checked the content."""
 
     media_type: str
     digest: Digest
@@ -49,7 +49,7 @@ class Descriptor:
     verified: bool = field(default=True, compare=False)
 
     def as_json(self) -> dict[str, object]:
-        """Returns the descriptor as a JSON object (a dict), in the form of an entry of an index."""
+        """Returns the descriptor as a JSON object (a dict), in the form in which an index lists it."""
         document: dict[str, object] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
@@ -60,15 +60,16 @@ class Descriptor:
         return document
 
     def as_json_text(self) -> bytes:
-        """Returns the JSON object of `as_json` as text in UTF-8. Copies `StoredAnnotations` without parsing them."""
-        if not isinstance(self.annotations, StoredAnnotations):
+        """Returns the JSON object of `as_json` as text in UTF-8. Copies `JsonAnnotations` without parsing them."""
+        if not isinstance(self.annotations, JsonAnnotations):
             return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
         return b'%b,"annotations":%b}' % (replace(self, annotations=None).as_json_text()[:-1], self.annotations.json)
 
 
-class StoredAnnotations(Mapping[str, str]):
-    """Annotations that the store holds as JSON text (`json`). They are parsed only when one of them is read. A list of
-    referrers copies the text and never parses it."""
+class JsonAnnotations(Mapping[str, str]):
+    """Annotations of a manifest or descriptor in the form of JSON text (`json`), which takes less memory than a dict.
+    The text is parsed when an annotation is read for the first time. A list of referrers copies the text and never
+    parses it. There is always at least one annotation."""
 
     def __init__(self, json_text: bytes) -> None:
         self.json = json_text
@@ -88,32 +89,33 @@ class StoredAnnotations(Mapping[str, str]):
         return len(self._parsed)
 
     def __bool__(self) -> bool:
-        """Returns True without parsing, because the store keeps no empty annotations."""
+        """Returns True without parsing, because there is always at least one annotation."""
         return True
 
 
 def json_of_annotations(annotations: Mapping[str, str]) -> bytes:
     """Returns annotations as JSON text in UTF-8."""
-    if isinstance(annotations, StoredAnnotations):
+    if isinstance(annotations, JsonAnnotations):
         return annotations.json
     return manifest_parser.annotations_json(annotations)
 
 
 BLOB_TYPE = "application/octet-stream"
-"""Media type of every blob, because the store does not know the type that a manifest gives it."""
+"""Media type in the descriptors of stored blobs. Only the manifests that refer to a blob state its real type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A requested part of a blob: the bytes from offset `start` up to, but without, offset `stop` (None: to the end). A
-    negative `start` asks for the last bytes, -5 for the last five; `stop` is then None."""
+    """A requested part of a blob: the bytes from offset `start` up to, but without, offset `stop` (None: up to the end
+    of the blob). A negative `start` asks for the last bytes: -5 for the last five. `stop` is then None."""
 
     start: int
     stop: int | None = None
 
     def to_offsets(self, size: int) -> tuple[int, int]:
-        """Returns the offsets of the first byte and of the byte after the last one, for a blob of `size` bytes. A span
-        that ends beyond the blob is cut (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of the blob lies in it."""
+        """Returns the offset of the first byte and the offset after the last byte of the span, for a blob of `size`
+        bytes. The second is at most `size` (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of the blob lies in the
+        span."""
         if self.start < 0:
             start, stop = max(size + self.start, 0), size
         else:
@@ -125,8 +127,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """An open file that holds content. `fd`: the file descriptor; whoever opened it closes it. `offset`: where in the
-    file the content begins, in bytes."""
+    """An open file that contains a blob. `fd`: the file descriptor; the object that opened the file closes it.
+    `offset`: offset in the file at which the blob begins, in bytes."""
 
     fd: int
     offset: int = 0
@@ -138,9 +140,9 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A page of a list. `more`: whether items may follow. `next_after`: the value to pass as `after` to get the next
-    page; None: pass the last item. If the list leaves out items that the client may not see, `next_after` may name such
-    an item."""
+    """A page of a list. `more`: whether more items may follow this page. `next_after`: the value to pass as `after` to
+    get the next page (None: pass the last item). If the list leaves out items that the client may not see, `next_after`
+    may be such an item."""
 
     items: Sequence[T]
     more: bool = False
@@ -149,8 +151,8 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The client on whose behalf a call is made, as the audit log and logs name it. `name`: its account. `address`: its
-    IP address."""
+    """The client on whose behalf a call is made, with what the audit log and other logs say about it. `name`: name of
+    the client's account. `address`: the client's IP address."""
 
     name: str = "anonymous"
     address: str = ""
@@ -160,26 +162,26 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A condition on the current target of a tag, from the headers of a PUT (RFC 9110, 13.1.1 and 13.1.2).
+    """A condition on the manifest that a tag points at before a PUT changes it (RFC 9110, 13.1.1 and 13.1.2).
 
-    `If-Match: "<digest>"` gives `digests`: the tag must point at one of them. `If-Match: *` gives no digests: the tag
-    must exist. `If-None-Match` sets `absent` and reverses both: the tag must not point at one of `digests`, or, without
-    digests, must not exist."""
+    If `negated` is False (header `If-Match`), the tag must point at one of `digests`. Without digests (`If-Match: *`),
+    the tag must exist. If `negated` is True (header `If-None-Match`), the tag must point at none of `digests`. Without
+    digests (`If-None-Match: *`), the tag must not exist."""
 
     digests: frozenset[str] = frozenset()
-    absent: bool = False
+    negated: bool = False
 
     def holds(self, current: Digest | None) -> bool:
         """Returns whether the condition holds for a tag that points at `current` (None: the tag does not exist)."""
-        if self.absent:
+        if self.negated:
             return current is None if not self.digests else current not in self.digests
         return current is not None and (not self.digests or current in self.digests)
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamCheck:
-    """The last answer of an upstream about a manifest or blob. `at`: time of the request in seconds since 1970.
-    `found`: whether the upstream had the manifest or blob."""
+    """The latest request that asked an upstream whether it has a manifest or blob. `at`: time of the request in seconds
+    since 1970. `found`: whether the upstream had the manifest or blob."""
 
     at: float
     found: bool
@@ -187,7 +189,8 @@ class UpstreamCheck:
 
 @dataclass(frozen=True, slots=True)
 class PartialFailures:
-    """Failed attempts to download a partial blob. `times`: number of failures. `reason`: error text of the latest."""
+    """Failed attempts to download a partial blob. `times`: number of failures. `reason`: error text of the latest
+    failure."""
 
     times: int = 0
     reason: str = ""
@@ -195,8 +198,8 @@ class PartialFailures:
 
 @dataclass(frozen=True, slots=True)
 class PartialSummary:
-    """A partial blob in a listing: `received` of its `size` bytes have been stored. `is_owned`: a process is
-    downloading the missing bytes now."""
+    """State of a partial blob. `size`: size of the complete blob in bytes. `received`: number of bytes stored so far.
+    `is_owned`: whether a process is downloading the missing bytes now."""
 
     digest: Digest
     size: int
@@ -205,9 +208,9 @@ class PartialSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class BadSender:
-    """An endpoint of an upstream that sent corrupt bytes for a blob: bytes with another digest. `times`: how often.
-    `at`: when it last did so, in seconds since 1970."""
+class CorruptionRecord:
+    """How often one endpoint of an upstream sent corrupt bytes for one blob, which are bytes with another digest.
+    `times`: number of downloads with corrupt bytes. `at`: time of the latest one, in seconds since 1970."""
 
     times: int
     at: float
@@ -215,9 +218,10 @@ class BadSender:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The state of an upstream's rate limit. `at`: when the upstream reported it. `remaining` of `limit` requests were
-    left then (None: not reported). `until`: no request may be sent before this time (0.0: requests may be sent now).
-    Times are seconds since 1970."""
+    """The state of an upstream's rate limit. `at`: when the upstream reported the state. `remaining`: number of
+    requests that the upstream would still accept then (None: not reported). `limit`: number of requests that it accepts
+    in each period (None: not reported). `until`: the mirror must not send a request before this time (0.0: it may send
+    requests now). Times are seconds since 1970."""
 
     at: float
     remaining: int | None = None
@@ -234,9 +238,9 @@ def digest_of(body: bytes, algorithm: str = "sha256") -> Digest:
 class Manifest:
     """A manifest or index: its exact bytes (`body`) and, as properties, the parsed content.
 
-    `Manifest.parse` checks bytes that come from outside. The plain constructor does not check; it is for bytes from the
-    store, which were checked when they were pushed. Properties raise ManifestInvalid if the bytes cannot be parsed (see
-    `is_readable`)."""
+    `Manifest.parse` is for bytes that a client or an upstream sent, and checks them. The constructor checks nothing; it
+    is for stored bytes, which were checked before they were stored. The properties with parsed content raise
+    ManifestInvalid if `is_readable` is False."""
 
     body: bytes = field(repr=False)
     media_type: str
@@ -244,24 +248,25 @@ class Manifest:
 
     @classmethod
     def parse(cls, body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
-        """Checks the bytes of a manifest and returns it. `media_type`: the Content-Type without parameters; if None or
-        empty, the type that the body states counts. `expected`: the digest that the body must have; None: any. Raises
-        ManifestInvalid, DigestInvalid (the body has another digest). Does not check that the blobs exist."""
+        """Checks the bytes of a manifest and returns the manifest. `media_type`: value of Content-Type without
+        parameters; None or empty: uses the `mediaType` in the body. `expected`: digest that the body must have; None:
+        any digest. Raises ManifestInvalid, DigestInvalid (the body has another digest). Does not check whether the
+        content that the manifest refers to exists."""
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
-        return (_check_cached if len(body) <= CHECK_CACHE_BYTES else _check)(body, media_type, digest)
+        return (_parse_body_cached if len(body) <= MAX_CACHED_MANIFEST_BYTES else _parse_body)(body, media_type, digest)
 
     @cached_property
     def _parts(self) -> manifest_parser.ManifestParts:
-        """Parsed content. Raises ManifestInvalid for a manifest that an earlier version stored and that exceeds the
-        limits of this version. The bytes of such a manifest are still served."""
-        return manifest_parser.read_parts(manifest_parser.load_object(self.body), index=self.media_type in INDEXES)
+        """The parsed content. Raises ManifestInvalid for a manifest that an earlier version of this program stored and
+        that exceeds the limits of this version. Clients can still download the bytes of such a manifest."""
+        return manifest_parser.read_parts(manifest_parser.load_object(self.body), is_index=self.media_type in INDEXES)
 
     @property
     def is_readable(self) -> bool:
-        """Whether the content can be parsed. False only for manifests that an earlier version stored and that exceed
-        the limits of this version."""
+        """Whether the bytes can be parsed. False only for manifests that an earlier version of this program stored and
+        that exceed the limits of this version."""
         try:
             self._parts  # noqa: B018  parses the body and caches the result
         except ManifestInvalid:
@@ -285,26 +290,26 @@ class Manifest:
 
     @cached_property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """Descriptors of the config and of all layers, foreign layers included."""
+        """Descriptors of the config and of all layers, including the layers in `foreign`."""
         return (*((self.config,) if self.config else ()), *self.layers)
 
     @cached_property
     def foreign(self) -> frozenset[Digest]:
-        """Digests of foreign layers: non-distributable layers, which clients download elsewhere. The registry need not
-        have them."""
+        """Digests of foreign (non-distributable) layers. The registry need not have them, because clients download them
+        from other servers."""
         return frozenset(
             d.digest for d in self.blobs if "nondistributable" in d.media_type or "foreign" in d.media_type
         )
 
     @cached_property
     def manifests(self) -> tuple[Descriptor, ...]:
-        """Descriptors of the entries of an index; empty for other manifests."""
+        """Descriptors that an index lists; empty for other manifests."""
         return self._describe_all(self._parts.manifests)
 
     @cached_property
     def blob_children(self) -> frozenset[Digest]:
-        """Digests of entries of an index that may be blobs, because their media type is not a manifest's. The cache
-        indexes of BuildKit have such entries."""
+        """Digests of the content that an index lists and that may be blobs, because its media type is not that of a
+        manifest. The indexes of BuildKit's build cache list blobs."""
         return frozenset(d.digest for d in self.manifests if d.media_type not in MANIFESTS | INDEXES)
 
     @property
@@ -315,19 +320,20 @@ class Manifest:
 
     @property
     def artifact_type(self) -> str | None:
-        """The artifact type that the manifest states, or else the media type of its config (distribution spec,
-        "Listing Referrers"); None if it has neither."""
+        """The artifact type that the manifest states. If it states none, the media type of its config (OCI distribution
+        spec, "Listing Referrers"); None if it has no config either."""
         if own := self._parts.artifact_type:
             return own
         return self._parts.config["mediaType"] if self._parts.config else None
 
     @property
     def annotations(self) -> Mapping[str, str]:
-        """Annotations of the manifest itself; empty if it has none."""
+        """Annotations of the manifest itself, not of the descriptors in it; empty if it has none."""
         return self._parts.annotations
 
     @staticmethod
     def _describe(part: manifest_parser.DescriptorFields | None) -> Descriptor | None:
+        """Returns the descriptor with the fields of `part`, or None for None."""
         if part is None:
             return None
         return Descriptor(
@@ -344,19 +350,22 @@ class Manifest:
         return tuple(d for d in map(cls._describe, parts) if d is not None)
 
 
-def _check(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
-    """Parses and checks the body and returns the manifest. Keeps only the parts that are needed later, because the
-    whole parsed document takes up to thirty times the memory of its bytes. Raises ManifestInvalid."""
+def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
+    """Parses and checks the body and returns the manifest. `digest`: the digest of the body. The manifest keeps only
+    the parts that `ManifestParts` names, because the whole parsed document takes up to thirty times the memory of
+    its bytes. Raises ManifestInvalid."""
     document = manifest_parser.load_object(body)
     manifest = Manifest(body, manifest_parser.media_type(document, media_type), digest)
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
-    parts = manifest_parser.read_parts(document, index=manifest.media_type in INDEXES)
+    parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
     manifest_parser.check_pushed(parts)
-    if len(body) > CHECK_CACHE_BYTES and parts.annotations:
-        parts = replace(parts, annotations=StoredAnnotations(manifest_parser.annotations_json(parts.annotations)))
-    manifest.__dict__["_parts"] = parts
+    if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
+        # Large annotations take less memory as JSON text.
+        parts = replace(parts, annotations=JsonAnnotations(manifest_parser.annotations_json(parts.annotations)))
+    manifest.__dict__["_parts"] = parts  # the value of the cached property
     return manifest
 
 
-_check_cached = lru_cache(maxsize=64)(_check)
+_parse_body_cached = lru_cache(maxsize=64)(_parse_body)
+"""`_parse_body` with a cache of the manifests that were parsed last."""

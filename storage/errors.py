@@ -1,7 +1,8 @@
 """The errors that a registry raises (`RegistryError` and its subclasses).
 
-There is a subclass for each error code of the OCI distribution spec ("Error Codes"), and some for which the spec has no
-code. The library knows codes, not HTTP statuses: `registry.http.error_statuses.STATUS` gives each class its status.
+There is a subclass for each error code of the OCI distribution spec ("Error Codes"), and there are some for which the
+spec has no code. This library does not know HTTP: the table `registry.http.error_statuses.STATUS` maps the classes to
+HTTP statuses.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from typing import ClassVar
 
 
 class RegistryError(Exception):
-    """An error that is reported to the client. `code`: error code of the spec, for programs. `message`: text for
-    people. `detail`: any value that can be written as JSON, with more details."""
+    """An error that the client gets as the response to its request. `code`: error code, for programs. `message`: text
+    for people. `detail`: more about the error, as any value that can be written as JSON."""
 
     code: ClassVar[str] = "UNKNOWN"
     default: ClassVar[str] = "the registry could not do this"
-    """Message of errors that are made without one."""
+    """The message of an error whose constructor gets no message."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
@@ -38,7 +39,7 @@ class BlobUploadInvalid(RegistryError):
 
 
 class BlobUploadUnknown(RegistryError):
-    """The upload session does not exist, or belongs to another actor."""
+    """The upload session does not exist, or another client's account started it."""
 
     code = "BLOB_UPLOAD_UNKNOWN"
     default = "there is no such upload session: it was finished, cancelled, or has timed out; start a new one"
@@ -66,13 +67,14 @@ class ManifestInvalid(RegistryError):
 
 
 class TagInvalid(ManifestInvalid):
-    """A text is not a tag. It has the code of an invalid manifest, because the spec has no code for invalid tags."""
+    """A text is not a tag. This error has the code of ManifestInvalid, because the spec has no code for tags."""
 
     default = "the tag is not valid"
 
 
 class PreconditionFailed(ManifestInvalid):
-    """The condition `If-Match` or `If-None-Match` of a manifest PUT does not hold (RFC 9110, section 13.1)."""
+    """The condition `If-Match` or `If-None-Match` of a request does not hold (RFC 9110, section 13.1). This error has
+    the code of ManifestInvalid, because the spec has no code for conditions."""
 
     default = "the tag has changed meanwhile; fetch it again and retry"
 
@@ -105,17 +107,19 @@ class NameUnknown(RegistryError):
 
 
 class SizeInvalid(RegistryError):
-    """Content has another length than declared."""
+    """The client sent fewer or more bytes than it had declared."""
 
     code = "SIZE_INVALID"
     default = "the length sent is not the length declared"
 
 
 class RangeInvalid(RegistryError):
-    """A requested range lies outside the blob, or a chunk of an upload does not start where the upload ends.
+    """No byte of the requested range is in the blob, or a chunk of an upload does not start right after the bytes that
+    the upload has.
 
-    `size`: size of the blob in bytes, for `Content-Range: bytes */size`; None if it is not known or this is an upload.
-    `offset`: number of bytes that the upload has; None if this is not an upload.
+    `size`: for a requested range, the size of the blob in bytes, which the response names as `Content-Range: bytes
+    */size`; None for an upload, or if the size is not known. `offset`: for an upload, the number of bytes that it has;
+    None for a requested range.
     """
 
     code = "BLOB_UPLOAD_INVALID"
@@ -128,8 +132,9 @@ class RangeInvalid(RegistryError):
 
 
 class Unauthorized(RegistryError):
-    """The client has not logged in, or its token does not suffice. `reason`: why the token did not suffice,
-    `invalid_token` or `insufficient_scope` (RFC 6750, 3.1); None if there was no token."""
+    """The client has not logged in, or its token is not valid or does not include the right that the request needs.
+    `reason`: what is wrong with the token, as an error code of RFC 6750, section 3.1: `invalid_token` or
+    `insufficient_scope`; None if the request had no token."""
 
     code = "UNAUTHORIZED"
     default = "log in first"
@@ -154,8 +159,8 @@ class Unsupported(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """The client exceeded its rate limit here, or the mirror exceeded its rate limit at an upstream. `retry_after`: the
-    number of seconds after which to try again."""
+    """The client exceeded its rate limit at this registry, or this registry exceeded its rate limit at the upstream
+    registry from which it mirrors. `retry_after`: number of seconds after which the client may try again."""
 
     code = "TOOMANYREQUESTS"
     default = "too many requests; wait a little"
@@ -166,8 +171,8 @@ class TooManyRequests(RegistryError):
 
 
 class UpstreamUnavailable(RegistryError):
-    """The upstream registry of a mirrored repository cannot be reached. `retry_after`: the number of seconds after
-    which to try again; None: unknown."""
+    """The registry from which this registry mirrors a repository (its upstream) cannot be reached, or failed.
+    `retry_after`: number of seconds after which the client may try again; None if that is not known."""
 
     code = "UNAVAILABLE"
     default = "the upstream registry does not answer"
@@ -184,30 +189,31 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 
 class PartialLost(RegistryError):
-    """The download of a blob from an upstream was interrupted: the process that downloaded it has stopped. The bytes
-    downloaded so far are kept for the next process that downloads the blob."""
+    """A blob that is being downloaded from its upstream registry cannot be read to its end: the process that downloaded
+    it has stopped, or its bytes were deleted. Bytes that were not deleted stay, and the next download continues after
+    them."""
 
     code = "UNAVAILABLE"
     default = "the download of this blob from its upstream registry was interrupted; try again"
 
 
 class StorageFull(RegistryError):
-    """The disk, or a quota on it, is full. No part of the refused change is stored."""
+    """The disk is full, or a quota on it is used up. The change that raised the error has stored nothing."""
 
     code = "STORAGE_FULL"
     default = "the registry's disk is full; free some space or ask its operator to"
 
 
 class StorageFailed(RegistryError):
-    """The disk or the database failed. The request is not the cause."""
+    """The disk or the database failed. Nothing is wrong with the request."""
 
     code = "STORAGE_FAILED"
     default = "the registry's storage failed; its log says how"
 
 
 class TooManyOpenFiles(StorageFailed):
-    """The process or the machine has reached its limit of open files. `retry_after`: the number of seconds after which
-    to try again."""
+    """The process or the machine has reached its limit of open files. `retry_after`: number of seconds after which the
+    client may try again."""
 
     code = "UNAVAILABLE"
     default = "the registry has as many files open as it may; try again in a moment"
@@ -215,8 +221,8 @@ class TooManyOpenFiles(StorageFailed):
 
 
 def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
-    """Returns the error for deleting the blob `digest` from `repo` while the manifest with the digest `manifest` refers
-    to it."""
+    """Returns the error for a request to delete the blob `digest` from `repo`, which is refused because the manifest
+    with the digest `manifest` refers to the blob."""
     return Unsupported(
         f"manifests of {repo} refer to the blob {digest}; delete those first, such as {manifest}: "
         "blobs that nothing refers to any more are then collected",

@@ -1,9 +1,8 @@
 """The interface of a registry (`Registry`): what the HTTP API calls, and what every layer behind it implements.
 
-Those layers are the store, the mirror, the router between them, and wrappers such as the access check. All errors named
-here are classes of `storage.errors`. `open_blob` raises before it yields a byte, so a caller can fall back to another
-registry with `try … except BlobUnknown`. A parameter `by` is the actor of the call: the client on whose behalf it is
-made.
+Those layers are the store of pushed content, the mirror (a cache of other registries), the router that chooses between
+these two, and wrappers such as the access check. All errors named in this module are classes of `storage.errors`. The
+parameter `by` of a method is the actor of the call: the client on whose behalf the call is made.
 """
 
 from __future__ import annotations
@@ -25,75 +24,76 @@ from storage.patterns import ALL_NAMES, NameSet
 
 
 class BlobReader(Protocol):
-    """An opened blob. Iterating over it yields the bytes of `span`."""
+    """A blob that was opened for reading, or a part of one. Iterating over the reader yields the bytes of `span`."""
 
     descriptor: Descriptor
-    """Descriptor of the whole blob, also if `span` is only a part of it."""
+    """Descriptor of the whole blob, even if `span` is only a part of the blob."""
     span: tuple[int, int]
-    """Offsets in the blob: of the first byte to read, and of the byte after the last one."""
+    """The part of the blob to read: the offset of its first byte, and the offset after its last byte."""
     data: bytes | None
-    """All bytes of `span` if they were read when the blob was opened, as for small blobs; None otherwise."""
+    """All bytes of `span` if `open_blob` has read them, which it does for small blobs; None for other blobs."""
     file: OpenFile | None
-    """The open file that holds the blob, so that a server can send it without copying; None if there is no file."""
+    """The open file that contains the blob, so that a server can pass it to `sendfile`; None if there is no file."""
     location: str | None
-    """A presigned URL of the bytes; None if the store offers none."""
+    """A presigned URL, from which the client can download the bytes itself; None if the store offers no such URL."""
     is_incomplete: bool
-    """Whether the blob is still being downloaded, so that a reader may have to wait for bytes."""
+    """Whether the registry is still downloading the blob from another registry, so that reading may have to wait."""
 
     async def readable_until(self, offset: int, /) -> int:
-        """Waits until the byte at `offset`, which lies inside `span`, can be read from `file`. Returns the offset of
-        the first byte after it that cannot be read yet, at most the end of `span`. The last byte of an incomplete blob
-        can be read only after the digest was checked. Raises the same errors as iterating. A cancellation leaves
-        nothing behind."""
+        """Waits until the byte at `offset` can be read; `offset` must lie inside `span`. Returns the offset of the
+        first byte after it that cannot be read yet, at most the end of `span`. The last byte of an incomplete blob can
+        be read only after the digest was checked. Raises the errors that iterating raises. The reader stays usable
+        after a cancelled call."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yields the bytes of `span`. Raises StorageFailed, and for an incomplete blob the error that ended its
-        download."""
+        """Yields the bytes of `span`. Raises StorageFailed. Raises the error of the download if the blob is incomplete
+        and its download fails."""
         ...
 
     async def aclose(self) -> None:
-        """Closes the blob. May be called at any time, and more than once."""
+        """Closes the reader; `file` must not be used afterwards. May be called more than once."""
         ...
 
 
 class BlobWriter(Protocol):
-    """An upload session, opened for one request. As soon as a newer request resumes the same session, every call on
-    this writer raises BlobUploadInvalid."""
+    """Writes to an upload session on behalf of one request. As soon as a newer request resumes the session, this writer
+    can no longer change it: its methods raise BlobUploadInvalid. `write` raises it late if it collects bytes in memory
+    first."""
 
     id: UploadID
-    """Id of the session, for `Writer.resume_upload`."""
+    """Id of the session. `Writer.resume_upload` takes it."""
 
     @property
     def offset(self) -> int:
-        """Number of bytes written to the session so far. After `aclose`, these bytes survive the end of this
-        process."""
+        """Number of bytes in the session. After a successful `aclose`, these bytes survive the end of this process."""
         ...
 
     async def write(self, data: bytes | memoryview) -> None:
-        """Appends `data` to the session. The writer may read the memory of a memoryview after this call returns, so the
-        caller must not change it. Raises StorageFull, StorageFailed, BlobUploadInvalid (a newer request resumed the
-        session). After a cancellation the session keeps the bytes of earlier writes."""
+        """Appends `data` to the session. The writer may still read the memory of a memoryview after this call has
+        returned, so the caller must never change that memory again. Raises StorageFull, StorageFailed,
+        BlobUploadInvalid (a newer request resumed the session). If the call is cancelled, the session keeps the bytes
+        of earlier calls."""
         ...
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        """Returns `length` bytes that were written at `offset`, or fewer if the session ends before."""
+        """Returns the `length` bytes of the session that begin at `offset`, or fewer if the session has no more."""
         ...
 
     async def commit(self, digest: Digest) -> Descriptor:
         """Stores the content durably as a blob of the repository, ends the session, and returns the blob's descriptor.
         Raises DigestInvalid (the content has another digest; the session ends and its bytes are deleted), StorageFull,
-        StorageFailed. A cancelled commit has either happened completely or not at all."""
+        StorageFailed. If the call is cancelled, it takes effect either completely or not at all."""
         ...
 
     async def cancel(self) -> None:
-        """Ends the session and deletes its bytes."""
+        """Deletes the session and its bytes."""
         ...
 
     async def aclose(self) -> None:
-        """Saves the session and releases it, so that `resume_upload` can continue it. Does nothing after `commit`,
-        `cancel` or another `aclose`. Raises BlobUploadInvalid, StorageFull, StorageFailed if written bytes could not be
-        saved; the caller must then not acknowledge them to its client."""
+        """Saves the written bytes, so that `resume_upload` can continue the session, and closes this writer. Does
+        nothing after `commit`, `cancel` or another `aclose`. Raises BlobUploadInvalid, StorageFull, StorageFailed if
+        it could not save the bytes; the caller must then not acknowledge them to its client."""
         ...
 
 
@@ -101,13 +101,15 @@ class Reader(Protocol):
     """Operations that read blobs and manifests."""
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Returns the blob's descriptor. Because a client that checks a blob may refer to it in its next push, the
-        garbage collector keeps the blob for its grace time from now on. Raises BlobUnknown."""
+        """Returns the blob's descriptor. A client that gets it may skip the upload of the blob and push a manifest that
+        refers to it. So the garbage collector keeps the blob for its grace time from now on, even if no manifest refers
+        to it. Raises BlobUnknown."""
         ...
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         """Opens the blob for reading: the whole blob, or only `span`. Raises BlobUnknown, RangeInvalid (no byte of the
-        blob lies in `span`; the error has the blob's size)."""
+        blob lies in `span`; the error has the blob's size). Raises these errors itself and not through the reader, so a
+        caller that gets BlobUnknown can try another registry."""
         ...
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
@@ -132,24 +134,26 @@ class Writer(Protocol):
     async def resume_upload(
         self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
     ) -> BlobWriter:
-        """Returns a writer that continues the session `upload`. A request that still writes to the session loses it at
-        once. Raises BlobUploadUnknown if there is no such session or another actor than `by` started it (None: the
-        actor is not checked). Raises RangeInvalid, with the actual offset, if the session does not end at `offset`; the
-        other request then keeps the session."""
+        """Returns a writer that continues the session `upload`. If an earlier request still writes to the session, its
+        writer loses the session. Raises BlobUploadUnknown if there is no such session or another actor than `by`
+        started it (None: the actor is not checked). Raises RangeInvalid, with the actual number of bytes, if the
+        session does not have exactly `offset` bytes (None: not checked); the earlier request then keeps the session."""
         ...
 
     async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
-        """Returns the number of bytes that the session has. A request that writes to the session keeps it. Raises
-        BlobUploadUnknown if there is no such session or another actor than `by` started it."""
+        """Returns the number of bytes in the session, without taking the session from a request that writes to it.
+        Raises BlobUploadUnknown if there is no such session or another actor than `by` started it (None: the actor is
+        not checked)."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
-        """Adds to `repo` a blob that another repository has, and returns its descriptor (spec: "Mounting a blob from
-        another repository"). `source`: the other repository, or a set of names in which any repository will do. Raises
-        BlobUnknown if no repository of `source` has the blob. The search in a set is bounded, so that it may miss one;
-        the client then uploads the blob."""
+        """Adds to `repo` a blob that another repository has, and returns its descriptor (OCI distribution spec,
+        "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names; then
+        the blob may come from any repository with a name in the set. Raises BlobUnknown if no such repository with the
+        blob was found; in a set, only a limited number of repositories is searched. The client then uploads the
+        blob."""
         ...
 
     async def put_manifest(
@@ -162,10 +166,10 @@ class Writer(Protocol):
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        """Stores a manifest, points `tags` at it, both in one transaction, and returns its descriptor. Raises
-        ManifestBlobUnknown if the repository lacks a blob or child manifest that the manifest refers to, unless
-        `sparse` is set; a mirror sets it, because it fetches these later. Raises PreconditionFailed if `condition` does
-        not hold for the first of `tags`."""
+        """Stores a manifest and points `tags` at it, in one transaction. Returns the manifest's descriptor. Raises
+        ManifestBlobUnknown if the repository lacks a blob or manifest that the new manifest refers to, unless `sparse`
+        is True. A mirror passes `sparse=True`, because it downloads the missing content later. Raises
+        PreconditionFailed if `condition` does not hold for the first of `tags`."""
         ...
 
 
@@ -176,39 +180,42 @@ class Deleter(Protocol):
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         """Removes the blob from the repository; other repositories keep it. Raises BlobUnknown. Raises Unsupported if a
-        manifest of the repository refers to the blob, unless `even_if_referenced` is set. That option is for mirrored
-        blobs, because they can be fetched again."""
+        manifest of the repository refers to the blob, unless `even_if_referenced` is True. That option is for mirrored
+        blobs, because the mirror can download them again."""
         ...
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        """Removes the manifest and every tag that points at it. Raises ManifestUnknown, NameUnknown."""
+        """Removes the manifest and every tag that points at it. Raises ManifestUnknown, NameUnknown (the repository
+        never had content)."""
         ...
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        """Removes the tag and keeps its manifest. Raises ManifestUnknown, NameUnknown."""
+        """Removes the tag and keeps its manifest. Raises ManifestUnknown (there is no such tag), NameUnknown (the
+        repository never had content)."""
         ...
 
 
 class Lister(Protocol):
-    """Operations that list, page by page, in byte order. A page has at most `limit` items and starts with the first
-    item that sorts after `after` (None: the first of all). `after` need not exist or be a valid name."""
+    """Operations that list items page by page, sorted by the bytes of their UTF-8 text. A page has at most `limit`
+    items and starts with the first item that sorts after the text `after` (None: with the first of all items). `after`
+    may be any text."""
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         """Returns a page of the repositories that have a manifest and whose names are in the set `within`. A page may
-        have fewer than `limit` items although `Page.more` is set, because the work for one page is bounded."""
+        have fewer than `limit` items although `Page.more` is True, because the work for one page is bounded."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        """Returns a page of the repository's tags: an empty one if the repository once had content but has no tag.
-        Raises NameUnknown if it never had content."""
+        """Returns a page of the repository's tags. The page is empty if the repository has no tags now. Raises
+        NameUnknown if the repository never had content."""
         ...
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """Returns a page of the descriptors of manifests whose subject is `subject`, ordered by digest; with
-        `artifact_type`, only those of that type. An unknown repository gives an empty page. A page may have fewer than
-        `limit` items although `Page.more` is set, because its size in bytes is bounded too."""
+        """Returns a page of the descriptors of manifests whose subject is `subject`, sorted by digest. `artifact_type`:
+        lists only manifests of this type (None: of every type). An unknown repository gives an empty page. A page may
+        have fewer than `limit` items although `Page.more` is True, because a page is bounded in bytes as well."""
         ...
 
 

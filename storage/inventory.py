@@ -1,4 +1,5 @@
-"""Statistics of a data directory for administrators, and plans of removals: what would be removed (`Inventory`)."""
+"""For administrators: statistics of a data directory, and what would be removed together with a tag or manifest
+(`Inventory`)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 @dataclass(frozen=True, slots=True)
 class ContentTotals:
-    """Counts over some repositories that have content. A blob that several of them have counts once. `size`: total size
-    of the blobs in bytes."""
+    """Totals for some repositories. `repositories`: number of those that have a manifest. `blobs` and `size`: number of
+    blobs and their total size in bytes; a blob that several of the repositories have is counted once."""
 
     repositories: int
     manifests: int
@@ -22,8 +23,9 @@ class ContentTotals:
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """The tags and manifests of `repository` to remove. An index comes before the manifests that it lists. `size`:
-    total size in bytes of the blobs that nothing would refer to afterwards."""
+    """The tags and manifests of `repository` to remove, in this order. In `manifests`, an index comes before the
+    manifests that it lists. `size`: total size in bytes of the blobs that garbage collection would delete after the
+    removal, because no other repository has them and no other manifest refers to them."""
 
     repository: RepositoryName
     tags: tuple[Tag, ...]
@@ -32,23 +34,26 @@ class RemovalPlan:
 
 
 class Inventory(Protocol):
-    """Reads a data directory that a server may be using at the same time. The time that a call takes grows with the
-    content that it counts."""
+    """Reads a data directory, which a server may be using at the same time. The duration of a call grows with the
+    number of tags, manifests and blobs that it reads."""
 
     def totals_below(self, name: str) -> ContentTotals:
-        """Returns the counts over the repositories whose names begin with `name` and a slash."""
+        """Returns the totals for the repositories whose names begin with `name` and a slash."""
         ...
 
     def tags_below(self, name: str) -> list[tuple[RepositoryName, Tag]]:
-        """Returns all tags of the repositories whose names begin with `name` and a slash, in the order of the names."""
+        """Returns all tags of the repositories whose names begin with `name` and a slash, each with its repository.
+        Sorted by repository and then by tag."""
         ...
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
-        """Returns what to remove together with `reference`; removes nothing. A tag is removed with its manifest, unless
-        another tag or an index refers to the manifest. A manifest is removed with all its tags, and with those of its
-        children and referrers that nothing else refers to. Raises NameUnknown, ManifestUnknown."""
+        """Returns what to remove to get rid of `reference`. Removes nothing itself. A plan for a tag includes its
+        manifest, unless another tag or an index refers to that manifest. A plan that includes a manifest includes its
+        tags, its referrers and, for an index, the manifests that the index lists. It leaves out those referrers and
+        listed manifests to which a tag or an index outside the plan refers. Raises NameUnknown, ManifestUnknown."""
         ...
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
-        """Returns all tags and manifests of the repository as a plan; removes nothing. Raises NameUnknown."""
+        """Returns a plan with all tags and manifests of the repository. Removes nothing itself. Raises NameUnknown if
+        there are none."""
         ...

@@ -1,8 +1,9 @@
-"""Limits on the size and complexity of JSON documents from outside, checked before they are parsed (`check_bounds`).
+"""Limits on JSON documents that clients or other servers send, checked before they are parsed (`check_bounds`).
 
 CPython parses a document in one call that holds the global interpreter lock, and each value takes at least fifty bytes
-of memory: 8 MiB of `[],[],…` block all other threads for a second and take 200 MiB. The check only counts characters in
-the undecoded bytes. It reads them in slices, at about 200 MB/s, and lets other threads run between two slices.
+of memory. So parsing 8 MiB of `[],[],…` blocks all other threads for a second and takes 200 MiB. The check does not
+parse; it only counts certain bytes of the document. It reads the document in slices, at about 200 MB/s, and lets other
+threads run between two slices.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from typing import Final
 
 UNCHECKED_BYTES: Final = 16 * 1024
-"""Size up to which a document is not checked, because it cannot block other threads for long."""
+"""Size in bytes up to which a document is not checked, because parsing it cannot block other threads for long."""
 _SLICE_BYTES: Final = 64 * 1024
+"""Size of the slices in which a document is checked."""
 _VALUE_MARKS: Final = b"[{,"
-"""Outside strings, each of these bytes stands for at most one value that the parser creates."""
+"""Bytes that are counted outside strings. The parser creates at most one value for each of them."""
 
 
 class OutOfBounds(ValueError):
@@ -24,15 +26,17 @@ class OutOfBounds(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits that a document must keep. The defaults admit the largest manifests known: indexes of a few thousand
+    """Limits that a document must not exceed. The defaults admit the largest manifests known: indexes of a few thousand
     images, and artifacts of a few thousand files with annotations on each."""
 
     values: int = 60_000
-    """Number of values in the document; objects and arrays count too."""
+    """Largest number of values in the document, including objects and arrays."""
     escapes: int = 1_000_000
-    """Number of backslashes, because the parser allocates a new piece of the string at each of them."""
+    """Largest number of backslashes. They are limited because the parser allocates a new piece of the string at each
+    backslash."""
     digits: int = 64
-    """Number of characters of one number, because the time to parse a number grows with their square."""
+    """Largest number of characters of one number. They are limited because the time to parse a number grows with the
+    square of its length."""
 
 
 BOUNDS: Final = Bounds()
@@ -40,8 +44,8 @@ BOUNDS: Final = Bounds()
 
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
-    """Raises OutOfBounds if `body` has too many values or backslashes, and returns nothing otherwise. Does not check
-    that `body` is valid JSON."""
+    """Raises OutOfBounds if `body` has too many values or backslashes. Does not check that `body` is valid JSON. Does
+    not check the length of numbers: the decoder does that with `parse_bounded_int` and `parse_bounded_float`."""
     if len(body) <= UNCHECKED_BYTES:
         return
     values = escapes = start = 0
@@ -52,20 +56,21 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
         start = stop
         if b"\\" in part:
             escapes += part.count(b"\\")
+            # Only quotes that begin or end a string are left after this.
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
-        pieces = part.split(b'"')  # alternately outside and inside of strings
+        pieces = part.split(b'"')  # alternately a piece outside a string and a piece inside a string
         outside = b"".join(pieces[1::2] if in_string else pieces[::2])
-        in_string ^= len(pieces) % 2 == 0
+        in_string ^= len(pieces) % 2 == 0  # an even number of pieces means an odd number of quotes
         values += len(outside) - len(outside.translate(None, _VALUE_MARKS))
         if values > bounds.values:
-            raise OutOfBounds(f"it holds more than {bounds.values} values, the most that are taken")
+            raise OutOfBounds(f"it holds more than {bounds.values} values, the most that are accepted")
         if escapes > bounds.escapes:
-            raise OutOfBounds(f"it holds more than {bounds.escapes} backslashes, the most that are taken")
+            raise OutOfBounds(f"it holds more than {bounds.escapes} backslashes, the most that are accepted")
 
 
 def _slice_end(body: bytes, start: int) -> int:
-    """Returns the end of the slice that begins at `start`. The slice never ends after an odd number of backslashes, so
-    that it does not cut an escape such as `\\"` in two."""
+    """Returns the end of the slice that begins at `start`. A slice never ends between the two characters of an escape
+    such as `\\"`: it does not end after an odd number of backslashes."""
     stop = min(start + _SLICE_BYTES, len(body))
     part = body[start:stop]
     return stop + (len(part) - len(part.rstrip(b"\\"))) % 2
@@ -79,20 +84,21 @@ def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
 
 
 def parse_bounded_int(text: str) -> int:
-    """Parses an integer, for `json.JSONDecoder(parse_int=...)`. Raises OutOfBounds if it has too many digits."""
+    """Parses an integer; passed to `json.JSONDecoder` as `parse_int`. Raises OutOfBounds if it has too many digits."""
     return int(_check_digits(text))
 
 
 def parse_bounded_float(text: str) -> float:
-    """Parses a float, for `json.JSONDecoder(parse_float=...)`. Raises OutOfBounds if it has too many digits."""
+    """Parses a float; passed to `json.JSONDecoder` as `parse_float`. Raises OutOfBounds if it has too many digits."""
     return float(_check_digits(text))
 
 
 def _check_digits(text: str) -> str:
-    """Returns `text`. Raises OutOfBounds if it has more characters than a number may have."""
+    """Returns `text`, a number. Raises OutOfBounds if it has more characters than `BOUNDS.digits`."""
     if len(text) > BOUNDS.digits:
         raise OutOfBounds(f"it holds a number of {len(text)} characters; at most {BOUNDS.digits} are taken")
     return text
 
 
 _DECODER: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_bounded_float)
+"""A decoder that refuses long numbers."""

@@ -20,7 +20,7 @@ class _Lock:
 
 
 class KeyedLocks(Generic[K]):
-    """A lock for each key. The tasks that wait for a key get its lock in the order in which they asked. A lock uses
+    """A lock for each key. The tasks that wait for the lock of a key get it in the order of their calls. A lock uses
     memory only while a task holds it or waits for it."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class KeyedLocks(Generic[K]):
     @asynccontextmanager
     async def hold(self, key: K) -> AsyncIterator[None]:
         """Waits for the lock of `key` and holds it inside the `async with` block. If a waiting task is cancelled, the
-        next one gets the lock."""
+        other tasks keep their order."""
         entry = self._locks.setdefault(key, _Lock())
         entry.users += 1
         try:

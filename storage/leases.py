@@ -1,7 +1,7 @@
-"""Locks that hold across all processes of a registry: `Leases` for work, `DigestLocks` for blobs.
+"""Interfaces of locks that all processes of a registry share: `Leases` for work, `DigestLocks` for blobs.
 
-A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
-semaphore.
+A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits for some work, as with
+a semaphore.
 """
 
 from __future__ import annotations
@@ -13,28 +13,32 @@ from storage.names import Digest
 
 
 class Leases(Protocol):
-    """Leases and slots across all processes. The leases and slots of a process become free when it dies. All methods
-    raise StorageFailed."""
+    """The leases and slots of all processes. If a process dies, its leases and slots become free. All methods may raise
+    StorageFailed."""
 
     def take(self, key: str) -> AbstractAsyncContextManager[None]:
         """Waits for the lease of `key` and holds it inside the `async with` block."""
         ...
 
     def slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[None]:
-        """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. `keep_free`: takes a
-        slot only if at least this number of the other slots is free, so that more urgent work finds a free slot."""
+        """Waits for one of the slots called `name` and holds it inside the `async with` block. `count`: number of slots
+        with this name; all callers must pass the same number. `keep_free`: waits until at least this number of other
+        slots is free besides the one to take, so that more urgent work finds a free slot."""
         ...
 
     def try_slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[bool]:
-        """Does what `slot` does, but never waits. `async with … as is_held` tells whether the block holds a slot."""
+        """Does what `slot` does, but never waits: if there is no slot to take, the block runs without one. In
+        `async with … as has_slot`, `has_slot` is True if the block holds a slot."""
         ...
 
 
 class DigestLocks(Protocol):
-    """A lock for each digest, across all processes. The locks of a process become free when it dies.
+    """A lock for each digest, which all processes share; different digests may have the same lock. If a process dies,
+    its locks become free.
 
-    A push holds the lock of a blob's digest while it stores the bytes and then commits the blob's metadata row. The
-    garbage collector holds it while it deletes the row and then the bytes. The lock keeps the two from interleaving."""
+    A push holds the lock of a blob's digest while it stores the blob's bytes and then its metadata. The garbage
+    collector holds the lock while it deletes the metadata and then the bytes. So neither can run between the two steps
+    of the other."""
 
     def hold(self, digest: Digest) -> AbstractAsyncContextManager[None]:
         """Waits for the lock of `digest` and holds it inside the `async with` block. Raises StorageFull,

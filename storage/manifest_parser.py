@@ -1,7 +1,7 @@
 """Parses the JSON of a manifest strictly: refuses documents that two parsers could understand differently.
 
-Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4, for duplicate names. In error texts,
-and as the parameter `where`, a member of the document has a name such as `layers[3]`.
+Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4, for duplicate names. A parameter
+`where` names a member of the document in error texts, such as `layers[3]`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from storage.json_bounds import OutOfBounds, check_bounds, parse_bounded_float, 
 from storage.names import Digest, shown
 
 MAX_DEPTH = 64
-"""Levels to which objects and arrays may be nested. Real manifests have five or six levels."""
+"""Largest number of levels of nested objects and arrays. Real manifests have five or six levels."""
 MAX_REFERENCES = 10_000
-"""Number of blobs and manifests that a pushed manifest may refer to. The limit exists because the store writes one or
-two database rows for each reference."""
+"""Largest number of blobs and manifests that a pushed manifest may refer to. The limit exists because the store writes
+one or two database rows for each reference."""
 MAX_TYPE_LENGTH = 255
-"""Characters that a media type or artifact type in a pushed manifest may have: 127, a '/', and 127 (RFC 6838, 4.2)."""
+"""Longest media type or artifact type in a pushed manifest, in characters: 127, a '/', and 127 (RFC 6838, 4.2)."""
 
 
 class DescriptorFields(TypedDict):
-    """The fields of a descriptor in a manifest, with their names in JSON. They have been checked."""
+    """The checked fields of a descriptor in a manifest, under their names in JSON."""
 
     mediaType: str
     digest: str
@@ -40,8 +40,8 @@ _FIELD_NAMES: Final = frozenset(DescriptorFields.__annotations__)
 
 @dataclass(frozen=True, slots=True)
 class ManifestParts:
-    """The parts of a manifest or index that the registry uses. `layers` is empty for an index, `manifests` for all
-    other manifests."""
+    """The parts of a manifest or index that the registry uses. `layers`: the layers, or the blobs of an artifact
+    manifest; empty for an index. `manifests`: the entries of an index; empty for other manifests."""
 
     config: DescriptorFields | None
     layers: tuple[DescriptorFields, ...]
@@ -52,7 +52,8 @@ class ManifestParts:
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Returns an object from its members, for the JSON decoder. Raises ManifestInvalid for a duplicate name."""
+    """Makes an object from its members (names and values), for the JSON decoder. Raises ManifestInvalid for a duplicate
+    name."""
     document = dict(pairs)
     if len(document) != len(pairs):
         seen: set[str] = set()
@@ -65,7 +66,7 @@ def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, obj
 
 def _refuse_constant(name: str) -> object:
     """Raises ManifestInvalid for `NaN` and `Infinity`, which Python's decoder would accept."""
-    raise ManifestInvalid(f"the manifest holds {name}, which is not JSON")
+    raise ManifestInvalid(f"the manifest contains {name}, which is not JSON")
 
 
 _JSON = json.JSONDecoder(
@@ -77,9 +78,9 @@ _JSON = json.JSONDecoder(
 
 
 _quote: Final[Callable[[str], str]] = json.encoder.encode_basestring
-"""Returns a text as a JSON string, with quotes."""
+"""A function that returns a text as a JSON string, with quotes."""
 _SLICE_CHARACTERS: Final = 64 * 1024
-"""Characters that are encoded in one call, so that other threads can run between two calls."""
+"""Number of characters that one call encodes. Other threads can run between two calls."""
 
 
 def _is_too_deep(document: object) -> bool:
@@ -109,8 +110,8 @@ def _strings_in(document: object) -> Iterator[str]:
 
 
 def _has_lone_surrogate(document: object) -> bool:
-    """Returns whether a string contains a lone surrogate. A JSON escape can produce one, but it cannot be encoded as
-    UTF-8 for the database."""
+    """Returns whether a string in the document contains a lone surrogate (half of a pair). A JSON escape can produce
+    one, but it cannot be encoded as UTF-8, which the database needs."""
     try:
         for text in _strings_in(document):
             if not text.isascii():
@@ -122,7 +123,7 @@ def _has_lone_surrogate(document: object) -> bool:
 
 def load_object(body: bytes) -> dict[str, object]:
     """Parses the JSON object in `body`. Raises ManifestInvalid if `body` is not UTF-8, not JSON or not an object, has a
-    duplicate member, is nested too deeply, or has too many values."""
+    duplicate name in an object, is nested too deeply, or exceeds a limit of `storage.json_bounds`."""
     try:
         check_bounds(body)
         document = _JSON.decode(body.decode("utf-8"))
@@ -137,19 +138,19 @@ def load_object(body: bytes) -> dict[str, object]:
     if not isinstance(document, dict):
         raise ManifestInvalid("the manifest is not a JSON object")
     if b"\\u" in body and _has_lone_surrogate(document):
-        raise ManifestInvalid("the manifest holds half of a surrogate pair, which is not a character")
+        raise ManifestInvalid("the manifest contains half of a surrogate pair, which is not a character")
     return cast("dict[str, object]", document)
 
 
 def media_type(document: dict[str, object], declared: str | None) -> str:
-    """Returns the media type of the manifest. That is `declared` (the Content-Type) if given, or else the mediaType in
-    the document, or else the type that the document's members imply. Raises ManifestInvalid if `declared` contradicts
-    the document or no type is found."""
+    """Returns the media type of the manifest: `declared` (the Content-Type), or the mediaType in the document if
+    `declared` is None or empty. If both are missing, derives the type from the members of the document. Raises
+    ManifestInvalid if the two differ, if no type is found, or for a schema 1 manifest."""
     own = document.get("mediaType")
     if own is not None and not isinstance(own, str):
         raise ManifestInvalid("the manifest's mediaType is not a string")
     if document.get("schemaVersion") == 1:
-        raise ManifestInvalid("schema 1 manifests are not taken here; push with Docker 1.10 or newer")
+        raise ManifestInvalid("schema 1 manifests are not accepted here; push with Docker 1.10 or newer")
     if declared and own and declared != own:
         raise ManifestInvalid(f"Content-Type says {shown(declared)}, the manifest's mediaType says {shown(own)}")
     if declared or own:
@@ -162,7 +163,8 @@ def media_type(document: dict[str, object], declared: str | None) -> str:
 
 
 def _string_map(value: object, where: str) -> dict[str, str]:
-    """Returns `value` as an object of strings; None becomes an empty one. Raises ManifestInvalid."""
+    """Returns `value`, an object whose values are strings, or an empty object for None. Raises ManifestInvalid if
+    `value` is anything else."""
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -171,18 +173,20 @@ def _string_map(value: object, where: str) -> dict[str, str]:
 
 
 def _optional_string(value: object, where: str) -> str | None:
-    """Returns `value`, and None for an empty string. Raises ManifestInvalid if it is neither a string nor None."""
+    """Returns `value`, or None if it is an empty string. Raises ManifestInvalid if it is not a string and not None."""
     if value is not None and not isinstance(value, str):
         raise ManifestInvalid(f"{where} is not a string")
     return value or None
 
 
 def check_pushed(parts: ManifestParts) -> None:
-    """Checks the limits on pushed manifests. They do not apply to manifests that are stored already, because earlier
-    versions accepted more. Raises ManifestInvalid."""
+    """Checks a new manifest against the limits on pushed manifests. Stored manifests are not checked, because earlier
+    versions of this program had no such limits. Raises ManifestInvalid."""
     count = len(parts.layers) + len(parts.manifests)
     if count > MAX_REFERENCES:
-        raise ManifestInvalid(f"the manifest refers to {count} blobs and manifests; at most {MAX_REFERENCES} are taken")
+        raise ManifestInvalid(
+            f"the manifest refers to {count} blobs and manifests; at most {MAX_REFERENCES} are accepted"
+        )
     _check_length(parts.artifact_type, "artifactType")
     for where, part in (("config", parts.config), ("subject", parts.subject)):
         if part is not None:
@@ -193,13 +197,13 @@ def check_pushed(parts: ManifestParts) -> None:
 
 
 def _check_lengths(part: DescriptorFields, where: str) -> None:
-    """Raises ManifestInvalid if a type in the descriptor is too long."""
+    """Raises ManifestInvalid if the media type or artifact type in the descriptor is too long."""
     _check_length(part["mediaType"], f"a mediaType in {where}")
     _check_length(part.get("artifactType"), f"an artifactType in {where}")
 
 
 def _check_length(media_type: str | None, what: str) -> None:
-    """Raises ManifestInvalid if `media_type` is too long. `what`: its name in the error text."""
+    """Raises ManifestInvalid if `media_type` is too long. `what`: how the error text names it."""
     if media_type is not None and len(media_type) > MAX_TYPE_LENGTH:
         raise ManifestInvalid(
             f"{what} has {len(media_type)} characters; at most {MAX_TYPE_LENGTH} are taken (RFC 6838)"
@@ -208,8 +212,8 @@ def _check_length(media_type: str | None, what: str) -> None:
 
 def annotations_json(annotations: Mapping[str, str]) -> bytes:
     """Returns annotations as JSON text in UTF-8. Encodes in small pieces, because `json.dumps` holds the global
-    interpreter lock until it ends. Collects bytes, because a `str` with one non-Latin character takes up to four times
-    the memory."""
+    interpreter lock until it returns. Collects bytes, because a `str` with a single non-Latin character needs two or
+    four bytes for each of its characters."""
     parts = [b"{"]
     for name, text in annotations.items():
         parts += (*_quoted_slices(name), b":", *_quoted_slices(text), b",")
@@ -256,25 +260,25 @@ def _read_part_list(document: dict[str, object], name: str) -> tuple[DescriptorF
     return tuple(_read_part(value, f"{name}[{index}]") for index, value in enumerate(values))
 
 
-def read_parts(document: dict[str, object], *, index: bool) -> ManifestParts:
-    """Checks the structure of a manifest and each descriptor in it, and returns its parts. `index`: whether its media
-    type is that of an index. Raises ManifestInvalid."""
+def read_parts(document: dict[str, object], *, is_index: bool) -> ManifestParts:
+    """Checks the structure of a manifest and each descriptor in it, and returns its parts. `is_index`: whether its
+    media type is that of an index. Raises ManifestInvalid."""
     version = document.get("schemaVersion")
-    artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
-    if not (version == 2 and type(version) is int) and not artifact:
+    is_artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
+    if not (version == 2 and type(version) is int) and not is_artifact:
         raise ManifestInvalid("the manifest's schemaVersion is not 2")
-    if index and ("layers" in document or "config" in document):
+    if is_index and ("layers" in document or "config" in document):
         raise ManifestInvalid("an index has no config and no layers; is this a manifest of another type?")
-    if not index and "manifests" in document:
+    if not is_index and "manifests" in document:
         raise ManifestInvalid("an image manifest has no manifests; is this an index?")
     config, subject = document.get("config"), document.get("subject")
-    if not index and not artifact and config is None:
+    if not is_index and not is_artifact and config is None:
         raise ManifestInvalid("the manifest has no config")
-    if index and "manifests" not in document:
+    if is_index and "manifests" not in document:
         raise ManifestInvalid("the index has no manifests")
     return ManifestParts(
         config=None if config is None else _read_part(config, "config"),
-        layers=_read_part_list(document, "blobs" if artifact else "layers"),
+        layers=_read_part_list(document, "blobs" if is_artifact else "layers"),
         manifests=_read_part_list(document, "manifests"),
         subject=None if subject is None else _read_part(subject, "subject"),
         artifact_type=_optional_string(document.get("artifactType"), "artifactType"),

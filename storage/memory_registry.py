@@ -1,7 +1,8 @@
 """A registry in plain dicts (`MemoryRegistry`): the reference model of `storage.interface.Registry`.
 
 Its behaviour defines what is right. Contract and model tests compare other registries with it, and tests that need no
-disk use it. No method awaits anything, so each is one transaction. Nothing survives the process.
+disk use it. No method gives control back to the event loop, so each call is one transaction. The content is lost when
+the process ends.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from storage.errors import (
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES, NameSet
 
-CHUNK = 1 << 20
-"""Bytes that a reader yields in one piece."""
+PIECE_BYTES = 1 << 20
+"""Size in bytes of the pieces that a reader yields, and of the largest span that it returns as `data`."""
 
 S = TypeVar("S", bound=str)
 
 
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
-    """Returns the page of `items` that sort after `after`. Sorting strings by code points gives the byte order of their
-    UTF-8 form, which the interface demands."""
+    """Returns the page of `items` that sort after `after`. Python sorts strings by code points, which is also the order
+    of their UTF-8 bytes that the interface demands."""
     following = [item for item in sorted(items) if after is None or item > after]
     return Page(following[:limit], len(following) > limit)
 
@@ -55,14 +56,15 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
-    """Returns the digests of the blobs that the manifest refers to, which protects them from garbage collection."""
+    """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
 @dataclass
 class _Repository:
-    """A repository that has or had content. `last_used`: for each blob, when it was last added or resolved, or when a
-    manifest that referred to it was deleted (seconds). The grace time of garbage collection counts from then."""
+    """A repository that has or had content. `last_used`: for each blob, the time in seconds at which it was last added
+    or resolved, or at which a manifest that referred to it was deleted. `MemoryRegistry.collect` keeps the blob for a
+    grace time after that."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     last_used: dict[Digest, float] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class _Repository:
         return {digest for manifest in self.manifests.values() for digest in _blobs_referred_to(manifest)}
 
     def missing(self, manifest: Manifest) -> set[Digest]:
-        """Returns the digests that the manifest refers to and that this repository does not have."""
+        """Returns the digests of the content that the manifest refers to and this repository does not have."""
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
         children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
         return (blobs - self.blobs.keys()) | (children - self.manifests.keys())
@@ -82,8 +84,8 @@ class _Repository:
 
 @dataclass
 class _Session:
-    """An upload session. `actor`: name of the actor that started it (None: any actor may resume it). `generation`
-    counts how often it was resumed: only the writer of the latest generation may use it."""
+    """An upload session. `actor`: name of the actor that started the session (None: any actor may resume it).
+    `generation`: how often the session was resumed. Only the writer that was created last may use the session."""
 
     repo: RepositoryName
     actor: str | None
@@ -96,12 +98,12 @@ class _Session:
 
 
 class MemoryBlobReader:
-    """A `BlobReader` over bytes. Deleting the blob later does not affect it."""
+    """A `BlobReader` over bytes in memory. It stays readable if the blob is deleted."""
 
     def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
         self.descriptor = descriptor
         self.span = span
-        self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= CHUNK else None
+        self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= PIECE_BYTES else None
         self.file: OpenFile | None = None
         self.location: str | None = None
         self.is_incomplete = False
@@ -113,8 +115,8 @@ class MemoryBlobReader:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         start, stop = self.span
-        for offset in range(start, stop, CHUNK):
-            yield self._data[offset : min(offset + CHUNK, stop)]
+        for offset in range(start, stop, PIECE_BYTES):
+            yield self._data[offset : min(offset + PIECE_BYTES, stop)]
 
     async def aclose(self) -> None:
         """Does nothing."""
@@ -136,8 +138,8 @@ class MemoryBlobWriter:
         return self._offset
 
     def _open_session(self) -> _Session:
-        """Returns the session. Raises BlobUploadInvalid if it has ended, this writer is closed, or a newer request has
-        resumed the session."""
+        """Returns the session. Raises BlobUploadInvalid if the session has ended, this writer was closed, or a newer
+        request has resumed the session."""
         if self._closed or not self._registry.is_live(self.id, self._session):
             raise BlobUploadInvalid("this upload session has ended, or its writer was closed")
         if self._session.generation != self._generation:
@@ -170,7 +172,7 @@ class MemoryBlobWriter:
 
 
 class MemoryRegistry:
-    """A `Registry` in memory. `clock` returns the time in seconds; only `collect` depends on it."""
+    """A `Registry` in memory. `clock`: returns the time in seconds. Only `collect` depends on the time."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -186,7 +188,7 @@ class MemoryRegistry:
         return self._repositories[repo]
 
     def _repository(self, repo: RepositoryName) -> _Repository:
-        """Returns the repository for reading; an empty one that is not stored if it never had content."""
+        """Returns the repository for reading. If it never had content, returns an empty one, which is not stored."""
         return self._repositories.get(repo, _Repository())
 
     def _repository_with_blob(self, repo: RepositoryName, digest: Digest) -> _Repository:
@@ -197,7 +199,7 @@ class MemoryRegistry:
         return found
 
     def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
-        """Returns the session. Raises BlobUploadUnknown if it does not exist or `by` may not resume it."""
+        """Returns the session `upload`. Raises BlobUploadUnknown if it does not exist or `by` may not resume it."""
         session = self._uploads.get(upload)
         if session is None or session.repo != repo or not session.is_open_to(by):
             raise BlobUploadUnknown(detail={"upload": upload})
@@ -206,11 +208,11 @@ class MemoryRegistry:
     # Called by the writers of this registry
 
     def is_live(self, upload: UploadID, session: _Session) -> bool:
-        """Returns whether `session` is still in progress: it was not committed and not cancelled."""
+        """Returns whether `session`, which has the id `upload`, is in progress: neither committed nor cancelled."""
         return self._uploads.get(upload) is session
 
     def end_upload(self, upload: UploadID) -> None:
-        """Deletes a session and its bytes."""
+        """Deletes the session `upload` and its bytes."""
         del self._uploads[upload]
 
     def add_blob(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:

@@ -1,5 +1,5 @@
-"""Names in a registry: repository, tag, digest, upload id. The constructor of each class checks the text, so every
-instance is valid and can be part of a file path.
+"""Names in a registry: repository names, tags, digests, upload ids. The constructor of each class checks the text, so
+every instance is valid and can be part of a file path.
 
 Grammar: OCI distribution spec, "Pulling manifests"; OCI image spec, "Digests"; RFC 9562 for upload ids.
 """
@@ -13,9 +13,9 @@ from typing import NamedTuple, Self
 from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInvalid
 
 DEFAULT_TAG = "latest"
-"""Tag of a reference that people type without a tag."""
+"""The tag that is meant if a person types a reference without a tag and without a digest."""
 MAX_NAME_LENGTH = 255
-"""Longest repository name, in characters. Many clients have this limit for a host, a slash and a name together."""
+"""Longest repository name, in characters. Many clients accept no more for the host, a slash and the name together."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -27,7 +27,7 @@ ALGORITHMS = ("sha256", "sha512")
 
 
 def shown(text: str, max_chars: int = 80) -> str:
-    """Returns `text` as an error message shows it: in quotes, with escapes, and cut after `max_chars` characters."""
+    """Returns `text` in the form for error messages: in quotes, with escapes, and cut after `max_chars` characters."""
     return repr(text if len(text) <= max_chars else text[:max_chars] + "…")
 
 
@@ -41,7 +41,7 @@ class RepositoryName(str):
             raise NameInvalid(f"the repository name has {len(text)} characters; at most {MAX_NAME_LENGTH} are allowed")
         if not _NAME.fullmatch(text):
             raise NameInvalid(
-                f"{shown(text)} is not a repository name: lower-case letters and digits, parted by '.', '_', '__', "
+                f"{shown(text)} is not a repository name: lower-case letters and digits, separated by '.', '_', '__', "
                 "'-' or '/'"
             )
         return super().__new__(cls, text)
@@ -61,8 +61,8 @@ class Tag(str):
 
 
 class Digest(str):
-    """A digest of content, in the form `algorithm:hex`. The constructor raises DigestInvalid, also for an algorithm
-    that is not supported."""
+    """A digest of content, in the form `algorithm:hex`. The constructor raises DigestInvalid if the text has another
+    form or the algorithm is not supported."""
 
     __slots__ = ()
 
@@ -73,12 +73,12 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
-        """The algorithm, such as `sha256`."""
+        """The name of the algorithm, such as `sha256`."""
         return self.partition(":")[0]
 
     @property
     def encoded(self) -> str:
-        """The hash in hex, without the algorithm."""
+        """The hash in hex, without the name of the algorithm."""
         return self.partition(":")[2]
 
 
@@ -86,8 +86,8 @@ Reference = Tag | Digest
 
 
 class UploadID(str):
-    """Id of an upload session: a UUID. The constructor raises BlobUploadUnknown, because a text in another form cannot
-    be the id of a session."""
+    """Id of an upload session: a UUID. The constructor raises BlobUploadUnknown, because no session has a text of
+    another form as its id."""
 
     __slots__ = ()
 
@@ -103,7 +103,7 @@ class UploadID(str):
 
 
 class ImageReference(NamedTuple):
-    """A repository and a tag or digest in it. Its text form is `team/app:1` or `team/app@sha256:…`."""
+    """A repository, and a tag or digest in it. In text form: `team/app:1` or `team/app@sha256:…`."""
 
     repository: RepositoryName
     reference: Reference
@@ -114,27 +114,25 @@ class ImageReference(NamedTuple):
 
 
 def as_algorithm(text: str) -> str:
-    """Returns `text` if it is the name of a supported digest algorithm. Otherwise raises DigestInvalid."""
+    """Returns `text` if it is the name of a supported digest algorithm, and raises DigestInvalid if not."""
     if text not in ALGORITHMS:
         raise DigestInvalid(f"{shown(text)} is not a digest algorithm supported here: {', '.join(ALGORITHMS)}")
     return text
 
 
 def as_reference(text: str) -> Reference:
-    """Returns `text` as a digest if it contains a ':', and as a tag otherwise. Raises TagInvalid, DigestInvalid."""
+    """Returns `text` as a digest if it contains a ':', or as a tag if not. Raises TagInvalid, DigestInvalid."""
     return Digest(text) if ":" in text else Tag(text)
 
 
 def parse_reference(text: str) -> ImageReference:
-    """Parses a reference as people type it: `ubuntu`, `team/app:1`, `team/app@sha256:…`. Without a tag or digest, the
-    tag is `latest`. In `app:1@sha256:…` the tag is checked and ignored, as docker does. Raises NameInvalid, TagInvalid,
-    DigestInvalid."""
+    """Parses a reference in the form that people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. Without a tag and
+    without a digest, it refers to the tag `latest`. In `app:1@sha256:…` the tag must be valid and is ignored, as docker
+    does. Raises NameInvalid, TagInvalid, DigestInvalid."""
     before_digest, at, digest = text.partition("@")
     repository, colon, tag = before_digest.rpartition(":")
-    if not colon or "/" in tag:
+    if not colon or "/" in tag:  # there is no tag: a colon before a slash would separate a host from a port
         repository, tag = before_digest, ""
-        if colon and before_digest.endswith(":"):
-            raise TagInvalid(f"{shown(text)} ends without a tag")
     elif not tag:
         raise TagInvalid(f"{shown(text)} ends without a tag")
     name = RepositoryName(repository)

@@ -4,13 +4,12 @@ Users write patterns (grants, limits of API tokens), so no pattern may be slow t
 text without a slash and `**` matches any text.
 
 A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one look-up in a dict. Older
-stores also hold patterns with a star before the end. All such patterns that begin with the same prefix form one
+stores may also contain patterns with a star before the end. All such patterns that begin with the same prefix form one
 nondeterministic automaton, which reads the name character by character. Each position in a pattern is one bit of a
 large integer, and one shift advances all positions together (the Shift-And algorithm: Baeza-Yates and Gonnet 1992).
-The time for a match, in nanoseconds, is about the length of the name times the total length of the patterns, divided by
-30, both in characters.
+Matching a name of n characters with patterns of m characters in total takes about n * m / 30 nanoseconds.
 
-In the code, the *rest* of a pattern is its text from the first star on.
+The *prefix* of a pattern is its text before the first star. The *rest* is its text from the first star on.
 """
 
 from __future__ import annotations
@@ -23,34 +22,38 @@ from functools import cached_property, lru_cache
 from typing import Final
 
 _NAME_CHARACTERS: Final = "-./0123456789_abcdefghijklmnopqrstuvwxyz"
-"""The characters of names, in byte order."""
+"""The characters that names may contain, in byte order."""
 _STAR_AND_TEXT: Final = re.compile(r"(\*\*?)([^*]*)")
-"""One star form of a pattern, and the text up to the next one."""
+"""A `*` or `**` in a pattern, and the text from there to the next star."""
 _END: Final = "\n"
-"""Character that marks the end of a pattern. No name contains it."""
+"""Character that marks the end of a pattern in an automaton. No name contains it."""
 _BITS_PER_STEP: Final = 1024
-"""Bits that one integer operation shifts in about the time that Python needs to execute any operation at all."""
+"""Number of bits that an operation on an integer processes in about the time that Python needs to start any
+operation."""
 _MIN_SHARED_CHARACTERS: Final = 4096
-"""Total length of patterns from which `SharedMatcher` shares their matcher. A matcher takes about ten bytes of memory
-per character, so sharing smaller ones saves too little."""
+"""Smallest total length of the patterns whose matcher `SharedMatcher` shares. A matcher takes about ten bytes of memory
+per character of its patterns, so sharing smaller matchers would save too little."""
 _MAX_SHARED_MATCHERS: Final = 64
-"""Shared matchers that a process keeps in memory."""
+"""Largest number of shared matchers that a process keeps in memory."""
 
 
 class _Steps(dict[str, tuple[int, int]]):
-    """The transitions of an automaton. Maps a character of a name to two sets of positions, each a number with a bit
-    per position: the positions that the character advances by one, and the positions of stars, where it may stay."""
+    """The transitions of an automaton: maps a character of a name to two sets of positions. From the positions in the
+    first set, the automaton advances by one when it reads the character. In the positions in the second set, which
+    follow a star, it may stay. A set is an integer with one bit per position."""
 
     def __init__(self, letters: str, loops: str) -> None:
-        """`letters`: the pattern character that each position expects. `loops`: per position "1" if a `*` stands before
-        it, "2" if a `**` does, "0" otherwise."""
+        """`letters`: for each position, the character of the pattern that it expects. `loops`: for each position, "1"
+        if a `*` is right before it, "2" if a `**` is, and "0" if no star is."""
         super().__init__()
-        self._letters = letters[::-1].encode("ascii")  # reversed, since bit 0 is the last digit of a number
+        # Both texts are reversed, because `_number` makes bit 0 from the last character.
+        self._letters = letters[::-1].encode("ascii")
         self._loops = loops[::-1].encode("ascii")
         self._all_stars = _number(self._loops, "12")
         self._double_stars = _number(self._loops, "2")
 
     def __missing__(self, letter: str) -> tuple[int, int]:
+        """Returns the two sets for `letter`, and stores them in the dict if names may contain the character."""
         advancing = _number(self._letters, letter) if letter in _NAME_CHARACTERS else 0
         step = advancing, self._double_stars if letter == "/" else self._all_stars  # a single star matches no slash
         if letter in _NAME_CHARACTERS:
@@ -59,7 +62,8 @@ class _Steps(dict[str, tuple[int, int]]):
 
 
 def _number(text: bytes, characters: str) -> int:
-    """Returns a number with one binary digit per character of `text`: 1 where the character is one of `characters`."""
+    """Returns a number with one binary digit per character of `text`, in the same order. The digit is 1 if the
+    character is one of `characters`, and 0 if not."""
     digits = bytearray(b"0" * 256)
     for character in characters:
         digits[ord(character)] = ord("1")
@@ -67,14 +71,14 @@ def _number(text: bytes, characters: str) -> int:
 
 
 class _OneSegment:
-    """Matcher for the rest `*`: text without a slash. Has the methods of `_Automaton`."""
+    """Matcher for the rest `*`, which matches text without a slash. Has the methods of `_Automaton`."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         return "/" not in name[prefix_length:]
 
     def seek(self, text: str, prefix_length: int) -> str | None:
         slash = text.find("/", prefix_length)
-        return text if slash < 0 else text[:slash] + "0"  # "0" is the character after "/"
+        return text if slash < 0 else text[:slash] + "0"  # "0" is the character after "/" in byte order
 
 
 class _Automaton:
@@ -84,22 +88,22 @@ class _Automaton:
 
     def __init__(self, rests: Iterable[str]) -> None:
         texts: list[str] = []
-        kinds: list[str] = []
+        loop_digits: list[str] = []
         starts: list[int] = []
         size = 0
         for rest in rests:
             starts.append(size)
-            kind = text = ""
+            loop_digit = text = ""
             for star, text in _STAR_AND_TEXT.findall(rest):
-                kind = "2" if star == "**" else "1"
+                loop_digit = "2" if star == "**" else "1"
                 texts.append(text)
-                kinds.append(kind + "0" * (len(text) - 1) if text else "")
+                loop_digits.append(loop_digit + "0" * (len(text) - 1) if text else "")
                 size += len(text)
-            # The end position of a pattern that ends with a star accepts any further text of that star.
+            # If the pattern ends with a star, the automaton may stay in the end position, as after any star.
             texts.append(_END)
-            kinds.append("0" if text else kind)
+            loop_digits.append("0" if text else loop_digit)
             size += 1
-        letters, loops = "".join(texts), "".join(kinds)
+        letters, loops = "".join(texts), "".join(loop_digits)
         self._steps = _Steps(letters, loops)
         self._end = _number(letters[::-1].encode("ascii"), _END)
         start_digits = bytearray(b"0" * size)
@@ -107,7 +111,8 @@ class _Automaton:
             start_digits[size - 1 - start] = ord("1")
         self._start = int(bytes(start_digits), 2)
         self._later_steps: dict[str, int] = {}
-        """For each character, the positions at which some later character is accepted. Built at the first use."""
+        """For each character, the positions at which the automaton accepts a character that sorts after it. Empty until
+        the first use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""
@@ -120,10 +125,10 @@ class _Automaton:
         return positions & self._end != 0
 
     def seek(self, text: str, prefix_length: int) -> str | None:
-        """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
-        `text`."""
+        """Does what `Matcher.seek` does, but looks only for names that begin with the first `prefix_length` characters
+        of `text`."""
         steps, positions = self._steps, self._start
-        passed = []
+        passed = []  # for each character read so far, the positions before it
         for letter in text[prefix_length:]:
             advancing, staying = steps[letter]
             passed.append(positions)
@@ -131,7 +136,7 @@ class _Automaton:
             if not positions:
                 break
         else:
-            return text  # after all of `text`, some position is left, and every position can lead to a match
+            return text  # some position is left after all of `text`, and from every position a match is possible
         while passed:
             index = prefix_length + len(passed) - 1
             letter = self._next_letter(passed.pop(), text[index])
@@ -140,8 +145,8 @@ class _Automaton:
         return None
 
     def _next_letter(self, positions: int, after: str) -> str:
-        """Returns the first character greater than `after` that one of `positions` accepts, or an empty text if none
-        accepts such a character."""
+        """Returns the first character after `after`, in byte order, that one of `positions` accepts. Returns an empty
+        text if they accept no such character."""
         later_steps = self._later_steps or self._build_later_steps()
         if after in later_steps and not positions & later_steps[after]:
             return ""
@@ -162,7 +167,7 @@ class _Automaton:
 
 
 class Matcher:
-    """Matches names against `patterns`. The patterns must be valid (`storage.patterns.NamePattern`)."""
+    """Matches names against `patterns`, which must be valid (`storage.patterns.NamePattern`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         exact = set()
@@ -175,41 +180,42 @@ class Matcher:
                 exact.add(pattern)
         self._exact = exact
         self._rests = dict(rests)
-        """The rests of all patterns with a star, by their prefix: the text before the first star."""
+        """The rests of all patterns with a star, by prefix."""
         self._automata: dict[str, _OneSegment | _Automaton | None] = {}
         """The automata built so far, by prefix. None: every name that begins with the prefix matches (rest `**`)."""
-        self._lengths = sorted({len(prefix) for prefix in rests})
+        self._prefix_lengths = sorted({len(prefix) for prefix in rests})
         sizes = [sum(map(len, found)) for found in rests.values()]
-        # Of all prefixes of one length, a name can begin with only one.
-        self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._lengths)) // _BITS_PER_STEP
-        """Upper bound for the cost of matching one character of a name, in units of one look-up. It is 1 unless many
-        patterns have a star before the end."""
+        # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
+        self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
+        """Upper bound for the cost of matching one character of a name, in units of the cost of one look-up. It is 1
+        unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
-        """Builds the largest automaton, which otherwise the first look-up builds: that of the prefix with most
-        patterns."""
+        """Builds the automaton of the prefix with the most patterns now. Without this call, the first look-up of a name
+        with this prefix builds it."""
         if self._rests:
             self._automaton(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
 
     def _automaton(self, prefix: str) -> _OneSegment | _Automaton | None:
-        """Returns the automaton for the rests after `prefix`, or None if every name that begins with it matches."""
+        """Returns the automaton for the rests after `prefix`, or None if every name that begins with `prefix`
+        matches."""
         try:
             return self._automata[prefix]
         except KeyError:
             rests = self._rests[prefix]
-            made = self._automata[prefix] = None if "**" in rests else _build_automaton(rests)
-            return made
+            automaton = self._automata[prefix] = None if "**" in rests else _build_automaton(rests)
+            return automaton
 
     @cached_property
     def _starts(self) -> list[str]:
-        """All exact names and prefixes, sorted. Every matching name is in this list or begins with a text in it."""
+        """All exact names and prefixes, sorted. Every matching name is one of these texts or begins with one."""
         return sorted({*self._exact, *self._rests})
 
     def matches(self, name: str) -> bool:
         """Returns whether `name` matches at least one pattern."""
         if name in self._exact:
             return True
-        for length in self._lengths:
+        for length in self._prefix_lengths:
             prefix = name[:length]
             if prefix in self._rests and len(prefix) == length:
                 automaton = self._automaton(prefix)
@@ -218,13 +224,13 @@ class Matcher:
         return False
 
     def seek(self, text: str) -> str | None:
-        """Returns a position from which a scan for matching names may continue, for a scan in byte order that has come
-        to `text`. The position is a text that sorts at or after `text`, and no matching name sorts between the two. It
-        is `text` itself if a name that begins with `text` may match; otherwise it need not be a name. Returns None if
-        no matching name sorts at or after `text`."""
+        """For a scan of all names in byte order that has come to `text`: returns the position to which the scan may
+        jump without missing a matching name. The position is a text that is equal to `text` or sorts after it. No
+        matching name sorts between the two. The position is `text` itself if a name that begins with `text` may match;
+        another position need not be a name. Returns None if no matching name is equal to `text` or sorts after it."""
         index = bisect_left(self._starts, text)
         position = self._starts[index] if index < len(self._starts) else None
-        for length in self._lengths:
+        for length in self._prefix_lengths:
             prefix = text[:length]
             if len(prefix) < length or prefix not in self._rests:
                 continue
@@ -241,9 +247,10 @@ def _build_automaton(rests: list[str]) -> _OneSegment | _Automaton:
 
 
 class SharedMatcher:
-    """Holds the `matcher` of a set of patterns in bounded memory, because a thousand users may have many patterns each.
-    A small matcher belongs to this object. Large matchers are in a cache of the process: equal sets of patterns share
-    one. A matcher that was evicted from the cache is built again at its next use."""
+    """Gives access to the `matcher` of a set of patterns. It bounds the memory that all matchers of the process take,
+    because a thousand users may have many patterns each. This object stores a small matcher itself. Large matchers are
+    in a cache of the process, where equal sets of patterns share one. A matcher that the cache has evicted is built
+    again at its next use."""
 
     __slots__ = ("_own", "_patterns")
 
@@ -259,4 +266,5 @@ class SharedMatcher:
 
 @lru_cache(maxsize=_MAX_SHARED_MATCHERS)
 def _shared_matcher(patterns: frozenset[str]) -> Matcher:
+    """Returns the matcher of the patterns from the cache, or builds it."""
     return Matcher(patterns)

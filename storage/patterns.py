@@ -3,8 +3,8 @@
 In a pattern, `*` matches any text without a slash and `**` matches any text. `team/**` matches every name below `team`,
 `*` matches every name without a slash, and `**` matches every name.
 
-A *simple* pattern is an exact name, or a prefix followed by `*` or `**`. New grants and new token limits must be
-simple. Older stores and settings may hold patterns with a star elsewhere; these still work.
+A *simple* pattern is an exact name, or a prefix followed by `*` or `**`. New grants and new limits of API tokens accept
+only simple patterns. Older stores and settings may contain patterns with a star elsewhere; these still work.
 
 The *first segment* of a name is the text before its first slash. For a mirrored repository it is the name of the
 upstream registry, such as `ghcr.io`.
@@ -25,11 +25,12 @@ _SIMPLE = re.compile(r"[^*]*\*{0,2}")
 _MAX_LENGTH = 255
 """Longest pattern, in characters."""
 _MAX_SEEK_ROUNDS: Final = 4
-"""How often `NameSet.seek` alternates between patterns and limits before it settles for the position found so far."""
+"""How often `NameSet.seek` alternates between patterns and limits before it returns the position found so far."""
 
 
 class NamePattern(str):
-    """A pattern of repository names. The constructor raises ValueError, with a text for the user."""
+    """A pattern of repository names. The constructor raises ValueError, with a text for the user, if the text is not a
+    valid pattern."""
 
     __slots__ = ()
 
@@ -45,12 +46,13 @@ class NamePattern(str):
 
     @property
     def prefix(self) -> str:
-        """The text before the first star; the whole pattern if it has no star. Every matching name begins with it."""
+        """The text before the first star, or the whole pattern if it has no star. Every matching name begins with this
+        text."""
         return self.partition("*")[0]
 
     @property
     def is_prefix_match(self) -> bool:
-        """Whether every name that begins with `prefix` matches: the pattern is the prefix followed by `**`."""
+        """Whether the pattern is a prefix followed by `**`, so that every name that begins with `prefix` matches."""
         return self[len(self.prefix) :] == "**"
 
     @property
@@ -71,17 +73,18 @@ def require_simple(pattern: NamePattern) -> NamePattern:
 
 @lru_cache(maxsize=1024)
 def _matcher(pattern: str) -> Matcher:
+    """Returns the matcher of a single pattern."""
     return Matcher((pattern,))
 
 
 @dataclass(frozen=True)
 class NameSet:
-    """A set of repository names. A name is in the set if it matches one of `patterns` and, unless `limits` is None,
-    also one of `limits`.
+    """A set of repository names. A name is in the set if it matches one of `patterns` and, unless `limits` is None, one
+    of `limits`.
 
-    `guarded` contains first segments whose repositories a general pattern does not match. A name below a guarded
-    segment matches only patterns that begin with that segment and a slash. If `ghcr.io` is guarded, `**` does not match
-    `ghcr.io/app`, but `ghcr.io/**` does. This rule does not apply to `limits`, because limits only remove names.
+    `guarded` contains first segments below which only special patterns match: a name below a guarded segment matches
+    only patterns that begin with that segment and a slash. If `ghcr.io` is guarded, `**` does not match `ghcr.io/app`,
+    but `ghcr.io/**` does. This rule does not apply to `limits`, because limits only remove names.
     """
 
     patterns: frozenset[NamePattern]
@@ -96,21 +99,22 @@ class NameSet:
         return cls(frozenset(map(NamePattern, patterns)), frozenset(guarded), valid_limits)
 
     def limited_to(self, limits: Iterable[NamePattern]) -> NameSet:
-        """Returns the set of those names of this set that match one of `limits`. This set must have no limits."""
+        """Returns the set of those names of this set that match one of `limits`. `limits` of this set must be None."""
         assert self.limits is None
         return NameSet(self.patterns, self.guarded, frozenset(limits))
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or not self._matcher_for(name).matches(name):
             return False
-        return self._limits is None or self._limits.matches(name)
+        return self._limit_matcher is None or self._limit_matcher.matches(name)
 
     def covers(self, pattern: NamePattern) -> bool:
-        """Returns whether every name that matches `pattern` is in the set. Takes one look-up per character of
+        """Returns True only if every name that matches `pattern` is in the set. Takes one look-up per character of
         `pattern`.
 
-        The result is False, although it should be True, if only several patterns of the set together cover `pattern`,
-        or only a pattern that is not simple does.
+        The method checks only whether `pattern` itself or a simple pattern that matches all its names is one of the
+        set's patterns. So the result is False, although it should be True, if only several patterns together match all
+        these names, or only one that is not simple.
         """
         if "*" not in pattern:
             return pattern in self
@@ -120,54 +124,56 @@ class NameSet:
         return covered and (self.limits is None or _has_cover(self.limits, pattern))
 
     def without_segments(self, first_segments: Iterable[str]) -> NameSet:
-        """Returns this set without the names below these first segments."""
+        """Returns the set of those names of this set that are not below one of these first segments."""
         removed = frozenset(first_segments)
+        # The patterns that begin with a removed segment are left out. All others do not match below it, because the new
+        # set guards the segment.
         kept = (pattern for pattern in self.patterns if pattern.partition("/")[0] not in removed or "/" not in pattern)
         return NameSet(frozenset(kept), self.guarded | removed, self.limits)
 
     @cached_property
     def has_every_name(self) -> bool:
-        """Whether the set certainly contains every name. False does not prove that a name is missing."""
+        """True only if the set contains every name. False does not prove that a name is missing."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     def prepare(self) -> None:
-        """Builds the look-up structure of the patterns, which otherwise the first look-up builds. For many patterns
-        this takes milliseconds."""
-        self._unguarded.prepare()
+        """Builds the look-up structure of the patterns now, which takes milliseconds for many patterns. Without this
+        call, the first look-up builds it."""
+        self._general_matcher.prepare()
 
     @property
     def match_cost(self) -> int:
-        """Upper bound for the cost of matching one character of a name, in units of one look-up. It is 1, or 2 with
-        limits, unless many patterns are not simple."""
-        return self._unguarded.match_cost + (0 if self._limits is None else self._limits.match_cost)
+        """Upper bound for the cost of matching one character of a name, in units of the cost of one look-up. It is 1
+        without limits and 2 with limits, or more if many patterns are not simple."""
+        return self._general_matcher.match_cost + (0 if self._limit_matcher is None else self._limit_matcher.match_cost)
 
     def seek(self, text: str) -> str | None:
-        """Returns the position from which a scan for names of the set may continue, for a scan in byte order that has
-        come to `text`. The position is a text that sorts at or after `text`, and no name of the set sorts between the
-        two. It need not be a name, and may sort before the next name of the set. Returns None if no name of the set
-        sorts at or after `text`.
+        """For a scan of all names in byte order that has come to `text`: returns the position to which the scan may
+        jump without missing a name of the set. The position is a text that is equal to `text` or sorts after it. No
+        name of the set sorts between the two. The position need not be a name, and need not be right before the next
+        name of the set. Returns None if no name of the set is equal to `text` or sorts after it.
         """
         for _ in range(_MAX_SEEK_ROUNDS):
             found = self._seek_patterns(text)
-            if found is None or self._limits is None:
+            if found is None or self._limit_matcher is None:
                 return found
-            limited = self._limits.seek(found)
+            limited = self._limit_matcher.seek(found)
             if limited is None or limited == found:
                 return limited
             text = limited
         return text
 
     def _seek_patterns(self, text: str) -> str | None:
-        """Does what `seek` does, but ignores the limits. In byte order, all names below one guarded segment follow each
-        other. Among them the method seeks with the patterns for that segment, and elsewhere with all patterns."""
+        """Does what `seek` does, but ignores the limits. In byte order, the names below one guarded segment follow each
+        other. Among these names, only the patterns for that segment apply; among all other names, all patterns do."""
         while True:
             segment, slash, _ = text.partition("/")
             is_guarded = bool(slash) and segment in self.guarded
-            found = (self._below(segment) if is_guarded else self._unguarded).seek(text)
+            found = (self._matcher_below(segment) if is_guarded else self._general_matcher).seek(text)
             if is_guarded:
                 if found is not None and found.startswith(f"{segment}/"):
                     return found
-                text = segment + "0"  # behind all names below the segment: "0" is the character after "/"
+                text = segment + "0"  # sorts after all names below the segment: "0" is the character after "/"
                 continue
             if found is None:
                 return None
@@ -181,32 +187,32 @@ class NameSet:
         if self.guarded:
             segment = name.partition("/")[0]
             if segment in self.guarded:
-                return self._below(segment)
-        return self._unguarded
+                return self._matcher_below(segment)
+        return self._general_matcher
 
     @property
-    def _unguarded(self) -> Matcher:
-        """Matcher of all patterns, for names that are not below a guarded segment."""
-        return self._matcher.matcher
+    def _general_matcher(self) -> Matcher:
+        """The matcher of all patterns, for names that are not below a guarded segment."""
+        return self._shared_matcher.matcher
 
     @property
-    def _limits(self) -> Matcher | None:
-        return None if self._limit_matcher is None else self._limit_matcher.matcher
+    def _limit_matcher(self) -> Matcher | None:
+        return None if self._shared_limit_matcher is None else self._shared_limit_matcher.matcher
 
     @cached_property
-    def _matcher(self) -> SharedMatcher:
+    def _shared_matcher(self) -> SharedMatcher:
         return SharedMatcher(self.patterns)
 
     @cached_property
-    def _limit_matcher(self) -> SharedMatcher | None:
+    def _shared_limit_matcher(self) -> SharedMatcher | None:
         return None if self.limits is None else SharedMatcher(self.limits)
 
     @cached_property
     def _guarded_matchers(self) -> dict[str, SharedMatcher]:
-        """The matchers that `_below` has built so far, by segment."""
+        """The matchers that `_matcher_below` has built so far, by segment."""
         return {}
 
-    def _below(self, segment: str) -> Matcher:
+    def _matcher_below(self, segment: str) -> Matcher:
         """Returns the matcher of the patterns that apply below the guarded first segment `segment`."""
         shared = self._guarded_matchers.get(segment)
         if shared is None:
@@ -216,9 +222,8 @@ class NameSet:
 
 
 def _has_cover(patterns: Collection[NamePattern], pattern: NamePattern, min_prefix: int = 0) -> bool:
-    """Returns whether `patterns` contains `pattern` itself or a simple pattern that matches all names that `pattern`
-    matches. `min_prefix`: shortest prefix, in characters, that such a simple pattern may have. `pattern` must contain
-    a star."""
+    """Returns whether `patterns` contains `pattern` itself, or a simple pattern that matches all names that `pattern`
+    matches. `pattern` must contain a star. `min_prefix`: patterns with a prefix of fewer characters are left out."""
     if pattern in patterns:
         return True
     end = len(pattern.prefix) + 1

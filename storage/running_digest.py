@@ -1,9 +1,10 @@
-"""Digests that are computed while bytes arrive, and whose state can be saved and continued later (`RunningDigest`).
+"""Digests that are computed while bytes arrive (`RunningDigest`). The state of a computation can be saved, and the
+computation continued later from the saved state.
 
-`hashlib` cannot export the state of a hash. OpenSSL's libcrypto can: its SHA256_CTX and SHA512_CTX are plain
+`hashlib` cannot export the state of a computation. OpenSSL's libcrypto can: its SHA256_CTX and SHA512_CTX are plain C
 structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to (`LibcryptoDigest`). If
-that is not possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and to continue later, all bytes
-must be read again.
+that is not possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and a computation that is to be
+continued later must read all bytes again.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any, NamedTuple, Protocol
 from storage.names import Digest, as_algorithm
 
 Data = bytes | bytearray | memoryview
+"""Types of bytes that can be appended."""
 
 
 class RunningDigest(Protocol):
-    """The digest of bytes that come one after the other. `algorithm`: `sha256` or `sha512`."""
+    """The digest of bytes that are appended piece by piece. `algorithm`: `sha256` or `sha512`."""
 
     algorithm: str
 
@@ -29,17 +31,18 @@ class RunningDigest(Protocol):
         ...
 
     def digest(self) -> Digest:
-        """Returns the digest of all bytes so far. More bytes may be appended afterwards."""
+        """Returns the digest of all bytes appended so far. More bytes may be appended afterwards."""
         ...
 
     def save(self) -> bytes | None:
-        """Returns the state, for `restore_digest` on the same machine; None if it cannot be exported."""
+        """Returns the state of the computation, which `restore_digest` accepts on the same machine. Returns None if the
+        state cannot be exported."""
         ...
 
 
 class _LibcryptoHash(NamedTuple):
-    """One hash algorithm of libcrypto. `state_bytes`: size of its structure. `digest_bytes`: length of its digest.
-    `init`, `update`, `final`: its C functions, such as `SHA256_Init`."""
+    """One hash algorithm of libcrypto. `state_bytes`: size of the C structure that contains its state. `digest_bytes`:
+    length of its digest. `init`, `update`, `final`: its C functions, such as `SHA256_Init`."""
 
     state_bytes: int
     digest_bytes: int
@@ -48,16 +51,17 @@ class _LibcryptoHash(NamedTuple):
     final: Any
 
 
-# SHA256_CTX: 8 words, a 64-bit count, a block of 64 bytes, two ints. SHA512_CTX: the same with words twice as wide.
+# SHA256_CTX: 8 words of 32 bits, a count of 64 bits, a block of 64 bytes, two ints. SHA512_CTX: 8 words of 64 bits, a
+# count of 128 bits, a block of 128 bytes, two ints.
 _SIZES = {"sha256": (112, 32), "sha512": (216, 64)}
-"""Size of the structure and length of the digest, in bytes."""
+"""For each algorithm, the size of the C structure and the length of the digest, in bytes."""
 
 
 class LibcryptoDigest:
     """A `RunningDigest` in a structure of libcrypto."""
 
     def __init__(self, algorithm: str, functions: _LibcryptoHash, state: bytes | None = None) -> None:
-        """`state`: a saved state to continue from; None: the digest of no bytes."""
+        """`state`: a saved state to continue from; None: starts a new computation."""
         self.algorithm = algorithm
         self._functions = functions
         self._state = ctypes.create_string_buffer(functions.state_bytes)
@@ -75,12 +79,13 @@ class LibcryptoDigest:
         elif view.readonly:
             self._functions.update(self._state, bytes(view), view.nbytes)
         else:
-            # A reference to the first byte keeps all the memory alive. An array type for each length would be slower.
+            # `first_byte` keeps the memory of all bytes alive. Creating a ctypes array of this length would be slower.
             first_byte = ctypes.c_char.from_buffer(view)
             self._functions.update(self._state, ctypes.addressof(first_byte), view.nbytes)
 
     def digest(self) -> Digest:
-        copy = ctypes.create_string_buffer(self._state.raw, self._functions.state_bytes)  # `final` overwrites it
+        # `final` overwrites the state, so it gets a copy.
+        copy = ctypes.create_string_buffer(self._state.raw, self._functions.state_bytes)
         result = ctypes.create_string_buffer(self._functions.digest_bytes)
         self._functions.final(result, copy)
         return Digest(f"{self.algorithm}:{result.raw.hex()}")
@@ -109,7 +114,8 @@ class HashlibDigest:
 @cache
 def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
     """Returns libcrypto's functions for the algorithm. Returns None if they cannot be found, or if a test computation
-    with a copied structure gives a wrong digest, because the structure is not as large as `_SIZES` says."""
+    with a copied structure gives a wrong digest, which shows that the structure does not have the size in `_SIZES`.
+    Returns None also on machines that are not little-endian, which this module does not support."""
     state_bytes, digest_bytes = _SIZES[algorithm]
     try:
         import _hashlib
@@ -133,15 +139,15 @@ def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
 
 
 def start_digest(algorithm: str) -> RunningDigest:
-    """Returns a digest to which no bytes have been appended. Raises DigestInvalid for an algorithm that is not
-    supported."""
+    """Returns a new computation, to which no bytes have been appended. Raises DigestInvalid for an algorithm that is
+    not supported."""
     functions = _libcrypto(as_algorithm(algorithm))
     return LibcryptoDigest(algorithm, functions) if functions else HashlibDigest(algorithm)
 
 
 def restore_digest(algorithm: str, state: bytes | None) -> RunningDigest | None:
-    """Returns a digest that continues from a state that `save` returned. Returns None if that is not possible, so that
-    all bytes must be read again."""
+    """Returns a computation that continues from `state`, the result of `save`. Returns None if that is not possible.
+    The caller must then start a new computation and append all bytes again."""
     functions = _libcrypto(as_algorithm(algorithm))
     if functions is None or state is None or len(state) != functions.state_bytes:
         return None

@@ -1,40 +1,43 @@
-"""A cache that drops all values as soon as the data that they were computed from changes (`VersionedCache`)."""
+"""A cache for values that are computed from data that may change (`VersionedCache`). A change of the data evicts all
+values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-LARGEST_SHARE: Final = 16
-"""A value is cached only if it takes at most 1/16 of the capacity, so that no single value evicts most others."""
-ASKED_KEYS: Final = 4096
-"""Number of recently requested keys that `should_cache` remembers at most. It always remembers at least half as
-many."""
+MAX_VALUE_DIVISOR: Final = 16
+"""The capacity of a cache divided by this number is the size of the largest value that it caches. So no single value
+evicts most others."""
+MAX_REMEMBERED_KEYS: Final = 4096
+"""Largest number of requested keys that `should_cache` remembers. When it reaches this number, it forgets the older
+half."""
 V = TypeVar("V")
 
 
 class VersionedCache(Generic[V]):
     """A cache of values that are computed from data with a version.
 
-    `version` is a function that returns the current version of the data. When the version changes, all values are
-    dropped, so the cache never returns a stale value. `capacity` bounds the total size of the values in bytes; the
-    oldest values are evicted first."""
+    `version`: a function that returns the current version of the data. When the version has changed, the cache evicts
+    all values, so it never returns a stale value. `capacity`: largest total size of the cached values in bytes. To make
+    room for a new value, the cache evicts the values that were put into it first."""
 
     def __init__(self, version: Callable[[], object], capacity: int) -> None:
         self.version = version
         self.last_version: object = None
-        """Version of the data at the last call of `get`: pass it to `put` with a value that was computed after it."""
+        """Version of the data from which the cached values were computed. `get` brings it up to date. If `get` returns
+        None, the caller reads this attribute, computes the value, and passes both to `put`."""
         self._capacity = capacity
         self._free_bytes = capacity
         self._entries: dict[Hashable, tuple[V, int]] = {}
-        """Value and size of each key."""
-        self._asked: set[int] = set()
-        """Hashes of the keys that were requested last."""
-        self._asked_before: set[int] = set()
-        """Hashes of the keys that were requested before those in `_asked`."""
+        """The value and its size in bytes, by key. In the order in which they were put into the cache."""
+        self._recent_hashes: set[int] = set()
+        """Hashes of the keys that `should_cache` was asked about last."""
+        self._older_hashes: set[int] = set()
+        """Hashes of the keys that `should_cache` was asked about before those in `_recent_hashes`."""
 
     def get(self, key: Hashable) -> V | None:
-        """Returns the value of `key`, or None if no value is cached for the current version of the data."""
+        """Returns the value of `key`, or None if there is no value for the current version of the data."""
         version = self.version()
         if version != self.last_version:
             self._clear(version)
@@ -43,27 +46,28 @@ class VersionedCache(Generic[V]):
         return None if entry is None else entry[0]
 
     def should_cache(self, key: Hashable) -> bool:
-        """Returns whether a value for `key` is worth caching, which is the case from the second recent request for the
-        key on. A client that reads the whole store requests most keys only once; caching these would cost more than it
-        saves, and would evict other values."""
+        """Returns whether the caller should cache a value for `key`. It should if this method remembers an earlier call
+        for the key. A client that reads the whole store requests most keys only once. Caching their values would save
+        nothing and would evict other values."""
         key_hash = hash(key)
-        if key_hash in self._asked or key_hash in self._asked_before:
+        if key_hash in self._recent_hashes or key_hash in self._older_hashes:
             return True
-        if len(self._asked) >= ASKED_KEYS // 2:
-            # Forgets half of the keys at once, because finding the oldest key of a dict with many deletions is slow.
-            self._asked_before, self._asked = self._asked, set()
-        self._asked.add(key_hash)
+        if len(self._recent_hashes) >= MAX_REMEMBERED_KEYS // 2:
+            # Forgets half of the keys in one step. Forgetting only the oldest key at each call would be slower, because
+            # it would need a dict, and the first key of a dict is slow to find after many deletions.
+            self._older_hashes, self._recent_hashes = self._recent_hashes, set()
+        self._recent_hashes.add(key_hash)
         return False
 
     def put(self, key: Hashable, value: V, size: int, since: object) -> None:
-        """Caches `value`. `size`: its approximate size in bytes. `since`: the version of the data, read before the
-        value was computed. Does nothing if the data has changed since then, if the value is too large, or if the key
-        has a value."""
+        """Caches `value`. `size`: approximate size of the value in bytes. `since`: version of the data from before the
+        value was computed. If the data has changed since then, `get` does not return the value. Does nothing if the
+        value is too large, or if the cache has a value for the key already."""
         if since != self.last_version:
             if since != self.version():
                 return
             self._clear(since)
-        if size > self._capacity // LARGEST_SHARE or key in self._entries:
+        if size > self._capacity // MAX_VALUE_DIVISOR or key in self._entries:
             return
         while size > self._free_bytes:
             self._free_bytes += self._entries.pop(next(iter(self._entries)))[1]
@@ -71,6 +75,6 @@ class VersionedCache(Generic[V]):
         self._free_bytes -= size
 
     def _clear(self, version: object) -> None:
-        """Drops all values, because the data has the new version `version`."""
+        """Evicts all values, because the data has the new version `version`."""
         self._entries.clear()
         self.last_version, self._free_bytes = version, self._capacity

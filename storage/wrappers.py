@@ -1,9 +1,9 @@
-"""Base classes of wrappers: registries that stand in front of another registry and pass calls on to it.
+"""Base classes of wrappers: registries that check or change calls before they pass them on to another registry.
 
-Both base classes turn each method call of `Registry` into one `Call` object and pass that to the method `handle`. A
-wrapper overrides only `handle`. There it inspects the call, may change it, and makes it on the registry behind with
-`await call.invoke_on(inner)`. `RefusingRegistry.handle` refuses every call; `ForwardingRegistry.handle` passes every
-call on.
+Both base classes turn each call of a method of `Registry` into one `Call` object and pass it to their method `handle`.
+A wrapper overrides only `handle`. There it inspects the call, may change it, and makes it on the other registry with
+`await call.invoke_on(registry)`. The two classes differ in what `handle` does if it is not overridden:
+`RefusingRegistry` refuses every call, `ForwardingRegistry` passes every call on.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from storage.patterns import ALL_NAMES, NameSet
 
 T = TypeVar("T")
 NO_REPOSITORY: Final = str.__new__(RepositoryName)
-"""An empty name: the `Call.repo` of a call of `repositories`, the one method that takes no repository."""
+"""An empty name: the value of `Call.repo` for `repositories`, the one method that takes no repository."""
 _NO_OPTIONS: Final[dict[str, Any]] = {}
+"""The `Call.options` of calls without keyword arguments. Never changed."""
 _OPERATIONS: Final = frozenset(
     name for part in (Reader, Writer, Deleter, Lister) for name in vars(part) if not name.startswith("_")
 )
 """Names of all methods of `Registry`."""
 _OPERATIONS_WITHOUT_ITEM: Final = frozenset({"repositories", "tags"})
-"""Operations that act on no digest, tag or upload; their first argument is the start of a page."""
+"""Names of the methods that have no digest, tag or upload id as an argument. Their first argument is `after`."""
 
 
 class Call(Generic[T]):
-    """A call on a registry that has not been made yet. `T` is the type of its result.
+    """The method and the arguments of a call that will be made on a registry. `T` is the type of its result.
 
     `operation`: name of the method of `Registry`. `action`: the right on `repo` that the call needs: PULL for methods
-    of Reader and Lister, PUSH for those of Writer, DELETE for those of Deleter. `repo`: the repository, or
+    of Reader and Lister, PUSH for methods of Writer, DELETE for methods of Deleter. `repo`: the repository, or
     `NO_REPOSITORY`. `args`: the positional arguments after the repository. `options`: the keyword arguments."""
 
     __slots__ = ("action", "args", "operation", "options", "repo")
@@ -54,8 +55,8 @@ class Call(Generic[T]):
         self.options = options
 
     def invoke_on(self, registry: Registry) -> Coroutine[Any, Any, T]:
-        """Calls the method on `registry` and returns the coroutine, which the caller awaits. A call may be made more
-        than once, also on several registries."""
+        """Calls the method on `registry` and returns the coroutine, which the caller awaits. May be called more than
+        once, and with different registries."""
         method: Callable[..., Coroutine[Any, Any, T]] = getattr(registry, self.operation)
         if self.repo:
             return method(self.repo, *self.args, **self.options)
@@ -63,20 +64,21 @@ class Call(Generic[T]):
 
     @property
     def actor(self) -> Actor | None:
-        """The client on whose behalf the call is made; None if the call does not name one, as for reads."""
+        """The client on whose behalf the call is made: the option `by`. None for methods without this option, such as
+        those that read."""
         return self.options.get("by")
 
     @property
     def item(self) -> str:
-        """Text for logs that names the object of the call: a digest, tag, upload id or hash algorithm; for a manifest
-        that is pushed its digest and tags; empty for lists."""
+        """Text for logs about what the call acts on: a digest, tag or upload id; for `put_manifest`, the manifest's
+        digest and tags; for `start_upload`, the digest algorithm. Empty for `repositories` and `tags`."""
         if self.operation == "put_manifest":
             return ",".join((self.args[0].digest, *self.args[1]))
         return "" if self.operation in _OPERATIONS_WITHOUT_ITEM else self.args[0]
 
 
 class Forward(Protocol):
-    """A function that makes a call on another registry and returns the coroutine of its result."""
+    """A function that makes a call on another registry. It returns a coroutine that returns the result of the call."""
 
     def __call__(self, call: Call[T], /) -> Coroutine[Any, Any, T]: ...
 
@@ -164,8 +166,8 @@ class RefusingRegistry(Registry):
 
 class ForwardingRegistry(RefusingRegistry):
     """A registry that makes every call on the registry `inner`. A subclass overrides `handle` to do something before or
-    after the call, and makes it with `await self.forward(call)`. It must not read the call afterwards, because `inner`
-    may have changed it."""
+    after the call, and makes the call with `await self.forward(call)`. After that it must not read the `Call` object,
+    because `inner` may have changed it."""
 
     def __init__(self, inner: Registry) -> None:
         self.inner = inner
@@ -176,8 +178,9 @@ class ForwardingRegistry(RefusingRegistry):
 
 
 def _answers_all_in_handle(registry: Registry) -> TypeGuard[RefusingRegistry]:
-    """Returns whether `registry` is a wrapper that overrides no method but `handle`. The `Call` object can then be
-    passed straight to its `handle`. Making another `Call` object would cost every request half a microsecond."""
+    """Returns whether `registry` is a wrapper whose methods all pass their calls to its `handle`. A `Call` object can
+    then be passed to `handle` directly. Calling the method instead would create another `Call` object, which would cost
+    every request half a microsecond."""
     kind = type(registry)
     return isinstance(registry, RefusingRegistry) and all(
         getattr(kind, name) is method for name, method in vars(RefusingRegistry).items() if name in _OPERATIONS

@@ -53,7 +53,7 @@ def read_put_condition(exchange: Exchange) -> Condition | None:
         raise RequestInvalid("the request has both If-Match and If-None-Match; send only one of them")
     if required is not None:
         return Condition(required)
-    return None if excluded is None else Condition(excluded, absent=True)
+    return None if excluded is None else Condition(excluded, negated=True)
 
 
 def _entity_tags(

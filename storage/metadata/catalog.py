@@ -1,9 +1,9 @@
 """The interface of the metadata store (`Metadata`): which blobs, manifests, tags and upload sessions exist.
 
-The bytes of blobs are in a separate blob store; here a blob is a *row*. The *place* of a blob is the key under which
-the blob store has its bytes, a text that means nothing here. A *link* is the right of a repository to serve a blob: two
-repositories with the same blob have two links to one row. A blob is *published* once the blob store has stored its
-bytes durably at their place.
+The bytes of blobs are in a separate blob store. The metadata store has a *row* for each blob. It contains the *place*
+of the blob: the key under which the blob store has the bytes. Only the blob store knows what the key means. A *link*
+is the right of a repository to serve a blob: if two repositories have the same blob, there are two links to one row. A
+blob is *published* as soon as the blob store has stored its bytes durably at their place.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
 ANY_ACTOR = ""
-"""`UploadRow.owner` of a session that every actor may resume."""
+"""Value of `UploadRow.owner` for a session that every actor may resume."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A blob of a repository. `size`: in bytes. `place`: key of its bytes in the blob store. `is_unreferenced`: True if
-    no manifest of the repository refers to the blob, so that the garbage collector may remove its link. `last_used`:
-    when a client last added or asked for the blob, in seconds since 1970."""
+    """A blob of a repository. `size`: number of its bytes. `place`: key of these bytes in the blob store.
+    `is_queued_for_collection`: whether the link is in the queue of the garbage collector. True if no manifest of the
+    repository refers to the blob; may stay True for some time after a manifest that refers to it was pushed.
+    `last_used`: approximate time in seconds since 1970 at which a client last added the blob or asked for it."""
 
     digest: Digest
     size: int
     place: str
-    is_unreferenced: bool
+    is_queued_for_collection: bool
     last_used: float
 
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
     """An upload session. `algorithm`: hash algorithm of the digest that is computed as the bytes arrive. `offset`,
-    `state` and `boot` are the last checkpoint of its progress: the number of bytes, the state of the digest after these
-    bytes (None if it was not saved), and the id of the machine's boot in which they were written. `owner`: name of the
-    actor that may resume the session, or `ANY_ACTOR`."""
+    `state` and `boot` are the last checkpoint of the session's progress: the number of bytes, the state of the digest
+    computation after these bytes (None: not saved), and the id of the machine's boot during which they were written.
+    `owner`: name of the actor (client) that may resume the session, or `ANY_ACTOR`."""
 
     id: UploadID
     repository: RepositoryName
@@ -51,23 +52,25 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue: a link that perhaps no manifest needs any more. `repository`: row id
-    of the repository. `digest`: digest of the blob."""
+    """An entry of the garbage collector's queue of links. `repository`: row id of the repository. `digest`: digest of
+    the blob. No manifest of the repository referred to the blob when the entry was made."""
 
     repository: int
     digest: Digest
 
 
 class Metadata(Protocol):
-    """The metadata store. Each method is one transaction. A change returns when it is durable; changes described as not
-    durable may be lost in a power cut. Methods without a description do what the method of the same name does in
-    `storage.interface.Registry`. All methods raise StorageFull, StorageFailed, and the errors named at each."""
+    """The metadata store. Each method is one transaction. A method that changes something returns when the change is
+    durable; changes that a description calls not durable may be lost in a power cut. Methods without a description do
+    for the metadata what the methods of the same names in `storage.interface.Registry` do; `manifest_descriptor` is
+    `resolve_manifest` there, and `manifest` is `get_manifest`. All methods may raise StorageFull and StorageFailed,
+    besides the errors that their descriptions name."""
 
     @property
     def version(self) -> Callable[[], object]:
         """A function that returns the current version of all stored data, including accounts. If it returns equal
-        versions twice, no process has changed anything in between. A lookup sees at least the data of every version
-        that was returned before the lookup."""
+        versions twice, no process has changed anything between the two calls. A lookup sees the data of the version
+        that was returned last before the lookup, or newer data."""
         ...
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
@@ -75,31 +78,31 @@ class Metadata(Protocol):
         ...
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Sets `BlobRow.last_used` to now, because a client was told that the repository has the blob. Not durable.
+        """Sets `BlobRow.last_used` to the current time. Called when a client has asked for the blob. Not durable.
         Raises BlobUnknown."""
         ...
 
     async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
-        """Adds the row of a published blob and a link from the repository to it, and deletes its upload session. Raises
-        BlobUploadUnknown."""
+        """Adds the row of a published blob and a link from the repository to it, and deletes the row of the upload
+        session `upload`, through which its bytes came. Raises BlobUploadUnknown."""
         ...
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
-        """Adds the row of a published blob and a link from the repository to it. For blobs that did not come through an
-        upload session."""
+        """Adds the row of a published blob and a link from the repository to it. For blobs whose bytes did not come
+        through an upload session."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Adds a link from `repo` to a blob that `source` has, and returns the blob's size in bytes. Raises
-        BlobUnknown."""
+        """Adds a link from `repo` to a blob that `source` has: a repository, or any repository of a set of names.
+        Returns the blob's size in bytes. Raises BlobUnknown."""
         ...
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
-        """Stores a new upload session. Not durable, like all changes of upload sessions."""
+        """Stores the row of a new upload session. Not durable."""
         ...
 
     async def upload(self, repo: RepositoryName, upload: UploadID) -> UploadRow:
@@ -107,8 +110,8 @@ class Metadata(Protocol):
         ...
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
-        """Stores a checkpoint of the session's progress, unless a later one is stored. Not durable. Raises
-        BlobUploadUnknown."""
+        """Stores a checkpoint of the session's progress, unless one with more bytes from the same boot is stored. Not
+        durable. Raises BlobUploadUnknown."""
         ...
 
     async def end_upload(self, upload: UploadID) -> None:
@@ -145,11 +148,13 @@ class Metadata(Protocol):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]: ...
 
-    # For the garbage collector. Changes that may remove the last reference to a blob put its link into a queue.
+    # For the garbage collector, which has two queues. A link enters the first queue when it is created before a
+    # manifest of the repository refers to the blob, and when the last manifest that refers to the blob is deleted. A
+    # digest enters the second queue when the last link to its blob is deleted.
 
     async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
-        """Returns at most `limit` entries that were put into the queue before `before` (seconds since 1970), oldest
-        first."""
+        """Returns at most `limit` entries that were put into the queue of links before the time `before` (seconds since
+        1970), oldest first."""
         ...
 
     async def unlinked_blobs(self, limit: int) -> list[Digest]:
@@ -157,15 +162,15 @@ class Metadata(Protocol):
         ...
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
-        """Deletes the link of an entry if no manifest of its repository refers to the blob and the blob was last used
-        before `before` (seconds since 1970). Returns whether it deleted the link. If it did not, the entry leaves the
-        queue, or stays in it for a later round if the blob was used since."""
+        """Deletes the link of an entry, and the entry, if no manifest of the repository refers to the blob and the blob
+        was last used before the time `before` (seconds since 1970). Returns whether it deleted the link. If a manifest
+        refers to the blob, deletes only the entry. If only the time is too late, the entry stays for a later call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        """Takes the digest out of the queue of `unlinked_blobs`. If the blob still has no link, deletes its row and
-        returns its place; otherwise returns None. The caller must hold the lock of the digest, and must remove the
-        bytes at the place afterwards."""
+        """Takes the digest out of the queue of blobs without a link. If the blob still has no link, deletes its row and
+        returns its place; if not, returns None. The caller must hold the lock of the digest. Before it releases the
+        lock, it must remove the bytes at the returned place from the blob store."""
         ...
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
@@ -173,12 +178,12 @@ class Metadata(Protocol):
         ...
 
     async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
-        """Returns at most `limit` upload sessions that had no progress since `before` (seconds since 1970)."""
+        """Returns at most `limit` upload sessions without progress since the time `before` (seconds since 1970)."""
         ...
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
-        """Deletes the row of an upload session if it had no progress since `before` (seconds since 1970). Returns False
-        if it had progress or does not exist. Not durable."""
+        """Deletes the row of an upload session without progress since the time `before` (seconds since 1970). Returns
+        whether it deleted the row. Not durable."""
         ...
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:

@@ -1,1 +1,1 @@
-"""The registry that stores what clients push: it combines a metadata store and a blob store."""
+"""The registry that stores what clients push. It combines a metadata store and a blob store."""

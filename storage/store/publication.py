@@ -1,4 +1,5 @@
-"""Turns verified content into a blob of a repository (`Publication`), for pushed and for mirrored content."""
+"""Turns bytes whose digest was verified into a blob of a repository (`Publication`). The bytes were pushed by a client
+or downloaded from an upstream registry."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from storage.names import RepositoryName, UploadID
 
 class Publication:
     """Commits content in two steps. First the blob store stores the bytes durably at their *place*, the key under which
-    it finds them again. Then the metadata store commits the blob's row, which contains the place. The lock of the
-    digest is held over both steps, so that the garbage collector does not remove the bytes in between."""
+    it finds them again. Then the metadata store commits the blob's *row*, which contains the place and makes the blob
+    exist. This class holds the lock of the digest during both steps, so that the garbage collector does not remove the
+    bytes between the two."""
 
     def __init__(self, blobs: BlobStore, metadata: Metadata, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -22,7 +24,7 @@ class Publication:
         self._locks = locks
 
     async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID) -> None:
-        """Makes the content of the upload session `upload` a blob of `repo`, and ends the session. Raises
+        """Makes the content of the upload session `upload` a blob of `repo`, and deletes the session's row. Raises
         BlobUploadUnknown, BlobUploadInvalid, StorageFull, StorageFailed."""
         await self._commit(
             content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload)
@@ -36,14 +38,15 @@ class Publication:
         )
 
     async def _commit(self, content: VerifiedContent, commit_row: Callable[[], Awaitable[None]]) -> None:
+        """Stores the bytes and then commits the row by calling `commit_row`."""
         async with self._locks.hold(content.digest):
             try:
                 await content.publish()
                 await commit_row()
             except StorageFull:
-                # After StorageFull the new row is certainly not committed. Unless an older row of the blob exists, the
-                # bytes only occupy the full disk. After other errors, such as a failed fsync, the bytes must stay: a
-                # crash may still bring the row back.
+                # After StorageFull the new row is certainly not committed. If there is no older row with this digest
+                # either, nothing needs the bytes, and deleting them frees space on the full disk. After other errors,
+                # such as a failed fsync, the bytes must stay, because the row may exist after a crash.
                 if not await self._metadata.known_blobs([content.digest]):
                     await self._blobs.remove(content.place)
                     await self._blobs.reclaim_space()

@@ -1,4 +1,5 @@
-"""The registry over a metadata store and a blob store (`StoredRegistry`): turns each call into calls to these two."""
+"""The registry that combines a metadata store and a blob store (`StoredRegistry`). The metadata store has a *row* for
+each blob and each upload session; the blob store has their bytes."""
 
 from __future__ import annotations
 
@@ -22,24 +23,26 @@ from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 
 TOUCH_INTERVAL_SECONDS = 60.0
-"""Shortest interval at which the time of the last request for a blob is saved. It saves writes when many clients ask
-for the same blob. If half of the garbage collector's grace time is shorter, that is the interval."""
+"""Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
+and each update is a write. Half of the garbage collector's grace time replaces it if that is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
-    """Functions that tell about the state of the disk. `problem` returns a sentence that says why nothing can be stored
-    now, or None. `retire` is None unless the metadata was opened read-only because the full disk had no space to open
-    it for changes; it closes the read-only metadata after another registry has been opened to replace this one."""
+    """What a `StoredRegistry` knows about a full disk. `problem`: a function that returns a sentence that says why
+    nothing can be stored now; it returns None if no problem is known. `retire`: None if the metadata was opened for
+    changes. If the full disk had no space for that, the metadata was opened read-only, and `retire` is a function that
+    ends this (see `StoredRegistry.retire`)."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
 
 
 class StoredRegistry:
-    """The registry in a data directory, with everything else that is stored there as attributes: accounts, partial
-    blobs and upstream records of the mirror, leases. `storage.composition.open_registry` opens it. The methods that
-    implement `storage.interface.Registry` are described there."""
+    """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
+    the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
+    locks of digests, and the leases (exclusive rights to do some work). `storage.composition.open_registry` creates the
+    object. The methods without a description implement `storage.interface.Registry`, which describes them."""
 
     def __init__(
         self,
@@ -78,8 +81,9 @@ class StoredRegistry:
         return self._health.retire is not None
 
     def retire(self) -> None:
-        """Closes read-only metadata, after another registry has been opened to replace this one. Does nothing if the
-        metadata is not read-only."""
+        """If the metadata is open read-only, stops reading from it, so that other processes can change it again. From
+        then on the calls of this registry raise StorageFull. Called when another registry has replaced this one. Does
+        nothing if the metadata is open for changes."""
         if self._health.retire is not None:
             self._health.retire()
 
@@ -89,8 +93,8 @@ class StoredRegistry:
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
-        if row.is_unreferenced and self._clock() - row.last_used > self._touch_interval:
-            with suppress(StorageFull):  # the answer is right even if the time cannot be saved
+        if row.is_queued_for_collection and self._clock() - row.last_used > self._touch_interval:
+            with suppress(StorageFull):  # the returned descriptor is right even if the time cannot be saved
                 await self.metadata.touch_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
 
@@ -99,7 +103,8 @@ class StoredRegistry:
         try:
             return await self._open(row, span)
         except BytesMissing:
-            # The blob was collected after its row was read. If it has been pushed again since, there is a new row.
+            # The garbage collector has removed the blob after its row was read. If a client has pushed the blob again
+            # since then, there is a new row.
             row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)
@@ -107,6 +112,7 @@ class StoredRegistry:
             raise StorageFailed(f"the file of {digest} is missing; push it again to restore it") from None
 
     async def _open(self, row: BlobRow, span: Span | None) -> BlobReader:
+        """Opens the blob of the row. Raises RangeInvalid, BytesMissing."""
         return await self.blobs.open(row.digest, row.size, row.place, span)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
@@ -134,30 +140,37 @@ class StoredRegistry:
                     offset=actual,
                 )
 
-        row = await self._session(repo, upload, by)
+        row = await self._upload_row(repo, upload, by)
 
         def check_stored(stored: int) -> None:
             checkpoint_of(row).check_not_truncated(stored)
             check_offset(stored)
 
-        # After a restart of the machine, the number of stored bytes does not tell how many of them are usable.
-        check_early = check_stored if row.boot == self.blobs.boot else None
-        return await resume(self.blobs, self.metadata, self._publication, repo, upload, check_early, check_offset)
+        # If the machine was restarted since the row was saved, some stored bytes may not be usable. Then only
+        # `check_offset`, which runs when the usable bytes have been found, can decide.
+        is_same_boot = row.boot == self.blobs.boot
+        return await resume(
+            *(self.blobs, self.metadata, self._publication, repo, upload),
+            check_before_take_over=check_stored if is_same_boot else None,
+            check_after_take_over=check_offset,
+        )
 
-    async def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
-        """Returns the row of an upload session that `by` may resume. Raises BlobUploadUnknown."""
+    async def _upload_row(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
+        """Returns the row of an upload session. Raises BlobUploadUnknown if there is no such session or `by` may not
+        resume it."""
         row = await self.metadata.upload(repo, upload)
         if by is not None and row.owner not in (ANY_ACTOR, by.name):
             raise BlobUploadUnknown
         return row
 
     async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
-        row = await self._session(repo, upload, by)
+        row = await self._upload_row(repo, upload, by)
         if row.boot == self.blobs.boot:
             stored = await self.blobs.upload_size(upload)
             checkpoint_of(row).check_not_truncated(stored)
             return stored
-        writer = await self.resume_upload(repo, upload)  # finds out which bytes survived the restart of the machine
+        # The machine was restarted since the row was saved. Resuming finds out how many bytes are usable.
+        writer = await self.resume_upload(repo, upload)
         try:
             return writer.offset
         finally:

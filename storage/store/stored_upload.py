@@ -1,8 +1,8 @@
 """Upload sessions of the stored registry (`StoredUpload`).
 
-The blob store has the bytes of a session, the metadata store has a row about its progress. This module writes to both,
-so that another process can resume the session. A session is *owned* by the request that resumed it last; an older
-request that still writes to it gets BlobUploadInvalid.
+The blob store has the bytes of a session. The metadata store has a *row* about the session's progress. This module
+writes to both, so that another process can resume the session. A session is *owned* by the request that resumed it
+last; an older request that still writes to it gets BlobUploadInvalid.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
 
 SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
-"""Number of bytes after which the progress is saved while a request is still sending. It bounds the bytes that must be
-hashed again when the session is resumed after a crash."""
+"""Number of written bytes after which the progress is saved before the request has ended. If the process crashes, at
+most this number of bytes must be hashed again when the session is resumed."""
 log = logging.getLogger("storage")
 
 
 class StoredUpload:
-    """An upload session that one request owns (`storage.interface.BlobWriter`, which describes the public methods)."""
+    """The writer of an upload session, for the request that owns it. Implements `storage.interface.BlobWriter`, which
+    describes the public methods."""
 
     def __init__(
         self,
@@ -43,18 +44,21 @@ class StoredUpload:
         repo: RepositoryName,
         upload: UploadID,
         session: UploadSession,
-        saved: int = 0,
+        saved_bytes: int = 0,
     ) -> None:
-        """`saved`: number of bytes that the metadata row says the session has."""
+        """`session`: the bytes of the session in the blob store. `saved_bytes`: number of bytes that the session has
+        according to its row."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs
         self._metadata = metadata
         self._publication = publication
         self._session = session
-        self._saved = saved
+        self._saved_bytes = saved_bytes
         self._committing: asyncio.Future[Descriptor] | None = None
-        self._ended = False
+        """The task that runs the commit. None before `commit`."""
+        self._is_closed = False
+        """Whether the session was committed or cancelled, or this writer was closed."""
 
     @property
     def offset(self) -> int:
@@ -64,7 +68,7 @@ class StoredUpload:
         self._check_open()
         try:
             await self._session.append(data)
-            if self._session.offset - self._saved >= SAVE_INTERVAL_BYTES:
+            if self._session.offset - self._saved_bytes >= SAVE_INTERVAL_BYTES:
                 await self._save()
         except StorageFull:
             await self._give_up()
@@ -79,7 +83,7 @@ class StoredUpload:
             raise
 
     async def commit(self, digest: Digest) -> Descriptor:
-        """Runs the commit in a task of its own, so that it runs to its end even if the request is cancelled."""
+        """Runs the commit in a separate task, which continues to its end even if the request is cancelled."""
         self._check_open()
         self._committing = asyncio.ensure_future(self._commit(digest))
         return await asyncio.shield(self._committing)
@@ -93,10 +97,10 @@ class StoredUpload:
                 raise
             await self._publication.commit_upload(self.repository, content, self.id)
         except (StorageFull, StorageFailed):
-            # After a failed fsync, the kernel does not know which bytes never reached the disk. So none can be trusted.
+            # After a failed fsync, the kernel does not tell which bytes are on the disk. So the session is deleted.
             await self._give_up()
             raise
-        self._ended = True
+        self._is_closed = True
         self._session.release()
         return Descriptor(BLOB_TYPE, digest, content.size)
 
@@ -106,50 +110,54 @@ class StoredUpload:
         await self._cancel()
 
     async def _cancel(self) -> None:
-        if self._ended:
+        """Deletes the bytes and the row of the session. Does nothing if `_is_closed` is True."""
+        if self._is_closed:
             return
         await self._session.discard()
-        self._ended = True
+        self._is_closed = True
         await self._session.close()
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
-        # Until the row was deleted, another request could resume the session. Deletes the bytes that it stored.
+        # Another request may have resumed the session before the row was deleted, and have stored bytes. They are
+        # useless without the row.
         await self._blobs.discard_upload(self.id)
 
     async def aclose(self) -> None:
         try:
             if self._committing is not None:
                 await asyncio.wait([self._committing])
-            if not self._ended:
+            if not self._is_closed:
                 await self._save()
         except StorageFull:
             await self._give_up()
             raise
         finally:
-            self._ended = True
-            if self._committing is not None and not self._committing.done():  # this call was cancelled
+            self._is_closed = True
+            if self._committing is not None and not self._committing.done():
+                # `aclose` was cancelled while it waited for the commit, which still uses the session.
                 self._committing.add_done_callback(lambda _: self._session.release())
             else:
                 self._session.release()
 
     def _check_open(self) -> None:
-        """Raises BlobUploadInvalid if the session was committed, cancelled or closed."""
-        if self._ended:
+        """Raises BlobUploadInvalid if `_is_closed` is True."""
+        if self._is_closed:
             raise BlobUploadInvalid("the upload session has ended")
 
     async def _save(self) -> None:
-        """Stores all bytes that were written, and saves the progress in the metadata row."""
+        """Stores all bytes that were written, and saves the progress in the row."""
         checkpoint = await self._session.flush()
-        if checkpoint.offset != self._saved:
+        if checkpoint.offset != self._saved_bytes:
             await self._metadata.save_upload(self.id, checkpoint.offset, checkpoint.state, checkpoint.boot)
-            self._saved = checkpoint.offset
+            self._saved_bytes = checkpoint.offset
 
     async def _give_up(self) -> None:
-        """Deletes the session after an error of the disk. This frees space on a full disk for other pushes."""
+        """Deletes the session after an error of the disk. On a full disk, this frees space for other pushes. If the
+        bytes cannot be deleted, logs a warning and raises nothing."""
         try:
             await self._cancel()
         except BlobUploadInvalid:
-            pass
+            pass  # a newer request owns the session now
         except RegistryError as error:
             log.warning("could not delete the bytes of the failed upload %s: %s", self.id, error)
 
@@ -160,32 +168,35 @@ async def resume(
     publication: Publication,
     repo: RepositoryName,
     upload: UploadID,
-    check_early: Callable[[int], None] | None,
-    check: Callable[[int], None],
+    *,
+    check_before_take_over: Callable[[int], None] | None,
+    check_after_take_over: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session from its present owner and returns it, ready to be continued. Both checks get the number of
-    bytes of the session and refuse the request by raising an error. `check_early` (None: no check) runs before the
-    present owner loses the session. `check` runs afterwards, when the number of usable bytes is known. Raises
-    BlobUploadUnknown."""
-    claimed = await blobs.take_over(upload, check_early)
+    """Takes the session `upload` over from the request that owns it, and returns the writer of its new owner.
+
+    Both checks are called with the number of bytes in the session, and refuse to resume it by raising an error. The
+    first (None: no check) runs while the session still has its old owner, and gets the number of stored bytes. The
+    second runs when the old owner has lost the session, and gets the number of usable bytes: bytes that were stored
+    before a restart of the machine may be unusable. Raises BlobUploadUnknown."""
+    claimed = await blobs.take_over(upload, check_before_take_over)
     try:
-        # The row is read after the session was taken, because its owner could still save progress or end it before.
+        # The row is read only now, because the old owner could change or delete it until it had lost the session.
         row = await metadata.upload(repo, upload)
-        session, saved = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
-        if row.boot != blobs.boot:
+        session, saved_bytes = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
+        if row.boot != blobs.boot:  # the machine was restarted, so the row is not right any more
             checkpoint = await session.flush()
-            saved = checkpoint.offset
-            await metadata.save_upload(upload, saved, checkpoint.state, checkpoint.boot)
-        check(session.offset)
+            saved_bytes = checkpoint.offset
+            await metadata.save_upload(upload, saved_bytes, checkpoint.state, checkpoint.boot)
+        check_after_take_over(session.offset)
     except BlobUploadUnknown:
-        await claimed.discard()  # the session has no row any more, so its bytes are useless
+        await claimed.discard()  # the session was committed or cancelled, so bytes that are left of it are useless
         raise
     except BaseException:
         claimed.release()
         raise
-    return StoredUpload(blobs, metadata, publication, repo, upload, session, saved)
+    return StoredUpload(blobs, metadata, publication, repo, upload, session, saved_bytes)
 
 
 def checkpoint_of(row: UploadRow) -> Checkpoint:
-    """Returns the progress that the row records."""
+    """Returns the saved progress of the session as the blob store needs it."""
     return Checkpoint(row.offset, row.state, row.boot)

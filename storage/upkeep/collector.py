@@ -1,11 +1,17 @@
 """Garbage collection (`Collector`): removes content that nothing refers to, while the registry serves requests.
 
-The bytes of a blob are in the blob store; its metadata are a *row*. A *link* is the right of one repository to serve
-the blob. When a change removes what may be the last reference to a blob in a repository, it puts the link into a queue.
-The collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
+The bytes of a blob are in the blob store; the metadata store has a *row* for each blob. A *link* is the right of one
+repository to serve the blob. The metadata store puts a link into a queue when it creates the link before a manifest of
+the repository refers to the blob, and when it deletes the last such manifest. The collector works through this queue,
+so its cost depends on the amount of garbage and not on the size of the store.
 
-A *stray* is a stored file without a row, which a crash in the middle of a push can leave. To find strays, the collector
-lists some *shards* of the blob store in each round. The shards together contain all blobs.
+The blob store deletes bytes in two steps. `remove` makes them unreachable, and `reclaim_space` frees their disk space.
+With files, `FileBlobStore.remove` moves the file to the trash, and `FileBlobStore.reclaim_space` unlinks the files in
+the trash (module `storage.blobs.files.file_blob_store`).
+
+A *stray* is a blob in the blob store that has no row, because a process crashed between the two steps of a push: first
+it stores the bytes, then the row. The blob store is divided into *shards*. To find strays, the collector lists the
+blobs of some shards in each round.
 """
 
 from __future__ import annotations
@@ -22,20 +28,21 @@ from storage.names import Digest
 from storage.partials import Partials
 
 BATCH_SIZE = 500
-"""Rows that are read from the metadata at once."""
-IDLE_ON_FULL_DISK = 60.0
-"""Seconds after which an idle partial blob is deleted while the disk is full."""
-MIN_STRAY_AGE = 60.0
-"""Shortest time in seconds for which a file without a row is kept, because a push stores the file before the row."""
+"""Number of rows that one call reads from the metadata store."""
+IDLE_SECONDS_ON_FULL_DISK = 60.0
+"""Seconds after which a partial blob without progress is deleted while the disk is full."""
+MIN_STRAY_AGE_SECONDS = 60.0
+"""Shortest time in seconds for which bytes without a row are kept. A push stores the bytes first and the row shortly
+after them."""
 SHARDS_PER_ROUND = 16
-"""Shards of the blob store that are listed in one round."""
+"""Number of shards of the blob store that are listed in one round."""
 log = logging.getLogger("storage.collect")
 
 
 @dataclass(slots=True)
 class CollectionReport:
-    """How many links, blobs, upload sessions, partial blobs and strays one round removed. As a condition, a report is
-    false if the round removed nothing."""
+    """How many links, blobs, upload sessions, partial blobs and strays one round removed. `bool(report)` is False if
+    the round removed nothing."""
 
     links: int = 0
     blobs: int = 0
@@ -50,10 +57,11 @@ class CollectionReport:
 class Collector:
     """The garbage collector. Several processes may collect at the same time.
 
-    `grace`: seconds for which a repository keeps a blob that none of its manifests refers to. `expire`: seconds for
-    which an upload session, or a partial blob (a download from an upstream), is kept without progress. `is_full`:
-    returns whether the disk is full; then the space of removed bytes is freed at once, and idle partial blobs expire
-    early. `grace` stays the same on a full disk."""
+    `grace`: seconds for which a repository keeps a blob to which none of its manifests refers. `expire`: seconds for
+    which an upload session or a partial blob is kept without progress. (A partial blob is a blob whose download from an
+    upstream registry is not complete.) `is_full`: a function that returns whether the disk is full. While it is full,
+    the collector frees the space of each blob right after removing it, and `IDLE_SECONDS_ON_FULL_DISK` replaces
+    `expire` for partial blobs. `grace` stays the same on a full disk."""
 
     def __init__(
         self,
@@ -75,21 +83,23 @@ class Collector:
         self._expire = expire
         self._is_full = is_full
         self._next_shard = int(clock()) % blobs.shards
+        """Number of the next shard to list. The first one depends on the time of the start, so that a process that is
+        often restarted does not list the same shards again and again."""
 
     async def collect(self) -> CollectionReport:
-        """Runs one round, and returns what it removed. If a step fails because the disk is full, the other steps still
-        run, and StorageFull is raised at the end. A StorageFailed ends the round at once. What was removed before an
-        error or a cancellation stays removed."""
+        """Runs one round, and returns how much it removed. If a step raises StorageFull, the later steps still run, and
+        the round then raises that error. If a step raises StorageFailed, the round raises it without running the later
+        steps. What was removed before an error or a cancellation stays removed."""
         report = CollectionReport()
         failure: StorageFull | None = None
         for step in (
-            self._empty_trash,
+            self._reclaim_space,
             self._expire_partials,
             self._remove_stale_uploads,
             self._remove_links,
             self._remove_blobs,
             self._remove_strays,
-            self._empty_trash,
+            self._reclaim_space,
         ):
             try:
                 await step(report)
@@ -104,24 +114,24 @@ class Collector:
             raise failure
         return report
 
-    async def _empty_trash(self, _report: CollectionReport) -> None:
-        """Frees the space of bytes that were removed."""
+    async def _reclaim_space(self, _report: CollectionReport) -> None:
+        """Frees the disk space of removed bytes. `_report` is not used, because removals are counted by other steps."""
         await self._blobs.reclaim_space()
 
     async def _expire_partials(self, report: CollectionReport) -> None:
-        """Removes partial blobs without recent progress."""
-        idle_seconds = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
+        """Removes the partial blobs without recent progress that no process is downloading."""
+        idle_seconds = min(self._expire, IDLE_SECONDS_ON_FULL_DISK) if self._is_full() else self._expire
         report.partials += await self._partials.expire(self._clock() - idle_seconds)
 
     async def _remove_stale_uploads(self, report: CollectionReport) -> None:
-        """Removes upload sessions without recent progress, and old bytes of sessions that have no row."""
+        """Removes upload sessions without recent progress, and the bytes of old upload sessions without a row."""
         before = self._clock() - self._expire
         while stale := await self._metadata.stale_uploads(before, BATCH_SIZE):
             for upload in stale:
                 if await self._metadata.drop_upload(upload, before):
                     await self._blobs.discard_upload(upload)
                     report.uploads += 1
-        latest = self._clock() - max(self.grace, MIN_STRAY_AGE)
+        latest = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
         old = [upload for upload, changed in await self._blobs.list_uploads() if changed < latest]
         known = await self._metadata.known_uploads(old)
         for upload in old:
@@ -129,15 +139,16 @@ class Collector:
                 await self._blobs.discard_upload(upload)
 
     async def _remove_links(self, report: CollectionReport) -> None:
-        """Removes the links that have been without a reference for the grace time."""
+        """Removes the links to blobs to which no manifest of the repository has referred for the grace time."""
         before = self._clock() - self.grace
         while entries := await self._metadata.queued_links(before, BATCH_SIZE):
             for entry in entries:
                 report.links += await self._metadata.drop_link(entry, before)
 
     async def _remove_blobs(self, report: CollectionReport) -> None:
-        """Removes blobs without a link: first the row, then the bytes under the key that the row names (`place`). They
-        need no grace time, because a push of the same digest waits for the lock and then stores the bytes again."""
+        """Removes blobs without a link: first the row, then the bytes, which the blob store finds under the key in the
+        row (`place`). A push of the same blob waits for the lock of the digest and then stores the bytes again, so
+        these blobs need no grace time."""
         while digests := await self._metadata.unlinked_blobs(BATCH_SIZE):
             for digest in digests:
                 async with self._locks.hold(digest):
@@ -150,18 +161,18 @@ class Collector:
             await self._blobs.reclaim_space()
 
     async def _remove_strays(self, report: CollectionReport) -> None:
-        """Removes the old strays in the next shards of the blob store."""
+        """Removes the strays in the next shards of the blob store, except for those that were written recently."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
-            latest = self._clock() - max(self.grace, MIN_STRAY_AGE)
+            latest = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
             old = {digest: place for digest, place, written in await self._blobs.list_shard(shard) if written < latest}
             known = await self._metadata.known_blobs(list(old))
             for digest in old.keys() - known:
                 report.strays += await self._remove_stray(digest, old[digest])
 
     async def _remove_stray(self, digest: Digest, place: str) -> bool:
-        """Removes the file that the blob store has under the key `place`, unless the digest has got a row meanwhile.
-        Returns whether it removed the file."""
+        """Removes the bytes that the blob store has under the key `place`, unless there is a row with the digest now.
+        Returns whether it removed the bytes."""
         async with self._locks.hold(digest):
             if digest in await self._metadata.known_blobs([digest]):
                 return False

@@ -1,7 +1,7 @@
 """Watches the free space of the disk while a registry is open (`DiskSpaceMonitor`).
 
-The *reserve* is a file that only occupies space. On a full disk, the store shrinks it to make room for changes that
-must not fail, such as deletions.
+The *reserve* is a file that only occupies space. On a full disk, the store shrinks this file to make room for changes
+that must not fail, such as deletions.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from storage.data_dir.disk import Disk
 from storage.errors import RegistryError
 
 CHECK_SECONDS: Final = 1.0
-"""Seconds between two checks. Frequent checks are cheap, because one takes microseconds."""
+"""Seconds between two checks. A check takes only microseconds."""
 log = logging.getLogger("storage")
 
 
 class DiskSpaceMonitor:
-    """Restores the reserve as soon as there is space, and logs when the disk becomes full and when it has space again.
-    Logs also if the disk is full at the start. Each process has its own monitor."""
+    """Extends the reserve to its full size as soon as there is space. Logs when the disk becomes full, when it is full
+    at the first check, and when it has space again. Each process has its own monitor."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._logged_problem: str | None = None
+        """The problem of the disk that was logged last; None if the disk had space at the last check."""
 
     async def run(self) -> None:
         """Checks once per second until the task is cancelled."""
@@ -34,7 +35,8 @@ class DiskSpaceMonitor:
             await asyncio.sleep(CHECK_SECONDS)
 
     async def check(self) -> None:
-        """Restores the reserve if it is not complete, and logs the problem of the disk if it has changed."""
+        """Extends the reserve if it does not have its full size. Logs the problem of the disk (that it is full) if it
+        is not the one at the last check, and logs that the problem is gone."""
         reserve, root = self._disk.reserve, self._disk.layout.root
         if not reserve.is_whole:
             with suppress(RegistryError):

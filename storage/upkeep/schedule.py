@@ -11,49 +11,49 @@ from storage.errors import RegistryError
 from storage.leases import Leases
 
 FIRST_ROUND_SECONDS: Final = 300.0
-"""Longest time from the start to the first round. It is short, so that a server that is often restarted collects,
-too."""
+"""Longest time from the start of the process to the first round. It is short, because a server that is restarted more
+often than the interval would otherwise never do upkeep."""
 URGENT_SECONDS: Final = 30.0
-"""Longest time between two rounds while upkeep is urgent (the disk is full)."""
+"""Longest time between two rounds while upkeep is urgent, because the disk is full."""
 CHECK_SECONDS: Final = 1.0
 """Seconds between two calls of `is_urgent`."""
 UPKEEP_SLOT: Final = "upkeep"
-"""Name under which all processes compete for the one slot to do upkeep."""
+"""Name of the slot (a permit that one process at a time can hold) for doing upkeep."""
 log = logging.getLogger("storage")
 
 
 async def run_rounds(
     work: Callable[[], Awaitable[None]], leases: Leases, every: float, is_urgent: Callable[[], bool]
 ) -> None:
-    """Calls `work` at the interval `every` (seconds) until the task is cancelled. As long as `is_urgent` returns True,
-    the interval is at most `URGENT_SECONDS`. Every process runs this function, but only the process that holds the slot
-    `UPKEEP_SLOT` calls `work`. When a process dies, its slot becomes free. A `RegistryError` of `work` is logged, and
-    the rounds continue."""
-    await _wait_until_due(min(every, FIRST_ROUND_SECONDS), 0.0, is_urgent)
+    """Calls `work` at the interval `every` (seconds) until the task is cancelled. While `is_urgent` returns True, the
+    interval is at most `URGENT_SECONDS`. Every process runs this function. A process calls `work` only while no other
+    process does: it must get the slot `UPKEEP_SLOT` first, and skips the round if another process holds the slot. If a
+    process dies, its slot becomes free. Logs a `RegistryError` of `work` and continues with the next round."""
+    await _wait_until_due(min(every, FIRST_ROUND_SECONDS), is_urgent, min_seconds=0.0)
     while True:
         try:
-            async with leases.try_slot(UPKEEP_SLOT, 1) as has_slot:
+            async with leases.try_slot(UPKEEP_SLOT, count=1) as has_slot:
                 if has_slot:
                     await work()
         except RegistryError as error:
-            log.warning("a collection was broken off: %s; it is tried again later", error, exc_info=error.__cause__)
-        await _wait_until_due(every, URGENT_SECONDS, is_urgent)
+            log.warning("upkeep stopped with an error: %s; it is tried again later", error, exc_info=error.__cause__)
+        await _wait_until_due(every, is_urgent, min_seconds=URGENT_SECONDS)
 
 
 async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancels the tasks and waits until they have ended. Logs the errors of tasks that had failed, and raises none."""
+    """Cancels the tasks and waits until they have ended. If a task has failed, logs its error and does not raise it."""
     for task in tasks:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, Exception):
-            log.error("a background task of the store had ended with an error", exc_info=result)
+            log.error("a background task of the store has stopped with an error", exc_info=result)
 
 
-async def _wait_until_due(seconds: float, urgent_seconds: float, is_urgent: Callable[[], bool]) -> None:
-    """Waits for `seconds`. Returns earlier, but not before `urgent_seconds`, as soon as `is_urgent` returns True."""
+async def _wait_until_due(seconds: float, is_urgent: Callable[[], bool], *, min_seconds: float) -> None:
+    """Waits for `seconds`. If `is_urgent` returns True, waits only until `min_seconds` of them have passed."""
     time = asyncio.get_running_loop().time
     start = time()
     while (remaining := start + seconds - time()) > 0:
-        if time() - start >= urgent_seconds and is_urgent():
+        if time() - start >= min_seconds and is_urgent():
             return
         await asyncio.sleep(min(CHECK_SECONDS, remaining))

@@ -366,9 +366,9 @@ async def test_a_condition_that_holds(registry: Registry, repo: RepositoryName, 
     old = await push_image(registry, repo, "old", "old")
     manifest = await push_image(registry, repo, "new")
     tag, condition = {
-        "absent": (Tag("fresh"), Condition(absent=True)),
+        "absent": (Tag("fresh"), Condition(negated=True)),
         "another": (Tag("old"), Condition(frozenset({digest_of(b"other"), old.digest}))),
-        "none of these": (Tag("old"), Condition(frozenset({digest_of(b"other")}), absent=True)),
+        "none of these": (Tag("old"), Condition(frozenset({digest_of(b"other")}), negated=True)),
     }[case]
     await registry.put_manifest(repo, manifest, [tag], by=BY, condition=condition)
     await assert_is(registry, repo, tag, manifest)
@@ -388,10 +388,10 @@ async def test_a_condition_that_does_not_hold(registry: Registry, repo: Reposito
     old = await push_image(registry, repo, "old", "old")
     manifest = index_of([], annotations={"made": "now"})
     name, tag, condition = {
-        "exists": (repo, "old", Condition(absent=True)),
+        "exists": (repo, "old", Condition(negated=True)),
         "moved": (repo, "old", Condition(frozenset({digest_of(b"other")}))),
         "no tag": (repo, "fresh", Condition(frozenset({old.digest}))),
-        "one of these": (repo, "old", Condition(frozenset({old.digest}), absent=True)),
+        "one of these": (repo, "old", Condition(frozenset({old.digest}), negated=True)),
         "unknown repository": (NOWHERE, "old", Condition()),
     }[case]
     with pytest.raises(PreconditionFailed):
@@ -407,7 +407,7 @@ async def test_a_condition_is_for_the_first_tag(registry: Registry, repo: Reposi
     """Of several tags only the first is held against the condition; all move when it holds."""
     await push_image(registry, repo, "old", "there")
     manifest = await push_image(registry, repo, "new")
-    absent = Condition(absent=True)
+    absent = Condition(negated=True)
     await registry.put_manifest(repo, manifest, [Tag("fresh"), Tag("there")], by=BY, condition=absent)
     await assert_is(registry, repo, Tag("there"), manifest)
     with pytest.raises(PreconditionFailed):
@@ -420,7 +420,7 @@ async def test_of_many_puts_that_want_a_new_tag_one_wins(registry: Registry, rep
     manifests = [await push_image(registry, repo, f"candidate {number}") for number in range(6)]
     answers = await asyncio.gather(
         *(
-            registry.put_manifest(repo, manifest, [LATEST], by=BY, condition=Condition(absent=True))
+            registry.put_manifest(repo, manifest, [LATEST], by=BY, condition=Condition(negated=True))
             for manifest in manifests
         ),
         return_exceptions=True,

@@ -16,7 +16,7 @@ from math import ceil
 from typing import Final
 
 from registry.mirror.upstream_client import UpstreamClient
-from storage.content import BadSender
+from storage.content import CorruptionRecord
 from storage.errors import (
     RegistryError,
     StorageFailed,
@@ -166,7 +166,7 @@ class BadSenders:
             ask_last, {each: self._refusal(repo, digest, each, wait) for each, wait in waits.items() if wait > 0}
         )
 
-    def _remaining_pause(self, bad_sender: BadSender) -> float:
+    def _remaining_pause(self, bad_sender: CorruptionRecord) -> float:
         """Returns the seconds until the endpoint may be asked again; 0 or less if it may be asked now."""
         pause = sender_pause(bad_sender.times)
         return min(bad_sender.at + pause - self._clock(), pause)  # bounded, in case the clock was set back

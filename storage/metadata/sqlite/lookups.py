@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 
-from storage.content import Descriptor, Manifest, Page, StoredAnnotations
+from storage.content import Descriptor, JsonAnnotations, Manifest, Page
 from storage.errors import BlobUnknown, BlobUploadUnknown, ManifestUnknown, NameUnknown
 from storage.manifest_parser import MAX_TYPE_LENGTH
 from storage.metadata.catalog import BlobRow, UploadRow
@@ -247,7 +247,7 @@ def referrers(
         if len(found) == limit or (page_bytes > max_page_bytes and (found or max_page_bytes < PAGE_BYTES)):
             return Page(found, more=True)
         text = db.execute(_ANNOTATIONS, (manifest_id,)).get if annotations_bytes else None
-        annotations = StoredAnnotations(text) if text else None
+        annotations = JsonAnnotations(text) if text else None
         found.append(Descriptor(media_type, _digest(digest), size, found_type, annotations))
         last = digest
     more = len(rows) > max_read

@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from storage.content import Allowance, BadSender, Manifest, UpstreamCheck
+from storage.content import Allowance, CorruptionRecord, Manifest, UpstreamCheck
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.blob_changes import confirm_blob
 from storage.metadata.sqlite.commit_thread import CommitThread
@@ -133,7 +133,7 @@ class SqliteUpstreamRecords:
                 found.append(manifest)
         return found
 
-    async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, BadSender]:
+    async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
         """Returns the endpoints of the upstream that sent wrong bytes for the blob within the last `seconds`."""
         now = self._clock()
         # The upper bound ignores records from the future, which exist after the clock was set back.
@@ -141,7 +141,7 @@ class SqliteUpstreamRecords:
             "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
             (upstream, digest, now - seconds, now + 1.0),
         ).fetchall()
-        return {endpoint: BadSender(times, at) for endpoint, times, at in rows}
+        return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
         """Stores that each of the endpoints sent wrong bytes for the blob once more. Deletes records older than

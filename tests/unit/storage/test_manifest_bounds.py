@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from storage.content import OCI_INDEX, OCI_MANIFEST, Manifest, StoredAnnotations, digest_of
+from storage.content import OCI_INDEX, OCI_MANIFEST, JsonAnnotations, Manifest, digest_of
 from storage.errors import ManifestInvalid
 from storage.json_bounds import BOUNDS, UNCHECKED_BYTES, Bounds, OutOfBounds, check_bounds, load_bounded
 from storage.manifest_parser import MAX_REFERENCES, MAX_TYPE_LENGTH
@@ -210,6 +210,6 @@ def test_annotations_are_kept_as_they_are_stored() -> None:
     """Those of a large manifest are JSON from the start, and read like any others."""
     text = 'é"\\\n\U0001f600' * 5000
     manifest = Manifest.parse(image(annotations={"a": text, "b": ""}), OCI_MANIFEST)
-    assert isinstance(manifest.annotations, StoredAnnotations)
+    assert isinstance(manifest.annotations, JsonAnnotations)
     assert dict(manifest.annotations) == {"a": text, "b": ""}
     assert json.loads(manifest.descriptor.as_json_text()) == manifest.descriptor.as_json()

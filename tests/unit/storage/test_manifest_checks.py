@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from storage.content import CHECK_CACHE_BYTES, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
+from storage.content import DOCKER_MANIFEST, MAX_CACHED_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
 from storage.errors import DigestInvalid, ManifestInvalid
 
 
@@ -46,6 +46,6 @@ def test_the_digest_is_looked_at_each_time() -> None:
 
 def test_large_manifests_are_not_kept() -> None:
     """What is remembered has a bound."""
-    body = _body(annotations={"much": "x" * CHECK_CACHE_BYTES})
+    body = _body(annotations={"much": "x" * MAX_CACHED_MANIFEST_BYTES})
     assert Manifest.parse(body, OCI_MANIFEST) == Manifest.parse(body, OCI_MANIFEST)
     assert Manifest.parse(body, OCI_MANIFEST) is not Manifest.parse(body, OCI_MANIFEST)

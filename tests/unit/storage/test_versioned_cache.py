@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from storage.versioned_cache import ASKED_KEYS, LARGEST_SHARE, VersionedCache
+from storage.versioned_cache import MAX_REMEMBERED_KEYS, MAX_VALUE_DIVISOR, VersionedCache
 
-ROOM = 100 * LARGEST_SHARE
+ROOM = 100 * MAX_VALUE_DIVISOR
 
 
 class VersionedThing:
@@ -59,27 +59,27 @@ def test_an_answer_from_before_a_change_is_not_kept(thing: VersionedThing, remem
 
 def test_what_is_kept_has_a_bound(remembered: VersionedCache[str]) -> None:
     """The oldest give way; what was kept last is there."""
-    for number in range(3 * LARGEST_SHARE):
-        remembered.put(number, str(number), ROOM // LARGEST_SHARE, since=0)
+    for number in range(3 * MAX_VALUE_DIVISOR):
+        remembered.put(number, str(number), ROOM // MAX_VALUE_DIVISOR, since=0)
         assert remembered.get(number) == str(number)
-        assert sum(remembered.get(other) is not None for other in range(3 * LARGEST_SHARE)) <= LARGEST_SHARE
-    assert remembered.get(2 * LARGEST_SHARE) == str(2 * LARGEST_SHARE)
+        assert sum(remembered.get(other) is not None for other in range(3 * MAX_VALUE_DIVISOR)) <= MAX_VALUE_DIVISOR
+    assert remembered.get(2 * MAX_VALUE_DIVISOR) == str(2 * MAX_VALUE_DIVISOR)
     assert remembered.get(0) is None
 
 
 def test_one_large_answer_does_not_drive_out_all_others(remembered: VersionedCache[str]) -> None:
     """It is simply not kept."""
     remembered.put("small", "answer", 1, since=0)
-    remembered.put("large", "answer", ROOM // LARGEST_SHARE + 1, since=0)
+    remembered.put("large", "answer", ROOM // MAX_VALUE_DIVISOR + 1, since=0)
     assert remembered.get("large") is None
     assert remembered.get("small") == "answer"
 
 
 def test_keeping_an_answer_twice_takes_its_room_once(remembered: VersionedCache[str]) -> None:
     """Two that ask at once both offer what they found."""
-    remembered.put("first", "answer", ROOM // LARGEST_SHARE, since=0)
-    for _ in range(3 * LARGEST_SHARE):
-        remembered.put("again", "answer", ROOM // LARGEST_SHARE, since=0)
+    remembered.put("first", "answer", ROOM // MAX_VALUE_DIVISOR, since=0)
+    for _ in range(3 * MAX_VALUE_DIVISOR):
+        remembered.put("again", "answer", ROOM // MAX_VALUE_DIVISOR, since=0)
     assert remembered.get("first") == remembered.get("again") == "answer"
 
 
@@ -88,6 +88,6 @@ def test_what_was_asked_once_is_not_wanted_yet(thing: VersionedThing, remembered
     assert not remembered.should_cache("key")
     thing.state = 1
     assert remembered.should_cache("key")
-    assert not any(remembered.should_cache(number) for number in range(ASKED_KEYS))
+    assert not any(remembered.should_cache(number) for number in range(MAX_REMEMBERED_KEYS))
     assert not remembered.should_cache("key")
-    assert remembered.should_cache(ASKED_KEYS - 1)
+    assert remembered.should_cache(MAX_REMEMBERED_KEYS - 1)

@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from storage.composition import open_registry
-from storage.content import OCI_MANIFEST, Actor, Allowance, BadSender, Manifest, UpstreamCheck, digest_of
+from storage.content import OCI_MANIFEST, Actor, Allowance, CorruptionRecord, Manifest, UpstreamCheck, digest_of
 from storage.metadata.sqlite import sqlite_upstream_records as kept
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, RepositoryName, Tag
@@ -159,12 +159,12 @@ async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
     await records.save_bad_senders("ghcr.io", digest, ["https://three"], 60)
     async with open_registry(data, clock=clock) as there:
         assert await there.records.bad_senders("docker.io", digest, 60) == {
-            "https://one": BadSender(2, 1059.0),
-            "https://two": BadSender(1, 1000.0),
+            "https://one": CorruptionRecord(2, 1059.0),
+            "https://two": CorruptionRecord(1, 1000.0),
         }
     assert await records.bad_senders("docker.io", other, 60) == {}
     clock.now += 2
-    assert await records.bad_senders("docker.io", digest, 60) == {"https://one": BadSender(2, 1059.0)}
+    assert await records.bad_senders("docker.io", digest, 60) == {"https://one": CorruptionRecord(2, 1059.0)}
     await records.save_bad_senders("docker.io", other, [], 60)
     clock.now -= 10
     assert await records.bad_senders("docker.io", digest, 60) == {}

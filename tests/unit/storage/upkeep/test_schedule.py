@@ -67,4 +67,4 @@ async def test_an_error_of_the_store_ends_a_round_and_not_the_rounds(
         async with asyncio.timeout(60):
             await second.wait()
         await cancel_all([task])
-    assert "a collection was broken off: the disk failed" in caplog.text
+    assert "upkeep stopped with an error: the disk failed" in caplog.text
