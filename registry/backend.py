@@ -88,7 +88,7 @@ async def open_backend(
             mirrors,
             stored.is_known_repository,
             NamingRules.from_settings(settings),
-            private=[upstream.name for upstream in settings.upstream if upstream.private],
+            private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
             is_confirmed=stored.records.is_confirmed,
         )
         # A store that was opened read-only cannot cache images. It would also hold the lease for this work, which the

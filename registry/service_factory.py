@@ -91,7 +91,7 @@ class ServiceFactory:
         self.rate_limit = rate_limit
         self.clock = clock
         self.body_memory = _body_memory(settings)
-        self._guarded_upstreams = [upstream.name for upstream in settings.upstream if upstream.guarded]
+        self._guarded_upstreams = [upstream.name for upstream in settings.upstream if upstream.needs_named_grant]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
 
     def without_accounts(self, registry: Registry) -> Service:

@@ -1,9 +1,11 @@
 """The model of all settings (`Settings`), each with its type, its default and its help text.
 
-`Settings(...)` uses only its arguments and the defaults, so that tests do not depend on the environment or on a file.
-`registry.config.settings_sources` creates it from command-line flags, environment variables and the settings file.
-Durations are in seconds, sizes in bytes. The `description` of a setting is its text in `--help` and in the
-documentation."""
+`Settings(...)` uses only its arguments and the defaults. `registry.config.settings_sources` collects these arguments
+from command-line flags, environment variables and the settings file. Durations are in seconds, sizes in bytes. The
+`description` of a setting is its text in `--help` and in docs/settings.md.
+
+The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from registry.config.worker_count import default_worker_count
 
 
 def _check_network(value: str) -> str:
-    """Returns a network or an IP address in its normal form. Raises ValueError."""
+    """Returns a network in its normal form; for an IP address, the network that consists of it. Raises ValueError for
+    other text, for a network whose address has bits after the prefix, and for a network of all addresses."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -42,20 +45,22 @@ def _check_network(value: str) -> str:
 
 
 NetworkList = Annotated[list[Annotated[str, AfterValidator(_check_network)]], NoDecode, BeforeValidator(split_commas)]
-"""Networks and IP addresses, as a list or as text with commas."""
+"""The type of a setting that is a list of networks and IP addresses. Sources of settings may write it as a list or as
+text with commas."""
 
 
 class TLSSettings(SettingsGroup):
     """TLS on the registry's port. The server reads renewed files without a restart."""
 
     certificate: Path | None = Field(
-        default=None, description="The server's certificate and its chain, in PEM. It turns TLS on"
+        default=None, description="File with the server's certificate and its chain, in PEM. It turns TLS on"
     )
     key: Path | None = Field(
-        default=None, description="The certificate's key, in PEM without a password. Default: in the certificate's file"
+        default=None,
+        description="File with the certificate's key, in PEM without a password. Default: the certificate's file",
     )
     client_ca: Path | None = Field(
-        default=None, description="Authorities that sign the certificates of clients, in PEM"
+        default=None, description="File with the authorities that sign the certificates of clients, in PEM"
     )
     client_auth: Literal["off", "optional", "required"] | None = Field(
         default=None,
@@ -70,8 +75,8 @@ ENV_NESTED_DELIMITER = "__"
 
 
 def _check_public_url(value: str | None) -> str | None:
-    """Returns the scheme, host and port of the registry's address. Raises ValueError if the address has anything
-    else."""
+    """Returns the scheme, host and port of the registry's address; None if it is not set. Raises ValueError if the
+    address has another part, such as a path."""
     if value is None:
         return None
     parts = split_http_url(value, "https://registry.example.com")
@@ -81,8 +86,8 @@ def _check_public_url(value: str | None) -> str | None:
 
 
 def _check_directory(value: object) -> object:
-    """Returns a path unchanged. Raises ValueError for an empty path, which pydantic would take for the working
-    directory, and for a value that is not a path."""
+    """Returns a path unchanged. Raises ValueError for an empty path, because pydantic would use the working directory,
+    and for a value that is not a path."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is not a directory's path")
     return value
@@ -93,7 +98,8 @@ class CollectionSettings(SettingsGroup):
 
     grace: Duration = Field(
         default=86400.0,
-        description="How long content stays after its last reference is gone, or after it was pushed",
+        description="How long content that nothing refers to is kept, from its push or from the end of its last "
+        "reference, whichever is later",
     )
     interval: Duration = Field(default=3600.0, gt=0, description="Time between two collections")
 
@@ -102,7 +108,7 @@ class UploadSettings(SettingsGroup):
     """Uploads that clients have not finished."""
 
     expire: Duration = Field(
-        default=604800.0, gt=0, description="How long an upload is kept without any progress before it is dropped"
+        default=604800.0, gt=0, description="How long an upload without progress is kept before it is deleted"
     )
 
 
@@ -112,7 +118,7 @@ class AuditSettings(SettingsGroup):
     keep: Duration = Field(
         default=31536000.0,
         gt=0,
-        description="How long its lines are kept. The history of what tags pointed at is kept for ever",
+        description="How long its lines are kept. The history of the digests that tags referred to is kept for ever",
     )
 
 
@@ -135,13 +141,15 @@ class LimitSettings(SettingsGroup):
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Most requests a second from one account to `/v2`, or from one address without an account or "
-        "outside `/v2` (`/health` is counted separately). Further ones get 429 and Retry-After. 0 means no limit",
+        description="Most requests a second to `/v2` from one account. The same limit applies to each address, for its "
+        "requests without an account or outside `/v2` (`/health` is counted separately). Further requests get 429 and "
+        "Retry-After. 0 means no limit",
     )
     burst: int = Field(
         default=0,
         ge=0,
-        description="How many of them may come at once. 0 means as many as ten seconds allow, at least 1",
+        description="Most requests that may come at the same moment. 0 means as many as `requests_per_second` allows "
+        "in ten seconds, at least 1",
     )
 
 
@@ -158,7 +166,8 @@ class Settings(BaseSettings):
 
     data: Annotated[Path, BeforeValidator(_check_directory)] = Field(
         default=Path("data"),
-        description="The data directory, which holds everything. A relative path starts at the working directory",
+        description="The data directory, which has all data of the registry. A relative path starts at the working "
+        "directory",
     )
     listen: str = Field(
         default="127.0.0.1:5000",
@@ -176,12 +185,12 @@ class Settings(BaseSettings):
     trusted_proxies: NetworkList = Field(
         default=[],
         description="Addresses and networks of proxies in front of this registry, such as `10.0.0.0/8`. "
-        "X-Forwarded-For, -Proto and -Host count only from them",
+        "X-Forwarded-For, -Proto and -Host are used only if they come from one of these",
     )
     read_only: bool = Field(default=False, description="Refuse every push and every delete")
     delete: bool = Field(default=True, description="Allow clients to delete tags, manifests and blobs")
     shutdown_grace: Duration = Field(
-        default=30.0, description="How long running requests may continue after SIGTERM before they are cut off"
+        default=30.0, description="How long running requests may continue after SIGTERM before they are stopped"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest severity that is logged: `debug`, `info`, `warning` or `error`"
@@ -189,7 +198,7 @@ class Settings(BaseSettings):
     mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
         description="Registries to mirror with default settings, such as `docker.io`: each is an `[[upstream]]` of "
-        "that name. The first is the default upstream, unless another one is",
+        "that name. The first one is the default upstream, unless an `[[upstream]]` has `default`",
     )
     tls: TLSSettings = TLSSettings()
     gc: CollectionSettings = CollectionSettings()
@@ -219,7 +228,8 @@ class Settings(BaseSettings):
 
     @property
     def default_upstream(self) -> str | None:
-        """The name of the upstream that serves image names without a host, such as `ubuntu`; None if there is none."""
+        """The name of the upstream that serves image names without a host, such as `ubuntu`; None if no upstream
+        does."""
         return next((upstream.name for upstream in self.upstream if upstream.default), None)
 
     @classmethod
@@ -231,6 +241,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Makes pydantic use only the arguments of `Settings(...)`. `registry.config.settings_sources` reads the
-        environment and the file itself, because it also records where each value comes from."""
+        """Makes pydantic use only the arguments of `Settings(...)`, and not the environment. The module
+        `registry.config.settings_sources` reads the environment and the file, because it records where each value comes
+        from."""
         return (init_settings,)
