@@ -1,8 +1,8 @@
 """Gets tokens from token services and caches them until shortly before they expire.
 
-A token grants a scope (access to a repository, such as `repository:library/ubuntu:pull`) at an endpoint (one of the URLs
-of an upstream). Tokens are cached in the memory of this process, and in the metadata store (`UpstreamRecords`) for all
-worker processes. A lease ensures that at most one process requests a given token at a time.
+A token grants a scope (access to a repository, such as `repository:library/ubuntu:pull`) at an endpoint (one of the
+URLs of an upstream). Tokens are cached in the memory of this process, and in the metadata store (`UpstreamRecords`) for
+all worker processes. A lease ensures that at most one process requests a given token at a time.
 
 Source: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication").
 """
