@@ -6,7 +6,8 @@ succeeds, the breaker is closed; if it fails, the breaker is open again. Each pr
 
 A failure is a request to the endpoint that gets no response, or a response with a status of 501 or more. A status of
 500 may concern one request only, so it is no failure, and it does not end a row of failures. Any other status ends the
-row, except 401. Responses of token services and of servers behind a redirect are no failures of the endpoint.
+row; a 401 does so only if no request with a token follows. Responses of token services and of servers to which the
+endpoint redirects are not counted.
 
 If no connection to the endpoint can be made, all repositories are *affected*: the breaker applies to their requests. If
 a request gets no response, or one with such a status, only its repository is affected, because it may be that only the
@@ -168,7 +169,8 @@ class UpstreamEndpoint:
         self._failed_at = self._clock()
         if self.failures == FAILURES_TO_OPEN:
             log.warning(
-                "the upstream endpoint %s does not respond or has server errors; it gets no requests for %g s",
+                "the upstream endpoint %s does not respond or has server errors; it is left alone for a moment: it "
+                "gets no requests for %g s",
                 self.url,
                 self._open_seconds,
             )
