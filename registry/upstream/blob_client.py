@@ -117,8 +117,8 @@ class BlobClient:
 
     async def _wait_for_end(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
         """Waits until the transfer has ended and returns True. Returns False if it runs without progress for
-        `idle_timeout`, or for `_start_timeout` before the first call of the sink. Progress means that at least
-        MIN_BYTES_PER_IDLE_TIMEOUT bytes arrived in a period of `idle_timeout`. Socket timeouts are not enough: each
+        `idle_timeout`, or for `_start_timeout` before the first call of the sink. Progress means the first call of the
+        sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`. Socket timeouts are not enough: each
         read has its own timeout, so a server that sends a few bytes now and then could occupy a thread and a connection
         for ever."""
         clock = asyncio.get_running_loop().time
