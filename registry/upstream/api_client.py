@@ -30,7 +30,7 @@ read from the socket yields ten thousand pieces, which would block the event loo
 _LOCATION_EXTENSION = "entrepot.location"
 """The key in the `extensions` of a response under which `_move_location` stores the `Location` header."""
 _CONNECTION_LOST = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
-"""Errors of a request on a kept-alive connection that the server has closed. After such an error, the request is sent a
+"""Errors which may mean that the server has closed a kept-alive connection. After such an error, the request is sent a
 second time."""
 
 
@@ -92,7 +92,7 @@ class ApiClient:
         route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:
             endpoint_attempt = None if route.has_moved else attempt
-            response = await self._send_once(method, route, form, endpoint_attempt)
+            response = await self._send_step(method, route, form, endpoint_attempt)
             try:
                 route.on_response(self._network(response, route))
                 if endpoint_attempt is not None:
@@ -108,11 +108,12 @@ class ApiClient:
                 response.status_code, _header_fields(response), route.url, route.is_cross_origin, body, network
             )
 
-    async def _send_once(
+    async def _send_step(
         self, method: str, route: RedirectChain, form: Mapping[str, str] | None, attempt: EndpointAttempt | None
     ) -> httpx2.Response:
         """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
-        Sends the request a second time if the first one fails on a connection that the server has closed."""
+        Sends the request a second time after an error of _CONNECTION_LOST. Raises UpstreamUnavailable,
+        UpstreamTimeout."""
         client = await self._client(route)
         if attempt is not None:
             attempt.on_sent()
@@ -202,13 +203,13 @@ class ApiClient:
                     timeout=self._timeout,
                     limits=limits,
                     headers=COMMON_HEADERS,
-                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores no cookies
                     event_hooks={"response": [_move_location]},
                 )
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
-        """Closes the connections. Idempotent."""
+        """Stops look-ups of host names and closes the connections. Idempotent."""
         await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client in clients.values():

@@ -31,8 +31,8 @@ from storage.upstream_records import UpstreamRecords
 PING_VALID_SECONDS = 600.0
 """Time for which a response to GET `/v2/` (a ping) is cached, if it shows whether the endpoint requires a login."""
 UNCLEAR_PING_VALID_SECONDS = 60.0
-"""Time for which a response to GET `/v2/` is cached if it leaves that unclear, such as a refusal without a
-challenge."""
+"""Time for which a response to GET `/v2/` is cached if it does not show whether the endpoint requires a login, such as
+a refusal without a challenge."""
 MAX_CACHED_CHALLENGES = 1000
 """Largest number of pairs of endpoint and scope for which the requirement of a challenge is cached."""
 CHALLENGE_VALID_SECONDS = 3600.0
@@ -49,7 +49,7 @@ MAX_WRONG_GUESSES = 3
 """Failed guesses in a row after which an endpoint's token service is no longer used as a guess. More than one, because
 a single repository may use another token service than the other repositories of the endpoint."""
 MAX_PARAMETER_LENGTH = 4096
-"""Longest realm, service or scope in a challenge, in characters."""
+"""Longest parameter of a challenge, such as its realm, in characters. A challenge with a longer one is ignored."""
 
 _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
 """Errors of the steps before the request, after which the request is sent without a token."""
@@ -88,8 +88,8 @@ class AuthorizationOffer:
     guess: TokenServiceGuess | None = None
     """The guess from which `requirement` was made; None: it is not a guess, or no token could be obtained."""
     has_new_token: bool = False
-    """Whether the token service has just issued the token in `authorization`, so that it was in no cache. Also true
-    for a password."""
+    """Whether `authorization` has a token that was just issued and comes from no cache, or a password. If the endpoint
+    refuses that, another try is useless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class UpstreamAuthorizer:
         """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The one that the
         endpoint accepted most recently comes last."""
         self._guesses: dict[str, TokenServiceGuess] = {}
-        """By endpoint."""
+        """By endpoint: the token service to try for scopes without a cached requirement."""
         self._pings: dict[str, PingResult] = {}
         """By endpoint: the result of the last GET `/v2/`."""
         self._running_pings: SingleFlight[PingResult] = SingleFlight()
@@ -149,7 +149,7 @@ class UpstreamAuthorizer:
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
         """Returns the offer for the first request. The offer has no header if nothing shows that the endpoint requires
-        a login. It has no header but a `failure` if no token could be obtained in time. Raises UpstreamUnavailable if
+        a login. It has no header, but a `failure`, if no token could be obtained in time. Raises UpstreamUnavailable if
         the configured login cannot be read, and TooManyRequests if the endpoint answers GET `/v2/` with 429. `attempt`
         has the time limit for the endpoint, and gets reports on the response to GET `/v2/`."""
         login = self._login.current()
@@ -251,8 +251,8 @@ class UpstreamAuthorizer:
         return f"{self._name} {endpoint} {scope} {user}"
 
     def _cached_requirement(self, endpoint: str, scope: str) -> LoginRequirement | None:
-        """Returns the cached requirement of the endpoint for this scope; None if none is cached or it has expired. An
-        expiry too far in the future is treated as expired, because the clock was set back since."""
+        """Returns the cached requirement of the endpoint for this scope; None if none is cached or it has expired. A
+        requirement that would expire too far in the future is deleted, because the clock was set back meanwhile."""
         requirement, valid_until = self._requirements.get((endpoint, scope), (None, 0.0))
         if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
             self._requirements.pop((endpoint, scope), None)
@@ -285,7 +285,8 @@ class UpstreamAuthorizer:
         if response.status == 429 or response.status >= 500:
             raise UpstreamUnavailable(f"the upstream registry {loggable_origin(endpoint)} answers {response.status}")
         asks_for_login = response.status == 401 and not response.is_cross_origin
-        requirement = self._requirement_of(response, "", login) if asks_for_login else None
+        # `_requirement_from_ping` sets the scope of the request in its copy of this requirement.
+        requirement = self._requirement_of(response, scope="", login=login) if asks_for_login else None
         is_clear = requirement is not None or response.status == 200
         ping = PingResult(
             response.status,

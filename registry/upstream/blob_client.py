@@ -190,14 +190,15 @@ class BlobClient:
 
     def _send(self, transfer: BlobTransfer, route: RedirectChain) -> HTTPResponse:
         """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
-        Sends the request a second time if the first one fails on a connection that the server has closed. Raises
-        TransferAbandoned, RegistryError, and the errors of urllib3."""
+        Sends the request a second time after a ProtocolError. Raises TransferAbandoned, UpstreamUnavailable, and the
+        errors of urllib3."""
         for is_second_try in (False, True):
             try:
                 pool = self._pool(route).connection_from_url(route.url)
+                is_sent_to_proxy = pool.proxy is not None and pool.scheme == "http"  # https is tunnelled through it
                 response = pool.urlopen(
                     "GET",
-                    _request_target(route.url) if pool.proxy is None or pool.scheme == "https" else route.url,
+                    route.url if is_sent_to_proxy else _request_target(route.url),
                     headers=route.headers,
                     retries=False,
                     assert_same_host=False,
@@ -241,15 +242,17 @@ class BlobClient:
         return pool
 
     def _new_pool(self, proxy: str | None, reach: Reach) -> urllib3.PoolManager:
+        """Returns a new connection pool for the proxy at this URL (None: no proxy) and for this reach. Raises
+        UpstreamUnavailable if the certificate authorities cannot be read."""
         context = self._trust.context()
         if proxy is None:
-            pool = urllib3.PoolManager(32, maxsize=self._connections, ssl_context=context)
+            pool = urllib3.PoolManager(num_pools=32, maxsize=self._connections, ssl_context=context)
         else:
             parts = urlsplit(proxy)
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
             pool = urllib3.ProxyManager(
                 parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
-                32,
+                num_pools=32,
                 maxsize=self._connections,
                 ssl_context=context,
                 proxy_ssl_context=context,
@@ -294,7 +297,7 @@ class BlobClient:
 
 
 def _request_target(url: str) -> str:
-    """Returns the path and query of a URL, which a request line contains."""
+    """Returns the path and query of a URL, for the request line of a request to the server itself."""
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
@@ -316,6 +319,7 @@ def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> Upstream
 
 
 def _to_upstream_response(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
+    """Returns the response to the current step of `route` in the form that does not depend on urllib3."""
     network = route.reach.network or NetworkClass.PUBLIC
     return UpstreamResponse(response.status, _header_fields(response), route.url, route.is_cross_origin, body, network)
 
@@ -357,8 +361,8 @@ def _is_connection_failure(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Returns a short text for the error. Does not use the error's own text, which may contain the representation of a
-    urllib3 object and so a whole URL."""
+    """Returns a short text for the error: the system's text of an OSError, and the class name of any other error. The
+    text of an error of urllib3 may contain the representation of an object, and so a whole URL."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
     return str(text)[:200]

@@ -5,10 +5,11 @@ upstream. Without a rule, an endpoint could make this server send the password t
 checks each realm:
 
 - An https realm is used if its registrable domain (such as `docker.io`) is that of an endpoint or of the upstream's
-name, if its host is the endpoint's, or if the setting `realms` lists it. - An http realm is used only if the endpoint
-is http itself, and the realm is on the endpoint's host or listed. - A realm that contains a user name is never used. -
-A realm that is used gets the password if it is listed, if it has the same port as the endpoint, or if it is on another
-host than the endpoint and has port 443. On any other port there may be a service of somebody else.
+  name, if its host is the endpoint's, or if the setting `realms` lists it.
+- An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
+- A realm that contains a user name is never used.
+- A realm that is used gets the password if it is listed, if it has the same port as the endpoint, or if it is on
+  another host than the endpoint and has port 443. On another port there may be a service of somebody else.
 """
 
 from __future__ import annotations

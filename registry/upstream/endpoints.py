@@ -97,6 +97,7 @@ class UpstreamEndpoint:
         self._open_seconds = FIRST_OPEN_SECONDS
         """How long the breaker is open after `_failed_at`."""
         self._is_half_open_try_running = False
+        """Whether the one request that tries the endpoint while the breaker is half-open is running."""
         self._failing_repos: set[str] = set()
         """The affected repositories, if not all are: those with failures since the endpoint last worked."""
         self._is_failing_for_all = False
@@ -110,9 +111,9 @@ class UpstreamEndpoint:
         return self._is_half_open_try_running or self.retry_in_seconds > 0
 
     def is_failing_for(self, repo: str) -> bool:
-        """Returns whether requests for the repository should try the other endpoints first: the last attempt was a
-        failure, and the breaker is still closed. Returns False for a half-open breaker. If the endpoint came last then,
-        no request would reach it as long as another endpoint works."""
+        """Returns whether requests for the repository should go to the other endpoints first: the repository is
+        affected, and the breaker is still closed. Returns False if the breaker is half-open. If the endpoint came last
+        then, no request would try it as long as another endpoint works."""
         return 0 < self.failures < FAILURES_TO_OPEN and self._is_affected(repo)
 
     @property
@@ -145,6 +146,7 @@ class UpstreamEndpoint:
         return self._is_failing_for_all or repo in self._failing_repos
 
     def _on_success(self) -> None:
+        """Closes the breaker, after a response has shown that the endpoint works."""
         if self.failures >= FAILURES_TO_OPEN:
             log.info("the upstream endpoint %s responds again", self.url)
         self.failures, self._open_seconds, self._is_half_open_try_running = 0, FIRST_OPEN_SECONDS, False
@@ -191,9 +193,9 @@ class UpstreamEndpoints:
 
     def in_order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
-        Leaves out those whose breaker is open for the repository (`is_open_for`). First come the endpoints whose last
-        attempt was no failure, then the other ones, both in the order of the settings. The endpoints whose URL is in
-        `avoid` follow, in the same two groups."""
+        Leaves out those whose breaker is open for the repository (`is_open_for`). Endpoints whose URL is in `avoid`
+        come last. Among the others, and among these, endpoints with recent failures (`is_failing_for`) come after those
+        without. Otherwise the order is that of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 

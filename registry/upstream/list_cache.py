@@ -88,7 +88,7 @@ class ListCache(Generic[T]):
         return complete.items
 
     async def aclose(self) -> None:
-        """Cancels running calls of `read`."""
+        """Cancels running calls of `read`. Callers that wait for one get UpstreamUnavailable."""
         await self._running_reads.aclose()
 
     async def _read(self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]]) -> CompleteList[T]:
@@ -115,6 +115,6 @@ def cut_page(items: Sequence[T], sort_key: Callable[[T], str], after: str | None
     `sort_key` returns an item's key. `items` must be sorted by these keys in byte order. No item needs to have the key
     `after`."""
     start = 0
-    if after is not None:
+    if after is not None:  # any text from a client, even text that UTF-8 cannot encode
         start = bisect_right(items, after.encode(errors="surrogatepass"), key=lambda item: sort_key(item).encode())
     return Page(items[start : start + limit], len(items) > start + limit)

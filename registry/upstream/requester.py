@@ -84,8 +84,8 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobUnknown,
     NameUnknown,
 )
-"""Which error to raise if no endpoint succeeded: one of the first of these types that occurred. The unknown errors come
-last, so that one is raised only if all endpoints say that there is no such content."""
+"""Which error to raise if no endpoint succeeded: an error of the first type in this list of which there is one. The
+unknown errors come last, so that one is raised only if all endpoints say that there is no such content."""
 
 
 class UpstreamRequester:
@@ -122,9 +122,9 @@ class UpstreamRequester:
         no endpoint, raises one of the errors that occurred (see _ERROR_PRECEDENCE).
 
         `repo`: the repository that the requests are for. `kind`: the kind of the requests; endpoints that are paused
-        for this kind after a 429 are not tried. `any_endpoint`: True if the content may be at any endpoint, such as
-        content with a digest. After an error of _NOT_AT_THIS_ENDPOINT, the next endpoint is then tried. If it is False,
-        as for tags and lists, such an error of the first endpoint in the settings is raised without trying another one.
+        for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest,
+        the next endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first
+        endpoint in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried.
         `avoid`: URLs of endpoints to try last. `timeout_seconds`: time limit for all endpoints together; None: no
         limit. Each endpoint gets an equal part of the remaining time, so that one without a response leaves time for
         the next.
@@ -296,7 +296,7 @@ class UpstreamRequester:
         return await self.send_authorized(endpoint, attempt, repo, kind, send, not_found_error, accepted_statuses)
 
     async def aclose(self) -> None:
-        """Cancels running requests for tokens."""
+        """Cancels running logins: GET `/v2/`, and requests for tokens."""
         await self._auth.aclose()
 
 

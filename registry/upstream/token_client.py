@@ -39,7 +39,7 @@ it is the last fifth."""
 MAX_CACHED_TOKENS = 1000
 """Largest number of tokens in the memory of a process, and of token requests that are paused after a 429."""
 MAX_TOKEN_RESPONSE_BYTES = 256 * KIB
-"""Largest response of a token service."""
+"""Largest body of a response of a token service."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
 """A token that can be sent in a header: printable ASCII without spaces."""
