@@ -16,7 +16,7 @@ from registry.config.field_types import Duration, SettingsGroup, split_http_url
 from storage.access import AccountInvalid, AccountName
 
 DEFAULT_SERVICE = "entrepot"
-"""The service name in tokens and challenges if the settings give neither `service` nor `public_url`."""
+"""The name of this registry in tokens and challenges if neither `service` nor `public_url` is set."""
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """The signature algorithms that can be accepted. All of them use a key pair. If an algorithm with a shared secret were
 accepted, such as HS256, an attacker could sign tokens with the issuer's public key as the secret."""

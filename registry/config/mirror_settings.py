@@ -250,8 +250,8 @@ class HostedSettings(SettingsGroup):
 
 def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values`, the values of all settings, with an upstream added for each name in the setting `mirror` that
-    has none. If no upstream is the default upstream, that of the first name becomes it. Returns the values unchanged if
-    `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
+    has none. If no upstream is the default upstream, the one with the first of these names becomes it. Returns the
+    values unchanged if `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
     names, upstreams = split_commas(values.get("mirror", [])), values.get("upstream", [])
     if not isinstance(names, list) or not isinstance(upstreams, list):
         return dict(values)
@@ -306,7 +306,7 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(
             f"{conflict} cannot be an alias, which is the upstream's own name, and in hosts, which are this server's"
         )
-    mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)
+    mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)  # a default upstream serves `library/…`
     for pattern in hosted.prefixes:
         if pattern.partition("/")[0] in mirrored_prefixes:
             raise ValueError(f"hosted.prefixes: {pattern!r} names what is mirrored; such names cannot be hosted here")

@@ -1,7 +1,7 @@
 """Loads the settings from command-line flags, environment variables and a file, and records the source of each value.
 
 A flag takes precedence over a variable, a variable over the file, and the file over the default. No other module reads
-settings from the environment or the file. Unless said otherwise, "variable" means an environment variable.
+settings from the environment or the file. A *variable* is an environment variable.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class SettingsSource:
     """The file's path; empty for flags and variables."""
 
     def origin(self, path: SettingPath) -> str | None:
-        """Returns the flag, variable or file that sets `path`, or None when this source does not set it."""
+        """Returns the flag, the variable or the path of the file that sets the setting at `path`; None if this source
+        does not set it."""
         if not _sets_path(self.values, path):
             return None
         if self.kind == "flag":
@@ -139,12 +140,13 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
     try:
         values: dict[str, Any] = EnvSettingsSource(Settings)()
     except SettingsError as error:
+        # pydantic's message has the name of the group in quotes.
         group = next((path[0] for path, _ in setting_fields() if f'"{path[0]}"' in str(error)), "")
         per_setting = variable_name((group, "NAME"))
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
-    for name in unknown_names:
+    for name in unknown_names:  # pydantic reads unknown variables with the name of a group, such as ENTREPOT_GC__X
         group, *rest = name.removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if rest and isinstance(values.get(group), dict):
             values[group].pop(rest[0], None)
@@ -246,7 +248,7 @@ def _check_source(source: SettingsSource) -> None:
         return
     path = problems[0]["loc"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    setting = tuple(takewhile(lambda part: isinstance(part, str), path))
+    setting = tuple(takewhile(lambda part: isinstance(part, str), path))  # `path` up to the first index of a list
     location = (source.origin(cast(SettingPath, setting)) if setting else None) or source.name or f"{source.kind}s"
     if path and (source.kind == "file" or (source.kind == "variable" and setting != path)):
         location += f": {_dotted_name(path, source.values)}"

@@ -1,7 +1,7 @@
 """Sends requests for manifests, tokens and lists, and HEAD requests, to an upstream (`ApiClient`). Uses httpx2 on the
 event loop, and follows redirects.
 
-`registry.upstream.blob_client` downloads the bytes of blobs.
+An *endpoint* is one of the URLs of an upstream. `registry.upstream.blob_client` downloads the bytes of blobs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 the event loop, which would have no time for other requests (docs/adr/0010).
 
 The download of one byte range of a blob is a *transfer* (`BlobTransfer`). It passes the bytes to a *sink*, an object of
-the mirror that receives them.
+the mirror that receives them. An *endpoint* is one of the URLs of an upstream.
 """
 
 from __future__ import annotations

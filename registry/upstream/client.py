@@ -55,7 +55,8 @@ sent then."""
 
 class FetchEnded(Exception):
     """Wraps an error that ends the download of a blob, so that `try_endpoints` raises it and tries no other endpoint.
-    That is needed if the sink (the object that receives the bytes) raised the error, or if it was already called."""
+    That is needed if the sink (the object that receives the bytes) raised the error, or if it was already called.
+    `HttpUpstreamClient.fetch_blob` raises the wrapped error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -138,7 +139,7 @@ class HttpUpstreamClient:
             RequestKind.HEAD if method == "HEAD" else RequestKind.MANIFEST,
             method,
             f"manifests/{reference}",
-            ManifestUnknown(),
+            not_found_error=ManifestUnknown(),
             headers={"Accept": ACCEPTED_MANIFESTS},
             max_bytes=MAX_MANIFEST_BYTES,
             accepted_statuses=_HEAD_UNSUPPORTED if method == "HEAD" else (),
@@ -158,7 +159,7 @@ class HttpUpstreamClient:
     ) -> int:
         """Returns the blob's size in bytes. Sends a HEAD request, and a GET of the first byte if the response to HEAD
         does not show the size."""
-        path, not_found_error = f"blobs/{digest}", BlobUnknown()
+        path = f"blobs/{digest}"
         # The mirror caches BlobUnknown. A 404 to HEAD has no body that would show whether the registry itself sent it,
         # so it raises UnconfirmedBlobUnknown. Then a GET is sent.
         with suppress(UnconfirmedBlobUnknown):
@@ -169,7 +170,7 @@ class HttpUpstreamClient:
                 RequestKind.BLOB,
                 "HEAD",
                 path,
-                not_found_error,
+                not_found_error=BlobUnknown(),
                 accepted_statuses=_BLOB_HEAD_UNSUPPORTED,
             )
             if response.status == 200 and response.length is not None:
@@ -183,7 +184,7 @@ class HttpUpstreamClient:
             RequestKind.BLOB,
             "GET",
             path,
-            not_found_error,
+            not_found_error=BlobUnknown(),
             headers={"Range": "bytes=0-0"},
             read_body=False,
             accepted_statuses=(416,),  # an empty blob has no first byte; `Content-Range` then states the size 0
@@ -215,7 +216,9 @@ class HttpUpstreamClient:
                 return await self._blobs.fetch(transfer, url, {**range_headers, **authorization})
 
             try:
-                await self._requester.send_authorized(endpoint, attempt, repo, RequestKind.BLOB, send, BlobUnknown())
+                await self._requester.send_authorized(
+                    endpoint, attempt, repo, RequestKind.BLOB, send, not_found_error=BlobUnknown()
+                )
             except SinkRaised as raised:
                 raise FetchEnded(raised.error) from None
             except RegistryError as error:
@@ -224,6 +227,7 @@ class HttpUpstreamClient:
                 raise FetchEnded(error) from None
 
         try:
+            # Without a time limit for the whole blob: `BlobClient` stops a transfer that makes no progress.
             await self._requester.try_endpoints(
                 operation, repo, RequestKind.BLOB, any_endpoint=True, avoid=avoid, timeout_seconds=None
             )

@@ -79,6 +79,7 @@ class ConfiguredLogin:
         return self._login
 
     def _unreadable_error(self) -> UpstreamUnavailable:
+        """Returns the error to raise after the log has said why the login cannot be read."""
         return UpstreamUnavailable(
             f"the login configured for {self._settings.name} cannot be read; the server's log says why"
         )

@@ -126,8 +126,8 @@ class AddressPolicy:
         self._logged_refusals: set[tuple[str, int]] = set()
 
     def classify(self, address: str | None) -> NetworkClass:
-        """Returns the network class of a server that has responded from this IP address. Returns PUBLIC if the address
-        is not known (None), or is no IP address."""
+        """Returns the network class of a server that has responded from this IP address. Returns PUBLIC, the class that
+        allows the fewest redirects, if the address is not known (None) or is no IP address."""
         try:
             return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:
@@ -179,8 +179,8 @@ class AddressPolicy:
 
 
 def literal_address(host: str) -> str | None:
-    """Returns the IP address that the host of a URL is, in the usual form. Accepts all forms that resolvers accept,
-    such as `127.1` and `0x7f000001`, and `localhost` (127.0.0.1). Returns None for other host names."""
+    """Returns the IP address in its usual form if the host of a URL is an IP address, in any form that resolvers
+    accept, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost`, and None for other host names."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return "127.0.0.1"

@@ -176,7 +176,7 @@ class RemainingRequests:
         self._records = records
         self._clock = clock
         self._latest: Allowance | None = None
-        """The latest known numbers; None: no response has had any."""
+        """The latest known numbers; None: none are known."""
         self._read_at = -math.inf
         """When `_latest` was last read from the metadata store, in seconds since 1970."""
 

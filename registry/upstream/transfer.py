@@ -1,8 +1,8 @@
 """The download of one span of a blob (`BlobTransfer`), and the reading of a response's body (`SocketBody`).
 
-A *span* is a byte range of a blob. `BlobClient` runs each transfer in a thread, which reads the span from a socket and
-passes it to a *sink*, an object of the mirror that receives the bytes. Any other thread can abandon the transfer, which
-also interrupts a read that waits for bytes.
+A *span* is a byte range of a blob. An *endpoint* is one of the URLs of an upstream. `BlobClient` runs each transfer in
+a thread, which reads the span from a socket and passes it to a *sink*, an object of the mirror that receives the bytes.
+Any other thread can abandon the transfer, which also interrupts a read that waits for bytes.
 
 `SocketBody` reads the bytes that have arrived into a given buffer. urllib3 cannot do that: its `readinto` waits until
 the buffer is full, and its `read1` allocates memory of the size of the buffer for each TLS record. Therefore
@@ -277,8 +277,9 @@ def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, in
         if span.start != 0 or (span.stop is not None and span.stop < length):
             raise RangesUnsupported
         start, stop, size = 0, length, length
+    is_whole_empty_blob = size == 0 and not span.start and not span.stop  # `to_offsets` refuses it
     try:
-        requested = span.to_offsets(size) if size or span.start or span.stop else (0, 0)
+        requested = (0, 0) if is_whole_empty_blob else span.to_offsets(size)
     except RangeInvalid:
         requested = (-1, -1)  # no byte of the blob was requested, so no part of it in the response is right
     if (start, stop) != requested or stop > size or (response.status == 206 and length not in (None, stop - start)):

@@ -6,6 +6,9 @@ caches complete lists for a short time.
 
 The referrers of a manifest are read through the referrers API. A registry without that API may have them in an index
 under a tag made from the manifest's digest, the *fallback tag* (OCI distribution spec, "Referrers Tag Schema").
+
+An upstream has one or more endpoints (URLs that serve the same content). "The errors of a failed upstream request" are
+UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed.
 """
 
 from __future__ import annotations
@@ -122,7 +125,8 @@ class UpstreamLists:
         has the link to this page; None: this is the first page. `memory`: the scope at whose end the memory of a large
         body is given back to the memory budget."""
         response = await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
+            not_found_error=NameUnknown(),
             max_bytes=MAX_PAGE_BYTES,
             accepted_statuses=(400,) if previous is None else (),
             linked_from=previous,
@@ -132,7 +136,8 @@ class UpstreamLists:
             return response
         # A 400 for the first page means that the registry does not accept the parameter `n`.
         return await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown()),
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list"),
+            not_found_error=NameUnknown(),
             max_bytes=MAX_PAGE_BYTES,
             memory=memory,
         )
@@ -221,7 +226,8 @@ class UpstreamLists:
         status of _NO_REFERRERS_API. `memory`: the scope at whose end the memory of a large body is given back to the
         memory budget."""
         return await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
+            not_found_error=NameUnknown(),
             headers={"Accept": OCI_INDEX},
             max_bytes=MAX_PAGE_BYTES,
             accepted_statuses=_NO_REFERRERS_API if previous is None else (),
@@ -241,7 +247,8 @@ class UpstreamLists:
         ManifestUnknown if there is no such tag."""
         tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
         response = await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.MANIFEST, "GET", f"manifests/{tag}", ManifestUnknown()),
+            *(endpoint, attempt, repo, RequestKind.MANIFEST, "GET", f"manifests/{tag}"),
+            not_found_error=ManifestUnknown(),
             headers={"Accept": OCI_INDEX},
             max_bytes=MAX_PAGE_BYTES,
             memory=memory,
