@@ -76,7 +76,7 @@ class AuthSettings(SettingsGroup):
 
     htpasswd: Path | None = Field(
         default=None,
-        description="File with more accounts. Each line is NAME:HASH with a bcrypt hash, as `htpasswd -B` writes it",
+        description="File with further accounts, one NAME:HASH per line with bcrypt hashes, as `htpasswd -B` writes it",
     )
     service: Annotated[str, AfterValidator(_check_service)] | None = Field(
         default=None,
@@ -100,8 +100,7 @@ class Issuer(SettingsGroup):
 
     issuer: str = Field(min_length=1, description="The exact `iss` claim of its tokens")
     audience: str = Field(
-        min_length=1,
-        description="The `aud` claim that its tokens must have. It must mean this registry and no other service",
+        min_length=1, description="The `aud` claim of its tokens. It must name this registry and no other service"
     )
     jwks_url: Annotated[str, AfterValidator(_check_jwks_url)] | None = Field(
         default=None,
@@ -205,7 +204,7 @@ class OIDCSettings(SettingsGroup):
     groups_claim: str | None = Field(
         default=None,
         min_length=1,
-        description="The claim with groups of this registry of which the person is a member, besides those set here",
+        description="The claim that lists further groups of this registry that the person belongs to",
     )
     create: bool = Field(
         default=False, description="Add the account at a person's first login. If false, only existing accounts log in"

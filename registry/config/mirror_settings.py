@@ -124,15 +124,17 @@ class Upstream(SettingsGroup):
     name: UpstreamName = Field(description="Its name in image names (`localhost:5000/ghcr.io/org/app`) and in `?ns=`")
     endpoints: list[Annotated[str, AfterValidator(_check_endpoint)]] = Field(
         default=[],
-        description="Its addresses, which serve the same content; healthy ones are tried first. Default: `https://` "
-        "and the name; for `docker.io` the address of Docker Hub",
+        description="Its URLs; those that answered last time are tried first. Default: `https://` and the name; for "
+        "`docker.io` the URL of Docker Hub",
     )
-    default: bool = Field(default=False, description="Serves image names without a host, such as `ubuntu`")
+    default: bool = Field(
+        default=False, description="Whether names without a host, such as `ubuntu`, are pulled from it"
+    )
     hosts: list[Annotated[str, AfterValidator(_check_host)]] = Field(
-        default=[], description="Host names of this server (Host header). A request to one of them means this upstream"
+        default=[], description="Host names of this server (Host header). A request to one of them is for this upstream"
     )
     aliases: list[Annotated[str, AfterValidator(_check_host)]] = Field(
-        default=[], description="Other names that clients use for it in `?ns=`: its host, with the port if it has one"
+        default=[], description="Other names of it in `?ns=`: clients send its host, with the port if it has one"
     )
     realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
         default=[], description="Token services that may get the password, besides those on the upstream's own site"
@@ -151,13 +153,13 @@ class Upstream(SettingsGroup):
     require_grant: bool | None = Field(
         default=None,
         description="Whether pulls need a grant whose pattern begins with the upstream's name, so that `**` is not "
-        "enough. Default: true if the upstream has a login, because the login may fetch private content",
+        "enough. Default: true if it has a login, because content fetched with a login may be private",
     )
     ca_file: Path | None = Field(
         default=None, description="Certificate authorities to trust instead of the system's, in PEM"
     )
     tag_ttl: Duration = Field(
-        default=300.0, description="How long a cached tag is fresh. After that, a pull asks the upstream again"
+        default=300.0, description="How long a cached tag is fresh. After that the upstream is asked again"
     )
     tag_ttls: dict[Annotated[str, AfterValidator(_check_tag_pattern)], Duration] = Field(
         default={},
@@ -165,14 +167,14 @@ class Upstream(SettingsGroup):
     )
     miss_ttl: Duration = Field(default=60.0, description="How long a 'not found' answer is cached")
     connections: int = Field(
-        default=8, ge=1, le=64, description="Most connections for blobs at a time, of all workers together"
+        default=8, ge=1, le=64, description="Maximum number of connections for blobs at a time, of all workers together"
     )
     prefetch: Literal["off", "config", "layers"] = Field(
         default="layers",
         description="What to fetch ahead once a client has started to pull an image: `off`, `config` or `layers`",
     )
     connect_timeout: Duration = Field(default=5.0, gt=0, description="Timeout for opening a connection")
-    idle_timeout: Duration = Field(default=20.0, gt=0, description="Timeout for a connection that sends nothing")
+    idle_timeout: Duration = Field(default=20.0, gt=0, description="Timeout for a connection on which no bytes arrive")
 
     @model_validator(mode="before")
     @classmethod
@@ -243,8 +245,8 @@ class HostedSettings(SettingsGroup):
         list[Annotated[str, AfterValidator(_check_name_pattern)]], NoDecode, BeforeValidator(split_commas)
     ] = Field(
         default=[],
-        description="Patterns of names that no upstream is asked for, such as `team/**` (`**` spans slashes) or "
-        "`*`. A name that was ever pushed needs no pattern",
+        description="Patterns of names for which no upstream is asked, such as `team/**` (any text) or `team/*` (any "
+        "text without a slash). A name that was pushed before needs no pattern",
     )
 
 

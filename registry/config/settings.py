@@ -53,7 +53,7 @@ class TLSSettings(SettingsGroup):
     """TLS on the registry's port. The server reads renewed files without a restart."""
 
     certificate: Path | None = Field(
-        default=None, description="File with the server's certificate and its chain, in PEM. It turns TLS on"
+        default=None, description="The server's certificate and its chain, in PEM. If it is set, the port speaks TLS"
     )
     key: Path | None = Field(
         default=None,
@@ -98,8 +98,8 @@ class CollectionSettings(SettingsGroup):
 
     grace: Duration = Field(
         default=86400.0,
-        description="How long content that nothing refers to is kept, from its push or from the end of its last "
-        "reference, whichever is later",
+        description="How long content without references is kept, after its last reference was removed or after it "
+        "was pushed",
     )
     interval: Duration = Field(default=3600.0, gt=0, description="Time between two collections")
 
@@ -118,7 +118,7 @@ class AuditSettings(SettingsGroup):
     keep: Duration = Field(
         default=31536000.0,
         gt=0,
-        description="How long its lines are kept. The history of the digests that tags referred to is kept for ever",
+        description="How long the lines of the log are kept. The history of tags is kept for ever",
     )
 
 
@@ -134,22 +134,22 @@ class LimitSettings(SettingsGroup):
     connections_per_address: int = Field(
         default=0,
         ge=0,
-        description="Most connections at a time from one address (IPv6: one /64); further ones are closed. Trusted "
-        "proxies have no limit. 0 means no limit",
+        description="Maximum number of connections at a time from one address (IPv6: from one /64 network); further "
+        "connections are closed. Trusted proxies have no limit. 0 means no limit",
     )
     requests_per_second: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Most requests a second to `/v2` from one account. The same limit applies to each address, for its "
-        "requests without an account or outside `/v2` (`/health` is counted separately). Further requests get 429 and "
-        "Retry-After. 0 means no limit",
+        description="Maximum number of requests per second. Requests of an account to `/v2` count for the account, all "
+        "others for the address; `/health` is counted separately. Further requests get 429 and Retry-After. 0 means no "
+        "limit",
     )
     burst: int = Field(
         default=0,
         ge=0,
-        description="Most requests that may come at the same moment. 0 means as many as `requests_per_second` allows "
-        "in ten seconds, at least 1",
+        description="How many requests may come at once, within `requests_per_second` on average. 0 means as many as "
+        "ten seconds allow, at least 1",
     )
 
 
@@ -166,7 +166,7 @@ class Settings(BaseSettings):
 
     data: Annotated[Path, BeforeValidator(_check_directory)] = Field(
         default=Path("data"),
-        description="The data directory, which has all data of the registry. A relative path starts at the working "
+        description="The data directory, with all content and accounts. A relative path is relative to the working "
         "directory",
     )
     listen: str = Field(
@@ -197,8 +197,8 @@ class Settings(BaseSettings):
     )
     mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
-        description="Registries to mirror with default settings, such as `docker.io`: each is an `[[upstream]]` of "
-        "that name. The first one is the default upstream, unless an `[[upstream]]` has `default`",
+        description="Registries to mirror with default settings, such as `docker.io`: short for an `[[upstream]]` of "
+        "that name. The first one is the default upstream, unless an `[[upstream]]` has `default = true`",
     )
     tls: TLSSettings = TLSSettings()
     gc: CollectionSettings = CollectionSettings()
@@ -210,10 +210,11 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
-        default=[], description="The registries to mirror, see below. The variable takes JSON"
+        default=[], description="The registries to mirror, see below. The value of the variable is JSON"
     )
     issuer: list[Issuer] = Field(
-        default=[], description="Outside services whose tokens are accepted, see below. The variable takes JSON"
+        default=[],
+        description="Outside services whose tokens are accepted, see below. The value of the variable is JSON",
     )
 
     @model_validator(mode="before")

@@ -116,7 +116,7 @@ class ConfiguredLogin:
             "%s contains no login for %s, so requests to that upstream are sent without a login%s",
             self._settings.docker_config,
             self._settings.name,
-            ": it stores passwords in a credential helper, which this registry does not support" if uses_helper else "",
+            ": it leaves passwords to a credential helper, which Entrepot does not support" if uses_helper else "",
         )
         return None
 
