@@ -92,7 +92,7 @@ async def open_backend(
             mirrors,
             store.is_known_repository,
             NamingRules.from_settings(settings),
-            private=[upstream.name for upstream in settings.upstream if upstream.private],
+            private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
             is_confirmed=store.records.is_confirmed,
         )
         # A store that was opened read-only cannot cache images. If it tried, it would take the lease (a lock between

@@ -99,7 +99,7 @@ class ServiceFactory:
         self.clock = clock
         self.body_memory = _body_memory(settings)
         # A pull from one of these upstreams needs a grant whose pattern begins with the upstream's name.
-        self._upstreams_needing_grant = [upstream.name for upstream in settings.upstream if upstream.guarded]
+        self._upstreams_needing_grant = [upstream.name for upstream in settings.upstream if upstream.needs_named_grant]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
 
     def without_accounts(self, registry: Registry) -> Service:

@@ -1,4 +1,4 @@
-"""The settings: the model `Settings`, its groups, and the text form of durations and sizes."""
+"""The settings: the model `Settings`, its groups, and functions that parse and format durations and sizes."""
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
 from registry.config.field_types import format_duration, format_size, is_duration, is_size, parse_duration

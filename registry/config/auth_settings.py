@@ -16,10 +16,10 @@ from registry.config.field_types import Duration, SettingsGroup, split_http_url
 from storage.access import AccountInvalid, AccountName
 
 DEFAULT_SERVICE = "entrepot"
-"""The service name in tokens and challenges if the settings give neither `service` nor `public_url`."""
+"""The name of this registry in tokens and challenges if neither `service` nor `public_url` is set."""
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Signature algorithms that use a key pair. With a shared-secret algorithm such as HS256, anyone who knows the public
-key could sign tokens."""
+"""The signature algorithms that can be accepted. All of them use a key pair. If an algorithm with a shared secret were
+accepted, such as HS256, an attacker could sign tokens with the issuer's public key as the secret."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
 _SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
@@ -34,19 +34,20 @@ def _check_service(value: str) -> str:
     return value
 
 
-def check_identity_url(value: str, example: str, attacker_can: str) -> None:
-    """Checks the URL of a service on which logins depend. It must be https, or http on this machine, and contain no
-    user name. Raises ValueError. `example` is a valid URL for the message. `attacker_can` ends the message about plain
-    http: what someone who changes the service's responses can do, such as "can log in"."""
+def check_identity_url(value: str, example: str, attacker_gains: str) -> None:
+    """Raises ValueError unless `value` may be the URL of a service on which logins depend, such as an OpenID provider:
+    https, or http on this machine, and without a user name and a fragment. `example` is a valid URL for the message.
+    `attacker_gains` is the end of the message about plain http, "whoever can change its answers …": for example "can
+    log in"."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("such an address holds no user and no password")
     parts = split_http_url(value, example, fragment=False)
     if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
-        raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {attacker_can}")
+        raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {attacker_gains}")
 
 
 def _check_jwks_url(value: str) -> str:
-    check_identity_url(value, "https://ci.example.com/.well-known/jwks", "can log in")
+    check_identity_url(value, "https://ci.example.com/.well-known/jwks", attacker_gains="can log in")
     return value
 
 
@@ -66,7 +67,7 @@ def _check_account(value: str) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """Returns a list for a single claim value. Returns any other value unchanged, so that pydantic checks it."""
+    """Returns a list with the text if `value` is one text. Returns any other value unchanged, for pydantic to check."""
     return [value] if isinstance(value, str) else value
 
 
@@ -79,8 +80,8 @@ class AuthSettings(SettingsGroup):
     )
     service: Annotated[str, AfterValidator(_check_service)] | None = Field(
         default=None,
-        description="The service name in tokens and challenges. Default: the host of `public_url`, otherwise "
-        f"`{DEFAULT_SERVICE}`",
+        description="The service name in tokens and challenges. Default: host and port of `public_url`; "
+        f"`{DEFAULT_SERVICE}` if that is not set",
     )
     token_ttl: Duration = Field(
         default=300.0,
@@ -95,14 +96,15 @@ class AuthSettings(SettingsGroup):
 
 class Issuer(SettingsGroup):
     """An outside service whose tokens (JWTs) are accepted as a password or as a bearer token, such as a CI that gives
-    each job a token. A token logs in by the first table whose issuer, audience and required claims match it."""
+    each job a token. For each token, the first table whose issuer, audience and required claims match it is used."""
 
     issuer: str = Field(min_length=1, description="The exact `iss` claim of its tokens")
     audience: str = Field(
         min_length=1, description="The `aud` claim of its tokens. It must name this registry and no other service"
     )
     jwks_url: Annotated[str, AfterValidator(_check_jwks_url)] | None = Field(
-        default=None, description="URL of its public keys: https, or http on this machine. Fetched when they are needed"
+        default=None,
+        description="URL of its public keys: https, or http on this machine. The keys are fetched when they are needed",
     )
     jwks_file: Path | None = Field(default=None, description="File with its public keys, instead of `jwks_url`")
     ca_file: Path | None = Field(
@@ -112,10 +114,12 @@ class Issuer(SettingsGroup):
         default=["RS256", "ES256"], min_length=1, description="Signature algorithms that are accepted"
     )
     account: Annotated[str, AfterValidator(_check_account)] | None = Field(
-        default=None, description="The robot that all its tokens log in as"
+        default=None, description="The robot account that all its tokens log in to"
     )
     account_claim: str | None = Field(
-        default=None, min_length=1, description="The claim that names the robot, such as `sub`, instead of `account`"
+        default=None,
+        min_length=1,
+        description="The claim that names the robot account, such as `sub`, instead of `account`",
     )
     required: dict[str, Annotated[list[str], BeforeValidator(_as_list)]] = Field(
         default={},
@@ -125,7 +129,7 @@ class Issuer(SettingsGroup):
     groups_claim: str | None = Field(
         default=None,
         min_length=1,
-        description="The claim with groups that the robot is a member of while it uses this token",
+        description="The claim with the groups of which the robot is a member while it uses this token",
     )
 
     @model_validator(mode="after")
@@ -140,20 +144,20 @@ class Issuer(SettingsGroup):
 
 
 def token_service_name(auth: AuthSettings, public_url: str | None) -> str:
-    """Returns the service name in tokens and challenges: the setting `service`, the host of `public_url`, or
-    DEFAULT_SERVICE. It never depends on a request."""
+    """Returns the name of this registry in tokens and challenges: the first of these that is set: `service`, host and
+    port of `public_url`, DEFAULT_SERVICE. It does not depend on the `Host` header of a request."""
     return auth.service or urlsplit(public_url or "").netloc or DEFAULT_SERVICE
 
 
 def has_external_logins(auth: AuthSettings, issuers: Sequence[Issuer], provider: str | None) -> bool:
     """Returns whether the settings configure logins outside the metadata store: an htpasswd file, issuers of tokens, or
-    an OpenID provider. Then the registry requires a login even if it has no accounts. `provider` is the URL of the
-    OpenID provider; None if there is none."""
+    an OpenID provider. If they do, the registry requires a login even if the metadata store has no accounts. `provider`
+    is the URL of the OpenID provider; None if there is none."""
     return auth.htpasswd is not None or bool(issuers) or provider is not None
 
 
 def _check_issuer(value: str) -> str:
-    check_identity_url(value, "https://sso.example.com/realms/company", "decides who has logged in")
+    check_identity_url(value, "https://sso.example.com/realms/company", attacker_gains="decides who has logged in")
     if "?" in value:
         raise ValueError(f"{value!r} has a query; an issuer has none")
     return value
@@ -166,8 +170,8 @@ def _check_scopes(value: str) -> str:
 
 
 class OIDCSettings(SettingsGroup):
-    """Login with a browser at `/login`, through an OpenID provider such as Keycloak, Authentik, Entra or Okta. It is
-    for `/api/v1` and the pages; docker logs in with a password or an API token."""
+    """Login with a browser at `/login`, through an OpenID provider such as Keycloak, Authentik, Entra or Okta. This
+    login is for `/api/v1` and the pages; docker logs in with a password or an API token."""
 
     issuer: Annotated[str, AfterValidator(_check_issuer)] | None = Field(
         default=None,
@@ -195,7 +199,7 @@ class OIDCSettings(SettingsGroup):
     account_claim: str = Field(
         default="preferred_username",
         min_length=1,
-        description="The claim of the ID token with the account's name, unchanged. Choose one that people cannot edit",
+        description="The claim of the ID token that is the account's name. Choose one that people cannot edit",
     )
     groups_claim: str | None = Field(
         default=None,
@@ -203,7 +207,7 @@ class OIDCSettings(SettingsGroup):
         description="The claim that lists further groups of this registry that the person belongs to",
     )
     create: bool = Field(
-        default=False, description="Add the account at the first login. Otherwise only existing accounts can log in"
+        default=False, description="Add the account at a person's first login. If false, only existing accounts log in"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,5 @@
-"""Types and validators for settings: groups, durations, sizes, comma-separated lists and URLs."""
+"""Types, parsers and formatters that the models of the settings share: groups, durations, sizes, comma-separated lists
+and URLs."""
 
 from __future__ import annotations
 
@@ -17,20 +18,21 @@ _DURATION = re.compile(rf"(?:{_COUNT_AND_UNIT}\s*)+", re.IGNORECASE)
 
 
 class SettingsGroup(BaseModel):
-    """Base class of the groups of settings, such as `[gc]`. Unknown names are errors, and the values cannot be
-    changed."""
+    """Base class of the groups of settings, such as `[gc]`. An unknown name in a group is an error. The values of a
+    created group cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def split_commas(value: object) -> object:
-    """Returns the list in a text with commas, as flags and variables contain it. Returns any other value unchanged."""
+    """Returns the list of the texts between the commas if `value` is text, as in a flag or a variable. Returns any
+    other value unchanged, for pydantic to check."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def split_http_url(value: str, example: str, *, query: bool = True, fragment: bool = True) -> SplitResult:
     """Returns the parts of an http or https URL with a host. Raises ValueError for any other value; the message
-    contains `example`, a valid URL. `query` and `fragment` say whether the URL may have these parts."""
+    contains `example`, a valid URL. `query` and `fragment`: whether a URL that has such a part is accepted."""
     try:
         parts = urlsplit(value)
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
@@ -42,8 +44,8 @@ def split_http_url(value: str, example: str, *, query: bool = True, fragment: bo
 
 
 def parse_duration(value: object) -> object:
-    """Returns the number of seconds in a duration such as `90s`, `5m`, `1h30m` or `7d`. A number without a unit is in
-    seconds. Raises ValueError."""
+    """Returns the number of seconds in a duration such as `90s`, `5m`, `1h30m` or `7d`. A number without a unit is a
+    number of seconds. Raises ValueError for text that is no duration, and for other types."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     if not isinstance(value, str):
@@ -59,11 +61,12 @@ def parse_duration(value: object) -> object:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns the text of a duration, which `parse_duration` reads again: `1h30m` for `5400.0`."""
+    """Returns a text from which `parse_duration` returns this duration: `1h30m` for `5400.0`. Fractions of a second are
+    rounded to milliseconds."""
     if seconds != int(seconds):
         return f"{round(seconds * 1000)}ms"
     remaining, parts = int(seconds), []
-    if remaining >= 172800 and remaining % 86400 == 0:  # whole days only from two days on: `24h`, but `2d`
+    if remaining >= 172800 and remaining % 86400 == 0:  # days only for 2 days or more: one day is written as `24h`
         return f"{remaining // 86400}d"
     for unit, unit_seconds in (("h", 3600), ("m", 60), ("s", 1)):
         count, remaining = divmod(remaining, unit_seconds)
@@ -73,8 +76,8 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(size_bytes: int) -> str:
-    """Returns the text of a size, which pydantic's `ByteSize` reads again: `8MiB` for `8388608`. A size that is not a
-    multiple of 1 KiB is written as the number of bytes."""
+    """Returns a text that pydantic's `ByteSize` parses to this size: `8MiB` for `8388608`. A size that is not a
+    multiple of 1 KiB is written as a number of bytes."""
     for unit, unit_bytes in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", MIB), ("KiB", KIB)):
         if size_bytes and size_bytes % unit_bytes == 0:
             return f"{size_bytes // unit_bytes}{unit}"
@@ -82,14 +85,15 @@ def format_size(size_bytes: int) -> str:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
-"""A duration in seconds. Settings may also give it as text, such as `5m`."""
+"""The type of a setting that is a duration. Its value is in seconds. Sources of settings may write it as a number of
+seconds or as text such as `5m`."""
 
 
 def is_size(field: FieldInfo) -> bool:
-    """Returns whether a setting is a size in bytes."""
+    """Returns whether the value of a setting is a size in bytes."""
     return field.annotation is ByteSize
 
 
 def is_duration(field: FieldInfo) -> bool:
-    """Returns whether a setting is a duration."""
+    """Returns whether the value of a setting is a duration."""
     return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in field.metadata)

@@ -26,21 +26,23 @@ HUB_LIBRARY = "library"
 """The first part of the full name of a Docker Hub image whose short name has no slash: `ubuntu` is `library/ubuntu`."""
 
 _HUB_HOSTS = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
-"""Hosts of Docker Hub that cannot be the name of an upstream. Image names contain `docker.io` instead."""
+"""Hosts of Docker Hub that cannot be the name of an upstream, because image names contain `docker.io` for all of
+them."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
-"""By the name of an upstream: default settings, for upstreams whose address is not `https://` and the name."""
+"""By the name of an upstream: its default settings, if its address is not `https://` followed by the name."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
-"""Longest host name, in characters. RFC 1035, section 2.3.4, allows 255 bytes in the binary form."""
+"""Longest host name, in characters. A name of this length has 255 bytes in the binary form, the limit of RFC 1035,
+section 2.3.4."""
 _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
 def normalized_host(host: str) -> str:
-    """Returns a host name in the form for comparisons: in lower case, encoded for the DNS (IDNA), without a dot at the
-    end. Raises ValueError if it is empty, too long, or cannot be encoded."""
+    """Returns a host name in the form in which host names are compared: in lower case, encoded for the DNS (IDNA),
+    without a dot at the end. Raises ValueError if the name is empty, too long, or cannot be encoded."""
     if len(host) <= MAX_HOST_LENGTH and not host.isascii():
         host = host.encode("idna").decode()
     host = host.lower().rstrip(".")
@@ -140,7 +142,7 @@ class Upstream(SettingsGroup):
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],
         description="Hosts with private addresses that redirects may lead to, such as `storage.corp:9000` (without a "
-        "port: 80 and 443). Other private addresses are allowed only if the endpoint is in such a network itself",
+        "port: 80 and 443). Redirects to other private addresses work only if the endpoint has a private address, too",
     )
     username: str | None = Field(default=None, min_length=1, description="User name for its login. Default: no login")
     password_file: Path | None = Field(default=None, description="File with the password and nothing else")
@@ -161,7 +163,7 @@ class Upstream(SettingsGroup):
     )
     tag_ttls: dict[Annotated[str, AfterValidator(_check_tag_pattern)], Duration] = Field(
         default={},
-        description='`tag_ttl` by tag pattern; the first match counts: `{ "v*" = "1h", "*-nightly" = "1m" }`',
+        description='`tag_ttl` by tag pattern; the first match is used: `{ "v*" = "1h", "*-nightly" = "1m" }`',
     )
     miss_ttl: Duration = Field(default=60.0, description="How long a 'not found' answer is cached")
     connections: int = Field(
@@ -169,7 +171,7 @@ class Upstream(SettingsGroup):
     )
     prefetch: Literal["off", "config", "layers"] = Field(
         default="layers",
-        description="What to fetch ahead once a client has begun to pull an image: `off`, `config` or `layers`",
+        description="What to fetch ahead once a client has started to pull an image: `off`, `config` or `layers`",
     )
     connect_timeout: Duration = Field(default=5.0, gt=0, description="Timeout for opening a connection")
     idle_timeout: Duration = Field(default=20.0, gt=0, description="Timeout for a connection on which no bytes arrive")
@@ -177,7 +179,7 @@ class Upstream(SettingsGroup):
     @model_validator(mode="before")
     @classmethod
     def _add_presets(cls, values: Any) -> Any:
-        """Adds the endpoints and realms that follow from the name, if no endpoints are given."""
+        """Adds the default endpoints, and for Docker Hub the default realms, if no endpoints are given."""
         if not isinstance(values, Mapping) or values.get("endpoints"):
             return values
         name = values.get("name")
@@ -202,7 +204,7 @@ class Upstream(SettingsGroup):
 
     @property
     def redirect_host_ports(self) -> frozenset[tuple[str, int]]:
-        """Host and port of each entry of `redirects`. An entry without a port stands for the ports 80 and 443."""
+        """Host and port of each entry of `redirects`. For an entry without a port: the host with 80 and with 443."""
         entries = [urlsplit(f"//{entry}") for entry in self.redirects]
         return frozenset(
             (normalized_host(entry.hostname or ""), port)
@@ -212,23 +214,24 @@ class Upstream(SettingsGroup):
 
     @property
     def realm_host_ports(self) -> frozenset[tuple[str, int]]:
-        """Host and port of each entry of `realms`."""
+        """Host and port of each URL in `realms`."""
         urls = [urlsplit(realm) for realm in self.realms]
         return frozenset(
             (normalized_host(url.hostname or ""), url.port or (80 if url.scheme == "http" else 443)) for url in urls
         )
 
     @property
-    def guarded(self) -> bool:
-        """Whether a pull from this upstream needs a grant whose pattern begins with the upstream's name."""
+    def needs_named_grant(self) -> bool:
+        """Whether a pull from this upstream needs a grant whose pattern begins with the upstream's name: the setting
+        `require_grant`, or its default if it is not set."""
         return self._has_login if self.require_grant is None else self.require_grant
 
     @property
-    def private(self) -> bool:
-        """Whether a client may be allowed to read some repositories of this upstream and not others. Then the mirror
-        serves a cached blob from a repository only after the upstream has confirmed that the repository has that
-        blob."""
-        return self._has_login or self.guarded
+    def has_private_repositories(self) -> bool:
+        """Whether this upstream may have repositories that only some clients are allowed to read: if it has a login,
+        which may see such repositories, or if pulls need a grant of their own. The mirror then serves a cached blob
+        from a repository only after the upstream has confirmed that this repository has the blob."""
+        return self._has_login or self.needs_named_grant
 
     @property
     def _has_login(self) -> bool:
@@ -248,9 +251,9 @@ class HostedSettings(SettingsGroup):
 
 
 def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of all settings, with an upstream added for each name in the setting `mirror`. If no upstream
-    is the default, the first of these names becomes the default upstream. Malformed values stay unchanged, so that the
-    model refuses them."""
+    """Returns `values`, the values of all settings, with an upstream added for each name in the setting `mirror` that
+    has none. If no upstream is the default upstream, the one with the first of these names becomes it. Returns the
+    values unchanged if `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
     names, upstreams = split_commas(values.get("mirror", [])), values.get("upstream", [])
     if not isinstance(names, list) or not isinstance(upstreams, list):
         return dict(values)
@@ -266,25 +269,27 @@ def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_upstream_name(value: Any) -> bool:
-    """Returns whether a value is a valid name of an upstream. Does not raise, unlike the validator of the name."""
+    """Returns whether a value looks like a valid name of an upstream. Does not check the length, which the validator
+    `_check_upstream_name` does later."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_HOSTS, HUB_LIBRARY)
 
 
 def _get(upstream: Any, field: str) -> Any:
-    """Returns a field of an upstream, which is a mapping or already an `Upstream`; None if it has no such field."""
+    """Returns the value of a field of an upstream, which is a mapping or already an `Upstream`; None if it has no such
+    field."""
     return upstream.get(field) if isinstance(upstream, Mapping) else getattr(upstream, field, None)
 
 
 def _as_default(upstream: Any) -> Any:
-    """Returns a copy of the upstream that is the default upstream."""
+    """Returns a copy of the upstream with `default` set to true."""
     if isinstance(upstream, Upstream):
         return upstream.model_copy(update={"default": True})
     return {**upstream, "default": True}
 
 
 def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> None:
-    """Checks the upstreams together: names, hosts and aliases must be unique, at most one upstream may be the default,
-    and no pattern in `hosted` may name an upstream. Raises ValueError."""
+    """Raises ValueError if the upstreams contradict each other or `hosted`. Names, hosts and aliases must be unique, at
+    most one upstream may be the default, and no pattern of hosted names may begin with the name of an upstream."""
     names = [upstream.name for upstream in upstreams]
     if duplicate := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"there are two upstreams named {duplicate}")
@@ -303,14 +308,14 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(
             f"{conflict} cannot be an alias, which is the upstream's own name, and in hosts, which are this server's"
         )
-    mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)
+    mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)  # a default upstream serves `library/…`
     for pattern in hosted.prefixes:
         if pattern.partition("/")[0] in mirrored_prefixes:
             raise ValueError(f"hosted.prefixes: {pattern!r} names what is mirrored; such names cannot be hosted here")
 
 
 ALL_PLATFORMS = "all"
-"""The value in `platforms` that stands for all platforms of an image."""
+"""The entry of `platforms` that means all platforms of an image."""
 _PLATFORM = re.compile(rf"{ALL_PLATFORMS}|[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
 
 
@@ -335,7 +340,8 @@ class WarmSettings(SettingsGroup):
         list[Annotated[str, AfterValidator(_check_reference)]], NoDecode, BeforeValidator(split_commas)
     ] = Field(default=[], description="The images, such as `ubuntu:24.04` or `ghcr.io/org/app:1`")
     file: Path | None = Field(
-        default=None, description="File with more images, one a line; `#` begins a comment. It is read again each round"
+        default=None,
+        description="File with more images, one in each line; `#` starts a comment. It is read again in each round",
     )
     platforms: Annotated[
         list[Annotated[str, AfterValidator(_check_platform)]], NoDecode, BeforeValidator(split_commas)

@@ -1,9 +1,11 @@
 """The model of all settings (`Settings`), each with its type, its default and its help text.
 
-`Settings(...)` uses only its arguments and the defaults, so that tests do not depend on the environment or on a file.
-`registry.config.settings_sources` creates it from command-line flags, environment variables and the settings file.
-Durations are in seconds, sizes in bytes. The `description` of a setting is its text in `--help` and in the
-documentation."""
+`Settings(...)` uses only its arguments and the defaults. `registry.config.settings_sources` collects these arguments
+from command-line flags, environment variables and the settings file. Durations are in seconds, sizes in bytes. The
+`description` of a setting is its text in `--help` and in docs/settings.md.
+
+The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from registry.config.worker_count import default_worker_count
 
 
 def _check_network(value: str) -> str:
-    """Returns a network or an IP address in its normal form. Raises ValueError."""
+    """Returns a network in its normal form; for an IP address, the network that consists of it. Raises ValueError for
+    other text, for a network whose address has bits after the prefix, and for a network of all addresses."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -42,7 +45,8 @@ def _check_network(value: str) -> str:
 
 
 NetworkList = Annotated[list[Annotated[str, AfterValidator(_check_network)]], NoDecode, BeforeValidator(split_commas)]
-"""Networks and IP addresses, as a list or as text with commas."""
+"""The type of a setting that is a list of networks and IP addresses. Sources of settings may write it as a list or as
+text with commas."""
 
 
 class TLSSettings(SettingsGroup):
@@ -52,10 +56,11 @@ class TLSSettings(SettingsGroup):
         default=None, description="The server's certificate and its chain, in PEM. If it is set, the port speaks TLS"
     )
     key: Path | None = Field(
-        default=None, description="The certificate's key, in PEM without a password. Default: in the certificate's file"
+        default=None,
+        description="File with the certificate's key, in PEM without a password. Default: the certificate's file",
     )
     client_ca: Path | None = Field(
-        default=None, description="Authorities that sign the certificates of clients, in PEM"
+        default=None, description="File with the authorities that sign the certificates of clients, in PEM"
     )
     client_auth: Literal["off", "optional", "required"] | None = Field(
         default=None,
@@ -70,8 +75,8 @@ ENV_NESTED_DELIMITER = "__"
 
 
 def _check_public_url(value: str | None) -> str | None:
-    """Returns the scheme, host and port of the registry's address. Raises ValueError if the address has anything
-    else."""
+    """Returns the scheme, host and port of the registry's address; None if it is not set. Raises ValueError if the
+    address has another part, such as a path."""
     if value is None:
         return None
     parts = split_http_url(value, "https://registry.example.com")
@@ -81,8 +86,8 @@ def _check_public_url(value: str | None) -> str | None:
 
 
 def _check_directory(value: object) -> object:
-    """Returns a path unchanged. Raises ValueError for an empty path, which pydantic would take for the working
-    directory, and for a value that is not a path."""
+    """Returns a path unchanged. Raises ValueError for an empty path, because pydantic would use the working directory,
+    and for a value that is not a path."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is not a directory's path")
     return value
@@ -103,7 +108,7 @@ class UploadSettings(SettingsGroup):
     """Uploads that clients have not finished."""
 
     expire: Duration = Field(
-        default=604800.0, gt=0, description="How long an upload is kept without any progress before it is dropped"
+        default=604800.0, gt=0, description="How long an upload without progress is kept before it is deleted"
     )
 
 
@@ -180,12 +185,12 @@ class Settings(BaseSettings):
     trusted_proxies: NetworkList = Field(
         default=[],
         description="Addresses and networks of proxies in front of this registry, such as `10.0.0.0/8`. "
-        "X-Forwarded-For, -Proto and -Host count only from them",
+        "X-Forwarded-For, -Proto and -Host are used only if they come from one of these",
     )
     read_only: bool = Field(default=False, description="Refuse every push and every delete")
     delete: bool = Field(default=True, description="Allow clients to delete tags, manifests and blobs")
     shutdown_grace: Duration = Field(
-        default=30.0, description="How long running requests may continue after SIGTERM before they are cut off"
+        default=30.0, description="How long running requests may continue after SIGTERM before they are stopped"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest severity that is logged: `debug`, `info`, `warning` or `error`"
@@ -224,7 +229,8 @@ class Settings(BaseSettings):
 
     @property
     def default_upstream(self) -> str | None:
-        """The name of the upstream that serves image names without a host, such as `ubuntu`; None if there is none."""
+        """The name of the upstream that serves image names without a host, such as `ubuntu`; None if no upstream
+        does."""
         return next((upstream.name for upstream in self.upstream if upstream.default), None)
 
     @classmethod
@@ -236,6 +242,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Makes pydantic use only the arguments of `Settings(...)`. `registry.config.settings_sources` reads the
-        environment and the file itself, because it also records where each value comes from."""
+        """Makes pydantic use only the arguments of `Settings(...)`, and not the environment. The module
+        `registry.config.settings_sources` reads the environment and the file, because it records where each value comes
+        from."""
         return (init_settings,)

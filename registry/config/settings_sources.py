@@ -1,7 +1,7 @@
 """Loads the settings from command-line flags, environment variables and a file, and records the source of each value.
 
 A flag takes precedence over a variable, a variable over the file, and the file over the default. No other module reads
-settings from the environment or the file.
+settings from the environment or the file. A *variable* is an environment variable.
 """
 
 from __future__ import annotations
@@ -28,35 +28,38 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """The environment variable with the path of the settings file."""
 
 _KUBERNETES_VARIABLE = re.compile(rf"{ENV_PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
-"""Variables that Kubernetes sets in a namespace with a service named `entrepot`. They are no settings."""
+"""Names of variables that Kubernetes sets in each container if a service named `entrepot` exists. They are no settings,
+so there is no warning about them."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
     "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
 }
-"""For each setting that is a list of tables: a hint for error messages, how to write the list in a variable."""
+"""For each setting that is a list of tables: the hint in error messages that shows how to write the list as JSON in a
+variable."""
 
 SettingPath = tuple[str, ...]
 """The names that lead to a setting: `("gc", "grace")` for `gc.grace`."""
 
 
 class ConfigError(Exception):
-    """The settings are not valid. The message is one line of text for the person who starts the command."""
+    """The settings are not valid. The message is one line of text, for the person who started the command."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsSource:
-    """One source of settings, with the values that it sets."""
+    """The values from one source of settings: from all flags, from all variables, or from the file."""
 
     values: Mapping[str, Any]
-    """By the name of the setting or group; the value of a group is a mapping."""
+    """By the name of the setting or group. The value of a group is a mapping by the names in the group."""
     kind: str
     """`flag`, `variable` or `file`."""
     name: str = ""
     """The file's path; empty for flags and variables."""
 
     def origin(self, path: SettingPath) -> str | None:
-        """Returns the flag, variable or file that sets `path`, or None when this source does not set it."""
+        """Returns the flag, the variable or the path of the file that sets the setting at `path`; None if this source
+        does not set it."""
         if not _sets_path(self.values, path):
             return None
         if self.kind == "flag":
@@ -69,18 +72,19 @@ class SettingsSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """The settings, the source of each value, and warnings about unknown variables."""
+    """The settings, where each value comes from, and warnings about unknown variables."""
 
     settings: Settings
     origins: Mapping[str, str]
-    """By the setting's dotted name (`gc.grace`): the flag, the variable or the file that sets it, or `default`."""
+    """By the setting's dotted name (`gc.grace`): the flag, the variable or the path of the file that sets it, or
+    `default`. For `upstream`, the flag, variable or file of the setting `mirror` if only that one adds upstreams."""
     warnings: tuple[str, ...]
     """Each is one line of text."""
 
 
 def setting_fields(model: type[BaseModel] = Settings, prefix: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
-    """Yields the path and the pydantic field of each setting of a model and of the groups in it. `prefix` is put before
-    each path."""
+    """Yields the path and the pydantic field of each setting of a model, including the settings in its groups. Each
+    path starts with `prefix`."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -90,30 +94,32 @@ def setting_fields(model: type[BaseModel] = Settings, prefix: SettingPath = ()) 
 
 
 def table_model(field: FieldInfo) -> type[BaseModel] | None:
-    """Returns the model of a table for a setting that is a list of tables (`[[upstream]]`); None for other settings."""
+    """Returns the model of one table if the setting is a list of tables, such as `[[upstream]]`; None for other
+    settings."""
     item_types = get_args(field.annotation)
     return next((kind for kind in item_types if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def variable_name(path: SettingPath) -> str:
-    """Returns the name of the variable that sets `path`."""
+    """Returns the name of the variable that sets the setting or the group at `path`."""
     return ENV_PREFIX + ENV_NESTED_DELIMITER.join(path).upper()
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> LoadedSettings:
-    """Returns the settings from all sources. `flags` has the flags that were given, by name of the setting. `config` is
-    the settings file; None: the file that ENTREPOT_CONFIG names, if any. Raises ConfigError."""
+    """Returns the settings from all sources. `flags` has the values of the flags that were given, by the name of the
+    setting. `config` is the path of the settings file; None: the file that ENTREPOT_CONFIG names, if it is set. Raises
+    ConfigError."""
     file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     unknown_names = _unknown_variables()
     sources = [SettingsSource(flags, "flag"), SettingsSource(_read_environment(unknown_names), "variable")]
     if file is not None:
         sources.append(SettingsSource(_read_file(file), "file", str(file)))
-    for source in sources:  # each source separately, so that the message names the source with the error
+    for source in sources:  # each source alone, so that the error message can name the source that is wrong
         _check_source(source)
     settings = _create_settings(sources)
     origins = {".".join(path): _origin(path, sources) or "default" for path, _ in setting_fields()}
     if origins["upstream"] == "default":
-        origins["upstream"] = origins["mirror"]
+        origins["upstream"] = origins["mirror"]  # the model makes upstreams from the names in `mirror`
     return LoadedSettings(settings, origins, tuple(_unknown_variable_warning(name) for name in unknown_names))
 
 
@@ -130,15 +136,17 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the values that environment variables set, without those of `unknown_names`. Raises ConfigError."""
+    """Returns the values that variables set. Ignores the variables in `unknown_names`. Raises ConfigError."""
     try:
         values: dict[str, Any] = EnvSettingsSource(Settings)()
     except SettingsError as error:
+        # pydantic's message has the name of the group in quotes.
         group = next((path[0] for path, _ in setting_fields() if f'"{path[0]}"' in str(error)), "")
-        hint = f"set {variable_name((group, 'NAME'))} instead"
+        per_setting = variable_name((group, "NAME"))
+        hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
-    for name in unknown_names:
+    for name in unknown_names:  # pydantic reads unknown variables with the name of a group, such as ENTREPOT_GC__X
         group, *rest = name.removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if rest and isinstance(values.get(group), dict):
             values[group].pop(rest[0], None)
@@ -146,7 +154,8 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _unknown_variables() -> tuple[str, ...]:
-    """Returns the names of environment variables that begin with ENV_PREFIX but belong to no setting, sorted."""
+    """Returns the names of variables that begin with ENV_PREFIX but belong to no setting, sorted. Leaves out those of
+    Kubernetes."""
     known = {variable_name(path[: end + 1]) for path, _ in setting_fields() for end in range(len(path))} | {
         CONFIG_VARIABLE
     }
@@ -157,30 +166,32 @@ def _unknown_variables() -> tuple[str, ...]:
 
 
 def _unknown_variable_warning(name: str) -> str:
-    """Returns the warning about an environment variable that belongs to no setting."""
+    """Returns the warning about a variable that belongs to no setting."""
     known = [variable_name(path) for path, _ in setting_fields()]
     return f"{name} is no setting and is ignored{_did_you_mean(name.upper(), known)}"
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:
-    """Returns the end of a message that suggests the most similar known name; empty if no name is similar."""
+    """Returns the text to add to a message about an unknown `name`: "; did you mean …?" with the most similar name of
+    `known`; empty if no name is similar."""
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _variable_candidates(path: SettingPath) -> list[str]:
-    """Returns the names of the variables that can set `path`: the setting's own variable, then those of the groups that
-    contain it, which take JSON."""
+    """Returns the names of the variables that can set the setting at `path`: its own variable, then the variables of
+    the groups that contain it, whose values are JSON."""
     return [variable_name(path[:end]) for end in range(len(path), 0, -1)]
 
 
 def _is_variable_set(name: str) -> bool:
-    """Returns whether the environment has a value for `name`, in upper or lower case."""
+    """Returns whether the variable `name` (in upper case) is set and not empty. Its name in the environment may have
+    upper or lower case."""
     return any(key.upper() == name and value for key, value in os.environ.items())
 
 
 def _sets_path(values: Mapping[str, Any], path: SettingPath) -> bool:
-    """Returns whether nested mappings contain a value at `path`."""
+    """Returns whether the nested mappings of one source contain a value at `path`."""
     node: Any = values
     for name in path:
         if not isinstance(node, Mapping) or name not in node:
@@ -190,7 +201,7 @@ def _sets_path(values: Mapping[str, Any], path: SettingPath) -> bool:
 
 
 def _merge(sources: list[SettingsSource]) -> dict[str, Any]:
-    """Returns the values of all sources. `sources` begins with the source that takes precedence."""
+    """Returns the values of all sources in one mapping. `sources` is sorted by precedence, the highest first."""
     merged: dict[str, Any] = {}
     for source in reversed(sources):
         _merge_into(merged, source.values)
@@ -198,7 +209,8 @@ def _merge(sources: list[SettingsSource]) -> dict[str, Any]:
 
 
 def _merge_into(target: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Sets `values` in `target`. Groups are merged; any other value replaces the one in `target`."""
+    """Sets `values` in `target`. The values of a group are merged into the group in `target`; any other value replaces
+    the one in `target`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             group = target.get(name)
@@ -209,8 +221,8 @@ def _merge_into(target: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def _create_settings(sources: list[SettingsSource]) -> Settings:
-    """Returns the settings from the merged sources. Raises ConfigError if the sources, each valid alone, contradict
-    each other."""
+    """Returns the settings from the merged sources. Each source was valid alone (`_check_source`). Raises ConfigError
+    if they contradict each other; the message names all sources, such as "variables, flags together: …"."""
     try:
         return Settings(**_merge(sources))
     except ValidationError as error:
@@ -220,13 +232,14 @@ def _create_settings(sources: list[SettingsSource]) -> Settings:
 
 
 def _origin(path: SettingPath, sources: list[SettingsSource]) -> str | None:
-    """Returns the flag, variable or file that sets `path`; None if it has its default."""
+    """Returns the flag, the variable or the path of the file that sets the setting at `path`; None if no source sets
+    it."""
     return next((origin for source in sources if (origin := source.origin(path))), None)
 
 
 def _check_source(source: SettingsSource) -> None:
-    """Raises ConfigError if the values of one source are not valid. The message names the flag, the variable or the
-    place in the file, the value, and what a valid value is."""
+    """Raises ConfigError if the values of one source are not valid. The message is about the first invalid value: it
+    names the flag, the variable or the place in the file, and says what is wrong."""
     try:
         Settings(**source.values)
     except ValidationError as error:
@@ -235,7 +248,7 @@ def _check_source(source: SettingsSource) -> None:
         return
     path = problems[0]["loc"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    setting = tuple(takewhile(lambda part: isinstance(part, str), path))
+    setting = tuple(takewhile(lambda part: isinstance(part, str), path))  # `path` up to the first index of a list
     location = (source.origin(cast(SettingPath, setting)) if setting else None) or source.name or f"{source.kind}s"
     if path and (source.kind == "file" or (source.kind == "variable" and setting != path)):
         location += f": {_dotted_name(path, source.values)}"
@@ -243,9 +256,9 @@ def _check_source(source: SettingsSource) -> None:
 
 
 def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
-    """Returns the name of a setting for messages: `upstream[docker.io].tag_ttl`. A table without a name is shown by its
-    position, counted from 1. `values` are the values of the source, in which `path` is looked up to find table
-    names."""
+    """Returns the name of a setting for messages, such as `upstream[docker.io].tag_ttl` for the path `("upstream", 0,
+    "tag_ttl")`. `values` are the values of the source, from which the name of a table is taken. For a table without a
+    name, and for an entry of another list, the name has the position instead, counted from 1."""
     text = ""
     for part in path:
         if isinstance(part, str):
@@ -259,7 +272,8 @@ def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
 
 
 def _problem_text(problem: ErrorDetails) -> str:
-    """Returns what an error of pydantic says about a setting, in the words of the settings file."""
+    """Returns the text of an error of pydantic about a setting. Replaces pydantic's terms by those of the settings
+    file."""
     if problem["type"] == "extra_forbidden":
         tables = (*setting_fields(Upstream, ("upstream",)), *setting_fields(Issuer, ("issuer",)))
         known = [".".join(path) for path, _ in (*setting_fields(), *tables)]

@@ -1,12 +1,12 @@
-"""Decides the number of workers (server processes) when the setting `workers` is not given."""
+"""The default of the setting `workers`, the number of server processes. `registry.config.settings` uses it where the
+settings give no number."""
 
 from __future__ import annotations
 
 import os
 
 MAX_DEFAULT_WORKERS = 4
-"""Largest number of workers without the setting. Each worker takes memory of its own, so a larger number has to be set
-with `workers`."""
+"""The largest default. Each worker takes memory of its own, so only the setting `workers` can ask for more."""
 
 
 def default_worker_count() -> int:

@@ -65,7 +65,8 @@ class Mirror(RefusingRegistry):
         freshness = Freshness(settings, clock)
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
-            *(local, upstream, records, leases, self._negative_cache, self.upstream_name), private=settings.private
+            *(local, upstream, records, leases, self._negative_cache, self.upstream_name),
+            private=settings.has_private_repositories,
         )
         slots, bad_senders = ConnectionSlots(leases, upstream), BadSenders(records, upstream, clock)
         context = FillContext(

@@ -1,6 +1,7 @@
-"""Sends small requests to upstreams (manifests, tokens, lists, HEAD) with httpx2 on the event loop. Follows redirects.
+"""Sends requests for manifests, tokens and lists, and HEAD requests, to an upstream (`ApiClient`). Uses httpx2 on the
+event loop, and follows redirects.
 
-The bytes of blobs go through `registry.upstream.blob_client` instead.
+An *endpoint* is one of the URLs of an upstream. `registry.upstream.blob_client` downloads the bytes of blobs.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
 _ASSUMED_BODY_BYTES = 1 * MIB
-"""Memory reserved for a body whose length the response does not state, before the body is read."""
+"""Memory that is reserved before a body is read whose length the response does not state."""
 _PIECES_PER_TURN = 64
-"""Pieces of a body that are processed before other tasks of the event loop run. If a registry sends chunks of one byte,
-a single read from its socket yields ten thousand pieces."""
+"""Number of pieces of a body after which other tasks of the event loop run. If a server sends chunks of one byte, one
+read from the socket yields ten thousand pieces, which would block the event loop."""
 
 _LOCATION_EXTENSION = "entrepot.location"
-"""The extension of a response that holds its `Location` header."""
+"""The key in the `extensions` of a response under which `_move_location` stores the `Location` header."""
 _CONNECTION_LOST = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
-"""Errors of a kept connection that the server has closed meanwhile. The request is then sent once more."""
+"""Errors which may mean that the server has closed a kept-alive connection. After such an error, the request is sent a
+second time."""
 
 
 class ApiClient:
-    """Sends small requests to one upstream and keeps its connections. Connects at the first request."""
+    """Sends requests to one upstream, and keeps the connections for later requests. Connects at the first request."""
 
     def __init__(
         self,
@@ -43,7 +45,8 @@ class ApiClient:
         policy: AddressPolicy,
         memory: MemoryBudget | None = None,
     ) -> None:
-        """`memory` is the budget for bodies larger than SMALL_BODY_BYTES."""
+        """`memory` is the budget for bodies larger than SMALL_BODY_BYTES; None: a budget of 32 MiB for this client
+        alone."""
         self._memory = memory or MemoryBudget(32 * MIB, "answers")
         self._proxies = proxies
         self._trust = trust
@@ -53,10 +56,10 @@ class ApiClient:
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
         self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
-        """By the URL of the proxy (None: no proxy) and the set of allowed addresses."""
+        """By the URL of the proxy (None: no proxy), and the addresses to which the client may connect."""
 
     def reach_from(self, response: UpstreamResponse) -> Reach:
-        """Returns the addresses to which a URL in `response`, such as that of a next page, may lead."""
+        """Returns the addresses to which a URL in `response` may lead, such as the URL of a next page."""
         return self._endpoint_reach.after(response.network)
 
     async def send(
@@ -74,19 +77,22 @@ class ApiClient:
     ) -> UpstreamResponse:
         """Sends a request, follows redirects, and returns the response.
 
-        A request with a `form` sends it as the body, and its redirects are not followed. `reach` limits the addresses
-        that `url` may lead to; None: `url` is on an endpoint from the settings. `attempt` receives reports on how the
-        endpoint responds. A successful response has no body if `read_body` is False. The body of an unsuccessful
-        response is cut after `max_bytes`. A body larger than SMALL_BODY_BYTES counts against the memory budget until
-        the block of `memory` ends; without `memory`, only while it is received.
+        `form`: the fields of an HTML form, which are sent as the body; redirects are then not followed. `reach`: the
+        addresses to which `url` may lead; None: `url` is on an endpoint from the settings, so it may lead to every
+        address. `attempt`: gets reports on how the endpoint responds; the targets of redirects are not reported.
+        `read_body`: if False, a successful response is returned without its body. `max_bytes`: the largest body of a
+        successful response; the body of an unsuccessful response is cut off after this size. `memory`: the scope at
+        whose end the memory of a body larger than SMALL_BODY_BYTES is given back to the budget; None: it is given back
+        before this method returns.
 
-        Raises UpstreamUnavailable (no connection, a successful body larger than `max_bytes`, a compressed body, or an
-        address outside `reach`), UpstreamTimeout, and TooManyRequests if there is no memory for the body.
+        Raises UpstreamUnavailable (no connection, an address outside `reach`, too many or bad redirects, or a
+        successful response whose body is compressed or larger than `max_bytes`), UpstreamTimeout, and TooManyRequests
+        if the memory budget has no room for the body. A cancellation closes the connection.
         """
         route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:
-            endpoint_attempt = None if route.has_moved else attempt  # the target of a redirect is not the endpoint
-            response = await self._send_once(method, route, form, endpoint_attempt)
+            endpoint_attempt = None if route.has_moved else attempt
+            response = await self._send_step(method, route, form, endpoint_attempt)
             try:
                 route.on_response(self._network(response, route))
                 if endpoint_attempt is not None:
@@ -102,11 +108,12 @@ class ApiClient:
                 response.status_code, _header_fields(response), route.url, route.is_cross_origin, body, network
             )
 
-    async def _send_once(
+    async def _send_step(
         self, method: str, route: RedirectChain, form: Mapping[str, str] | None, attempt: EndpointAttempt | None
     ) -> httpx2.Response:
-        """Sends the request of the current step of `route` and returns the response, whose body is not read yet. Sends
-        it a second time if a kept connection turns out to be closed."""
+        """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
+        Sends the request a second time after an error of _CONNECTION_LOST. Raises UpstreamUnavailable,
+        UpstreamTimeout."""
         client = await self._client(route)
         if attempt is not None:
             attempt.on_sent()
@@ -115,7 +122,7 @@ class ApiClient:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
                 return await client.send(request, stream=True)
             except _CONNECTION_LOST as error:
-                # The server may close a kept connection just when it is reused.
+                # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try:
                     raise _error_for(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
@@ -125,15 +132,15 @@ class ApiClient:
         raise AssertionError("the second try returns or raises")
 
     def _network(self, response: httpx2.Response, route: RedirectChain) -> NetworkClass:
-        """Returns the network class of the server that has sent the response."""
+        """Returns the network class of the server that has sent `response` for the current step of `route`."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
         peer = response.extensions["network_stream"].get_extra_info("server_addr")
         return self._policy.classify(peer[0] if peer else None)
 
     async def _read_body(self, response: httpx2.Response, max_bytes: int, memory: ShareScope | None) -> bytes:
-        """Returns the body, and counts it against the memory budget. See `send` for `max_bytes`, `memory` and
-        errors."""
+        """Reads and returns the body, and counts it against the memory budget. See `send` for `max_bytes`, `memory` and
+        the errors."""
         is_success, server = response.is_success, loggable_origin(str(response.url))
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if is_success and coding not in ("identity", ""):
@@ -144,9 +151,9 @@ class ApiClient:
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:
-                length = _ASSUMED_BODY_BYTES  # megabytes can arrive before the loop below counts them
+                length = _ASSUMED_BODY_BYTES  # the connection may receive this much before the loop counts it
             if SMALL_BODY_BYTES < length <= max_bytes:
-                await share.grow(2 * length)  # twice, because the body is copied once
+                await share.grow(2 * length)  # twice, because `complete_body` is a copy of `body`
             async for piece in response.aiter_raw():
                 body += piece
                 pieces += 1
@@ -174,9 +181,10 @@ class ApiClient:
         return complete_body
 
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
-        """Returns the httpx2 client for the next request of `route`. There is one client, and so one connection pool,
-        for each proxy and each reach (set of allowed addresses). Therefore a redirect cannot use a connection to an
-        address that is not allowed for it, and hanging targets of redirects take no connections from the endpoints."""
+        """Returns the httpx2 client for the current step of `route`. There is one client, which has its own connection
+        pool, for each proxy and each reach (set of allowed addresses). Therefore a redirect cannot use an open
+        connection to an address that is not allowed for it, and targets of redirects that do not respond take no
+        connections from the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
@@ -195,13 +203,13 @@ class ApiClient:
                     timeout=self._timeout,
                     limits=limits,
                     headers=COMMON_HEADERS,
-                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores no cookies
                     event_hooks={"response": [_move_location]},
                 )
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
-        """Closes the connections. Idempotent."""
+        """Stops look-ups of host names and closes the connections. Idempotent."""
         await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client in clients.values():
@@ -209,15 +217,15 @@ class ApiClient:
 
 
 async def _move_location(response: httpx2.Response) -> None:
-    """Moves the `Location` header into an extension of the response. Otherwise httpx2 would parse the URL, which may
-    have any length, even though it does not follow the redirect."""
+    """Moves the `Location` header into the `extensions` of the response. If the header stayed, httpx2 would parse its
+    URL although it does not follow the redirect, and parsing a very long URL blocks the event loop."""
     if (location := response.headers.get("location")) is not None:
         response.extensions[_LOCATION_EXTENSION] = location
         del response.headers["location"]
 
 
 def _header_fields(response: httpx2.Response) -> dict[str, str]:
-    """Returns the header fields by name in lower case. The values of repeated fields are joined with ", "."""
+    """Returns the headers by name in lower case. The values of repeated headers are joined with ", "."""
     fields: dict[str, str] = {}
     for name, value in response.headers.multi_items():
         name = name.lower()
@@ -226,7 +234,7 @@ def _header_fields(response: httpx2.Response) -> dict[str, str]:
 
 
 def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
-    """Returns the error to raise for a request to `url` that failed with `error`."""
+    """Returns the error to raise after a request to `url` has failed with `error`."""
     server = loggable_origin(url)
     if isinstance(error, httpx2.TimeoutException):
         return UpstreamTimeout(f"{server} does not answer in time")

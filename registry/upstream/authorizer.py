@@ -1,11 +1,11 @@
-"""Chooses the `Authorization` header for requests to an endpoint of the upstream, for one scope (the access that a
-token grants, such as `repository:library/ubuntu:pull`).
+"""Chooses the `Authorization` header for requests to an endpoint (one of the URLs of an upstream) and for a scope (the
+access that a token grants, such as `repository:library/ubuntu:pull`).
 
 An endpoint says in a challenge what it requires: a token from a token service, or the password itself (RFC 9110, 11;
-RFC 6750). A challenge is cached for its endpoint and scope once the endpoint has accepted a token obtained for it. For
-other scopes of that endpoint, the same token service is used as a guess, which saves the request that would bring the
-same challenge. If the guess fails, the request is sent without a token, and the endpoint's response contains the
-challenge.
+RFC 6750). What a challenge requires is cached for its endpoint and scope once the endpoint has accepted the header that
+fulfils it. For another scope of that endpoint, the first request uses the same token service as a guess. This saves a
+request without a token, whose response would contain a challenge that names the same token service. If no token can be
+obtained from the guessed service, the request is sent without a token.
 """
 
 from __future__ import annotations
@@ -29,37 +29,40 @@ from storage.leases import Leases
 from storage.upstream_records import UpstreamRecords
 
 PING_VALID_SECONDS = 600.0
-"""Time for which the response to GET `/v2/` is used, if it shows whether a login is required."""
+"""Time for which a response to GET `/v2/` (a ping) is cached, if it shows whether the endpoint requires a login."""
 UNCLEAR_PING_VALID_SECONDS = 60.0
-"""Time for which the response to GET `/v2/` is used, if it was a refusal without a challenge."""
+"""Time for which a response to GET `/v2/` is cached if it does not show whether the endpoint requires a login, such as
+a refusal without a challenge."""
 MAX_CACHED_CHALLENGES = 1000
-"""Pairs of endpoint and scope whose challenge is cached."""
+"""Largest number of pairs of endpoint and scope for which the requirement of a challenge is cached."""
 CHALLENGE_VALID_SECONDS = 3600.0
-"""Time for which a cached challenge is used."""
+"""Time for which the requirement of a challenge is cached, from the last time that the endpoint accepted it."""
 OFFER_SECONDS = 3.0
-"""Time limit for the steps before the request itself: GET `/v2/`, and getting a token for a cached challenge. After
-that time the request is sent without a token, and its response contains the challenge."""
+"""Time limit for the steps before the request itself: GET `/v2/`, and getting a token for a cached requirement. After
+that time the request is sent without a token. If it needs one, its response contains the challenge."""
 OFFER_TIME_DIVISOR = 3
-"""The steps before the request take at most a third of the endpoint's time limit, so that the request itself has
-time."""
+"""The steps before the request take at most a third of the time limit for the endpoint (1 divided by this number), so
+that time is left for the request itself."""
 GUESS_SECONDS = 2.0
-"""Time limit for getting a token from a guessed token service."""
+"""Time limit for the steps before the request if the token service is a guess. It replaces OFFER_SECONDS."""
 MAX_WRONG_GUESSES = 3
-"""Failed guesses in a row after which a token service is no longer guessed. More than one, because a single repository
-may use another token service than the other repositories of the endpoint."""
+"""Failed guesses in a row after which an endpoint's token service is no longer used as a guess. More than one, because
+a single repository may use another token service than the other repositories of the endpoint."""
 MAX_PARAMETER_LENGTH = 4096
-"""Longest realm, service or scope in a challenge, in characters."""
+"""Longest parameter of a challenge, such as its realm, in characters. A challenge with a longer one is ignored."""
 
 _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
-"""Errors after which the request is sent without a token."""
+"""Errors of the steps before the request, after which the request is sent without a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginRequirement:
-    """What an endpoint requires for a scope: a token from `service`; None: the password itself (Basic)."""
+    """What an endpoint requires in the `Authorization` header of a request."""
 
     service: TokenEndpoint | None
+    """The token service that issues the required token; None: the password itself is required (Basic)."""
     scope: str
+    """The scope that the token must have."""
 
 
 @dataclass(slots=True)
@@ -72,34 +75,37 @@ class TokenServiceGuess:
 
 @dataclass(slots=True)
 class AuthorizationOffer:
-    """The `Authorization` to send with a request, and how it was chosen. If the endpoint refuses it, another offer may
-    be tried (`UpstreamAuthorizer.renew`)."""
+    """The `Authorization` header for a request, and how it was chosen. If the endpoint refuses the request,
+    `UpstreamAuthorizer.renew` may return another offer."""
 
     authorization: str | None = None
     """The header's value; None: send the request without it."""
     requirement: LoginRequirement | None = None
-    """What the header is meant to fulfil. It may be a guess, so the endpoint may require something else."""
+    """What the header should fulfil. If it is a guess, the endpoint may require something else. None: no requirement is
+    known, or a cached token made it unnecessary to look for one."""
     failure: Exception | None = None
-    """Why no header could be obtained for `requirement`."""
+    """The error because of which there is no header; None if there was none."""
     guess: TokenServiceGuess | None = None
-    """The guess that `requirement` is based on; None: it comes from a challenge."""
+    """The guess from which `requirement` was made; None: it is not a guess, or no token could be obtained."""
     has_new_token: bool = False
-    """Whether the token service has just issued the token in `authorization`, so that it was in no cache."""
+    """Whether `authorization` has a token that was just issued and comes from no cache, or a password. If the endpoint
+    refuses that, another try is useless."""
 
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """An endpoint's response to GET `/v2/`. With a `requirement`, the endpoint requires a login. Without one, `status`
-    200 means that it requires none; any other status leaves that unclear."""
+    """What an endpoint's response to GET `/v2/` shows. If it has a `requirement`, the endpoint requires a login. If it
+    has none, `status` 200 means that the endpoint requires no login; any other status leaves that unclear."""
 
     status: int
     requirement: LoginRequirement | None
     valid_until: float
-    """Seconds since 1970."""
+    """When the cached result expires, in seconds since 1970."""
 
 
 class UpstreamAuthorizer:
-    """Chooses `Authorization` headers for the endpoints of one upstream, and caches their challenges."""
+    """Chooses `Authorization` headers for the endpoints of one upstream, and caches what their challenges require. All
+    methods take an endpoint as its URL."""
 
     def __init__(
         self,
@@ -111,6 +117,7 @@ class UpstreamAuthorizer:
         leases: Leases,
         clock: Callable[[], float],
     ) -> None:
+        """`endpoints` are the URLs from the settings. `clock` returns seconds since 1970."""
         self._name = settings.name
         self._login = ConfiguredLogin(settings)
         self._realms = RealmPolicy(settings, endpoints)
@@ -120,28 +127,31 @@ class UpstreamAuthorizer:
         self._clock = clock
         self._tokens = TokenClient(settings.name, api, backoff, records, leases, clock)
         self._requirements: dict[tuple[str, str], tuple[LoginRequirement, float]] = {}
-        """By endpoint and scope: the requirement, and until when it is valid, in seconds since 1970. The requirement
-        that was accepted most recently comes last."""
+        """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The one that the
+        endpoint accepted most recently comes last."""
         self._guesses: dict[str, TokenServiceGuess] = {}
-        """By endpoint."""
+        """By endpoint: the token service to try for scopes without a cached requirement."""
         self._pings: dict[str, PingResult] = {}
-        """By endpoint."""
+        """By endpoint: the result of the last GET `/v2/`."""
         self._running_pings: SingleFlight[PingResult] = SingleFlight()
 
     @property
     def has_login(self) -> bool:
-        """Whether a login is configured and available now. Then a refusal is a refusal of that login."""
+        """Whether a login is configured and can be used now, so that a refusal by the upstream is a refusal of that
+        login. Raises UpstreamUnavailable if the configured login cannot be read."""
         return self._login.current() is not None
 
     @property
     def is_login_missing(self) -> bool:
-        """Whether a login is configured, but its file contains none at the moment."""
+        """Whether a login is configured, but docker's `config.json` contains none for this upstream at the moment.
+        Raises UpstreamUnavailable if the configured login cannot be read."""
         return self._login.is_configured and not self.has_login
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
-        """Returns the offer for the first request. It is empty if the endpoint has asked for no login,
-        and carries a `failure` if no token could be obtained in time. Raises UpstreamUnavailable if the configured
-        login cannot be read; TooManyRequests if the endpoint answers GET `/v2/` with 429."""
+        """Returns the offer for the first request. The offer has no header if nothing shows that the endpoint requires
+        a login. It has no header, but a `failure`, if no token could be obtained in time. Raises UpstreamUnavailable if
+        the configured login cannot be read, and TooManyRequests if the endpoint answers GET `/v2/` with 429. `attempt`
+        has the time limit for the endpoint, and gets reports on the response to GET `/v2/`."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
         if token := await self._tokens.cached(key):
@@ -162,32 +172,34 @@ class UpstreamAuthorizer:
                     requirement = await self._requirement_from_ping(endpoint, scope, login, attempt)
                 if requirement is None:
                     return AuthorizationOffer()
-                authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, None)
+                authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, refused=None)
                 return AuthorizationOffer(authorization, requirement, guess=guess, has_new_token=is_new)
         except _NO_TOKEN_ERRORS as error:
             if requirement is None and isinstance(error, TooManyRequests):
-                raise  # GET /v2/ got a 429; the client can try again after the pause
+                raise  # GET /v2/ got a 429: the client gets this error and can try again after the pause
             if guess is None:
                 self._requirements.pop((endpoint, scope), None)
             else:
                 guess.failures += 1
-            return AuthorizationOffer(None, requirement, error)
+            return AuthorizationOffer(authorization=None, requirement=requirement, failure=error)
 
     def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
-        """Returns the offer to try after an endpoint refused a request without a challenge: the password, sent to the
-        endpoint itself. Returns None if there is no password, or if GET `/v2/` has shown what the endpoint requires."""
+        """Returns an offer with the password, for use after an endpoint has refused a request and its response had no
+        challenge. Returns None if there is no password, if what the endpoint requires for this scope is cached, or if
+        GET `/v2/` was not sent or has shown whether the endpoint requires a login."""
         login = self._login.current()
         if login is None or not login.username or login.identity or (endpoint, scope) in self._requirements:
             return None
         ping = self._pings.get(endpoint)
         is_unclear = ping is not None and ping.requirement is None and ping.status != 200
-        return AuthorizationOffer(login.basic(), LoginRequirement(None, scope)) if is_unclear else None
+        return AuthorizationOffer(login.basic(), LoginRequirement(service=None, scope=scope)) if is_unclear else None
 
     async def renew(
         self, endpoint: str, scope: str, response: UpstreamResponse, offer: AuthorizationOffer
     ) -> AuthorizationOffer | None:
-        """Returns another offer after the endpoint refused `offer` with `response`; None if there is no other offer to
-        try. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
+        """Returns another offer after the endpoint has refused `offer` with `response`. Returns None if the response
+        has no challenge that can be fulfilled, or if the header would be the refused one. Raises Denied,
+        AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout if no token can be obtained."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
         requirement = self._requirement_of(response, scope, login)
@@ -197,22 +209,24 @@ class UpstreamAuthorizer:
         if offer.guess is not None and requirement.service != offer.guess.service:
             offer.guess.failures += 1
         token = (offer.authorization or "").removeprefix("Bearer ")
-        if offer.authorization and offer.authorization != token:
+        if offer.authorization and offer.authorization != token:  # it was a Bearer token, and not a password
             await self._tokens.delete_refused(key, token)
         if (
             offer.failure is not None
             and requirement == offer.requirement
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
-            # The endpoint requires what was already tried, so trying again fails, too. After a timeout it may succeed.
+            # The endpoint requires just what could not be obtained, and a second try would fail in the same way. Only
+            # after a timeout a second try may succeed.
             raise offer.failure
-        authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, token)
+        authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, refused=token)
         if authorization == offer.authorization:
             return None
         return AuthorizationOffer(authorization, requirement, has_new_token=is_new)
 
     def on_accepted(self, endpoint: str, scope: str, offer: AuthorizationOffer) -> None:
-        """Caches the requirement of an offer that the endpoint has accepted."""
+        """Caches the requirement of an offer that the endpoint has accepted. Does nothing for an offer without a
+        requirement or without a header."""
         if offer.requirement is None or offer.authorization is None:
             return
         self._requirements.pop((endpoint, scope), None)
@@ -227,7 +241,7 @@ class UpstreamAuthorizer:
                 self._guesses[endpoint] = TokenServiceGuess(offer.requirement.service)
 
     async def aclose(self) -> None:
-        """Cancels running requests."""
+        """Cancels running pings and requests for tokens."""
         await self._running_pings.aclose()
         await self._tokens.aclose()
 
@@ -237,7 +251,8 @@ class UpstreamAuthorizer:
         return f"{self._name} {endpoint} {scope} {user}"
 
     def _cached_requirement(self, endpoint: str, scope: str) -> LoginRequirement | None:
-        """Returns the requirement that the endpoint accepted for this scope; None if there is none that is valid."""
+        """Returns the cached requirement of the endpoint for this scope; None if none is cached or it has expired. A
+        requirement that would expire too far in the future is deleted, because the clock was set back meanwhile."""
         requirement, valid_until = self._requirements.get((endpoint, scope), (None, 0.0))
         if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
             self._requirements.pop((endpoint, scope), None)
@@ -247,11 +262,12 @@ class UpstreamAuthorizer:
     async def _requirement_from_ping(
         self, endpoint: str, scope: str, login: UpstreamLogin, attempt: EndpointAttempt
     ) -> LoginRequirement | None:
-        """Returns what the endpoint requires according to GET `/v2/`; None if it requires no login, or does not say so.
+        """Returns what the endpoint requires according to its response to GET `/v2/`; None if the response contains no
+        challenge that can be fulfilled. Uses a cached response if there is one.
 
-        Some registries answer requests without a login with 404 instead of 401 for content that is not public. Their
-        response contains no challenge, so the challenge has to be found first. Clients send GET `/v2/` for the same
-        reason."""
+        Some registries answer requests for private content with 404 instead of 401 if they contain no login. That
+        response has no challenge, so the challenge has to come from GET `/v2/`. docker sends that request first as
+        well."""
         ping = self._pings.get(endpoint)
         if ping is None or not 0 < ping.valid_until - self._clock() <= PING_VALID_SECONDS:
             attempt.on_sent()
@@ -269,7 +285,8 @@ class UpstreamAuthorizer:
         if response.status == 429 or response.status >= 500:
             raise UpstreamUnavailable(f"the upstream registry {loggable_origin(endpoint)} answers {response.status}")
         asks_for_login = response.status == 401 and not response.is_cross_origin
-        requirement = self._requirement_of(response, "", login) if asks_for_login else None
+        # `_requirement_from_ping` sets the scope of the request in its copy of this requirement.
+        requirement = self._requirement_of(response, scope="", login=login) if asks_for_login else None
         is_clear = requirement is not None or response.status == 200
         ping = PingResult(
             response.status,
@@ -282,14 +299,14 @@ class UpstreamAuthorizer:
     def _requirement_of(
         self, response: UpstreamResponse, scope: str, login: UpstreamLogin | None
     ) -> LoginRequirement | None:
-        """Returns what the challenge of a response requires. Uses `scope` if the challenge names no scope. Returns None
-        if there is no challenge that can be fulfilled."""
+        """Returns what the challenge of a response requires. `scope` is used if the challenge names no scope. Returns
+        None if the response has no challenge that can be fulfilled."""
         challenges = parse_challenges(response.headers.get("www-authenticate", ""))
         challenge = choose_challenge(challenges, bool(login and login.username))
         if challenge is None:
             return None
         if challenge.scheme == "basic":
-            return LoginRequirement(None, scope)
+            return LoginRequirement(service=None, scope=scope)
         parameters = challenge.parameters
         if any(len(value) > MAX_PARAMETER_LENGTH for value in parameters.values()):
             return None
@@ -302,11 +319,12 @@ class UpstreamAuthorizer:
     async def _authorization_for(
         self, endpoint: str, key: str, requirement: LoginRequirement, login: UpstreamLogin | None, refused: str | None
     ) -> tuple[str | None, bool]:
-        """Returns the `Authorization` that fulfils the requirement, and whether its token was just issued (True for a
-        password). `refused` is a token that the endpoint has refused and must not be returned. Raises Denied,
-        AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
+        """Returns the value of the `Authorization` header that fulfils the requirement, and whether its token was just
+        issued (True for a password). `key` is that of `_token_key`. `refused` is a token that the endpoint has refused
+        and that must not be returned; None or "": there is none. Raises Denied, AnonymousRefused, TooManyRequests,
+        UpstreamUnavailable, UpstreamTimeout."""
         if requirement.service is None:
             return (login.basic() if login else None), True
-        self._realms.raise_if_refused(requirement.service.realm, endpoint, has_login=login is not None)
+        self._realms.raise_if_refused(requirement.service.realm, endpoint, sends_password=login is not None)
         token = await self._tokens.obtain(key, requirement.service, requirement.scope, login, refused)
         return f"Bearer {token.text}", token.is_new

@@ -1,8 +1,8 @@
-"""Downloads the bytes of blobs from an upstream, with urllib3 in threads. The event loop does not handle the bytes
-(docs/adr/0010).
+"""Downloads the bytes of blobs from an upstream (`BlobClient`), with urllib3 in threads. The bytes do not pass through
+the event loop, which would have no time for other requests (docs/adr/0010).
 
-A download of one byte range of a blob is a *transfer* (`BlobTransfer`). It passes the bytes to a *sink*, the receiver
-that the mirror provides.
+The download of one byte range of a blob is a *transfer* (`BlobTransfer`). It passes the bytes to a *sink*, an object of
+the mirror that receives them. An *endpoint* is one of the URLs of an upstream.
 """
 
 from __future__ import annotations
@@ -42,51 +42,56 @@ from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import RegistryError, UpstreamTimeout, UpstreamUnavailable
 
 READ_BUFFER_BYTES = 1024 * KIB
-"""Size of the buffer into which a thread reads bytes of blobs. Each thread reuses its buffer."""
+"""Size of the buffer into which a thread reads the bytes of blobs. Each thread has one buffer, which it reuses."""
 MIN_BYTES_PER_IDLE_TIMEOUT = 4 * KIB
-"""Bytes that must arrive within each `idle_timeout` (a setting of the upstream). A slower sender would occupy a
-connection that other transfers could use."""
+"""Bytes that must arrive within each period of `idle_timeout` (a setting of the upstream). If fewer arrive, the
+transfer is stopped, because it occupies a connection that other transfers could use."""
 
 
 class _ThreadState(threading.local):
-    """Values of which each download thread has its own."""
+    """The values of one download thread."""
 
     transfer: BlobTransfer | None = None
-    """The transfer that the thread runs."""
+    """The transfer that the thread runs; None: it runs none."""
     buffer: bytearray | None = None
-    """The buffer for the bytes of blobs; None until the first body."""
+    """The buffer for the bytes of blobs; None until the thread reads its first body."""
     peer: str | None = None
-    """The IP address of the server that responded last; None if it is behind a proxy."""
+    """The IP address of the server on whose connection the thread last waited for a response; None: a proxy is
+    between."""
 
 
 class BlobClient:
-    """Downloads blobs of one upstream, and keeps its connections and threads. Both are created when they are needed."""
+    """Downloads blobs of one upstream. Keeps connections and threads for later downloads, and creates them when they
+    are needed."""
 
     def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, policy: AddressPolicy) -> None:
         self._connections = settings.connections
         self._idle_timeout = settings.idle_timeout
-        # Time limit until the first call of the sink: the timeouts of two requests, such as a request and its redirect.
+        # Longest time without progress before the first call of the sink. It is enough for two requests, such as a
+        # request to the endpoint and one to the target of a redirect.
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
         self._trust = trust
-        # Twice as many threads as connections, because an abandoned transfer that is still connecting keeps its thread.
+        # Twice as many threads as connections: an abandoned transfer keeps its thread until its attempt to connect
+        # ends.
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
         self._thread_state = _ThreadState()
         self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
-        """By the URL of the proxy (None: no proxy) and the set of allowed addresses."""
+        """By the URL of the proxy (None: no proxy), and the addresses to which the pool may connect."""
         self._pools_lock = threading.Lock()
         self._running: set[BlobTransfer] = set()
 
     async def fetch(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
-        """Runs the transfer and returns the response after the sink has received the whole body. For an unsuccessful
-        response, the sink receives nothing and the body is in the returned response, if it is not larger than
-        SMALL_BODY_BYTES.
+        """Runs the transfer with a GET of `url`, and returns the response after the sink has received the whole body.
+        If the response is unsuccessful, the sink receives nothing, and the returned response has the body unless that
+        is larger than SMALL_BODY_BYTES.
 
-        Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink. A
-        cancellation closes the connection; the sink is not called after this method has ended."""
+        Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink.
+        After a cancellation the connection is closed. The sink is never called after this method has returned or
+        raised."""
         transfer.on_sent()
         future = self._threads.submit(self._run, transfer, url, headers)
         waiting = asyncio.wrap_future(future)
@@ -95,15 +100,15 @@ class BlobClient:
             if await self._wait_for_end(transfer, waiting):
                 return waiting.result()
             transfer.abandon()
-            if transfer.sink_called:
+            if transfer.sink_called:  # a call of the sink may be running
                 await wait_uncancelled(waiting)
             waiting.cancel()
             raise UpstreamTimeout(f"{loggable_origin(url)} sends next to nothing")
         except TransferAbandoned:
-            raise UpstreamUnavailable("the connection to the upstream was closed here") from None
-        except asyncio.CancelledError:  # raised again below, after the last call of the sink has ended
+            raise UpstreamUnavailable("the connection to the upstream was closed by this registry") from None
+        except asyncio.CancelledError:
             transfer.abandon()
-            if not future.cancel() and transfer.sink_called:
+            if not future.cancel() and transfer.sink_called:  # a call of the sink may be running
                 await wait_uncancelled(waiting)
             waiting.cancel()
             raise
@@ -111,9 +116,11 @@ class BlobClient:
             self._running.discard(transfer)
 
     async def _wait_for_end(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits for the end of the transfer and returns True. Returns False as soon as too few bytes arrived for too
-        long. Socket timeouts are not enough for that: they apply to each read, so a server that sends a few bytes now
-        and then could occupy a thread and a connection for ever."""
+        """Waits until the transfer has ended and returns True. Returns False if it runs without progress for
+        `idle_timeout`, or for `_start_timeout` before the first call of the sink. Progress means the first call of the
+        sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`. Socket timeouts are not enough: each
+        read has its own timeout, so a server that sends a few bytes now and then could occupy a thread and a connection
+        for ever."""
         clock = asyncio.get_running_loop().time
         received_bytes, sink_called, last_progress_at = 0, False, clock()
         while True:
@@ -124,14 +131,15 @@ class BlobClient:
                 transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT
                 or transfer.sink_called != sink_called
             )
-            # While the sink works or the transfer waits for a thread, the upstream is not to blame.
+            # While a call of the sink runs, or the transfer waits for a thread, it is not the upstream that is slow.
             if has_progress or transfer.is_in_sink or not transfer.is_running:
                 received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
             elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):
                 return False
 
     def close(self) -> None:
-        """Ends running transfers and closes the connections. Idempotent."""
+        """Abandons running transfers, whose callers get UpstreamUnavailable, and closes the connections. Does not wait
+        for the threads. Idempotent."""
         for transfer in list(self._running):
             transfer.abandon()
         self._threads.shutdown(wait=False)
@@ -141,7 +149,8 @@ class BlobClient:
             pool.clear()
 
     def _run(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
-        """Runs one transfer in a thread: follows redirects and reads the body of the last response."""
+        """Runs one transfer in a thread: sends the request, follows redirects, reads the body of the last response, and
+        returns that response. Raises the errors of `fetch`, and TransferAbandoned."""
         self._thread_state.transfer = transfer
         transfer.is_running = True
         route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._endpoint_reach)
@@ -162,7 +171,7 @@ class BlobClient:
                     continue
                 if response.status == 200 and _has_unknown_length(response) and "Range" not in route.headers:
                     _release_connection(response)
-                    route.headers["Range"] = "bytes=0-"  # the response to a range states the blob's length
+                    route.headers["Range"] = "bytes=0-"  # the response to a range request states the blob's length
                     continue
                 if response.status in (200, 206):
                     self._read_body(transfer, response, route)
@@ -180,14 +189,16 @@ class BlobClient:
             self._thread_state.transfer = None
 
     def _send(self, transfer: BlobTransfer, route: RedirectChain) -> HTTPResponse:
-        """Sends the request and returns the response, whose body is not read yet. Sends the request a second time if a
-        kept connection turns out to be closed. Raises TransferAbandoned."""
+        """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
+        Sends the request a second time after a ProtocolError. Raises TransferAbandoned, UpstreamUnavailable, and the
+        errors of urllib3."""
         for is_second_try in (False, True):
             try:
                 pool = self._pool(route).connection_from_url(route.url)
+                is_sent_to_proxy = pool.proxy is not None and pool.scheme == "http"  # https is tunnelled through it
                 response = pool.urlopen(
                     "GET",
-                    _request_target(route.url) if pool.proxy is None or pool.scheme == "https" else route.url,
+                    route.url if is_sent_to_proxy else _request_target(route.url),
                     headers=route.headers,
                     retries=False,
                     assert_same_host=False,
@@ -198,47 +209,50 @@ class BlobClient:
                 )
                 if isinstance(response, HTTPResponse):
                     return response
-                raise TypeError("urllib3 answers over something that is not HTTP/1.1")
+                raise TypeError("urllib3's response is not one of HTTP/1.1")
             except ProtocolError:
-                # The server may close a kept connection just when it is reused.
+                # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try:
                     raise
-                transfer.use_socket(None)  # raises TransferAbandoned if the connection was closed by `abandon`
+                transfer.use_socket(None)  # raises TransferAbandoned if it was `abandon` that closed the connection
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
-        """Returns the network class of the server that has just responded to this thread."""
+        """Returns the network class of the server that has just responded to the request of this thread for the current
+        step of `route`."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
         return self._policy.classify(self._thread_state.peer)
 
     def _pool(self, route: RedirectChain) -> urllib3.PoolManager:
-        """Returns the connection pool for the next request of `route`. There is one pool for each proxy and each reach
-        (set of allowed addresses), so that a redirect cannot use a connection to an address that is not allowed for
-        it."""
+        """Returns the connection pool for the current step of `route`. There is one pool for each proxy and each reach
+        (set of allowed addresses), so that a redirect cannot use an open connection to an address that is not allowed
+        for it."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
         with self._pools_lock:
             pool = self._pools.get((proxy, reach))
         if pool is None:
-            # Creating a pool reads certificates. The lock is not held meanwhile, because `close` takes it on the event
-            # loop.
+            # Creating a pool reads certificates, which takes time. The lock is not held meanwhile, because `close`
+            # waits for it on the event loop.
             new_pool = self._new_pool(proxy, reach)
             with self._pools_lock:
                 pool = self._pools.setdefault((proxy, reach), new_pool)
         return pool
 
     def _new_pool(self, proxy: str | None, reach: Reach) -> urllib3.PoolManager:
+        """Returns a new connection pool for the proxy at this URL (None: no proxy) and for this reach. Raises
+        UpstreamUnavailable if the certificate authorities cannot be read."""
         context = self._trust.context()
         if proxy is None:
-            pool = urllib3.PoolManager(32, maxsize=self._connections, ssl_context=context)
+            pool = urllib3.PoolManager(num_pools=32, maxsize=self._connections, ssl_context=context)
         else:
             parts = urlsplit(proxy)
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
             pool = urllib3.ProxyManager(
                 parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
-                32,
+                num_pools=32,
                 maxsize=self._connections,
                 ssl_context=context,
                 proxy_ssl_context=context,
@@ -248,13 +262,16 @@ class BlobClient:
         return pool
 
     def _on_connection(self, connection: Connection, peer: str | None) -> None:
-        """Called in the thread when it is about to wait for a response from `connection`."""
+        """urllib3 connections call this in the download thread, just before it waits for a response on `connection`.
+        `peer` is the IP address of the server; None: a proxy is between."""
         self._thread_state.peer = peer
         if self._thread_state.transfer is not None:
             self._thread_state.transfer.use_socket(connection)
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
-        """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the body ends early."""
+        """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the response has other bytes than
+        those requested, or if the body ends before its stated length. Raises RangesUnsupported, TransferAbandoned,
+        SinkRaised, and errors of the connection."""
         try:
             start, stop, size = response_span(response, transfer.span, route.url)
             body = SocketBody(response, stop - start)
@@ -269,24 +286,24 @@ class BlobClient:
             while offset < stop:
                 count = body.read_into(buffer)
                 if not count:
-                    raise UpstreamUnavailable(f"{loggable_origin(route.url)} broke off {stop - offset} bytes early")
+                    raise UpstreamUnavailable(f"{loggable_origin(route.url)} sent {stop - offset} bytes too few")
                 transfer.take(offset, buffer[:count])
                 offset += count
         except BaseException:
             body.discard()
             raise
-        transfer.forget_socket()  # before `finish`, which lets another transfer use the connection
+        transfer.forget_socket()  # before `finish`, after which another transfer may use the connection
         body.finish()
 
 
 def _request_target(url: str) -> str:
-    """Returns the path and query of a URL, as the request line needs them."""
+    """Returns the path and query of a URL, for the request line of a request to the server itself."""
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def _has_unknown_length(response: HTTPResponse) -> bool:
-    """Returns whether the response does not state the blob's length."""
+    """Returns whether the response has no valid `Content-Length`."""
     return parse_count(response.headers.get("content-length")) is None
 
 
@@ -302,12 +319,14 @@ def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> Upstream
 
 
 def _to_upstream_response(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
+    """Returns the response to the current step of `route` in the form that does not depend on urllib3."""
     network = route.reach.network or NetworkClass.PUBLIC
     return UpstreamResponse(response.status, _header_fields(response), route.url, route.is_cross_origin, body, network)
 
 
 def _release_connection(response: HTTPResponse) -> None:
-    """Gives the connection back to the pool if at most SMALL_BODY_BYTES are left to read. Otherwise closes it."""
+    """Makes the connection usable for other requests if at most SMALL_BODY_BYTES of the body are left to read: reads
+    them and gives the connection back to the pool. Closes the connection in all other cases."""
     if response.length_remaining is not None and response.length_remaining <= SMALL_BODY_BYTES:
         response.drain_conn()
     connection = response.connection
@@ -318,12 +337,12 @@ def _release_connection(response: HTTPResponse) -> None:
 
 
 def _header_fields(response: HTTPResponse) -> dict[str, str]:
-    """Returns the header fields by name in lower case. Repeated fields are joined with ", "."""
+    """Returns the headers by name in lower case. The values of repeated headers are joined with ", "."""
     return {name.lower(): value for name, value in response.headers.itermerged()}
 
 
 def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
-    """Returns the error to raise for a request to `url` that failed with `error`."""
+    """Returns the error to raise after a request to `url` has failed with `error`."""
     server = loggable_origin(url)
     cause: BaseException | None = error
     while isinstance(cause, urllib3.exceptions.ProxyError):
@@ -335,14 +354,15 @@ def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
 
 
 def _is_connection_failure(error: Exception) -> bool:
-    """Returns whether no connection could be made. A failed TLS handshake counts as no connection."""
+    """Returns whether the error means that no connection could be made. A failed TLS handshake is such an error."""
     while isinstance(error, urllib3.exceptions.ProxyError):
         error = error.original_error
     return isinstance(error, NewConnectionError | ConnectTimeoutError | NameResolutionError | SSLError)
 
 
 def _reason(error: Exception) -> str:
-    """Returns the text of the error without the representations of urllib3 objects, which may contain a whole URL."""
+    """Returns a short text for the error: the system's text of an OSError, and the class name of any other error. The
+    text of an error of urllib3 may contain the representation of an object, and so a whole URL."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
     return str(text)[:200]

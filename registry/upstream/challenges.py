@@ -1,9 +1,15 @@
 """Parses `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3) and decides which token services may be used.
 
-A challenge names the URL of a token service, the realm. The upstream chooses that URL, so without a rule it could have
-the password sent to any server. A realm is used if it is https and on the upstream's own registrable domain (such as
-`docker.io`), or if the setting `realms` lists it. The password is sent only to the endpoint's own port, to port 443 of
-other hosts of that domain, or to listed realms, because another port may belong to another service.
+A challenge names the URL of a token service, the realm. The challenge comes from an endpoint, one of the URLs of the
+upstream. Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy`
+checks each realm:
+
+- An https realm is used if its registrable domain (such as `docker.io`) is that of an endpoint or of the upstream's
+  name, if its host is the endpoint's, or if the setting `realms` lists it.
+- An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
+- A realm that contains a user name is never used.
+- A realm that is used gets the password if it is listed, if it has the same port as the endpoint, or if it is on
+  another host than the endpoint and has port 443. On another port there may be a service of somebody else.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from registry.config import Upstream
@@ -23,14 +30,25 @@ _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKE
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
 """The scheme of a challenge, such as `Bearer`, and the spaces after it."""
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
-"""Credentials without a name, as in `Negotiate a87421000492aa==` (RFC 9110, 11.2)."""
+"""A value without a parameter name (a token68), as in `Negotiate a87421000492aa==` (RFC 9110, 11.2)."""
 MAX_FIELD_LENGTH = 16 << 10
 """Longest `WWW-Authenticate` field, in characters, that is parsed. Parsing 95 KB blocked the event loop for 200 ms."""
 MAX_CHALLENGES = 16
-"""Challenges of one field that are parsed; further ones are ignored."""
+"""Number of challenges of one field that are parsed. Further challenges are ignored."""
 MAX_LOGGED_REALMS = 100
-"""Refused realms that are logged. The upstream chooses them, so their number has to be limited."""
+"""Number of refused realms that are logged. The upstream chooses the realms, so without a limit it could fill the
+log."""
 _GAP = re.compile(r"[ \t,]*")
+"""The characters between two challenges or parameters."""
+
+
+class RealmProblem(NamedTuple):
+    """Why a realm must not be used."""
+
+    text: str
+    """The end of a sentence whose subject is the token service."""
+    is_unlisted: bool
+    """Whether the realm could be used if the setting `realms` listed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +91,15 @@ def _parse_parameters(text: str, offset: int) -> tuple[dict[str, str], int]:
             value = parameter[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
             parameters.setdefault(parameter[1].lower(), value)
             offset = parameter.end()
-        elif not parameters and (unnamed := _TOKEN68.match(text, offset)) and not _SCHEME.fullmatch(unnamed[0].strip()):
-            offset = unnamed.end()  # schemes with such credentials are not supported
+        elif not parameters and (token68 := _TOKEN68.match(text, offset)) and not _SCHEME.fullmatch(token68[0].strip()):
+            offset = token68.end()  # skipped: no scheme that uses a token68 is supported
         else:
             return parameters, offset
 
 
 def choose_challenge(challenges: list[LoginChallenge], has_password: bool) -> LoginChallenge | None:
-    """Returns the challenge to use: the first Bearer challenge with a realm; without one, the first Basic challenge if
-    `has_password`; None if there is none of these."""
+    """Returns the challenge to use: the first Bearer challenge with a realm; if there is none, the first Basic
+    challenge, but only if a password for it is configured (`has_password`). Returns None if there is neither."""
     for challenge in challenges:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge
@@ -103,49 +121,53 @@ class RealmPolicy:
         }
         self._logged_realms: set[str] = set()
 
-    def raise_if_refused(self, realm: str, endpoint: str, *, has_login: bool) -> None:
-        """Raises UpstreamUnavailable if a challenge of `endpoint` names a realm that must not be used; with
-        `has_login`, also if the realm must not get the password. Logs each refused realm once."""
-        if not self._is_allowed(realm, endpoint):
-            why = "is neither on its own site nor in its realms"
-        elif has_login and not self._may_see_password(realm, endpoint):
-            why = "would get the password on another port and is not in its realms"
-        else:
+    def raise_if_refused(self, realm: str, endpoint: str, *, sends_password: bool) -> None:
+        """Raises UpstreamUnavailable if the realm, which a challenge of `endpoint` names, must not be used.
+        `sends_password`: whether the request to the realm will contain the password or the identity token of a login.
+        Logs the first refusal of each realm, for at most MAX_LOGGED_REALMS realms."""
+        problem = self._problem(realm, endpoint, sends_password)
+        if problem is None:
             return
         shown = _loggable_realm(realm)
         if shown not in self._logged_realms and len(self._logged_realms) < MAX_LOGGED_REALMS:
             self._logged_realms.add(shown)
             log.warning(
-                "upstream %s: %s names the token service %r, which %s; if it is right, add it to the upstream's realms",
+                "upstream %s: %s names the token service %r, which %s, so it is not used%s",
                 self._name,
                 loggable_origin(endpoint),
                 shown,
-                why,
+                problem.text,
+                "; if it is right, add it to the upstream's realms" if problem.is_unlisted else "",
             )
-        raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {why}")
+        raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {problem.text}")
 
-    def _is_allowed(self, realm: str, endpoint: str) -> bool:
-        """Returns whether requests without the password may be sent to the realm."""
+    def _problem(self, realm: str, endpoint: str, sends_password: bool) -> RealmProblem | None:
+        """Returns why the realm must not be used; None if it may be used. The arguments are those of
+        `raise_if_refused`."""
         try:
-            scheme, host, _ = origin(realm)
-            own_scheme, own_host, _ = origin(endpoint)
+            scheme, host, port = origin(realm)
+            endpoint_scheme, endpoint_host, endpoint_port = origin(endpoint)
         except ValueError:
-            return False
+            return RealmProblem("has no valid http or https address", is_unlisted=False)
         if urlsplit(realm).username is not None:
-            return False
-        if scheme == "http":
-            # Allowed only if the endpoint uses http as well, because the password is then sent in clear text anyway.
-            return own_scheme == "http" and (host == own_host or self._is_listed(realm))
-        return self._is_listed(realm) or host == own_host or registrable_domain(host) in self._own_domains
-
-    def _may_see_password(self, realm: str, endpoint: str) -> bool:
-        """Returns whether an allowed realm may get the password."""
-        _, host, port = origin(realm)
-        _, own_host, own_port = origin(endpoint)
-        return self._is_listed(realm) or port == own_port or (host != own_host and port == 443)
+            return RealmProblem("has a user name in its address", is_unlisted=False)
+        is_listed, is_on_own_host = self._is_listed(realm), host == endpoint_host
+        if scheme == "http" and endpoint_scheme == "https":
+            # With an http endpoint, the password may be sent in clear text anyway. An https endpoint protects it.
+            return RealmProblem("uses http although the endpoint uses https", is_unlisted=False)
+        is_on_own_domain = scheme == "https" and registrable_domain(host) in self._own_domains
+        if not (is_listed or is_on_own_host or is_on_own_domain):
+            return RealmProblem("is neither on the upstream's own site nor in its realms", is_unlisted=True)
+        if sends_password and not (is_listed or port == endpoint_port or (not is_on_own_host and port == 443)):
+            return RealmProblem(
+                "would get the password on another port than the endpoint's and is not in the upstream's realms",
+                is_unlisted=True,
+            )
+        return None
 
     def _is_listed(self, realm: str) -> bool:
-        """Returns whether the setting `realms` has this URL, its host, or a path above it."""
+        """Returns whether the setting `realms` has a URL with the same origin, and with the same path, a path above it,
+        or no path. Queries are ignored."""
         path = urlsplit(realm).path or "/"
         for listed in self._listed_realms:
             listed = listed if "://" in listed else f"https://{listed}"
@@ -160,5 +182,6 @@ class RealmPolicy:
 
 
 def _loggable_realm(realm: str) -> str:
-    """Returns the realm for logs: without the query, which may contain secrets, and without user name and password."""
+    """Returns the first 200 characters of the realm for the log, without the query, which may contain secrets, and
+    without user name and password."""
     return realm.partition("?")[0].rpartition("@")[2][:200]

@@ -1,7 +1,12 @@
 """The HTTP client for one upstream registry (`HttpUpstreamClient`), which implements `UpstreamClient`.
 
-It reads manifests, blobs and lists. Small requests go through `UpstreamRequester`, the bytes of blobs through
-`BlobClient`.
+It requests manifests, blobs and lists. An upstream has one or more endpoints (URLs that serve the same content).
+`UpstreamRequester` tries the endpoints in turn. `BlobClient` downloads the bytes of blobs, `ApiClient` sends all other
+requests.
+
+"The errors of a failed upstream request" are UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and
+StorageFailed. A "not found" error such as BlobUnknown may be of its *unconfirmed* subclass (UnconfirmedBlobUnknown):
+then the answer may not come from the registry itself, but from a proxy or firewall in front of it.
 """
 
 from __future__ import annotations
@@ -37,19 +42,21 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.upstream_records import UpstreamRecords
 
 MAX_MANIFEST_BYTES = 8 * MIB
-"""Largest manifest."""
+"""Largest manifest that is accepted from an upstream."""
 RESPONSE_MEMORY_BYTES = 56 * MIB
-"""Memory for all responses of one upstream that are not yet parsed and stored."""
+"""Memory budget for the large responses of one upstream, until they are parsed and stored."""
 
 _HEAD_UNSUPPORTED = frozenset({400, 405, 501})
-"""Statuses with which a registry may refuse HEAD of a manifest. A GET follows."""
+"""Statuses with which a registry may refuse a HEAD request for a manifest. A GET is sent then."""
 _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
-"""Statuses with which a registry, or the storage it redirects to, may refuse HEAD of a blob. A GET follows."""
+"""Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. A GET is
+sent then."""
 
 
 class FetchEnded(Exception):
-    """Carries an error out of `try_endpoints` without trying the remaining endpoints, because the sink (the receiver of
-    the bytes) raised the error, or has already received bytes."""
+    """Wraps an error that ends the download of a blob, so that `try_endpoints` raises it and tries no other endpoint.
+    That is needed if the sink (the object that receives the bytes) raised the error, or if it was already called.
+    `HttpUpstreamClient.fetch_blob` raises the wrapped error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -57,8 +64,8 @@ class FetchEnded(Exception):
 
 
 class HttpUpstreamClient:
-    """Requests manifests, blobs and lists of one upstream. `registry.mirror.upstream_client.UpstreamClient` describes
-    the methods."""
+    """Requests manifests, blobs and lists of one upstream. `registry.mirror.upstream_client.UpstreamClient` is the
+    interface, and describes the methods in full."""
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class HttpUpstreamClient:
         clock: Callable[[], float],
         classify: NetworkClassifier,
     ) -> None:
+        """See `make_upstream_client` for the parameters."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -79,12 +87,12 @@ class HttpUpstreamClient:
         self._lists = UpstreamLists(settings.name, self._requester, self._parser, memory)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """Returns the descriptor of a manifest by a HEAD request, or by a GET if HEAD does not show it. Raises
-        ManifestUnknown, and the errors of a failed upstream request."""
+        """Returns the descriptor of a manifest. Sends a HEAD request, and a GET if the response to HEAD does not show
+        type, digest and size. Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
-            # A 404 to HEAD has no body that shows whether the registry itself sent it, and the mirror deletes a cached
-            # tag because of a 404. Therefore a GET follows an unconfirmed "not found".
+            # After ManifestUnknown the mirror deletes a cached tag. A 404 to HEAD has no body that would show whether
+            # the registry itself sent it, so it raises UnconfirmedManifestUnknown. Then a GET is sent.
             with suppress(UnconfirmedManifestUnknown):
                 response = await self._request_manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else response.digest
@@ -102,8 +110,9 @@ class HttpUpstreamClient:
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest whose bytes match its digest. A large body counts against the memory budget until the
-        block of `memory` ends. Raises ManifestUnknown, and the errors of a failed upstream request."""
+        """Returns a manifest after checking its bytes against the digest, if one is known. `memory`: the scope at whose
+        end the memory of a large body is given back to the memory budget; None: it is given back before the body is
+        parsed. Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
@@ -122,6 +131,7 @@ class HttpUpstreamClient:
         reference: Reference,
         memory: ShareScope | None = None,
     ) -> UpstreamResponse:
+        """Sends a HEAD or GET request for a manifest. The response to HEAD may have a status of _HEAD_UNSUPPORTED."""
         return await self._requester.request(
             endpoint,
             attempt,
@@ -129,7 +139,7 @@ class HttpUpstreamClient:
             RequestKind.HEAD if method == "HEAD" else RequestKind.MANIFEST,
             method,
             f"manifests/{reference}",
-            ManifestUnknown(),
+            not_found_error=ManifestUnknown(),
             headers={"Accept": ACCEPTED_MANIFESTS},
             max_bytes=MAX_MANIFEST_BYTES,
             accepted_statuses=_HEAD_UNSUPPORTED if method == "HEAD" else (),
@@ -147,10 +157,11 @@ class HttpUpstreamClient:
     async def _blob_size(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, digest: Digest
     ) -> int:
-        """Returns the blob's size in bytes, by a HEAD request or, if that does not show it, by a GET of one byte."""
-        path, not_found_error = f"blobs/{digest}", BlobUnknown()
-        # A 404 to HEAD has no body that shows whether the registry itself sent it, and "unknown" is cached. Therefore a
-        # GET follows an unconfirmed "not found".
+        """Returns the blob's size in bytes. Sends a HEAD request, and a GET of the first byte if the response to HEAD
+        does not show the size."""
+        path = f"blobs/{digest}"
+        # The mirror caches BlobUnknown. A 404 to HEAD has no body that would show whether the registry itself sent it,
+        # so it raises UnconfirmedBlobUnknown. Then a GET is sent.
         with suppress(UnconfirmedBlobUnknown):
             response = await self._requester.request(
                 endpoint,
@@ -159,13 +170,13 @@ class HttpUpstreamClient:
                 RequestKind.BLOB,
                 "HEAD",
                 path,
-                not_found_error,
+                not_found_error=BlobUnknown(),
                 accepted_statuses=_BLOB_HEAD_UNSUPPORTED,
             )
             if response.status == 200 and response.length is not None:
                 _check_same_digest(response, digest, "blob")
                 return response.length
-        # A redirect's URL may be signed for GET only, and not every server sends a length with HEAD.
+        # HEAD may fail at the target of a redirect whose URL is signed for GET only, or may show no length.
         response = await self._requester.request(
             endpoint,
             attempt,
@@ -173,10 +184,10 @@ class HttpUpstreamClient:
             RequestKind.BLOB,
             "GET",
             path,
-            not_found_error,
+            not_found_error=BlobUnknown(),
             headers={"Range": "bytes=0-0"},
             read_body=False,
-            accepted_statuses=(416,),
+            accepted_statuses=(416,),  # an empty blob has no first byte; `Content-Range` then states the size 0
         )
         _check_same_digest(response, digest, "blob")
         total = parse_count(response.headers.get("content-range", "").rpartition("/")[2])
@@ -188,15 +199,16 @@ class HttpUpstreamClient:
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
     ) -> None:
-        """Passes the bytes of `span` (a byte range of the blob) to `sink`. Endpoints in `avoid` (URLs) are tried last.
-        Raises BlobUnknown, RangesUnsupported, the errors of a failed upstream request, and what the sink raises. After
-        the sink has received bytes, no other endpoint is tried."""
+        """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries the endpoints whose URL is in `avoid`
+        last. Tries no other endpoint after the sink was called. Raises BlobUnknown, RangesUnsupported, the errors of a
+        failed upstream request, and what the sink raises. After a cancellation the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
-            # The endpoint counts as working once it responds. An error late in a long transfer does not change that.
+            # `attempt` reports the endpoint as working as soon as it responds. An error later in the transfer does not
+            # change that.
             transfer = BlobTransfer(endpoint.url, span, sink, attempt, loop.call_soon_threadsafe)
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
@@ -204,7 +216,9 @@ class HttpUpstreamClient:
                 return await self._blobs.fetch(transfer, url, {**range_headers, **authorization})
 
             try:
-                await self._requester.send_authorized(endpoint, attempt, repo, RequestKind.BLOB, send, BlobUnknown())
+                await self._requester.send_authorized(
+                    endpoint, attempt, repo, RequestKind.BLOB, send, not_found_error=BlobUnknown()
+                )
             except SinkRaised as raised:
                 raise FetchEnded(raised.error) from None
             except RegistryError as error:
@@ -213,6 +227,7 @@ class HttpUpstreamClient:
                 raise FetchEnded(error) from None
 
         try:
+            # Without a time limit for the whole blob: `BlobClient` stops a transfer that makes no progress.
             await self._requester.try_endpoints(
                 operation, repo, RequestKind.BLOB, any_endpoint=True, avoid=avoid, timeout_seconds=None
             )
@@ -230,7 +245,8 @@ class HttpUpstreamClient:
         return await self._lists.referrers(repo, subject, artifact_type, after, limit)
 
     def is_exhausted(self) -> bool:
-        """Returns whether the upstream has said that few requests are left before it answers with 429."""
+        """Returns whether the upstream has reported that it allows only few more requests before it responds with
+        429."""
         return self._requester.remaining_requests.is_exhausted()
 
     async def aclose(self) -> None:
@@ -248,14 +264,16 @@ def make_upstream_client(
     clock: Callable[[], float] = time.time,
     classify: NetworkClassifier = classify_address,
 ) -> UpstreamClient:
-    """Returns the client for the upstream in `settings`. Reads the proxies from the environment; connects to no server
-    and reads no file. `clock` returns seconds since 1970. `classify` returns the network class of an IP address."""
+    """Returns the client for the upstream in `settings`. Reads the proxies from environment variables, but no file, and
+    does not connect. `records` stores the tokens and the rate limits of the upstream for all worker processes. `leases`
+    let one process at a time request a token. `clock` returns seconds since 1970. `classify` returns the network class
+    of an IP address, such as public or loopback."""
     return HttpUpstreamClient(settings, records, leases, clock, classify)
 
 
 def _check_same_digest(response: UpstreamResponse, digest: Digest, content_kind: str) -> None:
-    """Raises UpstreamUnavailable if the response names another digest of the same algorithm than `digest`.
-    `content_kind` is "manifest" or "blob", for the message."""
+    """Raises UpstreamUnavailable if the response names a digest that has the same algorithm as `digest` and differs
+    from it. `content_kind` is "manifest" or "blob", for the message."""
     if response.digest and response.digest.algorithm == digest.algorithm and response.digest != digest:
         raise UpstreamUnavailable(
             f"{loggable_origin(response.url)} answers with another {content_kind} than the one asked for"

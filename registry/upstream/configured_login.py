@@ -1,4 +1,5 @@
-"""The login that the settings configure for an upstream. It is read again when its file changes, and never logged."""
+"""The login that the settings configure for an upstream (`ConfiguredLogin`). A login from a file is read again when the
+file changes. No password is ever logged."""
 
 from __future__ import annotations
 
@@ -18,23 +19,24 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 HUB_NAMES = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
-"""The names under which docker stores the login for Docker Hub."""
+"""The keys of `auths` in docker's `config.json` under which the login for Docker Hub may be stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamLogin:
-    """A user name with a password, or an identity token: a refresh token that `docker login` got from the token service
-    instead of storing the password."""
+    """A login at an upstream: a user name with a password, or an identity token. That is a refresh token that `docker
+    login` got from the token service, and that docker stores instead of the password."""
 
     username: str
     password: str = field(default="", repr=False)
     identity: str = field(default="", repr=False)
+    """The identity token; empty for a login with a password."""
     version: str = ""
-    """Changes when the file changes. It is part of the key of cached tokens, so that tokens obtained with an earlier
-    login are not used."""
+    """Changes when the file of the login changes; empty for a password from an environment variable. It is part of the
+    key of cached tokens, so that tokens that were obtained with an earlier login are not used."""
 
     def basic(self) -> str:
-        """Returns the `Authorization` value of the Basic scheme (RFC 7617)."""
+        """Returns the value of an `Authorization` header with the user name and the password (RFC 7617)."""
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
@@ -46,8 +48,10 @@ class ConfiguredLogin:
         self._settings = settings
         self._file = settings.docker_config or settings.password_file
         self._read_state: tuple[int, int, int] | None = None
-        """Modification time, size and inode of the file when it was read."""
+        """Modification time, size and inode of the file when it was last read; None: it was not read yet."""
         self._login: UpstreamLogin | None = None
+        """The login that was last read from the file; None: the file has none for this upstream, or was not read
+        yet."""
 
     @property
     def is_configured(self) -> bool:
@@ -55,8 +59,8 @@ class ConfiguredLogin:
         return self._settings.username is not None or self._settings.docker_config is not None
 
     def current(self) -> UpstreamLogin | None:
-        """Returns the login; None if none is configured, or if docker's `config.json` has none for this upstream.
-        Raises UpstreamUnavailable if the login cannot be read; the log says why."""
+        """Returns the login; None if none is configured, or if docker's `config.json` has none for this upstream. Reads
+        the file if it has changed. Raises UpstreamUnavailable if the login cannot be read; the log says why."""
         if not self.is_configured:
             return None
         if self._file is None:
@@ -68,20 +72,21 @@ class ConfiguredLogin:
                 self._login = self._read(self._file, f"{file_state[0]:x}-{file_state[2]:x}")
                 self._read_state = file_state
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # The text of an OSError or a JSON error shows no content of the file. The text of other errors could.
+            # Only the texts of these two errors are logged. The text of another error could contain the password.
             reason = error if isinstance(error, OSError | json.JSONDecodeError) else "its content is not valid"
             log.error("the login for %s cannot be read from %s: %s", self._settings.name, self._file, reason)
             raise self._unreadable_error() from None
         return self._login
 
     def _unreadable_error(self) -> UpstreamUnavailable:
+        """Returns the error to raise after the log has said why the login cannot be read."""
         return UpstreamUnavailable(
             f"the login configured for {self._settings.name} cannot be read; the server's log says why"
         )
 
     def _from_environment(self) -> UpstreamLogin:
-        """Returns the login whose password is in an environment variable. Raises UpstreamUnavailable if it is not
-        set."""
+        """Returns the login whose password is in an environment variable. Raises UpstreamUnavailable if the variable is
+        not set."""
         variable = self._settings.password_env
         password = os.environ.get(variable) if variable else ""
         if password is None:
@@ -90,14 +95,16 @@ class ConfiguredLogin:
         return UpstreamLogin(self._settings.username or "", password)
 
     def _read(self, file: Path, version: str) -> UpstreamLogin | None:
-        """Returns the login in `file`, a password file or docker's `config.json`; None if the latter has none."""
+        """Returns the login in `file`, which is a password file or docker's `config.json`; None if it is a
+        `config.json` without a login for this upstream. `version` is that of the returned login."""
         text = file.read_text(encoding="utf-8")
         if self._settings.docker_config is None:
             return UpstreamLogin(self._settings.username or "", text.rstrip("\r\n"), version=version)
         return self._find_docker_login(json.loads(text), version)
 
     def _find_docker_login(self, document: Mapping[str, object], version: str) -> UpstreamLogin | None:
-        """Returns the login for this upstream in docker's `config.json`; None if there is none. Logs a warning then."""
+        """Returns the login for this upstream in docker's `config.json`. If there is none, logs a warning and returns
+        None."""
         logins = document.get("auths") or {}
         if not isinstance(logins, Mapping):
             raise TypeError
@@ -106,7 +113,7 @@ class ConfiguredLogin:
                 return login
         uses_helper = "credsStore" in document or "credHelpers" in document
         log.warning(
-            "%s holds no login for %s, so requests to it are sent without a login%s",
+            "%s contains no login for %s, so requests to that upstream are sent without a login%s",
             self._settings.docker_config,
             self._settings.name,
             ": it leaves passwords to a credential helper, which Entrepot does not support" if uses_helper else "",
@@ -114,7 +121,7 @@ class ConfiguredLogin:
         return None
 
     def _docker_names(self) -> list[str]:
-        """Returns the names under which `config.json` may hold the login, the most likely first."""
+        """Returns the keys of `auths` under which the login may be stored. The first of them that has one is used."""
         hosts = [self._settings.name, *(urlsplit(endpoint).netloc for endpoint in self._settings.endpoints)]
         names = [*HUB_NAMES] if self._settings.name == DOCKER_HUB else []
         for host in hosts:
@@ -123,9 +130,9 @@ class ConfiguredLogin:
 
 
 def _parse_docker_login(entry: Mapping[str, object], version: str) -> UpstreamLogin | None:
-    """Returns the login in an entry of `auths`; None if the entry is empty. The user name and the password are in
-    `auth` (base64 of `name:password`), or in `username` and `password`. Raises ValueError if `auth` cannot be
-    decoded."""
+    """Returns the login in an entry of `auths`; None if the entry has neither a user name nor an identity token. The
+    user name and the password are in `auth` (base64 of `name:password`); if there is no `auth`, in `username` and
+    `password`. Raises ValueError if `auth` cannot be decoded."""
     username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
     identity = str(entry.get("identitytoken") or "")
     if auth := entry.get("auth"):

@@ -1,9 +1,9 @@
 """Decides to which servers requests for an upstream may be sent (protection against server-side request forgery).
 
 An upstream chooses the URLs in its redirects and challenges. Without a rule, these URLs could make this server send
-requests to services that only this server can reach: on its own machine, in its private network, or the metadata
-service of its cloud. Therefore each IP address has a network class (`NetworkClass`), each request has the set of
-addresses it may connect to (`Reach`), and `RedirectChain` follows redirects by these rules.
+requests to services that the upstream cannot reach: on this machine, in its private network, or the metadata service of
+its cloud. Therefore each IP address has a network class (`NetworkClass`), each request has a set of addresses to which
+it may connect (`Reach`), and `RedirectChain` limits the reach of the requests after a redirect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 MAX_LOGGED_REFUSALS = 100
-"""Refused destinations that are logged. The upstream chooses them, so their number has to be limited."""
+"""Number of refused destinations that are logged for one upstream. The upstream chooses them, so without a limit it
+could fill the log."""
 
 
 class NetworkClass(Enum):
@@ -33,11 +34,13 @@ class NetworkClass(Enum):
     LINK_LOCAL = "link-local"
     LOOPBACK = "loopback"
     SPECIAL = "special-purpose"
-    """Multicast, unspecified (0.0.0.0 is this machine on Linux), broadcast, documentation, reserved."""
+    """Multicast, broadcast, documentation, reserved, and unspecified addresses (on Linux, 0.0.0.0 is this machine). No
+    upstream can have such an address, so requests to them are refused unless the settings name the destination."""
 
 
 NetworkClassifier = Callable[[str], NetworkClass]
-"""Returns the network class of an IP address, given as text. Raises ValueError for other text."""
+"""A function that returns the network class of an IP address, which it gets as text. It raises ValueError for text that
+is no IP address."""
 
 _PRIVATE_NETWORKS = [
     ipaddress.ip_network(text)
@@ -47,7 +50,9 @@ _PRIVATE_NETWORKS = [
     )
 ]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 6052)."""
 _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
+"""IPv6 addresses for NAT64 inside one network (RFC 8215). Where they embed the IPv4 address depends on that network."""
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 """Deprecated IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 4291, 2.5.5.1)."""
 
@@ -69,8 +74,8 @@ def classify_address(address: str) -> NetworkClass:
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Returns the IPv4 address that packets to `address` reach: mapped, 6to4, NAT64, or compatible (RFC 4291, 3056,
-    6052); None if it embeds none."""
+    """Returns the IPv4 address that is embedded in `address`, because a connection to `address` reaches it; None if
+    there is none. Knows mapped and compatible addresses (RFC 4291), 6to4 (RFC 3056) and NAT64 (RFC 6052)."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
@@ -83,23 +88,23 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The addresses that a request may connect to: public addresses, addresses of the class `network`, and any address
-    of the hosts and ports in `listed`. `network` None: any address, because the destination is named in the
-    settings."""
+    """The addresses to which a request may connect: public addresses, addresses of the class `network`, and any address
+    of a host and port in `listed`. If `network` is None, every address is allowed."""
 
     network: NetworkClass | None
     listed: frozenset[tuple[str, int]] = frozenset()
 
     def after(self, network: NetworkClass) -> Reach:
-        """Returns the reach of the next request in a chain of redirects, after a server in `network` has responded. A
-        redirect may stay in the network class of the first server. Once a redirect has left it, further redirects may
-        only lead to public addresses."""
+        """Returns the reach of the next request in a chain of redirects, after a server of the class `network` has
+        responded to the request with this reach. A redirect may lead to the network class of the first server. Once a
+        redirect has left that class, further redirects may only lead to public addresses. Hosts in `listed` are always
+        allowed."""
         if self.network is None:
             return replace(self, network=network)
         return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
 
     def is_unrestricted(self, host: str, port: int) -> bool:
-        """Returns whether all addresses of this host and port are allowed, so that they need no check."""
+        """Returns whether every address of this host and port is allowed, so that the addresses need no check."""
         return self.network is None or (host.strip("[]").rstrip(".").lower(), port) in self.listed
 
     def is_allowed(self, network: NetworkClass) -> bool:
@@ -112,7 +117,8 @@ ANYWHERE = Reach(None)
 
 
 class AddressPolicy:
-    """Checks the addresses that requests for one upstream connect to. Logs each refused destination once."""
+    """Checks the addresses to which requests for one upstream connect. Logs the first refusal of each destination, for
+    at most MAX_LOGGED_REFUSALS destinations."""
 
     def __init__(self, upstream_name: str, classify: NetworkClassifier = classify_address) -> None:
         self._upstream_name = upstream_name
@@ -120,15 +126,16 @@ class AddressPolicy:
         self._logged_refusals: set[tuple[str, int]] = set()
 
     def classify(self, address: str | None) -> NetworkClass:
-        """Returns the network class of a server that has responded. An unknown address (None) counts as public."""
+        """Returns the network class of a server that has responded from this IP address. Returns PUBLIC, the class that
+        allows the fewest redirects, if the address is not known (None) or is no IP address."""
         try:
             return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:
             return NetworkClass.PUBLIC
 
     def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
-        """Returns those of a host's `addresses` that a request with this reach may connect to. Raises
-        UpstreamUnavailable if there are addresses, but none is allowed."""
+        """Returns those of a host's IP `addresses` to which a request with this reach may connect. Raises
+        UpstreamUnavailable if none of them is allowed; returns an empty list if `addresses` is empty."""
         if reach.is_unrestricted(host, port):
             return list(addresses)
         classes = {address: self._classify(address) for address in addresses}
@@ -139,22 +146,25 @@ class AddressPolicy:
 
     def check_proxied(self, reach: Reach, host: str, port: int) -> None:
         """Raises UpstreamUnavailable if the host of a request through a proxy is an IP address that is not allowed. A
-        host name is resolved by the proxy, so its addresses cannot be checked here."""
+        host name is not checked, because the proxy resolves it and this process does not see its addresses."""
         if (address := literal_address(host)) is not None:
             self.allowed_addresses(reach, host, port, [address])
 
     def classify_proxied(self, host: str) -> NetworkClass:
-        """Returns the network class of a host behind a proxy: public, unless the host is written as an IP address."""
+        """Returns the network class of a host that has responded through a proxy: that of the IP address if the host is
+        written as one; PUBLIC for a host name, whose addresses are not known."""
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
-        """Logs a refused destination, unless it was logged before, and returns the error to raise."""
+        """Logs a refused destination, unless it was logged before or MAX_LOGGED_REFUSALS were, and returns the error to
+        raise."""
         is_logged = (host, port) in self._logged_refusals
         if not is_logged and len(self._logged_refusals) < MAX_LOGGED_REFUSALS:
             self._logged_refusals.add((host, port))
             log.warning(
-                "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If it is right, "
-                "add %r to the upstream's redirects (a token service: its address to realms)",
+                "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If this "
+                "destination is right, add %r to the upstream's redirects, or if it is a token service, its URL to "
+                "realms",
                 self._upstream_name,
                 host,
                 port,
@@ -169,8 +179,8 @@ class AddressPolicy:
 
 
 def literal_address(host: str) -> str | None:
-    """Returns the IP address that the host of a URL spells, in any way that resolvers accept (`127.1`, `0x7f000001`);
-    None if the host is a name other than `localhost`."""
+    """Returns the IP address in its usual form if the host of a URL is an IP address, in any form that resolvers
+    accept, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost`, and None for other host names."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return "127.0.0.1"
@@ -185,10 +195,10 @@ def literal_address(host: str) -> str | None:
 
 
 MAX_URL_LENGTH = 8 << 10
-"""Longest URL, in characters, of a redirect or a list's next page. Parsing a URL of 60 KiB blocks the event loop for
-80 ms."""
+"""Longest URL of a redirect, and longest `Link` header of a list, in characters. Parsing a URL of 60 KiB blocks the
+event loop for 80 ms."""
 MAX_REDIRECTS = 5
-"""Redirects followed for one request."""
+"""Largest number of redirects that are followed for one request."""
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -211,13 +221,14 @@ SHARED_DOMAINS = frozenset(
         *("duckdns.org", "nip.io", "sslip.io"),
     }
 )
-"""Domains whose subdomains have different owners. The public suffix list has thousands of such domains; these are the
-ones on which people run registries. For other domains, token services can be allowed with the setting `realms`."""
+"""Domains whose subdomains belong to different owners, so that a password for one subdomain must not be sent to another
+one. The public suffix list has thousands of such domains. These are the ones on which people run registries."""
 
 
 def registrable_domain(host: str) -> str:
-    """Returns the registrable domain of a host name, which has one owner: `docker.io` for `registry-1.docker.io`.
-    Returns an IP address, or a name that is too long, unchanged."""
+    """Returns the domain to which a host name belongs and which has one owner: `docker.io` for `registry-1.docker.io`.
+    Returns an IP address, and a name of more than MAX_HOST_LENGTH characters, in lower case and without a dot at the
+    end."""
     host = host.rstrip(".").lower()
     if len(host) > MAX_HOST_LENGTH:
         return host
@@ -230,7 +241,7 @@ def registrable_domain(host: str) -> str:
     labels = host.split(".")
     label_count = 2
     if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
-        label_count = 3  # `co.uk`, `com.au`; treats any short name directly below a country code like these
+        label_count = 3  # below `co.uk` or `com.au`; any short label before a country code is treated like these
     for suffix_length in range(2, len(labels)):
         if ".".join(labels[-suffix_length:]) in SHARED_DOMAINS:
             label_count = suffix_length + 1
@@ -238,39 +249,40 @@ def registrable_domain(host: str) -> str:
 
 
 def loggable_origin(url: str) -> str:
-    """Returns the origin of a URL for logs and messages. Leaves out the path and query, because those of a redirect
-    can contain signatures."""
+    """Returns the origin of a URL for logs and messages, without user name and password. Leaves out the path and the
+    query, because those of a redirect may contain a signature that gives access."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 class RedirectChain:
-    """Follows the redirects of one request. `url`, `headers` and `reach` (the allowed addresses) are those of the next
-    request. `Authorization` is sent to the first origin only. Once a redirect has left that origin, no later request
-    carries the header, even if it returns to that origin."""
+    """The steps of one request that may be redirected. `url`, `headers` and `reach` (the allowed addresses) are those
+    of the next step, which the caller sends. `Authorization` is sent to the first origin only. Once a redirect has left
+    that origin, the header is not sent again, even if a later redirect returns to that origin."""
 
     def __init__(self, url: str, headers: Mapping[str, str], reach: Reach = ANYWHERE) -> None:
         self.url = url
         self.headers = dict(headers)
         self.reach = reach
         self.has_moved = False
-        """Whether a redirect was followed."""
+        """Whether `follow` has followed a redirect, so that `url` is not the first URL any more."""
         self._first_origin = origin(url)
         self._remaining_redirects = MAX_REDIRECTS
 
     @property
     def is_cross_origin(self) -> bool:
-        """Whether the current URL is on another origin than the first one."""
+        """Whether `url` is on another origin than the first URL."""
         return origin(self.url) != self._first_origin
 
     def on_response(self, network: NetworkClass) -> None:
-        """Narrows `reach` after a server in `network` has responded. Call it for each response, before `follow`."""
+        """Limits `reach` for the next step, after a server of the class `network` has responded. The caller must call
+        it for each response, before `follow`."""
         self.reach = self.reach.after(network)
 
     def follow(self, status: int, location: str | None) -> bool:
-        """Returns whether the response with this status and `Location` is a redirect; if so, sets `url` and `headers`
-        to those of the next request. Raises UpstreamUnavailable for too many redirects, a missing, invalid or too long
-        URL, and a redirect from https to http."""
+        """Returns whether a response with this status and `Location` header is a redirect. If so, sets `url` and
+        `headers` to those of the next step. Raises UpstreamUnavailable for the redirect after MAX_REDIRECTS, for a
+        missing, invalid or too long URL, and for a redirect from https to http."""
         if status not in _REDIRECT_STATUSES:
             return False
         source = loggable_origin(self.url)

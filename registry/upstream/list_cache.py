@@ -1,8 +1,9 @@
-"""Cache of complete lists of an upstream (`ListCache`), and the cutting of a page out of a complete list (`cut_page`).
+"""Cache of complete lists of an upstream (`ListCache`), and a function that returns one page of a complete list
+(`cut_page`).
 
-A client that pages through a list sends one request a page, but the upstream's list is read as a whole. The cache
-serves the later pages of a client, and the same list for other clients, from one reading. One client request can cause
-hundreds of upstream requests, so the cache also limits how many lists are read at a time.
+A client that pages through a list sends one request for each page, but the list is read from the upstream as a whole.
+The cache keeps the list, so that the client's later pages and the requests of other clients need no other read. To read
+one list may take hundreds of upstream requests, so the cache limits how many lists are read at a time.
 """
 
 from __future__ import annotations
@@ -21,37 +22,41 @@ from storage.content import Page
 T = TypeVar("T")
 
 LIST_TIMEOUT_SECONDS = 25.0
-"""Time limit for reading all pages of a list, including the wait until fewer than MAX_CONCURRENT_LISTS are read."""
+"""Time limit for reading all pages of a list. It includes the wait while MAX_CONCURRENT_LISTS other lists are read."""
 MAX_CONCURRENT_LISTS = 4
-"""Lists of one kind (tags or referrers) that are read from one upstream at a time."""
+"""Largest number of lists of one kind (tags or referrers) that are read from one upstream at a time."""
 LIST_CACHED_SECONDS = 30.0
-"""Time for which a cached list is served: for the pages after the first, and for first pages if reading the list took
-several upstream requests."""
+"""Time for which a cached list is used (see `ListCache.get` for the exception)."""
 LIST_CACHE_BYTES = 16 * MIB
-"""Approximate limit of memory for cached lists of one kind. The list read last is cached even if it is larger."""
+"""Approximate limit of the memory for cached lists of one kind. The list that was read last is cached even if it is
+larger than this."""
 LIST_OVERHEAD_BYTES = 1024
-"""Bytes added to the size of each cached list, so that empty lists count, too."""
+"""Memory that is counted for each cached list in addition to its items, so that empty lists are limited as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompleteList(Generic[T]):
-    """All items of a list, the number of upstream requests that reading it took, and its approximate size in memory."""
+    """All items of a list of an upstream."""
 
     items: Sequence[T]
     request_count: int
+    """The number of upstream requests that it took to read the list."""
     size_bytes: int
+    """The approximate size in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class _CachedList(Generic[T]):
-    """A complete list, and the clock's time when it was read."""
+    """A complete list in the cache."""
 
     complete: CompleteList[T]
     read_at: float
+    """When the list was read, in seconds of the cache's clock."""
 
 
 class ListCache(Generic[T]):
-    """The complete lists of one upstream and one kind (tags or referrers), each under a key that its caller chooses."""
+    """Caches complete lists of one upstream and one kind (tags or referrers). The caller chooses the key of each
+    list."""
 
     def __init__(self, upstream_name: str, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` returns seconds."""
@@ -60,15 +65,18 @@ class ListCache(Generic[T]):
         self._running_reads: SingleFlight[CompleteList[T]] = SingleFlight()
         self._read_slots = asyncio.Semaphore(MAX_CONCURRENT_LISTS)
         self._cached: dict[str, _CachedList[T]] = {}
-        """By key. The list read first comes first, and is evicted first."""
+        """By key. The list that was read longest ago comes first, and is evicted first."""
         self._cached_bytes = 0
 
     async def get(
         self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]], *, is_first_page: bool
     ) -> Sequence[T]:
-        """Returns the items of the list `key`, from the cache or from `read`. A request for the first page
-        (`is_first_page`) reads a list of one upstream request again, because the list may have changed. Raises what
-        `read` raises, and UpstreamTimeout. When the caller is cancelled, the reading continues for other callers."""
+        """Returns the items of the list `key`, from the cache or from `read`. `is_first_page`: whether the client has
+        requested the first page. If so, a cached list is not used if it took only one upstream request to read: the
+        list may have changed, and to read it again costs little.
+
+        Concurrent callers with the same key share one call of `read`. If a caller is cancelled, the call continues for
+        the others. Raises what `read` raises, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
         cached = self._cached.get(key)
         if (
             cached is not None
@@ -80,11 +88,12 @@ class ListCache(Generic[T]):
         return complete.items
 
     async def aclose(self) -> None:
-        """Cancels running readings."""
+        """Cancels running calls of `read`. Callers that wait for one get UpstreamUnavailable."""
         await self._running_reads.aclose()
 
     async def _read(self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]]) -> CompleteList[T]:
-        """Reads the list, caches it, and evicts the lists read first until the cache is within its limit."""
+        """Reads the list and caches it. Evicts the lists that were read longest ago, until the cache is within
+        LIST_CACHE_BYTES."""
         async with time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._upstream_name}"), self._read_slots:
             complete = await read()
         self._evict(key)
@@ -95,16 +104,17 @@ class ListCache(Generic[T]):
         return complete
 
     def _evict(self, key: str) -> None:
-        """Removes the list `key` from the cache if the cache has it."""
+        """Removes the list `key` from the cache. Does nothing if the cache does not have it."""
         cached = self._cached.pop(key, None)
         if cached is not None:
             self._cached_bytes -= cached.complete.size_bytes + LIST_OVERHEAD_BYTES
 
 
 def cut_page(items: Sequence[T], sort_key: Callable[[T], str], after: str | None, limit: int) -> Page[T]:
-    """Returns the page of at most `limit` items that follow the key `after`; None: from the first item. `items` must be
-    sorted by `sort_key` in byte order. An `after` that is no item's key is allowed."""
+    """Returns a page with at most `limit` items: those whose key follows `after`, or the first ones if `after` is None.
+    `sort_key` returns an item's key. `items` must be sorted by these keys in byte order. No item needs to have the key
+    `after`."""
     start = 0
-    if after is not None:
+    if after is not None:  # any text from a client, even text that UTF-8 cannot encode
         start = bisect_right(items, after.encode(errors="surrogatepass"), key=lambda item: sort_key(item).encode())
     return Page(items[start : start + limit], len(items) > start + limit)

@@ -1,8 +1,9 @@
 """Rate limits of upstreams.
 
-`RateLimitBackoff` stops requests to an endpoint for some time after a 429 response. The pause applies to one kind of
-request at one endpoint, because Docker Hub limits manifests while it still answers HEAD requests and sends blobs.
-`RemainingRequests` keeps the number of requests that the upstream still allows, from the header `ratelimit-remaining`.
+`RateLimitBackoff` pauses requests to an endpoint (one of the URLs of an upstream) after a response with the status 429.
+A pause applies to one kind of request at one endpoint, because Docker Hub may refuse GET requests for manifests while
+it still answers HEAD requests and sends blobs. `RemainingRequests` has the number of requests that the upstream still
+allows, from the header `ratelimit-remaining`.
 
 Both store their values in the metadata store (`UpstreamRecords`), so that all worker processes use them.
 """
@@ -25,24 +26,25 @@ from storage.upstream_records import UpstreamRecords
 log = logging.getLogger("registry.upstream")
 
 STORED_VALUES_CACHED_SECONDS = 1.0
-"""Time for which values from the metadata store are used before they are read again."""
+"""Time for which a process uses values from the metadata store before it reads them again."""
 MAX_PAUSE_SECONDS = 3600.0
-"""Longest pause after a 429. An upstream may ask for a day; a request is sent again after this time all the same."""
+"""Longest pause after a 429, even if the upstream asks for a longer one."""
 DEFAULT_PAUSE_SECONDS = 5.0
-"""Pause after a 429 without a `Retry-After` that can be parsed."""
+"""Pause after a 429 that has no `Retry-After`, or one that is not valid."""
 MAX_DATE_LENGTH = 64
-"""Longest date in `Retry-After`, in characters, that is parsed."""
+"""Longest date in `Retry-After` that is parsed, in characters."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Time after which a stored number of remaining requests is ignored. The next HEAD request, which upstreams do not
-count, brings a new number."""
+"""Time after which a stored number of remaining requests is ignored. Responses to HEAD requests, which Docker Hub does
+not count against the limit, bring new numbers."""
 REMAINING_REWRITE_SECONDS = 60.0
-"""A number that has not changed is stored again only after this time, to save writes."""
+"""Time before a number of remaining requests that has not changed is stored again. This saves writes."""
 
 
 class RequestKind(StrEnum):
     """Kinds of requests that upstreams limit separately."""
 
     MANIFEST = "manifest"
+    """GET of a manifest."""
     HEAD = "head"
     """HEAD of a manifest."""
     BLOB = "blob"
@@ -52,8 +54,9 @@ class RequestKind(StrEnum):
 
 
 def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Returns the pause in `Retry-After` in seconds (RFC 9110, 10.2.3: a number of seconds, or a date); None if the
-    field is missing or not valid. `now`: seconds since 1970."""
+    """Returns the pause that a `Retry-After` header asks for, in seconds (RFC 9110, 10.2.3: the header is a number of
+    seconds, or a date); None if it is missing or not valid. `headers` has names in lower case. `now` is in seconds
+    since 1970."""
     text = headers.get("retry-after", "").strip()
     if (seconds := parse_count(text)) is not None:
         return float(seconds)
@@ -66,10 +69,12 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 class _CachedPause(NamedTuple):
-    """The end of a pause (0.0: there is none), and when the metadata store was read. Seconds since 1970."""
+    """A pause as this process knows it. Times are in seconds since 1970."""
 
     ends_at: float
+    """The end of the pause; 0.0: there is no pause."""
     read_at: float
+    """When the end was last read from the metadata store or written to it."""
 
 
 class RateLimitBackoff:
@@ -80,10 +85,10 @@ class RateLimitBackoff:
         self._records = records
         self._clock = clock
         self._pauses: dict[str, _CachedPause] = {}
-        """By the key of endpoint and kind of request (`_pause_key`)."""
+        """By the key of an endpoint and a kind of request (`_pause_key`)."""
 
     async def raise_if_limited(self, url: str, kind: RequestKind) -> None:
-        """Raises TooManyRequests during a pause of the endpoint at `url` for this kind of request. Sends nothing."""
+        """Raises TooManyRequests if this kind of request is paused at the endpoint `url`. Does not send a request."""
         key, now = _pause_key(self._upstream_name, url, kind), self._clock()
         ends_at, read_at = self._pauses.get(key, _CachedPause(0.0, -math.inf))
         if not 0 <= now - read_at < STORED_VALUES_CACHED_SECONDS:
@@ -94,8 +99,8 @@ class RateLimitBackoff:
             raise self.error_for_pause(remaining_seconds)
 
     async def record_429(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
-        """Starts the pause that a 429 with these headers asks for, in all worker processes. Returns the error to raise
-        for that response; `raise_if_limited` raises the same kind of error until the pause ends."""
+        """Starts the pause that a 429 with these headers asks for, in all worker processes. Does not shorten a pause
+        that this process knows. Returns the error to raise for the 429."""
         key, now = _pause_key(self._upstream_name, url, kind), self._clock()
         pause_seconds = self._pause_seconds(headers, now)
         known_end = self._pauses[key].ends_at if key in self._pauses else 0.0
@@ -104,24 +109,24 @@ class RateLimitBackoff:
         try:
             await self._records.save_allowance(key, Allowance(now, until=ends_at))
         except (StorageFailed, StorageFull) as error:
-            log.warning("cannot record the rate limit of %s for the other workers: %s", self._upstream_name, error)
+            log.warning("cannot store the rate limit of %s for the other workers: %s", self._upstream_name, error)
         return self.error_for_pause(pause_seconds)
 
     def unrecorded_error(self, headers: Mapping[str, str]) -> TooManyRequests:
-        """Returns the error for a 429 that does not pause the endpoint, such as one from the target of a redirect."""
+        """Returns the error for a 429 with these headers that must not start a pause of the endpoint, such as one from
+        the target of a redirect."""
         return self.error_for_pause(self._pause_seconds(headers, self._clock()))
 
     def error_for_pause(self, seconds: float) -> TooManyRequests:
-        """Returns the error for a pause that ends in `seconds` seconds."""
+        """Returns the error for a request that may be sent again in `seconds` seconds."""
         whole_seconds = max(1, math.ceil(seconds))
         return TooManyRequests(
-            f"the upstream registry {self._upstream_name} wants fewer requests; "
-            f"it may be asked again in {whole_seconds} s",
+            f"the upstream registry {self._upstream_name} wants fewer requests; try again in {whole_seconds} s",
             retry_after=whole_seconds,
         )
 
     def _pause_seconds(self, headers: Mapping[str, str], now: float) -> float:
-        """Returns how long to pause after a 429 with these headers."""
+        """Returns how many seconds to pause after a 429 with these headers."""
         requested_seconds = parse_retry_after(headers, now)
         return min(DEFAULT_PAUSE_SECONDS if requested_seconds is None else requested_seconds, MAX_PAUSE_SECONDS)
 
@@ -129,8 +134,9 @@ class RateLimitBackoff:
 async def manifests_limited_until(
     records: UpstreamRecords, upstream_name: str, endpoints: Iterable[str], now: float
 ) -> float | None:
-    """Returns when the first of the pauses for manifests ends, in seconds since 1970; None if at least one of
-    `endpoints` (URLs) is not paused, so that manifests may be requested now."""
+    """Returns when the first of the endpoints (URLs) will be available for GET requests for manifests, in seconds since
+    1970. Returns None if one of them is available now, because it is not paused after a 429. `now` is in seconds since
+    1970."""
     ends = []
     for url in endpoints:
         stored = await records.allowance(_pause_key(upstream_name, url, RequestKind.MANIFEST))
@@ -146,18 +152,19 @@ def _pause_key(upstream_name: str, url: str, kind: RequestKind) -> str:
 
 
 def _remaining_pause(ends_at: float, now: float) -> float:
-    """Returns the seconds until a pause ends; 0 or less if it has ended. Returns 0.0 for an end that is further away
-    than the longest pause, because it was stored before the system clock was set back."""
+    """Returns the seconds until a pause ends; 0 or less if it has ended. Returns 0.0 if the end is more than
+    MAX_PAUSE_SECONDS away: it was stored before the system clock was set back, so it is wrong."""
     return ends_at - now if ends_at - now <= MAX_PAUSE_SECONDS else 0.0
 
 
 def _later_end(first_end: float, second_end: float, now: float) -> float:
-    """Returns the later of two ends of pauses. Ends that are over or not valid count as 0.0."""
+    """Returns the later of two ends of pauses. An end that has passed, or that is too far away (`_remaining_pause`), is
+    treated as 0.0, which means no pause."""
     return max(ends_at if _remaining_pause(ends_at, now) > 0 else 0.0 for ends_at in (first_end, second_end))
 
 
 def _leading_count(text: str | None) -> int | None:
-    """Returns the count at the beginning of a `ratelimit-*` field: `100` for `100;w=21600`; None if there is none."""
+    """Returns the number at the beginning of a `ratelimit-*` header: 100 for `100;w=21600`; None if there is none."""
     return parse_count((text or "").partition(";")[0].partition(",")[0])
 
 
@@ -169,26 +176,29 @@ class RemainingRequests:
         self._records = records
         self._clock = clock
         self._latest: Allowance | None = None
+        """The latest known numbers; None: none are known."""
         self._read_at = -math.inf
+        """When `_latest` was last read from the metadata store, in seconds since 1970."""
 
     async def refresh(self) -> None:
-        """Reads what the worker processes have stored, unless it was read less than a second ago."""
+        """Reads the numbers that the worker processes have stored, unless this process has read them within the last
+        STORED_VALUES_CACHED_SECONDS."""
         now = self._clock()
         if not 0 <= now - self._read_at < STORED_VALUES_CACHED_SECONDS:
             self._latest = await self._records.allowance(self._upstream_name)
             self._read_at = now
 
     def is_exhausted(self) -> bool:
-        """Returns whether at most a tenth of the limit is left. Uses the numbers of the last `refresh` or `record`;
-        False if they are unknown or old."""
+        """Returns whether at most a tenth of the requests that the upstream allows is left. Uses the numbers of the
+        last `refresh` or `record`. Returns False if these are unknown or older than REMAINING_VALID_SECONDS."""
         latest = self._latest
         if latest is None or latest.remaining is None or not 0 <= self._clock() - latest.at < REMAINING_VALID_SECONDS:
             return False
         return latest.remaining <= (latest.limit or 0) // 10
 
     async def record(self, headers: Mapping[str, str]) -> None:
-        """Stores the numbers in a response's headers. Does nothing if there are none, or if they were stored a short
-        time ago."""
+        """Stores the numbers in the headers of a response, for all worker processes. Does nothing if the headers have
+        none, or if the same numbers were stored within the last REMAINING_REWRITE_SECONDS."""
         remaining = _leading_count(headers.get("ratelimit-remaining"))
         if remaining is None:
             return
@@ -205,5 +215,5 @@ class RemainingRequests:
             await self._records.save_allowance(self._upstream_name, allowance)
         except (StorageFailed, StorageFull) as error:
             log.warning(
-                "cannot record the remaining requests of %s for the other workers: %s", self._upstream_name, error
+                "cannot store the remaining requests of %s for the other workers: %s", self._upstream_name, error
             )

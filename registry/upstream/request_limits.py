@@ -1,4 +1,4 @@
-"""Limits of requests to upstreams: time (`time_limit`), size, and concurrent requests for one key
+"""Limits of requests to upstreams: time (`time_limit`), size (constants), and concurrent requests for one key
 (`KeyedSemaphore`)."""
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from storage.errors import UpstreamTimeout
 
 KIB, MIB = 1 << 10, 1 << 20
 SMALL_BODY_BYTES = 64 * KIB
-"""Largest body of a response from which no manifest, list or blob is expected."""
+"""Largest body of a response that is expected to be small, such as an error."""
 REQUEST_TIMEOUT_SECONDS = 10.0
-"""Time limit for a request that is not for a blob's bytes or a list: for all endpoints together, and including the
-token it needs. docker waits 15 s for a mirror before it asks the next one."""
+"""Time limit for a request to an upstream that is not for the bytes of a blob or for a list. It includes getting a
+token, and trying all endpoints (URLs) of the upstream. docker waits 15 s for a mirror before it asks the next one."""
 COMMON_HEADERS = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
-"""Headers of every request. `identity`, because content that is compressed in transit would not match its digest."""
+"""Headers of every request to an upstream. `identity` asks for uncompressed bodies, because the bytes of a compressed
+body would not match the digest of the content."""
 
 
 @asynccontextmanager
 async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
-    """Cancels the block after `seconds` and raises UpstreamTimeout, whose text says that `peer_name` did not answer."""
+    """Limits the time of the `async with` block. After `seconds`, cancels the block and raises UpstreamTimeout, whose
+    text says that `peer_name` does not answer."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -34,14 +36,16 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
 
 @dataclass(slots=True)
 class _KeySlots:
-    """The semaphore of one key, and the number of tasks that hold a slot of it or wait for one."""
+    """The slots of one key."""
 
     semaphore: asyncio.Semaphore
     users: int = 0
+    """The number of tasks that hold a slot or wait for one."""
 
 
 class KeyedSemaphore:
-    """A semaphore with `slots_per_key` slots for each key. A key that no task uses takes no memory."""
+    """Limits concurrent tasks for each key: at most `slots_per_key` tasks hold a slot of a key at a time. A key that no
+    task uses takes no memory."""
 
     def __init__(self, slots_per_key: int) -> None:
         self._slots_per_key = slots_per_key
@@ -49,7 +53,8 @@ class KeyedSemaphore:
 
     @asynccontextmanager
     async def acquire(self, key: str) -> AsyncIterator[None]:
-        """Holds a slot of `key` during the block. Waits for a free slot; tasks get slots in the order of arrival."""
+        """Waits for a free slot of `key`, and holds it during the `async with` block. Tasks get slots in the order in
+        which they started to wait."""
         if key not in self._by_key:
             self._by_key[key] = _KeySlots(asyncio.Semaphore(self._slots_per_key))
         slots = self._by_key[key]
@@ -64,7 +69,8 @@ class KeyedSemaphore:
 
 
 async def wait_uncancelled(future: Awaitable[Any]) -> None:
-    """Waits until `future` is done, even if the waiting task is cancelled. Drops the future's result or exception."""
+    """Waits until `future` is done. A cancellation of the waiting task is ignored, so the caller must raise
+    CancelledError itself if that is needed. The result or the exception of `future` is ignored as well."""
     waiting = asyncio.ensure_future(future)
     while not waiting.done():
         try:

@@ -1,8 +1,9 @@
-"""Sends requests to one upstream: tries its endpoints in order, logs in where required, and maps refusals to errors.
+"""Sends requests to one upstream (`UpstreamRequester`): tries its endpoints one after another, logs in where required,
+and raises errors for refusals.
 
-An upstream has one or more endpoints (URLs that serve the same content). "Unknown" stands for the errors
-BlobUnknown, ManifestUnknown and NameUnknown. Their "unconfirmed" variants mean a "not found" answer that may not come
-from the registry itself, but from something in front of it.
+An upstream has one or more endpoints (URLs that serve the same content). An *unknown error* is a BlobUnknown,
+ManifestUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant, for a "not found" that may not come
+from the registry itself, but from a proxy or firewall in front of it.
 """
 
 from __future__ import annotations
@@ -44,16 +45,18 @@ from storage.upstream_records import UpstreamRecords
 T = TypeVar("T")
 
 REQUESTS_PER_REPOSITORY = 16
-"""Concurrent requests for one repository, other than for blobs. The limit leaves connections for other repositories if
-these requests hang."""
+"""Largest number of concurrent requests for one repository, not counting those for the bytes of blobs. If these
+requests get no response, connections are left for other repositories."""
 
 MAX_RENEWALS = 3
-"""How often one request is sent again with another token."""
+"""How often one request is sent again with another `Authorization` header, at most."""
 
 EndpointOperation = Callable[[UpstreamEndpoint, EndpointAttempt], Awaitable[T]]
-"""Gets something from one endpoint, with one or more requests. Reports to the attempt how the endpoint responds."""
+"""A function that gets something from one endpoint, with one or more requests. The attempt is an object to which the
+function reports how the endpoint responds."""
 SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
-"""Sends a request with the given headers, which hold `Authorization` if there is a login, and returns the response."""
+"""A function that sends a request and returns the response. It adds the headers that it gets to the request:
+`Authorization`, or none."""
 
 _TRY_NEXT = (
     UpstreamUnavailable,
@@ -62,11 +65,12 @@ _TRY_NEXT = (
     UnconfirmedBlobUnknown,
     UnconfirmedNameUnknown,
 )
-"""Errors that say nothing about the requested content, so the next endpoint is tried."""
+"""Errors after which the next endpoint is always tried, because they do not show whether the content exists."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
-"""Errors of an endpoint that does not have or does not give the content. Another endpoint may have it."""
+"""Errors of an endpoint that does not have the content, or refuses it. Another endpoint may have it. `try_endpoints`
+says when it is tried."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
-"""Statuses with which a registry may hide content from anonymous clients that it would show to a login."""
+"""Statuses with which a registry may refuse a request without a login, although it would accept it with one."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
     TooManyRequests,
@@ -80,12 +84,13 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobUnknown,
     NameUnknown,
 )
-"""Which error to raise when no endpoint succeeded: the first of these types that occurred. "Unknown" comes last, so it
-is raised only if all endpoints say so."""
+"""Which error to raise if no endpoint succeeded: an error of the first type in this list of which there is one. The
+unknown errors come last, so that one is raised only if all endpoints say that there is no such content."""
 
 
 class UpstreamRequester:
-    """Sends requests to the endpoints of one upstream. Applies rate limits, circuit breakers and logins."""
+    """Sends requests to the endpoints of one upstream. Respects the upstream's rate limits, stops requests to endpoints
+    that do not respond (circuit breakers), and logs in."""
 
     def __init__(
         self,
@@ -95,6 +100,7 @@ class UpstreamRequester:
         leases: Leases,
         clock: Callable[[], float],
     ) -> None:
+        """`clock` returns seconds since 1970."""
         self.remaining_requests = RemainingRequests(settings.name, records, clock)
         self._backoff = RateLimitBackoff(settings.name, records, clock)
         self._api = api
@@ -112,24 +118,27 @@ class UpstreamRequester:
         avoid: Collection[str] = (),
         timeout_seconds: float | None = REQUEST_TIMEOUT_SECONDS,
     ) -> T:
-        """Returns the result of `operation` at the first endpoint where it succeeds. If it succeeds nowhere, raises the
-        most relevant of the errors.
+        """Calls `operation` for one endpoint after another until it succeeds, and returns its result. If it succeeds at
+        no endpoint, raises one of the errors that occurred (see _ERROR_PRECEDENCE).
 
-        `any_endpoint`: whether any endpoint may have the content, as for content with a digest. Then "unknown" from one
-        endpoint is not final, and the next endpoint is tried. Otherwise (names and tags) "unknown" from the first
-        endpoint of the settings is raised at once. Endpoints in `avoid` (URLs) are tried last. `timeout_seconds` limits
-        all endpoints together (None: no limit). Each endpoint gets an equal part of the remaining time, so that a
-        hanging endpoint leaves time for the next.
+        `repo`: the repository that the requests are for. `kind`: the kind of the requests; endpoints that are paused
+        for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest,
+        the next endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first
+        endpoint in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried.
+        `avoid`: URLs of endpoints to try last. `timeout_seconds`: time limit for all endpoints together; None: no
+        limit. Each endpoint gets an equal part of the remaining time, so that one without a response leaves time for
+        the next.
         """
         await self.remaining_requests.refresh()
-        order = self._endpoints.in_order(repo, avoid)  # without endpoints whose circuit breaker is open
+        order = self._endpoints.in_order(repo, avoid)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(order)
         failures: list[RegistryError] = []
         order = await self._without_rate_limited(order, kind, failures)
         loop = asyncio.get_running_loop()
         deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
         for position, endpoint in enumerate(order):
-            endpoint_seconds = None if deadline is None else (deadline - loop.time()) / (len(order) - position)
+            remaining_endpoints = len(order) - position
+            endpoint_seconds = None if deadline is None else (deadline - loop.time()) / remaining_endpoints
             try:
                 return await self._try_endpoint(endpoint, operation, repo, endpoint_seconds)
             except _TRY_NEXT as error:
@@ -161,6 +170,8 @@ class UpstreamRequester:
         repo: RepositoryName,
         timeout_seconds: float | None,
     ) -> T:
+        """Returns the result of `operation` at one endpoint. Raises UpstreamTimeout after `timeout_seconds`, and what
+        `operation` raises. The circuit breaker of the endpoint counts the failure or success."""
         with endpoint.attempt(repo) as attempt:
             attempt.timeout_seconds = timeout_seconds
             if timeout_seconds is None:
@@ -178,20 +189,22 @@ class UpstreamRequester:
         not_found_error: RegistryError,
         accepted_statuses: Collection[int] = (),
     ) -> UpstreamResponse:
-        """Returns the response of `send` if its status is 200, 206 or in `accepted_statuses`; raises the error for any
-        other response, such as `not_found_error` for a 404. Calls `send` with the headers of the login, and once more
-        if the endpoint first asks for a token."""
+        """Sends a request with `send`, which may be called several times, until the endpoint accepts the
+        `Authorization` header or no other one is left to try. Returns the last response if its status is 200, 206 or in
+        `accepted_statuses`. For any other response, raises the error that it stands for: `not_found_error` for a 404,
+        or its unconfirmed variant. Raises TooManyRequests without a request if the endpoint is paused for this kind of
+        request after a 429."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
-        if self._auth.is_login_missing:
+        if self._auth.is_login_missing:  # with the login, the upstream might show the content
             not_found_error = as_unconfirmed(not_found_error)
         try:
             response, sent_token = await self._send_with_login(endpoint, attempt, f"repository:{repo}:pull", send)
         except AnonymousRefused:
-            # The token service refused to issue a token, which says nothing about the content.
+            # The token service gives no token to anonymous clients, which does not show whether the content exists.
             raise as_unconfirmed(not_found_error) from None
         if response.status < 500:
             attempt.on_working()
-        if response.is_cross_origin and response.status == 429:
+        if response.is_cross_origin and response.status == 429:  # from the target of a redirect, not from the endpoint
             raise self._backoff.unrecorded_error(response.headers)
         await self.remaining_requests.record(response.headers)
         if response.status == 429:
@@ -203,7 +216,8 @@ class UpstreamRequester:
     async def _send_with_login(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
     ) -> tuple[UpstreamResponse, bool]:
-        """Returns the last response of `send`, and whether that request carried a token."""
+        """Calls `send`, with another `Authorization` header if the endpoint refuses one. Returns the last response, and
+        whether its request contained a token."""
         url, auth = endpoint.url, self._auth
         offer = await auth.offer(url, scope, attempt)
         response = await send(_headers(offer))
@@ -214,7 +228,8 @@ class UpstreamRequester:
         if _asks_for_login(response):
             offer, response = await self._resend_with_new_token(url, scope, send, offer, response)
         elif isinstance(offer.failure, RegistryError) and auth.has_login and response.status in _REFUSAL_STATUSES:
-            raise offer.failure  # the request was sent without the login, which may be allowed to see the content
+            # The request had to be sent without the login. With it, the endpoint might not have refused the request.
+            raise offer.failure
         if response.status in (200, 206):
             auth.on_accepted(url, scope, offer)
         return response, (offer.authorization or "").startswith("Bearer ")
@@ -222,9 +237,11 @@ class UpstreamRequester:
     async def _resend_with_new_token(
         self, url: str, scope: str, send: SendAuthorized, offer: AuthorizationOffer, response: UpstreamResponse
     ) -> tuple[AuthorizationOffer, UpstreamResponse]:
-        """Sends the request again with another token, at most MAX_RENEWALS times, and returns the last offer and its
-        response. Stops when the endpoint accepts a token, or refuses one that was just issued. A token from the cache
-        may be refused because it is old, so it is replaced by another one."""
+        """Sends the request again with another `Authorization` header, after the endpoint has refused `offer` with
+        `response`. Returns the last offer and the response to it; the given ones if there is no other header to try.
+
+        A token from a cache may be refused because it is old, so another one is tried, at most MAX_RENEWALS times. If
+        the endpoint refuses a token that was just issued, no other one is tried."""
         for _ in range(MAX_RENEWALS):
             other = await self._auth.renew(url, scope, response, offer)
             if other is None:
@@ -251,12 +268,14 @@ class UpstreamRequester:
         linked_from: UpstreamResponse | None = None,
         memory: ShareScope | None = None,
     ) -> UpstreamResponse:
-        """Sends a request that is not for the bytes of a blob, and returns its response as `send_authorized` does.
+        """Sends a request for anything but the bytes of a blob. Returns the response and raises errors as
+        `send_authorized` does.
 
-        `path` is relative to `/v2/<repository>/`, or a whole URL. A whole URL comes from the response `linked_from`,
-        and may lead only to addresses that this response may name. `max_bytes` is the largest body. Without
-        `read_body`, a successful response is returned without its body. A large body counts against the memory budget
-        until the block of `memory` ends.
+        `path`: relative to `/v2/<repository>/`, or a complete URL. `linked_from`: the response that contains the
+        complete URL, which may lead only to the addresses that `ApiClient.reach_from` returns for this response; None:
+        `path` is relative. `max_bytes`: the largest body. `read_body`: if False, a successful response is returned
+        without its body. `memory`: the scope at whose end the memory of a large body is given back to the memory
+        budget; None: it is given back before this method returns.
         """
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         reach = self._api.reach_from(linked_from) if linked_from is not None else None
@@ -277,21 +296,22 @@ class UpstreamRequester:
         return await self.send_authorized(endpoint, attempt, repo, kind, send, not_found_error, accepted_statuses)
 
     async def aclose(self) -> None:
-        """Cancels running logins."""
+        """Cancels running logins: GET `/v2/`, and requests for tokens."""
         await self._auth.aclose()
 
 
 def _without_traceback(error: RegistryError) -> RegistryError:
-    """Returns the error without its traceback. The frames of the traceback refer to the response, up to 8 MiB, and to
-    the list that holds the error. This reference cycle would stay in memory until the garbage collector runs."""
+    """Removes the traceback from the error and returns the error. The frames of the traceback refer to the response,
+    which may have 8 MiB, and to the list that contains the error. This reference cycle would stay in memory until the
+    garbage collector runs."""
     error.__traceback__ = error.__context__ = None
     return error
 
 
 def _error_to_report(failures: list[RegistryError]) -> RegistryError:
-    """Returns the error that comes first in _ERROR_PRECEDENCE. Of several errors of that type, returns the first; of
-    several TooManyRequests, the one with the shortest pause."""
-    by_precedence = [error for kind in _ERROR_PRECEDENCE for error in failures if type(error) is kind]
+    """Returns the error whose type comes first in _ERROR_PRECEDENCE. If several errors have that type, returns the
+    first of them; for TooManyRequests, the one with the shortest pause."""
+    by_precedence = [error for error_type in _ERROR_PRECEDENCE for error in failures if type(error) is error_type]
     rate_limits = [error for error in failures if isinstance(error, TooManyRequests)]
     if by_precedence[0] in rate_limits:
         return min(rate_limits, key=lambda error: error.retry_after)
@@ -299,18 +319,19 @@ def _error_to_report(failures: list[RegistryError]) -> RegistryError:
 
 
 def _headers(offer: AuthorizationOffer) -> dict[str, str]:
+    """Returns the headers of a request with this offer: `Authorization`, or none."""
     return {"Authorization": offer.authorization} if offer.authorization else {}
 
 
 def _lacks_challenge(response: UpstreamResponse) -> bool:
-    """Returns whether a refusal does not say how to log in."""
+    """Returns whether the response is a refusal by the endpoint (401, 403, 404) that does not say how to log in."""
     is_refusal = response.status in (401, 403, 404) and not response.is_cross_origin
     return is_refusal and "www-authenticate" not in response.headers
 
 
 def _asks_for_login(response: UpstreamResponse) -> bool:
-    """Returns whether the response asks for a login or a token (RFC 9110, 15.5.2; RFC 6750, 3.1). False for a response
-    from another origin after a redirect, because the login is not for that origin."""
+    """Returns whether the response asks for a login, or for a token with more rights (RFC 9110, 15.5.2; RFC 6750, 3.1).
+    Returns False for a response from another origin after a redirect, because the login must not be sent there."""
     if response.is_cross_origin:
         return False
     return response.status == 401 or (

@@ -1,8 +1,10 @@
 """Gets tokens from token services and caches them until shortly before they expire.
 
-Sources: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication"). Tokens
-are cached in memory and in the metadata store (`UpstreamRecords`), so that all worker processes use them. At most one
-process requests a given token at a time.
+A token grants a scope (access to a repository, such as `repository:library/ubuntu:pull`) at an endpoint (one of the
+URLs of an upstream). Tokens are cached in the memory of this process, and in the metadata store (`UpstreamRecords`) for
+all worker processes. A lease ensures that at most one process requests a given token at a time.
+
+Source: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication").
 """
 
 from __future__ import annotations
@@ -32,23 +34,24 @@ log = logging.getLogger("registry.upstream")
 DEFAULT_LIFETIME_SECONDS = 60.0
 """Lifetime of a token if the token service does not state one (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""A token is no longer used this long before it expires; for a short-lived token, a fifth of its lifetime before."""
+"""The last part of a token's lifetime, in which it is no longer used. If a fifth of the lifetime is shorter than this,
+it is the last fifth."""
 MAX_CACHED_TOKENS = 1000
-"""Largest number of tokens in memory, and of token requests that are remembered as paused after a 429."""
+"""Largest number of tokens in the memory of a process, and of token requests that are paused after a 429."""
 MAX_TOKEN_RESPONSE_BYTES = 256 * KIB
-"""Largest response of a token service."""
+"""Largest body of a response of a token service."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
 """A token that can be sent in a header: printable ASCII without spaces."""
 
 
 class AnonymousRefused(Exception):
-    """The token service refuses clients without a login."""
+    """The token service refused a request that had no login."""
 
 
 class ObtainedToken(NamedTuple):
-    """A token for a request. `is_new`: the token service has just issued it. Otherwise it was cached by this or another
-    process, and the registry may refuse it by now."""
+    """A token. `is_new`: whether the token service has just issued it. If not, it comes from a cache, so the endpoint
+    may refuse it by now."""
 
     text: str
     is_new: bool
@@ -56,8 +59,8 @@ class ObtainedToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenEndpoint:
-    """A token service: the URL (`realm`) and the `service` parameter that a challenge names, and the addresses at which
-    requests to it may connect (`reach`)."""
+    """A token service, as a challenge names it: its URL (`realm`), the parameter `service` for requests to it, and the
+    IP addresses to which these requests may connect (`reach`)."""
 
     realm: str
     service: str
@@ -65,7 +68,8 @@ class TokenEndpoint:
 
 
 class TokenClient:
-    """The tokens of one upstream. Its callers choose the keys of tokens: one for each endpoint, scope and login."""
+    """Gets and caches the tokens for one upstream. Its callers choose the keys of tokens: one for each endpoint, scope
+    and login."""
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class TokenClient:
         leases: Leases,
         clock: Callable[[], float],
     ) -> None:
+        """`clock` returns seconds since 1970."""
         self._upstream_name = upstream_name
         self._api = api
         self._backoff = backoff
@@ -83,13 +88,14 @@ class TokenClient:
         self._leases = leases
         self._clock = clock
         self._tokens: dict[str, tuple[str, float]] = {}
-        """By key: the token, and when it stops being used, in seconds since 1970."""
+        """By key: the token, and until when it may be used, in seconds since 1970."""
         self._limited_until: dict[str, float] = {}
-        """By token request that got a 429: when it may be sent again, in seconds since 1970."""
+        """By the `request_key` of a token request that got a 429: when it may be sent again, in seconds since 1970."""
         self._running_requests: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:
-        """Returns a cached token that has not expired; None if there is none."""
+        """Returns the cached token that may still be used, from memory or from the metadata store; None if there is
+        none."""
         now = self._clock()
         token, expires_at = self._tokens.get(key, ("", 0.0))
         if now < expires_at:
@@ -101,33 +107,35 @@ class TokenClient:
         return None
 
     async def delete_refused(self, key: str, token: str) -> None:
-        """Removes a token from the caches because the endpoint has refused it."""
+        """Deletes `token`, which the endpoint has refused, from memory and from the metadata store. Does not delete
+        another token that has the same key by now."""
         if self._tokens.get(key, ("",))[0] == token:
             del self._tokens[key]
         try:
             await self._records.delete_token(key, token)
-        except (StorageFailed, StorageFull) as error:  # another worker sends it, is refused, and gets a new token
+        except (StorageFailed, StorageFull) as error:  # a worker that uses the token is refused and gets a new one
             log.warning("cannot delete a token for %s for the other workers: %s", self._upstream_name, error)
 
     async def obtain(
         self, key: str, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, refused: str | None
     ) -> ObtainedToken:
-        """Returns a token for `scope`, other than `refused` (a token that the endpoint has refused; None: no token).
-        Callers that want the same token share one request. Raises Denied, AnonymousRefused, TooManyRequests,
-        UpstreamUnavailable, UpstreamTimeout."""
-        # The token service is part of the key, so that no caller waits for a service that it does not use.
+        """Returns a token for `scope`, from the caches or from the token service, and caches it under `key`. Does not
+        return `refused`, a token that the endpoint has refused (None or "": there is none). Concurrent callers that
+        need the same token share one request, which a cancellation of one caller does not stop. Raises Denied,
+        AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
+        # The key of the request includes the token service, so that callers share a request only to the same service.
         request_key = f"{key} {scope} {service.service} {service.realm}"
 
         async def obtain() -> ObtainedToken:
             return await self._obtain(request_key, key, service, scope, login, refused)
 
         token = await self._running_requests.run(request_key, obtain)
-        if token.text == refused:  # the shared request started before the endpoint refused this token
+        if token.text == refused:  # another caller started the request, with another `refused` token or none
             token = await self._running_requests.run(request_key, obtain)
         return token
 
     async def aclose(self) -> None:
-        """Cancels running requests."""
+        """Cancels running token requests. Their callers get UpstreamUnavailable."""
         await self._running_requests.aclose()
 
     async def _obtain(
@@ -139,7 +147,8 @@ class TokenClient:
         login: UpstreamLogin | None,
         refused: str | None,
     ) -> ObtainedToken:
-        """Returns a token other than `refused`: one that another process has stored meanwhile, or a new one."""
+        """Returns a cached token other than `refused`, such as one that another process has just stored, or requests a
+        new token and caches it."""
         service_name = f"the token service {loggable_origin(service.realm)}"
         async with time_limit(REQUEST_TIMEOUT_SECONDS, service_name), self._leases.take(f"token {request_key}"):
             if (cached := await self.cached(key)) and cached != refused:
@@ -163,8 +172,9 @@ class TokenClient:
     async def _request(
         self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, memory: ShareScope
     ) -> UpstreamResponse:
-        """Returns the response of the token service to a GET with the password; to a POST for a login with an identity
-        token, or if the service answers that it does not support GET. The caller maps the status to an error."""
+        """Returns the response of the token service, with any status. Without a login, or with a password, sends a GET.
+        Sends a POST for a login with an identity token, and if the response to a GET with the password has the status
+        404 or 405, because the service may support only POST."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
             query = parse_qsl(parts.query, keep_blank_values=True)
@@ -188,14 +198,14 @@ class TokenClient:
         )
 
     def _cache(self, key: str, token: str, expires_at: float) -> None:
-        """Keeps the token in memory. Evicts the one that expires first if there are too many."""
+        """Caches the token in memory. Evicts the token that expires first if there are MAX_CACHED_TOKENS."""
         if len(self._tokens) >= MAX_CACHED_TOKENS:
             del self._tokens[min(self._tokens, key=lambda cached_key: self._tokens[cached_key][1])]
         self._tokens[key] = (token, expires_at)
 
     def _record_429(self, request_key: str, response: UpstreamResponse) -> TooManyRequests:
-        """Pauses this token request after a 429, and returns the error to raise. Other token requests are not paused,
-        because a 429 for one repository must not prevent logins for other repositories."""
+        """Pauses this token request in this process after a 429, and returns the error to raise. Does not pause other
+        token requests, because a 429 for one repository must not affect other repositories."""
         error = self._backoff.unrecorded_error(response.headers)
         if len(self._limited_until) >= MAX_CACHED_TOKENS:
             del self._limited_until[min(self._limited_until, key=lambda other_key: self._limited_until[other_key])]
@@ -204,9 +214,9 @@ class TokenClient:
 
 
 def _token_fields(body: bytes) -> tuple[Any, Any]:
-    """Returns the token ("" if there is none) and the lifetime in the JSON of a token service's response, both of any
-    type; (None, None) if the body is not a JSON object. Does not raise, because the traceback of an error would keep
-    the whole document in memory."""
+    """Returns the token and the lifetime from the JSON of a token service's response. Both may have any type; the token
+    is "" and the lifetime None if the JSON does not have them. Returns (None, None) if the body is not a JSON object.
+    Does not raise, because the traceback of an error would keep the whole document in memory."""
     try:
         document = json.loads(body)
         return document.get("token") or document.get("access_token") or "", document.get("expires_in")
@@ -215,7 +225,9 @@ def _token_fields(body: bytes) -> tuple[Any, Any]:
 
 
 def _parse_token(response: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
-    """Returns the token and its lifetime in seconds. Raises AnonymousRefused, Denied, UpstreamUnavailable."""
+    """Returns the token in a response of a token service, and its lifetime in seconds. `login` is that of the request.
+    Raises AnonymousRefused or Denied if the token service refuses the request, and UpstreamUnavailable for any other
+    response without a token."""
     service_name = f"the token service {loggable_origin(response.url)}"
     if response.status in (401, 403) or (response.status == 400 and login and login.identity):
         raise login_denied(loggable_origin(response.url)) if login else AnonymousRefused

@@ -1,13 +1,14 @@
 """The download of one span of a blob (`BlobTransfer`), and the reading of a response's body (`SocketBody`).
 
-A *span* is a byte range of a blob. A thread reads the span from a socket and passes it to a *sink*, the receiver that
-the mirror provides. Another thread can end the transfer, which interrupts the read.
+A *span* is a byte range of a blob. An *endpoint* is one of the URLs of an upstream. `BlobClient` runs each transfer in
+a thread, which reads the span from a socket and passes it to a *sink*, an object of the mirror that receives the bytes.
+Any other thread can abandon the transfer, which also interrupts a read that waits for bytes.
 
-`SocketBody` reads the body into existing memory as it arrives. urllib3 cannot do that: its `readinto` waits until the
-memory is full, and its `read1` allocates that much memory for each TLS record. Therefore the body is read from the
-`http.client` response below urllib3's.
+`SocketBody` reads the bytes that have arrived into a given buffer. urllib3 cannot do that: its `readinto` waits until
+the buffer is full, and its `read1` allocates memory of the size of the buffer for each TLS record. Therefore
+`SocketBody` reads from the `http.client` response that urllib3's response wraps.
 
-`range_header` and `response_span` handle byte ranges (RFC 9110, 14).
+`range_header` and `response_span` convert between spans and the headers of range requests (RFC 9110, 14).
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from storage.content import Span
 from storage.errors import RangeInvalid, UpstreamUnavailable
 
 Connection = socket.socket | SSLTransport
-"""A socket, or an SSLTransport without a method `shutdown`: urllib3 uses one for TLS inside TLS, which an https proxy
-before an https endpoint needs."""
+"""A socket, or the object that urllib3 uses for TLS inside TLS, which is needed to reach an https endpoint through an
+https proxy."""
 CallOnLoop = Callable[..., Any]
-"""Schedules a call on the event loop, from any thread: `call(function, *arguments)`."""
+"""A function that schedules a call on the event loop, from any thread: `call_on_loop(function, *arguments)`."""
 
 
 class SinkRaised(Exception):
-    """Carries an exception of the sink (`error`) past the handlers of network errors."""
+    """Wraps an exception that the sink raised (`error`), so that it is not handled as an error of the network."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -47,71 +48,75 @@ class SinkRaised(Exception):
 
 
 class TransferAbandoned(Exception):
-    """The transfer was ended by `BlobTransfer.abandon`."""
+    """The thread of a transfer must stop, because `BlobTransfer.abandon` was called."""
 
 
 class BlobTransfer:
-    """The download of one span to the sink. One thread runs it; any other thread may call `abandon`."""
+    """The download of one span to a sink. One thread runs it, and any other thread may call `abandon`."""
 
     def __init__(
         self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
     ) -> None:
-        """`endpoint` is the URL that is passed to the sink. `attempt` receives reports on how the endpoint responds;
-        they are made on the event loop, through `call_on_loop`."""
+        """`endpoint` is the URL of the endpoint, which the sink gets. `attempt` gets reports on how the endpoint
+        responds. They are made on the event loop, which the thread reaches through `call_on_loop`."""
         self.endpoint = endpoint
         self.span = span
         self.is_running = False
         """Whether a thread has started the transfer."""
         self.sink_called = False
-        """Whether the sink was called, so that it may have bytes."""
+        """Whether the sink was called. From then on it may have bytes."""
         self.received_bytes = 0
+        """Number of bytes that were passed to the sink."""
         self.is_in_sink = False
         """Whether a call of the sink runs now."""
         self._sink = sink
         self._attempt = attempt
         self._call_on_loop = call_on_loop
         self._socket: Connection | None = None
+        """The socket that `abandon` shuts down; None: there is none, or another transfer may use it."""
         self._abandoned = False
+        """Whether `abandon` was called."""
         self._lock = threading.Lock()
+        """Protects `_socket` and `_abandoned`."""
 
     def abandon(self) -> None:
-        """Ends the transfer from another thread: its next step raises TransferAbandoned. Interrupts a read that waits
-        for the upstream."""
+        """Stops the transfer, from another thread. Shuts down its socket, which interrupts a read that waits for the
+        upstream. The next method that the thread calls for its next step raises TransferAbandoned: `use_socket`,
+        `begin` or `take`. A running call of the sink is not interrupted."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
-                with suppress(OSError):  # closed already
+                with suppress(OSError):  # the socket is closed already
                     socket.socket.shutdown(_tcp_socket(self._socket), socket.SHUT_RDWR)
 
     def use_socket(self, connection: Connection | None) -> None:
-        """Sets the socket that the thread reads from; None: there is no connection. Raises TransferAbandoned."""
+        """Sets the socket from which the thread reads next; None: it has no connection. Raises TransferAbandoned if
+        `abandon` was called."""
         with self._lock:
             self._socket = connection
             if self._abandoned:
                 raise TransferAbandoned
 
     def forget_socket(self) -> None:
-        """Forgets the socket, because another transfer may use it next. `abandon` then leaves it alone."""
+        """Removes the socket, because another transfer may use it next. After that, `abandon` shuts down no socket."""
         with self._lock:
             self._socket = None
 
-    # Reports to the `EndpointAttempt`
-
     def on_sent(self) -> None:
-        """Called on the event loop when the request is sent."""
+        """Reports that the request to the endpoint is sent next. Must be called on the event loop."""
         self._attempt.on_sent()
 
     def on_headers(self, status: int) -> None:
-        """Called in the thread when the endpoint has responded."""
+        """Reports that the endpoint has responded with this status. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_headers, status)
 
     def on_connection_failed(self) -> None:
-        """Called in the thread when no connection could be made."""
+        """Reports that no connection to the endpoint could be made. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_connection_failed)
 
     def begin(self, start: int, stop: int, size: int) -> None:
-        """Tells the sink that bytes `start` to `stop` (exclusive) follow, of a blob of `size` bytes. Called in the
-        thread. Raises TransferAbandoned, SinkRaised."""
+        """Tells the sink that the bytes from offset `start` to offset `stop` (exclusive) of a blob of `size` bytes
+        follow. Must be called in the thread. Raises TransferAbandoned, SinkRaised."""
         with self._lock:
             if self._abandoned:
                 raise TransferAbandoned
@@ -120,8 +125,8 @@ class BlobTransfer:
             self._sink.begin(self.endpoint, start, stop, size)
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Passes `data`, which begins at `offset` in the blob, to the sink. Called in the thread. Raises
-        TransferAbandoned, SinkRaised."""
+        """Passes `data`, whose first byte has this offset in the blob, to the sink. Must be called in the thread.
+        Raises TransferAbandoned, SinkRaised."""
         if self._abandoned:
             raise TransferAbandoned
         with self._calling_sink():
@@ -140,26 +145,29 @@ class BlobTransfer:
 
 
 def _tcp_socket(connection: Connection) -> socket.socket:
-    """Returns the TCP socket below the TLS layers. Only the thread that reads may use the TLS layers, so another thread
-    has to shut down the TCP socket."""
+    """Returns the TCP socket below all TLS layers. Another thread than the one that reads must not use the TLS layers,
+    so it shuts down this socket."""
     while isinstance(connection, SSLTransport):
         connection = connection.socket
     return connection
 
 
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-"""The end of a chunked body after its last data byte: the end of that chunk, and the zero-length chunk (RFC 9112,
+"""What follows the last byte of data in a chunked body: the end of that chunk, and a chunk of length zero (RFC 9112,
 7.1)."""
 
 
 class SocketBody:
-    """The body of a response, of at most `length` bytes."""
+    """The body of a response, which is read once, in pieces. After the last piece, or after an error, the caller must
+    call `finish` or `discard`."""
 
     def __init__(self, response: HTTPResponse, length: int) -> None:
+        """`length` is the number of bytes to read."""
         self._response = response
         self._remaining_bytes = length
         self._states_length = response.length_remaining == length
-        """Whether the response states this length, so that the body ends after its last byte."""
+        """Whether the response states the length of its body and it is `length`. The response ends after these bytes
+        then."""
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
             raise TypeError("urllib3's response has an unexpected structure")
@@ -171,26 +179,27 @@ class SocketBody:
             self._poll.register(self._socket, select.POLLIN)
 
     def read_into(self, memory: memoryview) -> int:
-        """Waits for bytes, then reads the bytes that have arrived into `memory`. Returns their number; 0 at the end of
-        the body. Raises OSError, http.client.HTTPException, and urllib3's HTTPError."""
+        """Waits until bytes have arrived, and reads them into `memory`, as far as they fit. Returns their number; 0
+        after `length` bytes, or if the body ends before. Raises OSError, http.client.HTTPException, and urllib3's
+        HTTPError."""
         memory = memory[: self._remaining_bytes]
         file, max_bytes = self._raw.fp, len(memory)
         if self._chunked:
-            # http.client limits the length of a chunk-size line; urllib3's own reader does not.
+            # Read by http.client and not by urllib3, because only http.client limits the line with a chunk's size.
             data = self._raw.read1(max_bytes)
             count = len(data)
             memory[:count] = data
         elif file is None:
             return 0
         else:
-            # Under TLS, each read returns at most 16 KiB, so more reads follow while bytes are ready.
+            # With TLS, one read returns at most 16 KiB. Therefore it is repeated while more bytes have arrived.
             read, poll = file.readinto1, self._poll.poll
             count = read(memory) or 0
             while 0 < count < max_bytes and poll(0):
                 try:
                     more = read(memory[count:])
                 except OSError:
-                    break  # the bytes read before are valid; the next call of `read_into` raises the error
+                    break  # the bytes that were read before are returned; the next `read_into` raises the error
                 if not more:
                     break
                 count += more
@@ -198,17 +207,18 @@ class SocketBody:
         return count
 
     def finish(self) -> None:
-        """Gives the connection back to the pool if the body was read to its end. Otherwise closes it. Does not wait."""
+        """Gives the connection back to the pool if the body was read to its end; closes it if not. Does not wait for
+        bytes."""
         has_ended = self._consume_last_chunk() if self._chunked else self._states_length
         if self._remaining_bytes or not has_ended:
             self.discard()
             return
-        self._raw.close()  # closes the response only; the connection stays open unless the server closes it
+        self._raw.close()  # closes the response and not the connection, unless the server wants to close that
         self._response.release_conn()
 
     def _consume_last_chunk(self) -> bool:
-        """Reads the end of a chunked body, and returns whether it had already arrived. Does not wait for it, because
-        that wait could not be interrupted, and a new connection costs less."""
+        """Reads the end of a chunked body if it has arrived, and returns whether it has. Does not wait for it:
+        `abandon` could not interrupt that wait, because the transfer has removed its socket."""
         file, sock = self._raw.fp, self._socket
         if file is None or sock is None:
             return False
@@ -225,7 +235,7 @@ class SocketBody:
             sock.settimeout(timeout)
 
     def discard(self) -> None:
-        """Closes the connection, which is in an unknown state and must not be reused."""
+        """Closes the connection. It must not be used again, because bytes of the body may still arrive on it."""
         connection = self._response.connection
         self._response.close()
         if connection is not None:
@@ -237,8 +247,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 def range_header(span: Span) -> str | None:
-    """Returns the value of the `Range` header for a span (RFC 9110, 14.1.2); None if the span is the whole blob. A span
-    with a negative start is the end of the blob: `bytes=-500` means the last 500 bytes."""
+    """Returns the value of the `Range` header that requests a span (RFC 9110, 14.1.2); None if the span is the whole
+    blob. A span with a negative start is the end of the blob: `bytes=-500` requests the last 500 bytes."""
     if span.start < 0:
         return f"bytes={span.start}"
     if span.start == 0 and not span.stop:
@@ -247,9 +257,10 @@ def range_header(span: Span) -> str | None:
 
 
 def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, int, int]:
-    """Returns the start and the exclusive stop of the bytes in the response, and the size of the whole blob. `span` is
-    what was requested. Raises RangesUnsupported if the upstream sends the whole blob instead, and UpstreamUnavailable
-    if it sends another range, compressed bytes, or no length."""
+    """Returns which bytes of the blob a response from `url` contains: their start, their exclusive stop, and the size
+    of the whole blob. `span` is what was requested. Raises RangesUnsupported if it is a part of the blob, and the
+    response contains the whole blob. Raises UpstreamUnavailable if the response contains another part of the blob,
+    compressed bytes, or no length."""
     server = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise UpstreamUnavailable(f"{server} compresses the blob, which was not asked for")
@@ -266,10 +277,11 @@ def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, in
         if span.start != 0 or (span.stop is not None and span.stop < length):
             raise RangesUnsupported
         start, stop, size = 0, length, length
+    is_whole_empty_blob = size == 0 and not span.start and not span.stop  # `to_offsets` refuses it
     try:
-        requested = span.to_offsets(size) if size or span.start or span.stop else (0, 0)
+        requested = (0, 0) if is_whole_empty_blob else span.to_offsets(size)
     except RangeInvalid:
-        requested = (-1, -1)  # equals no range of a response
+        requested = (-1, -1)  # no byte of the blob was requested, so no part of it in the response is right
     if (start, stop) != requested or stop > size or (response.status == 206 and length not in (None, stop - start)):
         raise UpstreamUnavailable(f"{server} sends another part of the blob than the one asked for")
     return start, stop, size

@@ -1,12 +1,14 @@
 """Connections to upstreams for both HTTP libraries (httpx2 for small requests, urllib3 for blobs): DNS look-ups, checks
 of addresses, TLS certificates, and proxies.
 
-A host name is resolved here, its addresses are checked, and the connection is made to a checked address. A later
-look-up of the name by a library could return another address, so the libraries get the address and not the name.
+An upstream chooses the hosts in its redirects and challenges, so requests to them may only go to addresses that are
+allowed (`registry.upstream.destinations`). `CheckedBackend` (httpx2) and `_CheckedConnection` (urllib3) resolve a host
+name, check its addresses, and connect to a checked address. If a library connected to the name, it would resolve it
+again and could get another address.
 
-The proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in upper or lower case. They are chosen here, so
-that both libraries use the same proxy. As in curl and Go, NO_PROXY lists hosts, domains, `host:port`, networks such as
-`10.0.0.0/8`, or `*`. As in Go, and so in docker, requests to loopback addresses never use a proxy.
+`OutboundProxies` chooses the proxy for both libraries, from the environment variables HTTP_PROXY, HTTPS_PROXY,
+ALL_PROXY and NO_PROXY, in upper or lower case. As in curl and Go, NO_PROXY lists hosts, domains, `host:port`, networks
+such as `10.0.0.0/8`, or `*`. As in Go, and so in docker, requests to loopback addresses never use a proxy.
 """
 
 from __future__ import annotations
@@ -39,31 +41,36 @@ from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
-"""Concurrent look-ups for one upstream; threads start as they are needed. One repository cannot use all threads: it has
-at most 16 concurrent requests of at most 10 s each, and a look-up takes the operating system at most about 30 s."""
+"""Largest number of threads, and so of concurrent look-ups, for one upstream. The requests for one repository cannot
+occupy all threads: at most 16 requests of at most 10 s run for it at a time, and each can leave behind a look-up, which
+takes the operating system at most about 30 s. That is at most about 48 look-ups."""
 RESOLVER_THREADS_PER_DOMAIN = 2
-"""Concurrent look-ups for names of one registrable domain, such as `example.com`."""
+"""Largest number of concurrent look-ups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
-"""Longest time that a look-up waits until fewer look-ups run for its domain. The request that needs it has timed out by
-then."""
+"""Longest time for which a look-up waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. After that time,
+the request that needs the look-up has timed out."""
 NEXT_ADDRESS_SECONDS = 1.0
-"""Time limit for connecting to an address of a host before the next address is tried."""
+"""Time limit for a connection attempt to an address of a host, if the host has another address to try next. Used for
+httpx2 only."""
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 OnConnection = Callable[[Connection, str | None], None]
-"""Receives a connection, and the IP address of its peer; None: the connection goes through a proxy."""
+"""A function that gets a connection, and the IP address of the server at its other end; None: that is a proxy."""
 
 
 class PeerStream(httpcore2.AsyncNetworkStream):
-    """A connection that still returns the address of its peer (`server_addr`) after it is closed."""
+    """A connection of httpx2 that returns the address of the server at its other end (`server_addr`) even after it is
+    closed. The other methods are those of `stream`."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
+        """`peer` is the address of the server: its IP address and the port."""
         self._stream = stream
         self._peer = peer
 
     @classmethod
     def wrap(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
-        """Wraps a new connection, and limits how much it receives before it is read."""
+        """Returns the new TCP connection `stream` as a PeerStream, and makes it pause after each piece it receives
+        (`_pause_after_each_receive`)."""
         _pause_after_each_receive(stream)
         return cls(stream, peer)
 
@@ -89,9 +96,9 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 
 def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
-    """Makes the connection pause after each piece it receives, until the reader wants more. Otherwise the event loop
-    would receive up to 32 pieces of 256 KiB from a fast sender before a reader could pause the connection. With 200
-    concurrent requests that would fill the memory.
+    """Makes the connection stop receiving after each piece, until its reader asks for more bytes. Without that, the
+    event loop would receive up to 32 pieces of 256 KiB from a fast sender before the reader runs again. With 200
+    concurrent requests, these pieces would fill the memory.
 
     httpcore2 and anyio have no public API for this, so the function uses their private attributes. If these change, any
     test that opens a connection fails with an AttributeError.
@@ -110,9 +117,10 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
 
 
 class Resolver:
-    """Resolves the host names in redirects and challenges of one upstream, in threads of its own. Concurrent look-ups
-    of the same name share one thread. Few look-ups run at a time for one registrable domain, because the upstream can
-    redirect to any name, and slow names must not occupy all threads."""
+    """Resolves the host names in redirects and challenges of one upstream, in threads of its own. Concurrent calls for
+    the same host and port share one look-up. At most RESOLVER_THREADS_PER_DOMAIN look-ups run at a time for one
+    registrable domain: the upstream can redirect to any name, and names that resolve slowly must not occupy all
+    threads."""
 
     def __init__(self, upstream_name: str) -> None:
         self._threads = ThreadPoolExecutor(RESOLVER_THREADS, f"resolve-{upstream_name}")
@@ -120,8 +128,8 @@ class Resolver:
         self._running_lookups: SingleFlight[list[str]] = SingleFlight()
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """Returns the IP addresses of a host. Raises OSError. When the caller is cancelled, the look-up continues for
-        other callers."""
+        """Returns the IP addresses of a host. Raises OSError if it has none, or if it cannot be resolved. If the caller
+        is cancelled, the look-up continues for other callers."""
         return await self._running_lookups.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
@@ -134,13 +142,13 @@ class Resolver:
             return await asyncio.get_running_loop().run_in_executor(self._threads, resolve_host, host, port)
 
     async def aclose(self) -> None:
-        """Cancels look-ups that have not started; does not wait for running threads. Idempotent."""
+        """Cancels look-ups that have not started, and does not wait for those that run in threads. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._running_lookups.aclose()
 
 
 class CheckedBackend(httpcore2.AnyIOBackend):
-    """The network backend of httpx2 that connects only to addresses that `policy` and `reach` allow."""
+    """The part of httpx2 that makes TCP connections, limited to addresses that `policy` and `reach` allow."""
 
     def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
         self._policy = policy
@@ -175,7 +183,8 @@ class CheckedBackend(httpcore2.AnyIOBackend):
         local_address: str | None,
         socket_options: Iterable[SocketOption] | None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Tries the addresses in turn and returns a connection to the first one that responds."""
+        """Tries to connect to one IP address after another, and returns the first connection that succeeds. Raises the
+        error of the last address if none does."""
         for address in addresses:
             is_last = address == addresses[-1]
             try:
@@ -189,7 +198,7 @@ class CheckedBackend(httpcore2.AnyIOBackend):
 
 
 class CheckedTransport(httpx2.AsyncHTTPTransport):
-    """The transport of httpx2 for connections without a proxy. It connects through `CheckedBackend`."""
+    """The transport of httpx2 for requests without a proxy. It makes its connections with `CheckedBackend`."""
 
     def __init__(
         self, policy: AddressPolicy, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
@@ -205,7 +214,8 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
 
 
 def resolve_host(host: str, port: int) -> list[str]:
-    """Returns the IP addresses of a host. Blocks until the operating system has answered. Raises OSError."""
+    """Returns the IP addresses of a host, without duplicates. Blocks until the operating system has answered. Raises
+    OSError if the host cannot be resolved."""
     try:
         entries = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except UnicodeError:
@@ -214,14 +224,15 @@ def resolve_host(host: str, port: int) -> list[str]:
 
 
 class _CheckedConnection(HTTPConnection):
-    """A urllib3 connection that connects only to addresses that `policy` and `reach` allow. Calls `on_connection` in
-    the requesting thread before it waits for a response: with the socket that the response is read from, and the IP
-    address of its peer (None: a proxy is between)."""
+    """A urllib3 connection that connects only to addresses that `policy` and `reach` allow. With a proxy, it connects
+    to the proxy. Before it waits for a response, it calls `on_connection` in the thread of the request, with the socket
+    from which the response is read, and with `peer`."""
 
     policy: AddressPolicy
     reach: Reach
     on_connection: OnConnection
     peer: str | None = None
+    """The IP address of the server at the other end; None: that is a proxy, or there is no connection yet."""
 
     def _new_conn(self) -> socket.socket:
         host, port = self._dns_host, self.port or 0
@@ -235,7 +246,8 @@ class _CheckedConnection(HTTPConnection):
         return new_socket
 
     def _connect_checked(self, host: str, port: int) -> socket.socket:
-        """Resolves the host, and connects to the first of its allowed addresses that responds."""
+        """Resolves the host, tries to connect to one of its allowed addresses after another, and returns the first
+        connection that succeeds."""
         try:
             addresses = resolve_host(host, port)
         except socket.gaierror as error:
@@ -245,14 +257,14 @@ class _CheckedConnection(HTTPConnection):
         addresses = self.policy.allowed_addresses(self.reach, host, port, addresses)
         try:
             for address in addresses:
-                self._dns_host = address
+                self._dns_host = address  # the host to which urllib3 connects
                 try:
                     return super()._new_conn()
                 except (NewConnectionError, ConnectTimeoutError):
                     if address == addresses[-1]:
                         raise
         finally:
-            self._dns_host = host  # urllib3 checks the certificate against the name
+            self._dns_host = host  # urllib3 checks the server's certificate against this name
         raise NewConnectionError(self, "the name has no address")
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]
@@ -264,8 +276,8 @@ class _CheckedConnection(HTTPConnection):
 def pool_classes(
     policy: AddressPolicy, reach: Reach, on_connection: OnConnection
 ) -> dict[str, type[HTTPConnectionPool]]:
-    """Returns the value for `PoolManager.pool_classes_by_scheme` that makes urllib3 use `_CheckedConnection`. An
-    exception raised by `on_connection` ends the request."""
+    """Returns the value for `PoolManager.pool_classes_by_scheme` that makes urllib3 use `_CheckedConnection`. If
+    `on_connection` raises an exception, the request is stopped and raises it."""
     attributes = {"policy": policy, "reach": reach, "on_connection": staticmethod(on_connection)}
     plain = type("Plain", (_CheckedConnection,), attributes)
     secure = type("Secure", (_CheckedConnection, HTTPSConnection), attributes)
@@ -279,17 +291,18 @@ log = logging.getLogger("registry.upstream")
 
 
 class TrustStore:
-    """The TLS context for both HTTP libraries. It trusts the system's certificate authorities, or those in `ca_file`
-    instead, and always verifies certificates. Created at the first https request."""
+    """Creates the TLS context for both HTTP libraries, which verifies the certificates of servers. It is created when
+    it is first needed."""
 
     def __init__(self, ca_file: Path | None) -> None:
+        """`ca_file` has the certificate authorities to trust; None: those of the system."""
         self._ca_file = ca_file
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
 
     def context(self) -> ssl.SSLContext:
-        """Returns the context. Raises UpstreamUnavailable if `ca_file` cannot be read; the log says why. Blocks for
-        about 30 ms at the first call."""
+        """Returns the context, always the same one. Raises UpstreamUnavailable if `ca_file` cannot be read; the log
+        says why. The first call blocks for about 30 ms. May be called in any thread."""
         with self._lock:
             if self._context is None:
                 self._context = self._create_context()
@@ -300,21 +313,22 @@ class TrustStore:
             return httpx2.create_ssl_context()
         try:
             return ssl.create_default_context(cafile=str(self._ca_file))
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:  # also ssl.SSLError, which is a subclass
             log.error("the certificates in %s cannot be read: %s", self._ca_file, error)
             raise UpstreamUnavailable("the upstream's ca_file cannot be read; the server's log says why") from None
 
 
 class OutboundProxies:
-    """The proxies that the environment variables name. They are read once, when the object is created."""
+    """The proxies that environment variables name. The variables are read once, when the object is created."""
 
     def __init__(self) -> None:
         self._by_scheme = getproxies_environment()
+        """By `http`, `https`, `all` or `no`: the value of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY."""
         self._no_proxy = [entry.strip().lower() for entry in self._by_scheme.get("no", "").split(",") if entry.strip()]
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the URL of the proxy for a request to `url`; None for a direct connection. Raises UpstreamUnavailable
-        for a proxy that is neither http nor https."""
+        """Returns the URL of the proxy for a request to `url`; None if the request needs no proxy. Raises
+        UpstreamUnavailable if the proxy is neither http nor https, such as a SOCKS proxy."""
         scheme, host, port = origin(url)
         proxy = self._by_scheme.get(scheme) or self._by_scheme.get("all")
         if not proxy or is_loopback_host(host) or any(_matches_no_proxy(entry, host, port) for entry in self._no_proxy):
@@ -328,7 +342,7 @@ class OutboundProxies:
 
 
 def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
-    """Returns whether an entry of NO_PROXY applies to the host."""
+    """Returns whether an entry of NO_PROXY applies to requests to this host and port."""
     if entry == "*":
         return True
     try:
@@ -343,4 +357,4 @@ def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
         return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:
         shown = f"[{host}]" if ":" in host else host
-        return entry in (f"{shown}:{port}", shown)  # curl and Go ignore other entries, too
+        return entry in (f"{shown}:{port}", shown)

@@ -1,10 +1,14 @@
-"""Reads lists from an upstream: the tags of a repository, and the referrers of a manifest.
+"""Reads lists from an upstream (`UpstreamLists`): the tags of a repository, and the referrers of a manifest.
 
-Registries sort and page their lists in different ways: some by collation, some without any order. This registry's
-lists are complete and in byte order. Therefore all pages of the upstream's list are read and sorted, and the client's
-page is cut out of the result. `ListCache` keeps complete lists for a short time.
+This registry serves lists in byte order. Other registries sort their lists in different ways, or not at all. Therefore
+all pages of the upstream's list are read and sorted, and the page for the client is taken from the result. `ListCache`
+caches complete lists for a short time.
 
-Referrers are read through the referrers API; from a registry without that API, through the fallback tag.
+The referrers of a manifest are read through the referrers API. A registry without that API may have them in an index
+under a tag made from the manifest's digest, the *fallback tag* (OCI distribution spec, "Referrers Tag Schema").
+
+An upstream has one or more endpoints (URLs that serve the same content). "The errors of a failed upstream request" are
+UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed.
 """
 
 from __future__ import annotations
@@ -32,31 +36,33 @@ from storage.json_bounds import Bounds, OutOfBounds, load_bounded
 from storage.names import Digest, RepositoryName, Tag
 
 TAGS_PER_REQUEST = 1000
-"""Tags requested in one page (`n`). CNCF Distribution refuses larger numbers."""
+"""Number of tags that are requested in one page (the parameter `n`). CNCF Distribution refuses larger numbers."""
 MAX_PAGE_BYTES = 8 * MIB
-"""Largest response with one page of a list."""
+"""Largest body of a response with one page of a list, or with the index under a fallback tag."""
 MAX_LIST_BYTES = 24 * MIB
 """Largest complete list: the bytes of its pages, plus BYTES_PER_TAG or BYTES_PER_DESCRIPTOR for each entry."""
 BYTES_PER_TAG, BYTES_PER_DESCRIPTOR = 128, 1024
-"""Memory that the Python objects of one tag and of one descriptor take, beside their text."""
+"""Approximate memory that the Python objects of one tag and of one descriptor take in addition to their text."""
 TAGS_PER_SORT = 10_000
-"""Tags sorted in one call. No other thread of the process runs during such a call, so larger lists are sorted in
-parts."""
+"""Largest number of tags that are sorted in one call. No other thread of the process can run during such a call, so a
+larger list is sorted in parts."""
 TAG_PAGE_BOUNDS = Bounds(values=300_000, escapes=100_000)
-"""Bounds of the JSON of one page of tags. They are wide because some registries send all tags in one page."""
+"""Largest numbers of values and of backslashes in the JSON of one page of tags. They are large because some
+registries send all tags in one page."""
 MAX_PAGES = 500
-"""Pages read for one list. A list with more pages is an error, because a faulty registry may link its pages in a
-circle."""
+"""Largest number of pages that are read for one list. A list with more pages is an error, because a faulty registry may
+link its pages in a circle."""
 
 _NO_REFERRERS_API = frozenset({400, 404, 405, 406, 501})
-"""Statuses with which registries without a referrers API answer a request for referrers."""
+"""Statuses with which a registry may respond to a request for referrers if it has no referrers API."""
 
 
 class UpstreamLists:
     """Reads and caches the lists of one upstream."""
 
     def __init__(self, name: str, requester: UpstreamRequester, parser: DocumentParser, memory: MemoryBudget) -> None:
-        """`name` is the upstream's name in the settings. `memory` is the budget for lists while they are read."""
+        """`name` is the upstream's name in the settings. `memory` is the memory budget for lists while they are
+        read."""
         self._requester = requester
         self._parser = parser
         self._memory = memory
@@ -64,8 +70,8 @@ class UpstreamLists:
         self._referrer_lists: ListCache[Descriptor] = ListCache(name)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        """Returns at most `limit` tags of the repository, in byte order, that follow `after`; None: from the first tag.
-        Raises NameUnknown, and the errors of a failed upstream request."""
+        """Returns at most `limit` tags of the repository in byte order: those that follow `after`, or the first ones if
+        `after` is None. Raises NameUnknown, and the errors of a failed upstream request."""
 
         async def read() -> CompleteList[Tag]:
             return await self._requester.try_endpoints(
@@ -79,14 +85,15 @@ class UpstreamLists:
         return cut_page(tags, str, after, limit)
 
     async def aclose(self) -> None:
-        """Cancels running readings."""
+        """Cancels the reading of lists. Callers that wait for a list get UpstreamUnavailable."""
         await self._tag_lists.aclose()
         await self._referrer_lists.aclose()
 
     async def _read_all_tags(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName
     ) -> CompleteList[Tag]:
-        """Reads all pages of the tag list from one endpoint. Raises UpstreamUnavailable after MAX_PAGES pages."""
+        """Reads all pages of the tag list from one endpoint. Raises UpstreamUnavailable if there are more than
+        MAX_PAGES."""
         tags: set[Tag] = set()
         path = f"tags/list?n={TAGS_PER_REQUEST}"
         previous: UpstreamResponse | None = None
@@ -100,8 +107,10 @@ class UpstreamLists:
                 next_url = _next_page_of(response)
                 if next_url is None:
                     return CompleteList(await self._sort(tags), page_index + 1, list_memory.size_bytes)
-                path, previous = next_url, replace(response, body=b"")
-        raise UpstreamUnavailable(f"the list of tags of {loggable_origin(endpoint.url)} does not end")
+                path, previous = next_url, replace(response, body=b"")  # without the body, to free its memory
+        raise UpstreamUnavailable(
+            f"the list of tags of {loggable_origin(endpoint.url)} does not end after {MAX_PAGES} pages"
+        )
 
     async def _request_tags(
         self,
@@ -112,10 +121,12 @@ class UpstreamLists:
         previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
-        """Returns the response with the page at `path`. `previous` is the response that linked to this page; None: it
-        is the first page."""
+        """Returns the response with the page of tags at `path`. `previous` is the response with the page before, which
+        has the link to this page; None: this is the first page. `memory`: the scope at whose end the memory of a large
+        body is given back to the memory budget."""
         response = await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
+            not_found_error=NameUnknown(),
             max_bytes=MAX_PAGE_BYTES,
             accepted_statuses=(400,) if previous is None else (),
             linked_from=previous,
@@ -123,14 +134,16 @@ class UpstreamLists:
         )
         if response.status != 400:
             return response
-        # The registry refuses the number of tags requested with `n`. Without `n` it chooses a number itself.
+        # A 400 for the first page means that the registry does not accept the parameter `n`.
         return await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown()),
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list"),
+            not_found_error=NameUnknown(),
             max_bytes=MAX_PAGE_BYTES,
             memory=memory,
         )
 
     async def _sort(self, tags: set[Tag]) -> list[Tag]:
+        """Returns the tags in byte order. Sorts more than TAGS_PER_SORT tags in a thread."""
         if len(tags) <= TAGS_PER_SORT:
             return sorted(tags)
         return await self._parser.run(BYTES_PER_TAG * len(tags), lambda: _sort_in_parts(list(tags)))
@@ -138,10 +151,11 @@ class UpstreamLists:
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """Returns at most `limit` referrers of the manifest `subject`, in the order of their digests, that follow the
-        digest `after`; None: from the first one. With `artifact_type`, only referrers of that type. Returns an empty
-        page if the registry itself says that it has none. Raises UnconfirmedNameUnknown if a "not found" answer may not
-        come from the registry, and the errors of a failed upstream request."""
+        """Returns at most `limit` referrers of the manifest `subject` in the order of their digests: those that follow
+        the digest `after`, or the first ones if `after` is None. If `artifact_type` is not None, returns only referrers
+        of that type. Returns an empty page if the upstream responds with "not found". Raises UnconfirmedNameUnknown if
+        that response may not come from the registry itself, but from a proxy or firewall in front of it. Raises the
+        errors of a failed upstream request."""
 
         async def read() -> CompleteList[Descriptor]:
             return await self._requester.try_endpoints(
@@ -155,7 +169,7 @@ class UpstreamLists:
         try:
             referrers = await self._referrer_lists.get(cache_key, read, is_first_page=after is None)
         except (UnconfirmedNameUnknown, UnconfirmedManifestUnknown):
-            raise UnconfirmedNameUnknown from None  # the caller can then list the referrers that are cached here
+            raise UnconfirmedNameUnknown from None  # the mirror can then list the referrers that it has cached
         except (NameUnknown, ManifestUnknown):
             return Page([])
         return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
@@ -168,8 +182,9 @@ class UpstreamLists:
         subject: Digest,
         artifact_type: str | None,
     ) -> CompleteList[Descriptor]:
-        """Reads all pages of the referrers from one endpoint. Reads the fallback tag instead if the first page shows
-        that the registry has no referrers API. Raises UpstreamUnavailable after MAX_PAGES pages."""
+        """Reads all pages of the list of referrers from one endpoint. If the response to the first request shows that
+        the registry may have no referrers API, reads the index under the fallback tag. Raises UpstreamUnavailable if
+        there are more than MAX_PAGES pages."""
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
         by_digest: dict[Digest, Descriptor] = {}
@@ -184,6 +199,7 @@ class UpstreamLists:
                         return CompleteList(referrers, 1, BYTES_PER_DESCRIPTOR * len(referrers))
                     descriptors = await self._parser.descriptors(response)
                     await list_memory.add_page(response, len(descriptors) * BYTES_PER_DESCRIPTOR)
+                # Without this header, the registry may have ignored the parameter `artifactType`.
                 is_filtered = "artifacttype" in response.headers.get("oci-filters-applied", "").lower()
                 for descriptor in _filter_by_type(descriptors, None if is_filtered else artifact_type):
                     by_digest.setdefault(descriptor.digest, descriptor)
@@ -192,7 +208,9 @@ class UpstreamLists:
                     referrers = [by_digest[digest] for digest in sorted(by_digest)]
                     return CompleteList(referrers, page_index + 1, list_memory.size_bytes)
                 path, previous = next_url, replace(response, body=b"")
-        raise UpstreamUnavailable(f"the list of referrers of {loggable_origin(endpoint.url)} does not end")
+        raise UpstreamUnavailable(
+            f"the list of referrers of {loggable_origin(endpoint.url)} does not end after {MAX_PAGES} pages"
+        )
 
     async def _request_referrers(
         self,
@@ -203,10 +221,13 @@ class UpstreamLists:
         previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
-        """Returns the response with the page at `path`. `previous` is the response that linked to this page. For the
-        first page (None), the response may also have a status of _NO_REFERRERS_API."""
+        """Returns the response with the page of referrers at `path`. `previous` is the response with the page before,
+        which has the link to this page. If `previous` is None, this is the first page, and the response may have a
+        status of _NO_REFERRERS_API. `memory`: the scope at whose end the memory of a large body is given back to the
+        memory budget."""
         return await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
+            not_found_error=NameUnknown(),
             headers={"Accept": OCI_INDEX},
             max_bytes=MAX_PAGE_BYTES,
             accepted_statuses=_NO_REFERRERS_API if previous is None else (),
@@ -222,12 +243,12 @@ class UpstreamLists:
         subject: Digest,
         memory: ShareScope,
     ) -> Sequence[Descriptor]:
-        """Returns the referrers in the index under the fallback tag, in the order of their digests. The fallback tag is
-        the subject's digest written as a tag (OCI distribution spec, "Referrers Tag Schema"). Raises ManifestUnknown if
-        there is no such tag."""
+        """Returns the referrers in the index under the fallback tag, in the order of their digests. Raises
+        ManifestUnknown if there is no such tag."""
         tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
         response = await self._requester.request(
-            *(endpoint, attempt, repo, RequestKind.MANIFEST, "GET", f"manifests/{tag}", ManifestUnknown()),
+            *(endpoint, attempt, repo, RequestKind.MANIFEST, "GET", f"manifests/{tag}"),
+            not_found_error=ManifestUnknown(),
             headers={"Accept": OCI_INDEX},
             max_bytes=MAX_PAGE_BYTES,
             memory=memory,
@@ -237,7 +258,7 @@ class UpstreamLists:
 
 
 class _ListMemory:
-    """Counts the memory of one list against the budget while the list is read."""
+    """Counts the memory of one list against a memory budget while the list is read."""
 
     def __init__(self, memory: MemoryBudget) -> None:
         self._share = memory.share()
@@ -248,7 +269,7 @@ class _ListMemory:
         return self._share.size
 
     async def add_page(self, response: UpstreamResponse, entries_bytes: int) -> None:
-        """Counts one more page: the length of its body, and `entries_bytes` for its parsed entries. Raises
+        """Counts one more page: the length of its body, and `entries_bytes` for the objects of its entries. Raises
         UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and TooManyRequests if the budget has no room."""
         page_bytes = len(response.body) + entries_bytes
         if self._share.size + page_bytes > MAX_LIST_BYTES:
@@ -258,25 +279,25 @@ class _ListMemory:
         await self._share.grow(page_bytes)
 
     def close(self) -> None:
-        """Gives the memory back to the budget."""
+        """Gives the memory back to the budget, after the list was read or the reading has failed."""
         self._share.close()
 
 
 def _sort_in_parts(tags: list[Tag]) -> list[Tag]:
-    """Returns the tags sorted. Sorts parts of TAGS_PER_SORT tags and merges them, so that other threads can run between
-    two parts."""
+    """Returns the tags in byte order. Sorts parts of TAGS_PER_SORT tags and merges them, so that other threads can run
+    between two parts."""
     parts = [sorted(tags[start : start + TAGS_PER_SORT]) for start in range(0, len(tags), TAGS_PER_SORT)]
     return list(heapq.merge(*parts))
 
 
 def _filter_by_type(descriptors: Sequence[Descriptor], artifact_type: str | None) -> list[Descriptor]:
-    """Returns the descriptors of this artifact type; None: all of them."""
+    """Returns the descriptors that have this artifact type; all descriptors if `artifact_type` is None."""
     return [each for each in descriptors if artifact_type is None or each.artifact_type == artifact_type]
 
 
 def _parse_tags(response: UpstreamResponse) -> list[Tag]:
-    """Returns the tags in a page of a tag list, without those that are not valid. Raises UpstreamUnavailable if the
-    body is not a list of tags, or exceeds TAG_PAGE_BOUNDS."""
+    """Returns the valid tags in the body of a response with one page of tags. Raises UpstreamUnavailable if the body is
+    not a list of tags, or exceeds TAG_PAGE_BOUNDS."""
     try:
         document = load_bounded(response.body, TAG_PAGE_BOUNDS)
         names = (document.get("tags") or []) if isinstance(document, dict) else None
@@ -300,22 +321,22 @@ def _parse_tags(response: UpstreamResponse) -> list[Tag]:
 
 
 _LINK = re.compile(r"<([^<>]*)>((?:[^<\"]|\"[^\"]*\")*)")
-"""A link of a `Link` field (RFC 8288, section 3): its URL and the text of its parameters."""
+"""A link in a `Link` header (RFC 8288, section 3): its URL and the text of its parameters."""
 _RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
 """The `rel` parameter of a link, quoted or not."""
 
 
 def _next_page_of(response: UpstreamResponse) -> str | None:
-    """Returns the URL of the page after `response`; None: the page is the last one, or it came from another origin
-    through a redirect, whose links are not followed."""
+    """Returns the URL of the page after the one in `response`. Returns None if it is the last page, or if the response
+    came from another origin after a redirect: links of other origins are not followed."""
     return None if response.is_cross_origin else next_page_url(response.headers, response.url)
 
 
 def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
-    """Returns the URL of the page that the `Link` field of a response from `url` names as the next one; None: the page
-    is the last one. The returned URL is always on the origin of `url`, because a registry behind a proxy may name its
-    own origin there, and the token must not be sent to another origin. Raises UpstreamUnavailable if the field is
-    longer than MAX_URL_LENGTH."""
+    """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header names no
+    next page, or no valid URL for it. The returned URL has the path and the query from the header, and the origin of
+    `url`: a registry behind a proxy may name an internal origin in the header, and the token must not be sent to
+    another origin. Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(

@@ -1,9 +1,9 @@
 """Responses of upstream registries: the errors they map to (`error_for_response`), and the parsing of their JSON
 (`DocumentParser`).
 
-"Unknown" stands for the errors ManifestUnknown, BlobUnknown and NameUnknown ("not found"). Each has an *unconfirmed*
-variant for a response that may not come from the registry itself, but from a proxy or firewall in front of it. Because
-of a confirmed "unknown" the mirror deletes or hides cached content; an unconfirmed one changes nothing.
+An *unknown error* is a ManifestUnknown, BlobUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant,
+for a response that may not come from the registry itself, but from a proxy or firewall in front of it. After an unknown
+error the mirror deletes or hides cached content. After an unconfirmed one it does not.
 """
 
 from __future__ import annotations
@@ -40,42 +40,44 @@ from storage.json_bounds import UNCHECKED_BYTES
 from storage.names import Digest, Reference
 
 ACCEPTED_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-"""The `Accept` header for manifests: all types but schema 1. Without it, registries convert manifests to an older type,
-which changes the digest."""
+"""The `Accept` header for manifests: all types except Docker's schema 1. Without the header, registries may convert a
+manifest to an older type, which has another digest."""
 
 _UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
 """Error codes that mean "not found" (OCI distribution spec, "Error Codes")."""
 _REFUSAL_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG_INVALID", "NOT_FOUND", "FORBIDDEN"}
-"""Error codes of refusals: codes of the OCI distribution spec, and codes that Docker's registry and Harbor add. A
-response with such a code comes from a registry."""
+"""Error codes with which registries refuse requests: codes of the OCI distribution spec, and codes that Docker's
+registry and Harbor add. A response with such a code comes from a registry, and not from a proxy or firewall."""
 _MAX_ERROR_BODY = 64 << 10
-"""Largest body, in bytes, that is searched for error codes. A larger body is not an error document of a registry."""
+"""Largest body that is searched for error codes, in bytes. A larger body is not an error document of a registry."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
-    """A response of an upstream, or of a server it redirected to. Header names are in lower case; the values of
-    repeated fields are joined with ", "."""
+    """A response of an upstream, or of a server to which the upstream redirected the request."""
 
     status: int
     headers: Mapping[str, str]
+    """By name in lower case. The values of repeated headers are joined with ", "."""
     url: str
     """The URL of the request that got this response, after redirects."""
     is_cross_origin: bool
     """Whether a redirect led to another origin, so that the response is not the upstream's own."""
     body: bytes = b""
+    """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class of the server. The URL of a redirect, a next page or a token service in this response may lead
-    to addresses of this class, and to public addresses."""
+    """The network class, such as public or loopback, that limits the URLs in this response: that of a next page or a
+    token service may lead to addresses of this class and to public addresses. It is the class of the first server; if a
+    redirect left that class, it is public."""
 
     @property
     def length(self) -> int | None:
-        """`Content-Length` in bytes; None if it is missing or not valid."""
+        """The header `Content-Length`, in bytes; None if it is missing or not valid."""
         return parse_count(self.headers.get("content-length"))
 
     @property
     def digest(self) -> Digest | None:
-        """`Docker-Content-Digest`; None if it is missing, not valid, or of an unknown algorithm."""
+        """The header `Docker-Content-Digest`; None if it is missing, not valid, or of an unsupported algorithm."""
         try:
             return Digest(self.headers.get("docker-content-digest", "").strip())
         except DigestInvalid:
@@ -83,13 +85,14 @@ class UpstreamResponse:
 
     @property
     def media_type(self) -> str | None:
-        """`Content-Type` if it is that of a manifest or an index; otherwise None."""
+        """The media type in `Content-Type`; None if it is missing, or not that of a manifest or an index."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         return kind if kind in MANIFESTS | INDEXES else None
 
 
 def parse_count(text: str | None) -> int | None:
-    """Returns the non-negative integer that a header's value spells; None for any other text."""
+    """Returns the integer that a header's value consists of, in at most 19 digits; None for any other text, and for
+    None."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
@@ -97,12 +100,12 @@ def parse_count(text: str | None) -> int | None:
 def error_for_response(
     response: UpstreamResponse, not_found_error: RegistryError, has_login: bool, sent_token: bool = False
 ) -> RegistryError:
-    """Returns the error to raise for an unsuccessful response. `not_found_error` is the "unknown" error of the
-    requested content. `has_login`: whether a login is configured, so that a refusal is a refusal of that login.
-    `sent_token`: whether the request carried a token that the registry's token service had issued for it."""
+    """Returns the error to raise for an unsuccessful response. `not_found_error` is the unknown error for the requested
+    content, or its unconfirmed variant. `has_login`: whether a login is configured, so that a refusal is a refusal of
+    that login. `sent_token`: whether the request contained a token of the upstream's token service."""
     status, server = response.status, loggable_origin(response.url)
     if response.is_cross_origin and status in (401, 403):
-        # The URL of a redirect contains its own authorisation, so this refusal is not about the configured login.
+        # The configured login is not sent to another origin, so the refusal is not about that login.
         return UpstreamUnavailable(f"the upstream sent us on to {server}, which refuses us ({status})")
     if status in (404, 410):
         return not_found_error if is_from_registry(response) else as_unconfirmed(not_found_error)
@@ -116,10 +119,12 @@ def error_for_response(
 
 
 def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
-    """Returns whether a refused request without a login shows that the registry has no such content for anonymous
-    clients. That is so if the registry accepts the token but finds its rights insufficient, or if it answers 403
-    without a challenge. If no token was obtained, or the token was not accepted, the refusal says nothing about the
-    content."""
+    """Returns whether a 401 or 403 to a request without a login shows that the registry has no such content for
+    anonymous clients. `sent_token`: whether the request contained a token.
+
+    With a token, it does if the registry accepted the token and refused access: the response says `insufficient_scope`,
+    or it does not say `invalid_token` and has an error code of a refusal other than UNAUTHORIZED. Without a token, it
+    does if the response is a 403 with such a code and without a challenge."""
     challenge = response.headers.get("www-authenticate", "")
     has_refusal_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
     if sent_token:
@@ -128,13 +133,13 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
 
 
 def is_from_registry(response: UpstreamResponse) -> bool:
-    """Returns whether the body has an error code of a registry, so that the refusal does not come from a proxy or
-    firewall. False for a response to HEAD, which has no body."""
+    """Returns whether the body has an error code with which registries refuse requests, so that the response does not
+    come from a proxy or firewall. Returns False for a response without a body, such as one to HEAD."""
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
 def as_unconfirmed(not_found_error: RegistryError) -> RegistryError:
-    """Returns the unconfirmed variant of an "unknown" error; any other error unchanged."""
+    """Returns the unconfirmed variant of an unknown error; any other error unchanged."""
     if isinstance(not_found_error, NameUnknown):
         return UnconfirmedNameUnknown()
     if isinstance(not_found_error, BlobUnknown):
@@ -143,12 +148,13 @@ def as_unconfirmed(not_found_error: RegistryError) -> RegistryError:
 
 
 def login_denied(server: str) -> Denied:
-    """Returns the error to raise when `server` (an origin) refuses the configured login."""
+    """Returns the error to raise if `server` (an origin, such as `https://ghcr.io`) refuses the configured login."""
     return Denied(f"the upstream registry {server} refuses the login configured for it")
 
 
 def _error_codes(body: bytes) -> set[str]:
-    """Returns the error codes in a body (OCI distribution spec, "Error Codes"); an empty set if it has none."""
+    """Returns the error codes in the body of a response (OCI distribution spec, "Error Codes"); an empty set if it has
+    none, or is larger than _MAX_ERROR_BODY."""
     if len(body) > _MAX_ERROR_BODY:
         return set()
     try:
@@ -162,16 +168,17 @@ T = TypeVar("T")
 
 
 class DocumentParser:
-    """Parses the JSON documents of one upstream. Small documents are parsed on the event loop. Large ones are parsed in
-    a thread and one at a time, because parsing a document may take ten times its size in memory."""
+    """Parses the JSON documents of one upstream. Documents up to UNCHECKED_BYTES are parsed on the event loop. Larger
+    ones are parsed in a thread, so that they do not block the event loop, and one at a time, because parsing may take
+    ten times the size of the document in memory."""
 
     def __init__(self) -> None:
         self._large_document_lock = asyncio.Semaphore(1)
 
     async def run(self, size_bytes: int, parse: Callable[[], T]) -> T:
-        """Returns the result of `parse`, which parses a document of `size_bytes`, and raises what it raises. After a
-        cancellation the parsing does not start, or it ends in its thread and its result is lost; the next large
-        document waits for that end."""
+        """Returns the result of `parse`, which parses a document of `size_bytes`, and raises what `parse` raises. If
+        the caller is cancelled while a thread parses the document, the thread continues and its result is ignored. The
+        next large document waits until that thread has finished."""
         if size_bytes <= UNCHECKED_BYTES:
             return parse()
         await self._large_document_lock.acquire()
@@ -184,7 +191,9 @@ class DocumentParser:
         try:
             return await asyncio.shield(parsing)
         finally:
-            del parsing  # its error's traceback refers to this frame; the cycle would keep the document in memory
+            # The traceback of an error refers to this frame, and `parsing` refers to the error. Without this line, the
+            # cycle would keep the document in memory until the garbage collector runs.
+            del parsing
 
     def _on_parsed(self, parsing: asyncio.Future[T]) -> None:
         self._large_document_lock.release()
@@ -192,8 +201,9 @@ class DocumentParser:
             parsing.exception()  # marks it as retrieved, so that asyncio logs nothing
 
     async def verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
-        """Returns the manifest in a response. Raises UpstreamUnavailable if it is not valid, or if its bytes do not
-        match the digest: `reference`, or for a tag the digest that the response names, if any."""
+        """Returns the manifest in a response. Raises UpstreamUnavailable if it is not valid, or if its bytes have
+        another digest than `reference`. If `reference` is a tag, its bytes must have the digest that the response
+        names, if it names one."""
         server = loggable_origin(response.url)
         try:
             return await self._parse_manifest(response, response.media_type, _expected_digest(response, reference))
@@ -203,8 +213,9 @@ class DocumentParser:
             raise UpstreamUnavailable(f"{server} sends a manifest that is not valid: {error.message}") from None
 
     async def descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
-        """Returns the descriptors of the index in a response; an empty tuple if it is a manifest of another type.
-        Raises UpstreamUnavailable if it is not valid."""
+        """Returns the descriptors in the index that the response contains; an empty tuple if the response contains a
+        manifest that is no index. A response without the media type of a manifest is parsed as an index. Raises
+        UpstreamUnavailable if the content is not valid."""
         try:
             index = await self._parse_manifest(response, response.media_type or OCI_INDEX, None)
         except ManifestInvalid as error:
@@ -219,5 +230,6 @@ class DocumentParser:
 
 
 def _expected_digest(response: UpstreamResponse, reference: Reference) -> Digest | None:
-    """Returns the digest that the manifest must have; None if it is not known."""
+    """Returns the digest that the manifest in a response must have; None if `reference` is a tag and the response names
+    no digest."""
     return reference if isinstance(reference, Digest) else response.digest

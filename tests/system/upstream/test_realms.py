@@ -73,10 +73,10 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
     )
     realms = RealmPolicy(settings, [endpoint])
     if allowed:
-        realms.raise_if_refused(realm, endpoint, has_login=False)
+        realms.raise_if_refused(realm, endpoint, sends_password=False)
     else:
         with pytest.raises(UpstreamUnavailable):
-            realms.raise_if_refused(realm, endpoint, has_login=False)
+            realms.raise_if_refused(realm, endpoint, sends_password=False)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None
         }
     )
     realms = RealmPolicy(settings, [endpoint])
-    realms.raise_if_refused(realm, endpoint, has_login=False)
+    realms.raise_if_refused(realm, endpoint, sends_password=False)
     if allowed:
-        realms.raise_if_refused(realm, endpoint, has_login=True)
+        realms.raise_if_refused(realm, endpoint, sends_password=True)
     else:
         with pytest.raises(UpstreamUnavailable, match="another port"):
-            realms.raise_if_refused(realm, endpoint, has_login=True)
+            realms.raise_if_refused(realm, endpoint, sends_password=True)
