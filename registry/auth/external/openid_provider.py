@@ -247,7 +247,7 @@ def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("it is not a URL")
-        check_identity_url(value, example="https://sso.example.com/token", attacker_can="can log in")
+        check_identity_url(value, example="https://sso.example.com/token", attacker_gains="can log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
             raise ValueError("it must begin with https://, as the provider's own URL does")
     except ValueError as error:
