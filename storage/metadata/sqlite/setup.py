@@ -14,6 +14,7 @@ from pathlib import Path
 
 import apsw
 
+from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
@@ -107,15 +108,19 @@ def check_database_version(layout: Layout, data: Path) -> None:
 
 def has_had_account(layout: Layout) -> bool:
     """Returns whether the registry ever had an account. Works on a full disk. Leaves no connection open, so it may be
-    called before a fork. Raises StorageFull, StorageFailed, and apsw.Error if the database cannot be opened."""
+    called before a fork. Raises StorageFull, StorageFailed."""
+    try:
+        with as_storage_errors():
+            return _read_has_had_account(layout)
+    except apsw.Error as error:
+        raise StorageFailed(f"cannot read {layout.metadata}: {error}") from error
+
+
+def _read_has_had_account(layout: Layout) -> bool:
     try:
         db = connect(layout.metadata, read_only=True)
     except apsw.FullError:
         with closing(ImmutableDatabase(layout)) as immutable:
             return bool(immutable.db.execute(SELECT_HAS_HAD_ACCOUNT).get)
-    try:
+    with closing(db):
         return bool(db.execute(SELECT_HAS_HAD_ACCOUNT).get)
-    except apsw.Error as error:
-        raise StorageFailed(f"cannot read {layout.metadata}: {error}") from error
-    finally:
-        db.close()
