@@ -71,6 +71,7 @@ def queue_for_collection(db: apsw.Connection, repository: int, digest: Digest, n
 
 
 def remove_from_collect_queue(db: apsw.Connection, repository: int, digest: Digest) -> None:
+    """Removes an entry from the collect queue, if there is one. `repository` may be `WHOLE_STORE`."""
     db.execute("DELETE FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest))
 
 
@@ -278,7 +279,8 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 
 
 def unlinked_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
-    """Returns at most `limit` queued blobs that have no link."""
+    """Returns at most `limit` blobs that were queued because they had lost their last link. One may have a link again,
+    so `drop_blob` looks once more."""
     found: list[Any] = db.execute(
         "SELECT digest FROM collect_queue WHERE repository = ? LIMIT ?", (WHOLE_STORE, limit)
     ).fetchall()

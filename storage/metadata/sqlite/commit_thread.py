@@ -106,6 +106,7 @@ class CommitThread:
         self._reserve = reserve
         self._rights_changed = False
         self._versions_with_same_rights: tuple[object, object] = (None, None)
+        """Data versions before and after the last commit for which `has_same_rights` returns True."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
         self._log_pages = 0
         self._fsync_enabled: bool | None = None
@@ -142,6 +143,8 @@ class CommitThread:
         self._thread.join()
 
     def _work(self, opened: Future[None]) -> None:
+        """Opens the database, gives `opened` a result or the error, and commits batches until `close` is called. The
+        thread runs this method."""
         try:
             db = connect(self._layout.metadata)
             lock = self._system.open(self._layout.metadata_lock, os.O_RDWR | os.O_CREAT)
@@ -163,8 +166,8 @@ class CommitThread:
                     self._roll_back(db)
                     for pending in batch:
                         pending.fail(error)
-                # Outcomes are delivered after the whole batch, since each wakes the event loop, which then competes
-                # with this thread for Python's global interpreter lock.
+                # Outcomes are delivered after the file lock is released, because the event loop then wakes up and
+                # competes with this thread for Python's global interpreter lock.
                 for pending in batch:
                     pending.deliver()
                 if self._log_pages >= CHECKPOINT_LOG_PAGES:
@@ -190,8 +193,8 @@ class CommitThread:
         return batch
 
     def _commit_with_room(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits the batch. On a full disk, refuses the changes that may not use the reserve, and commits the others
-        again while the reserve is freed."""
+        """Commits the batch. On a full disk, refuses the changes that may not use the reserve, and commits the others,
+        with the space of the reserve if there is no other space. Checkpoints the log then."""
         has_space = self._reserve.is_whole or self._reserve.restore()
         uncommitted = batch
         if not has_space:
@@ -224,12 +227,11 @@ class CommitThread:
 
     def _commit(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Commits all changes in one transaction. If the transaction fails, commits each change in one of its own,
-        because the disk may have space for some of them. Raises an error only if the transaction was committed
-        nevertheless."""
+        because the disk may have space for some of them. Raises an error only if it occurs after a commit."""
         try:
             self._transact(db, batch)
         except BaseException as error:
-            full = is_full(db, error)
+            full = is_full(db, error)  # before the rollback, because it looks at the last error of `db`
             self._roll_back(db)
             if any(pending.committed for pending in batch):
                 raise  # a committed change must not be made again
@@ -250,7 +252,7 @@ class CommitThread:
         self._make_log_name_durable(db)
         self._set_fsync(db, any(pending.durable for pending in batch))
         db.execute("BEGIN IMMEDIATE")
-        before, self._rights_changed = self._version(), False
+        before, self._rights_changed = self._version(), False  # `_note_changed_row` sets `_rights_changed` to True
         several = len(batch) > 1
         for pending in batch:
             pending.error = None  # an earlier attempt may have set it
@@ -293,10 +295,12 @@ class CommitThread:
             self._fsync_enabled = enabled
 
     def _note_log_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        """SQLite calls this after each commit. `pages`: the length of the log."""
         self._log_pages = pages
         return apsw.SQLITE_OK
 
     def _note_changed_row(self, _kind: int, _database: str, table: str, _row: int) -> None:
+        """SQLite calls this for each row that a change inserts, updates or deletes."""
         if table == RIGHTS_TABLE:
             self._rights_changed = True
 
@@ -336,8 +340,8 @@ def _execute_commit(db: apsw.Connection) -> None:
 
 
 def _as_registry_error(error: BaseException, *, full: bool = False) -> RegistryError:
-    """Returns `error` itself if it is a RegistryError. Otherwise returns StorageFull if `full`, the error being that of
-    a full disk, and StorageFailed if not."""
+    """Returns `error` itself if it is a RegistryError; otherwise StorageFull if `error` means that the disk is `full`,
+    and StorageFailed if it means something else."""
     if isinstance(error, RegistryError):
         return error
     if full:

@@ -43,8 +43,8 @@ class ImmutableDatabase:
     `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data version* is a
     value that every commit to the database changes.
 
-    Close it after all other connections of this process to the same file: when a process closes a file, it loses all
-    the locks that it holds on the file."""
+    Close it after all other connections of this process to the same file. SQLite uses POSIX locks, and a process loses
+    all its POSIX locks on a file as soon as it closes any descriptor of the file."""
 
     def __init__(self, layout: Layout) -> None:
         """Opens the database and locks the writers' lock file in shared mode. Raises StorageFull if the log is not

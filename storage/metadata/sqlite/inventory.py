@@ -47,8 +47,9 @@ SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AN
    AND NOT EXISTS (SELECT 1 FROM manifest_blob k WHERE k.repository = ?1 AND k.digest = b.digest
                    AND k.manifest NOT IN (SELECT value FROM json_each(?2)))
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = ?1 AND g.digest = b.digest)"""
-"""Total size of the blobs to which only the manifests with the row ids ?2 (JSON) refer in the repository with row id
-?1, and to which no other repository has a link. A *link* is a row that lets a repository serve a blob."""
+"""Total size in bytes of the blobs that become unused when the manifests with the row ids ?2 (JSON) are removed from
+the repository with row id ?1: no other manifest of the repository refers to these blobs, and no other repository has a
+link (a row that lets a repository serve a blob) to them."""
 
 
 @contextmanager
@@ -70,8 +71,8 @@ class SqliteInventory:
         self._db = db
 
     def totals_below(self, name: str) -> ContentTotals:
-        """Counts the repositories that have manifests, and their manifests, tags, blobs and bytes. Only repositories
-        count whose names begin with `name` and a slash."""
+        """Counts the manifests, tags, blobs and bytes of blobs of the repositories whose names begin with `name` and a
+        slash. Counts those of these repositories that have manifests."""
         name_range = _range_below(name)
         counts: tuple[Any, ...] = self._db.execute(_COUNT_CONTENT, name_range).get
         blobs: tuple[Any, ...] = self._db.execute(_COUNT_BLOBS, name_range).get
@@ -131,8 +132,8 @@ class SqliteInventory:
         return removed
 
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
-        """Returns the plan that removes `tags` and the manifests with the row ids `removed`. It contains the total size
-        of the blobs to which then no manifest of the repository refers and which no other repository has."""
+        """Returns the plan that removes `tags` and the manifests with the row ids `removed`. Its `size` is that of the
+        blobs that become unused."""
         digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", number)[0]) for number in removed]
         size: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
         return RemovalPlan(repo, tuple(tags), tuple(digests), size)

@@ -53,10 +53,12 @@ _BY_DIGEST = """
  WHERE r.name = ?1"""
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
+"""Statements that read a descriptor: the first by tag, the second by digest."""
 LARGE_MANIFEST_BYTES = 64 * 1024
 """Size of a manifest in bytes above which concurrent readers share one copy of it in memory."""
 _MANIFEST = f"SELECT iif(m.size <= {LARGE_MANIFEST_BYTES}, m.body, NULL), m.media_type, m.digest, m.id"
 _MANIFESTS = (_MANIFEST + _BY_TAG, _MANIFEST + _BY_DIGEST)
+"""Statements that read a manifest, a large one without its body: the first by tag, the second by digest."""
 _REPOSITORY_NAMES = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
 _REFERRER = f"""
 SELECT m.digest, m.media_type, m.size,
@@ -64,8 +66,8 @@ SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
-"""Leaves out artifact types and annotations that are too long. Manifests with such ones may be stored, because earlier
-versions of the registry accepted them."""
+"""Returns NULL for an artifact type that is too long, and the length 0 for annotations that are too long. Earlier
+versions of this registry accepted manifests that have them."""
 _REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
@@ -132,8 +134,8 @@ def manifest(
 ) -> Manifest:
     """Returns the manifest. Raises ManifestUnknown.
 
-    `large_manifests` are the manifests of more than `LARGE_MANIFEST_BYTES` that are in use. Returns such a manifest
-    from there, or reads it and adds it there, so that concurrent readers share one copy."""
+    `large_manifests` contains, by digest, the manifests of more than `LARGE_MANIFEST_BYTES` that somebody is using.
+    Returns such a manifest from there, or reads it and adds it there, so that concurrent readers share one copy."""
     body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
     if body is not None:
         return Manifest(body, media_type, _digest(digest))

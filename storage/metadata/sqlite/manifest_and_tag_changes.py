@@ -65,7 +65,7 @@ def put_manifest(
     if not sparse:
         _check_complete(db, repository, manifest)
     manifest_id, is_new = _store_manifest(db, repository, manifest, now)
-    if is_new and not tags:  # with tags, the tag history records the manifest's digest
+    if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
     for tag in tags:
         _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
@@ -117,7 +117,7 @@ def _json_array(digests: Iterable[Digest]) -> str:
 
 def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest]) -> list[Digest]:
     """Returns those of `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` or
-    `_MANIFESTS_NOT_IN_REPOSITORY`, depending on what they are digests of."""
+    `_MANIFESTS_NOT_IN_REPOSITORY`, depending on whether they are digests of blobs or of manifests."""
     if not digests:
         return []
     rows: list[Any] = db.execute(sql, (repository, _json_array(digests))).fetchall()

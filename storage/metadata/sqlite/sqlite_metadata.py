@@ -96,9 +96,9 @@ class SqliteMetadata:
         self._clock = clock
 
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Calls `lookup` with a connection and `arguments`, and returns its result; returns the cached result instead
-        if nothing was committed since the same lookup. `memory_of` returns the approximate bytes of memory that a
-        result takes. If `lookup` raises an error, caches nothing."""
+        """Returns what `lookup` returns for a connection and `arguments`, or the cached result of an equal lookup since
+        the last commit of any process. `memory_of` returns the approximate bytes of memory that a result takes. If
+        `lookup` raises an error, caches nothing."""
         key = (lookup, *arguments)
         cached = self._cache.get(key)
         if cached is not None:

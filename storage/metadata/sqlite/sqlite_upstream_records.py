@@ -65,6 +65,7 @@ class SqliteUpstreamRecords:
         self._writer = writer
         self._clock = clock
         self._not_found_count = 0
+        """Number of 'not found' checks that this process has stored."""
 
     async def last_check(
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False
@@ -81,7 +82,7 @@ class SqliteUpstreamRecords:
         """Stores a check that was made now. `found`: True if the upstream has the manifest `reference`, or with `blob`
         the blob with the digest `reference`."""
         now, key = self._clock(), _check_key(reference, blob)
-        prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
+        should_prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
         self._not_found_count += not found
 
         def store(db: apsw.Connection) -> None:
@@ -90,7 +91,7 @@ class SqliteUpstreamRecords:
                 "ON CONFLICT (repository, reference) DO UPDATE SET at = excluded.at, known = excluded.known",
                 (repo, key, now, int(found)),
             )
-            if prune:
+            if should_prune:
                 _prune_not_found_checks(db)
 
         await self._writer.run(store, durable=False)
@@ -104,7 +105,7 @@ class SqliteUpstreamRecords:
         await self._execute(
             "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)",
             (repo, key),
-            ReserveUse.RELIEF,
+            reserve_use=ReserveUse.RELIEF,
         )
 
     async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
@@ -124,8 +125,8 @@ class SqliteUpstreamRecords:
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         """Returns at most `MAX_REFERRING_MANIFESTS` of the manifests of the repository that refer to the blob as config
-        or layer, newest first. Returns fewer if their bodies together have more than `MAX_PARSED_BYTES`; if already the
-        first is too large, returns none."""
+        or layer, newest first. Leaves out manifests that are larger than `MAX_PARSED_BYTES` or cannot be parsed, and
+        returns fewer if their bodies together have more than `MAX_PARSED_BYTES`."""
         # Bodies are read one by one afterwards, because a statement that sorts rows with bodies reads all bodies.
         limits = MAX_REFERRING_MANIFESTS, MAX_PARSED_BYTES, MAX_ROWS_SEARCHED
         rows: list[Any] = self._db.execute(_REFERRING_MANIFESTS, (repo, digest, *limits)).fetchall()
@@ -203,7 +204,9 @@ class SqliteUpstreamRecords:
 
     async def delete_token(self, key: str, token: str) -> None:
         """Deletes the token under `key`, unless it has been replaced by another token than `token`."""
-        await self._execute("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), ReserveUse.RELIEF)
+        await self._execute(
+            "DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), reserve_use=ReserveUse.RELIEF
+        )
 
     async def allowance(self, upstream: str) -> Allowance | None:
         """Returns the rate limit that the upstream stated last; None if none is stored."""
@@ -226,7 +229,7 @@ class SqliteUpstreamRecords:
         )
 
     async def _execute(
-        self, sql: str, values: tuple[str | float | None, ...], reserve_use: ReserveUse = ReserveUse.GROWTH
+        self, sql: str, values: tuple[str | float | None, ...], *, reserve_use: ReserveUse = ReserveUse.GROWTH
     ) -> None:
         """Runs a statement that changes something. The change may be lost in a power cut. `reserve_use`: how much of
         the disk space allocated in advance it may use on a full disk."""

@@ -39,15 +39,15 @@ def _account(row: tuple[Any, ...]) -> Account:
     """Returns the account from a row that the statement `_ACCOUNT` read."""
     name, kind, enabled, admin, version, created, note, has_password, groups = row
     return Account(
-        name_from_database(name),
-        AccountKind(kind),
-        bool(enabled),
-        bool(admin),
-        version,
-        created,
-        tuple(map(name_from_database, json.loads(groups))),
-        note,
-        bool(has_password),
+        name=name_from_database(name),
+        kind=AccountKind(kind),
+        enabled=bool(enabled),
+        admin=bool(admin),
+        version=version,
+        created=created,
+        groups=tuple(map(name_from_database, json.loads(groups))),
+        note=note,
+        has_password=bool(has_password),
     )
 
 
@@ -92,38 +92,38 @@ def add(
     now: float,
     name: AccountName,
     kind: AccountKind,
-    password: str | None,
+    hashed_password: str | None,
     admin: bool,
     note: str,
 ) -> Account:
-    """Adds an enabled account and returns it. `password`: the hash of the password; None for no password. `admin`: the
+    """Adds an enabled account and returns it. `hashed_password`: None for an account without a password. `admin`: the
     account may do everything. Raises AccountExists if an account or a group has the name; AccountInvalid for a robot
     with a password."""
-    if kind is AccountKind.ROBOT and password is not None:
+    if kind is AccountKind.ROBOT and hashed_password is not None:
         raise AccountInvalid("a robot has no password; make an API token for it")
     check_name_is_free(db, name)
     db.execute(
         "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
         "VALUES (?, ?, ?, 1, ?, ?, ?, ?)",
-        (name, kind, password, int(admin), increment_epoch(db), now, note),
+        (name, kind, hashed_password, int(admin), increment_epoch(db), now, note),
     )
     _store_has_had_account(db)
     record(db, by, now, "account.add", name, {"kind": kind, "admin": admin})
     return account(db, name)
 
 
-def set_password(db: apsw.Connection, by: Actor, now: float, name: AccountName, password: str | None) -> None:
-    """Changes the hash of a person's password to `password`; with None, the account has no password afterwards.
+def set_password(db: apsw.Connection, by: Actor, now: float, name: AccountName, hashed_password: str | None) -> None:
+    """Changes a person's password. `hashed_password`: the hash of the new password; None to remove the password.
 
     Bearer tokens and browser sessions that were issued earlier become invalid, because the account's version changes.
     Deletes the account's refresh tokens, which are the API tokens that `docker login` got (purpose `login`). The API
     tokens that the person made (purpose `personal`) stay. Raises AccountUnknown; AccountInvalid for a robot."""
     if account(db, name).kind is AccountKind.ROBOT:
         raise AccountInvalid(f"{name} is a robot, and robots have no password; make an API token for it")
-    _change(db, name, "password", password)
+    _change(db, name, "password", hashed_password)
     db.execute("DELETE FROM api_token WHERE account = ? AND purpose = 'login'", (name,))
     deleted_refresh_tokens = db.changes()
-    detail = nonzero_counts(removed=int(password is None), logins=deleted_refresh_tokens)
+    detail = nonzero_counts(removed=int(hashed_password is None), logins=deleted_refresh_tokens)
     record(db, by, now, "account.password", name, detail)
 
 
@@ -134,8 +134,8 @@ def replace_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> 
 
 
 def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, enabled: bool, keep_admin: bool) -> None:
-    """Enables or disables an account. Raises AccountUnknown. With `keep_admin`, raises LastAdmin instead of disabling
-    the only enabled admin."""
+    """Enables or disables an account; does nothing if it is so already. Raises AccountUnknown. With `keep_admin`,
+    raises LastAdmin instead of disabling the only enabled admin."""
     if keep_admin and not enabled:
         _check_not_last_admin(db, name)
     if account(db, name).enabled is not enabled:
@@ -144,8 +144,8 @@ def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, e
 
 
 def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, admin: bool, keep_admin: bool) -> None:
-    """Makes an account an admin, or makes it an ordinary account. Raises AccountUnknown. With `keep_admin`, raises
-    LastAdmin instead of making the only enabled admin an ordinary account."""
+    """Makes an account an admin, or an ordinary account; does nothing if it is so already. Raises AccountUnknown. With
+    `keep_admin`, raises LastAdmin instead of making the only enabled admin an ordinary account."""
     if keep_admin and not admin:
         _check_not_last_admin(db, name)
     if account(db, name).admin is not admin:

@@ -82,9 +82,9 @@ def _values(entry: AuditEntry) -> tuple[str | float | None, ...]:
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """Splits the target of a line into target and part. Splits `team/app:latest` into `team/app` and `:latest`, and
-    `team/app@sha256:…` into `team/app` and `@sha256:…`. Returns any other target, such as `group:dev`, with an empty
-    part."""
+    """Splits the target of a line into the values of the columns `target` and `part`: `team/app:latest` into `team/app`
+    and `:latest`, `team/app@sha256:…` into `team/app` and `@sha256:…`. Returns any other target, such as `group:dev`,
+    with an empty part."""
     kind, colon, _ = target.partition(":")
     if "@" not in target and (not colon or kind in set(GranteeKind)):
         return target, ""
