@@ -31,8 +31,8 @@ SELECT id, secret, created, retired, until FROM signing_key
 
 
 def signing_keys(db: apsw.Connection, now: float) -> list[SigningKey]:
-    """Returns the key that signs, if there is one, and then the replaced keys whose tokens are still accepted, the one
-    replaced last first."""
+    """Returns the key that signs, if there is one, followed by the replaced keys whose tokens are still accepted, the
+    most recently replaced first."""
     rows: list[Any] = db.execute(_KEYS, (now,)).fetchall()
     return [SigningKey(*row) for row in rows]
 
@@ -50,8 +50,8 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[]
 
 
 def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep: float) -> None:
-    """Makes `key` the one that signs. Tokens that earlier keys signed are accepted for at most `keep` more seconds.
-    Deletes the keys whose tokens are no longer accepted."""
+    """Makes `key` the one that signs. `keep`: the tokens that earlier keys signed are accepted for at most this number
+    of seconds. Deletes the keys whose tokens are no longer accepted."""
     db.execute("UPDATE signing_key SET retired = ?, until = ? WHERE retired IS NULL", (now, now + keep))
     db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep,))
     db.execute("DELETE FROM signing_key WHERE until <= ?", (now,))
