@@ -1,8 +1,8 @@
 """Opens connections to the metadata database, and applies its migrations.
 
 The database is in SQLite's WAL mode: commits append to a write-ahead log (`…-wal`). The log's index (`…-shm`) is shared
-memory of all processes, backed by a file. Opening the database needs disk space for this file. On a full disk it uses
-the *reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
+memory of all processes, backed by a file. Opening the database needs disk space for this file. On a full disk, the
+space comes from the *reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ALLOCATED_INDEX_BYTES: Final = 160 * 1024
 """Bytes of the log's index that are allocated when the database is opened, if the file system has small blocks
 (`_has_small_blocks`). They suffice for a log of 80 MiB."""
 MIN_FREE_BYTES_TO_OPEN: Final = 512 * 1024
-"""Free disk space without which the database is not opened, if the file system has small blocks. It is more than the
-index needs, because running out of space while SQLite writes to the index would kill the process."""
+"""Free bytes on the disk without which the database is not opened, if the file system has small blocks. It is more than
+the index needs, because the process would be killed if the space ran out while SQLite writes to the index."""
 LOG_SIZE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """Size to which SQLite truncates a longer log, after it has copied all of the log into the database file."""
 
 
 def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
-    """Opens the existing database at `path`, and its log. On a full disk it uses the reserve.
+    """Opens the existing database at `path`, and its log. On a full disk, uses the reserve.
 
     A `read_only` connection refuses changes. SQLite nevertheless opens the files for writing, because every reader
     writes to the log's index. Raises apsw.FullError if there is no space; other apsw.Error, OSError."""
@@ -47,7 +47,7 @@ def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
 
 
 def create(path: Path) -> apsw.Connection:
-    """Opens the database at `path` in WAL mode, and creates it if it is missing. On a full disk it uses the reserve.
+    """Opens the database at `path` in WAL mode, and creates it if it is missing. On a full disk, uses the reserve.
 
     The database stores secrets, such as tokens for upstream registries. So users of the machine other than the owner
     and group of its files lose all permissions on them. Raises apsw.FullError if there is no space; other apsw.Error,

@@ -25,8 +25,8 @@ from storage.metadata.sqlite.access.grant_table import pattern_from_database
 MOST_TOKENS = 500
 """Most personal API tokens of an account, so that nobody can fill the disk with them."""
 MAX_PAGE_LIMITS = 500
-"""Number of limits after which a page of tokens ends. A limit restricts a token to some actions on the repositories
-that a pattern matches; a token may have several."""
+"""A page of tokens ends when its tokens together have this number of limits. A limit restricts its token to some
+actions on the repositories that a pattern matches."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _TOKEN_BY_ID = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -39,16 +39,16 @@ def _token(row: tuple[Any, ...]) -> ApiToken:
     """Returns the token from a row that the statement `_TOKEN` read."""
     token_id, owner, purpose, note, created, expires, limits, used, _ = row
     return ApiToken(
-        token_id,
-        name_from_database(owner),
-        purpose,
-        note,
-        created,
-        expires,
-        None
+        id=token_id,
+        account=name_from_database(owner),
+        purpose=purpose,
+        note=note,
+        created=created,
+        expires=expires,
+        limits=None
         if limits is None
         else tuple(TokenLimit(pattern_from_database(p), Action(a)) for p, a in json.loads(limits)),
-        used,
+        used=used,
     )
 
 
