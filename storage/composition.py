@@ -89,7 +89,7 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
         path = error.filename or layout.root
         raise DataDirectoryError(f"cannot set up the data directory: {path}: {describe_error(error)}") from None
     except StorageFull:
-        setup.check_readable(layout)
+        setup.check_readable_on_full_disk(layout)
     with closing(Reserve(layout.reserve, system)) as reserve:
         reserve.establish()
 
@@ -112,9 +112,9 @@ def check_version(data: Path) -> None:
 
 
 def has_had_account(data: Path) -> bool:
-    """Returns whether an account was ever added to a prepared data directory. It may be called before a fork, because
-    it leaves no file open. Raises StorageFailed."""
-    return setup.read_had_account(layout_of(data))
+    """Returns whether there ever was an account in a prepared data directory. Leaves no file open, so it may be called
+    before a fork. Raises StorageFailed."""
+    return setup.has_had_account(layout_of(data))
 
 
 def list_partials(data: Path) -> list[PartialSummary]:

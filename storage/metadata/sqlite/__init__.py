@@ -1,4 +1,5 @@
-"""Metadata, accounts and upstream records in an embedded SQLite database.
+"""Stores metadata, accounts, and what the mirror learned about its upstream registries, in an embedded SQLite database.
 
-A change becomes durable in `commit_thread`. Workers notice each other's changes with `cross_process_change_counter`.
+`commit_thread` commits every change and makes it durable. With `cross_process_change_counter`, a worker (a server
+process) notices that another worker has committed a change.
 """

@@ -4,11 +4,13 @@ Each function runs inside a transaction on the given connection; the caller comm
 seconds since 1970.
 
 - A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob.
-- The *collect queue* holds what garbage collection has to look at: links of blobs to which no manifest of the
-  repository refers, and blobs without any link. Collection removes a link after a grace period.
+- The *collect queue* lists what garbage collection may have to remove. An entry is a link to a blob to which no
+  manifest of the repository refers, or a blob without any link. A link stays for a *grace period* after it was queued.
 - `place` is the key under which the blob store finds the blob's bytes.
-- `boot` identifies the boot of the machine during which an upload's bytes were written. Bytes that were not synced
-  survive a restart of the server, but not one of the machine.
+- `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
+  lose bytes that were not synced to the disk; a restart of the server does not.
+- `repository` and `blob` are row ids; `repo` and `digest` name the same repository and blob.
+- `by` is the actor (an account or a command) that the audit log names.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
-"""Most repositories that are searched for one from which the client may mount a blob."""
+"""Most repositories that `mount_blob` searches for one that has the blob and that the client may read."""
 WHOLE_STORE = 0
-"""Repository id in the collect queue for a blob without any link."""
+"""Stands in the collect queue in place of a repository's row id: the entry is a blob without any link."""
 _BLOB_IN_REPOSITORY = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
@@ -51,7 +53,7 @@ def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> in
 
 
 def is_referenced(db: apsw.Connection, repository: int, digest: Digest) -> bool:
-    """Returns whether a manifest of the repository refers to the blob. `repository`: the repository's row id."""
+    """Returns whether a manifest of the repository refers to the blob."""
     return (
         db.execute("SELECT 1 FROM manifest_blob WHERE repository = ? AND digest = ? LIMIT 1", (repository, digest)).get
         is not None
@@ -59,8 +61,8 @@ def is_referenced(db: apsw.Connection, repository: int, digest: Digest) -> bool:
 
 
 def queue_for_collection(db: apsw.Connection, repository: int, digest: Digest, now: float) -> None:
-    """Queues a repository's link to a blob, or with `WHOLE_STORE` the blob itself. If it is queued already, its grace
-    period starts again at `now`."""
+    """Queues the repository's link to a blob, or, if `repository` is `WHOLE_STORE`, the blob itself. If the entry is in
+    the queue already, its grace period starts again at `now`."""
     db.execute(
         "INSERT INTO collect_queue (repository, digest, since) VALUES (?, ?, ?) "
         "ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since",
@@ -69,15 +71,16 @@ def queue_for_collection(db: apsw.Connection, repository: int, digest: Digest, n
 
 
 def remove_from_collect_queue(db: apsw.Connection, repository: int, digest: Digest) -> None:
+    """Removes an entry from the collect queue, if there is one. `repository` may be `WHOLE_STORE`."""
     db.execute("DELETE FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest))
 
 
 def add_link(
     db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, confirmed: bool = False
 ) -> None:
-    """Links the blob (row id `blob`) to the repository. Queues the link if no manifest of the repository refers to the
-    blob yet. `confirmed`: the blob was pushed to this repository or fetched for it from its upstream; a link that was
-    confirmed once stays so."""
+    """Adds the repository's link to the blob, or updates it if it exists. Queues the link if no manifest of the
+    repository refers to the blob yet. `confirmed`: the blob was pushed to this repository, or fetched for it from its
+    upstream (the registry that it mirrors). A link that is already confirmed stays confirmed."""
     db.execute(
         "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (repository, blob) DO UPDATE "
@@ -91,13 +94,14 @@ def add_link(
 def add_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, now: float
 ) -> None:
-    """Adds an uploaded blob to the repository, and deletes its upload session. Raises BlobUploadUnknown."""
+    """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Raises BlobUploadUnknown if
+    there is no such session."""
     end_upload(db, upload)
     adopt_blob(db, repo, digest, size, place, now)
 
 
 def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> None:
-    """Adds a blob without an upload session to the repository. Its bytes must be in the blob store already."""
+    """Adds a blob to the repository. The blob store must have the blob's bytes at `place`."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
@@ -107,8 +111,8 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
-    """Stores that the repository's upstream registry also has the blob in this repository. Does nothing if the
-    repository has no link to the blob."""
+    """Marks the repository's link to the blob as confirmed: the upstream said that it has the blob in this repository.
+    Does nothing if the repository has no link to the blob."""
     db.execute(
         "UPDATE blob_link SET confirmed = 1 WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -119,36 +123,39 @@ def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> N
 def mount_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor, now: float
 ) -> int:
-    """Links a blob of another repository to `repo`, and returns the blob's size in bytes. `source`: the other
-    repository, or the set of repositories that the client may read. Raises BlobUnknown."""
+    """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`: the
+    other repository, or a set of repositories that the client may read, any of which may have the blob. Raises
+    BlobUnknown if none of them is found to have it."""
     if isinstance(source, NameSet):
-        blob, size, holder = _find_mount_source(db, digest, source)
+        blob, size, found_in = _find_mount_source(db, digest, source)
     else:
         row: Any = db.execute(_BLOB_IN_REPOSITORY + " AND r.name = ?", (digest, source)).get
         if row is None:
             raise BlobUnknown(f"{source} has no blob {digest}")
-        blob, size, holder = row
+        blob, size, found_in = row
     add_link(db, make_repository(db, repo, now), blob, digest, now)
-    record_content(db, by, now, "blob.mount", repo, digest, {"from": holder})
+    record_content(db, by, now, "blob.mount", repo, digest, {"from": found_in})
     return int(size)
 
 
 def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> tuple[int, int, str]:
     """Returns the blob's row id, its size in bytes, and a repository of the set `names` that has the blob.
 
-    Searches a limited number of repositories, because other changes wait for this transaction; a client whose mount
-    fails uploads the blob instead. Raises BlobUnknown if the search finds none."""
-    max_rows = MAX_MOUNT_SOURCES_SEARCHED // names.match_cost + 1  # `match_cost`: relative cost of matching a name
+    Searches a limited number of repositories, because other changes wait for this transaction. It may thus miss a
+    repository that has the blob; the client then has to upload the blob. Raises BlobUnknown if it finds none."""
+    # `match_cost`: what it costs to match a name against this set, as a multiple of the cost with the simplest set.
+    max_rows = MAX_MOUNT_SOURCES_SEARCHED // names.match_cost + 1
     rows: list[Any] = db.execute(_BLOB_IN_REPOSITORY + " LIMIT ?", (digest, max_rows)).fetchall()
-    for blob, size, holder in rows:
-        if holder in names:
-            return blob, size, holder
+    for blob, size, repository_name in rows:
+        if repository_name in names:
+            return blob, size, repository_name
     raise BlobUnknown(f"no repository has a blob {digest}")
 
 
-def need_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
-    """Stores that a client now relies on the blob being in the repository, so that collection keeps the link for
-    another grace period. Raises BlobUnknown."""
+def touch_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
+    """Stores that a client was told at `now` that the repository has the blob. Garbage collection then keeps the link
+    for a grace period from `now`, so that the client can push a manifest that refers to the blob. Raises
+    BlobUnknown."""
     db.execute(
         "UPDATE blob_link SET needed = max(needed, ?3) WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -161,8 +168,8 @@ def need_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: fl
 def delete_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float, *, even_if_referenced: bool
 ) -> None:
-    """Removes the blob from the repository. Raises BlobUnknown; Unsupported if a manifest of the repository refers
-    to the blob, unless `even_if_referenced`."""
+    """Removes the blob from the repository. Raises BlobUnknown. Raises Unsupported if a manifest of the repository
+    refers to the blob and `even_if_referenced` is false."""
     row: Any = db.execute(_LINKED_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
@@ -180,8 +187,8 @@ def _referring_manifest(db: apsw.Connection, repository: int, digest: Digest) ->
 
 
 def remove_link(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> bool:
-    """Removes the repository's link to the blob (row id `blob`), and queues the blob if that was its last link. Returns
-    False if the repository had no link."""
+    """Removes the repository's link to the blob, and queues the blob if that was its last link. Returns False if the
+    repository had no link to it."""
     db.execute("DELETE FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob))
     if db.changes() == 0:
         return False
@@ -194,8 +201,8 @@ def remove_link(db: apsw.Connection, repository: int, blob: int, digest: Digest,
 def start_upload(
     db: apsw.Connection, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str, now: float
 ) -> None:
-    """Stores a new upload session. `algorithm`: of the digest that is computed. `owner`: name of the actor that may
-    continue the session; empty if anybody may."""
+    """Stores a new upload session. `algorithm`: the hash algorithm, such as `sha256`, with which the blob's digest is
+    computed. `owner`: name of the actor that may continue the session; empty if every client may."""
     db.execute(
         "INSERT INTO upload (id, repository, algorithm, offset, boot, started, touched, owner) "
         "VALUES (?, ?, ?, 0, ?, ?, ?, ?)",
@@ -204,10 +211,12 @@ def start_upload(
 
 
 def save_upload(db: apsw.Connection, upload: UploadID, offset: int, state: bytes | None, boot: str, now: float) -> None:
-    """Stores the progress of an upload session: `state` is the digest's state after `offset` bytes.
+    """Stores the progress of an upload session: `offset` bytes have arrived. `state` is the state of the digest's
+    computation after these bytes; None if it is not saved.
 
-    A smaller offset from the same boot is ignored, because a process that lost the session may save late. After a
-    reboot a smaller offset is stored, because bytes may have been lost. Raises BlobUploadUnknown."""
+    Ignores an offset smaller than the stored one, because another process may have continued the session and stored
+    more. After a restart of the machine, stores a smaller offset too, because bytes may have been lost. Raises
+    BlobUploadUnknown."""
     db.execute(
         "UPDATE upload SET offset = ?2, state = ?3, boot = ?4, touched = ?5 "
         "WHERE id = ?1 AND (offset <= ?2 OR boot <> ?4)",
@@ -218,27 +227,29 @@ def save_upload(db: apsw.Connection, upload: UploadID, offset: int, state: bytes
 
 
 def end_upload(db: apsw.Connection, upload: UploadID) -> None:
-    """Deletes an upload session. Raises BlobUploadUnknown."""
+    """Deletes an upload session. Raises BlobUploadUnknown if there is no such session."""
     db.execute("DELETE FROM upload WHERE id = ?", (upload,))
     if db.changes() == 0:
         raise BlobUploadUnknown()
 
 
 def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
-    """Deletes an upload session that made no progress after `before`. Returns whether it deleted one."""
+    """Deletes the upload session if it made no progress after `before`. Returns whether it deleted the session."""
     db.execute("DELETE FROM upload WHERE id = ? AND touched <= ?", (upload, before))
     return db.changes() > 0
 
 
 def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float) -> bool:
-    """Removes a queued link whose grace period is over: it was queued before `before`, no manifest refers to the blob,
-    and no client relied on the blob since. Returns whether it removed the link. Otherwise updates the queue: removes
-    the entry if the link is gone or in use, or restarts its grace period."""
+    """Removes a queued link whose grace period is over, and returns whether it removed the link.
+
+    The period is over if the link was queued by the time `before`, no manifest of the repository refers to the blob,
+    and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a manifest
+    refers to the blob, takes the entry off the queue. If a client used the blob, restarts the period at that time."""
     since = db.execute(
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
     ).get
     if since is None or since > before:
-        return False  # the link is not queued any more, or it was queued again and its grace period is not over
+        return False  # the link is no longer queued, or it was queued again after `before`
     row = db.execute(
         "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
         (entry.digest, entry.repository),
@@ -254,8 +265,8 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
 
 def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
-    """Deletes the row of a blob without links and returns the blob's place, where the caller deletes the bytes. Returns
-    None if there is no such row or a repository has a link again. Takes the blob off the queue in either case."""
+    """Takes the blob off the collect queue. If it still has no link, deletes its row and returns its place, so that the
+    caller can delete the bytes there. Returns None if the blob has a link again or has no row."""
     remove_from_collect_queue(db, WHOLE_STORE, digest)
     row = db.execute("SELECT id, place FROM blob WHERE digest = ?", (digest,)).get
     if row is None:
@@ -268,7 +279,8 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 
 
 def unlinked_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
-    """Returns at most `limit` queued blobs that have no link."""
+    """Returns at most `limit` blobs that were queued because they had lost their last link. One may have a link again,
+    so `drop_blob` looks once more."""
     found: list[Any] = db.execute(
         "SELECT digest FROM collect_queue WHERE repository = ? LIMIT ?", (WHOLE_STORE, limit)
     ).fetchall()
@@ -276,7 +288,7 @@ def unlinked_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
 
 
 def queued_links(db: apsw.Connection, before: float, limit: int) -> list[QueuedLink]:
-    """Returns at most `limit` links that were queued before `before`, oldest first."""
+    """Returns at most `limit` links that were queued by the time `before`, oldest entries first."""
     rows = db.execute(
         "SELECT repository, digest FROM collect_queue WHERE since <= ? AND repository <> ? ORDER BY since LIMIT ?",
         (before, WHOLE_STORE, limit),
@@ -286,7 +298,7 @@ def queued_links(db: apsw.Connection, before: float, limit: int) -> list[QueuedL
 
 
 def stale_uploads(db: apsw.Connection, before: float, limit: int) -> list[UploadID]:
-    """Returns at most `limit` upload sessions without progress after `before`, oldest first."""
+    """Returns at most `limit` upload sessions that made no progress after `before`, the longest idle ones first."""
     rows = db.execute("SELECT id FROM upload WHERE touched <= ? ORDER BY touched LIMIT ?", (before, limit))
     found: list[Any] = rows.fetchall()
     return [UploadID(upload) for (upload,) in found]

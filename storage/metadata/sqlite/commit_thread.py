@@ -1,16 +1,18 @@
-"""The thread of a process that commits all its changes of metadata, in batches (`CommitThread`). Here a pushed tag, a
-manifest or a blob's row becomes durable: the future of `CommitThread.run` is set after the commit's fsync.
+"""Commits all changes that a process makes to the metadata database, in one thread and in batches (`CommitThread`).
+
+A pushed manifest, tag or blob row becomes durable here: `CommitThread.run` returns a future, which gets its result
+after the fsync of the commit.
 
 SQLite lets one connection write at a time. With SQLite's busy timeout alone, one of several writing processes can
-starve for seconds. So each transaction holds an exclusive `flock`, for which the processes queue. Changes that arrive
-while another transaction runs share the next transaction and its fsync.
+starve for seconds. So each process holds an exclusive `flock` during its transaction, and the processes queue for it.
+Changes that arrive while a transaction runs share the next transaction and its fsync.
 
 SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. Checkpoints run
-in this thread with the same lock, after the results of a batch are delivered, so that nobody waits for a checkpoint as
-part of a commit.
+in the same thread and with the same lock. On a disk with space they run only after the results of a batch were
+delivered, so that no change of that batch waits for one.
 
-The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, checkpoints and changes
-that free space or take rights away use it; changes that store content are refused.
+The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, checkpoints use it, and
+so do changes that free space or take rights away. Changes that store content are refused (`StorageFull`).
 """
 
 from __future__ import annotations
@@ -42,11 +44,16 @@ from storage.metadata.sqlite.database import connect, is_full
 MAX_BATCH_CHANGES = 256
 """Most changes in one transaction, so that the first of them does not wait long for its commit."""
 CHECKPOINT_LOG_PAGES = 1000
-"""Pages in the log from which a checkpoint runs after each commit: the value that SQLite itself uses by default."""
+"""A checkpoint runs after a commit if the log then has at least this number of pages. SQLite's own default."""
 RESTART_LOG_PAGES = 16_000
-"""Pages in the log from which a checkpoint also waits for readers, so that the log starts over and stops growing."""
+"""With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
+then overwrite the log from its beginning, so that the log does not grow further."""
 RIGHTS_TABLE = "access"
-"""Table with the epoch: a counter that every change of rights increments in its own transaction."""
+"""Table with the epoch: a number that every change of rights increments in its transaction."""
+_CHECKPOINT_FAILED = (
+    "cannot copy the write-ahead log of the metadata into the database file; no change is lost, and the next commit "
+    "tries again: %s"
+)
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 Change = Callable[[apsw.Connection], T]
@@ -55,10 +62,11 @@ Change = Callable[[apsw.Connection], T]
 
 @dataclass(slots=True)
 class _PendingChange:
-    """A change that is queued or in a batch.
+    """A change whose outcome has not been delivered to its future.
 
-    `durable` and `reserve_use` are the arguments of `CommitThread.run`, `future` is what `run` returned. `result` and
-    `error` are the outcome so far. `committed` is true once the transaction with the change is committed."""
+    `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, `future` is what `run` returned.
+    `result` is what `change` returned, and `error` why the change failed, both at the latest attempt. `committed` is
+    true once the transaction with the change is committed."""
 
     change: Change[Any]
     durable: bool
@@ -69,13 +77,13 @@ class _PendingChange:
     committed: bool = False
 
     def fail(self, error: BaseException) -> None:
-        """Sets the error of a change that was not committed and has no error of its own."""
+        """Sets the error of the change, unless it was committed or has an error already."""
         if not self.committed and self.error is None:
             self.error = _as_registry_error(error)
 
     def deliver(self) -> None:
-        """Sets the future's result or error in its event loop. Does nothing if the loop is closed. Called in the commit
-        thread."""
+        """Gives the future its result or error. Called in the commit thread, so it has the future's event loop do this.
+        Does nothing if that loop is closed."""
         if self.error is None:
             set_outcome = partial(self.future.set_result, self.result)
         else:
@@ -85,51 +93,58 @@ class _PendingChange:
 
 
 class CommitThread:
-    """Runs changes in the order in which they are queued. A change must not block on anything but the database."""
+    """Makes changes in the order in which `run` was called. A change must not wait for anything but the database,
+    because all later changes of the process wait for it."""
 
     def __init__(self, layout: Layout, system: System, version: Callable[[], object], reserve: Reserve) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `version` and `reserve` must stay usable until `close`. Raises apsw.Error, OSError."""
+        of any process changes. The caller closes `version` and `reserve` only after it has called `close`. Raises
+        apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
         self._reserve = reserve
         self._rights_changed = False
         self._versions_with_same_rights: tuple[object, object] = (None, None)
+        """Data versions before and after the last commit for which `has_same_rights` returns True."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
         self._log_pages = 0
         self._fsync_enabled: bool | None = None
-        self._log_name_synced = False
+        self._log_name_is_durable = False
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(opened,), name="metadata", daemon=True)
         self._thread.start()
-        opened.result()
+        opened.result()  # waits, and raises the error with which the thread failed to open the database
 
     def run(
         self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.GROWTH
     ) -> UncancellableFuture[T]:
-        """Runs `change` in a transaction and returns a future of its result, which is set once the transaction is
-        committed.
+        """Queues `change`, to be called in a transaction. Returns a future that gets the result of `change` once the
+        transaction is committed.
 
-        `durable`: the commit must survive a power cut. `reserve_use`: how the change may use the reserve on a full
-        disk. The future raises what `change` raises, StorageFull or StorageFailed; the change is then rolled back. If
-        the task that awaits the future is cancelled, the change is still made, and the task ends afterwards."""
+        `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
+        full disk. If the change fails, it is rolled back, and the future raises a RegistryError: the one that `change`
+        raised, StorageFull, or StorageFailed for any other error. A cancellation of the task that awaits the future
+        does not stop the change; the task gets its cancellation when the change has ended."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
         return future
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns whether exactly one commit lies between the data versions `before` and `after`, and this thread made
-        it, and it changed no rights. Rights that were read at `before` are then still valid at `after`. Knows this for
-        the last commit only."""
+        """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
+        and it changed no rights. Rights that were read at `before` are then still valid at `after`.
+
+        Returns False if this is not so or not known. The thread knows it only of the last such commit that it made."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
-        """Makes the queued changes, then ends the thread and closes the connection."""
+        """Waits until all queued changes are made, the thread has ended and the connection is closed."""
         self._queue.put(None)
         self._thread.join()
 
     def _work(self, opened: Future[None]) -> None:
+        """Opens the database, gives `opened` a result or the error, and commits batches until `close` is called. The
+        thread runs this method."""
         try:
             db = connect(self._layout.metadata)
             lock = self._system.open(self._layout.metadata_lock, os.O_RDWR | os.O_CREAT)
@@ -145,23 +160,25 @@ class CommitThread:
                     with Flock(lock):
                         self._commit_with_room(db, batch)
                 except BaseException as error:
-                    # The lock failed, or the error is unexpected. The thread continues, because no other can write.
+                    # The lock failed, or the error is unexpected. The thread continues, because without it this process
+                    # could make no more changes.
                     log.warning("a transaction with changes of the metadata failed", exc_info=error)
                     self._roll_back(db)
                     for pending in batch:
                         pending.fail(error)
-                # Only now, because the event loop then runs and competes with this thread for the interpreter's lock.
+                # Outcomes are delivered after the file lock is released, because the event loop then wakes up and
+                # competes with this thread for Python's global interpreter lock.
                 for pending in batch:
                     pending.deliver()
                 if self._log_pages >= CHECKPOINT_LOG_PAGES:
-                    self._checkpoint_locked(db, lock)
+                    self._lock_and_checkpoint(db, lock)
         finally:
             db.close()
             os.close(lock)
 
     def _next_batch(self) -> list[_PendingChange]:
-        """Waits for a change, and returns it with those that are queued behind it. Returns an empty list after
-        `close`."""
+        """Waits for a change. Returns it and the changes that are queued behind it, at most `MAX_BATCH_CHANGES`.
+        Returns an empty list if `close` was called and no change is queued."""
         first = self._queue.get()
         if first is None:
             return []
@@ -169,14 +186,15 @@ class CommitThread:
         with suppress(queue.Empty):
             while len(batch) < MAX_BATCH_CHANGES:
                 following = self._queue.get_nowait()
-                if following is None:  # `close` was called: end after this batch
+                if following is None:  # `close` was called: the next call of this method returns an empty list
                     self._queue.put(None)
                     break
                 batch.append(following)
         return batch
 
     def _commit_with_room(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits the batch. If a change finds no space and may use the reserve, tries it again with the reserve."""
+        """Commits the batch. On a full disk, refuses the changes that may not use the reserve, and commits the others,
+        with the space of the reserve if there is no other space. Checkpoints the log then."""
         has_space = self._reserve.is_whole or self._reserve.restore()
         uncommitted = batch
         if not has_space:
@@ -190,7 +208,9 @@ class CommitThread:
             nonlocal uncommitted
             self._commit(db, uncommitted)
             uncommitted = [
-                pending for pending in uncommitted if pending.reserve_use and isinstance(pending.error, StorageFull)
+                pending
+                for pending in uncommitted
+                if pending.reserve_use is not ReserveUse.GROWTH and isinstance(pending.error, StorageFull)
             ]
             if uncommitted:
                 raise StorageFull
@@ -202,16 +222,16 @@ class CommitThread:
             with suppress(StorageFull):
                 self._reserve.spend(attempt, StorageFull)
         if not has_space:
-            # Once all of the log is checkpointed, the next commits reuse the log's space.
+            # After a checkpoint of all of the log, the next commits overwrite the log and need no new space for it.
             self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _commit(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits all changes in one transaction. If the transaction fails, commits each change alone, because a small
-        change may fit on the disk where a large one does not."""
+        """Commits all changes in one transaction. If the transaction fails, commits each change in one of its own,
+        because the disk may have space for some of them. Raises an error only if it occurs after a commit."""
         try:
             self._transact(db, batch)
         except BaseException as error:
-            full = is_full(db, error)
+            full = is_full(db, error)  # before the rollback, because it looks at the last error of `db`
             self._roll_back(db)
             if any(pending.committed for pending in batch):
                 raise  # a committed change must not be made again
@@ -227,15 +247,15 @@ class CommitThread:
                 db.execute("ROLLBACK")
 
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Makes all changes in one transaction and commits it. Each of several changes has its own savepoint, so that a
-        change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        self._sync_log_name(db)
+        """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
+        that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
+        self._make_log_name_durable(db)
         self._set_fsync(db, any(pending.durable for pending in batch))
         db.execute("BEGIN IMMEDIATE")
-        before, self._rights_changed = self._version(), False
+        before, self._rights_changed = self._version(), False  # `_note_changed_row` sets `_rights_changed` to True
         several = len(batch) > 1
         for pending in batch:
-            pending.error = None  # an earlier attempt, in a batch with others, may have set it
+            pending.error = None  # an earlier attempt may have set it
             if several:
                 db.execute("SAVEPOINT change")
             try:
@@ -258,44 +278,45 @@ class CommitThread:
             if not self._rights_changed and is_exactly_one_commit_later(before, after):
                 self._versions_with_same_rights = before, after
 
-    def _sync_log_name(self, db: apsw.Connection) -> None:
-        """Syncs the directory before the first commit, so that the log's file name is durable. SQLite syncs the
-        directory only if the connection that created the log is also the first to sync the log."""
-        if not self._log_name_synced:
+    def _make_log_name_durable(self, db: apsw.Connection) -> None:
+        """Before the first commit, syncs the directory, so that the log's file name survives a power cut. SQLite does
+        not do this if another connection than the one that created the log is the first to sync the log."""
+        if not self._log_name_is_durable:
             db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log
             with as_storage_errors():
                 sync_directory(self._system, self._layout.root)
-            self._log_name_synced = True
+            self._log_name_is_durable = True
 
     def _set_fsync(self, db: apsw.Connection, enabled: bool) -> None:
-        """Switches the fsync at each commit on or off. A change that is not durable, such as the progress of an upload,
-        is not worth an fsync of its own; the next commit with fsync also syncs the earlier ones."""
+        """Switches the fsync at each commit on or off. A commit without fsync becomes durable with the next commit that
+        has one. This suffices for changes that may be lost in a power cut, such as the progress of an upload."""
         if enabled is not self._fsync_enabled:
             db.pragma("synchronous", "FULL" if enabled else "NORMAL")
             self._fsync_enabled = enabled
 
     def _note_log_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        """SQLite calls this after each commit. `pages`: the length of the log."""
         self._log_pages = pages
         return apsw.SQLITE_OK
 
     def _note_changed_row(self, _kind: int, _database: str, table: str, _row: int) -> None:
+        """SQLite calls this for each row that a change inserts, updates or deletes."""
         if table == RIGHTS_TABLE:
             self._rights_changed = True
 
-    def _checkpoint_locked(self, db: apsw.Connection, lock: int) -> None:
+    def _lock_and_checkpoint(self, db: apsw.Connection, lock: int) -> None:
+        """Locks the file `lock` and runs a checkpoint. Logs an error of either instead of raising it."""
         try:
             with Flock(lock):
                 restart = self._log_pages >= RESTART_LOG_PAGES
                 self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE)
         except Exception as error:
-            log.warning(
-                "the metadata's log could not be checkpointed; the next commit tries again: %s", error, exc_info=error
-            )
+            log.warning(_CHECKPOINT_FAILED, error, exc_info=error)
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> None:
-        """Runs a checkpoint. The caller holds the lock. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`. A failure is
-        logged."""
-        self._log_pages = 0
+        """Runs a checkpoint, on a full disk with the reserve. Logs a failure of SQLite instead of raising it. The
+        caller holds the lock. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`."""
+        self._log_pages = 0  # the next commit sets it to the length that the log then has
 
         def attempt() -> None:
             try:
@@ -311,8 +332,7 @@ class CommitThread:
             except StorageFull:
                 self._reserve.spend(attempt, StorageFull)
         except (apsw.Error, StorageFull) as error:
-            # Nothing is lost: the changes are in the log.
-            log.warning("the metadata's log could not be checkpointed; the next commit tries again: %s", error)
+            log.warning(_CHECKPOINT_FAILED, error)
 
 
 def _execute_commit(db: apsw.Connection) -> None:
@@ -320,8 +340,8 @@ def _execute_commit(db: apsw.Connection) -> None:
 
 
 def _as_registry_error(error: BaseException, *, full: bool = False) -> RegistryError:
-    """Returns `error` if it is a RegistryError, otherwise StorageFull if the disk is `full`, otherwise
-    StorageFailed."""
+    """Returns `error` itself if it is a RegistryError; otherwise StorageFull if `error` means that the disk is `full`,
+    and StorageFailed if it means something else."""
     if isinstance(error, RegistryError):
         return error
     if full:

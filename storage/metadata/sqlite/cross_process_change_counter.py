@@ -1,14 +1,14 @@
 """The data version: a value that changes with every commit to the database, by any connection of any process.
 
-A worker reads the version before it answers a request. Cached responses, cached lookups and the cached epoch (a number
-that every change of rights increments) are valid for one version only. So a worker notices what another worker
-committed, such as a revoked right, with its next request.
+A worker (a server process) reads the version before it answers a request. If the version has changed since the last
+request, it no longer uses the responses and lookups that it has cached, and checks whether rights have changed. So it
+notices at the next request what another worker committed, such as a revoked right.
 
 The value is read from SQLite's memory. In WAL mode, SQLite keeps an index of the write-ahead log in shared memory. The
 index begins with two copies of a header, which contains a count of the commits, the length of the log and a checksum.
-Every commit writes both copies after its bytes are on disk and before `COMMIT` returns. Reading the two copies takes
-0.1 µs; the shortest SQL statement takes 2.5 µs. Only this module knows the header's layout. It checks the layout when
-the database is opened, and uses the slower `PRAGMA data_version` if the layout is unknown.
+Every commit writes both copies after it has written its data to the log and before `COMMIT` returns. Reading the two
+copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. Only this module knows the header's layout. It checks the
+layout when the database is opened, and uses the slower `PRAGMA data_version` if the layout is unknown.
 
 Sources: "WAL-mode File Format" (sqlite.org/walformat.html), sections 2.1 and 4.4; `sqlite3_io_methods`; "PRAGMA
 data_version" (sqlite.org/pragma.html).
@@ -29,7 +29,7 @@ import apsw
 _HEADER_BYTES: Final = 48
 """Size of one copy of the header."""
 _BOTH_HEADERS_BYTES: Final = 2 * _HEADER_BYTES
-"""Size of both copies. The copies differ while a commit writes them, and after a writer died between the two."""
+"""Size of both copies. The copies differ while a commit writes them, or after a process died between the two writes."""
 _FORMAT_VERSION: Final = 3_007_000
 """Version of the header's format (`iVersion`) that this module can read."""
 _CHECKSUMMED_BYTES: Final = 40
@@ -37,13 +37,13 @@ _CHECKSUMMED_BYTES: Final = 40
 _COMMIT_COUNT: Final = slice(8, 12)
 """Bytes of the header with the count of the commits (`iChange`), in the machine's byte order."""
 _INDEX_REGION_BYTES: Final = 32 * 1024
-"""Size of the parts in which SQLite maps the index."""
+"""SQLite maps the index into memory in regions of this size. The header is in the first."""
 _METHODS_WITH_SHARED_MEMORY: Final = 2
 """First version of the structure `sqlite3_io_methods` that has the method `xShmMap`."""
 _METHODS_BEFORE_SHM_MAP: Final = 12
-"""Number of methods before `xShmMap` in the structure."""
+"""Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _LAYOUT_ATTEMPTS: Final = 20
-"""Reads of the header before its layout counts as unknown: a commit during a read makes the two copies differ."""
+"""Most reads of the header to recognize its layout. One read may fail, because a commit is just writing the copies."""
 log = logging.getLogger("storage.metadata")
 
 
@@ -90,15 +90,19 @@ def _log_index_address(db: apsw.Connection) -> int:
 
 
 class DataVersion:
-    """Reads the data version of an open database in WAL mode. Two equal versions mean that nothing was committed
-    between the two reads. A lookup that starts after a version was read sees at least the data of that version.
+    """Reads the data version of an open database in WAL mode: each call returns the current version.
 
-    Close this object before the connection: SQLite unmaps the memory with the last connection."""
+    If two calls return equal versions, nothing was committed between them. A lookup that starts after a call sees the
+    data of the returned version or newer data.
+
+    Close this object before the connection `db`. SQLite unmaps the memory that this object reads when the last
+    connection of the process to the database is closed."""
 
     def __init__(
         self, db: apsw.Connection, find_index_address: Callable[[apsw.Connection], int] = _log_index_address
     ) -> None:
-        """`find_index_address` returns the memory address of the log's index. Raises apsw.Error, UnknownLayout."""
+        """Finds the log's index of the database that `db` has open. `find_index_address` returns the memory address of
+        that index. Raises apsw.Error, UnknownLayout."""
         db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log and map its index
         headers = (ctypes.c_char * _BOTH_HEADERS_BYTES).from_address(find_index_address(db))
         page_size = int(db.pragma("page_size"))
@@ -111,15 +115,15 @@ class DataVersion:
         return self._read()
 
     def close(self) -> None:
-        """Stops reading SQLite's memory."""
+        """Ensures that no later call reads SQLite's memory."""
         self._read = object
 
 
 class PragmaDataVersion:
-    """Reads the data version with `PRAGMA data_version`, whatever layout the log's index has.
+    """Reads the data version with `PRAGMA data_version`, which works with every layout of the log's index.
 
-    The pragma's value is specific to a connection, so each thread has a connection of its own, and versions from
-    different threads are never equal."""
+    The values that two connections return for the pragma cannot be compared. So each thread has a connection of its
+    own, and versions that different threads read are never equal."""
 
     def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
         """`connect` opens a connection to the database. It is called once in each thread."""
@@ -140,7 +144,7 @@ class PragmaDataVersion:
         return threading.get_ident(), db.pragma("data_version")
 
     def close(self) -> None:
-        """Closes the connections of all threads. The caller ensures that no thread reads a version meanwhile."""
+        """Closes the connections of all threads. No thread may read a version at the same time."""
         self._closed = True
         for db in self._opened:
             db.close()
@@ -151,8 +155,9 @@ def open_data_version(
     connect: Callable[[], apsw.Connection],
     find_index_address: Callable[[apsw.Connection], int] = _log_index_address,
 ) -> DataVersion | PragmaDataVersion:
-    """Returns a `DataVersion` of `db` if the layout of the log's index is known. Otherwise logs a warning and returns a
-    `PragmaDataVersion`, which opens connections with `connect`. Raises apsw.Error."""
+    """Returns a `DataVersion` that reads the version of the database which `db` has open. If the layout of the log's
+    index is unknown, logs a warning and returns a `PragmaDataVersion`, which opens connections with `connect`. Raises
+    apsw.Error."""
     try:
         return DataVersion(db, find_index_address)
     except UnknownLayout:
@@ -164,12 +169,14 @@ def open_data_version(
 
 
 def is_exactly_one_commit_later(before: object, after: object) -> bool:
-    """Returns whether exactly one commit lies between two versions. The caller must read `before` inside the
-    transaction that it then commits, because no other connection can commit until then. Returns False also if the
-    number of commits is unknown: for versions of `PragmaDataVersion`, or while another commit is being written."""
+    """Returns True if exactly one commit lies between the versions `before` and `after`. The caller must read `before`
+    inside the transaction that it then commits, because no other connection can commit until then.
+
+    Returns False if there were more commits, or if their number is unknown. It is unknown for versions of
+    `PragmaDataVersion`, and for an `after` that was read while another commit wrote the copies of the header."""
     if not isinstance(before, bytes) or not isinstance(after, bytes):
         return False
-    if after[:_HEADER_BYTES] != after[_HEADER_BYTES:]:
+    if after[:_HEADER_BYTES] != after[_HEADER_BYTES:]:  # another commit was writing the two copies
         return False
     return _commit_count(after) == (_commit_count(before) + 1) % (1 << 32)
 
@@ -179,8 +186,8 @@ def _commit_count(version: bytes) -> int:
 
 
 def _is_known_layout(headers: bytes, page_size: int) -> bool:
-    """Returns whether both copies of the header are equal, have the known format version and the database's page size,
-    and have the right checksum."""
+    """Returns whether the two copies of the header are equal and have the layout that this module knows: the format
+    version, the database's page size and the checksum are where they are expected."""
     header = headers[:_HEADER_BYTES]
     if header != headers[_HEADER_BYTES:]:
         return False
@@ -188,7 +195,7 @@ def _is_known_layout(headers: bytes, page_size: int) -> bool:
     checksum = struct.unpack_from("=II", header, _CHECKSUMMED_BYTES)
     return (
         (format_version, initialized) == (_FORMAT_VERSION, 1)
-        # SQLite writes 65536 as 1. An empty log has the page size 0.
+        # The header has 1 for a page size of 65536 (hence the modulo), and 0 for an empty log.
         and header_page_size in {page_size % 65535, 0}
         and checksum == _checksum(header[:_CHECKSUMMED_BYTES])
     )

@@ -1,8 +1,8 @@
-"""Connections to the metadata database, and its migrations: numbered SQL files, one transaction each.
+"""Opens connections to the metadata database, and applies its migrations.
 
 The database is in SQLite's WAL mode: commits append to a write-ahead log (`…-wal`). The log's index (`…-shm`) is shared
-memory of all processes, backed by a file. On a full disk, opening needs space for the index and takes it from the
-*reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
+memory of all processes, backed by a file. Opening the database needs disk space for this file. On a full disk, the
+space comes from the *reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
 """
 
 from __future__ import annotations
@@ -25,30 +25,33 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 BUSY_TIMEOUT_MILLISECONDS = 10_000
-"""How long a statement waits for another program that has locked the database, such as a backup or an SQL shell."""
+"""Time that a statement waits for another program that has locked the database, such as a backup or an SQL shell."""
 MEMORY_PAGE_BYTES: Final = 4096
 """Size of a page of memory: the unit in which files are mapped."""
 ALLOCATED_INDEX_BYTES: Final = 160 * 1024
-"""Bytes of the log's index that are allocated in advance on file systems with small blocks. They suffice for a log of
-80 MiB."""
+"""Bytes of the log's index that are allocated when the database is opened, if the file system has small blocks
+(`_has_small_blocks`). They suffice for a log of 80 MiB."""
 MIN_FREE_BYTES_TO_OPEN: Final = 512 * 1024
-"""Free disk space with which the index can certainly be mapped on file systems with small blocks."""
+"""Free bytes on the disk without which the database is not opened, if the file system has small blocks. It is more than
+the index needs, because the process would be killed if the space ran out while SQLite writes to the index."""
 LOG_SIZE_LIMIT_BYTES: Final = 16 * 1024 * 1024
-"""Size to which SQLite truncates a longer log once all of it has been copied into the database."""
+"""Size to which SQLite truncates a longer log, after it has copied all of the log into the database file."""
 
 
 def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
-    """Opens the existing database at `path`, and its log. On a full disk it uses the reserve.
+    """Opens the existing database at `path`, and its log. On a full disk, uses the reserve.
 
-    A `read_only` connection refuses changes. Its file is nevertheless opened for writing, because readers too write to
-    the log's index. Raises apsw.FullError if there is no space; other apsw.Error."""
+    A `read_only` connection refuses changes. SQLite nevertheless opens the files for writing, because every reader
+    writes to the log's index. Raises apsw.FullError if there is no space; other apsw.Error, OSError."""
     return _open_with_reserve(path, lambda: _connect(path, read_only))
 
 
 def create(path: Path) -> apsw.Connection:
-    """Opens the database at `path` in WAL mode, and creates it if it is missing. Removes the permissions of other users
-    of the machine, because the database stores secrets such as tokens for upstream registries. On a full disk it uses
-    the reserve. Raises apsw.FullError if there is no space; other apsw.Error, OSError."""
+    """Opens the database at `path` in WAL mode, and creates it if it is missing. On a full disk, uses the reserve.
+
+    The database stores secrets, such as tokens for upstream registries. So users of the machine other than the owner
+    and group of its files lose all permissions on them. Raises apsw.FullError if there is no space; other apsw.Error,
+    OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660))
     for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
         with suppress(FileNotFoundError, PermissionError):  # PermissionError: another user owns the file
@@ -58,8 +61,8 @@ def create(path: Path) -> apsw.Connection:
 
 
 def is_full(db: apsw.Connection, error: BaseException) -> bool:
-    """Returns whether `error`, raised by the last call on `db`, means that the disk is full. SQLite reports only some
-    of these errors as FullError."""
+    """Returns whether `error`, raised by the last call on `db`, means that the disk is full. For some operations on a
+    full disk, SQLite raises IOError or CantOpenError instead of FullError."""
     if isinstance(error, apsw.IOError | apsw.CantOpenError):
         return db.system_errno in DISK_FULL_ERRNOS
     return isinstance(error, apsw.FullError)
@@ -71,8 +74,8 @@ def _connect(path: Path, read_only: bool) -> apsw.Connection:
     def set_up() -> None:
         _configure_files(db)
         db.pragma("foreign_keys", True)
-        # The "query planner stability guarantee". Without it, SQLite compiles a statement again for each new value, in
-        # case a partial index or a LIKE applies to that value; a lookup by tag then takes 15 µs instead of 2.
+        # The "query planner stability guarantee". Without it, SQLite compiles a statement again for each new value of a
+        # parameter, in case a partial index or a LIKE applies to that value. A lookup by tag then takes 15 µs, not 2.
         db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         if read_only:
             db.pragma("query_only", True)
@@ -93,9 +96,11 @@ def _create(path: Path) -> apsw.Connection:
 
 
 def _configure_files(db: apsw.Connection) -> None:
-    """Makes the connection usable on a full disk: the files of the log and its index stay when the last connection is
-    closed, so that the next start needs no new file, and temporary data stays in memory. Also sets the busy timeout and
-    the log's size limit, and switches off automatic checkpoints, because the thread that commits runs them."""
+    """Sets the busy timeout and the log's size limit. Switches off automatic checkpoints (which copy the log into the
+    database file), because the thread that commits runs them.
+
+    Two settings are for a full disk. SQLite does not delete the files of the log and its index when the last connection
+    is closed, so that the next start need not create them. And SQLite stores temporary data in memory."""
     db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     db.pragma("wal_autocheckpoint", 0)
     db.pragma("journal_size_limit", LOG_SIZE_LIMIT_BYTES)
@@ -105,8 +110,8 @@ def _configure_files(db: apsw.Connection) -> None:
 
 
 def _set_up(db: apsw.Connection, set_up: Callable[[], None]) -> apsw.Connection:
-    """Calls `set_up` and returns `db`. Closes `db` if `set_up` fails; raises apsw.FullError if the disk is full, and
-    otherwise what `set_up` raises."""
+    """Calls `set_up` and returns `db`. If `set_up` raises apsw.Error, closes `db`, and raises apsw.FullError if the
+    disk is full, otherwise the same error."""
     try:
         set_up()
     except apsw.Error as error:
@@ -120,8 +125,8 @@ def _set_up(db: apsw.Connection, set_up: Callable[[], None]) -> apsw.Connection:
 
 
 def _open_with_reserve(path: Path, open_connection: Callable[[], apsw.Connection]) -> apsw.Connection:
-    """Returns what `open_connection` returns. If there is no space for the log's index, tries again with the reserve.
-    Raises what `open_connection` raises."""
+    """Returns what `open_connection` returns. If the disk is full, calls it again while the reserve is freed. Raises
+    apsw.FullError if there is no space for the log's index even then; what `open_connection` raises; OSError."""
     has_small_blocks = _has_small_blocks(path)
 
     def attempt() -> apsw.Connection:
@@ -140,8 +145,9 @@ def _open_with_reserve(path: Path, open_connection: Callable[[], apsw.Connection
 def _has_small_blocks(path: Path) -> bool:
     """Returns whether the file system's blocks are smaller than a page of memory.
 
-    SQLite writes one byte to each page of the index before it maps the page. With small blocks, this does not allocate
-    the whole page, and on a full disk a later write to the rest of the page kills the process (SIGBUS)."""
+    SQLite writes one byte to each page of the log's index before it maps the page. With small blocks, this allocates
+    only a part of the page on the disk. A later write to the rest of the page kills the process (SIGBUS) if the disk is
+    full then."""
     return os.statvfs(path.parent).f_bsize < MEMORY_PAGE_BYTES
 
 
@@ -151,8 +157,8 @@ def _free_bytes(path: Path) -> int:
 
 
 def _allocate_index(path: Path) -> None:
-    """Allocates disk space for the index. Uses the file descriptor that SQLite has open, because closing another one
-    for the same file would drop SQLite's locks. Raises apsw.FullError."""
+    """Allocates disk space for the log's index. Uses the file descriptor that SQLite has open: if this function opened
+    and closed one of its own for the same file, this process would lose SQLite's locks. Raises apsw.FullError."""
     index_path = os.path.realpath(f"{path}-shm")
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
@@ -165,8 +171,8 @@ def _allocate_index(path: Path) -> None:
 
 
 def migrations() -> list[tuple[int, str]]:
-    """Returns the migrations in the order of their numbers, each as (number, SQL). The last number is the version of
-    the tables that this program needs."""
+    """Returns the migrations, each as (number, SQL), in the order of their numbers. They are the numbered SQL files of
+    the package `migrations`."""
     found = []
     for file in resources.files("storage.metadata.sqlite.migrations").iterdir():
         if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
@@ -174,17 +180,23 @@ def migrations() -> list[tuple[int, str]]:
     return sorted(found)
 
 
+def newest_table_version() -> int:
+    """Returns the number of the last migration. It is the version of the tables that this program needs. A database
+    stores the number of the last migration that was applied to it as its `user_version`."""
+    return migrations()[-1][0]
+
+
 def migrate(db: apsw.Connection) -> None:
-    """Applies the migrations that the database lacks. The caller holds the lock file that keeps other processes from
-    writing. Raises DataDirectoryError if a newer version of the program wrote the database."""
+    """Applies the migrations that the database lacks, each in a transaction. The caller holds the lock that keeps other
+    processes from writing. Raises DataDirectoryError if a newer version of the program wrote the database; apsw.Error,
+    after which the caller rolls back the transaction."""
     current = db.pragma("user_version")
-    all_migrations = migrations()
-    newest = all_migrations[-1][0]
+    newest = newest_table_version()
     if current > newest:
         raise DataDirectoryError(
             f"{db.filename} was written by a newer Entrepot (its tables have version {current}, this one knows "
             f"{newest}); start that version, or use another --data directory"
         )
-    for number, sql in all_migrations:
+    for number, sql in migrations():
         if number > current:
             db.execute(f"BEGIN IMMEDIATE; {sql}; PRAGMA user_version = {number}; COMMIT")

@@ -1,10 +1,12 @@
-"""The metadata database, opened read-only on a disk without any free space (`ImmutableDatabase`).
+"""Reads the metadata database on a disk that is too full to open it normally (`ImmutableDatabase`).
 
-SQLite normally needs 32 KiB of disk space for the index of its write-ahead log before it reads anything. If not even
-that is free, the file can still be read without the log, in SQLite's mode `immutable`. This is correct as long as the
-log is empty and no process changes the file. A shared lock on the writers' lock file ensures this, since a writer needs
-the lock exclusively. As soon as there is space, each such reader releases the lock (`ImmutableDatabase.retire`) and its
-process opens the database normally; writers wait until the last one has done so.
+SQLite commits to a write-ahead log, and normally needs 32 KiB of disk space for the log's index before it reads
+anything. Without that space, it can still read the database file alone, in the mode `immutable`. This gives the right
+data as long as the log is empty and no process changes the file.
+
+Every process that writes locks a lock file exclusively. An `ImmutableDatabase` locks the same file in shared mode, so
+no process can write meanwhile. When there is space again, each process releases its shared lock
+(`ImmutableDatabase.retire`) and opens the database normally. Changes wait until all processes have released it.
 
 Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), `immutable`.
 """
@@ -29,20 +31,24 @@ from storage.metadata.sqlite.commit_thread import Change
 
 T = TypeVar("T")
 NO_ROOM = "the disk is full, and there is no room to open the database for writing; only reads work until there is"
+"""Text of the StorageFull that refuses changes."""
 RETIRED = "the database was just opened again for writing; retry the request"
+"""Text of the StorageFull that refuses reads after `ImmutableDatabase.retire`."""
 
 
 class ImmutableDatabase:
     """A connection that reads the database without its log. `db` is the connection itself.
 
-    Has the methods of `DataVersion` (call), `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`,
-    `has_same_rights`), and takes their places. Close it after all other connections of this process to the same file,
-    because the process holds the file locks, and closing one descriptor of a file drops all of them.
-    """
+    It replaces three objects of a process, whose methods it has: `DataVersion` (a call returns the data version),
+    `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data version* is a
+    value that every commit to the database changes.
+
+    Close it after all other connections of this process to the same file. SQLite uses POSIX locks, and a process loses
+    all its POSIX locks on a file as soon as it closes any descriptor of the file."""
 
     def __init__(self, layout: Layout) -> None:
-        """Opens the database. Raises StorageFull if the log is not empty or another process is writing; apsw.Error,
-        OSError."""
+        """Opens the database and locks the writers' lock file in shared mode. Raises StorageFull if the log is not
+        empty or another process is writing; apsw.Error, OSError."""
         self._lock = os.open(layout.metadata_lock, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not try_flock(self._lock, shared=True):
@@ -57,10 +63,10 @@ class ImmutableDatabase:
         self._retired = False
 
     def retire(self) -> None:
-        """Releases the lock, so that processes can write again. From now on every read raises StorageFull, since the
-        file may change."""
+        """Releases the lock, so that processes can write again. Every later read raises StorageFull, because a read
+        while the file changes could return wrong data."""
         self._retired = True
-        self.db.set_exec_trace(_refuse_statement)  # for callers that use `db` without `connection_at`
+        self.db.set_exec_trace(_refuse_statement)  # refuses reads that use `db` without `connection_at`
         unlock_flock(self._lock)
 
     def close(self) -> None:
@@ -69,12 +75,12 @@ class ImmutableDatabase:
         os.close(self._lock)
 
     def __call__(self) -> object:
-        """Returns the data version. It stays the same until `retire`, since no process changes the data. After
-        `retire`, each call returns a new object, which equals no other version."""
+        """Returns the data version. It stays the same until `retire` is called, since no process changes the data.
+        Afterwards each call returns a new object, which equals no other version."""
         return object() if self._retired else self
 
     def connection_at(self, _version: object) -> apsw.Connection:
-        """Returns the connection. Raises StorageFull after `retire`."""
+        """Returns the connection, whatever the version. Raises StorageFull after `retire`."""
         if self._retired:
             raise StorageFull(RETIRED)
         return self.db
@@ -82,26 +88,27 @@ class ImmutableDatabase:
     def run(
         self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.GROWTH
     ) -> UncancellableFuture[T]:
-        """Refuses the change: returns a future that raises StorageFull."""
+        """Refuses the change without calling it: returns a future that raises StorageFull."""
         refused: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         refused.set_exception(StorageFull(NO_ROOM))
         return refused
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns False: nothing is known about what lies between two data versions."""
+        """Returns False, which means that the caller has to read its rights again."""
         return False
 
 
 class ImmutableScans:
-    """Runs lookups that read many rows, in place of a `ScanThread`. They run on the event loop with the one connection
-    that `ImmutableDatabase` has, because closing a second connection would drop this process's locks on the file."""
+    """Runs lookups that read many rows, in place of a `ScanThread`. They run on the event loop with the connection of
+    `database`. A second connection for a thread is not possible, because closing it would drop the locks that this
+    process holds on the file."""
 
     def __init__(self, database: ImmutableDatabase) -> None:
         self._database = database
 
     async def run(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs `lookup` and returns its result. Raises what `lookup` raises, and StorageFull once the database is
-        retired."""
+        """Runs `lookup` and returns its result. Raises what `lookup` raises, and StorageFull after
+        `ImmutableDatabase.retire`."""
         return lookup(self._database.connection_at(None))
 
     def close(self) -> None:

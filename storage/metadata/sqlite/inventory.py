@@ -1,6 +1,7 @@
-"""Counts what the metadata database holds, and plans what goes with the removal of a reference (`SqliteInventory`).
+"""Counts the content of the metadata database, and plans what a command removes with a tag or manifest
+(`SqliteInventory`).
 
-For commands that run beside a server: the inventory reads with a connection of its own.
+Commands use it while a server may be running on the same database. It has a connection of its own.
 """
 
 from __future__ import annotations
@@ -32,23 +33,29 @@ SELECT r.name, t.name FROM repository r JOIN tag t ON t.repository = r.id
 _CHILDREN = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
  WHERE c.manifest = ?1"""
+"""Row ids of the manifests that the manifest with row id ?1, an index, lists."""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
+"""Row ids of the manifests whose subject is the manifest with row id ?1."""
 _INDEXES = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1"""
+"""Row ids of the indexes that list the manifest with row id ?1."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob k WHERE k.repository = ?1 AND k.digest = b.digest
                    AND k.manifest NOT IN (SELECT value FROM json_each(?2)))
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = ?1 AND g.digest = b.digest)"""
+"""Total size in bytes of the blobs that become unused when the manifests with the row ids ?2 (JSON) are removed from
+the repository with row id ?1: no other manifest of the repository refers to these blobs, and no other repository has a
+link (a row that lets a repository serve a blob) to them."""
 
 
 @contextmanager
 def open_inventory(database: Path) -> Iterator[SqliteInventory]:
-    """Opens the inventory of the database file `database`, which must have this program's version, and closes it at the
-    end of the block. Raises apsw.Error."""
+    """Opens the inventory of the database file `database`, and closes it at the end of the `with` block. The caller has
+    checked that the tables have the version that this program needs. Raises apsw.Error."""
     db = connect(database, read_only=True)
     try:
         yield SqliteInventory(db)
@@ -57,13 +64,15 @@ def open_inventory(database: Path) -> Iterator[SqliteInventory]:
 
 
 class SqliteInventory:
-    """Implements `Inventory`. Made by `open_inventory`."""
+    """Implements `storage.inventory.Inventory`. Its methods raise apsw.Error."""
 
     def __init__(self, db: apsw.Connection) -> None:
+        """Reads with the connection `db`, which `open_inventory` opens and closes."""
         self._db = db
 
     def totals_below(self, name: str) -> ContentTotals:
-        """Counts the content of the repositories whose names begin with `name` and a slash."""
+        """Counts the manifests, tags, blobs and bytes of blobs of the repositories whose names begin with `name` and a
+        slash. Counts those of these repositories that have manifests."""
         name_range = _range_below(name)
         counts: tuple[Any, ...] = self._db.execute(_COUNT_CONTENT, name_range).get
         blobs: tuple[Any, ...] = self._db.execute(_COUNT_BLOBS, name_range).get
@@ -77,8 +86,9 @@ class SqliteInventory:
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
-        With a tag goes its manifest, unless it has other tags or an index lists it. With a manifest go its tags, its
-        children and its referrers, unless something else refers to them. Raises NameUnknown, ManifestUnknown."""
+        A tag is removed with the manifest that it points at, unless the manifest has other tags or an index lists it. A
+        manifest is removed with its tags, and with those of its children (the manifests that it lists) and referrers
+        that have no tag and that no remaining index lists. Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(
@@ -91,15 +101,15 @@ class SqliteInventory:
         if root is None:
             raise ManifestUnknown(f"{repo} has no manifest {reference}")
         tags = self._tags(root)
-        if isinstance(reference, Tag):
-            if tags != [reference] or self._column(_INDEXES, root):
-                return RemovalPlan(repo, (reference,), (), 0)  # the manifest stays, since something else refers to it
-            tags = [reference]
+        if isinstance(reference, Tag) and (tags != [reference] or self._column(_INDEXES, root)):
+            return RemovalPlan(repo, (reference,), manifests=(), size=0)
         return self._plan(repo, repository, tags, self._removed_with(root))
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
-        """Plans the removal of all tags and manifests of the repository. Raises NameUnknown if it has no manifests."""
+        """Plans the removal of all tags and manifests of the repository. Changes nothing. Raises NameUnknown if it has
+        no manifests."""
         repository = lookups.repository_id(self._db, repo)
+        # The highest row ids come first, so that an index comes before its children, which were usually pushed earlier.
         removed = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
         if not removed:
             raise NameUnknown(f"there is nothing in {repo}")
@@ -108,10 +118,10 @@ class SqliteInventory:
 
     def _removed_with(self, root: int) -> list[int]:
         """Returns the row ids of the manifest `root` and of those to remove with it: its children and referrers, and
-        their children and referrers in turn. Leaves out manifests that have a tag, and manifests that an index outside
-        the list refers to."""
+        the children and referrers of these. Leaves out manifests that have a tag, and manifests listed by an index that
+        is not removed."""
         removed = [root]
-        for manifest in removed:  # the list grows during the loop
+        for manifest in removed:  # also visits the manifests that are appended during the loop
             for dependent in [*self._column(_CHILDREN, manifest), *self._column(_REFERRERS, manifest)]:
                 if (
                     dependent not in removed
@@ -122,21 +132,22 @@ class SqliteInventory:
         return removed
 
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
-        """Returns the plan for these tags and these manifests (row ids), with the bytes of the blobs that become
-        free."""
+        """Returns the plan that removes `tags` and the manifests with the row ids `removed`. Its `size` is that of the
+        blobs that become unused."""
         digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", number)[0]) for number in removed]
         size: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
         return RemovalPlan(repo, tuple(tags), tuple(digests), size)
 
     def _tags(self, manifest: int) -> list[Tag]:
-        """Returns the tags that point at the manifest (row id)."""
+        """Returns the tags that point at the manifest with the row id `manifest`."""
         return [Tag(name) for name in self._column("SELECT name FROM tag WHERE manifest = ?1 ORDER BY name", manifest)]
 
     def _column(self, sql: str, parameter: int) -> list[Any]:
-        """Returns the values of a statement with one column and one parameter."""
+        """Runs a statement with one parameter and one column. Returns the values of the column."""
         return [value for (value,) in self._db.execute(sql, (parameter,)).fetchall()]
 
 
 def _range_below(name: str) -> tuple[str, str]:
-    """Returns the bounds of the names that begin with `name` and a slash: in byte order, "0" follows "/"."""
-    return f"{name}/", f"{name}0"
+    """Returns two bounds for the names that begin with `name` and a slash: such names are equal to or greater than the
+    first, and less than the second."""
+    return f"{name}/", f"{name}0"  # in byte order, "0" follows "/"

@@ -1,7 +1,8 @@
 """Lookups of repositories, manifests, tags, blobs, uploads and referrers.
 
 Each function takes a connection, and reads all rows of its statements, so that no statement keeps a read transaction
-open.
+open. A *link* is a row that lets a repository serve a blob. A *referrer* of a manifest is a manifest whose `subject`
+field has the digest of that manifest.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
 PAGE_BYTES = 1024 * 1024
-"""Approximate size of a page of referrers in bytes. A page may exceed it by one referrer."""
+"""Approximate size of a full page of referrers in bytes. A page is larger only if it consists of one large referrer."""
 ANNOTATIONS_BYTES = 1024 * 1024
 """Largest annotations of a manifest, in bytes of JSON, that a page of referrers contains. A referrer with larger
-annotations is listed without any, because most clients refuse an index of more than 4 MiB and then see no referrers."""
+annotations is listed without annotations, because most clients refuse a whole page of more than 4 MiB."""
 PAGE_COST_LIMIT = 200_000
-"""Most work for a page of repositories. The unit of costs is the matching of one character of a repository's name
-against the simplest set of names. The limit takes about 0.1 s."""
+"""Cost at which a page of repositories ends. Matching one character of a repository's name against the simplest set of
+names costs 1. A page that costs as much as the limit takes about 0.1 s."""
 STATEMENT_COST = 100
 """Cost of an SQL statement."""
 NAME_COST = 10
@@ -34,10 +35,10 @@ NAME_COST = 10
 SKIP_COST_PER_CHARACTER = 2
 """Additional cost per character of a name outside the set, because the next name in the set has to be found."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
-"""Bounds of how many names one statement reads. A batch is twice as large as the last one, and small again after names
-were skipped."""
+"""Fewest and most names that one statement reads. Each statement reads twice as many as the one before, and the fewest
+after names outside the set were skipped."""
 MAX_REFERRERS_READ = 5_000
-"""Most referrers that are read for one page."""
+"""Most referrers that are read for one page. The page has fewer if `limit` or its size in bytes ends it earlier."""
 
 _BLOB = """
 SELECT b.size, b.place, l.needed,
@@ -52,10 +53,12 @@ _BY_DIGEST = """
  WHERE r.name = ?1"""
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
+"""Statements that read a descriptor: the first by tag, the second by digest."""
 LARGE_MANIFEST_BYTES = 64 * 1024
-"""Size above which concurrent readers of a manifest share one copy in memory."""
+"""Size of a manifest in bytes above which concurrent readers share one copy of it in memory."""
 _MANIFEST = f"SELECT iif(m.size <= {LARGE_MANIFEST_BYTES}, m.body, NULL), m.media_type, m.digest, m.id"
 _MANIFESTS = (_MANIFEST + _BY_TAG, _MANIFEST + _BY_DIGEST)
+"""Statements that read a manifest, a large one without its body: the first by tag, the second by digest."""
 _REPOSITORY_NAMES = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
 _REFERRER = f"""
 SELECT m.digest, m.media_type, m.size,
@@ -63,7 +66,8 @@ SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
-"""Leaves out artifact types and annotations that are too long: earlier versions of the registry accepted them."""
+"""Returns NULL for an artifact type that is too long, and the length 0 for annotations that are too long. Earlier
+versions of this registry accepted manifests that have them."""
 _REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
@@ -83,17 +87,16 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
-    """Returns a blob of the repository. `place` is the blob store's key for the bytes, `needed` when a client last
-    relied on the blob. Raises BlobUnknown if the repository does not have the blob."""
+    """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
     size, place, needed, is_queued_for_collection = row
-    return BlobRow(digest, size, place, bool(is_queued_for_collection), needed)
+    return BlobRow(digest, size, place, is_unreferenced=bool(is_queued_for_collection), last_used=needed)
 
 
 def upload(db: apsw.Connection, repo: RepositoryName, upload_id: UploadID) -> UploadRow:
-    """Returns the upload session. Raises BlobUploadUnknown."""
+    """Returns the upload session. Raises BlobUploadUnknown if the repository has no such session."""
     row = db.execute(
         "SELECT algorithm, offset, state, boot, owner FROM upload WHERE id = ? AND repository = ?", (upload_id, repo)
     ).get
@@ -105,8 +108,8 @@ def upload(db: apsw.Connection, repo: RepositoryName, upload_id: UploadID) -> Up
 def _manifest_row(
     db: apsw.Connection, sql_by_tag_and_by_digest: Sequence[str], repo: RepositoryName, reference: Reference
 ) -> tuple[Any, ...]:
-    """Returns the row of a manifest, found with the first of the two statements if `reference` is a tag, and with the
-    second if it is a digest. Raises ManifestUnknown."""
+    """Returns the row of a manifest. If `reference` is a tag, finds it with the first of the two statements; if it is a
+    digest, with the second. Raises ManifestUnknown."""
     sql = sql_by_tag_and_by_digest[isinstance(reference, Digest)]
     row: tuple[Any, ...] | None = db.execute(sql, (repo, reference)).get
     if row is None:
@@ -120,8 +123,8 @@ def _digest(text: str) -> Digest:
 
 
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
-    """Returns the descriptor of a manifest, without artifact type and annotations: they may be large, and the callers
-    do not need them. Raises ManifestUnknown."""
+    """Returns the descriptor of a manifest with media type, digest and size only. Artifact type and annotations may be
+    large, and no caller needs them. Raises ManifestUnknown."""
     media_type, digest, size = _manifest_row(db, _DESCRIPTORS, repo, reference)
     return Descriptor(media_type, _digest(digest), size)
 
@@ -129,8 +132,10 @@ def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Re
 def manifest(
     db: apsw.Connection, repo: RepositoryName, reference: Reference, large_manifests: MutableMapping[Digest, Manifest]
 ) -> Manifest:
-    """Returns the manifest. Takes a large one from `large_manifests` if it is there, and otherwise adds it, so that
-    concurrent readers share it. Raises ManifestUnknown."""
+    """Returns the manifest. Raises ManifestUnknown.
+
+    `large_manifests` contains, by digest, the manifests of more than `LARGE_MANIFEST_BYTES` that somebody is using.
+    Returns such a manifest from there, or reads it and adds it there, so that concurrent readers share one copy."""
     body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
     if body is not None:
         return Manifest(body, media_type, _digest(digest))
@@ -142,9 +147,11 @@ def manifest(
 
 
 def repositories(db: apsw.Connection, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
-    """Returns a page of the repositories in the set `within` that have manifests, in order, beginning behind the name
-    `after`. The page may have fewer than `limit` names although more follow: `Page.more` says so, and `Page.place` is
-    the last name that was read."""
+    """Returns a page of the repositories in the set `within` that have manifests, in the order of their names,
+    beginning behind the name `after`.
+
+    The page may have fewer than `limit` names although more follow; then `Page.more` is true. The next page begins
+    behind `Page.next_after`, or behind the page's last name if `next_after` is None."""
     start = "" if after is None else after + "\0"
     if within.has_every_name:
         names = [_repository_name(name) for name in _names_from(db, start, limit + 1)]
@@ -153,7 +160,8 @@ def repositories(db: apsw.Connection, after: str | None, limit: int, within: Nam
 
 
 def _names_from(db: apsw.Connection, start: str, limit: int) -> list[str]:
-    """Returns at most `limit` names of repositories with manifests, in order, from `start` on."""
+    """Returns the first `limit` names of repositories with manifests that are equal to or greater than `start`, in
+    order; fewer if there are fewer."""
     rows: list[Any] = db.execute(_REPOSITORY_NAMES, (start, limit)).fetchall()
     return [name for (name,) in rows]
 
@@ -165,7 +173,7 @@ def _repository_name(text: str) -> RepositoryName:
 
 class _RepositoryPageReader:
     """Reads one page of the repositories in a set of names. Skips ranges of names outside the set. Ends the page when
-    its work has cost `PAGE_COST_LIMIT`, even if few names were found."""
+    reading it has cost `PAGE_COST_LIMIT`, even if it has found few names by then."""
 
     def __init__(self, db: apsw.Connection, limit: int, within: NameSet) -> None:
         self._db = db
@@ -176,7 +184,7 @@ class _RepositoryPageReader:
         self._remaining_cost = PAGE_COST_LIMIT
 
     def read(self, start: str) -> Page[RepositoryName]:
-        """Returns the page that begins with the first name of the set from `start` on."""
+        """Returns the page. Its first name is the first one of the set that is equal to or greater than `start`."""
         next_name = self._within.seek(start)  # no name of the set lies between `start` and this text
         batch_size = MIN_BATCH_NAMES
         while next_name is not None:
@@ -208,8 +216,8 @@ class _RepositoryPageReader:
 
 
 def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-    """Returns at most `limit` tags of the repository, in order, beginning behind the tag `after`. Raises
-    NameUnknown."""
+    """Returns a page of at most `limit` tags of the repository, in order, beginning behind the tag `after`. Raises
+    NameUnknown if there is no such repository."""
     repository = repository_id(db, repo)
     rows = db.execute(
         "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?",
@@ -229,11 +237,11 @@ def referrers(
     max_page_bytes: int = PAGE_BYTES,
 ) -> Page[Descriptor]:
     """Returns a page of the manifests whose subject is `subject`, in the order of their digests, beginning behind the
-    digest `after`. With `artifact_type`, only those of that type.
+    digest `after`. With `artifact_type`, returns only those of that type.
 
-    The page has at most `limit` referrers and approximately `max_page_bytes` bytes, and at most `max_read` rows are
-    read for it. A first referrer larger than a full page is returned alone, but not in a page that the caller limits to
-    less than `PAGE_BYTES`."""
+    The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
+    If the first referrer is larger than `max_page_bytes`, the page has this referrer alone. But if `max_page_bytes` is
+    less than `PAGE_BYTES`, the page is then empty, with `more` set, so that the caller can read a larger page."""
     found: list[Descriptor] = []
     page_bytes = 0
     values = (repo, subject, after or "", max_read + 1)
@@ -255,6 +263,6 @@ def referrers(
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
-    """Returns those of `values` that occur in the column."""
+    """Returns those of `values` that occur in the column of the table."""
     sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
     return {value for value in values if db.execute(sql, (value,)).get is not None}

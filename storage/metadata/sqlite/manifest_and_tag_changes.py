@@ -1,7 +1,11 @@
 """Changes of manifests and tags.
 
-Each function runs inside a transaction on the given connection. `CommitThread` commits the transaction afterwards; the
-change is durable from then on. `by` is the client for which the change is made, `now` the time in seconds since 1970.
+Each function runs inside a transaction on the given connection. `storage.metadata.sqlite.commit_thread.CommitThread`
+commits the transaction afterwards; then the change is durable.
+
+- `by` is the client for which the change is made, `now` the time in seconds since 1970.
+- `repo` is the name of a repository, `repository` its row id.
+- The *tag history* records each change of a tag. It is a part of the audit log.
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
 from storage.names import Digest, RepositoryName, Tag
 
-_MISSING_BLOBS = """
+_BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (
        SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = value AND l.repository = ?1)"""
-_MISSING_MANIFESTS = """
+_MANIFESTS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value)"""
 
@@ -52,23 +56,24 @@ def put_manifest(
 ) -> None:
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
-    `condition` (from `If-Match` or `If-None-Match`) is checked for the first tag; without tags it is ignored. `sparse`:
-    content that the manifest refers to may be missing. Raises PreconditionFailed, ManifestBlobUnknown."""
+    `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
+    PreconditionFailed. Without tags it is ignored. `sparse`: the repository may lack content that the manifest refers
+    to; if `sparse` is false and it does, raises ManifestBlobUnknown."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
     if not sparse:
         _check_complete(db, repository, manifest)
     manifest_id, is_new = _store_manifest(db, repository, manifest, now)
-    if is_new and not tags:
+    if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
     for tag in tags:
         _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
 
 
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
-    """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now, or for None if
-    there is no such tag."""
+    """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now. If there is no
+    such tag, the condition must hold for None."""
     current = db.execute(
         "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?",
         (repository, tag),
@@ -80,16 +85,20 @@ def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: 
 
 
 def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
-    """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. Foreign layers, which
-    clients fetch from elsewhere, may be missing. The children of an index that are in `manifest.blob_children` may be
-    manifests or blobs."""
+    """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. It may lack foreign
+    layers, which clients fetch from elsewhere.
+
+    The children of an index are the entries of its list `manifests`. Most must be manifests. Those in
+    `manifest.blob_children` have another media type than that of a manifest, so the repository may have them as blobs
+    or as manifests."""
     foreign = manifest.foreign
     blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
     children = {d.digest for d in manifest.manifests}
-    not_manifests = _missing(db, _MISSING_MANIFESTS, repository, children)
-    not_blobs = set(_missing(db, _MISSING_BLOBS, repository, manifest.blob_children & set(not_manifests)))
-    missing = _missing(db, _MISSING_BLOBS, repository, blobs) + [
-        digest for digest in not_manifests if digest not in manifest.blob_children or digest in not_blobs
+    not_manifests = _missing(db, _MANIFESTS_NOT_IN_REPOSITORY, repository, children)
+    may_be_blobs = manifest.blob_children & set(not_manifests)
+    not_blobs = set(_missing(db, _BLOBS_NOT_IN_REPOSITORY, repository, may_be_blobs))
+    missing = _missing(db, _BLOBS_NOT_IN_REPOSITORY, repository, blobs) + [
+        digest for digest in not_manifests if digest not in may_be_blobs or digest in not_blobs
     ]
     if missing:
         raise ManifestBlobUnknown(
@@ -100,13 +109,15 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
 
 
 def _json_array(digests: Iterable[Digest]) -> str:
-    """Returns the digests as a sorted JSON array for `json_each`; no digest needs escaping. One statement for all
-    digests is used because SQLite runs it without Python's global interpreter lock."""
+    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`. So one statement handles all
+    digests, and SQLite runs it without Python's global interpreter lock."""
+    # No character of a digest needs escaping in JSON.
     return '["' + '","'.join(sorted(digests)) + '"]'
 
 
 def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest]) -> list[Digest]:
-    """Returns those of `digests` that the repository lacks, as `_MISSING_BLOBS` or `_MISSING_MANIFESTS` finds them."""
+    """Returns those of `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` or
+    `_MANIFESTS_NOT_IN_REPOSITORY`, depending on whether they are digests of blobs or of manifests."""
     if not digests:
         return []
     rows: list[Any] = db.execute(sql, (repository, _json_array(digests))).fetchall()
@@ -114,8 +125,8 @@ def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest
 
 
 def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
-    """Stores the manifest with its references. If the repository has it already, updates its media type only. Returns
-    its row id, and whether it is new to the repository."""
+    """Stores the manifest, and what it refers to. If the repository already has the manifest, only updates its media
+    type. Returns its row id, and True if it is new to the repository."""
     existing = db.execute(
         "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get
@@ -140,6 +151,7 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
             manifest.body,
         ),
     ).get
+    # A child that may be a blob or a manifest is stored as both, so that neither is removed while it is referred to.
     blobs = {d.digest for d in manifest.blobs} | manifest.blob_children
     _store_references(db, "manifest_blob", repository, manifest_id, blobs)
     _store_references(db, "manifest_child", repository, manifest_id, {d.digest for d in manifest.manifests})
@@ -148,7 +160,7 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
 
 
 def _store_references(db: apsw.Connection, table: str, repository: int, manifest_id: int, digests: Set[Digest]) -> None:
-    """Inserts a row into `table` for each digest that the manifest refers to."""
+    """Inserts a row into `table` for each of `digests`, to which the manifest with the row id `manifest_id` refers."""
     if digests:
         db.execute(
             f"INSERT INTO {table} (repository, digest, manifest) SELECT ?1, value, ?2 FROM json_each(?3)",
@@ -159,7 +171,7 @@ def _store_references(db: apsw.Connection, table: str, repository: int, manifest
 def _store_tag(
     db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
 ) -> None:
-    """Points the tag at the manifest, and records this in the tag's history unless it pointed there already."""
+    """Points the tag at the manifest. Records this in the tag history, unless the tag pointed at it already."""
     previous = db.execute("SELECT manifest FROM tag WHERE repository = ? AND name = ?", (repository, tag)).get
     db.execute(
         "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?) "
@@ -171,7 +183,7 @@ def _store_tag(
 
 
 def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
-    """Adds a line to the tag's history. `digest`: what the tag points at now; None if it was deleted."""
+    """Adds a line to the tag history. `digest`: what the tag points at now; None if the tag was deleted."""
     db.execute(
         "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -180,17 +192,18 @@ def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest |
 
 
 def delete_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag, by: Actor, now: float) -> None:
-    """Deletes the tag; its manifest stays. Raises NameUnknown, ManifestUnknown."""
+    """Deletes the tag; its manifest stays. Raises NameUnknown if there is no such repository, ManifestUnknown if it has
+    no such tag."""
     repository = lookups.repository_id(db, repo)
     db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))
     if db.changes() == 0:
         raise ManifestUnknown(f"{repo} has no tag {tag}")
-    _record_tag(db, repository, tag, None, by, now)
+    _record_tag(db, repository, tag, digest=None, by=by, now=now)
 
 
 def delete_manifest(db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float) -> None:
-    """Deletes the manifest and all its tags. Blobs to which no other manifest of the repository refers are queued for
-    garbage collection. Raises NameUnknown, ManifestUnknown."""
+    """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
+    repository refers. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such manifest."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
     if manifest_id is None:

@@ -1,11 +1,12 @@
-"""A connection whose lookups share one read transaction per iteration of the event loop.
+"""A connection whose lookups share one read transaction per iteration of the event loop (`SharedReadTransaction`).
 
-Beginning and ending a transaction takes SQLite as long as a lookup in a small store. A loaded server makes several
+Starting and ending a transaction takes SQLite as long as a lookup in a small store. A loaded server makes several
 lookups per iteration of the event loop, so sharing one transaction saves time.
 
-The *data version* is a value that every commit to the database changes. When it has changed, the next lookup starts a
-new transaction, so no lookup returns data older than the version that was read before it. The transaction ends with the
-iteration, because SQLite cannot reuse the space of its write-ahead log while a transaction reads from the log.
+The *data version* is a value that every commit to the database changes. A caller reads it before each lookup. If it has
+changed since the transaction started, the lookup starts a new transaction. So no lookup returns data older than the
+version that the caller has read. The transaction ends with the iteration at the latest, because SQLite cannot reuse the
+space of its write-ahead log while a transaction reads from the log.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from storage.metadata.sqlite.database import connect
 
 
 class SharedReadTransaction:
-    """A read-only connection to the metadata database. Used from one event loop."""
+    """A read-only connection to the metadata database, and its current read transaction if there is one. Used from one
+    event loop."""
 
     def __init__(self, path: Path) -> None:
         """Opens the database at `path`. Raises apsw.Error."""
@@ -31,9 +33,9 @@ class SharedReadTransaction:
     def connection_at(self, version: object) -> apsw.Connection:
         """Returns the connection, inside a read transaction that sees the data of `version` or newer data.
 
-        `version` is the data version that the caller read just before. The caller must finish its lookups before its
-        next `await`. Raises apsw.Error."""
-        if self._scheduled_end is None:
+        `version` is the data version that the caller has just read. The caller must finish its lookups on the
+        connection before its next `await`, because the transaction may end then. Raises apsw.Error."""
+        if self._scheduled_end is None:  # the first lookup of this iteration
             self._scheduled_end = asyncio.get_running_loop().call_soon(self._end_iteration)
         elif version == self._transaction_version:
             return self._db
@@ -44,16 +46,18 @@ class SharedReadTransaction:
         return self._db
 
     def close(self) -> None:
-        """Ends the transaction and closes the connection."""
+        """Closes the connection, which ends the transaction."""
         if self._scheduled_end is not None:
             self._scheduled_end.cancel()
         self._db.close()
 
     def _end_iteration(self) -> None:
+        """Ends the transaction of this iteration. Called by the event loop."""
         self._scheduled_end = None
         self._end_transaction()
 
     def _end_transaction(self) -> None:
+        """Ends the transaction if there is one. Raises apsw.Error."""
         self._transaction_version = None
         if self._db.in_transaction:  # False if SQLite ended the transaction after an error
             try:

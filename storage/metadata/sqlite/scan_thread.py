@@ -1,6 +1,6 @@
 """A thread for database lookups that read many rows (`ScanThread`).
 
-The event loop continues while a lookup runs, because SQLite releases Python's global interpreter lock at every row.
+The event loop runs on during such a lookup, because SQLite reads each row without Python's global interpreter lock.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class ScanThread:
-    """Runs lookups in one thread, one after the other, on a connection of its own. Used from one event loop. The first
-    lookup starts the thread and opens the connection."""
+    """Runs lookups one after the other in a thread with its own connection to the database. Used from one event loop.
+    The first lookup starts the thread and opens the connection."""
 
     def __init__(self, path: Path) -> None:
-        """`path`: the database file."""
+        """`path`: the database file. Opens nothing yet."""
         self._path = path
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scan")
         self._connection_lock = threading.Lock()
@@ -35,13 +35,13 @@ class ScanThread:
         """Runs `lookup` in the thread and returns its result. The lookup sees every commit made before this call.
 
         `lookup` must read all rows of each of its statements; otherwise the statement keeps its read transaction open.
-        Raises what `lookup` raises, and apsw.Error. If the call is cancelled, a lookup that has started runs to its
-        end, and one that has not started does not run."""
+        Raises what `lookup` raises, and apsw.Error. A cancellation of this call does not interrupt a lookup that has
+        started; a lookup that is still queued is not run."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, lookup)
 
     def close(self) -> None:
-        """Interrupts the running lookup, waits until it has ended, and closes the connection. Lookups that have not
-        started do not run."""
+        """Interrupts the running lookup, which then raises apsw.InterruptError. Waits until the thread has ended, and
+        closes the connection. Lookups that are still queued are cancelled."""
         with self._connection_lock:
             self._closed = True
             if self._db is not None:
@@ -54,6 +54,7 @@ class ScanThread:
         return lookup(self._connection())
 
     def _connection(self) -> apsw.Connection:
+        """Returns the thread's connection; opens it at the first call. Raises apsw.InterruptError after `close`."""
         with self._connection_lock:
             if self._closed:
                 raise apsw.InterruptError("the store is being closed")

@@ -1,6 +1,9 @@
 """Steps before the metadata database is used: create it, migrate it, and check its version.
 
-"The writers' lock" is the lock file that every process locks exclusively while it writes to the database.
+The *table version* is the number of the last migration that was applied to the database. A program needs one table
+version: the number of the last migration that it contains (`newest_table_version`).
+
+The *writers' lock* is a lock file that every process locks exclusively while it writes to the database.
 """
 
 from __future__ import annotations
@@ -11,22 +14,25 @@ from pathlib import Path
 
 import apsw
 
+from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
-from storage.metadata.sqlite.access.account_table import SELECT_CLOSED
-from storage.metadata.sqlite.database import connect, create, is_full, migrate, migrations
+from storage.metadata.sqlite.access.account_table import SELECT_HAS_HAD_ACCOUNT
+from storage.metadata.sqlite.database import connect, create, is_full, migrate, newest_table_version
 from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
 
 
 def prepare_database(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
-    """Creates the database, or migrates it to this version. The caller holds the writers' lock.
+    """Creates the database if it is missing, and migrates it to the table version of this program. The caller holds the
+    writers' lock.
 
-    On a full disk it calls `free_space`, which deletes what can be spared, and then uses the reserve: disk space that
-    was allocated in advance. Raises DataDirectoryError if the database cannot be used; StorageFull if the space does
-    not suffice."""
+    On a full disk, opening and migrating the database use the reserve: disk space that was allocated in advance. If the
+    reserve does not suffice to open the database, calls `free_space`, which deletes files that the registry can do
+    without, and opens it again. Raises StorageFull if there is still too little space; DataDirectoryError if the
+    database cannot be used for another reason; OSError."""
     try:
         _create_or_migrate(layout, system, free_space)
     except apsw.FullError:
@@ -35,10 +41,12 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
         raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
 
 
-def check_readable(layout: Layout) -> None:
-    """Raises DataDirectoryError unless the database has this version and can be read while the disk has no free space.
-    The caller must not hold the writers' lock, because the check takes it shared."""
-    if not _is_readable_without_space(layout):
+def check_readable_on_full_disk(layout: Layout) -> None:
+    """Checks, after `prepare_database` raised StorageFull, that a server can at least read the database. Raises
+    DataDirectoryError, which says that the disk is full, if it cannot: the database cannot be opened read-only, or has
+    another table version than this program needs. The caller must not hold the writers' lock, because the check locks
+    it itself, in shared mode."""
+    if not _is_readable_on_full_disk(layout):
         raise DataDirectoryError(
             f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
         )
@@ -71,24 +79,25 @@ def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], 
         db.close()
 
 
-def _is_readable_without_space(layout: Layout) -> bool:
+def _is_readable_on_full_disk(layout: Layout) -> bool:
     try:
         with closing(ImmutableDatabase(layout)) as immutable:
-            return bool(immutable.db.pragma("user_version") == migrations()[-1][0])
+            return bool(immutable.db.pragma("user_version") == newest_table_version())
     except (OSError, StorageFull, apsw.Error):
         return False
 
 
 def check_database_version(layout: Layout, data: Path) -> None:
-    """Checks that the database exists and has this version. Does not migrate it, because a server of an older version
-    may be running. `data`: the data directory, as error messages show it. Raises DataDirectoryError if there is no
-    database, if it has another version, or if it cannot be read."""
+    """Checks, for a command that does not start a server, that the database exists and has the table version that this
+    program needs. Does not migrate an older database, because a server of that older version may be running. `data`:
+    the data directory, as error messages show it. Raises DataDirectoryError if there is no database, if it has another
+    table version, or if it cannot be read."""
     file = layout.metadata
     if not file.is_file():
         raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
     try:
         with closing(connect(file, read_only=True)) as db:
-            current, newest = db.pragma("user_version"), migrations()[-1][0]
+            current, newest = db.pragma("user_version"), newest_table_version()
     except apsw.Error as error:
         raise DataDirectoryError(f"{file} cannot be used: {error}") from None
     if current > newest:
@@ -97,17 +106,21 @@ def check_database_version(layout: Layout, data: Path) -> None:
         raise DataDirectoryError(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
 
 
-def read_had_account(layout: Layout) -> bool:
-    """Returns whether the registry ever had an account. Closes its connection, so it may be called before a fork.
-    Raises StorageFull, StorageFailed, and the errors of apsw if the database cannot be opened."""
+def has_had_account(layout: Layout) -> bool:
+    """Returns whether the registry ever had an account. Works on a full disk. Leaves no connection open, so it may be
+    called before a fork. Raises StorageFull, StorageFailed."""
+    try:
+        with as_storage_errors():
+            return _read_has_had_account(layout)
+    except apsw.Error as error:
+        raise StorageFailed(f"cannot read {layout.metadata}: {error}") from error
+
+
+def _read_has_had_account(layout: Layout) -> bool:
     try:
         db = connect(layout.metadata, read_only=True)
     except apsw.FullError:
         with closing(ImmutableDatabase(layout)) as immutable:
-            return bool(immutable.db.execute(SELECT_CLOSED).get)
-    try:
-        return bool(db.execute(SELECT_CLOSED).get)
-    except apsw.Error as error:
-        raise StorageFailed(f"cannot read {layout.metadata}: {error}") from error
-    finally:
-        db.close()
+            return bool(immutable.db.execute(SELECT_HAS_HAD_ACCOUNT).get)
+    with closing(db):
+        return bool(db.execute(SELECT_HAS_HAD_ACCOUNT).get)

@@ -1,4 +1,5 @@
-"""The connections of one process to the metadata database, and the stores that use them (`SqliteDatabase`)."""
+"""Opens the connections of one process to the metadata database, and makes the stores that use them
+(`SqliteDatabase`)."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecord
 
 
 class SqliteDatabase:
-    """Opens the connections and makes the stores. Each process makes its own after it was forked, and uses it from one
-    event loop.
+    """The connections of one process to the metadata database, and three stores that use them. Each process makes a
+    `SqliteDatabase` after it was forked, because SQLite connections must not be used across a fork. Used from one event
+    loop.
 
-    `metadata` stores repositories, manifests, tags, blobs and uploads; `records` what the mirror learned about its
-    upstreams; `accounts` accounts and rights. `immutable` is the read-only database of a full disk, or None."""
+    `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
+    about its upstream registries. `accounts` stores accounts and rights. `immutable` is the connection that reads the
+    database on a full disk; None if the database was opened normally."""
 
     def __init__(
         self,
@@ -34,24 +37,25 @@ class SqliteDatabase:
         *,
         immutable: ImmutableDatabase | None = None,
     ) -> None:
-        """With `immutable`, all reads use that database, changes are refused, and `close` closes it. `clock` returns
-        the time in seconds since 1970. Raises apsw.FullError if there is no space to open the database; apsw.Error."""
+        """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
+        returns the time in seconds since 1970. Changes may use `reserve`, disk space that was allocated in advance, on
+        a full disk. Raises apsw.FullError if there is no space to open the database; other apsw.Error, OSError."""
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, version, reserve)
-        self._closed_in_order = writer, scans, version, shared_reads
+        self._parts_in_closing_order = writer, scans, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
 
     def close(self) -> None:
-        """Makes the changes that are queued, then closes all connections."""
+        """Waits until the queued changes are made, then closes all connections."""
         if self.immutable is not None:
             self.immutable.close()
             return
-        for part in self._closed_in_order:
+        for part in self._parts_in_closing_order:
             part.close()
-        self._db.close()
+        self._db.close()  # last, because `version` reads memory that SQLite maps for this connection

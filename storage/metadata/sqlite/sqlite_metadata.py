@@ -1,10 +1,17 @@
-"""Metadata of repositories, manifests, tags, blobs and uploads in an embedded SQLite database (`SqliteMetadata`).
+"""Stores repositories, manifests, tags, blobs and upload sessions in an embedded SQLite database (`SqliteMetadata`).
 
 Short lookups run on the event loop, because they take microseconds. They see all commits of all processes. Lookups that
-may read many rows run in a thread (`ScanThread`). Changes run in another thread (`CommitThread`); unless they pass
-`durable=False`, they survive a power cut once the method has returned.
+may read many rows run in a thread (`ScanThread`). Changes run in another thread (`CommitThread`). Unless they pass
+`durable=False`, changes survive a power cut once the method has returned.
 
-`ReserveUse.RELIEF` marks changes that free space: on a full disk they may use disk space that was allocated in advance.
+`ReserveUse.RELIEF` marks changes that free space. On a full disk they may use the *reserve*: disk space that was
+allocated in advance.
+
+- A *link* is a row that lets a repository serve a blob.
+- The *collect queue* lists the links and blobs that garbage collection may have to remove.
+- `place` is the key under which the blob store has the bytes of a blob.
+- `by` is the client for which a change is made. The audit log names it.
+- `before` is a time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -29,25 +36,27 @@ from storage.patterns import NameSet
 from storage.versioned_cache import VersionedCache
 
 CACHE_BYTES: Final = 16 * 1024 * 1024
-"""Approximate capacity of the lookup cache in bytes of memory."""
+"""Approximate capacity of the cache of lookup results, in bytes of memory."""
 MEMORY_PER_MANIFEST_BYTE: Final = 8
-"""Bytes of memory that a manifest with its parsed content takes for each byte of its body."""
+"""Approximate bytes of memory that a manifest with its parsed content takes for each byte of its body."""
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Most repositories of a page that is read on the event loop. Larger pages, and pages of a restricted set of names, are
+"""Most repositories of a page that is read on the event loop. Larger pages, and pages that leave out repositories, are
 read in the thread."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
-"""Most referrers of a page that is read on the event loop."""
+"""Most referrers of a page that is read on the event loop. A *referrer* of a manifest is a manifest whose `subject`
+field has the digest of that manifest."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
-"""Approximate limit of the bytes of such a page of referrers."""
+"""Approximate size in bytes above which a page of referrers is not read on the event loop."""
 _ROWS_PER_ITERATION: Final = 500
-"""Rows that are looked up in one iteration of the event loop, which takes about 5 ms."""
+"""Rows that are looked up in one iteration of the event loop. Looking up as many takes about 5 ms."""
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
 
 def _page_memory(page: Page[Tag] | Page[RepositoryName]) -> int:
+    """Returns the approximate bytes of memory that the page takes. The next two functions do so for other values."""
     return _SMALL_VALUE_BYTES + sum(64 + len(name) for name in page.items)
 
 
@@ -81,14 +90,15 @@ class SqliteMetadata:
         self.version = version
         self._shared_reads = shared_reads
         self._scans = scans
-        self._cache: VersionedCache[Any] = VersionedCache(version, CACHE_BYTES)
+        self._cache: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         self._clock = clock
 
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Returns `lookup(db, *arguments)`, or its cached result if nothing was committed since. `memory_of` returns
-        the approximate bytes of memory that the result takes. Errors are not cached."""
+        """Returns what `lookup` returns for a connection and `arguments`, or the cached result of an equal lookup since
+        the last commit of any process. `memory_of` returns the approximate bytes of memory that a result takes. If
+        `lookup` raises an error, caches nothing."""
         key = (lookup, *arguments)
         cached = self._cache.get(key)
         if cached is not None:
@@ -115,31 +125,33 @@ class SqliteMetadata:
         return self._cached_lookup(_row_memory, lookups.blob, repo, digest)
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Stores that a client now relies on the blob being here, so that garbage collection keeps it for a grace
-        period."""
+        """Stores that a client was just told that the repository has the blob. Garbage collection then keeps the blob
+        there for a grace period, so that the client can push a manifest that refers to it."""
         now = self._clock()
-        await self._writer.run(lambda db: blob_changes.need_blob(db, repo, digest, now), durable=False)
+        await self._writer.run(lambda db: blob_changes.touch_blob(db, repo, digest, now), durable=False)
 
     async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
-        """Adds an uploaded blob to the repository and ends its upload session. `place`: the blob store's key for it."""
+        """Adds an uploaded blob to the repository and deletes its upload session `upload`. `size`: in bytes."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now))
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
-        """Adds a blob without an upload session, whose bytes are stored already, to the repository."""
+        """Adds a blob to the repository, whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
+        upload session. `size`: in bytes."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now))
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Adds a blob of another repository (`source`, or any in the set `source`), and returns its size in bytes."""
+        """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`:
+        the other repository, or a set of repositories, any of which may have the blob."""
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None:
-        """Removes the blob from the repository. Refuses if a manifest there refers to it, unless
-        `even_if_referenced`."""
+        """Removes the blob from the repository. Refuses this if a manifest of the repository refers to the blob and
+        `even_if_referenced` is false."""
         now = self._clock()
         await self._writer.run(
             lambda db: blob_changes.delete_blob(db, repo, digest, by, now, even_if_referenced=even_if_referenced),
@@ -147,7 +159,8 @@ class SqliteMetadata:
         )
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
-        """Stores a new upload session. `boot`: of the machine; `owner`: the actor that may continue the session."""
+        """Stores a new upload session. `algorithm`: the hash algorithm of the blob's digest. `boot`: the id of the
+        machine's current boot. `owner`: name of the actor that may continue the session; empty if every client may."""
         now = self._clock()
         await self._writer.run(
             lambda db: blob_changes.start_upload(db, upload, repo, algorithm, boot, owner, now), durable=False
@@ -157,12 +170,14 @@ class SqliteMetadata:
         return lookups.upload(self._db, repo, upload)
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
-        """Stores the progress of an upload: the digest's `state` after `offset` bytes, and the `boot` (of the machine)
-        during which these were written."""
+        """Stores the progress of an upload session. `offset`: the number of bytes that have arrived. `state`: the state
+        of the digest's computation after these bytes. `boot`: the id of the machine's boot in which they were
+        written."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.save_upload(db, upload, offset, state, boot, now), durable=False)
 
     async def end_upload(self, upload: UploadID) -> None:
+        """Deletes an upload session."""
         await self._writer.run(
             lambda db: blob_changes.end_upload(db, upload), durable=False, reserve_use=ReserveUse.RELIEF
         )
@@ -185,8 +200,8 @@ class SqliteMetadata:
         sparse: bool,
         condition: Condition | None,
     ) -> None:
-        """Stores the manifest and points the tags at it, if `condition` holds for the first tag. `sparse`: what the
-        manifest refers to may be missing."""
+        """Stores the manifest and points the tags at it. Refuses this if `condition` does not hold for the first tag,
+        or if the repository lacks content that the manifest refers to and `sparse` is false."""
         now = self._clock()
         await self._writer.run(
             lambda db: manifest_and_tag_changes.put_manifest(
@@ -223,60 +238,68 @@ class SqliteMetadata:
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """Returns a page of the manifests whose subject is `subject`."""
-        key = repo, subject, artifact_type, after
-        few = _MAX_REFERRERS_ON_LOOP
-        page = lookups.referrers(self._db, *key, min(limit, few), few, _MAX_REFERRERS_BYTES_ON_LOOP)
+        """Returns a page of the referrers of `subject`."""
+        arguments = repo, subject, artifact_type, after
+        page = lookups.referrers(
+            self._db,
+            *arguments,
+            limit=min(limit, _MAX_REFERRERS_ON_LOOP),
+            max_read=_MAX_REFERRERS_ON_LOOP,
+            max_page_bytes=_MAX_REFERRERS_BYTES_ON_LOOP,
+        )
         if not page.more or len(page.items) == limit:
             return page
         # There are too many referrers to read on the event loop, so the whole page is read in the thread.
-        return await self._scans.run(lambda db: lookups.referrers(db, *key, limit))
+        return await self._scans.run(lambda db: lookups.referrers(db, *arguments, limit=limit))
 
     async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
-        """Returns blobs that lost their last reference in a repository before `before`."""
+        """Returns at most `limit` links that were put into the collect queue by the time `before`, because no manifest
+        of the repository referred to the blob."""
         return blob_changes.queued_links(self._db, before, limit)
 
     async def unlinked_blobs(self, limit: int) -> list[Digest]:
-        """Returns blobs that no repository has any more."""
+        """Returns at most `limit` blobs that were put into the collect queue because no repository had a link to
+        them."""
         return blob_changes.unlinked_blobs(self._db, limit)
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
-        """Removes a blob from a repository if nothing has referred to it since `before`. Returns whether it did."""
+        """Removes a queued link if no manifest refers to its blob, and no client has used the blob there after
+        `before`. Returns whether it removed the link."""
         now = self._clock()
         return await self._writer.run(
             lambda db: blob_changes.drop_link(db, entry, before, now), reserve_use=ReserveUse.RELIEF
         )
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        """Deletes the row of a blob that no repository has, and returns the blob store's key for the blob; returns None
-        if a repository has it."""
+        """If no repository has a link to the blob, deletes its row and returns its place, so that the caller can delete
+        the bytes there. Returns None if a repository has a link to it or it has no row."""
         return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), reserve_use=ReserveUse.RELIEF)
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Returns those of `digests` that have a row."""
-        return await self._existing("blob", "digest", digests)
+        """Returns those of `digests` that are digests of blobs in the database."""
+        return await self._existing(digests, table="blob", column="digest")
 
     async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
-        """Returns upload sessions without progress since `before`."""
+        """Returns at most `limit` upload sessions that made no progress after `before`."""
         return blob_changes.stale_uploads(self._db, before, limit)
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
-        """Deletes an upload session without progress since `before`. Returns whether it did."""
+        """Deletes the upload session if it made no progress after `before`. Returns whether it deleted the session."""
         return await self._writer.run(
             lambda db: blob_changes.drop_upload(db, upload, before), durable=False, reserve_use=ReserveUse.RELIEF
         )
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
-        """Returns those of `uploads` that have a row."""
-        return await self._existing("upload", "id", uploads)
+        """Returns those of `uploads` that are ids of upload sessions in the database."""
+        return await self._existing(uploads, table="upload", column="id")
 
-    async def _existing(self, table: str, column: str, values: Sequence[S]) -> set[S]:
-        """Returns those of `values` that occur in the column. There may be tens of thousands of values, so the event
-        loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
+    async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
+        """Returns those of `values` that occur in the column of the table. There may be tens of thousands of values, so
+        the event loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
         found: set[S] = set()
         for start in range(0, len(values), _ROWS_PER_ITERATION):
             if start:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # lets the event loop run other tasks
             group = values[start : start + _ROWS_PER_ITERATION]
             existing = lookups.existing_values(self._db, table, column, group)
             found.update(value for value in group if value in existing)

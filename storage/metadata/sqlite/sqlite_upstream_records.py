@@ -1,9 +1,10 @@
-"""What the mirror learned about its upstream registries, in the metadata database (`SqliteUpstreamRecords`).
+"""Stores what the mirror learned about its upstream registries in the metadata database (`SqliteUpstreamRecords`).
 
-- A *check* is an answer of an upstream: at that time it had a manifest or blob, or it had none ("not found").
-- A *link* is the right of a repository to serve a blob. It is *confirmed* if the blob was fetched for this repository,
-  or its upstream said that the repository has the blob.
-- A *bad sender* is an endpoint (a server of an upstream) that sent bytes with another digest for a blob.
+- An *upstream* is a registry that this registry mirrors. An *endpoint* is one of its servers.
+- A *check* records an answer of an upstream: at that time it had a manifest or blob, or it did not ("not found").
+- A *link* is a row that lets a repository serve a blob. It is *confirmed* if the blob was pushed to or fetched for this
+  repository, or if the upstream said that it has the blob in this repository.
+- A *bad sender* is an endpoint that sent bytes with another digest for a blob. The store counts how often it did so.
 - An *allowance* is the rate limit that an upstream stated.
 """
 
@@ -22,15 +23,16 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase
 from storage.names import Digest, Reference, RepositoryName
 
 MAX_NOT_FOUND_CHECKS = 10_000
-"""Approximate limit of stored 'not found' checks, since any client can cause more of them."""
+"""Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
+does not exist."""
 CHECKS_PER_PRUNE = 64
-"""After how many new 'not found' checks of this process the oldest ones are deleted."""
+"""Number of 'not found' checks that a process stores from one deletion of the oldest ones to the next."""
 MAX_REFERRING_MANIFESTS = 8
 """Most manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
-"""Most bytes of manifests that `referring_manifests` parses, since it does so on the event loop."""
+"""Most bytes of manifests that `referring_manifests` parses, because it parses them on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Most references to a blob that are searched for the newest manifests."""
+"""Most references to a blob among which `referring_manifests` looks for the newest manifests."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
@@ -49,8 +51,11 @@ SELECT l.confirmed
 
 
 class SqliteUpstreamRecords:
-    """Implements `UpstreamRecords`. Reads on the event loop. Of its changes only `confirm` survives a power cut for
-    certain: the mirror can ask its upstreams for the rest again."""
+    """Implements `UpstreamRecords`. Reads on the event loop.
+
+    A change by `confirm` is durable when the method returns. The other changes may be lost in a power cut, because the
+    mirror can learn the same from its upstreams again. `ReserveUse.RELIEF` marks changes that delete something: on a
+    full disk they may use disk space that was allocated in advance."""
 
     def __init__(
         self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
@@ -60,11 +65,13 @@ class SqliteUpstreamRecords:
         self._writer = writer
         self._clock = clock
         self._not_found_count = 0
+        """Number of 'not found' checks that this process has stored."""
 
     async def last_check(
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False
     ) -> UpstreamCheck | None:
-        """Returns the last check of a manifest, or with `blob` of the blob with that digest; None if there is none."""
+        """Returns the last check of the manifest `reference`; with `blob`, that of the blob with the digest
+        `reference`. Returns None if there is none."""
         row = self._db.execute(
             "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?",
             (repo, _check_key(reference, blob)),
@@ -72,37 +79,39 @@ class SqliteUpstreamRecords:
         return None if row is None else UpstreamCheck(row[0], bool(row[1]))
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
-        """Stores a check made now. `known`: the upstream has the manifest or blob."""
+        """Stores a check that was made now. `found`: True if the upstream has the manifest `reference`, or with `blob`
+        the blob with the digest `reference`."""
         now, key = self._clock(), _check_key(reference, blob)
-        prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
+        should_prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
         self._not_found_count += not found
 
-        def note(db: apsw.Connection) -> None:
+        def store(db: apsw.Connection) -> None:
             db.execute(
                 "INSERT INTO upstream_check (repository, reference, at, known) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (repository, reference) DO UPDATE SET at = excluded.at, known = excluded.known",
                 (repo, key, now, int(found)),
             )
-            if prune:
+            if should_prune:
                 _prune_not_found_checks(db)
 
-        await self._writer.run(note, durable=False)
+        await self._writer.run(store, durable=False)
 
     async def forget_checks(
         self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
     ) -> None:
-        """Deletes the check of `reference`, or without `reference` all checks of the repository."""
+        """Deletes the last check of the manifest `reference`, or with `blob` of the blob with the digest `reference`.
+        Without `reference`, deletes all checks of the repository."""
         key = None if reference is None else _check_key(reference, blob)
         await self._execute(
             "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)",
             (repo, key),
-            ReserveUse.RELIEF,
+            reserve_use=ReserveUse.RELIEF,
         )
 
     async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
-        """Returns a repository that has the blob and whose name begins with `prefix`, which ends with a slash; None if
-        there is none."""
-        end = prefix[:-1] + "0"  # in byte order, "0" follows "/"
+        """Returns a repository that has a link to the blob and whose name begins with `prefix`. `prefix` ends with a
+        slash. Returns None if there is no such repository."""
+        end = prefix[:-1] + "0"  # sorts behind all names with the prefix: in byte order, "0" follows "/"
         name = self._db.execute(_REPOSITORY_WITH_BLOB, (digest, prefix, end)).get
         return None if name is None else RepositoryName(name)
 
@@ -115,9 +124,10 @@ class SqliteUpstreamRecords:
         await self._writer.run(lambda db: confirm_blob(db, repo, digest))
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
-        """Returns the newest manifests of the repository that refer to the blob as config or layer, newest first. May
-        return none if only manifests larger than `MAX_PARSED_BYTES` refer to it."""
-        # Bodies are read one by one, because SQLite would read all bodies to sort rows that contain them.
+        """Returns at most `MAX_REFERRING_MANIFESTS` of the manifests of the repository that refer to the blob as config
+        or layer, newest first. Leaves out manifests that are larger than `MAX_PARSED_BYTES` or cannot be parsed, and
+        returns fewer if their bodies together have more than `MAX_PARSED_BYTES`."""
+        # Bodies are read one by one afterwards, because a statement that sorts rows with bodies reads all bodies.
         limits = MAX_REFERRING_MANIFESTS, MAX_PARSED_BYTES, MAX_ROWS_SEARCHED
         rows: list[Any] = self._db.execute(_REFERRING_MANIFESTS, (repo, digest, *limits)).fetchall()
         found, remaining_bytes = [], MAX_PARSED_BYTES
@@ -127,16 +137,17 @@ class SqliteUpstreamRecords:
                 break
             body = self._db.execute(_BODY, (manifest_id,)).get
             if body is None:
-                continue  # the manifest was deleted meanwhile
+                continue  # the manifest was deleted after the first statement
             manifest = Manifest(body, media_type, str.__new__(Digest, manifest_digest))
             if manifest.is_readable:
                 found.append(manifest)
         return found
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
-        """Returns the endpoints of the upstream that sent wrong bytes for the blob within the last `seconds`."""
+        """Returns the endpoints of the upstream that sent wrong bytes for the blob within the last `seconds`, each with
+        how often it did so and when it last did."""
         now = self._clock()
-        # The upper bound ignores records from the future, which exist after the clock was set back.
+        # The upper bound leaves out times in the future, which are stored if the clock was set back since.
         rows: list[Any] = self._db.execute(
             "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
             (upstream, digest, now - seconds, now + 1.0),
@@ -144,11 +155,11 @@ class SqliteUpstreamRecords:
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores that each of the endpoints sent wrong bytes for the blob once more. Deletes records older than
-        `seconds`."""
+        """Stores that each of the endpoints sent wrong bytes for the blob once more. Deletes all bad senders that last
+        did so more than `seconds` ago."""
         now = self._clock()
 
-        def note(db: apsw.Connection) -> None:
+        def store(db: apsw.Connection) -> None:
             db.execute("DELETE FROM upstream_wrong WHERE at NOT BETWEEN ? AND ?", (now - seconds, now + 1.0))
             for endpoint in endpoints:
                 db.execute(
@@ -157,10 +168,10 @@ class SqliteUpstreamRecords:
                     (upstream, digest, endpoint, now),
                 )
 
-        await self._writer.run(note, durable=False)
+        await self._writer.run(store, durable=False)
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
-        """Deletes the bad senders of these blobs. Returns for how many of the blobs there were any."""
+        """Deletes the bad senders of these blobs. Returns the number of blobs that had bad senders."""
 
         def forget(db: apsw.Connection) -> int:
             blobs_with_records = 0
@@ -172,37 +183,43 @@ class SqliteUpstreamRecords:
         return await self._writer.run(forget, durable=False, reserve_use=ReserveUse.RELIEF)
 
     async def token(self, key: str) -> tuple[str, float] | None:
-        """Returns the stored token and its expiry (seconds since 1970); None if there is none or it has expired."""
+        """Returns the bearer token of an upstream that is stored under `key`, and when it expires (seconds since 1970).
+        Returns None if there is none or it has expired."""
         row: tuple[str, float] | None = self._db.execute(
             "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
         ).get
         return row
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
-        """Stores a token, and deletes all tokens that have expired."""
+        """Stores a bearer token of an upstream under `key`, in place of an earlier one. `expires`: in seconds since
+        1970. Deletes all tokens that have expired."""
         now = self._clock()
 
-        def keep(db: apsw.Connection) -> None:
+        def store(db: apsw.Connection) -> None:
             db.execute("DELETE FROM upstream_token WHERE expires <= ?", (now,))
             db.execute("INSERT OR REPLACE INTO upstream_token (key, token, expires) VALUES (?, ?, ?)",
                        (key, token, expires))  # fmt: skip
 
-        await self._writer.run(keep, durable=False)
+        await self._writer.run(store, durable=False)
 
     async def delete_token(self, key: str, token: str) -> None:
-        """Deletes the token, unless another one was stored for `key` meanwhile."""
-        await self._execute("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), ReserveUse.RELIEF)
+        """Deletes the token under `key`, unless it has been replaced by another token than `token`."""
+        await self._execute(
+            "DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), reserve_use=ReserveUse.RELIEF
+        )
 
     async def allowance(self, upstream: str) -> Allowance | None:
-        """Returns the stored rate limit of the upstream."""
+        """Returns the rate limit that the upstream stated last; None if none is stored."""
         row: Any = self._db.execute(
             "SELECT at, remaining, most, until FROM upstream_allowance WHERE upstream = ?", (upstream,)
         ).get
         return None if row is None else Allowance(*row)
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """Stores a rate limit. Of the stored and the new one, keeps the newer `remaining` and `limit`, and the later
-        `until` (no request is sent before this time)."""
+        """Stores a rate limit that the upstream stated at `allowance.at`.
+
+        If another one is stored, combines the two: `remaining` and `limit` of the newer one, and the later `until`,
+        which is the time before which no request may be sent."""
         await self._execute(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "
@@ -212,14 +229,16 @@ class SqliteUpstreamRecords:
         )
 
     async def _execute(
-        self, sql: str, values: tuple[str | float | None, ...], reserve_use: ReserveUse = ReserveUse.GROWTH
+        self, sql: str, values: tuple[str | float | None, ...], *, reserve_use: ReserveUse = ReserveUse.GROWTH
     ) -> None:
-        """Runs a statement that changes something. The change need not survive a power cut."""
+        """Runs a statement that changes something. The change may be lost in a power cut. `reserve_use`: how much of
+        the disk space allocated in advance it may use on a full disk."""
         await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False, reserve_use=reserve_use)
 
 
 def _check_key(reference: Reference, blob: bool) -> str:
-    """Returns the key of a check. A blob's key contains a space, so that no reference from a client equals it."""
+    """Returns the key of a check of a manifest, or with `blob` of a blob. The key of a blob contains a space, which no
+    reference contains, so a manifest and a blob never have the same key."""
     return f"blob {reference}" if blob else reference
 
 

@@ -1,11 +1,13 @@
-"""Accounts of people and robots, the epoch, and pages whose entries differ in size.
+"""The tables of accounts and of the epoch, and a function that limits pages by the size of their entries.
 
-The *epoch* is a number that increases in the transaction of every change that affects the rights of somebody. Each
-request reads it, and what a process has cached about rights is valid for one epoch only. So a worker notices a revoked
-right at the next request, whichever process revoked it.
+An account belongs to a person or to a robot, which is a program.
 
-All functions take a connection; those with `by` and `now` run inside a transaction that the caller commits. `by` is the
-actor whom the audit log names, `now` the time in seconds since 1970.
+The *epoch* is a number in the database. It increases in the transaction of every change that affects the rights of
+somebody. Each request reads it, and what a process has cached about rights is valid for one epoch only. So a worker (a
+server process) notices a revoked right at the next request, whichever process revoked it.
+
+All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
+the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import apsw
 
 from storage.access import Account, AccountExists, AccountInvalid, AccountKind, AccountName, AccountUnknown, LastAdmin
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.audit_table import counted, record
+from storage.metadata.sqlite.access.audit_table import nonzero_counts, record
 
 _ACCOUNT = """
 SELECT a.name, a.kind, a.enabled, a.admin, a.version, a.created, a.note, a.password IS NOT NULL,
        (SELECT json_group_array(m.name ORDER BY m.name) FROM group_member m WHERE m.member = a.name)
   FROM account a"""
-_ONE = _ACCOUNT + " WHERE a.name = ?"
+_ACCOUNT_BY_NAME = _ACCOUNT + " WHERE a.name = ?"
 _PAGE = _ACCOUNT + " WHERE (?1 IS NULL OR a.kind = ?1) AND a.name > ?2 ORDER BY a.name LIMIT ?3"
 
 
@@ -34,23 +36,24 @@ def name_from_database(text: str) -> AccountName:
 
 
 def _account(row: tuple[Any, ...]) -> Account:
+    """Returns the account from a row that the statement `_ACCOUNT` read."""
     name, kind, enabled, admin, version, created, note, has_password, groups = row
     return Account(
-        name_from_database(name),
-        AccountKind(kind),
-        bool(enabled),
-        bool(admin),
-        version,
-        created,
-        tuple(map(name_from_database, json.loads(groups))),
-        note,
-        bool(has_password),
+        name=name_from_database(name),
+        kind=AccountKind(kind),
+        enabled=bool(enabled),
+        admin=bool(admin),
+        version=version,
+        created=created,
+        groups=tuple(map(name_from_database, json.loads(groups))),
+        note=note,
+        has_password=bool(has_password),
     )
 
 
 def account(db: apsw.Connection, name: AccountName) -> Account:
     """Returns an account. Raises AccountUnknown."""
-    row = db.execute(_ONE, (name,)).get
+    row = db.execute(_ACCOUNT_BY_NAME, (name,)).get
     if row is None:
         raise AccountUnknown(f"there is no account {name}")
     return _account(row)
@@ -63,10 +66,10 @@ def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
 
 
 def page(db: apsw.Connection, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
-    """Returns a page of the accounts in the order of their names, beginning behind the name `after`. `kind`: only
-    people or only robots."""
+    """Returns a page of the accounts of people (`kind` is USER) or of robots (`kind` is ROBOT), or of both (None), in
+    the order of their names, beginning behind the name `after`."""
     rows = db.execute(_PAGE, (kind, after or "", limit + 1))
-    return limited_page(rows, _account, lambda account: len(account.groups), limit)
+    return limited_page(rows, _account, count_parts=lambda account: len(account.groups), limit=limit)
 
 
 def check_name_is_free(db: apsw.Connection, name: AccountName) -> None:
@@ -89,44 +92,50 @@ def add(
     now: float,
     name: AccountName,
     kind: AccountKind,
-    password: str | None,
+    hashed_password: str | None,
     admin: bool,
     note: str,
 ) -> Account:
-    """Adds an enabled account and returns it. `password`: its hash, or None. Raises AccountExists if the name is in
-    use; AccountInvalid for a robot with a password."""
-    if kind is AccountKind.ROBOT and password is not None:
+    """Adds an enabled account and returns it. `hashed_password`: None for an account without a password. `admin`: the
+    account may do everything. Raises AccountExists if an account or a group has the name; AccountInvalid for a robot
+    with a password."""
+    if kind is AccountKind.ROBOT and hashed_password is not None:
         raise AccountInvalid("a robot has no password; make an API token for it")
     check_name_is_free(db, name)
     db.execute(
         "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
         "VALUES (?, ?, ?, 1, ?, ?, ?, ?)",
-        (name, kind, password, int(admin), increment_epoch(db), now, note),
+        (name, kind, hashed_password, int(admin), increment_epoch(db), now, note),
     )
-    store_that_accounts_exist(db)
+    _store_has_had_account(db)
     record(db, by, now, "account.add", name, {"kind": kind, "admin": admin})
     return account(db, name)
 
 
-def set_password(db: apsw.Connection, by: Actor, now: float, name: AccountName, password: str | None) -> None:
-    """Sets the hash of a person's password, or removes it with None. Ends the person's logins: deletes their tokens.
-    Raises AccountUnknown; AccountInvalid for a robot."""
+def set_password(db: apsw.Connection, by: Actor, now: float, name: AccountName, hashed_password: str | None) -> None:
+    """Changes a person's password. `hashed_password`: the hash of the new password; None to remove the password.
+
+    Bearer tokens and browser sessions that were issued earlier become invalid, because the account's version changes.
+    Deletes the account's refresh tokens, which are the API tokens that `docker login` got (purpose `login`). The API
+    tokens that the person made (purpose `personal`) stay. Raises AccountUnknown; AccountInvalid for a robot."""
     if account(db, name).kind is AccountKind.ROBOT:
         raise AccountInvalid(f"{name} is a robot, and robots have no password; make an API token for it")
-    _change(db, name, "password", password)
+    _change(db, name, "password", hashed_password)
     db.execute("DELETE FROM api_token WHERE account = ? AND purpose = 'login'", (name,))
-    record(db, by, now, "account.password", name, counted(removed=password is None, logins=db.changes()))
+    deleted_refresh_tokens = db.changes()
+    detail = nonzero_counts(removed=int(hashed_password is None), logins=deleted_refresh_tokens)
+    record(db, by, now, "account.password", name, detail)
 
 
-def improve_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> None:
-    """Replaces the hash of an unchanged password by a stronger one. Does nothing if `old` is not the stored hash any
-    more."""
+def replace_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> None:
+    """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if the
+    account's hash is not `old` any more. All credentials of the account stay valid."""
     db.execute("UPDATE account SET password = ? WHERE name = ? AND password = ?", (new, name, old))
 
 
 def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, enabled: bool, keep_admin: bool) -> None:
-    """Enables or disables an account. `keep_admin`: refuse to disable the last admin. Raises AccountUnknown,
-    LastAdmin."""
+    """Enables or disables an account; does nothing if it is so already. Raises AccountUnknown. With `keep_admin`,
+    raises LastAdmin instead of disabling the only enabled admin."""
     if keep_admin and not enabled:
         _check_not_last_admin(db, name)
     if account(db, name).enabled is not enabled:
@@ -135,8 +144,8 @@ def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, e
 
 
 def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, admin: bool, keep_admin: bool) -> None:
-    """Makes an account an admin, or takes that away. `keep_admin`: refuse to take it from the last admin. Raises
-    AccountUnknown, LastAdmin."""
+    """Makes an account an admin, or an ordinary account; does nothing if it is so already. Raises AccountUnknown. With
+    `keep_admin`, raises LastAdmin instead of making the only enabled admin an ordinary account."""
     if keep_admin and not admin:
         _check_not_last_admin(db, name)
     if account(db, name).admin is not admin:
@@ -145,9 +154,11 @@ def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, adm
 
 
 def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
-    """Changes a column of the account, and sets the account's version to the new epoch. A credential is valid for one
-    version. The epoch is used because it never repeats, so an account that is removed and added again gets a version
-    that no earlier account of that name had."""
+    """Changes a column of the account, and sets the account's version to the new epoch.
+
+    Bearer tokens (from `/token`) and browser sessions contain the version that their account had when they were issued.
+    They are refused once the account has another version. The epoch serves as the version because it never repeats: an
+    account that is removed and added again gets a version that no earlier account of that name had."""
     db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, increment_epoch(db), name))
 
 
@@ -155,12 +166,12 @@ def _check_not_last_admin(db: apsw.Connection, name: AccountName) -> None:
     """Raises LastAdmin if the account is the only enabled admin."""
     admins = db.execute("SELECT name FROM account WHERE admin = 1 AND enabled = 1 LIMIT 2").fetchall()
     if admins == [(name,)]:
-        raise LastAdmin(f"{name} is the last admin who is enabled; make another account an admin before")
+        raise LastAdmin(f"{name} is the last admin who is enabled; make another account an admin first")
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_admin: bool) -> None:
-    """Removes an account with its tokens, memberships and grants. `keep_admin`: refuse to remove the last admin.
-    Raises AccountUnknown, LastAdmin."""
+    """Removes an account with its API tokens, group memberships and grants. Raises AccountUnknown. With `keep_admin`,
+    raises LastAdmin instead of removing the only enabled admin."""
     account(db, name)  # raises AccountUnknown
     if keep_admin:
         _check_not_last_admin(db, name)
@@ -174,14 +185,15 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
         removed_counts[what] = db.changes()
     db.execute("DELETE FROM account WHERE name = ?", (name,))
     increment_epoch(db)
-    record(db, by, now, "account.remove", name, counted(**removed_counts))
+    record(db, by, now, "account.remove", name, nonzero_counts(**removed_counts))
 
 
-SELECT_EPOCH_AND_CLOSED = "SELECT epoch, closed FROM access"
-SELECT_CLOSED = "SELECT closed FROM access"
-"""`closed` is 0 until the first account is added, and 1 ever after. While it is 0, everybody may do everything."""
-SELECT_INSTANCE = "SELECT instance FROM access"
-"""`instance` is the random name of this database."""
+SELECT_EPOCH_AND_HAS_HAD_ACCOUNT = "SELECT epoch, closed FROM access"
+SELECT_HAS_HAD_ACCOUNT = "SELECT closed FROM access"
+"""The column `closed` is 0 until the first account is added, and 1 ever after. While it is 0, everybody may do
+everything."""
+SELECT_INSTANCE_ID = "SELECT instance FROM access"
+"""The column `instance` has the random name of this database."""
 
 
 def increment_epoch(db: apsw.Connection) -> int:
@@ -190,37 +202,39 @@ def increment_epoch(db: apsw.Connection) -> int:
     return epoch
 
 
-def store_that_accounts_exist(db: apsw.Connection) -> None:
-    """Sets the column `closed`, for good."""
+def _store_has_had_account(db: apsw.Connection) -> None:
+    """Stores that the registry has had an account. Nothing changes this back, not even the removal of the account."""
     db.execute("UPDATE access SET closed = 1 WHERE closed = 0")
 
 
 MAX_PAGE_PARTS: Final = 10_000
-"""Approximate limit of the parts of a page's entries. Parts are the members of a group, or the groups of an account."""
+"""Number of parts after which a page of accounts or groups ends. The parts of an account are its groups; those of a
+group are its members."""
 T = TypeVar("T")
 
 
 def limited_page(
     rows: Iterable[Any],
-    entry_of: Callable[[Any], T],
+    make_entry: Callable[[Any], T],
     count_parts: Callable[[T], int],
     limit: int,
     max_parts: int = MAX_PAGE_PARTS,
 ) -> Page[T]:
-    """Returns a page of at most `limit` entries. `entry_of` makes an entry from a row.
+    """Returns a page of entries, which `make_entry` makes from `rows`.
 
-    The page ends earlier, but not before its first entry, once its entries together have `max_parts` parts, as
-    `count_parts` counts them. So no page takes long to make and to send. `rows` must contain one row more than `limit`
-    if more entries follow. Reads no more rows than it needs, and closes the cursor `rows`."""
+    Entries differ in size: an entry may have many parts, and `count_parts` returns how many. The page ends after the
+    entry with which the entries have `max_parts` parts or more together, or after `limit` entries. So no page takes
+    long to make and to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more rows
+    than it needs, and closes `rows` if it is a cursor."""
     found: list[T] = []
     parts = 0
     more = False
     try:
         for row in rows:
-            if len(found) == limit or (found and parts >= max_parts):
+            if len(found) == limit or parts >= max_parts:
                 more = True
                 break
-            found.append(entry_of(row))
+            found.append(make_entry(row))
             parts += count_parts(found[-1])
     finally:
         close = getattr(rows, "close", None)

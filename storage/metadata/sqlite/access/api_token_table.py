@@ -1,10 +1,12 @@
-"""API tokens of accounts: `personal` ones, which a user makes, and `login` ones, which a login makes.
+"""The table of API tokens: secrets that an account uses in place of its password. A token with the purpose `personal`
+was made by a person, one with the purpose `login` is a refresh token that `docker login` got.
 
-An expired token is treated as if it did not exist. All functions take a connection; those with `by` run inside a
-transaction that the caller commits. `by` is the actor whom the audit log names, `now` the time in seconds since 1970.
+An expired token is treated as if it did not exist. All functions take a connection; those that change something run
+inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,
+`now` the time in seconds since 1970.
 
 The *epoch* is a number in the database. What a process has cached about rights is valid for one epoch only, so a change
-that takes a right away increments it.
+that takes a right away increments the epoch.
 """
 
 from __future__ import annotations
@@ -23,50 +25,55 @@ from storage.metadata.sqlite.access.grant_table import pattern_from_database
 MOST_TOKENS = 500
 """Most personal API tokens of an account, so that nobody can fill the disk with them."""
 MAX_PAGE_LIMITS = 500
-"""Approximate number of token limits (patterns to which tokens are restricted) after which a page ends."""
+"""A page of tokens ends when its tokens together have this number of limits. A limit restricts its token to some
+actions on the repositories that a pattern matches."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
-_ONE = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
+_TOKEN_BY_ID = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
-_PAGE_OF_ONE = (
+_PAGE_OF_ACCOUNT = (
     _TOKEN + " WHERE account = ?4 AND id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY account, id LIMIT ?3"
 )
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
+    """Returns the token from a row that the statement `_TOKEN` read."""
     token_id, owner, purpose, note, created, expires, limits, used, _ = row
     return ApiToken(
-        token_id,
-        name_from_database(owner),
-        purpose,
-        note,
-        created,
-        expires,
-        None
+        id=token_id,
+        account=name_from_database(owner),
+        purpose=purpose,
+        note=note,
+        created=created,
+        expires=expires,
+        limits=None
         if limits is None
         else tuple(TokenLimit(pattern_from_database(p), Action(a)) for p, a in json.loads(limits)),
-        used,
+        used=used,
     )
 
 
 def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, bytes]:
     """Returns a token and the hash of its secret. Raises AccountUnknown if there is no such token or it has expired."""
-    row = db.execute(_ONE, (token_id, now)).get
+    row = db.execute(_TOKEN_BY_ID, (token_id, now)).get
     if row is None:
         raise AccountUnknown("there is no such API token; it was revoked, or has expired")
     return _token(row), row[-1]
 
 
 def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
-    """Returns a page of the tokens of the account `owner`, or of all accounts, in the order of their ids, beginning
-    behind the id `after`."""
+    """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, in the order of their
+    ids, beginning behind the id `after`."""
     values = (after or "", now, limit + 1)
-    found = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ONE, (*values, owner))
-    return limited_page(found, _token, lambda token: len(token.limits or ()), limit, MAX_PAGE_LIMITS)
+    found = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner))
+    return limited_page(
+        found, _token, count_parts=lambda token: len(token.limits or ()), limit=limit, max_parts=MAX_PAGE_LIMITS
+    )
 
 
 def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash: bytes) -> None:
     """Adds the token `made`. Does not increment the epoch, because no process can have cached anything about the token.
-    Raises AccountUnknown; AccountExists if the token's id is in use; AccountInvalid if the account has too many."""
+    Raises AccountUnknown if its account does not exist; AccountExists if its id is in use; AccountInvalid if its
+    account has too many personal tokens."""
     _delete_expired(db, now)
     account(db, made.account)  # raises AccountUnknown
     if db.execute("SELECT 1 FROM api_token WHERE id = ?", (made.id,)).get is not None:
@@ -85,10 +92,10 @@ def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash:
 
 
 def _check_limit(db: apsw.Connection, made: ApiToken) -> None:
-    """Raises AccountInvalid if the token is a personal one and its account has the most that it can have. The number of
-    login tokens is not checked here, because the caller limits it: it revokes the oldest."""
-    counted = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
-    if made.purpose == "personal" and db.execute(counted, (made.account,)).get >= MOST_TOKENS:
+    """Raises AccountInvalid if the token is a personal one and its account already has `MOST_TOKENS` of them. Does not
+    limit refresh tokens: the code that adds them revokes the least recently used ones."""
+    count_sql = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
+    if made.purpose == "personal" and db.execute(count_sql, (made.account,)).get >= MOST_TOKENS:
         raise AccountInvalid(
             f"{made.account} has {MOST_TOKENS} API tokens, as many as an account can have; revoke some first"
         )
@@ -108,7 +115,7 @@ def _delete_expired(db: apsw.Connection, now: float) -> None:
 
 
 def _detail(described: ApiToken) -> dict[str, object]:
-    """Returns what the audit log says about a token."""
+    """Returns the detail of a line of the audit log: id, purpose, note and limits of the token."""
     detail: dict[str, object] = {"token": described.id, "purpose": described.purpose}
     if described.note:
         detail["note"] = described.note
@@ -117,6 +124,6 @@ def _detail(described: ApiToken) -> dict[str, object]:
     return detail
 
 
-def note_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
-    """Stores when the token was last used (seconds since 1970), unless a later use is stored."""
+def save_token_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
+    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later use is stored."""
     db.execute("UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2)", (token_id, used_at))

@@ -1,11 +1,12 @@
 """The audit log. It is stored in two tables: `audit`, and `tag_history` for changes of tags.
 
-A change writes its line in its own transaction. Pages merge the lines of both tables, newest first. Of two lines with
-the same time, those of `audit` come before those of `tag_history`; within a table, the line with the higher row id
-comes first. The public id of a line encodes its position in this order, so the next page begins at the right line even
-if lines were written or deleted meanwhile.
+The line about a change is written in the transaction of the change. Pages merge the lines of both tables, newest first.
+If a line of `audit` and one of `tag_history` have the same time, the one of `audit` comes first. If two lines of a
+table have the same time, the one with the higher row id comes first. The public id of a line encodes its position in
+this order, so the next page begins at the right line even if lines were written or deleted in between.
 
-`by` is the actor whom the line names. Times are seconds since 1970.
+All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
+the actor (an account or a command) that the line names. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def record(
     *,
     part: str = "",
 ) -> None:
-    """Writes a line for a change that succeeded. `target`: the account, group, key or repository that was changed.
-    `part`: the tag or digest in a repository, with its ':' or '@'. `detail`: more about the change, stored as JSON."""
+    """Writes a line about a change that succeeded. `action`: the kind of change, such as `account.add`. `target`: the
+    account, group, subject of a grant, key or repository that was changed. `part`: the changed part of a repository, as
+    `:tag` or `@digest`. `detail`: more about the change; the line stores it as JSON."""
     db.execute(
         _INSERT,
         (
@@ -60,16 +62,17 @@ def record_content(
     digest: Digest,
     detail: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes a line for a change of a blob or manifest of a repository."""
+    """Writes a line about a change of the blob or manifest `digest` of the repository."""
     record(db, by, now, action, repo, detail, part=f"@{digest}")
 
 
-def note(db: apsw.Connection, entries: Sequence[AuditEntry]) -> None:
-    """Writes lines that are no changes of their own, such as logins and denials."""
+def add_entries(db: apsw.Connection, entries: Sequence[AuditEntry]) -> None:
+    """Writes lines about events that change nothing in the database, such as logins and denied requests."""
     db.executemany(_INSERT, (_values(entry) for entry in entries))
 
 
 def _values(entry: AuditEntry) -> tuple[str | float | None, ...]:
+    """Returns the values of `_INSERT` for the line `entry`."""
     return (
         *(entry.at, entry.actor, entry.action, *split_target(entry.target), entry.outcome),
         *(entry.address, entry.request_id, entry.user_agent),
@@ -79,8 +82,9 @@ def _values(entry: AuditEntry) -> tuple[str | float | None, ...]:
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """Splits `team/app:latest` or `team/app@sha256:…` into `team/app` and the rest, its part. Returns any other target,
-    such as `group:dev`, with an empty part."""
+    """Splits the target of a line into the values of the columns `target` and `part`: `team/app:latest` into `team/app`
+    and `:latest`, `team/app@sha256:…` into `team/app` and `@sha256:…`. Returns any other target, such as `group:dev`,
+    with an empty part."""
     kind, colon, _ = target.partition(":")
     if "@" not in target and (not colon or kind in set(GranteeKind)):
         return target, ""
@@ -89,18 +93,19 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def prune(db: apsw.Connection, before: float, limit: int) -> int:
-    """Deletes at most `limit` lines of the table `audit` that are older than `before`. Returns how many it deleted."""
+    """Deletes the oldest lines of the table `audit`, at most `limit`, that are older than the time `before`. Returns
+    how many it deleted. Lines of `tag_history` stay."""
     db.execute("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY at LIMIT ?)", (before, limit))
     return db.changes()
 
 
-def counted(**counts: int) -> dict[str, object]:
-    """Returns the counts that are not 0, for the detail of a line."""
+def nonzero_counts(**counts: int) -> dict[str, object]:
+    """Returns those of the named counts that are not 0. Used as the detail of a line."""
     return {name: count for name, count in counts.items() if count}
 
 
 _ID = re.compile(r"([0-9a-f]{16})([at])([0-9]{1,18})")
-"""Public id of a line: the hexadecimal bytes of its time (a double), the letter of its table, its row id."""
+"""Public id of a line: its time (the 8 bytes of a double, in hexadecimal), the letter of its table, its row id."""
 _AUDIT_LETTER, _TAG_HISTORY_LETTER = "a", "t"
 _PUT, _DELETE = "tag.put", "tag.delete"
 _HIGHEST_ROW_ID = 2**63 - 1
@@ -114,13 +119,16 @@ SELECT h.at, h.id, h.actor, iif(h.digest IS NULL, 'tag.delete', 'tag.put'), r.na
   FROM tag_history h CROSS JOIN repository r ON r.id = h.repository
  WHERE {} ORDER BY h.at DESC, h.id DESC LIMIT :limit"""
 _OLDER = "{0}at <= :at AND ({0}at < :at OR {0}id < :id_bound)"
-"""Condition for the lines behind a position. `{0}`: prefix of the column names."""
+"""Condition for the lines that come after a position in the order of the pages, that is, for older lines. `{0}`: prefix
+of the column names."""
 
 
 class _Position(NamedTuple):
-    """Position of a line in the merged order. The greater of two positions is newer, that is, earlier on the pages.
+    """Position of a line in the merged order of both tables. The greater of two positions is that of the newer line,
+    which comes first on the pages.
 
-    `at`: the line's time. `is_audit`: the line is in the table `audit`, not in `tag_history`. `row_id`: its row id."""
+    `at`: the line's time. `is_audit`: True if the line is in the table `audit`, False if it is in `tag_history`.
+    `row_id`: its row id in that table."""
 
     at: float
     is_audit: bool
@@ -128,7 +136,7 @@ class _Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> _Position:
-        """Parses the public id of a line. Raises AccountInvalid."""
+        """Returns the position that the public id `text` encodes. Raises AccountInvalid if `text` is not such an id."""
         if (found := _ID.fullmatch(text)) is None:
             raise AccountInvalid(f"{shown(text)} is not the id of a line of the audit log")
         (at,) = struct.unpack(">d", bytes.fromhex(found[1]))
@@ -140,21 +148,23 @@ class _Position(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{letter}{self.row_id}"
 
     def id_bound(self, in_audit: bool) -> int:
-        """Returns the row id below which a line with the same time, in `audit` or in `tag_history`, is older."""
+        """Returns a bound for the row ids of the lines in one table that have the same time as this line: those with
+        smaller row ids come after this line. The table is `audit` if `in_audit`, otherwise `tag_history`."""
         if in_audit is self.is_audit:
             return self.row_id
-        return _HIGHEST_ROW_ID if self.is_audit else 0
+        return _HIGHEST_ROW_ID if self.is_audit else 0  # all lines of the other table, or none
 
 
-_NEWEST = _Position(math.inf, True, _HIGHEST_ROW_ID)
+_BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
     """Returns a page of at most `limit` lines that match the query, newest first. The page begins behind the line with
-    the id `query.before`, or with the newest line. Raises AccountInvalid if no line can have that id.
+    the id `query.before`; if that is None, with the newest line. Raises AccountInvalid if `query.before` is not an id.
 
-    Reads up to `limit` lines and one more from each table, since all lines of the page may be from one table."""
-    before = _NEWEST if query.before is None else _Position.parse(query.before)
+    Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. The one line
+    more shows whether further lines follow."""
+    before = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
         "actor": query.actor,
@@ -178,9 +188,11 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
 
 
 def _audit_sql(query: AuditQuery, part: str) -> str:
-    """Returns the statement that reads the lines of `audit` that match the query."""
+    """Returns the statement that reads the lines of `audit` that match the query. `part`: the part of `query.target`,
+    or an empty text for all parts."""
     terms = [f"{name} = :{name}" for name in ("actor", "action", "outcome") if getattr(query, name) is not None]
-    # The next two terms repeat the conditions of partial indexes, which SQLite uses only for such statements.
+    # The next two terms exclude no line. They repeat the conditions of two partial indexes, because SQLite uses such an
+    # index only for a statement that contains its condition.
     if query.outcome not in (None, "ok"):
         terms.append("outcome <> 'ok'")
     if query.action not in (None, "manifest.put"):
@@ -195,13 +207,15 @@ def _audit_sql(query: AuditQuery, part: str) -> str:
 
 
 def _tag_history_sql(query: AuditQuery, part: str) -> str:
-    """Returns the statement that reads the lines of `tag_history` that match the query; an empty text if none can
-    match, because all of these are successful changes of tags."""
+    """Returns the statement that reads the lines of `tag_history` that match the query. Returns an empty text if the
+    query is not for successful changes of tags, because all lines of `tag_history` are about such changes. `part`: the
+    part of `query.target`, or an empty text for all parts."""
     if query.action not in (None, _PUT, _DELETE) or query.outcome not in (None, "ok"):
         return ""
     terms = [] if query.actor is None else ["h.actor = :actor"]
     if query.action is not None:
-        terms.append("h.digest IS NULL" if query.action == _DELETE else "h.digest IS NOT NULL")  # NULL: deleted
+        # A line without a digest is about a deleted tag.
+        terms.append("h.digest IS NULL" if query.action == _DELETE else "h.digest IS NOT NULL")
     if query.target is not None:
         terms.append("h.repository = (SELECT id FROM repository WHERE name = :target)")
         if part:
@@ -212,6 +226,7 @@ def _tag_history_sql(query: AuditQuery, part: str) -> str:
 
 
 def _entry(row: tuple[Any, ...], is_audit: bool) -> tuple[_Position, AuditEntry]:
+    """Returns the line of a row that `_AUDIT_LINES` (`is_audit`) or `_TAG_HISTORY_LINES` read, and its position."""
     at, row_id, actor, action, target, outcome, address, request_id, user_agent, detail, count = row
     position = _Position(at, is_audit, row_id)
     details = json.loads(detail) if detail else None

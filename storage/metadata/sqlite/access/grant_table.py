@@ -1,9 +1,9 @@
-"""Grants of actions on repositories. The *subject* of a grant is a user, a robot, a group, everyone, or everyone who is
-authenticated. A grant applies to the repositories whose names match its pattern, such as `team/**`.
+"""The table of grants. A grant allows its *subject* some actions on the repositories whose names match a pattern, such
+as `team/**`. A subject is a user, a robot, a group, everyone, or everyone who is authenticated.
 
-All functions take a connection; those with `by` run inside a transaction that the caller commits. `by` is the actor
-whom the audit log names, `now` the time in seconds since 1970. Each change increments the *epoch*, a number in the
-database: what a process has cached about rights is valid for one epoch only.
+All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
+the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
+increments the *epoch*, a number in the database: what a process has cached about rights is valid for one epoch only.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
 MOST_GRANTS = 5_000
 """Most grants of one subject, since each request of the subject may have to read all of them."""
 MOST_WILD_CHARACTERS = 64 * 1024
-"""Most characters from the first star on, over the patterns of a subject that have stars other than a `**` at their
-end. Matching such a pattern takes time for each of these characters."""
+"""Most *wild characters* in all patterns of one subject. The wild characters of a pattern are those from its first star
+to its end, because matching takes time for each of them. A pattern has none if its only stars are a `**` at its end."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
@@ -46,7 +46,7 @@ def pattern_from_database(text: str) -> NamePattern:
 
 
 def grants(db: apsw.Connection, subjects: Sequence[Grantee] | None) -> list[Grant]:
-    """Returns the grants of the subjects, or with None all grants."""
+    """Returns the grants of the subjects, or all grants if `subjects` is None."""
     rows: list[Any] = []
     if subjects is None:
         rows = db.execute(_ALL).fetchall()
@@ -55,8 +55,9 @@ def grants(db: apsw.Connection, subjects: Sequence[Grantee] | None) -> list[Gran
     return [_grant(row) for row in rows]
 
 
-def granted(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-    """Returns the grants of the subjects together: for each set of actions, the patterns for which a subject has it."""
+def patterns_by_actions(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
+    """Returns the grants of the subjects together. The result maps a set of actions (an `Action` is a set of flags) to
+    the patterns for which one of the subjects has a grant of exactly these actions."""
     found: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for subject in subjects:
         rows: list[Any] = db.execute(_ACTIONS_AND_PATTERNS, (subject.kind, subject.name)).fetchall()
@@ -66,8 +67,9 @@ def granted(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, fr
 
 
 def page(db: apsw.Connection, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
-    """Returns a page of the grants of the subjects, or with None of all grants, in the order of kind, name and pattern.
-    The page begins behind the grant with the key `after`, such as `group:dev team/**`."""
+    """Returns a page of the grants of the subjects, or of all grants if `subjects` is None. They are in the order of
+    kind and name of the subject and of the pattern. The page begins behind the grant with the key `after`, such as
+    `group:dev team/**`."""
     kind, name, pattern = _split_key(after or "")
     if subjects is None:
         rows = _rows(db, _PAGE, (kind, name, pattern, limit + 1))
@@ -88,7 +90,7 @@ def _rows(db: apsw.Connection, sql: str, values: tuple[str | int, ...]) -> list[
 
 
 def _page(rows: list[Any], limit: int) -> Page[Grant]:
-    """Returns a page of the first `limit` rows; a row beyond these means that more grants follow."""
+    """Returns a page of the first `limit` rows. The page says that more grants follow if there are more rows."""
     return Page([_grant(row) for row in rows[:limit]], len(rows) > limit)
 
 
@@ -105,7 +107,9 @@ def _split_key(key: str) -> tuple[str, str, str]:
 
 
 def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
-    """Sets the actions of the subject for the pattern. Raises AccountUnknown, AccountInvalid."""
+    """Sets the actions of the grant's subject for the grant's pattern. Does nothing if they are set already. Raises
+    AccountUnknown if the subject is a robot or group that does not exist; AccountInvalid if its name belongs to another
+    kind of subject, if the grant has no actions, or if the subject would have too many grants."""
     subject = grant.subject
     _check_subject(db, subject)
     if not grant.actions:
@@ -124,8 +128,9 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 
 
 def _check_limit(db: apsw.Connection, grant: Grant) -> None:
-    """Raises AccountInvalid if the subject would have too many grants. Raises nothing if the subject has a grant for
-    the pattern already, because that may be older than the limit."""
+    """Raises AccountInvalid if with this grant the subject would have more grants than `MOST_GRANTS`, or more wild
+    characters in its patterns than `MOST_WILD_CHARACTERS`. Raises nothing if the subject has a grant for the same
+    pattern already: replacing its actions adds no grant, and the subject may have had too many before the limit."""
     subject, pattern = grant.subject, grant.pattern
     existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(existing, (subject.kind, subject.name, pattern)).get is not None:
@@ -146,8 +151,9 @@ def _check_limit(db: apsw.Connection, grant: Grant) -> None:
 
 
 def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
-    """Raises AccountUnknown if the subject is a robot or a group that does not exist; AccountInvalid if the name
-    belongs to another kind of subject. A user need not have an account here."""
+    """Raises AccountUnknown if the subject is a robot or a group that does not exist; AccountInvalid if its name
+    belongs to another kind of subject. A user need not have an account in this database, because the user may come from
+    an htpasswd file or from an external issuer of tokens."""
     if subject.kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED):
         return
     kind = kind_of(db, AccountName(subject.name))
@@ -158,7 +164,7 @@ def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, subject: Grantee, pattern: NamePattern) -> None:
-    """Removes the grant of the subject for exactly this pattern. Raises AccountUnknown if there is none."""
+    """Removes the subject's grant for exactly this pattern. Raises AccountUnknown if there is no such grant."""
     db.execute(
         "DELETE FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?", (subject.kind, subject.name, pattern)
     )

@@ -1,9 +1,9 @@
-"""Groups of people and robots. A member need not have an account in this database: it may come from an htpasswd file or
-an external issuer of tokens.
+"""The tables of groups and their members. A member is a person or a robot (a program). It need not have an account in
+this database: a person may come from an htpasswd file or from an external issuer of tokens.
 
-All functions take a connection; those with `by` run inside a transaction that the caller commits. `by` is the actor
-whom the audit log names, `now` the time in seconds since 1970. A change that affects rights increments the *epoch*, a
-number in the database: what a process has cached about rights is valid for one epoch only.
+All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
+the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
+increments the *epoch*, a number in the database: what a process has cached about rights is valid for one epoch only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from storage.metadata.sqlite.access.account_table import (
     limited_page,
     name_from_database,
 )
-from storage.metadata.sqlite.access.audit_table import counted, record
+from storage.metadata.sqlite.access.audit_table import nonzero_counts, record
 
 MOST_MEMBERS = 10_000
 """Most members of a group."""
@@ -32,7 +32,7 @@ MOST_GROUPS = 1_000
 _GROUP = """
 SELECT g.name, (SELECT json_group_array(m.member ORDER BY m.member) FROM group_member m WHERE m.name = g.name)
   FROM account_group g"""
-_ONE = _GROUP + " WHERE g.name = ?"
+_GROUP_BY_NAME = _GROUP + " WHERE g.name = ?"
 _PAGE = _GROUP + " WHERE g.name > ? ORDER BY g.name LIMIT ?"
 Group = tuple[AccountName, tuple[str, ...]]
 """Name of a group, and the names of its members in order."""
@@ -41,7 +41,7 @@ Group = tuple[AccountName, tuple[str, ...]]
 def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
     """Returns a page of the groups in the order of their names, beginning behind the name `after`."""
     rows = db.execute(_PAGE, (after or "", limit + 1))
-    return limited_page(rows, _group, lambda group: len(group[1]), limit)
+    return limited_page(rows, _group, count_parts=lambda group: len(group[1]), limit=limit)
 
 
 def _group(row: tuple[Any, ...]) -> Group:
@@ -51,7 +51,7 @@ def _group(row: tuple[Any, ...]) -> Group:
 
 def group(db: apsw.Connection, name: AccountName) -> Group:
     """Returns a group. Raises AccountUnknown."""
-    row: Any = db.execute(_ONE, (name,)).get
+    row: Any = db.execute(_GROUP_BY_NAME, (name,)).get
     if row is None:
         raise AccountUnknown(f"there is no group {name}")
     return _group(row)
@@ -64,7 +64,7 @@ def existing_groups(db: apsw.Connection, names: Iterable[str]) -> set[str]:
 
 
 def groups_of(db: apsw.Connection, member: str) -> tuple[AccountName, ...]:
-    """Returns the groups of a member in the order of their names; none if nobody has the name."""
+    """Returns the names, in order, of the groups that have the member."""
     rows: list[Any] = db.execute("SELECT name FROM group_member WHERE member = ? ORDER BY name", (member,)).fetchall()
     return tuple(name_from_database(name) for (name,) in rows)
 
@@ -76,7 +76,7 @@ def _check_group(db: apsw.Connection, name: AccountName) -> None:
 
 
 def add(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
-    """Adds an empty group. Raises AccountExists if an account or a group has the name."""
+    """Adds a group without members. Raises AccountExists if an account or a group has the name."""
     check_name_is_free(db, name)
     db.execute("INSERT INTO account_group (name, created) VALUES (?, ?)", (name, now))
     increment_epoch(db)
@@ -84,7 +84,8 @@ def add(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
-    """Removes a group with its memberships and grants. Raises AccountUnknown."""
+    """Removes a group, and with it its list of members and its grants. The accounts of the members stay. Raises
+    AccountUnknown."""
     _check_group(db, name)
     db.execute("DELETE FROM group_member WHERE name = ?", (name,))
     members = db.changes()
@@ -92,12 +93,13 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> Non
     grants = db.changes()
     db.execute("DELETE FROM account_group WHERE name = ?", (name,))
     increment_epoch(db)
-    record(db, by, now, "group.remove", name, counted(members=members, grants=grants))
+    record(db, by, now, "group.remove", name, nonzero_counts(members=members, grants=grants))
 
 
 def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
-    """Adds a member to a group; does nothing if it is in the group already. Raises AccountUnknown; AccountInvalid if
-    the member is a group, or if the group or the member is at its limit."""
+    """Adds a member to a group; does nothing if it is in the group already. Raises AccountUnknown if there is no such
+    group; AccountInvalid if `member` is the name of a group, if the group has `MOST_MEMBERS` members, or if the member
+    is in `MOST_GROUPS` groups."""
     _check_group(db, group)
     if kind_of(db, member) == "group":
         raise AccountInvalid(f"{member} is a group, and a group cannot be a member of another group")
@@ -109,8 +111,8 @@ def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, m
 
 
 def _check_limit(db: apsw.Connection, group: AccountName, member: AccountName) -> None:
-    """Raises AccountInvalid if the group has too many members or the member is in too many groups. Raises nothing if
-    the member is in the group already."""
+    """Raises AccountInvalid if the group has as many members as it can have, or the member is in as many groups as it
+    can be. Raises nothing if the member is in the group already."""
     if db.execute("SELECT 1 FROM group_member WHERE name = ? AND member = ?", (group, member)).get is not None:
         return
     members: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get

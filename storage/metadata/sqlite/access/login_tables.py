@@ -1,11 +1,16 @@
-"""The keys that sign the tokens of the endpoint `/token`, and the throttling of failed logins.
+"""The tables of signing keys and of throttled logins.
 
-Failed logins are counted under throttling keys, which name an account, a client's network, or both. Each failure makes
-the time until which a key is throttled later by some seconds (GCRA, the generic cell rate algorithm).
+A *signing key* signs the tokens that the endpoint `/token` issues. One key signs; the keys that it replaced are still
+accepted for a while.
 
-All functions take a connection; the changes run inside a transaction that the caller commits. `by` is the actor whom
-the audit log names, `now` the time in seconds since 1970. A change of signing keys increments the *epoch*, a number in
-the database: what a process has cached about keys and rights is valid for one epoch only.
+A *throttling key* is a text that names an account, a client's network, or both. The table has a time for each
+throttling key. Each failed login under a key moves the key's time some seconds further into the future, starting from
+now if the time has passed (GCRA, the generic cell rate algorithm). While the time of a key lies too far in the future,
+the caller refuses logins under the key.
+
+All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
+the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. A change of signing
+keys increments the *epoch*, a number in the database: what a process has cached about keys is valid for one epoch only.
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ SELECT id, secret, created, retired, until FROM signing_key
 
 
 def signing_keys(db: apsw.Connection, now: float) -> list[SigningKey]:
-    """Returns the valid keys: first the one that signs, then those whose tokens are still accepted, newest first."""
+    """Returns the key that signs, if there is one, followed by the replaced keys whose tokens are still accepted, the
+    most recently replaced first."""
     rows: list[Any] = db.execute(_KEYS, (now,)).fetchall()
     return [SigningKey(*row) for row in rows]
 
@@ -44,7 +50,8 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[]
 
 
 def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep: float) -> None:
-    """Makes `key` the one that signs. Tokens signed by earlier keys are accepted for at most `keep` more seconds."""
+    """Makes `key` the one that signs. `keep`: the tokens that earlier keys signed are accepted for at most this number
+    of seconds. Deletes the keys whose tokens are no longer accepted."""
     db.execute("UPDATE signing_key SET retired = ?, until = ? WHERE retired IS NULL", (now, now + keep))
     db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep,))
     db.execute("DELETE FROM signing_key WHERE until <= ?", (now,))
@@ -58,14 +65,14 @@ def _add_key(db: apsw.Connection, key: SigningKey) -> None:
 
 
 def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
-    """Returns until when the key is throttled (seconds since 1970); 0.0 if it is not throttled."""
+    """Returns the time of the throttling key `key` in seconds since 1970; 0.0 if it has none or the time has passed."""
     until: float | None = db.execute("SELECT until FROM login_pace WHERE key = ? AND until > ?", (key, now)).get
     return until or 0.0
 
 
-def note_failure(db: apsw.Connection, now: float, keys: Mapping[str, float]) -> None:
-    """Throttles each key longer, by the number of seconds that `keys` has for it. Deletes keys that are not throttled
-    any more."""
+def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, float]) -> None:
+    """Stores a failed login under each of the throttling keys. `keys` maps each of them to the seconds by which its
+    time moves into the future. Deletes all throttling keys whose time has passed."""
     db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
     db.executemany(
         "INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?3) "
@@ -75,5 +82,5 @@ def note_failure(db: apsw.Connection, now: float, keys: Mapping[str, float]) -> 
 
 
 def clear_failures(db: apsw.Connection, keys: Sequence[str]) -> None:
-    """Ends the throttling of the keys."""
+    """Deletes the throttling keys, so that logins under them are no longer refused."""
     db.executemany("DELETE FROM login_pace WHERE key = ?", ((key,) for key in keys))

@@ -1,8 +1,13 @@
-"""Accounts and rights in the metadata database (`SqliteAccounts`).
+"""Stores accounts, groups, grants, API tokens, signing keys and the audit log in the metadata database
+(`SqliteAccounts`).
 
-Three values tell what has changed. The *data version* changes with every commit to the database. The *epoch*, a number
-in the database, increases with every change that affects somebody's rights. An account's `version` is the epoch of its
-last change that invalidates earlier logins.
+- The *data version* is a value that every commit to the database changes.
+- The *epoch* is a number in the database that increases with every change which affects somebody's rights. What a
+  process has cached about rights is valid for one epoch only.
+- `by` is the actor (an account or a command) that the audit log names.
+- The *reserve* is disk space that was allocated in advance; on a full disk, some changes may use it (`ReserveUse`).
+
+Unless they pass `durable=False`, changes survive a power cut once the method has returned.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.patterns import NamePattern
 
 AUDIT_LINES_PER_PRUNE = 5000
-"""Most lines of the audit log that one transaction deletes, so that other changes are not delayed for long."""
+"""Most lines of the audit log that one transaction deletes, because other changes wait until it has ended."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -58,14 +63,14 @@ class SqliteAccounts:
         version: Callable[[], object],
         scans: ScanThread | ImmutableScans,
     ) -> None:
-        """Reads with `db` on the event loop, or with `scans` in a thread where there may be many rows. Changes through
-        `writer`. `version` returns the data version, `clock` the time in seconds since 1970."""
+        """`db` is the connection for short lookups, which run on the event loop. `scans` runs long lookups in a thread,
+        `writer` runs changes. `version` returns the data version, `clock` the time in seconds since 1970."""
         self._db = db
         self._scans = scans
         self._data_version = version
         self._epoch_read_at: object = None
-        """Data version at which `_epoch` and `_closed` were last known to be current."""
-        self._epoch, self._closed = 0, False
+        """Data version at which `_epoch` and `_has_had_account` were last known to be current."""
+        self._epoch, self._has_had_account = 0, False
         self._writer = writer
         self._clock = clock
 
@@ -76,8 +81,8 @@ class SqliteAccounts:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that takes rights away or replaces a secret. On a full disk it may use all of the reserve,
-        which is disk space that was allocated in advance."""
+        """Makes a change that takes rights away or stores a new secret: calls `change` with the connection, `by`, the
+        time and the other arguments. On a full disk it may use all of the reserve."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.RELIEF)
 
@@ -88,33 +93,35 @@ class SqliteAccounts:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that adds something. On a full disk it may use half of the reserve."""
+        """Makes a change that adds something: calls `change` with the connection, `by`, the time and the other
+        arguments. On a full disk it may use half of the reserve."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.SMALL)
 
     def epoch(self) -> int:
-        """Returns the epoch after the last commit of any process. Reads the database only if the data version has
-        changed for another reason than one commit of this process that changed no rights."""
+        """Returns the epoch after the last commit of any process. Does not read the database if nothing was committed
+        since the last call, or only one change of this process that changed no rights."""
         self._refresh_epoch()
         return self._epoch
 
     def has_had_account(self) -> bool:
         """Returns whether there ever was an account. Until then, everybody may do everything."""
         self._refresh_epoch()
-        return self._closed
+        return self._has_had_account
 
     def _refresh_epoch(self) -> None:
+        """Makes `_epoch` and `_has_had_account` current."""
         version = self._data_version()
         if version == self._epoch_read_at:
             return
         if not self._writer.has_same_rights(self._epoch_read_at, version):
-            epoch, closed = self._db.execute(account_table.SELECT_EPOCH_AND_CLOSED).get
-            self._epoch, self._closed = epoch, bool(closed)
+            epoch, has_had_account = self._db.execute(account_table.SELECT_EPOCH_AND_HAS_HAD_ACCOUNT).get
+            self._epoch, self._has_had_account = epoch, bool(has_had_account)
         self._epoch_read_at = version
 
     def instance_id(self) -> str:
-        """Returns the random name of this database, which is the issuer of its tokens."""
-        name: str = self._db.execute(account_table.SELECT_INSTANCE).get
+        """Returns the random name of this database. Bearer tokens and sessions name it as their issuer."""
+        name: str = self._db.execute(account_table.SELECT_INSTANCE_ID).get
         return name
 
     # Accounts
@@ -144,8 +151,9 @@ class SqliteAccounts:
         await self._run_restricting(account_table.set_password, by, name, password_hash)
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
-        """Replaces the hash of an unchanged password by a stronger one, unless the hash is not `old` any more."""
-        await self._writer.run(lambda db: account_table.improve_hash(db, name, old, new), durable=False)
+        """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if the
+        account's hash is not `old` any more."""
+        await self._writer.run(lambda db: account_table.replace_hash(db, name, old, new), durable=False)
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
         run = self._run_adding if enabled else self._run_restricting
@@ -193,9 +201,9 @@ class SqliteAccounts:
         return grant_table.page(self._db, subjects, after, limit)
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of the subjects together: for each set of actions, the patterns for which a subject has
-        it."""
-        return grant_table.granted(self._db, subjects)
+        """Returns the grants of the subjects together. The result maps a set of actions to the patterns for which one
+        of the subjects has a grant of exactly these actions."""
+        return grant_table.patterns_by_actions(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
         await self._run_adding(grant_table.put, by, grant)
@@ -218,60 +226,63 @@ class SqliteAccounts:
         await self._run_restricting(api_token_table.revoke, by, token_id)
 
     async def save_token_use(self, token_id: str, at: float) -> None:
-        """Stores that the token was used at the time `at`."""
-        await self._writer.run(lambda db: api_token_table.note_use(db, token_id, at), durable=False)
+        """Stores that the token was used at the time `at` (seconds since 1970)."""
+        await self._writer.run(lambda db: api_token_table.save_token_use(db, token_id, at), durable=False)
 
-    # Keys
+    # Keys that sign the tokens of `/token`
 
     def signing_keys(self) -> list[SigningKey]:
         return login_tables.signing_keys(self._db, self._clock())
 
     async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """Returns the key that signs; makes one with `make` if there is none."""
+        """Returns the key that signs. If there is none, makes one with `make` and stores it."""
         keys = self.signing_keys()
         if keys and keys[0].retired is None:  # the key that signs comes first
             return keys[0]
         return await self._run_restricting(login_tables.ensure_key, by, make)
 
     async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        """Makes `key` the one that signs. Tokens of earlier keys are accepted for `keep` more seconds."""
+        """Makes `key` the one that signs. Tokens that earlier keys signed are accepted for at most `keep` more
+        seconds."""
         await self._run_restricting(login_tables.rotate_key, by, key, keep)
 
-    # Throttling of logins
+    # Throttling of logins. A throttling key names an account, a client's network, or both, and has a time. While the
+    # time lies too far in the future, the caller refuses logins under the key.
 
     def throttled_until(self, key: str) -> float:
-        """Returns until when logins under `key` (an account, a client's network, or both) are throttled, in seconds
-        since 1970; 0.0 if they are not throttled."""
+        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""
         return login_tables.throttled_until(self._db, self._clock(), key)
 
     async def add_failures(self, keys: Mapping[str, float]) -> None:
-        """Throttles each key longer, by the number of seconds that `keys` has for it."""
+        """Stores a failed login under each of the throttling keys. `keys` maps each of them to the seconds by which its
+        time moves into the future."""
         now = self._clock()
         await self._writer.run(
-            lambda db: login_tables.note_failure(db, now, keys), durable=False, reserve_use=ReserveUse.SMALL
+            lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.SMALL
         )
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
-        """Ends the throttling of the keys."""
+        """Deletes the throttling keys, so that logins under them are no longer refused."""
         await self._writer.run(
             lambda db: login_tables.clear_failures(db, keys), durable=False, reserve_use=ReserveUse.SMALL
         )
 
-    # Audit
+    # Audit log
 
     async def add_audit_entries(self, entries: Sequence[AuditEntry]) -> None:
-        """Writes lines to the audit log."""
-        await self._writer.run(lambda db: audit_table.note(db, entries), durable=False)
+        """Writes lines about events that change nothing in the database, such as logins and denied requests."""
+        await self._writer.run(lambda db: audit_table.add_entries(db, entries), durable=False)
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
         return audit_table.page(self._db, query, limit)
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Returns the same as `audit`, but reads in the thread for long lookups."""
+        """Returns the same as `audit`, but reads in the thread for long lookups, because there may be many lines."""
         return await self._scans.run(lambda db: audit_table.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes lines of the audit log that are older than `before`. Returns how many it deleted."""
+        """Deletes all lines that are older than `before` (seconds since 1970), except those about tags. Returns how
+        many it deleted."""
         deleted = 0
         while True:
             count = await self._writer.run(

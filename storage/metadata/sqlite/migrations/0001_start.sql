@@ -1,6 +1,7 @@
 -- Repositories and their content. Times are seconds since 1970. Digests are text, "algorithm:hex".
 
--- A row is never deleted: once something was pushed, the name belongs to this registry, even if all content is deleted.
+-- A row is never deleted. Once something was pushed to a name, the name belongs to this registry: no upstream registry
+-- is asked about it, even if all of its content is deleted.
 CREATE TABLE repository (
     id        INTEGER PRIMARY KEY,
     name      TEXT NOT NULL UNIQUE,
@@ -41,7 +42,8 @@ CREATE TABLE manifest (
 ) STRICT;
 CREATE INDEX manifest_subject ON manifest (repository, subject, digest) WHERE subject IS NOT NULL;
 
--- What a manifest refers to: blobs, and child manifests. These may be missing, so there are no foreign keys to them.
+-- What a manifest refers to: blobs, and the manifests that an index lists. The repository may lack them, so there are
+-- no foreign keys to them.
 CREATE TABLE manifest_blob (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,
@@ -79,8 +81,8 @@ CREATE TABLE tag_history (
 ) STRICT;
 CREATE INDEX tag_history_tag ON tag_history (repository, tag, id);
 
--- For garbage collection: blobs to which no manifest of the repository refers, and since when. Repository 0: the blob has
--- no link any more.
+-- What garbage collection may have to remove: blobs of a repository to which none of its manifests refers, and since
+-- when. Repository 0 stands for no repository: the blob has no link any more.
 CREATE TABLE collect_queue (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,

@@ -1,7 +1,7 @@
--- What the mirror learned about its upstream registries. Repositories are stored by name, because a row in `repository`
--- would mean that the name belongs to this registry.
+-- What the mirror learned about its upstream registries. These tables contain names of repositories, not row ids of
+-- `repository`, because a row there would mean that the name belongs to this registry.
 
--- When an upstream was last asked about a tag or digest, and whether it had the content (`known`).
+-- When an upstream was last asked about a tag or digest, and whether it then had the content (`known` is 1) or not (0).
 CREATE TABLE upstream_check (
     repository TEXT NOT NULL,
     reference  TEXT NOT NULL,
@@ -11,6 +11,7 @@ CREATE TABLE upstream_check (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX upstream_check_unknown ON upstream_check (at) WHERE known = 0;
 
+-- Bearer tokens that upstreams issued to this registry.
 CREATE TABLE upstream_token (
     key     TEXT PRIMARY KEY,
     token   TEXT NOT NULL,
@@ -18,7 +19,7 @@ CREATE TABLE upstream_token (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX upstream_token_expires ON upstream_token (expires);
 
--- The rate limit of an upstream, as it stated it at the time `at`.
+-- The rate limit of an upstream, as the upstream stated it at the time `at`.
 CREATE TABLE upstream_allowance (
     upstream  TEXT PRIMARY KEY,
     at        REAL NOT NULL,

@@ -1,4 +1,5 @@
--- Endpoints of an upstream that sent bytes with another digest for a blob. They are not asked for it for a short time.
+-- Endpoints (servers) of an upstream that sent bytes with another digest for a blob. For a short time, the mirror does
+-- not request the blob from them.
 CREATE TABLE upstream_wrong (
     upstream TEXT NOT NULL,
     digest   TEXT NOT NULL,

@@ -1,7 +1,8 @@
--- Accounts, rights and the audit log. Times are seconds since 1970. Members of groups and subjects of grants may have no
--- row in `account`: users of an htpasswd file or of an external issuer have none.
+-- Accounts, rights and the audit log. Times are seconds since 1970. A member of a group or the subject of a grant may
+-- have no row in `account`, because users of an htpasswd file or of an external issuer of tokens have none.
 
--- One row. `epoch` increases with every change that affects rights. `closed` becomes 1 with the first account, and stays.
+-- The table has one row. `epoch` increases with every change that affects rights. `closed` becomes 1 when the first
+-- account is added, and stays 1. While it is 0, everybody may do everything.
 CREATE TABLE access (
     id       INTEGER PRIMARY KEY CHECK (id = 1),
     epoch    INTEGER NOT NULL,
@@ -67,14 +68,15 @@ CREATE TABLE signing_key (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX signing_key_signs ON signing_key (retired IS NULL) WHERE retired IS NULL;
 
--- Failed logins: until when logins under the key (an account, a network, or both) are throttled.
+-- Throttling of failed logins. Each failed login under a key (an account, a client's network, or both) moves `until`
+-- further into the future. While `until` lies too far in the future, logins under the key are refused.
 CREATE TABLE login_pace (
     key   TEXT PRIMARY KEY,
     until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX login_pace_until ON login_pace (until);
 
--- The audit log, except changes of tags, which are in `tag_history`.
+-- The audit log, except the lines about changes of tags, which are in `tag_history`.
 CREATE TABLE audit (
     id         INTEGER PRIMARY KEY,
     at         REAL NOT NULL,
@@ -95,12 +97,12 @@ CREATE INDEX audit_action ON audit (action, at) WHERE action <> 'manifest.put'; 
 CREATE INDEX audit_target ON audit (target, at);
 CREATE INDEX audit_refused ON audit (outcome, at) WHERE outcome <> 'ok';
 
--- Pages of the audit log merge `tag_history` with `audit`, by time.
+-- Pages of the audit log merge `tag_history` with `audit` by time, so the history is read in the order of time too.
 DROP INDEX tag_history_tag;
 CREATE INDEX tag_history_repository ON tag_history (repository, at, tag);
 CREATE INDEX tag_history_actor ON tag_history (actor, at);
 CREATE INDEX tag_history_at ON tag_history (at);
 CREATE INDEX tag_history_deleted ON tag_history (at) WHERE digest IS NULL;
 
--- The actor that may continue the upload session; '': anybody may.
+-- `owner`: name of the actor that may continue the upload session; '' if every client may.
 ALTER TABLE upload ADD COLUMN owner TEXT NOT NULL DEFAULT '';

@@ -1,3 +1,4 @@
--- 1: the blob was pushed to or fetched for this repository, or its upstream said that this repository has the blob. Links
--- older than this column get 0, and the upstream is asked once if the difference matters.
+-- `confirmed` is 1 if the blob was pushed to or fetched for this repository, or if its upstream registry said that it
+-- has the blob in this repository. Links that are older than this column get 0, which means that nothing of this is
+-- known; the mirror then asks the upstream.
 ALTER TABLE blob_link ADD COLUMN confirmed INTEGER NOT NULL DEFAULT 0;
