@@ -172,7 +172,7 @@ async def open_registry(
         leases = stack.enter_context(closing(FileLeases(layout.leases, system)))
 
         def is_full() -> bool:
-            return reserve.storage_problem() is not None
+            return reserve.disk_full_reason() is not None
 
         collector = Collector(metadata, blobs, partials, locks, clock, grace, expire, is_full)
         registry = StoredRegistry(
@@ -180,7 +180,7 @@ async def open_registry(
             blobs,
             clock,
             collector,
-            StorageHealth(reserve.storage_problem)
+            StorageHealth(reserve.disk_full_reason)
             if immutable is None
             else StorageHealth(_no_room_problem, immutable.retire),
             partials=partials,

@@ -74,7 +74,7 @@ class Collector:
         self.grace = grace
         self._expire = expire
         self._is_full = is_full
-        self._next_shard = int(clock()) % blobs.shards
+        self._next_shard = int(clock()) % blobs.shard_count
 
     async def collect(self) -> CollectionReport:
         """Runs one round, and returns what it removed. If a step fails because the disk is full, the other steps still
@@ -152,7 +152,7 @@ class Collector:
     async def _remove_strays(self, report: CollectionReport) -> None:
         """Removes the old strays in the next shards of the blob store."""
         for _ in range(SHARDS_PER_ROUND):
-            shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
+            shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             latest = self._clock() - max(self.grace, MIN_STRAY_AGE)
             old = {digest: place for digest, place, written in await self._blobs.list_shard(shard) if written < latest}
             known = await self._metadata.known_blobs(list(old))
