@@ -116,7 +116,7 @@ class MirroredBlobs:
 
     async def _prove(self, repo: RepositoryName, digest: Digest, deadline: float) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size and the stored manifests that name it."""
-        fill = self._fills.find_for(repo, digest)
+        fill = self._fills.find_running(repo, digest)
         return await self._entitlement.prove(repo, digest, deadline, fill.size if fill else None)
 
     async def _wait_started(self, fill: Fill, deadline: float) -> bool:

@@ -77,7 +77,7 @@ class Mirror(RefusingRegistry):
         )
         self._fills = Fills(context)
         queue = PrefetchQueue(
-            lambda *what: self._blobs.should_prefetch(*what), slots.wait_for_spare, self._fills.start_ahead
+            lambda *what: self._blobs.should_prefetch(*what), slots.wait_for_spare, self._fills.start_prefetch
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
@@ -98,7 +98,7 @@ class Mirror(RefusingRegistry):
         return await self._manifests.revalidate(repo, tag, force=force)
 
     @property
-    def filling(self) -> Sequence[Fill]:
+    def running_fills(self) -> Sequence[Fill]:
         """The fills that are running in this process."""
         return self._fills.running()
 

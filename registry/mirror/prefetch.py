@@ -224,6 +224,6 @@ class PrefetchQueue:
                     continue
                 await self._wait_for_spare()
                 if pull.is_active():
-                    await self._start_fill(repo, blob, pull).wait_wanted()
+                    await self._start_fill(repo, blob, pull).wait_until_requested()
             except RegistryError as error:  # only logged, because a client that requests the blob gets the error itself
                 log.info("%s of %s was not prefetched: %s", digest, repo, error.message)

@@ -43,8 +43,8 @@ FIRST_BYTES_SECONDS: Final = 1.0
 
 
 class Piece:
-    """The byte range of one request: from offset `start` up to, but without, `stop`. The bytes before `next_offset`
-    are stored. The thread that reads the response advances `next_offset`."""
+    """The byte range of one request: from offset `start` up to, but without, `stop`. The bytes before `next_offset` are
+    stored. The thread that reads the response advances `next_offset`."""
 
     __slots__ = ("next_offset", "start", "stop")
 

@@ -55,23 +55,23 @@ class RetryPolicy:
         self._received_bytes = 0
         """Bytes that had been received at the last failure."""
 
-    def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_begun: bool) -> bool:
+    def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_response: bool) -> bool:
         """Records a failed request. Returns True if the download should continue at the time `resume_at`, which this
-        call sets; returns False if it should be given up. `received_bytes`: bytes received so far. `has_begun`: whether
-        readers have got bytes. A request that was not sent, because of a rate limit or an open circuit breaker, counts
-        as failed."""
+        call sets; returns False if it should be given up. `received_bytes`: bytes received so far. `has_response`:
+        whether readers have got bytes. A request that was not sent, because of a rate limit or an open circuit breaker,
+        counts as failed."""
         if received_bytes - self._received_bytes >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
         self._received_bytes = received_bytes
         pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)
         self._failures_in_row += 1
-        if has_begun:
+        if has_response:
             # Bounded by a part of the stall timeout, so that a short timeout leaves time for several attempts.
             pause = min(pause, LONGEST_RETRY_SECONDS, max(self._stall_timeout / 20, FIRST_RETRY_SECONDS))
         if isinstance(error, TooManyRequests):
             pause = max(pause, float(error.retry_after))
         self.resume_at = now + pause
-        if has_begun:
+        if has_response:
             return self.resume_at <= self._first_failure_at + self._stall_timeout
         return (
             self._failures_in_row < (1 if isinstance(error, UpstreamTimeout) else MAX_ATTEMPTS_BEFORE_FIRST_BYTE)

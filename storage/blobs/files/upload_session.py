@@ -303,7 +303,7 @@ class UploadedContent:
         self._file = file
 
     async def publish(self) -> None:
-        """Moves the file to `place`, durably. Raises StorageFull, StorageFailed, BlobUploadInvalid (a newer request has
+        """Moves the file durably to `place`. Raises StorageFull, StorageFailed, BlobUploadInvalid (a newer request has
         taken the session over)."""
         await self._disk.run(lambda: self._file.publish(self._disk.layout.path_of(self.place)))
 
