@@ -2,8 +2,8 @@
 as long as that makes the download faster.
 
 The bytes are written into a *partial blob*: a file with the bytes that have arrived. A *piece* is the byte range of one
-request. A *sink* writes the bytes of one response into the partial blob. An *endpoint* is one of the base URLs of the
-upstream.
+request. The *plan* has the byte ranges that have not been requested. A *sink* writes the bytes of one response into the
+partial blob. An *endpoint* is one of the base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class _RunningRequest:
 
 
 class Download:
-    """The download of one partial blob whose owner is in this process. `senders`: the endpoints that have sent
-    bytes."""
+    """The download of one partial blob whose owner is in this process. `senders`: the endpoints that have started to
+    send bytes."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Download:
 
         `has_response`: whether readers may have got bytes already, which a previous owner of the partial blob has
         downloaded. If readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
-        new bytes. Before that, it is retried only once, after a short pause (`RetryPolicy`)."""
+        new bytes. Before that, it is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
         self._repo = repo
@@ -121,7 +121,8 @@ class Download:
     async def run(self) -> None:
         """Downloads the missing bytes, and returns when none is missing. Raises NoReaders (nothing needs the blob any
         more), PartialLost (this process does not own the partial blob any more), StorageFull, StorageFailed,
-        BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Deletes no stored bytes."""
+        BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Keeps the stored bytes, except after
+        StorageFull."""
         try:
             while self._should_continue():
                 if not self._demand.requested.is_set() and self._partial.has_waiters:
