@@ -61,9 +61,8 @@ class MirroredBlobs:
                 return await self._local.resolve_blob(repo, digest)
         size, _ = await self._prove(repo, digest, deadline)
         if self._entitlement.private and (stored_in := await self._entitlement.mount(repo, digest, size)):
-            with suppress(
-                BlobUnknown
-            ):  # `mount` has recorded that `repo` may serve the blob, so the next call does not ask the upstream
+            # `mount` has also recorded that `repo` may serve the blob, so the next call does not ask the upstream.
+            with suppress(BlobUnknown):
                 return await self._local.resolve_blob(stored_in, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
 

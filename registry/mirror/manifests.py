@@ -41,7 +41,7 @@ from storage.upstream_records import UpstreamRecords
 log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
-"""Time that a client waits for the upstream if the mirror can serve a cached copy otherwise."""
+"""Longest time that a client waits for the upstream if the manifest is cached. After it, the cached copy is served."""
 T = TypeVar("T")
 LocalLookup = Callable[[RepositoryName, Reference], Awaitable[T]]
 """A method of the local registry that looks up a manifest, and raises ManifestUnknown if the manifest is not stored."""
@@ -64,7 +64,8 @@ class MirroredManifests:
         stale_wait: float = STALE_WAIT_SECONDS,
     ) -> None:
         """`local`: the registry in which the mirror stores manifests. `records`: the recorded answers of the upstream.
-        `stale_wait`: seconds that a client waits for the upstream if the mirror can serve a cached copy otherwise."""
+        `stale_wait`: seconds after which a client gets the cached copy, if there is one, although the upstream has not
+        answered."""
         self._local = local
         self._upstream = upstream
         self._records = records

@@ -57,9 +57,9 @@ class Mirror(RefusingRegistry):
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
         manifests it has. `leases`: locks across processes. `clock`: returns seconds since 1970. `monotonic`: returns
-        seconds of a monotonic clock. `stale_wait`: seconds that a client waits for the upstream if the mirror can serve
-        a cached manifest otherwise. `start_timeout`: seconds that a client waits for the first byte of a blob.
-        `stall_timeout`: seconds without new bytes after which the download of a blob fails."""
+        seconds of a monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if there is
+        one, although the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of
+        a blob. `stall_timeout`: seconds without new bytes after which the download of a blob fails."""
         self._local = local
         self._upstream = upstream
         self._records = records

@@ -79,8 +79,8 @@ class Prefetcher:
         """The images that clients are pulling, by repository and digest of the manifest. The least recently used image
         is the first."""
         self._without_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
-        """The images in `_images` whose layers have not been queued. `on_stored_blob` looks only here, so it costs
-        nothing once all layers have been queued."""
+        """The images in `_images` whose layers have not been queued. `on_stored_blob` reads only this dict, so it takes
+        almost no time after all layers have been queued."""
 
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
         """Called when a client has got a manifest. Queues the image's config, ahead of all other blobs."""
@@ -95,8 +95,8 @@ class Prefetcher:
 
     def on_missing_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
-        blob, newest first. If clients are pulling images with these manifests, queues the other layers of those images.
-        Otherwise queues the other layers of the newest image only, because many images may share the blob as their base
+        blob, newest first. Queues the other layers of those of these images that are remembered as being pulled. If
+        none is, queues the other layers of the newest image only, because many images may share the blob as their base
         layer."""
         if self._mode != "layers" or not self._may_prefetch():
             return

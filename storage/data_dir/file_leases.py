@@ -64,13 +64,13 @@ class FileLeases:
     @asynccontextmanager
     async def slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[None]:
         """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. Takes a slot only if
-        at least `keep_free` other slots are free. Tasks of this process that pass the same `keep_free` get slots in the
-        order of their calls."""
+        at least `keep_free` other slots are free, so that more urgent work finds a free slot. Tasks of this process
+        that pass the same `keep_free` get slots in the order of their calls."""
         first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
-        locked: list[int] = []
+        locked: list[int] = []  # gets the offset of the byte when a slot is taken
 
         def try_take() -> bool:
-            offset = self._try_slot(first_offset, count, keep_free)
+            offset = self._lock_free_slot(first_offset, count, keep_free)
             locked.extend([] if offset is None else [offset])
             return offset is not None
 
@@ -85,14 +85,14 @@ class FileLeases:
     async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
         """Takes a slot like `slot`, but never waits. Yields True if the `async with` block holds a slot, False if
         not."""
-        offset = self._try_slot(_byte_offset("slots", name, size=BYTES_PER_SLOT_NAME), count, keep_free)
+        offset = self._lock_free_slot(_byte_offset("slots", name, size=BYTES_PER_SLOT_NAME), count, keep_free)
         try:
             yield offset is not None
         finally:
             if offset is not None:
                 self._unlock(offset)
 
-    def _try_slot(self, first_offset: int, count: int, keep_free: int) -> int | None:
+    def _lock_free_slot(self, first_offset: int, count: int, keep_free: int) -> int | None:
         """Locks the byte of a free slot and returns its offset. Returns None if no slot is free, or if fewer than
         `keep_free` slots would stay free."""
         offsets = range(first_offset, first_offset + count)
@@ -117,10 +117,12 @@ class FileLeases:
         return True
 
     def _is_locked(self, offset: int) -> bool:
+        """Returns whether a task, in any process, has the byte locked. Raises StorageFailed."""
         with as_storage_errors():
             return offset in self._held_bytes or is_byte_locked(self._fd, offset)
 
     def _unlock(self, offset: int) -> None:
+        """Unlocks the byte, unless `close` has already unlocked all bytes."""
         self._held_bytes.discard(offset)
         if self._fd >= 0:
             unlock_byte(self._fd, offset)

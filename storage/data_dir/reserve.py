@@ -38,9 +38,9 @@ FIRST_RELEASE_BYTES: Final = 256 * 1024
 BLOCK_BYTES: Final = 4096
 """The reserve grows in multiples of this size, the block size of most file systems."""
 MIN_FREE_BYTES: Final = 1024 * 1024
-"""Free bytes below which the disk counts as full."""
+"""If fewer bytes are free, `disk_full_reason` reports a full disk."""
 MIN_FREE_INODES: Final = 16
-"""Free inodes below which the disk counts as full."""
+"""If fewer inodes are free, `disk_full_reason` reports a full disk."""
 _UNSUPPORTED_ERRNOS: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 """Errors of a file system that cannot allocate space in advance."""
 _FULL_DISK: Final = "the disk is full: nothing new is stored until there is room again; reads and deletes work"
@@ -62,7 +62,8 @@ class ReserveUse(IntEnum):
 
 
 class Reserve:
-    """The reserve of one data directory. All methods block; any thread may call them."""
+    """The reserve of one data directory. Any thread may call the methods. All of them make system calls; `establish`
+    and `spend` also wait while another thread or process uses the reserve."""
 
     def __init__(self, path: Path, system: System) -> None:
         """`path`: the reserve's file. Opens it if it exists; `establish` creates it. Raises OSError."""
@@ -139,8 +140,7 @@ class Reserve:
         three times in all; the third exception is raised. Finally extends the file again. If there is no reserve, only
         calls `attempt` once.
 
-        Frees little at first, because another program on the machine may take the freed space. Waits while another
-        thread or process runs this method."""
+        Frees little at first, because another program on the machine may use up the freed space."""
         if self._fd < 0 or not self._can_allocate:
             return attempt()
         with self._locked():

@@ -168,8 +168,8 @@ class Fill:
             self._end(error)
 
     async def _tell_followers(self, failure: RegistryError) -> None:
-        """Stores the failure for the followers in other processes. Without it, the followers would become the owner one
-        after another, and each would wait for the same timeouts.
+        """Stores the failure for the followers in other processes. If they did not know of it, they would become the
+        owner one after another, and each would wait for the same timeouts.
 
         If the upstream has not started to send, stores only timeouts: a follower that becomes the owner gets any other
         error quickly by itself. Does nothing if this fill is not the owner."""

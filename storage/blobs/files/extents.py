@@ -43,7 +43,7 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
-            # `start` is a new bound unless an extent reaches it, `stop` unless an extent goes on from it.
+            # `start` is a new bound unless an extent reaches it, `stop` unless an extent continues after it.
             bounds[left:right] = [start] * (left % 2 == 0) + [stop] * (right % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:

@@ -26,7 +26,7 @@ from storage.blobs.files.extents import Extent
 from storage.content import PartialFailures
 
 RECORD_SIZE = 4096
-"""Number of bytes that are set aside for the first record. The second record begins at this offset."""
+"""Number of bytes that are set aside for the first record. The second record starts at this offset."""
 MAGIC = b"partial1"
 """The first bytes of the file, which identify the format."""
 _HEAD = struct.Struct("<8sIIQ40s")

@@ -180,7 +180,7 @@ class FileUploadSession:
         self._writing.add_done_callback(lambda _: self._free_buffers(end - start))
 
     def _free_buffers(self, size: int) -> None:
-        """Counts down by `size` bytes that are no longer in memory."""
+        """Records that `size` bytes of the uploads are no longer in memory."""
         self._buffers.size -= size
 
     def _compute_digest(self, file: UploadFile, algorithm: str, size: int) -> Digest:
