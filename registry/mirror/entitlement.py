@@ -3,11 +3,11 @@
 A blob is stored once, even if several repositories of the upstream contain it. A client must not get a blob through a
 repository just because it knows the digest. The rule depends on the upstream:
 
-- Clients need no login and no grant to read the content of a public upstream, so every client could download the blob
-  there. A repository may serve the blob if a manifest in it names the blob.
-- At a private upstream, a client that may read one repository may have no access to another. A repository may serve
-  the blob only after the upstream has answered that this repository has it. The mirror records such an answer; the
-  blob is then *confirmed* for the repository.
+- An upstream is *public* if clients need no login and no grant to read its content. Every client could download the
+  blob there. So a repository may serve the blob if a manifest in the repository names the blob.
+- Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
+  may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
+  answer; the blob is then *confirmed* for the repository.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class BlobEntitlement:
         self, repo: RepositoryName, digest: Digest, deadline: float, download_size: int | None
     ) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
-        that name it. Asks the upstream if it is private or if no manifest names the blob.
+        that name it. Asks the upstream if no manifest names the blob, or if the upstream is private and the blob is not
+        being downloaded for `repo`.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
         downloaded for `repo`, otherwise None. The right of `repo` was checked when that download started. Raises

@@ -53,7 +53,7 @@ class Freshness:
 
     def age(self, check: UpstreamCheck) -> float:
         """Returns the seconds since `check`, a recorded answer of the upstream. If the clock was set back after the
-        answer, returns infinity, so that the upstream is asked again."""
+        answer, by so much that the age would be -1 or less, returns infinity, so that the upstream is asked again."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 

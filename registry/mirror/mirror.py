@@ -67,11 +67,17 @@ class Mirror(RefusingRegistry):
         freshness = Freshness(settings, clock)
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
-            *(local, upstream, records, leases, self._negative_cache, self.upstream_name), private=settings.private
+            local, upstream, records, leases, self._negative_cache, self.upstream_name, private=settings.private
         )
-        slots, bad_senders = ConnectionSlots(leases, upstream), BadSenders(records, upstream, clock)
+        slots = ConnectionSlots(leases, upstream)
         context = FillContext(
-            *(upstream, partials, slots, self._entitlement, self._negative_cache, bad_senders, self.upstream_name),
+            upstream=upstream,
+            partials=partials,
+            slots=slots,
+            entitlement=self._entitlement,
+            negative_cache=self._negative_cache,
+            bad_senders=BadSenders(records, upstream, clock),
+            to_upstream_name=self.upstream_name,
             stall_timeout=stall_timeout,
         )
         self._manifests = MirroredManifests(
@@ -79,7 +85,7 @@ class Mirror(RefusingRegistry):
         )
         self._fills = Fills(context)
         queue = PrefetchQueue(
-            lambda *what: self._blobs.should_prefetch(*what), slots.wait_for_spare, self._fills.start_prefetch
+            lambda repo, blob: self._blobs.should_prefetch(repo, blob), slots.wait_for_spare, self._fills.start_prefetch
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)

@@ -130,8 +130,8 @@ class Prefetcher:
     def _queue_layers(
         self, repo: RepositoryName, manifest_digest: Digest, image: _PulledImage, requested: Digest
     ) -> None:
-        """Queues the layers of `image`, except the layer `requested`, which the client gets already. Does nothing if
-        `requested` is not a layer of the image, or if the layers have been queued before."""
+        """Queues the layers of `image`, except the layer `requested`, which is being downloaded for the client. Does
+        nothing if `requested` is not a layer of the image, or if the layers have been queued before."""
         if image.layers_queued or not image.has_layer(requested):
             return
         image.layers_queued = True
@@ -168,7 +168,7 @@ log = logging.getLogger("registry.mirror")
 MAX_QUEUED_BLOBS: Final = 1024
 """Largest length of the queue. Further blobs are not prefetched."""
 MAX_RUNNING_FILLS: Final = 4
-"""Largest number of running fills that no client has requested."""
+"""Largest number of running fills, in one process, that no client has requested."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
 """Returns whether to download the blob, that is, whether it is not stored and the upstream may have it. Raises

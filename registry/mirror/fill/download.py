@@ -90,7 +90,8 @@ class Download:
         self._demand = demand
         self._choice = choice
         self._broken_endpoint: set[str] = set()
-        """The endpoint whose connection broke last, or empty. It is asked only if no other endpoint has the blob."""
+        """The endpoint whose connection broke last; empty if none has broken. It is asked only if no other endpoint has
+        the blob."""
         self._report_response = on_response
         self._loop = asyncio.get_running_loop()
         gaps = partial.missing()
@@ -125,7 +126,7 @@ class Download:
         StorageFull."""
         try:
             while self._should_continue():
-                if not self._demand.requested.is_set() and self._partial.has_waiters:
+                if not self._demand.requested.is_set() and self._partial.has_waiters:  # a client of another process
                     self._demand.request()
                 if not self._connections and not self._demand.is_alive():
                     raise NoReaders
@@ -134,7 +135,9 @@ class Download:
                 is_waiting = any(
                     request.is_new_connection and sink.endpoint is None for sink, request in self._requests.items()
                 )
-                self._concurrency.observe(self._loop.time(), self._received, len(self._connections), is_waiting)
+                self._concurrency.observe(
+                    self._loop.time(), self._received, running=len(self._connections), is_waiting=is_waiting
+                )
                 self._cut_stragglers()
             if self._fatal_error is not None:
                 raise self._fatal_error
@@ -194,9 +197,9 @@ class Download:
         return max(pause, 0.001) if pause > 0 or not self._connections else None
 
     async def _run_connection(self, *, is_first: bool) -> None:
-        """Requests one piece after another over one connection. Takes a connection slot (a permit for one request) anew
-        for each piece, so that other downloads get slots in between. `is_first`: whether the download had no other
-        connection when this one was opened."""
+        """Requests one piece after another over one connection. Takes a new connection slot (a permit to send one
+        request) for each piece, so that other downloads get slots in between. `is_first`: whether the download had no
+        other connection when this one was opened."""
         is_new_connection = True
         while self._may_send_request(is_first):
             slot = (
@@ -207,7 +210,7 @@ class Download:
             async with slot as has_slot:
                 if not has_slot:
                     # Other downloads use all slots, or nothing needs this blob any more.
-                    self._concurrency.note_unavailable(self._loop.time(), len(self._connections) - 1)
+                    self._concurrency.note_unavailable(self._loop.time(), available=len(self._connections) - 1)
                     return
                 if self._may_send_request(is_first) and not await self._fetch(is_new_connection):
                     return
@@ -229,7 +232,7 @@ class Download:
         if sink is None:
             return False
         span = Span(sink.piece.start, sink.piece.stop) if isinstance(sink, PieceSink) else Span(0)
-        if span == Span(0, self._partial.size):
+        if span == Span(0, self._partial.size):  # the whole blob, which needs no `Range` header
             span = Span(0)
         cancel_scope = asyncio.timeout(None)
         self._requests[sink] = _RunningRequest(is_new_connection, cancel_scope)
@@ -317,7 +320,7 @@ class Download:
         if sink.endpoint is not None:
             self._broken_endpoint = {sink.endpoint}
         if now < self._retry.resume_at:
-            return  # a retry is scheduled already: connections that break at the same time count as one failure
+            return  # a retry is scheduled already: connections that break at the same time are one failure
         if not self._retry.should_retry(error, now, self._received, has_response=self._has_response):
             if not self._should_try_whole(error, has_range):
                 self._fatal_error = self._fatal_error or error
@@ -328,7 +331,7 @@ class Download:
             self._needs_whole = True
         pause = self._retry.resume_at - now
         log.info(
-            "the download of %s of %s was interrupted: %s; retry in %.1f s",
+            "the download of %s of %s was interrupted: %s; it is retried in %.1f s",
             *(self._partial.digest, self._repo, error.message, pause),
         )
         self._concurrency.note_broken_connection(now)

@@ -162,7 +162,7 @@ class Fill:
             error = failure
             await self._tell_followers(failure)
         except Exception:
-            log.exception("the fill of %s failed", self.digest)
+            log.exception("the download of %s of %s failed", self.digest, self.repo)
             error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
         finally:
             self._end(error)

@@ -130,7 +130,7 @@ class AdaptiveConcurrency:
         """Whether the number of connections is not doubled until `_paused_until`."""
         self._paused_until = 0.0
         self._rate_at_pause = 0.0
-        """The rate when the pause started. If the rate falls below half of it, the pause ends."""
+        """The `rate` of `_pause_growth` for the present pause."""
         self._pause_seconds = GROWTH_PAUSE_SECONDS
         """Length of the next pause."""
 
@@ -151,8 +151,9 @@ class AdaptiveConcurrency:
         self.length = int(min(max(target_length, SMALLEST_PIECE), LARGEST_PIECE))
 
     def observe(self, now: float, received: int, running: int, is_waiting: bool) -> None:
-        """Adapts the number of connections to the state at `now`. `received`: bytes received so far. `running`: number
-        of open connections. `is_waiting`: whether a new connection still waits for its first byte. Call it often."""
+        """Adapts the number of connections to the progress until `now`. `received`: number of bytes received so far.
+        `running`: number of open connections. `is_waiting`: whether a new connection still waits for its first byte.
+        Call it often."""
         window_started_at, received_before = self._window_start
         if is_waiting and now - self._doubled_at < FIRST_BYTES_SECONDS:
             self._window_start = (now, received)
@@ -208,7 +209,8 @@ class AdaptiveConcurrency:
         self._doubled_at = now
 
     def _pause_growth(self, now: float, rate: float) -> None:
-        """Starts a pause in which the number of connections is not doubled. `rate`: the present rate."""
+        """Starts a pause in which the number of connections is not doubled. `rate`: the present rate; the pause ends
+        early if the rate falls below half of it. With 0, the pause does not end early."""
         self._is_paused = True
         self._rate_at_pause = rate
         self._paused_until = now + self._pause_seconds

@@ -91,12 +91,16 @@ class RetryPolicy:
         self.resume_at = now + FIRST_RETRY_SECONDS
 
 
+_TIMEOUT_KIND: Final = "late"
+"""The kind of an UpstreamTimeout in the text of `encode_failure`. The kind of another error is its `code`."""
+
+
 def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
     """Returns the error of a fill as text, for its followers. `repo`: the repository from which the fill has requested
     the blob. Returns None if a follower might succeed, so that it should try the download itself."""
     if not isinstance(error, UpstreamUnavailable | TooManyRequests):
         return None
-    kind = "late" if isinstance(error, UpstreamTimeout) else error.code
+    kind = _TIMEOUT_KIND if isinstance(error, UpstreamTimeout) else error.code
     return json.dumps({"repository": repo, "kind": kind, "message": error.message, "wait": error.retry_after})
 
 
@@ -112,7 +116,7 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
         return None
     if kind == TooManyRequests.code:
         return TooManyRequests(message, retry_after=int(wait))
-    failure = UpstreamTimeout if kind == "late" else UpstreamUnavailable
+    failure = UpstreamTimeout if kind == _TIMEOUT_KIND else UpstreamUnavailable
     return failure(message, retry_after=wait)
 
 
@@ -181,7 +185,7 @@ class BadSenders:
         """Returns the error for `endpoints`, which may be asked for the blob again in `wait` seconds."""
         return UpstreamUnavailable(
             f"the upstream {self._upstream.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
-            f"{ceil(wait)} s, or at once after: entrepot mirror refresh {repo}@{digest}",
+            f"{ceil(wait)} s, or immediately after the command: entrepot mirror refresh {repo}@{digest}",
             {"digest": digest},
             retry_after=ceil(wait),
         )

@@ -50,7 +50,7 @@ class ConnectionSlots:
     async def wait_for_spare(self) -> None:
         """Waits until a prefetch fill may take a slot, but takes none. The calls in one process return in the order in
         which they were made."""
-        async with self._leases.slot(self._name, self.max_connections, self._spare_slots):
+        async with self._leases.slot(self._name, self.max_connections, keep_free=self._spare_slots):
             return
 
     @asynccontextmanager
@@ -62,7 +62,7 @@ class ConnectionSlots:
         `is_new_connection`: whether the connection has not been used for a request yet. If it has been used, and no
         other slot is free, fills that wait in the queue get the slot first."""
         while not demand.requested.is_set() and demand.is_alive():
-            async with self._leases.try_slot(self._name, self.max_connections, self._spare_slots) as has_slot:
+            async with self._leases.try_slot(self._name, self.max_connections, keep_free=self._spare_slots) as has_slot:
                 if has_slot:
                     yield True
                     return
@@ -89,8 +89,9 @@ class ConnectionSlots:
         the queue. Takes the last free slot only if a client has requested the blob and the slot is still free after
         `YIELD_SECONDS`. Yields whether the block holds a slot."""
         is_requested = demand.requested.is_set()
+        # Only a fill that a client has requested may take one of the spare slots, and it leaves one slot free at first.
         slots_to_leave = min(1 if is_requested else SPARE_CONNECTIONS + 1, self.max_connections - 1)
-        async with self._leases.try_slot(self._name, self.max_connections, slots_to_leave) as has_slot:
+        async with self._leases.try_slot(self._name, self.max_connections, keep_free=slots_to_leave) as has_slot:
             if has_slot:
                 yield True
                 return

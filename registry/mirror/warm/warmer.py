@@ -91,7 +91,7 @@ class Warmer:
         self._reference_limit = asyncio.Semaphore(MAX_RUNNING_REFERENCES)
         self._blob_limit = asyncio.Semaphore(MAX_RUNNING_BLOBS)
         self._blob_tasks: dict[tuple[RepositoryName, Digest], asyncio.Task[None]] = {}
-        """The tasks that fetch or have fetched blobs."""
+        """The tasks that fetch or have fetched blobs, by repository and digest."""
 
     async def warm(self, images: Sequence[ImageReference]) -> list[WarmResult]:
         """Fetches the images and returns their results in the same order. If one image fails, still fetches the others.
@@ -116,8 +116,9 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image, and adds its numbers to `result`. After an error, still fetches the rest of the image, and
-        then raises the first error."""
+        """Fetches one image, and adds its numbers to `result`. If a manifest that an index lists is missing, or a blob
+        cannot be fetched, still fetches the rest of the image, and then raises the first such error. If a manifest
+        cannot be fetched for another reason, raises that error immediately."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
@@ -158,8 +159,8 @@ class Warmer:
         """Fetches a manifest. If it is an index, also fetches the manifests that it lists, down to `depth` further
         levels. Adds the blobs of all these manifests to `image_blobs`, but does not fetch them.
 
-        Raises the error of the manifest itself. If a listed manifest cannot be fetched, or a platform is missing,
-        returns the first such error, so that the caller still fetches the rest. Returns None if there was none."""
+        If the upstream does not have a listed manifest, or if the index has no entry for a platform, returns the first
+        such error, so that the caller still fetches the rest. Returns None if there was none. Raises other errors."""
         manifest = await registry.get_manifest(image.repository, image.reference)
         result.manifests += 1
         if manifest.media_type not in INDEXES:
@@ -173,7 +174,7 @@ class Warmer:
                 try:
                     child = ImageReference(image.repository, entry.digest)
                     child_problem = await self._fetch_manifests(registry, child, image_blobs, result, depth - 1)
-                except ManifestUnknown as unknown:  # an index may list manifests that its registry does not have
+                except ManifestUnknown as unknown:  # an index may list manifests that the upstream does not have
                     child_problem = unknown
                 problem = problem or child_problem
         return problem

@@ -179,9 +179,9 @@ class FilePartialStore:
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> PartialHandle:
         """Returns a handle to the partial blob, which is created if it does not exist. The handle becomes the owner if
-        there is no owner. Such a caller should first check whether the blob is stored, because another process may have
-        committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes. Raises
-        StorageFull, StorageFailed, SizeInvalid (`size` is negative). After a cancellation, nothing is owned."""
+        there is no owner. If it does, the caller should first check whether the blob is stored, because another process
+        may have committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes.
+        Raises StorageFull, StorageFailed, SizeInvalid (`size` is negative). After a cancellation, nothing is owned."""
         if size < 0:
             raise SizeInvalid(f"a blob cannot have {size} bytes")
         name = self._disk.layout.partial_name(digest, size, source)
@@ -191,7 +191,7 @@ class FilePartialStore:
                 handle = self._open_shared(name) or await self._open_files(name, digest, size)
                 if handle is not None:
                     return handle
-                await back_off.pause()  # another process is creating or deleting the files
+                await back_off.pause()  # the files are being created or deleted, which takes a short time
 
     def _open_shared(self, name: str) -> PartialHandle | None:
         """Returns a handle for a partial blob that this process has open. Returns None if this process does not have it
@@ -213,13 +213,13 @@ class FilePartialStore:
 
     async def _open_files(self, name: str, digest: Digest, size: int) -> PartialHandle | None:
         """Opens or creates the files of a partial blob and returns a handle. Returns None if another process is
-        creating or deleting the files at this moment."""
+        creating or deleting the files at this moment, or if files with unusable bytes were just deleted."""
         paths = PartialPaths.of_blob(self._disk.layout, name, digest)
         disk = self._disk
         opening = disk.run(lambda: open_file_pair(disk.system, paths, size, self._boot, disk.reserve))
         try:
             files = await opening
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # the call has ended, because its future cannot be cancelled
             if opening.done() and opening.exception() is None and (unused := opening.result()) is not None:
                 unused.close()
             raise
@@ -241,7 +241,7 @@ class FilePartialStore:
 
     async def expire(self, before: float) -> int:
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
-        1970). Returns their number. Raises StorageFull, StorageFailed."""
+        1970) or during an earlier boot of the machine. Returns their number. Raises StorageFull, StorageFailed."""
         layout = self._disk.layout
 
         def delete_idle() -> int:

@@ -33,7 +33,7 @@ CLOSE_INLINE_BYTES = 64 * 1024
 
 @dataclass(slots=True)
 class UploadBuffers:
-    """Number of bytes that all uploads of the process hold in memory (`size`). The uploads share one object."""
+    """Counts the bytes that all uploads of the process hold in memory (`size`). The uploads share one object."""
 
     size: int = 0
 
@@ -60,7 +60,7 @@ class FileUploadSession:
         self._upload = upload
         self._running_digest = running_digest
         self._opening: asyncio.Future[UploadFile] | None = None
-        """The open file, or the call that creates it; None before the first write."""
+        """The call that creates the file, or a finished future with the file; None before the first write."""
         if file is not None:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
@@ -91,8 +91,8 @@ class FileUploadSession:
                 await self._finish_write()
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        """Writes all appended bytes to the file, and returns the `length` bytes at `offset`, or fewer if there are
-        fewer."""
+        """Writes all appended bytes to the file, and returns the `length` bytes at `offset`, or fewer if fewer have
+        been appended."""
         file = await self._write_out()
         return await self._disk.run(lambda: file.read_at(offset, length))
 
