@@ -21,7 +21,7 @@ download would wake its readers very often, for a few bytes each time."""
 
 
 class GrowingFile(Protocol):
-    """The part of a partial blob that `PartialWaiters` uses: a file whose bytes arrive one after another."""
+    """The part of a partial blob that `PartialWaiters` uses: a file whose bytes arrive over time."""
 
     is_notified: bool
     """Whether the waiters have to be checked, because `notify` was called. Only `PartialWaiters` sets it."""
