@@ -102,7 +102,8 @@ class MirroredBlobs:
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
         """Returns whether to download `blob`, which a manifest of `repo` names, before a client requests it. Returns
         False if the blob is stored, or if the upstream said a short time ago that it does not have the blob. At a
-        private upstream, also returns False if the manifest states a wrong size. Raises the errors of `resolve`."""
+        private upstream, also returns False if the manifest states a wrong size. If the blob is stored only in other
+        repositories of the upstream, adds it to `repo`. Raises the errors of `resolve`."""
         entitlement, digest = self._entitlement, blob.digest
         if await entitlement.is_confirmed(repo, digest):
             with suppress(BlobUnknown):
@@ -124,7 +125,7 @@ class MirroredBlobs:
     async def _prove(self, repo: RepositoryName, digest: Digest, deadline: float) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size and the stored manifests that name it."""
         fill = self._fills.find_running(repo, digest)
-        return await self._entitlement.prove(repo, digest, deadline, fill.size if fill else None)
+        return await self._entitlement.prove(repo, digest, deadline, download_size=fill.size if fill else None)
 
     async def _wait_started(self, fill: Fill, deadline: float) -> bool:
         """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if

@@ -122,7 +122,7 @@ class Layout:
         return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
 
     def path_of(self, place: str) -> Path:
-        """Returns the path of the blob file with this `blob_place`."""
+        """Returns the path of a blob's file. `place`: the `blob_place` of the blob."""
         return self.root / place
 
     def digest_lock(self, digest: Digest) -> Path:

@@ -38,6 +38,7 @@ class System:
         return os.pwritev(fd, chunks, offset)
 
     def truncate(self, fd: int, size: int) -> None:
+        """Sets the length of the file to `size` bytes."""
         os.ftruncate(fd, size)
 
     def allocate(self, fd: int, size: int) -> None:
@@ -45,6 +46,7 @@ class System:
         os.posix_fallocate(fd, 0, size)
 
     def sync(self, fd: int) -> None:
+        """Makes the bytes of a file, or the entries of a directory, durable."""
         os.fsync(fd)
 
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
@@ -55,6 +57,7 @@ class System:
             self._start_writeback(fd, offset, length, SYNC_FILE_RANGE_WRITE)
 
     def rename(self, source: Path, target: Path) -> None:
+        """Moves a file. Replaces a file at `target`."""
         os.rename(source, target)
 
     def unlink(self, path: Path) -> None:

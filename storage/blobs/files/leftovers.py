@@ -62,11 +62,13 @@ def free_disk_space(layout: Layout, system: System, boot: str) -> None:
 
 
 def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
+    """Unlinks the files in the trash directory."""
     for file in list(layout.trash.iterdir()):
         with suppress(FileNotFoundError):
             system.unlink(file)
 
 
 def _delete_partials(layout: Layout, system: System, boot: str) -> None:
+    """Deletes the partial blobs that have no owner, no matter when they were written."""
     for name, digest in list_partial_names(layout):
         delete_file_pair_if_idle(system, PartialPaths.of_blob(layout, name, digest), before=float("inf"), boot=boot)

@@ -37,7 +37,7 @@ _FAILURES_HEAD = struct.Struct("<II")
 """Head of the second record: number of failures, length of the last reason in bytes."""
 MAX_REASON_BYTES = 2048
 """Length of the longest reason that is stored. A longer one is truncated."""
-MAX_STORED_EXTENTS = (RECORD_SIZE - _HEAD.size - _CHECKSUM.size) // 16
+MAX_STORED_EXTENTS = (RECORD_SIZE - _HEAD.size - _CHECKSUM.size) // 16  # an extent has two bounds of 8 bytes
 """Largest number of extents (ranges of stored bytes) that fit in the first record. Further extents are not recorded. If
 the owner then dies, their bytes are downloaded again."""
 
@@ -50,7 +50,7 @@ class PartialStatus(IntEnum):
     COMMITTED = 1
     """The bytes have become a blob."""
     WRONG_DIGEST = 2
-    """The bytes had another digest and were deleted."""
+    """The bytes did not have the digest of the blob, and were deleted."""
     DELETED = 3
     """The bytes were deleted for another reason than a wrong digest, such as a full disk."""
 
