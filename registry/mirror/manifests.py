@@ -181,9 +181,9 @@ class MirroredManifests:
         self, repo: RepositoryName, tag: Tag, cached: Descriptor, check: UpstreamCheck | None, *, force: bool
     ) -> str | None:
         """Asks the upstream with a HEAD request which manifest the tag names, and fetches that manifest if the tag has
-        moved. Returns None if the cached copy is current afterwards, or a notice if the upstream gave no usable answer.
-        Raises ManifestUnknown if the upstream has deleted the tag. `cached`: the manifest that the cached tag names.
-        `check`: the last recorded answer of the upstream."""
+        moved. Returns None if the cached copy is current afterwards, or a notice if the upstream gave no usable answer
+        or the manifest cannot be stored. Raises ManifestUnknown if the upstream has deleted the tag. `cached`: the
+        manifest that the cached tag names. `check`: the last recorded answer of the upstream."""
         if self._upstream.is_exhausted() and not force:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
