@@ -180,10 +180,10 @@ async def open_registry(
         leases = stack.enter_context(closing(FileLeases(layout.leases, system)))
 
         def is_full() -> bool:
-            return reserve.storage_problem() is not None
+            return reserve.disk_full_reason() is not None
 
         if immutable is None:
-            health = StorageHealth(problem=reserve.storage_problem)
+            health = StorageHealth(problem=reserve.disk_full_reason)
         else:
             health = StorageHealth(problem=lambda: NO_ROOM, retire=immutable.retire)
         collector = Collector(metadata, blobs, partials, locks, clock, grace=grace, expire=expire, is_full=is_full)

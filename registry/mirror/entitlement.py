@@ -1,13 +1,13 @@
-"""Decides through which repositories of an upstream registry a cached blob may be read.
+"""Decides through which repositories of an upstream registry a cached blob may be read (`BlobEntitlement`).
 
 A blob is stored once, even if several repositories of the upstream contain it. A client must not get a blob through a
 repository just because it knows the digest. The rule depends on the upstream:
 
-- A public upstream needs no login and no grant, so every client could download the blob there. A repository may serve
-  the blob if a manifest in it names the blob.
-- At a private upstream, a client that may read one repository may have no access to another. A repository may serve
-  the blob only after the upstream has answered that this repository has it. The mirror records such an answer; the
-  blob is then *confirmed* for the repository.
+- An upstream is *public* if clients need no login and no grant to read its content. Every client could download the
+  blob there. So a repository may serve the blob if a manifest in the repository names the blob.
+- Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
+  may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
+  answer; the blob is then *confirmed* for the repository.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
 
 MIRROR_ACTOR: Final = Actor(name="mirror")
-"""The actor that is recorded for content that the mirror stores."""
+"""The actor that is recorded for changes that the mirror makes to cached content."""
 
 
 class BlobEntitlement:
@@ -45,9 +45,9 @@ class BlobEntitlement:
         *,
         private: bool,
     ) -> None:
-        """`local`: the registry in which the mirror stores content. `to_upstream_name`: returns the name that a
-        repository has at the upstream. `private`: whether clients need a login or a grant to read the upstream's
-        content."""
+        """`local`: the registry in which the mirror stores content. `records`: the recorded answers of the upstream.
+        `leases`: locks across processes. `to_upstream_name`: returns the name that a repository has at the upstream.
+        `private`: whether clients need a login or a grant to read the content of the upstream."""
         self.private = private
         self._local = local
         self._upstream = upstream
@@ -56,10 +56,11 @@ class BlobEntitlement:
         self._negative_cache = negative_cache
         self._to_upstream_name = to_upstream_name
         self._size_requests: SingleFlight[int] = SingleFlight()
+        """The running requests for the size of a blob. Calls for the same blob share one request."""
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether `repo` may serve the blob, if it is stored there, without asking the upstream: always at a
-        public upstream, otherwise if the blob is confirmed for `repo`."""
+        """Returns whether `repo` may serve the blob without asking the upstream, if `repo` has the blob stored. At a
+        public upstream that is always so; at a private one, if the blob is confirmed for `repo`."""
         return not self.private or await self._records.is_confirmed(repo, digest)
 
     async def is_known_missing(self, repo: RepositoryName, digest: Digest) -> bool:
@@ -70,16 +71,17 @@ class BlobEntitlement:
         self, repo: RepositoryName, digest: Digest, deadline: float, download_size: int | None
     ) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
-        that name it. At a private upstream, or if no manifest names the blob, asks the upstream.
+        that name it. Asks the upstream if no manifest names the blob, or if the upstream is private and the blob is not
+        being downloaded for `repo`.
 
-        `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if a download of it for
-        `repo` is running (None otherwise); the right was checked when that download started. Raises BlobUnknown,
-        UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
+        `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
+        downloaded for `repo`, otherwise None. The right of `repo` was checked when that download started. Raises
+        BlobUnknown, UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
         if await self._negative_cache.has(repo, digest):
             raise BlobUnknown("the upstream does not have this blob; this answer is cached for a short time")
         manifests = await self._records.referring_manifests(repo, digest)
         if self.private:
-            # A manifest is no proof here, because its author can name any digest in it, with any size.
+            # At a private upstream, a manifest is no proof, because its author can name any digest and size in it.
             if download_size is not None:
                 return download_size, manifests
         else:
@@ -90,17 +92,17 @@ class BlobEntitlement:
             async with asyncio.timeout_at(deadline):
                 return await self._size_requests.run((repo, digest), lambda: self._ask_size(repo, digest)), manifests
         except TimeoutError:
-            raise start_timeout(digest) from None
+            raise start_timeout_error(digest) from None
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
         """Adds the blob to `repo`, if it is stored in any repository of this upstream. Call it only after `prove` has
-        returned this `size` for `repo`. Returns the repository to read the blob from: `repo`, or the repository that
-        has the blob, if the disk is too full to add it to `repo`. Returns None if no repository of this upstream has
-        the blob.
+        returned this `size` for `repo`. Returns the repository to read the blob from. That is `repo`, or, if the disk
+        is too full to add the blob to `repo`, another repository that has it. Returns None if no repository of this
+        upstream has the blob.
 
-        Does not use blobs of other upstreams or blobs that clients pushed, because a manifest at one upstream must not
-        give access to them. At a private upstream, the size must be that of the stored blob: an upstream that answers
-        with a login page also sends status 200 and a length."""
+        Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
+        not give access to them. At a private upstream, returns None if the stored blob does not have this size: what
+        looked like a confirmation may have been a login page, which also has status 200 and a length."""
         holder = await self._records.find_holder(f"{self._upstream.name}/", digest)
         if holder is None:
             return None
@@ -121,20 +123,20 @@ class BlobEntitlement:
         await self._size_requests.aclose()
 
     async def _ask_size(self, repo: RepositoryName, digest: Digest) -> int:
-        """Asks the upstream for the blob's size in bytes. Only one process at a time asks about a blob. Raises
-        BlobUnknown, and caches that answer if it comes from the registry itself."""
+        """Asks the upstream for the blob's size in bytes. A lease lets only one process at a time ask about a blob.
+        Raises BlobUnknown, and caches this answer if it comes from the registry itself."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
             try:
                 return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
-            except UnconfirmedBlobUnknown:
+            except UnconfirmedBlobUnknown:  # not cached: the response may not come from the registry itself
                 raise
             except BlobUnknown:
                 await self._negative_cache.add(repo, digest)
                 raise
 
 
-def start_timeout(digest: Digest) -> UpstreamTimeout:
-    """Returns the error for a blob of which the upstream has not sent the first byte in time."""
-    return UpstreamTimeout(f"the upstream did not begin to send {digest} in time; try again in a moment")
+def start_timeout_error(digest: Digest) -> UpstreamTimeout:
+    """Returns the error for a blob of which the upstream did not send the first byte within the start timeout."""
+    return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")

@@ -1,9 +1,10 @@
-"""Decides how long the mirror serves cached manifests and "not found" answers without asking the upstream registry
-again. The rules are those that RFC 9111 and RFC 5861 give for HTTP caches.
+"""Decides how long the mirror serves cached manifests (`Freshness`) and "not found" answers (`NegativeCache`) without
+asking the upstream registry again. The rules follow RFC 9111 and RFC 5861, which are about HTTP caches.
 
-A manifest requested by digest never expires. A tag is fresh for its time to live (TTL). For one more TTL the tag is
-stale: the cached copy is served, and the upstream is asked in the background. After that the upstream is asked first.
-"Not found" answers are cached for a short time.
+A cached manifest that is requested by digest never expires. After the upstream has answered about a tag, the tag is
+*fresh* for its time to live (TTL): the cached copy is served. Then the tag is *stale* for another TTL: the cached copy
+is served, and the upstream is asked in the background. After that the upstream is asked before the tag is served. "Not
+found" answers are cached for a short time.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from storage.upstream_records import UpstreamRecords
 
 
 class Verdict(Enum):
-    """How to answer a request for a manifest."""
+    """How to respond to a request for a manifest."""
 
     FRESH = auto()
     """Serve the cached copy."""
     STALE = auto()
     """Serve the cached copy, and ask the upstream in the background."""
     ASK = auto()
-    """Ask the upstream, then answer."""
+    """Ask the upstream, and then respond."""
     UNKNOWN = auto()
-    """Answer "not found", because the upstream said so a short time ago."""
+    """Respond that the manifest does not exist, because the upstream said so a short time ago."""
 
 
 class Freshness:
     """Applies the TTLs of one upstream."""
 
     def __init__(self, settings: Upstream, clock: Callable[[], float]) -> None:
-        """`settings`: the upstream's settings, which have the TTLs. `clock`: returns seconds since 1970."""
+        """`settings`: the settings of the upstream, among them the TTLs. `clock`: returns seconds since 1970."""
         self._settings = settings
         self._clock = clock
 
@@ -51,14 +52,14 @@ class Freshness:
         return self._settings.tag_ttl
 
     def age(self, check: UpstreamCheck) -> float:
-        """Returns the seconds since `check`, a recorded answer of the upstream. If the clock was set back since then,
-        returns infinity, so that the upstream is asked again."""
+        """Returns the seconds since `check`, a recorded answer of the upstream. If the clock was set back after the
+        answer, by so much that the age would be -1 or less, returns infinity, so that the upstream is asked again."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 
     def judge(self, reference: Reference, check: UpstreamCheck | None) -> Verdict:
-        """Returns how to answer a request for `reference`. `check`: the upstream's last recorded answer about it; None
-        if there is none."""
+        """Returns how to respond to a request for the manifest `reference`. `check`: the last recorded answer of the
+        upstream about it; None if there is none."""
         if check is None:
             return Verdict.ASK
         age = self.age(check)
@@ -75,8 +76,8 @@ class Freshness:
 
 
 class NegativeCache:
-    """Caches for a short time, for all processes, which blobs the upstream does not have. Separate from the answers
-    about manifests, because the same digest may exist as a manifest and not as a blob."""
+    """Caches for a short time, for all processes, which blobs the upstream does not have. These records are separate
+    from those about manifests, because a digest may exist as a manifest but not as a blob."""
 
     def __init__(self, records: UpstreamRecords, freshness: Freshness) -> None:
         self._records = records
@@ -88,10 +89,10 @@ class NegativeCache:
         return self._freshness.judge(digest, check) is Verdict.UNKNOWN
 
     async def add(self, repo: RepositoryName, digest: Digest) -> None:
-        """Records that the repository does not have the blob. Ignores a failure to record, because its only effect is
-        that the upstream is asked again."""
+        """Records that the repository does not have the blob. If that cannot be stored, ignores the error: the upstream
+        is then asked again for the next request."""
         with suppress(StorageFull, StorageFailed):
-            await self._records.save_check(repo, digest, False, blob=True)
+            await self._records.save_check(repo, digest, found=False, blob=True)
 
     async def forget(self, repo: RepositoryName, digest: Digest) -> None:
         """Deletes the record about the blob, if there is one."""

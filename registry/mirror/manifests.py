@@ -1,9 +1,10 @@
-"""Serves manifests of an upstream registry: from the local store while they are fresh, otherwise after asking the
-upstream.
+"""Serves manifests of an upstream registry (`MirroredManifests`): from the local registry while they are fresh,
+otherwise after asking the upstream.
 
-Clients that need the same manifest at the same time share one request to the upstream, a *flight*. A tag is *fresh* for
-its time to live and *stale* for one more; `Freshness` decides. A *notice* is a text for the client that says why the
-manifest it gets may be out of date.
+Clients of this process that need the same manifest at the same time share one request to the upstream, a *flight*.
+After an answer of the upstream, a tag is *fresh* for its time to live, then *stale* for the same time, and then expired
+(`Freshness`). A *notice* is a text for the client that says why the manifest that it gets may be out of date. A *lease*
+is a lock across all processes.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from storage.upstream_records import UpstreamRecords
 log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
-"""Time a client waits for the upstream if the mirror has a copy that it can serve instead."""
+"""Longest time that a client waits for the upstream if the manifest is cached. After it, the cached copy is served."""
 T = TypeVar("T")
 LocalLookup = Callable[[RepositoryName, Reference], Awaitable[T]]
-"""A method of the local registry that looks up a manifest, and raises ManifestUnknown if it is not stored."""
+"""A method of the local registry that looks up a manifest, and raises ManifestUnknown if the manifest is not stored."""
 ToUpstreamName = Callable[[RepositoryName], RepositoryName]
 """Returns the name that a repository has at the upstream."""
 
@@ -62,7 +63,9 @@ class MirroredManifests:
         to_upstream_name: ToUpstreamName,
         stale_wait: float = STALE_WAIT_SECONDS,
     ) -> None:
-        """`local`: the registry in which the mirror stores manifests. `stale_wait`: see `STALE_WAIT_SECONDS`."""
+        """`local`: the registry in which the mirror stores manifests. `records`: the recorded answers of the upstream.
+        `stale_wait`: seconds after which a client gets the cached copy, if there is one, although the upstream has not
+        answered."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -72,11 +75,11 @@ class MirroredManifests:
         self._to_upstream_name = to_upstream_name
         self._stale_wait = stale_wait
         self._flights: SingleFlight[str | None] = SingleFlight()
-        """Running requests. Each returns a notice, or None if the upstream has confirmed the manifest."""
+        """The running flights. A flight returns a notice, or None if the manifest in the local registry is current."""
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
-        """Returns the result of `look_up` for the manifest, after asking the upstream if necessary. Raises
-        ManifestUnknown, and the errors of the upstream client if there is no local copy."""
+        """Returns the result of `look_up` for the manifest. Before that, asks the upstream if necessary (`Freshness`).
+        Raises ManifestUnknown, and, if the manifest is not cached, the errors of the upstream client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 return await look_up(repo, reference)
@@ -94,21 +97,21 @@ class MirroredManifests:
         return await look_up(repo, reference)
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks the upstream about a tag that is not fresh. With `force`, also asks about a fresh tag, and even if the
-        upstream's rate limit leaves few requests. Returns None if the cached copy is current, otherwise a notice.
-        Raises ManifestUnknown, and the errors of the upstream client if nothing is cached."""
+        """Asks the upstream about a tag that is not fresh. With `force`, also asks about a fresh tag, and asks even if
+        the upstream's rate limit leaves few requests. Returns None if the cached copy is current afterwards, otherwise
+        a notice. Raises ManifestUnknown, and, if nothing is cached, the errors of the upstream client."""
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
             return None
-        return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force))
+        return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     @property
     def busy(self) -> bool:
-        """Whether a request to the upstream is running."""
+        """Whether a flight is running."""
         return len(self._flights) > 0
 
     async def aclose(self) -> None:
-        """Cancels the running requests."""
+        """Cancels the running flights."""
         await self._flights.aclose()
 
     def _start_flight(self, repo: RepositoryName, reference: Reference) -> asyncio.Task[str | None]:
@@ -116,8 +119,8 @@ class MirroredManifests:
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> None:
-        """Asks the upstream, and sets a notice for the client if the cached copy may be out of date. If there is a
-        cached copy, waits `stale_wait` seconds at most."""
+        """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached. Sets a
+        notice for the client if the cached copy may be out of date. Raises the error of the flight."""
         flight = self._start_flight(repo, reference)
         if await self._find_cached(repo, reference) is not None:
             await asyncio.wait({flight}, timeout=self._stale_wait)
@@ -130,16 +133,20 @@ class MirroredManifests:
             set_notice(notice)
 
     async def _find_cached(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
-        """Returns the descriptor of the cached manifest, or None if it is not cached."""
+        """Returns the descriptor of the cached manifest, or None if the manifest is not cached."""
         try:
             return await self._local.resolve_manifest(repo, reference)
         except ManifestUnknown:
             return None
 
-    async def _ask_under_lease(self, repo: RepositoryName, reference: Reference, force: bool = False) -> str | None:
-        """Asks the upstream, in one process at a time, and returns a notice or None. A process that had to wait for the
-        lease uses the answer that the previous holder of the lease recorded. If there is none, and the wait took longer
-        than `stale_wait`, raises UpstreamTimeout, because the clients would not wait for another request."""
+    async def _ask_under_lease(self, repo: RepositoryName, reference: Reference, *, force: bool = False) -> str | None:
+        """Asks the upstream about the manifest and updates the cached copy, in one process at a time. Returns a notice,
+        or None if the cached copy is current afterwards.
+
+        A process that had to wait for the lease uses the answer that the previous holder of the lease has recorded. If
+        nothing is cached afterwards and the wait took longer than `stale_wait`, raises UpstreamTimeout instead of
+        sending a request of its own, because its clients have already waited for one. `force`: asks the upstream in any
+        case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.last_check(repo, reference)
@@ -156,26 +163,27 @@ class MirroredManifests:
                     raise UpstreamTimeout(f"{self._name} does not answer in time")
                 await self._fetch_new(repo, reference)
                 return None
-            return await self._revalidate_tag(repo, reference, cached, check, force)
+            return await self._revalidate_tag(repo, reference, cached, check, force=force)
 
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
         """Fetches and stores a manifest that is not cached."""
         with ShareScope() as memory:
             try:
                 manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
-            except UnconfirmedManifestUnknown:  # not recorded, because the answer may not come from the registry itself
+            except UnconfirmedManifestUnknown:  # not recorded: the response may not come from the registry itself
                 raise
             except ManifestUnknown:
-                await self._record_check(repo, reference, False)
+                await self._record_check(repo, reference, found=False)
                 raise
             await self._store(repo, reference, manifest)
 
     async def _revalidate_tag(
-        self, repo: RepositoryName, tag: Tag, cached: Descriptor, check: UpstreamCheck | None, force: bool
+        self, repo: RepositoryName, tag: Tag, cached: Descriptor, check: UpstreamCheck | None, *, force: bool
     ) -> str | None:
-        """Checks a cached tag with a HEAD request, and fetches the manifest if the tag has moved. Returns None if the
-        cached copy is current then, or a notice if the upstream gave no usable answer. Raises ManifestUnknown if the
-        upstream has deleted the tag."""
+        """Asks the upstream with a HEAD request which manifest the tag names, and fetches that manifest if the tag has
+        moved. Returns None if the cached copy is current afterwards, or a notice if the upstream gave no usable answer
+        or the manifest cannot be stored. Raises ManifestUnknown if the upstream has deleted the tag. `cached`: the
+        manifest that the cached tag names. `check`: the last recorded answer of the upstream."""
         if self._upstream.is_exhausted() and not force:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
@@ -184,7 +192,7 @@ class MirroredManifests:
                 with ShareScope() as memory:
                     await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory))
             else:
-                await self._record_check(repo, tag, True)
+                await self._record_check(repo, tag, found=True)
         except (
             UnconfirmedManifestUnknown,
             Denied,
@@ -202,8 +210,8 @@ class MirroredManifests:
         return None
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
-        """Returns the manifest that the tag refers to now: `digest`, or a newer one. Takes it from the local store if
-        it is there."""
+        """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the
+        upstream. If the tag has moved once more, returns the manifest that it names now."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
@@ -212,18 +220,18 @@ class MirroredManifests:
             return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
 
     async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
-        """Stores a manifest, although its blobs are not stored yet (`sparse`). If `reference` is a tag, points the tag
-        at the manifest and records the upstream's answer."""
+        """Stores a manifest in the local registry, although its blobs are not stored yet (`sparse`). If `reference` is
+        a tag, makes the tag name the manifest, and records the upstream's answer."""
         tags = [] if isinstance(reference, Digest) else [reference]
         await self._local.put_manifest(repo, manifest, tags, by=MIRROR_ACTOR, sparse=True)
         if tags:
-            await self._record_check(repo, reference, True)
+            await self._record_check(repo, reference, found=True)
 
-    async def _record_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
-        """Records whether the upstream has the manifest. Only logs a failure to record, because its only effect is that
-        the upstream is asked again."""
+    async def _record_check(self, repo: RepositoryName, reference: Reference, *, found: bool) -> None:
+        """Records that the upstream has the manifest (`found`) or does not have it. If the answer cannot be recorded,
+        only logs that: the upstream is then asked again for the next request."""
         try:
-            await self._records.save_check(repo, reference, known)
+            await self._records.save_check(repo, reference, found)
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record the answer of %s about %s: %s", self._name, repo, error.message)
 
@@ -231,12 +239,13 @@ class MirroredManifests:
         """Deletes the cached tag, because the upstream has deleted it. The manifest can still be pulled by digest."""
         with suppress(ManifestUnknown):
             await self._local.delete_tag(repo, tag, by=MIRROR_ACTOR)
-        await self._record_check(repo, tag, False)
+        await self._record_check(repo, tag, found=False)
 
     def _outdated_notice(
         self, repo: RepositoryName, reference: Reference, check: UpstreamCheck | None, reason: str
     ) -> str:
-        """Returns the notice for a cached copy that may be out of date. `check`: the upstream's last answer."""
+        """Returns the notice for a cached copy that may be out of date. `check`: the last recorded answer of the
+        upstream. `reason`: why the upstream has not confirmed the copy."""
         age = self._freshness.age(check) if check is not None and check.found else float("inf")
         since = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
         return f"{repo}:{reference} is served {since}, since {reason}"

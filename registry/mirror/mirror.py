@@ -1,7 +1,8 @@
 """A pull-through cache of one upstream registry, with the interface of a registry (`Mirror`).
 
 A *fill* is the download of one blob, which all clients that request the blob share. *Prefetching* starts fills for
-blobs that a client will probably request next.
+blobs that a client will probably request next. A *notice* is a text that the response carries to the client, for
+example to say that cached content may be out of date.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ T = TypeVar("T")
 
 
 class Mirror(RefusingRegistry):
-    """The repositories of one upstream. Their names here begin with the upstream's name (`docker.io/library/ubuntu`).
-    Pulled content is stored in the registry `local`. Pushes are refused. A delete removes only the cached copy."""
+    """The repositories of one upstream. In this registry, their names begin with the name of the upstream
+    (`docker.io/library/ubuntu`). Pulled content is stored (cached) in the registry `local`. Pushes are refused. A
+    delete removes only the cached copy."""
 
     def __init__(
         self,
@@ -53,11 +55,11 @@ class Mirror(RefusingRegistry):
         start_timeout: float = START_TIMEOUT_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
-        """`partials`: the store of unfinished downloads. `records`: what is recorded about the upstream. `clock`:
-        returns seconds since 1970. `monotonic`: returns seconds of a clock that is never set. `stale_wait`: seconds
-        that a client waits for the upstream if a cached manifest can be served instead. `start_timeout`: seconds that a
-        client waits for the first byte of a blob. `stall_timeout`: seconds without new bytes after which the download
-        of a blob is given up."""
+        """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
+        manifests it has. `leases`: locks across processes. `clock`: returns seconds since 1970. `monotonic`: returns
+        seconds of a monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if there is
+        one, although the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of
+        a blob. `stall_timeout`: seconds without new bytes after which the download of a blob fails."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -68,9 +70,15 @@ class Mirror(RefusingRegistry):
             *(local, upstream, records, leases, self._negative_cache, self.upstream_name),
             private=settings.has_private_repositories,
         )
-        slots, bad_senders = ConnectionSlots(leases, upstream), BadSenders(records, upstream, clock)
+        slots = ConnectionSlots(leases, upstream)
         context = FillContext(
-            *(upstream, partials, slots, self._entitlement, self._negative_cache, bad_senders, self.upstream_name),
+            upstream=upstream,
+            partials=partials,
+            slots=slots,
+            entitlement=self._entitlement,
+            negative_cache=self._negative_cache,
+            bad_senders=BadSenders(records, upstream, clock),
+            to_upstream_name=self.upstream_name,
             stall_timeout=stall_timeout,
         )
         self._manifests = MirroredManifests(
@@ -78,7 +86,7 @@ class Mirror(RefusingRegistry):
         )
         self._fills = Fills(context)
         queue = PrefetchQueue(
-            lambda *what: self._blobs.should_prefetch(*what), slots.wait_for_spare, self._fills.start_ahead
+            lambda repo, blob: self._blobs.should_prefetch(repo, blob), slots.wait_for_spare, self._fills.start_prefetch
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
@@ -92,25 +100,26 @@ class Mirror(RefusingRegistry):
         return RepositoryName(upstream_name)
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks the upstream whether the cached copy of a tag is current, unless the tag is fresh (its time to live has
-        not passed); with `force`, in any case. Fetches the manifest if the tag has moved. Returns None if the cached
-        copy is current then, otherwise a text that says why it may be out of date. Raises ManifestUnknown, and the
-        errors of the upstream client if nothing is cached."""
+        """Asks the upstream whether the cached copy of a tag is current, and fetches the manifest if the tag has moved.
+        If the tag is fresh (its time to live has not passed), asks only with `force`. Returns None if the cached copy
+        is current afterwards, otherwise a notice that says why it may be out of date. Raises ManifestUnknown, and, if
+        nothing is cached, the errors of the upstream client."""
         return await self._manifests.revalidate(repo, tag, force=force)
 
     @property
-    def filling(self) -> Sequence[Fill]:
+    def running_fills(self) -> Sequence[Fill]:
         """The fills that are running in this process."""
         return self._fills.running()
 
     @property
     def busy(self) -> bool:
-        """Whether requests to the upstream are running or queued in this process, for clients or for prefetching."""
+        """Whether this process has running fills, running requests for manifests, or blobs that are queued for
+        prefetching."""
         return bool(self._fills.running()) or self._prefetch.busy or self._manifests.busy
 
     async def aclose(self) -> None:
-        """Stops prefetching, then the fills, then other requests, and closes the upstream client. The bytes of
-        unfinished blobs are kept for the next start of the server."""
+        """Cancels prefetching, the fills and the other requests to the upstream, and closes the upstream client. The
+        stored bytes of unfinished blobs are kept for the next start of the server."""
         await self._prefetch.aclose()
         await self._fills.aclose()
         await self._entitlement.aclose()
@@ -121,7 +130,7 @@ class Mirror(RefusingRegistry):
         return await self._manifests.read(self._local.resolve_manifest, repo, reference)
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Returns the manifest, from the cache or the upstream, and starts to prefetch the image's config."""
+        """Returns the manifest, from the cache or from the upstream, and prefetches the image's config."""
         manifest = await self._manifests.read(self._local.get_manifest, repo, reference)
         self._prefetch.on_manifest(repo, manifest)
         return manifest
@@ -133,7 +142,8 @@ class Mirror(RefusingRegistry):
         return await self._blobs.open(repo, digest, span)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """Returns a page of the repositories of this upstream that have cached content and are in the set `within`."""
+        """Returns a page of the repositories of this upstream that have cached content and whose names are in the set
+        `within`: at most `limit` repositories that sort after `after`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
@@ -141,8 +151,9 @@ class Mirror(RefusingRegistry):
         return Page(own, more, page.next_after if more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        """Returns a page of the tags at the upstream. If the upstream cannot answer, returns the cached tags and sets a
-        notice for the client. Raises NameUnknown, and the error of the upstream client if no tag is cached."""
+        """Returns a page of the tags that the upstream has. If the upstream gives no usable answer, returns the cached
+        tags and sets a notice for the client. Raises NameUnknown, and, if no tag is cached, the error of the upstream
+        client."""
         try:
             return await self._upstream.tags(self.upstream_name(repo), after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
@@ -158,8 +169,8 @@ class Mirror(RefusingRegistry):
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """Returns a page of the referrers at the upstream. If the upstream cannot answer, returns the cached referrers
-        and sets a notice for the client."""
+        """Returns a page of the referrers that the upstream has: the manifests that refer to `subject`. If the upstream
+        gives no usable answer, returns the cached referrers and sets a notice for the client."""
         try:
             return await self._upstream.referrers(self.upstream_name(repo), subject, artifact_type, after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
@@ -170,28 +181,32 @@ class Mirror(RefusingRegistry):
     async def delete_blob(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
-        """Deletes the cached blob, even if cached manifests refer to it, because the next pull fetches it again."""
+        """Deletes the cached blob, even if cached manifests refer to it (`even_if_referenced` has no effect), because
+        the next pull fetches it again. Also deletes the record that the upstream does not have the blob. `by`: the
+        actor that the audit log names."""
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:
             await self._negative_cache.forget(repo, digest)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        """Deletes the cached manifest, and the records of when the upstream was last asked about the repository."""
+        """Deletes the cached manifest, and the recorded answers of the upstream about the repository. `by`: the actor
+        that the audit log names."""
         try:
             await self._local.delete_manifest(repo, digest, by=by)
         finally:
             await self._records.forget_checks(repo)
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        """Deletes the cached tag, and the record of when the upstream was last asked about it."""
+        """Deletes the cached tag, and the recorded answer of the upstream about it. `by`: the actor that the audit log
+        names."""
         try:
             await self._local.delete_tag(repo, tag, by=by)
         finally:
             await self._records.forget_checks(repo, tag)
 
     async def handle(self, call: Call[T]) -> T:
-        """Handles the calls for which this class has no method. Refuses pushes with Denied."""
+        """Handles the calls of the registry interface for which this class has no method. Raises Denied for pushes."""
         if call.action is Action.PUSH:
             raise Denied(f"{call.repo} is mirrored from {self._name}; push under another name")
         return await super().handle(call)

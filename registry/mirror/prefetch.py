@@ -1,11 +1,12 @@
-"""Prefetching: downloads blobs that a client will probably request next (`Prefetcher`).
+"""Prefetching: decides which blobs a client will probably request next (`Prefetcher`), and starts their downloads
+(`PrefetchQueue`).
 
-A *fill* is the download of one blob. When a client gets the manifest of an image, the fill of the image's config is
-started, because the config is small and is needed next. When a client requests one layer of an image, the fills of the
-other layers are started. A HEAD request or the manifest of an index starts nothing.
+A *fill* is the download of one blob. When a client gets the manifest of an image, the image's config is queued, because
+the config is small and is needed next. When a client requests one layer of an image, the other layers are queued. A
+HEAD request queues nothing, nor does the manifest of an index.
 
-`PrefetchQueue` starts the fills, one after another, whenever the upstream has a connection to spare that no client
-waits for. A queued blob costs only memory for its descriptor: it has no open file and no timer.
+The queue starts a fill whenever the upstream has a connection to spare that no client waits for. A queued blob costs
+only the memory for its descriptor: it has no open file and no timer.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
 MAX_IMAGES: Final = 256
-"""Number of images that are remembered as being pulled."""
+"""Largest number of images that are remembered as being pulled."""
 MAX_IMAGE_BLOBS: Final = 256
-"""Number of blobs of one image that are prefetched. docker supports at most 127 layers."""
+"""Largest number of blobs of one image that are prefetched. docker supports at most 127 layers."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024
-"""Size of the largest manifest that is parsed for prefetching. Parsing runs on the event loop and must be short."""
+"""Size of the largest manifest that is parsed for prefetching. Parsing blocks the event loop, so it must be short."""
 PrefetchMode = Literal["off", "config", "layers"]
 """What is prefetched: nothing, only configs, or configs and layers."""
 
 
 class _PulledImage:
-    """An image that a client is pulling. `pull`: says whether the pull is still active. `config`: its descriptor.
-    `blobs`: descriptors of config and layers, without foreign layers, which registries do not serve. `digests`: the
-    digests of `blobs`. `config_started`, `layers_started`: whether their fills have been queued."""
+    """An image that a client is pulling. `pull`: says whether the pull is still active. `config`: descriptor of the
+    image's config. `blobs`: descriptors of the config and the layers, without foreign layers, which registries do not
+    serve. `digests`: the digests of `blobs`. `config_queued`, `layers_queued`: whether the config and the layers have
+    been queued."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = ImagePull(clock)
@@ -48,7 +50,7 @@ class _PulledImage:
             for blob in islice((b for b in manifest.blobs if b.digest not in foreign), MAX_IMAGE_BLOBS)
         ]
         self.digests = frozenset(blob.digest for blob in self.blobs)
-        self.config_started = self.layers_started = False
+        self.config_queued = self.layers_queued = False
 
     def has_layer(self, digest: Digest) -> bool:
         """Returns whether the blob with this digest is a layer of the image."""
@@ -62,48 +64,49 @@ def _without_annotations(blob: Descriptor) -> Descriptor:
 
 
 class Prefetcher:
-    """Decides which blobs to prefetch, and queues them."""
+    """Decides which blobs to prefetch, and queues them. Remembers which images clients are pulling."""
 
     def __init__(
         self, mode: PrefetchMode, queue: PrefetchQueue, may_prefetch: Callable[[], bool], clock: Callable[[], float]
     ) -> None:
-        """`may_prefetch`: returns whether the upstream's rate limit leaves enough requests for prefetching. `clock`:
-        returns seconds of a monotonic clock."""
+        """`mode`: what to prefetch. `may_prefetch`: returns whether the upstream's rate limit leaves enough requests
+        for prefetching. `clock`: returns seconds of a monotonic clock."""
         self._mode = mode
         self._queue = queue
         self._may_prefetch = may_prefetch
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
-        """The images that clients are pulling, by repository and digest of the manifest. Least recently used first."""
+        """The images that clients are pulling, by repository and digest of the manifest. The least recently used image
+        is the first."""
         self._without_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
-        """The images in `_images` whose layers have not been queued. `on_hit` looks only here, so it costs nothing once
-        all layers have been queued."""
+        """The images in `_images` whose layers have not been queued. `on_stored_blob` reads only this dict, so it takes
+        almost no time after all layers have been queued."""
 
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
-        """Called when a client has got a manifest. Queues the image's config."""
+        """Called when a client has got a manifest. Queues the image's config, ahead of all other blobs."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
         if len(manifest.body) > MAX_MANIFEST_BYTES or not manifest.is_readable:
             return
-        image = self._image(repo, manifest)
-        if image.config is not None and not image.config_started and self._may_prefetch():
-            image.config_started = True
+        image = self._remember_image(repo, manifest)
+        if image.config is not None and not image.config_queued and self._may_prefetch():
+            image.config_queued = True
             self._queue.add(repo, [image.config], image.pull, at_front=True)
 
-    def on_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
+    def on_missing_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
-        blob, newest first. Queues the other layers of those images whose manifest a client has pulled recently. If
-        there is no such image, queues only the layers of the newest one, because many images may share the blob as
-        their base layer."""
+        blob, newest first. Queues the other layers of those of these images that are remembered as being pulled. If
+        none is, queues the other layers of the newest image only, because many images may share the blob as their base
+        layer."""
         if self._mode != "layers" or not self._may_prefetch():
             return
         recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
         for manifest in recent or manifests[:1]:
-            self._queue_layers(repo, manifest.digest, self._image(repo, manifest), digest)
+            self._queue_layers(repo, manifest.digest, self._remember_image(repo, manifest), digest)
 
-    def on_hit(self, repo: RepositoryName, digest: Digest) -> None:
-        """Called when a client has requested a blob that is stored. Queues the other layers of images that contain the
-        blob and whose manifest a client has pulled recently."""
+    def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:
+        """Called when a client has requested a blob that is stored. Queues the other layers of the images that contain
+        the blob and that clients are pulling."""
         if self._mode != "layers" or repo not in self._without_layers or not self._may_prefetch():
             return
         for manifest_digest, image in list(self._without_layers[repo].items()):
@@ -111,34 +114,36 @@ class Prefetcher:
                 self._queue_layers(repo, manifest_digest, image, digest)
 
     def pulls_of(self, digest: Digest) -> list[ImagePull]:
-        """Returns the pulls of remembered images that contain the blob."""
+        """Returns the pulls of the remembered images that contain the blob, active or not."""
         return [image.pull for image in self._images.values() if digest in image.digests]
 
     @property
     def busy(self) -> bool:
-        """Whether blobs are queued for prefetching."""
+        """Whether blobs are queued, or a fill is running that was started for prefetching and that no client has
+        requested."""
         return self._queue.busy
 
     async def aclose(self) -> None:
-        """Starts no more fills. Running fills continue."""
+        """Empties the queue, and starts no more fills. Running fills continue."""
         await self._queue.aclose()
 
     def _queue_layers(
         self, repo: RepositoryName, manifest_digest: Digest, image: _PulledImage, requested: Digest
     ) -> None:
-        """Queues the layers of `image`, except the layer `requested`, whose fill the client has started. Does nothing
-        if that blob is not a layer of the image, or if the layers have been queued before."""
-        if image.layers_started or not image.has_layer(requested):
+        """Queues the layers of `image`, except the layer `requested`, which is being downloaded for the client. Does
+        nothing if `requested` is not a layer of the image, or if the layers have been queued before."""
+        if image.layers_queued or not image.has_layer(requested):
             return
-        image.layers_started = True
+        image.layers_queued = True
         self._forget_without_layers(repo, manifest_digest)
         self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
-    def _image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
-        """Returns the remembered image of the manifest. Adds it if it is new or if its pull is no longer active."""
+    def _remember_image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
+        """Returns the remembered image with this manifest, and records a request of its pull. If the image is new, or
+        if its pull is no longer active, remembers a new image."""
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        # After an older pull, a new object is needed: the blobs may have been deleted since, and must be queued again.
+        # If the last pull is over, its blobs may have been deleted and must be queued again, so a new object is made.
         if image is None or not image.pull.is_active():
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
@@ -161,35 +166,40 @@ class Prefetcher:
 log = logging.getLogger("registry.mirror")
 
 MAX_QUEUED_BLOBS: Final = 1024
-"""Length limit of the queue. Blobs beyond it are downloaded when the client requests them."""
+"""Largest length of the queue. Further blobs are not prefetched."""
 MAX_RUNNING_FILLS: Final = 4
-"""Number of fills that run at a time without a client that waits for them."""
+"""Largest number of running fills, in one process, that no client has requested."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
-"""Returns whether to download the blob: it is not stored, and the upstream may have it. Raises RegistryError."""
+"""Returns whether to download the blob, that is, whether it is not stored and the upstream may have it. Raises
+RegistryError."""
 StartFill = Callable[[RepositoryName, Descriptor, ImagePull], Fill]
-"""Starts the fill of a blob, which runs while the pull is active. Raises RegistryError."""
+"""Starts the fill of a blob for a pull, or returns the running fill of the blob. The fill ends when the pull is no
+longer active, unless a client has requested the blob. Raises RegistryError."""
 
 
 class PrefetchQueue:
-    """The queue of blobs to prefetch. Starts their fills in order, `MAX_RUNNING_FILLS` at a time."""
+    """The queue of blobs to prefetch. Starts their fills in the order of the queue, up to `MAX_RUNNING_FILLS` at a
+    time."""
 
     def __init__(
         self, should_prefetch: ShouldPrefetch, wait_for_spare: Callable[[], Awaitable[None]], start_fill: StartFill
     ) -> None:
-        """`wait_for_spare`: waits until the upstream has a connection that no client waits for."""
+        """`should_prefetch`: called before a fill is started. `wait_for_spare`: waits until the upstream has a
+        connection to spare that no client waits for."""
         self._should_prefetch = should_prefetch
         self._wait_for_spare = wait_for_spare
         self._start_fill = start_fill
         self._queued: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
+        """Tasks that start the fills. Each waits for its fill before it starts another one."""
         self._closed = False
 
     def add(
         self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, at_front: bool = False
     ) -> None:
-        """Adds blobs of `repo` to the end of the queue, or with `at_front` to its beginning. A blob that is queued
-        already belongs to the new `pull` from now on. A queued blob is skipped if its pull is no longer active."""
+        """Adds blobs of `repo` to the end of the queue, or, with `at_front`, to its start. If a blob is already queued,
+        replaces its pull by the new `pull`. A queued blob is skipped later if its pull is then no longer active."""
         for blob in blobs:
             key = (repo, blob.digest)
             if key in self._queued or len(self._queued) < MAX_QUEUED_BLOBS:
@@ -205,18 +215,18 @@ class PrefetchQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether blobs are queued, or a fill runs for which no client waits."""
+        """Whether blobs are queued, or a fill that the queue has started is running and no client has requested it."""
         return bool(self._runners)
 
     async def aclose(self) -> None:
-        """Empties the queue and starts no more fills. Running fills continue."""
+        """Empties the queue, and starts no more fills. Running fills continue."""
         self._closed = True
         self._queued.clear()
         await cancel_and_wait(self._runners)
 
     async def _run(self) -> None:
-        """Starts the fill of one queued blob after another. Waits after each until a client requests the blob or the
-        fill ends, so that each of the tasks accounts for one running fill."""
+        """Starts the fill of one queued blob after another. After each start, waits until a client requests the blob or
+        the fill ends. So there is one running fill for each task in `_runners`."""
         while self._queued:
             (repo, digest), (blob, pull) = self._queued.popitem(last=False)
             try:
@@ -224,6 +234,6 @@ class PrefetchQueue:
                     continue
                 await self._wait_for_spare()
                 if pull.is_active():
-                    await self._start_fill(repo, blob, pull).wait_wanted()
-            except RegistryError as error:  # only logged, because a client that requests the blob gets the error itself
+                    await self._start_fill(repo, blob, pull).wait_until_requested()
+            except RegistryError as error:  # only logged: a client that requests the blob gets the error
                 log.info("%s of %s was not prefetched: %s", digest, repo, error.message)

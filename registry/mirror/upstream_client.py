@@ -1,4 +1,4 @@
-"""Protocol of the client for an upstream registry (`UpstreamClient`), as the mirror uses it.
+"""Protocol of the client with which the mirror sends requests to an upstream registry (`UpstreamClient`).
 
 The mirror is a pull-through cache; an *upstream* is a registry that it caches. An upstream has one or more *endpoints*:
 base URLs that serve the same content. The mirror itself contains no HTTP code; `registry.upstream` implements this
@@ -17,45 +17,46 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 
 class RangesUnsupported(RegistryError):
-    """The upstream ignores or refuses byte ranges and sends blobs only as a whole. The `BlobSink` got no bytes."""
+    """The upstream ignores or refuses byte ranges: it sends only whole blobs. The `BlobSink` of the request got no
+    bytes."""
 
     default = "the upstream registry sends blobs only from their start"
 
 
 class UnconfirmedManifestUnknown(ManifestUnknown):
-    """A "not found" answer about a manifest that may not come from the registry itself, but from a firewall, or from a
-    proxy in front of a registry that is restarting. So the mirror keeps its cached manifest and does not cache the
-    answer."""
+    """A "not found" response about a manifest that may not come from the registry itself, but from a firewall, or from
+    a proxy in front of a registry that is restarting. So the mirror does not delete its cached manifest and does not
+    cache the response."""
 
     default = "the upstream registry does not give out such a manifest"
 
 
 class UnconfirmedNameUnknown(NameUnknown):
-    """A "not found" answer about a repository that may not come from the registry itself. So the mirror lists what it
-    has cached instead."""
+    """A "not found" response about a repository that may not come from the registry itself. So the mirror responds with
+    the list of its cached content."""
 
     default = "the upstream registry does not give out such a list"
 
 
 class UnconfirmedBlobUnknown(BlobUnknown):
-    """A "not found" answer about a blob that may not come from the registry itself. So the mirror does not cache the
-    answer."""
+    """A "not found" response about a blob that may not come from the registry itself. So the mirror does not cache the
+    response."""
 
     default = "the upstream registry does not give out such a blob"
 
 
 class BlobSink(Protocol):
-    """Receives the bytes of one `UpstreamClient.fetch_blob` call. Its methods are called in a thread, one call at a
-    time. If a method raises an exception, the fetch ends and raises the same exception."""
+    """Receives the bytes of one call of `UpstreamClient.fetch_blob`. Its methods are called in a thread, one after
+    another. If a method raises an exception, `fetch_blob` raises the same exception."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Called when `endpoint` has responded, before the first `take`. The bytes from offset `start` up to, but
-        without, `stop` follow, of a blob of `size` bytes."""
+        """Called once, before the first `take`, when the response has started. `endpoint`: the endpoint that sends it.
+        The response has the bytes from offset `start` up to, but without, `stop`. `size`: size of the whole blob."""
         ...
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Called with the next bytes of the blob, which begin at `offset`. The memory of `data` is reused after this
-        call returns."""
+        """Called with the next bytes of the blob, which start at `offset`. The memory of `data` is reused after this
+        call has returned, so the sink must copy the bytes that it needs later."""
         ...
 
 
@@ -65,9 +66,9 @@ class UpstreamClient(Protocol):
 
     All requests raise UpstreamUnavailable (the upstream cannot be reached, or failed), UpstreamTimeout, TooManyRequests
     (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
-    an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown, because a private repository looks
-    like a missing one. If such an answer may not come from the registry itself, or logging in failed, the error is
-    UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or UnconfirmedNameUnknown.
+    an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same way for
+    private and for missing repositories. If such a response may not come from the registry itself, or if the login
+    failed, the error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or UnconfirmedNameUnknown.
     """
 
     name: str
@@ -75,33 +76,34 @@ class UpstreamClient(Protocol):
     endpoints: Sequence[str]
     """The base URLs of the upstream, in the order of the settings."""
     connections: int
-    """Maximum number of connections for blobs at a time, over all processes."""
+    """Largest number of connections for downloads of blobs at a time, over all processes."""
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """Returns a manifest's descriptor. Sends a HEAD request, which Docker Hub does not count against its rate
-        limit. Sends a GET request as well if the answer has no digest or may not come from the registry itself. Raises
+        """Returns a manifest's descriptor. Sends a HEAD request, which does not use up the rate limit of Docker Hub. If
+        the response has no digest or may not come from the registry itself, also sends a GET request. Raises
         ManifestUnknown."""
         ...
 
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest. A large manifest is counted against the process's memory budget until the `with` block of
-        `memory` ends. Raises ManifestUnknown, and UpstreamUnavailable also if the bytes do not match the digest."""
+        """Returns a manifest. `memory`: the memory of a large manifest is reserved in the process's memory budget until
+        the `with` block of this scope ends. Raises ManifestUnknown. Raises UpstreamUnavailable also if the bytes do not
+        match the digest."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Returns a blob's descriptor, which has its size. Raises BlobUnknown."""
+        """Returns a blob's descriptor, with the size that the upstream states. Raises BlobUnknown."""
         ...
 
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
     ) -> None:
         """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks the endpoints in
-        `avoid` only if no other endpoint has the blob. Raises BlobUnknown, RangesUnsupported (`span` does not begin at
+        `avoid` only if no other endpoint has the blob. Raises BlobUnknown, RangesUnsupported (`span` does not start at
         0, and the upstream sends only whole blobs), and the exceptions of the sink. Raises UpstreamUnavailable or
-        UpstreamTimeout if the connection breaks, also after the sink got some bytes. A cancellation closes the
-        connection. The sink is not called after this method has ended."""
+        UpstreamTimeout if the connection breaks, also after the sink has got some bytes. If this call is cancelled,
+        closes the connection. The sink is not called after this call has ended or was cancelled."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
@@ -116,8 +118,8 @@ class UpstreamClient(Protocol):
         ...
 
     def is_exhausted(self) -> bool:
-        """Returns whether the upstream's rate limit leaves only few more requests. The mirror then sends only requests
-        that a client waits for."""
+        """Returns whether the upstream's rate limit leaves only few requests. The mirror then sends only requests for
+        which a client waits."""
         ...
 
     async def aclose(self) -> None:

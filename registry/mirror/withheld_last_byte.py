@@ -1,9 +1,9 @@
 """The reader of a blob that is still being downloaded. It withholds the blob's last byte until the digest is verified
 (`UnverifiedBlobReader`).
 
-Clients get the bytes of a blob while the mirror downloads it, so the mirror cannot verify the digest first. But a
-client takes a blob as complete only when it has the last byte. Because that byte waits for the verified digest, no
-client gets a complete blob with wrong bytes: if the digest is wrong, the response ends one byte early.
+Clients get the bytes of a blob while the mirror downloads the blob, so the mirror cannot verify the digest first. But a
+client accepts a blob only if it has received the last byte. The mirror sends that byte only after it has verified the
+digest. If the digest is wrong, the response ends one byte early. So no client gets a complete blob with wrong bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from storage.content import BLOB_TYPE, Descriptor, OpenFile
 from storage.errors import StorageFailed
 
 CHUNK_BYTES: Final = 256 * 1024
-"""Bytes that one read, and so one iteration, returns at most."""
+"""Largest number of bytes that one read, and so one step of an iteration, returns."""
 
 
 class UnverifiedBlobReader:
-    """Reads the file that a fill (the download of one blob) writes. Implements the Protocol `BlobReader`. Has a file
-    descriptor of its own, so that the bytes stay readable after the fill has ended."""
+    """Reads the file into which a fill (the download of one blob) writes. Implements the Protocol `BlobReader`. Has a
+    file descriptor of its own, so that the bytes can still be read after the fill has ended."""
 
     location: str | None = None
     is_incomplete = True
@@ -32,7 +32,7 @@ class UnverifiedBlobReader:
 
     def __init__(self, fill: Fill, span: tuple[int, int], pulls: Iterable[ImagePull]) -> None:
         """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
-        that contain the blob; they count as active while this reader is open."""
+        that contain the blob; they are *active*, that is, in progress, at least while this reader is open."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill
@@ -41,15 +41,15 @@ class UnverifiedBlobReader:
         """Offset of the blob's first byte in the file."""
         self.file: OpenFile | None = OpenFile(self._fd, self._file_offset)
         self._is_verified = False
+        """Whether the digest of the blob is verified and the blob is stored."""
         self._pulls = list(pulls)
         for pull in self._pulls:
             pull.enter()
 
     async def readable_until(self, offset: int) -> int:
-        """Waits until the byte at `offset` may be sent to a client, and returns the end of the bytes that may be sent:
-        the offset of the first byte that is missing or withheld, at most the end of `span`. The blob's last byte may be
-        sent only after the digest is verified. Raises the error that ended the fill: UpstreamUnavailable,
-        DigestInvalid, StorageFull and others."""
+        """Waits until the byte at `offset` may be sent to a client. Returns the offset of the first byte after it that
+        is missing or withheld, but at most the end of `span`. The blob's last byte may be sent only after the digest is
+        verified. If the fill fails, raises its error: UpstreamUnavailable, DigestInvalid, StorageFull and others."""
         if self._is_verified:
             return self.span[1]
         last_byte = self._fill.size - 1
@@ -73,7 +73,7 @@ class UnverifiedBlobReader:
                 yield chunk
 
     async def _read(self, offset: int, length: int) -> bytes:
-        """Returns up to `length` bytes of the blob at `offset`, at least one. Raises StorageFailed."""
+        """Returns at least one and at most `length` bytes of the blob, starting at `offset`. Raises StorageFailed."""
         try:
             data = await asyncio.to_thread(os.pread, self._fd, length, self._file_offset + offset)
         except OSError as error:
@@ -91,5 +91,5 @@ class UnverifiedBlobReader:
             pull.leave()
         if os.fstat(self._fd).st_nlink:
             os.close(self._fd)
-        else:  # the file was deleted, so the call blocks while the file system frees the file's blocks
+        else:  # the file has been deleted, so the call blocks while the file system frees the file's blocks
             await asyncio.to_thread(os.close, self._fd)

@@ -1,11 +1,13 @@
 """Protocols of a store for the bytes of blobs (`BlobStore`) and of upload sessions (`UploadSession`).
 
-A store may keep files on a local disk or objects in a bucket: no method here needs a rename, a path, a file descriptor,
-or a second write to a stored object. The store does not decide which blobs exist; the metadata database does.
+A store may keep its bytes in files on a local disk or in objects of a bucket: no method of these Protocols needs a
+rename, a path, a file descriptor, or a second write to a stored object. The store does not decide which blobs exist;
+the metadata database does.
 
-Words: a *place* is the key under which a store keeps the bytes of one blob; the metadata database stores it with the
-blob, and only the store knows what it means. To *publish* verified bytes is to store them durably at their place. A
-session's *owner* is the caller that may write to it; a newer caller can take the session over at any time.
+Words: a *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with
+the blob, but only the store knows how to find the bytes by it. To *publish* verified bytes is to store them durably at
+their place. A session's *owner* is the caller that may write to it; a newer caller can take the session over at any
+time. Bytes are *durable* if they survive a crash of the machine.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ class BytesMissing(Exception):
 
 
 class ListedBlob(NamedTuple):
-    """A blob in a listing of the stored bytes. `place`: see the module docstring. `written`: when the bytes were last
-    written, in seconds since 1970."""
+    """A blob in a listing of the stored bytes. `place`: the key under which the store keeps the bytes. `written`: when
+    they were last written, in seconds since 1970."""
 
     digest: Digest
     place: str
@@ -36,22 +38,24 @@ class ListedBlob(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
-    computation over these bytes, which only the store can read; with it, the store continues without reading the bytes
-    again (None: it has to read them). `boot`: the value of `BlobStore.boot` when the checkpoint was made."""
+    computation over these bytes, in a format that only the store can read. With it, the store can continue the
+    computation; if it is None, the store has to read the bytes again. `boot`: the value of `BlobStore.boot` when the
+    checkpoint was made."""
 
     offset: int
     state: bytes | None
     boot: str
 
     def check_not_truncated(self, stored_bytes: int) -> None:
-        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says, because that means that an
-        earlier commit has already moved them. `stored_bytes`: number of bytes that the session has now."""
+        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says. That means that a commit
+        has already moved the bytes to the place of the blob. `stored_bytes`: number of bytes that the session has
+        now."""
         if stored_bytes < self.offset:
             raise BlobUploadUnknown()
 
 
 class VerifiedContent(Protocol):
-    """Durable bytes whose digest was verified, and which are not a blob yet. `size`: their number."""
+    """Durable bytes whose digest was verified, but which are not a blob yet. `size`: number of the bytes."""
 
     digest: Digest
     size: int
@@ -59,16 +63,16 @@ class VerifiedContent(Protocol):
     """Key under which `publish` stores the bytes."""
 
     async def publish(self) -> None:
-        """Stores the bytes at `place`, durably. Replaces bytes that are stored there; they have the same digest. Call
-        it while holding the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed, BlobUploadInvalid (a
-        newer request has taken the session over)."""
+        """Stores the bytes durably at `place`. Replaces bytes that are stored there already; they have the same digest.
+        The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
+        BlobUploadInvalid (a newer request has taken the session over)."""
         ...
 
 
 class UploadSession(Protocol):
     """The bytes of an upload session, of which this caller is the owner until a newer caller takes the session over.
-    From then on, all methods except `release` and `close` raise BlobUploadInvalid. The async methods also raise
-    StorageFull and StorageFailed."""
+    After the takeover, a method of this object that reads, writes or deletes stored bytes raises BlobUploadInvalid. The
+    async methods also raise StorageFull and StorageFailed."""
 
     @property
     def offset(self) -> int:
@@ -76,57 +80,58 @@ class UploadSession(Protocol):
         ...
 
     async def append(self, data: bytes | memoryview) -> None:
-        """Appends `data` to the session. The store may read the memory of a memoryview after this call returns, so the
-        caller must not change it."""
+        """Appends `data` to the session. If `data` is a memoryview, the caller must never change its memory afterwards,
+        because the store may read the memory after this call has returned."""
         ...
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        """Returns `length` bytes that were appended at `offset`, or fewer if the appended bytes end before."""
+        """Returns the `length` bytes at `offset`, or fewer if fewer have been appended."""
         ...
 
     async def flush(self) -> Checkpoint:
-        """Stores all appended bytes and returns a checkpoint, from which any process can continue. The bytes survive
-        the end of this process, but not always a crash of the machine."""
+        """Stores all appended bytes and returns a checkpoint, from which any process can continue the session. The
+        bytes then survive the end of this process, but need not survive a crash of the machine (`BlobStore.boot`)."""
         ...
 
     async def verify(self, digest: Digest) -> VerifiedContent:
-        """Stores all appended bytes durably, checks that they have this digest, and returns them for `publish`. Raises
-        DigestInvalid, with the actual digest."""
+        """Stores all appended bytes durably, checks that they have this digest, and returns an object that can publish
+        them. Raises DigestInvalid, with the actual digest."""
         ...
 
     async def discard(self) -> None:
-        """Deletes the session's bytes. Bytes that were published stay."""
+        """Deletes the session's bytes, unless they have been published."""
         ...
 
     def release(self) -> None:
-        """Releases memory and file handles, without waiting. Those that a running write uses are released after it.
-        Flushed bytes stay for the next owner. May be called more than once."""
+        """Releases memory and file handles, without waiting. If a write is running, they are released when it has
+        ended. Flushed bytes are kept for the next owner. May be called more than once."""
         ...
 
     async def close(self) -> None:
-        """Releases memory and file handles like `release`, and waits until the disk space of discarded bytes is free,
-        even if cancelled."""
+        """Releases memory and file handles like `release`. After `discard`, also waits until the disk space of the
+        deleted bytes is free, even if this call is cancelled. Call it only while no write is running."""
         ...
 
 
 class ClaimedUpload(Protocol):
-    """An upload session that this caller has just taken over, but whose bytes have not been compared with its
-    checkpoint yet."""
+    """An upload session that this caller has just taken over. Its stored bytes have not been compared with its last
+    checkpoint yet; `resume` does that."""
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
-        """Returns the session, ready for more bytes. `algorithm`: of the digest that is computed. If the bytes were
-        stored under another `BlobStore.boot`, keeps only bytes whose digest the checkpoint confirms and deletes the
-        rest. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because a commit has moved
-        them), BlobUploadInvalid, StorageFull, StorageFailed."""
-        ...
-
-    async def discard(self) -> None:
-        """Deletes the session's bytes, unless a newer caller has taken the session over. Raises StorageFull,
+        """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
+        `sha256`. If the `boot` of the checkpoint is not that of the store, keeps only bytes whose digest the checkpoint
+        confirms, and deletes the rest. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says,
+        because a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
         StorageFailed."""
         ...
 
+    async def discard(self) -> None:
+        """Deletes the session's bytes and releases the file handles. If a newer caller has taken the session over,
+        keeps the bytes. Raises StorageFull, StorageFailed."""
+        ...
+
     def release(self) -> None:
-        """Releases the session without waiting. Its bytes stay for the next owner."""
+        """Releases the file handles without waiting. The session's bytes are kept for the next owner."""
         ...
 
 
@@ -136,25 +141,27 @@ class BlobStore(Protocol):
     docstrings name."""
 
     boot: str
-    """Identifies the period in which flushed bytes survive. A store that leaves flushed bytes in the page cache uses
-    the id of the machine's boot, because a reboot may lose them. A store that syncs at each flush always uses the same
-    text."""
-    shards: int
-    """Number of parts in which `list_shard` lists the blobs."""
+    """Identifies the period in which flushed bytes survive: bytes that were flushed under another value may be lost. A
+    store that leaves flushed bytes in the page cache uses the id of the machine's present boot, because a reboot may
+    lose them. A store that syncs at each flush always uses the same text."""
+    shard_count: int
+    """Number of *shards*: the parts in which `list_shard` lists the blobs. Each blob is in one of them."""
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> BlobReader:
-        """Opens the blob with this digest and size, whose bytes are at `place`, or only a `span` of it. Raises
-        RangeInvalid, BytesMissing."""
+        """Opens the blob with this digest and size, whose bytes are at `place`. `span`: the part of the blob to read;
+        None: all of it. Raises RangeInvalid, BytesMissing."""
         ...
 
     def start_upload(self, upload: UploadID, algorithm: str) -> UploadSession:
-        """Returns a new session, whose bytes are hashed with `algorithm` as they are appended. Stores nothing yet."""
+        """Returns a new session. Stores nothing yet. `algorithm`: the digest algorithm, such as `sha256`, with which
+        the bytes are hashed as they are appended."""
         ...
 
     def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Awaitable[ClaimedUpload]:
-        """Takes the session over from its owner, without waiting for that owner. An unknown id becomes an empty
-        session. `check` is called first, possibly in a thread, with the number of stored bytes; if it raises, the owner
-        keeps the session. Raises BlobUploadUnknown (another request is just ending the session)."""
+        """Takes the session over from its owner, without waiting for that owner. If the id is unknown, creates an empty
+        session. First calls `check`, possibly in a thread, with the number of stored bytes; if `check` raises, the
+        owner keeps the session, and this call raises the same error. Raises BlobUploadUnknown if another request
+        commits or deletes the session at the same time."""
         ...
 
     async def upload_size(self, upload: UploadID) -> int:
@@ -166,19 +173,18 @@ class BlobStore(Protocol):
         ...
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
-        """Returns the sessions that have stored bytes, and when each last changed (seconds since 1970)."""
+        """Returns the sessions for which the store has any data, and when each last changed (seconds since 1970)."""
         ...
 
     async def remove(self, place: str) -> None:
-        """Removes the bytes at `place`, if there are any. This is where garbage collection deletes a blob. Call it
-        while holding the lock of the digest, after the metadata row that names the place was deleted. The disk space
-        may stay in use until `reclaim_space`."""
+        """Removes the bytes at `place`, if there are any. The caller must hold the lock of the digest (`DigestLocks`)
+        and must have deleted the metadata row of the blob. The disk space may stay in use until `reclaim_space`."""
         ...
 
     async def reclaim_space(self) -> None:
-        """Frees the disk space of removed bytes."""
+        """Frees the disk space of the bytes that `remove` has removed."""
         ...
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
-        """Returns the stored blobs of one part. `number`: 0 to `shards` - 1."""
+        """Returns the stored blobs of one shard. `number`: 0 to `shard_count` - 1."""
         ...

@@ -1,2 +1,2 @@
-"""The data directory: paths, locks between processes, durable file operations, and disk space reserved for a full
-disk."""
+"""The data directory: paths, locks between processes, durable file operations, and disk space that is reserved for
+deletes on a full disk."""

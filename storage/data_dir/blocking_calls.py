@@ -1,8 +1,8 @@
-"""Runs blocking calls in a thread pool, and turns their OSError into an error of the registry.
+"""Runs blocking calls in a thread pool, and turns an OSError that they raise into an error of the registry.
 
 `run_in_thread` exists because it is cheaper than asyncio's `shield(run_in_executor(…))`: it takes two iterations of the
-event loop per call instead of seven. An upload makes one such call per 2 MiB, and the time to push a small blob is
-mostly the time of such calls.
+event loop per call instead of seven. An upload makes one call per 2 MiB, and most of the time to push a small blob is
+spent in passing calls to threads and back.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 
 class _AsStorageErrors:
-    """Context manager that `as_storage_errors` returns. A class is five times faster than a `contextmanager` function,
-    and each read of a small blob uses it."""
+    """The context manager that `as_storage_errors` returns. It is a class because each read of a small blob uses it,
+    and a class is five times faster than a `contextmanager` function."""
 
     def __enter__(self) -> None: ...
 
@@ -46,26 +46,28 @@ def storage_error(error: OSError, failure: str = "the registry's storage failed"
 
 
 def as_storage_errors() -> AbstractContextManager[None]:
-    """Turns an OSError inside the `with` block into StorageFull or StorageFailed."""
+    """Returns a context manager that turns an OSError inside its `with` block into the error of `storage_error`."""
     return _AS_STORAGE_ERRORS
 
 
 class UncancellableFuture(asyncio.Future[T]):
-    """Future result of a blocking call. It cannot be cancelled: a task that awaits it gets its own cancellation only
-    after the call has ended. So a lock that the task holds around the call is not released while the call runs."""
+    """The future result of a blocking call. It cannot be cancelled: if the task that awaits it is cancelled, the task
+    gets the CancelledError only after the call has ended. So a lock that the task holds around the call is not released
+    while the call runs."""
 
     def cancel(self, msg: Any | None = None) -> bool:
         return False
 
 
 async def wait_for_call(call: asyncio.Future[T]) -> T:
-    """Waits for the end of `call` and returns its result. A cancellation ends the wait at once; the call runs on."""
+    """Waits for the end of `call` and returns its result. If the waiting task is cancelled, the wait ends immediately,
+    and the call continues."""
     return call.result() if call.done() else await asyncio.shield(call)
 
 
 def run_in_thread(threads: Executor, call: Callable[[], T]) -> UncancellableFuture[T]:
     """Runs `call` in a thread of `threads` and returns its future result. If `call` raises OSError, the future raises
-    StorageFull or StorageFailed instead."""
+    the error of `storage_error`."""
     loop = asyncio.get_running_loop()
     result: UncancellableFuture[T] = UncancellableFuture(loop=loop)
 

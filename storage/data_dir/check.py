@@ -1,4 +1,4 @@
-"""Checks that a data directory can be used, before the registry opens any file in it."""
+"""Checks at the start of the registry whether the data directory can be used, before any file in it is opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
-"""The form in which mountinfo writes space, tab, newline and backslash in a path (proc(5))."""
+"""The form in which /proc/self/mountinfo writes space, tab, newline and backslash in a path (proc(5))."""
 
 
 class DataDirectoryError(Exception):
@@ -23,7 +23,7 @@ class DataDirectoryError(Exception):
 
 def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
     """Returns the type of the file system of `path`, such as `ext4`; empty if unknown. `mountinfo`: text in the format
-    of /proc/self/mountinfo (proc(5)); None: that file is read."""
+    of /proc/self/mountinfo (proc(5)); None: reads that file."""
     try:
         text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if mountinfo is None else mountinfo
     except OSError:
@@ -42,7 +42,7 @@ def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
 
 
 def describe_error(error: OSError) -> str:
-    """Returns the error's text, and if the disk is full, advice to the user."""
+    """Returns the error's text, with advice to the user if the error means that the disk is full."""
     advice = (
         "; free some space there, or choose another data directory with --data"
         if error.errno in DISK_FULL_ERRNOS
@@ -52,9 +52,12 @@ def describe_error(error: OSError) -> str:
 
 
 def check_writable(root: Path) -> None:
-    """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory, cannot be
-    written, or lies on a network file system, because locks are unreliable there and SQLite's WAL needs shared memory.
-    A full disk raises nothing, because the registry can still serve reads from it."""
+    """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
+    be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
+    WAL needs memory that all processes share.
+
+    If `root` exists on a full disk, accepts it, because the registry can still serve reads and deletes from it. If
+    `root` is missing and the disk is full, raises DataDirectoryError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -70,5 +73,5 @@ def check_writable(root: Path) -> None:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        if error.errno not in DISK_FULL_ERRNOS:  # a disk without free space or inodes can still serve
+        if error.errno not in DISK_FULL_ERRNOS:  # the registry can serve reads and deletes from a full disk
             raise DataDirectoryError(f"cannot write to the data directory {root}: {error.strerror}") from None

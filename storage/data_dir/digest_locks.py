@@ -1,5 +1,5 @@
-"""One lock for each digest, across all processes of a data directory: implements the Protocol `DigestLocks` with lock
-files."""
+"""A lock for each digest of a blob, across all processes of a data directory (`FileDigestLocks`). A process holds it
+while it stores or deletes the blob's file."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from storage.names import Digest
 
 FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.02
-"""Pauses between two attempts to take a lock. A lock is held for a few disk operations, which take milliseconds."""
+"""First and longest pause between two attempts to take a lock. A lock is held for a few disk operations, which take
+milliseconds."""
 
 
 class FileDigestLocks:
-    """Locks on 256 lock files. A hash of the digest chooses the file, so two digests may share a lock. An asyncio lock
-    per file decides between the tasks of this process, the file's lock between processes."""
+    """The digest locks of one process: implements the Protocol `DigestLocks`. A hash of the digest chooses one of 256
+    lock files, so two digests may share a lock. The lock on the file excludes other processes. An asyncio lock for each
+    file excludes the other tasks of this process."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._task_locks: dict[str, asyncio.Lock] = {}
-        """By name of the lock file."""
+        """The asyncio locks, by name of the lock file."""
 
     @asynccontextmanager
     async def hold(self, digest: Digest) -> AsyncIterator[None]:
-        """Waits for the lock of `digest` and holds it inside the `async with` block. Raises StorageFull,
-        StorageFailed."""
+        """Waits for the lock of `digest` and holds it inside the `async with` block. If the wait is cancelled, holds
+        nothing. Raises StorageFull, StorageFailed."""
         lock_file = self._disk.layout.digest_lock(digest)
         async with self._task_locks.setdefault(lock_file.name, asyncio.Lock()):
             fd = await self._open(lock_file)
             try:
-                # Polls, because a wait in a thread could use up the thread pool while the lock's holder needs a thread.
+                # Polls, because tasks that wait in threads could use up the thread pool. The task that holds the lock
+                # needs a thread for its disk operations.
                 back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 while not try_flock(fd):
                     await back_off.pause()
@@ -46,8 +49,8 @@ class FileDigestLocks:
                 os.close(fd)
 
     async def _open(self, lock_file: Path) -> int:
-        """Opens the lock file and returns its descriptor. Usually the file exists since the data directory was set up;
-        it is missing only if the disk was full then. If the disk is full now, creating it uses the disk reserve."""
+        """Opens the lock file and returns its descriptor. The file is missing only if the disk was full when the data
+        directory was created. Then this call creates it; on a full disk, with space from the disk reserve."""
 
         def open_or_create() -> int:
             return self._disk.system.open(lock_file, os.O_RDWR | os.O_CREAT)
@@ -58,4 +61,4 @@ class FileDigestLocks:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-        return await self._disk.run(lambda: self._disk.reserve.spend(open_or_create, OSError))
+        return await self._disk.run(lambda: self._disk.reserve.spend(open_or_create, full_error=OSError))

@@ -1,4 +1,4 @@
-"""What one process needs to work with the files of a data directory (`Disk`)."""
+"""The objects that one process needs to work with the files of a data directory (`Disk`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
 THREADS = 16
-"""Blocking calls that one process runs at a time. Further calls wait in the thread pool's queue."""
+"""Largest number of blocking calls that one process runs at a time. Further calls wait in the thread pool's queue."""
 T = TypeVar("T")
 
 
@@ -28,9 +28,9 @@ class Disk:
 
     def run(self, call: Callable[[], T]) -> UncancellableFuture[T]:
         """Runs a blocking call in a thread and returns its future result. The call runs to its end even if the task
-        that awaits it is cancelled. An OSError of the call becomes StorageFull or StorageFailed."""
+        that awaits it is cancelled. Raises StorageFull or StorageFailed if the call raises OSError."""
         return run_in_thread(self.threads, call)
 
     def close(self) -> None:
-        """Waits for running calls and ends the threads. Blocks."""
+        """Waits until all running and queued calls have ended, and stops the threads. Blocks."""
         self.threads.shutdown()

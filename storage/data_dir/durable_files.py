@@ -17,15 +17,15 @@ from pathlib import Path
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 WRITEBACK_BYTES = 8 * 1024 * 1024
-"""Each time a growing file has this many more bytes, the kernel is asked to start writing them to the disk, so that the
+"""Each time a file has grown by this many bytes, the kernel is asked to start writing them to the disk, so that the
 sync at the end has little left to do."""
 MAX_CHUNKS_PER_CALL = 512
-"""Chunks passed to one `pwritev`. Linux accepts at most 1024 (IOV_MAX)."""
+"""Largest number of chunks that are passed to one call of pwritev(2). Linux accepts at most 1024 (IOV_MAX)."""
 
 
 def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-    """Writes the chunks one after another from `offset` on, and returns the offset after the last byte. If a write
-    fails, truncates the file to the original `offset` and raises OSError."""
+    """Writes the chunks one after another, the first one at `offset`, and returns the offset after the last byte. If a
+    write fails, truncates the file to the length `offset` and raises OSError."""
     start, remaining = offset, list(chunks)
     try:
         while remaining:
@@ -49,8 +49,8 @@ def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], off
 
 
 def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` at `offset`. Raises OSError; unlike `write_all`, does not truncate the file then, so a part
-    of `data` may be in it."""
+    """Writes all of `data` at `offset`. Raises OSError if a write fails. The file may then contain a part of `data`,
+    because this function does not truncate it, unlike `write_all`."""
     while data:
         written = system.write(fd, [data], offset)
         data, offset = data[written:], offset + written
@@ -67,9 +67,10 @@ def sync_directory(system: System, path: Path) -> None:
 
 
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
-    """Creates the directories in `paths` that are missing, and syncs each parent directory once. Syncs even if nothing
-    was missing, because an earlier process may have created the directories and died before its sync. Removes the
-    permissions of other users of the machine from existing directories directly in `root`. Raises OSError."""
+    """Creates the directories in `paths` that are missing, and syncs each parent directory once. Syncs even if no
+    directory was missing, because an earlier process may have created the directories and died before it synced them.
+    From directories directly in `root` that exist already, removes the permissions of other users of the machine.
+    Raises OSError."""
     parents: dict[Path, None] = {root.parent: None}
     for parent, siblings in groupby(paths, lambda path: path.parent):
         parents[parent] = None
@@ -85,8 +86,8 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
 
 
 def make_files(system: System, paths: Iterable[Path]) -> None:
-    """Creates an empty file at each of `paths` that does not exist. On a full disk, creates as many as there is space
-    for and returns without an error. Raises OSError for other failures."""
+    """Creates an empty file at each of `paths` where there is none. If the disk becomes full, creates no more files and
+    returns without an error. Raises OSError for other failures."""
     for directory, paths_in_directory in groupby(paths, lambda path: path.parent):
         existing_names = set(os.listdir(directory))
         for path in paths_in_directory:

@@ -1,12 +1,13 @@
 """Leases and slots across processes: implements the Protocol `Leases` with locks on single bytes of one empty file.
 
 A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
-semaphore. A hash of the lease's key, or of the slots' name, gives the offset of its byte or bytes. Offsets go up to
-2^62, so two keys practically never share a byte.
+semaphore. A lease is the lock on one byte of the file. A group of slots has a name, and one byte for each slot. A hash
+of the lease's key, or of the slots' name, gives the offset of the first byte. Offsets go up to 2^62, so two keys
+practically never share a byte.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
-process. No system call waits for any one of several bytes, so a waiting task polls. A poll takes one or two
-microseconds.
+process. A waiting task polls, because no system call waits until one of several bytes is unlocked. A poll takes one or
+two microseconds.
 """
 
 from __future__ import annotations
@@ -24,21 +25,24 @@ from storage.keyed_locks import KeyedLocks
 
 FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.01
-"""Pauses between two polls."""
+"""First and longest pause between two polls."""
 BYTES_PER_SLOT_NAME = 1 << 16
-"""Bytes set aside for the slots of one name: the largest possible number of slots."""
+"""Number of bytes that are set aside for the slots of one name, and so the largest possible number of slots."""
 
 
 class FileLeases:
-    """The leases and slots of one process, for use on its event loop. All of them become free when the process dies."""
+    """The leases and slots that the tasks of one process hold. Use it on the event loop. The leases and slots become
+    free when the process dies."""
 
     def __init__(self, path: Path, system: System) -> None:
         """Opens the file at `path`, or creates it. Raises StorageFull, StorageFailed."""
         with as_storage_errors():
             self._fd = system.open(path, os.O_RDWR | os.O_CREAT)
         self._queues = KeyedLocks[tuple[int, int]]()
-        """Waiting tasks of this process, by the first byte and `keep_free`. Only the first of each queue polls."""
+        """Queues of the waiting tasks of this process, by offset of the first byte and `keep_free` (0 for a lease).
+        Only the first task of each queue polls."""
         self._held_bytes: set[int] = set()
+        """Offsets of the bytes that this process has locked."""
 
     def close(self) -> None:
         """Releases all leases and slots of this process."""
@@ -60,13 +64,13 @@ class FileLeases:
     @asynccontextmanager
     async def slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[None]:
         """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. Takes a slot only if
-        at least `keep_free` other slots are free. Tasks of this process that pass the same `keep_free` get slots in the
-        order of their calls."""
-        first_offset = _byte_offset("slots", name, BYTES_PER_SLOT_NAME)
-        locked: list[int] = []
+        at least `keep_free` other slots are free, so that more urgent work finds a free slot. Tasks of this process
+        that pass the same `keep_free` get slots in the order of their calls."""
+        first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
+        locked: list[int] = []  # gets the offset of the byte when a slot is taken
 
         def try_take() -> bool:
-            offset = self._try_slot(first_offset, count, keep_free)
+            offset = self._lock_free_slot(first_offset, count, keep_free)
             locked.extend([] if offset is None else [offset])
             return offset is not None
 
@@ -79,17 +83,18 @@ class FileLeases:
 
     @asynccontextmanager
     async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
-        """Does what `slot` does, but never waits. Yields whether the block holds a slot."""
-        offset = self._try_slot(_byte_offset("slots", name, BYTES_PER_SLOT_NAME), count, keep_free)
+        """Takes a slot like `slot`, but never waits. Yields True if the `async with` block holds a slot, False if
+        not."""
+        offset = self._lock_free_slot(_byte_offset("slots", name, size=BYTES_PER_SLOT_NAME), count, keep_free)
         try:
             yield offset is not None
         finally:
             if offset is not None:
                 self._unlock(offset)
 
-    def _try_slot(self, first_offset: int, count: int, keep_free: int) -> int | None:
+    def _lock_free_slot(self, first_offset: int, count: int, keep_free: int) -> int | None:
         """Locks the byte of a free slot and returns its offset. Returns None if no slot is free, or if fewer than
-        `keep_free` others would stay free."""
+        `keep_free` slots would stay free."""
         offsets = range(first_offset, first_offset + count)
         for offset in offsets:
             if self._try_lock(offset):
@@ -101,7 +106,8 @@ class FileLeases:
         return None
 
     def _try_lock(self, offset: int) -> bool:
-        """Locks the byte and returns True, or returns False if a task of any process holds it. Raises StorageFailed."""
+        """Locks the byte and returns True. Returns False if another task, in any process, has it locked. Raises
+        StorageFailed."""
         if offset in self._held_bytes:
             return False
         with as_storage_errors():
@@ -111,24 +117,26 @@ class FileLeases:
         return True
 
     def _is_locked(self, offset: int) -> bool:
+        """Returns whether a task, in any process, has the byte locked. Raises StorageFailed."""
         with as_storage_errors():
             return offset in self._held_bytes or is_byte_locked(self._fd, offset)
 
     def _unlock(self, offset: int) -> None:
+        """Unlocks the byte, unless `close` has already unlocked all bytes."""
         self._held_bytes.discard(offset)
         if self._fd >= 0:
             unlock_byte(self._fd, offset)
 
 
 async def _poll_until(attempt: Callable[[], bool]) -> None:
-    """Calls `attempt` with growing pauses until it returns True."""
+    """Calls `attempt` again and again, with growing pauses, until it returns True."""
     back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     while not attempt():
         await back_off.pause()
 
 
 def _byte_offset(kind: str, name: str, size: int = 1) -> int:
-    """Returns the offset of the first of `size` bytes that belong to `name`: the same offset in every process. `kind`
-    separates leases from slots of the same name."""
+    """Returns the offset of the first of the `size` bytes for `name`: the same offset in every process. `kind`: "turn"
+    for a lease, "slots" for slots, so that a lease and slots of the same name use different bytes."""
     digest = hashlib.blake2b(f"{kind} {name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 2) // size * size

@@ -3,14 +3,18 @@
     DATA/
       entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite)
       locks/metadata                                    lock of the one process that writes metadata
-      locks/00 … ff                                     locks by digest: one change of a blob file at a time
-      locks/turns                                       leases and slots, each a locked byte of this empty file
+      locks/00 … ff                                     locked by a process while it changes a blob file
+      locks/turns                                       leases and slots: locks on single bytes of this empty file
       blobs/sha256/ab/abcdef…                           content of the blob with the digest sha256:abcdef…
-      uploads/UUID/GENERATION                           bytes of an upload session; the generation counts its owners
-      partials/SOURCE~sha256-abcdef….SIZE.data          bytes of a partial blob: one that is still being downloaded
-      partials/SOURCE~sha256-abcdef….SIZE.state         which of these bytes are stored
-      trash/                                            files of removed blobs, until they are unlinked
+      uploads/UUID/GENERATION                           bytes of an upload session
+      partials/SOURCE~sha256-abcdef….SIZE.data          bytes of a partial blob
+      partials/SOURCE~sha256-abcdef….SIZE.state         which bytes of the partial blob are stored
+      trash/                                            files of deleted blobs, until they are unlinked
       reserve                                           disk space for deletes on a full disk
+
+A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
+The GENERATION of an upload session grows by 1 each time another request takes the session over. A *lease* is the
+exclusive right to do some work; a *slot* is one of a limited number of permits.
 
 The whole directory lies on one file system, so that a rename moves a file without copying it.
 """
@@ -24,10 +28,11 @@ from pathlib import Path
 
 from storage.names import ALGORITHMS, Digest, UploadID
 
-DIGEST_LOCKS = 256
-"""Lock files for digests. A digest's lock is chosen by a hash."""
-SHARDS = 256 * len(ALGORITHMS)
-"""Directories that the blobs are spread over: one for each algorithm and first byte of the digest."""
+DIGEST_LOCK_COUNT = 256
+"""Number of lock files for blob files. A hash of a blob's digest chooses its lock file."""
+SHARD_COUNT = 256 * len(ALGORITHMS)
+"""Number of directories that the blob files are spread over: one for each algorithm and first byte of the digest. Such
+a directory is a *shard*."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +58,22 @@ class Layout:
 
     @property
     def metadata_lock(self) -> Path:
-        """The lock file of the process that writes metadata."""
+        """The file that the process that writes metadata keeps locked."""
         return self.locks / "metadata"
 
     @property
     def leases(self) -> Path:
-        """The file whose bytes are locked for leases and slots."""
+        """The file in which each lease and each slot is a lock on one byte."""
         return self.locks / "turns"
 
     @property
     def trash(self) -> Path:
-        """The directory that removed blob files are moved to before they are unlinked."""
+        """The directory that deleted blob files are moved to before they are unlinked."""
         return self.root / "trash"
 
     @property
     def uploads(self) -> Path:
-        """The directory of the upload sessions."""
+        """The directory that contains a directory for each upload session."""
         return self.root / "uploads"
 
     def upload(self, upload: UploadID) -> Path:
@@ -77,70 +82,73 @@ class Layout:
 
     @property
     def partials(self) -> Path:
-        """The directory of the partial blobs."""
+        """The directory that contains the files of the partial blobs."""
         return self.root / "partials"
 
     @staticmethod
     def partial_name(digest: Digest, size: int, source: str = "") -> str:
-        """Returns the name of a partial blob: the name of its files without their suffix. `source`: the upstream that
-        the bytes come from. `size`, in bytes, is a part of the name because it comes from a manifest and may be wrong:
-        requests with the right size then use other files."""
+        """Returns the name of a partial blob: the name of its files without their suffix. `size`: in bytes. `source`:
+        the name of the upstream registry that sends the bytes, or empty.
+
+        The size is a part of the name because it comes from a manifest, which may state a wrong size. A request with
+        the right size then uses other files."""
         digest_and_size = f"{digest.algorithm}-{digest.encoded}.{size}"
         return f"{source}~{digest_and_size}" if source else digest_and_size
 
     @staticmethod
     def parse_partial_file(file_name: str) -> tuple[str, Digest]:
         """Returns the name (`partial_name`) and digest of the partial blob that a file in `partials` belongs to. Raises
-        DigestInvalid if the file belongs to no partial blob."""
+        DigestInvalid if `file_name` is not the name of such a file."""
         name = file_name.rpartition(".")[0]
         return name, Digest(name.rpartition("~")[2].partition(".")[0].replace("-", ":", 1))
 
     def partial_data(self, name: str) -> Path:
-        """Returns the file with the bytes of a partial blob. `name`: its `partial_name`."""
+        """Returns the path of the file with the bytes of a partial blob. `name`: its `partial_name`."""
         return self.partials / f"{name}.data"
 
     def partial_state(self, name: str) -> Path:
-        """Returns the file that says which bytes of a partial blob are stored. `name`: its `partial_name`."""
+        """Returns the path of the file that says which bytes of a partial blob are stored. `name`: its
+        `partial_name`."""
         return self.partials / f"{name}.state"
 
     def blob(self, digest: Digest) -> Path:
-        """Returns the file of a blob."""
+        """Returns the path of a blob's file."""
         return self.root / self.blob_place(digest)
 
     @staticmethod
     def blob_place(digest: Digest) -> str:
-        """Returns the path of a blob's file relative to the data directory. The metadata stores it as the blob's
-        *place*."""
+        """Returns the *place* of a blob: the path of its file relative to the data directory. The metadata database
+        stores it with the blob."""
         return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
 
     def path_of(self, place: str) -> Path:
-        """Returns the path of a `blob_place`."""
+        """Returns the path of a blob's file. `place`: the `blob_place` of the blob."""
         return self.root / place
 
     def digest_lock(self, digest: Digest) -> Path:
-        """Returns the lock file for changes of a blob's file."""
-        return self.locks / f"{zlib.crc32(digest.encode()) % DIGEST_LOCKS:02x}"
+        """Returns the path of the file that a process locks while it changes the file of the blob with this digest."""
+        return self.locks / f"{zlib.crc32(digest.encode()) % DIGEST_LOCK_COUNT:02x}"
 
     def lock_files(self) -> Iterator[Path]:
         """Yields all lock files. They are created together with the data directory, because deletes need them on a full
         disk, where no file can be created."""
         directory = self.locks
         yield from (self.metadata_lock, self.leases)
-        yield from (directory / f"{number:02x}" for number in range(DIGEST_LOCKS))
+        yield from (directory / f"{number:02x}" for number in range(DIGEST_LOCK_COUNT))
 
     def shards(self) -> Iterator[Path]:
-        """Yields the `SHARDS` directories that contain the blob files."""
+        """Yields the shards: the `SHARD_COUNT` directories that contain the blob files."""
         for algorithm in ALGORITHMS:
             directory = self.root / "blobs" / algorithm
-            yield from (directory / f"{number:02x}" for number in range(SHARDS // len(ALGORITHMS)))
+            yield from (directory / f"{number:02x}" for number in range(SHARD_COUNT // len(ALGORITHMS)))
 
     def shard(self, number: int) -> Path:
-        """Returns one of the directories that contain the blob files. `number`: 0 to `SHARDS` - 1."""
+        """Returns one of the shards. `number`: 0 to `SHARD_COUNT` - 1."""
         return self.root / "blobs" / ALGORITHMS[number // 256] / f"{number % 256:02x}"
 
     def directories(self) -> Iterator[Path]:
-        """Yields all directories in the data directory, parents first. The shards are among them, so that no push has
-        to create a directory and sync its parent."""
+        """Yields the directories of a new data directory, parents first. The shards are among them, so that no push has
+        to create a shard and sync the directory around it."""
         yield from (self.locks, self.uploads, self.partials, self.trash, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
         yield from self.shards()

@@ -1,8 +1,8 @@
 """File locks between processes: locks on single bytes of a file (`fcntl`), and locks on a whole file (`flock`).
 
-Both kinds belong to an open file description, which each `open` call creates, not to a process (fcntl(2), "Open file
-description locks"; flock(2)). So two openings of a file exclude each other even within one process. The kernel releases
-a lock when the opening is closed or its process dies.
+Each `open` call creates an open file description, here called an *opening* of the file. A lock belongs to an opening,
+not to a process (fcntl(2), "Open file description locks"; flock(2)). So two openings of a file exclude each other even
+within one process. The kernel releases a lock when the opening is closed or its process dies.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _STRUCT_FLOCK = struct.Struct("hhqqi4x")
 
 
 def try_lock_byte(fd: int, offset: int = 0) -> bool:
-    """Locks the byte at `offset` exclusively and returns True, or returns False if another opening of the file has it
-    locked. Never waits. Raises OSError."""
+    """Locks the byte at `offset` exclusively and returns True. Returns False if another opening of the file holds any
+    lock on the byte. Never waits. Raises OSError."""
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
     except BlockingIOError:
@@ -26,9 +26,10 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
     return True
 
 
-def share_lock_byte(fd: int, offset: int) -> None:
-    """Locks the byte at `offset` shared: other openings of the file can lock it shared as well. Raises OSError, also
-    if another opening has the byte locked exclusively; so use it for bytes that nobody locks exclusively."""
+def lock_byte_shared(fd: int, offset: int) -> None:
+    """Locks the byte at `offset` with a shared lock, which other openings of the file can hold on the same byte at the
+    same time. `is_byte_locked` tells the other openings that the lock is held. Never waits. Raises OSError, also if
+    another opening holds an exclusive lock on the byte; so never call `try_lock_byte` for the same byte."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 
@@ -38,16 +39,17 @@ def unlock_byte(fd: int, offset: int = 0) -> None:
 
 
 def is_byte_locked(fd: int, offset: int = 0) -> bool:
-    """Returns whether another opening of the file has the byte at `offset` locked, exclusively or shared. Raises
-    OSError."""
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
-    lock_type: int = _STRUCT_FLOCK.unpack(answer)[0]
+    """Returns whether another opening of the file holds an exclusive or shared lock on the byte at `offset`. Does not
+    see a lock that the opening `fd` itself holds. Raises OSError."""
+    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+    lock_type: int = _STRUCT_FLOCK.unpack(found)[0]
     return lock_type != fcntl.F_UNLCK
 
 
 def try_flock(fd: int, *, shared: bool = False) -> bool:
-    """Locks the whole file and returns True, or returns False if another opening has a lock that excludes this one.
-    `shared`: other openings can hold a shared lock too. Never waits. Raises OSError."""
+    """Locks the whole file and returns True. Returns False if another opening holds a lock that excludes this one.
+    `shared`: takes a shared lock, which several openings can hold at the same time; otherwise an exclusive one. Never
+    waits. Raises OSError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -61,9 +63,9 @@ def unlock_flock(fd: int) -> None:
 
 
 class Flock:
-    """Context manager that waits for the lock on a whole file and holds it inside the `with` block. Blocks the thread,
-    so hold it only for about as long as one write takes. Raises OSError. It is a class because each metadata change
-    uses it, and a class is several times faster than a `contextmanager` function."""
+    """Context manager that waits for the exclusive lock on a whole file and holds it inside the `with` block. The wait
+    blocks the thread, so hold the lock only for about the time of one write. Raises OSError. It is a class because each
+    metadata change uses it, and a class is several times faster than a `contextmanager` function."""
 
     __slots__ = ("_fd",)
 
@@ -79,7 +81,7 @@ class Flock:
 
 class PollBackOff:
     """The pauses between attempts to take a lock that another process holds. Each pause is twice as long as the one
-    before, up to a limit."""
+    before, but at most `longest_seconds`. Make a new object for each lock that is waited for."""
 
     __slots__ = ("_longest_seconds", "_next_seconds")
 
@@ -88,6 +90,6 @@ class PollBackOff:
         self._longest_seconds = longest_seconds
 
     async def pause(self) -> None:
-        """Sleeps for the next pause."""
+        """Sleeps for one pause, and doubles the length of the next one."""
         await asyncio.sleep(self._next_seconds)
         self._next_seconds = min(2 * self._next_seconds, self._longest_seconds)

@@ -2,13 +2,13 @@
 (`Reserve`).
 
 Deletes need free space themselves: a DELETE writes to the database's log before any space is freed, and opening the
-database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. A writer that
-finds the disk full truncates the file, which frees space, writes, and extends the file again as far as there is space.
-As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that the free space
-stays for deletes.
+database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. A delete that
+finds the disk full truncates this file, which frees space, then writes, and then extends the file again as far as there
+is space. As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that they
+do not use the free space that deletes need.
 
-The length of the file is the only state, and all processes see it. If a process dies after truncating the file, the
-next process that calls `restore` extends it again.
+All processes see the length of the file, and there is no other shared state. If a process dies after truncating the
+file, the next call of `restore` in any process extends it again.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from storage.data_dir.system import System
 from storage.errors import StorageFull
 
 RESERVE_BYTES: Final = 16 * 1024 * 1024
-"""Full size of the reserve. The largest known need is 7 MiB: the log of deleting a manifest with 25,000 entries."""
+"""Full size of the reserve. The largest known need is 7 MiB, for the log of a delete of a manifest with 25,000
+entries."""
 MAX_FILE_SYSTEM_FRACTION: Final = 1 / 16
-"""Largest part of a small file system that the reserve takes."""
+"""Largest part of the file system that the reserve may take up. So on a file system smaller than 256 MiB the reserve is
+smaller than `RESERVE_BYTES`."""
 FIRST_RELEASE_BYTES: Final = 256 * 1024
-"""Bytes that are freed at the first attempt: enough for most changes, and for opening the database."""
+"""Bytes that `spend` frees before its first attempt: enough for most changes, and for opening the database."""
 BLOCK_BYTES: Final = 4096
 """The reserve grows in multiples of this size, the block size of most file systems."""
 MIN_FREE_BYTES: Final = 1024 * 1024
-"""Free bytes below which the disk counts as full."""
+"""If fewer bytes are free, `disk_full_reason` reports a full disk."""
 MIN_FREE_INODES: Final = 16
-"""Free inodes below which the disk counts as full."""
+"""If fewer inodes are free, `disk_full_reason` reports a full disk."""
 _UNSUPPORTED_ERRNOS: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""Errors of a file system that cannot allocate space in advance."""
 _FULL_DISK: Final = "the disk is full: nothing new is stored until there is room again; reads and deletes work"
 log = logging.getLogger("storage")
 T = TypeVar("T")
@@ -49,24 +52,27 @@ class ReserveUse(IntEnum):
     """How much of the reserve a metadata change may use, by the kind of the change."""
 
     GROWTH = 0
-    """A change that stores content. May use none: it is refused while the reserve is not at its full size."""
+    """A change that stores content. May use nothing of the reserve: it is refused while the reserve is not at its full
+    size."""
     SMALL = 1
-    """A small row that should not be refused, such as a failed login or a grant. May use half of the reserve."""
+    """A change that stores a small row and should not be refused, such as a failed login or a grant. May use half of
+    the reserve."""
     RELIEF = 2
     """A change that frees space, revokes rights or changes a secret. May use all of the reserve."""
 
 
 class Reserve:
-    """The reserve of one data directory. All methods block; any thread may call them."""
+    """The reserve of one data directory. Any thread may call the methods. All of them make system calls; `establish`
+    and `spend` also wait while another thread or process uses the reserve."""
 
     def __init__(self, path: Path, system: System) -> None:
-        """`path`: the reserve's file. Opens it if it exists; `establish` creates it."""
+        """`path`: the reserve's file. Opens it if it exists; `establish` creates it. Raises OSError."""
         self._path = path
         self._system = system
         self._fd = -1
         self._lock = threading.Lock()
         self._can_allocate = True
-        """False once the file system has refused to allocate space in advance."""
+        """False after the file system has refused to allocate space in advance."""
         self.size = _size_on(path.parent)
         """The full size of the reserve in bytes."""
         self._open()
@@ -79,38 +85,40 @@ class Reserve:
                 os.close(fd)
 
     def establish(self) -> None:
-        """Creates the file if it is missing, and allocates its full size, or as much as there is space for. Raises
-        nothing; on a full disk there is no reserve until space becomes free."""
+        """Creates the file if it is missing, and allocates its full size, or as much as there is space for. Does not
+        raise if the disk is full; then `restore` completes the reserve when space has become free."""
         with suppress(OSError):
             self._open(os.O_CREAT)
         if self._fd < 0:
             return
         with self._locked():
-            with suppress(OSError):  # in a copy of the data directory, the file may be sparse and hold no space
+            with suppress(OSError):  # a copy of a data directory may have a sparse file, which takes up no space
                 if length := self._length():
                     self._system.allocate(self._fd, length)
             self._extend()
 
     @property
     def is_whole(self) -> bool:
-        """Whether the reserve has its full size. True also if the file system cannot allocate space in advance, because
-        such a reserve would never be whole."""
+        """Whether the reserve has its full size. Also True if the file system cannot allocate space in advance, because
+        pushes would otherwise be refused forever."""
         return not self._can_allocate or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.size)
 
     def allows(self, use: ReserveUse) -> bool:
-        """Returns whether a change of the kind `use` may be tried now."""
+        """Returns whether a change of the kind `use` may be tried now. If the reserve is not at its full size, first
+        tries to restore it."""
         if self.is_whole or self.restore():
             return True
         return use is ReserveUse.RELIEF or (use is ReserveUse.SMALL and self._length() >= self.size // 2)
 
     def require_room(self) -> None:
-        """Raises StorageFull if no new content may be stored now, because the reserve is not at its full size."""
+        """Raises StorageFull if the reserve is not at its full size and cannot be restored now, so that no new content
+        may be stored."""
         if not self.allows(ReserveUse.GROWTH):
             raise StorageFull()
 
     def restore(self) -> bool:
-        """Extends the file as far as there is space, and returns whether the reserve then has its full size. Never
-        waits: returns False if another thread or process is using the reserve."""
+        """Creates the file if it is missing, extends it as far as there is space, and returns whether the reserve then
+        has its full size. Never waits: returns False if another thread or process is using the reserve."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
@@ -127,10 +135,12 @@ class Reserve:
             self._lock.release()
 
     def spend(self, attempt: Callable[[], T], full_error: type[Exception]) -> T:
-        """Frees a part of the reserve, calls `attempt`, and returns its result. If `attempt` raises `full_error`, frees
-        a larger part and calls it again; after the third call the error is raised. Extends the file again afterwards.
-        Frees little at first, because another program on the machine may take the freed space. Waits while another
-        thread or process does the same."""
+        """Frees a part of the reserve, calls `attempt`, and returns its result. `full_error`: the exception that
+        `attempt` raises if the disk is full. After that exception, frees a larger part and calls `attempt` again, up to
+        three times in all; the third exception is raised. Finally extends the file again. If there is no reserve, only
+        calls `attempt` once.
+
+        Frees little at first, because another program on the machine may use up the freed space."""
         if self._fd < 0 or not self._can_allocate:
             return attempt()
         with self._locked():
@@ -144,9 +154,9 @@ class Reserve:
             finally:
                 self._extend()
 
-    def storage_problem(self) -> str | None:
-        """Returns a sentence that says why no content can be stored now. Returns None if content can be stored, or if
-        the file system cannot be asked. Does not wait."""
+    def disk_full_reason(self) -> str | None:
+        """Returns a sentence for the operator if the disk is too full to store content now. Returns None if content can
+        be stored, or if the state of the file system cannot be read. Does not wait for other users of the reserve."""
         if self._fd >= 0 and not self.is_whole:
             return _FULL_DISK
         try:
@@ -160,30 +170,31 @@ class Reserve:
         return None
 
     def _open(self, flags: int = 0) -> None:
-        """Opens the file if it is not open. Does nothing if it does not exist and `flags` lacks O_CREAT."""
+        """Opens the file if it is not open. If it does not exist, creates it if `flags` has O_CREAT, otherwise does
+        nothing. Raises OSError."""
         if self._fd < 0:
             with suppress(FileNotFoundError):
                 self._fd = self._system.open(self._path, os.O_RDWR | flags)
 
     def _length(self) -> int:
-        """Returns the present length of the file in bytes; 0 if it is not open."""
+        """Returns the length of the file in bytes; 0 if it is not open."""
         return os.fstat(self._fd).st_size if self._fd >= 0 else 0
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Excludes other threads and other processes inside the `with` block."""
+        """Waits until no other thread or process uses the reserve, and keeps them out inside the `with` block."""
         with self._lock, Flock(self._fd):
             yield
 
     def _release_bytes(self, count: int) -> None:
-        """Makes the file `count` bytes shorter, but not shorter than empty."""
+        """Makes the file `count` bytes shorter, or empty if it has fewer bytes. Ignores errors."""
         with suppress(OSError):
             self._system.truncate(self._fd, max(0, self._length() - count))
-            # The sync is needed because ext4 reuses freed blocks only after it has committed that they are free.
+            # Syncs, because ext4 reuses freed blocks only after it has written to its journal that they are free.
             self._system.sync(self._fd)
 
     def _extend(self) -> None:
-        """Extends the file to its full size, or as far as there is space. Raises nothing."""
+        """Extends the file to its full size, or as far as there is space. Ignores errors."""
         length = self._length()
         missing = self.size - length
         with suppress(OSError):
@@ -195,14 +206,15 @@ class Reserve:
                 self._system.allocate(self._fd, length + missing)
                 return
             except OSError as error:
-                # The truncate is needed because some file systems keep what they allocated before the error. Half of
-                # the bytes may still fit: a quota can leave less than the free space.
+                # Some file systems keep what they allocated before the error, so this truncates the file. Then it tries
+                # half of the bytes, because a quota may allow less than the file system has free.
                 with suppress(OSError):
                     self._system.truncate(self._fd, length)
                 self._note_if_unsupported(error)
                 missing = missing // 2 - missing // 2 % BLOCK_BYTES
 
     def _note_if_unsupported(self, error: OSError) -> None:
+        """If `error` means that the file system cannot allocate space in advance, logs that, and tries no more."""
         if error.errno in _UNSUPPORTED_ERRNOS:
             self._can_allocate = False
             log.warning(
@@ -213,7 +225,7 @@ class Reserve:
 
 
 def _size_on(directory: Path) -> int:
-    """Returns the full size, in bytes, of a reserve on the file system of `directory`."""
+    """Returns the full size in bytes of a reserve on the file system of `directory`."""
     try:
         file_system = os.statvfs(directory)
     except OSError:

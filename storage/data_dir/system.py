@@ -1,8 +1,8 @@
 """The system calls that change files, as methods of one class (`System`).
 
 All code in `storage` that creates, writes, syncs, renames or deletes files calls a `System`, and so does the commit of
-a metadata transaction. A test can pass a subclass that records the calls, ends the process before one of them, or makes
-one fail, to see what survives a crash.
+a metadata transaction. To see what survives a crash, a test can pass a subclass that records the calls, kills the
+process before one of them, or makes one fail.
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ from pathlib import Path
 from typing import cast
 
 SYNC_FILE_RANGE_WRITE = 2
-"""Flag of sync_file_range(2): start writing, do not wait."""
+"""Flag of sync_file_range(2): start to write the dirty pages to the disk, and do not wait."""
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""`errno` values that mean "no space": a full disk, a used-up quota, and a file larger than its file system allows."""
+"""Values of `errno` that are treated as a full disk: no free space, a used-up quota, and a file larger than its file
+system allows."""
 
 
 class System:
-    """The real system calls. All methods block and raise OSError."""
+    """The real system calls. All methods block. They raise OSError, except `start_writeback`, which ignores errors."""
 
     def __init__(self) -> None:
         self._start_writeback = _sync_file_range()
 
     def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
-        """Opens the file and returns its descriptor, which programs started later do not inherit."""
+        """Opens the file and returns its descriptor, which programs that this process starts do not inherit. `mode`:
+        permissions of the file if this call creates it."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-        """Writes the chunks one after another from `offset` on. Returns the number of bytes written, which may be fewer
-        than the chunks have."""
+        """Writes the chunks one after another, the first one at `offset`. Returns the number of bytes written, which
+        may be less than the length of all chunks."""
         return os.pwritev(fd, chunks, offset)
 
     def truncate(self, fd: int, size: int) -> None:
+        """Sets the length of the file to `size` bytes."""
         os.ftruncate(fd, size)
 
     def allocate(self, fd: int, size: int) -> None:
@@ -43,15 +46,18 @@ class System:
         os.posix_fallocate(fd, 0, size)
 
     def sync(self, fd: int) -> None:
+        """Makes the bytes of a file, or the entries of a directory, durable."""
         os.fsync(fd)
 
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
-        """Asks the kernel to start writing `length` bytes from `offset` on to the disk, and does not wait for it. The
-        fsync at the end of a large upload then has little left to do. This is only a hint: it makes nothing durable."""
+        """Asks the kernel to start writing the `length` bytes at `offset` to the disk, and does not wait until they are
+        written. The fsync at the end of a large upload then has little left to do. This is only a hint: it makes
+        nothing durable."""
         if self._start_writeback is not None:
             self._start_writeback(fd, offset, length, SYNC_FILE_RANGE_WRITE)
 
     def rename(self, source: Path, target: Path) -> None:
+        """Moves a file. Replaces a file at `target`."""
         os.rename(source, target)
 
     def unlink(self, path: Path) -> None:
@@ -64,13 +70,13 @@ class System:
         os.rmdir(path)
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        """Calls `commit`, which commits a metadata transaction. `durable`: whether that commit syncs the database's log
-        (tests that simulate a power cut need to know)."""
+        """Calls `commit`, which commits a metadata transaction. `durable`: whether that commit syncs the database's
+        log. This method does not need it; subclasses in tests that simulate a power cut do."""
         commit()
 
 
 def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """Returns the C function sync_file_range(2), or None where the C library has none."""
+    """Returns the C function sync_file_range(2), or None if the C library does not have it."""
     try:
         call = ctypes.CDLL(None, use_errno=True).sync_file_range
     except (OSError, AttributeError):
@@ -81,8 +87,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 def boot_id() -> str:
-    """Returns the id of the machine's current boot, a UUID that changes with each boot; empty if unknown. Bytes that
-    were written but not synced during an earlier boot may be lost."""
+    """Returns the id of the machine's present boot, a UUID that changes with each boot; empty if unknown. Callers store
+    it with bytes that are not synced: after a reboot these bytes may be lost."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

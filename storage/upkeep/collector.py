@@ -82,7 +82,7 @@ class Collector:
         self.grace = grace
         self._expire = expire
         self._is_full = is_full
-        self._next_shard = int(clock()) % blobs.shards
+        self._next_shard = int(clock()) % blobs.shard_count
         """Number of the next shard to list. The first one depends on the time of the start, so that a process that is
         often restarted does not list the same shards again and again."""
 
@@ -163,7 +163,7 @@ class Collector:
     async def _remove_strays(self, report: CollectionReport) -> None:
         """Removes the strays in the next shards of the blob store, except for those that were written recently."""
         for _ in range(SHARDS_PER_ROUND):
-            shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
+            shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             latest = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
             old = {digest: place for digest, place, written in await self._blobs.list_shard(shard) if written < latest}
             known = await self._metadata.known_blobs(list(old))

@@ -41,7 +41,7 @@ class DiskSpaceMonitor:
         if not reserve.is_whole:
             with suppress(RegistryError):
                 await self._disk.run(reserve.restore)
-        problem = reserve.storage_problem()
+        problem = reserve.disk_full_reason()
         if problem == self._logged_problem:
             return
         self._logged_problem = problem

@@ -1,9 +1,9 @@
-"""Downloads the missing bytes of one blob from an upstream registry, with retries, over as many connections as make it
-faster (`Download`).
+"""Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Uses more connections
+as long as that makes the download faster.
 
 The bytes are written into a *partial blob*: a file with the bytes that have arrived. A *piece* is the byte range of one
-request. A *sink* writes the bytes of one response into the partial blob. An *endpoint* is one of the base URLs of the
-upstream.
+request. The *plan* has the byte ranges that have not been requested. A *sink* writes the bytes of one response into the
+partial blob. An *endpoint* is one of the base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from storage.partials import Partial
 log = logging.getLogger("registry.mirror")
 
 SINGLE_REQUEST_BYTES: Final = 8 * MIB
-"""A download with fewer missing bytes uses one request, because more connections would not make it faster."""
+"""A download with fewer missing bytes than this uses one request, because more connections would not make it faster."""
 PROGRESS_POLL_SECONDS: Final = 0.02
 """Time between two checks of the progress while requests are running."""
 DEMAND_POLL_SECONDS: Final = 0.1
@@ -46,12 +46,13 @@ DEMAND_POLL_SECONDS: Final = 0.1
 
 
 class NoReaders(Exception):
-    """The download was stopped: it was started before any client requested the blob, and none has requested it."""
+    """The download was stopped, because no client has requested the blob, and none is expected to request it any more.
+    Such a download was started only to prefetch the blob."""
 
 
 class _RunningRequest:
     """A request that is running. `is_new_connection`: whether it is the first request of its connection.
-    `cancel_scope`: a timeout around the request; setting its deadline to now cancels the request."""
+    `cancel_scope`: a timeout around the request; the request is cancelled by setting its deadline to now."""
 
     def __init__(self, is_new_connection: bool, cancel_scope: asyncio.Timeout) -> None:
         self.is_new_connection = is_new_connection
@@ -59,7 +60,8 @@ class _RunningRequest:
 
 
 class Download:
-    """The download of one partial blob that this process owns. `endpoints`: the endpoints that have sent bytes."""
+    """The download of one partial blob whose owner is in this process. `senders`: the endpoints that have started to
+    send bytes."""
 
     def __init__(
         self,
@@ -69,27 +71,28 @@ class Download:
         partial: Partial,
         demand: Demand,
         choice: EndpointChoice,
-        on_begun: Callable[[], None],
+        on_response: Callable[[], None],
         *,
-        has_begun: bool = False,
+        has_response: bool = False,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         """`slots`: limits the connections to the upstream. `repo`: the repository's name at the upstream. `demand`:
-        says who needs the blob. `choice`: which endpoints to avoid. `on_begun`: called on the event loop when the
-        upstream begins to send.
+        says who needs the blob. `choice`: which endpoints to avoid. `on_response`: called on the event loop each time
+        the upstream starts to send the response to a request.
 
-        `has_begun`: whether readers have got bytes already, from a previous owner of the partial blob. Once readers
-        have got bytes, the download is retried until `stall_timeout` seconds pass without new bytes; before that, it is
-        retried only once and soon (`RetryPolicy`)."""
+        `has_response`: whether readers may have got bytes already, which a previous owner of the partial blob has
+        downloaded. If readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
+        new bytes. Before that, it is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
         self._repo = repo
         self._partial = partial
         self._demand = demand
         self._choice = choice
-        self._failing_endpoints: set[str] = set()
-        """The endpoint whose connection broke last. It is asked only if no other endpoint has the blob."""
-        self._on_begun = on_begun
+        self._broken_endpoint: set[str] = set()
+        """The endpoint whose connection broke last; empty if none has broken. It is asked only if no other endpoint has
+        the blob."""
+        self._report_response = on_response
         self._loop = asyncio.get_running_loop()
         gaps = partial.missing()
         self._plan = PiecePlan(gaps)
@@ -102,25 +105,28 @@ class Download:
         self._requests: dict[PieceSink | WholeSink, _RunningRequest] = {}
         """The running requests, by the sink of their responses."""
         self._changed = asyncio.Event()
-        """Set when a request starts, begins to receive, or ends."""
+        """Set when a request is sent, when its response starts, and when a connection ends."""
         self._received_before = 0
-        """New bytes of the requests that have ended."""
-        self._has_begun = has_begun
+        """Number of bytes that the requests that have ended have stored."""
+        self._has_response = has_response
+        """Whether the upstream has started to send, so that readers may have got bytes."""
         self._ranges_work = False
-        """Whether the upstream has answered a request with a byte range."""
+        """Whether the upstream has sent the byte range that was requested."""
         self._needs_whole = False
         """Whether the blob is requested without a range, over one connection, because the upstream ignores or refuses
         ranges."""
         self._fatal_error: BaseException | None = None
-        self.endpoints: set[str] = set()
+        """The error after which the download is not retried."""
+        self.senders: set[str] = set()
 
     async def run(self) -> None:
-        """Downloads, and returns when no byte is missing. Raises NoReaders (nothing needs the blob any more),
-        PartialLost (this process does not own the partial blob any more), StorageFull, StorageFailed, BlobUnknown,
-        Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. The stored bytes are kept in any case."""
+        """Downloads the missing bytes, and returns when none is missing. Raises NoReaders (nothing needs the blob any
+        more), PartialLost (this process does not own the partial blob any more), StorageFull, StorageFailed,
+        BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Keeps the stored bytes, except after
+        StorageFull."""
         try:
             while self._should_continue():
-                if not self._demand.requested.is_set() and self._partial.has_waiters:
+                if not self._demand.requested.is_set() and self._partial.has_waiters:  # a client of another process
                     self._demand.request()
                 if not self._connections and not self._demand.is_alive():
                     raise NoReaders
@@ -129,7 +135,9 @@ class Download:
                 is_waiting = any(
                     request.is_new_connection and sink.endpoint is None for sink, request in self._requests.items()
                 )
-                self._concurrency.observe(self._loop.time(), self._received, len(self._connections), is_waiting)
+                self._concurrency.observe(
+                    self._loop.time(), self._received, running=len(self._connections), is_waiting=is_waiting
+                )
                 self._cut_stragglers()
             if self._fatal_error is not None:
                 raise self._fatal_error
@@ -138,7 +146,7 @@ class Download:
 
     def _should_continue(self) -> bool:
         """Removes the connections that have ended, and returns whether bytes are missing and no fatal error has
-        occurred. Clears `_changed`, so that later changes set it again."""
+        occurred. Clears `_changed`, so that `_wait` waits for the next change."""
         self._changed.clear()
         ended = {task for task in self._connections if task.done()}
         self._connections -= ended
@@ -148,20 +156,21 @@ class Download:
         return self._fatal_error is None and (self._has_bytes_to_request() or bool(self._connections))
 
     def _has_bytes_to_request(self) -> bool:
-        """Returns whether there are missing bytes that no connection is requesting."""
+        """Returns whether there are missing bytes that no running request covers. With `_needs_whole`, returns whether
+        any byte is missing."""
         return bool(self._partial.missing()) if self._needs_whole else self._plan.remaining > 0
 
     @property
     def _received(self) -> int:
-        """Number of new bytes that have been received."""
+        """Number of bytes that this download has stored so far."""
         return self._received_before + sum(sink.new_bytes for sink in self._requests)
 
     def _start_connections(self) -> None:
-        """Opens connections up to their present number (`AdaptiveConcurrency.connections`), unless the download pauses
-        before a retry."""
+        """Opens connections until there are as many as `AdaptiveConcurrency.connections` says. Opens none while the
+        download pauses before a retry."""
         if self._loop.time() < self._retry.resume_at or not self._demand.is_alive():
             return
-        limit = 1 if self._is_small or self._needs_whole or not self._has_begun else self._concurrency.connections
+        limit = 1 if self._is_small or self._needs_whole or not self._has_response else self._concurrency.connections
         while len(self._connections) < limit and self._has_bytes_to_request():
             if self._needs_whole and self._connections:
                 return
@@ -172,13 +181,14 @@ class Download:
                 return
 
     async def _wait(self) -> None:
-        """Waits until a request starts, begins to receive, or ends, or until the next check is due."""
+        """Waits until `_changed` is set, or until the next check is due."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._wait_seconds()):
                 await self._changed.wait()
 
     def _wait_seconds(self) -> float | None:
-        """Returns the seconds until the next check, or None if no check is due."""
+        """Returns the seconds until the next check of the progress or the demand, or until the pause before a retry
+        ends. Returns None if only a change has to be waited for."""
         if self._requests:
             return PROGRESS_POLL_SECONDS
         pause = self._retry.resume_at - self._loop.time()
@@ -187,9 +197,9 @@ class Download:
         return max(pause, 0.001) if pause > 0 or not self._connections else None
 
     async def _run_connection(self, *, is_first: bool) -> None:
-        """Requests one piece after another over one connection. Takes a new connection slot for each piece, so that
-        other downloads get slots in between. `is_first`: whether the download had no other connection when this one was
-        opened."""
+        """Requests one piece after another over one connection. Takes a new connection slot (a permit to send one
+        request) for each piece, so that other downloads get slots in between. `is_first`: whether the download had no
+        other connection when this one was opened."""
         is_new_connection = True
         while self._may_send_request(is_first):
             slot = (
@@ -200,14 +210,15 @@ class Download:
             async with slot as has_slot:
                 if not has_slot:
                     # Other downloads use all slots, or nothing needs this blob any more.
-                    self._concurrency.note_unavailable(self._loop.time(), len(self._connections) - 1)
+                    self._concurrency.note_unavailable(self._loop.time(), available=len(self._connections) - 1)
                     return
                 if self._may_send_request(is_first) and not await self._fetch(is_new_connection):
                     return
             is_new_connection = False
 
     def _may_send_request(self, is_first: bool) -> bool:
-        """Returns whether a connection may send another request. `is_first`: see `_run_connection`."""
+        """Returns whether a connection may send another request. `is_first`: whether the download had no other
+        connection when this one was opened."""
         if self._fatal_error is not None or not self._has_bytes_to_request() or not self._demand.is_alive():
             return False
         if self._loop.time() < self._retry.resume_at or (self._needs_whole and len(self._connections) > 1):
@@ -215,12 +226,13 @@ class Download:
         return is_first or len(self._connections) <= self._concurrency.connections
 
     async def _fetch(self, is_new_connection: bool) -> bool:
-        """Sends one request and receives its response. Returns whether the connection can be used for another one."""
+        """Sends one request and receives its response. Returns whether the connection can be used for another
+        request."""
         sink = self._next_sink()
         if sink is None:
             return False
         span = Span(sink.piece.start, sink.piece.stop) if isinstance(sink, PieceSink) else Span(0)
-        if span == Span(0, self._partial.size):
+        if span == Span(0, self._partial.size):  # the whole blob, which needs no `Range` header
             span = Span(0)
         cancel_scope = asyncio.timeout(None)
         self._requests[sink] = _RunningRequest(is_new_connection, cancel_scope)
@@ -229,12 +241,12 @@ class Download:
             self._partial.mark_started()
             async with cancel_scope:
                 await self._upstream.fetch_blob(
-                    self._repo, self._partial.digest, span, sink, self._choice.ask_last | self._failing_endpoints
+                    self._repo, self._partial.digest, span, sink, self._choice.ask_last | self._broken_endpoint
                 )
         except TimeoutError:
             if not cancel_scope.expired():
                 raise
-            return True  # the request was cut because it was slow; its missing bytes go back to the plan below
+            return True  # `_cut_stragglers` has cancelled the request; its missing bytes go back to the plan below
         except RegistryError as error:
             self._on_error(sink, error, has_range=span != Span(0))
             return False
@@ -245,13 +257,13 @@ class Download:
                 self._plan.give_back(sink.piece)
         if isinstance(sink, PieceSink):
             self._ranges_work = self._ranges_work or span.stop is not None
-            seconds = time.monotonic() - sink.begun_at
-            self._concurrency.note_piece(sink.new_bytes, seconds, sink.begun_at - sink.requested_at)
+            seconds = time.monotonic() - sink.response_at
+            self._concurrency.note_piece(sink.new_bytes, seconds, sink.response_at - sink.requested_at)
             self._stragglers.note_piece(self._loop.time(), sink.new_bytes, seconds)
         return True
 
     def _next_sink(self) -> PieceSink | WholeSink | None:
-        """Returns the sink for the next request; None if no byte is left to request."""
+        """Returns the sink for the next request, or None if no byte is left to request."""
         if self._needs_whole:
             return WholeSink(self._partial, self._partial.missing(), self._on_response, self._choice.refused)
         remaining = self._plan.remaining
@@ -260,8 +272,8 @@ class Download:
         return PieceSink(self._partial, piece, self._on_response, self._choice.refused) if piece else None
 
     def _cut_stragglers(self) -> None:
-        """Cancels the requests that are much slower than the others, once all bytes have been requested. Their missing
-        bytes are then requested again."""
+        """If all missing bytes have been requested, cancels the requests that are much slower than the others
+        (*stragglers*). Their missing bytes are then requested again."""
         now = self._loop.time()
         pieces = {sink: sink.piece for sink in self._requests if isinstance(sink, PieceSink) and sink.endpoint}
         self._stragglers.observe(now, {sink: piece.next_offset - piece.start for sink, piece in pieces.items()})
@@ -278,23 +290,24 @@ class Download:
             self._requests[sink].cancel_scope.reschedule(now)
 
     def _on_response(self) -> None:
-        """Called in the thread that reads a response, when the upstream begins to send."""
+        """Called in the thread that reads a response, when the response starts."""
         self._loop.call_soon_threadsafe(self._note_response)
 
     def _note_response(self) -> None:
-        self.endpoints.update(sink.endpoint for sink in self._requests if sink.endpoint)
-        self._has_begun = True
+        """Records on the event loop that the upstream has started to send a response."""
+        self.senders.update(sink.endpoint for sink in self._requests if sink.endpoint)
+        self._has_response = True
         self._changed.set()
-        self._on_begun()
+        self._report_response()
 
     def _on_error(self, sink: PieceSink | WholeSink, error: RegistryError, *, has_range: bool) -> None:
-        """Decides after a failed request whether to retry or to give up. `has_range`: whether the request had a byte
-        range."""
+        """Decides after a failed request whether to retry or to give up. `has_range`: whether the request asked for a
+        byte range."""
         if sink.endpoint is not None:
-            self.endpoints.add(sink.endpoint)
-            self._has_begun = True  # because the event loop may not have called `_note_response` yet
+            self.senders.add(sink.endpoint)
+            self._has_response = True  # because the event loop may not have called `_note_response` yet
         is_final = isinstance(error, PartialLost | StorageFull | StorageFailed | Denied)
-        if is_final or (isinstance(error, BlobUnknown) and not self._has_begun):
+        if is_final or (isinstance(error, BlobUnknown) and not self._has_response):
             self._fatal_error = self._fatal_error or error
         elif isinstance(error, RangesUnsupported) and not self._ranges_work:
             self._needs_whole = True
@@ -302,13 +315,13 @@ class Download:
             self._on_broken_connection(sink, error, has_range=has_range)
 
     def _on_broken_connection(self, sink: PieceSink | WholeSink, error: RegistryError, *, has_range: bool) -> None:
-        """Schedules a retry, or sets the fatal error if there were too many failures."""
+        """Schedules a retry. If there were too many failures, sets the fatal error."""
         now = self._loop.time()
         if sink.endpoint is not None:
-            self._failing_endpoints = {sink.endpoint}
+            self._broken_endpoint = {sink.endpoint}
         if now < self._retry.resume_at:
-            return  # several connections broke at the same time, and that counts as one failure
-        if not self._retry.should_retry(error, now, self._received, has_begun=self._has_begun):
+            return  # a retry is scheduled already: connections that break at the same time are one failure
+        if not self._retry.should_retry(error, now, self._received, has_response=self._has_response):
             if not self._should_try_whole(error, has_range):
                 self._fatal_error = self._fatal_error or error
                 return
@@ -318,14 +331,14 @@ class Download:
             self._needs_whole = True
         pause = self._retry.resume_at - now
         log.info(
-            "the download of %s of %s was interrupted: %s; retry in %.1f s",
+            "the download of %s of %s was interrupted: %s; it is retried in %.1f s",
             *(self._partial.digest, self._repo, error.message, pause),
         )
         self._concurrency.note_broken_connection(now)
 
     def _should_try_whole(self, error: RegistryError, has_range: bool) -> bool:
-        """Returns whether to request the blob once more without a range, because some upstreams answer a `Range` header
-        with an error."""
-        if self._has_begun or self._needs_whole or not has_range:
+        """Returns whether to request the blob once more without a byte range, because some upstreams respond with an
+        error to a `Range` header."""
+        if self._has_response or self._needs_whole or not has_range:
             return False
         return not isinstance(error, UpstreamTimeout | TooManyRequests)

@@ -1,10 +1,11 @@
-"""The download of one blob from an upstream registry, for any number of readers in several processes (`Fill`), and all
-fills of this process (`Fills`).
+"""Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`), and keeps the
+downloads of this process (`Fills`).
 
-A fill writes into a *partial blob*: a file with the bytes that have arrived, which all processes see. Each process that
-has readers for a blob has one fill. The fill of one process, the *owner* of the partial blob, downloads; the fills of
-the other processes are its *followers* and wait for the bytes. If the owner dies, a follower becomes the owner and
-continues with the bytes that are stored. A fill does not end with the request that started it.
+A *fill* is the download of one blob, as one process sees it. It uses a *partial blob*: a file with the bytes that have
+arrived, which all processes see. Each process that has readers for a blob has one fill of the blob. Only one of these
+fills downloads: it is the *owner* of the partial blob. The fills of the other processes are its *followers*: they wait
+for the bytes. If the owner dies, a follower becomes the owner and downloads the bytes that are still missing. A fill
+continues after the request that started it has ended.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from storage.partials import Partial, Partials
 log = logging.getLogger("registry.mirror")
 
 OWNER_POLL_SECONDS: Final = 0.05
-"""Time until a reader tries again to wait for bytes, after the owner has disappeared."""
+"""Time after which a reader checks again for an owner, when the owner has disappeared."""
+OWNERSHIP_PAUSE_SECONDS: Final = 0.01
+"""Pause of a follower when the owner has disappeared and the follower could not become the owner itself."""
 MAX_LOST_OWNERS: Final = 40
 """Number of owners that may disappear, one after another, before a follower gives up."""
 
@@ -46,10 +49,10 @@ MAX_LOST_OWNERS: Final = 40
 @dataclass(frozen=True)
 class FillContext:
     """The objects that all fills of one mirror share. `partials`: the store of partial blobs. `slots`: limits the
-    connections to the upstream. `entitlement`: decides through which repositories a blob may be read.
-    `negative_cache`: blobs that the upstream does not have. `bad_senders`: endpoints that sent corrupt bytes.
-    `to_upstream_name`: returns the name that a repository has at the upstream. `stall_timeout`: seconds without new
-    bytes after which a fill that has readers is given up."""
+    connections to the upstream. `entitlement`: decides through which repositories a blob may be read. `negative_cache`:
+    says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream sent corrupt bytes
+    for a blob. `to_upstream_name`: returns the name that a repository has at the upstream. `stall_timeout`: seconds
+    without new bytes after which a fill fails if its readers have got bytes."""
 
     upstream: UpstreamClient
     partials: Partials
@@ -62,10 +65,10 @@ class FillContext:
 
 
 class Fill:
-    """The fill of one blob in this process. `repo`: the repository that the upstream is asked for. `size`: size of the
-    blob in bytes. `repositories`: the repositories that the blob is added to when it is complete, `repo` among them;
-    for each of them the right to the blob has been checked. `demand`: who needs the blob. `error`: why the fill failed;
-    None if it is running or has succeeded."""
+    """The fill of one blob in this process. `repo`: the repository from which the blob is requested at the upstream.
+    `size`: size of the blob in bytes. `repositories`: the repositories that the blob is added to when it is complete,
+    `repo` among them; the caller has checked for each of them that it may serve the blob. `demand`: who needs the blob.
+    `error`: why the fill failed; None while it is running and after it has succeeded."""
 
     def __init__(self, context: FillContext, repo: RepositoryName, digest: Digest, size: int) -> None:
         self.repo = repo
@@ -77,12 +80,12 @@ class Fill:
         self._context = context
         self._partial: Partial | None = None
         self._started = asyncio.Event()
-        """Set when the upstream has begun to send, in any process, or when the fill has ended."""
+        """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
         self._ended = asyncio.Event()
         self._owner_changes = 0
-        """How often the owner of the partial blob may have changed."""
+        """Number of times that the owner of the partial blob may have changed."""
         self._owner_changed = asyncio.Event()
-        """Set at the next such change, and then replaced by a new event."""
+        """Set when the owner may have changed, and then replaced by a new event."""
 
     @property
     def ended(self) -> bool:
@@ -91,32 +94,31 @@ class Fill:
 
     @property
     def file(self) -> OpenFile:
-        """The file that the bytes are written to. Valid from the time when `wait_started` returns True until the fill
-        ends."""
+        """The file that the bytes are written to. Valid after `wait_started` has returned True, until the fill ends."""
         assert self._partial is not None
         return self._partial.file
 
     @property
     def is_queued(self) -> bool:
-        """Whether no request has been sent yet, because the owner, in this or another process, waits for a free
-        connection. Raises StorageFailed."""
+        """Whether the owner, in this or another process, is still waiting for a free connection, and so has not sent
+        any request to the upstream. Raises StorageFailed."""
         return not self.ended and self._partial is not None and not self._partial.has_started
 
     async def wait_started(self) -> bool:
-        """Waits until the upstream begins to send, and returns True. Returns False if the fill has ended by then and
-        the blob is stored. Raises the error of the fill."""
+        """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
+        is stored. If the fill has failed, raises its error."""
         await self._started.wait()
         if self.error is not None:
             raise self.error
         return not self.ended
 
     async def wait_finished(self) -> None:
-        """Waits until the fill has ended and the blob is stored. Raises the error of the fill."""
+        """Waits until the fill has ended and the blob is stored. If the fill has failed, raises its error."""
         await self._ended.wait()
         if self.error is not None:
             raise self.error
 
-    async def wait_wanted(self) -> None:
+    async def wait_until_requested(self) -> None:
         """Waits until a client requests the blob, or until the fill ends. Raises nothing."""
         waiting_tasks = [asyncio.create_task(event.wait()) for event in (self.demand.requested, self._ended)]
         try:
@@ -125,9 +127,9 @@ class Fill:
             await cancel_and_wait(waiting_tasks)
 
     async def wait_until(self, offset: int) -> int:
-        """Waits until the byte at `offset` is stored, and returns the end of the stored bytes from there: the offset of
-        the first missing byte. If `offset` is equal to `size`, waits until the digest is verified and the blob is
-        stored, and returns `size`. Raises the error of the fill."""
+        """Waits until the byte at `offset` is stored, and returns the offset of the first byte after it that is
+        missing. If `offset` is equal to `size`, waits until the digest is verified and the blob is stored, and returns
+        `size`. If the fill fails, raises its error."""
         assert self._partial is not None
         with self.demand.waiting(offset):
             while not self.ended:
@@ -143,9 +145,9 @@ class Fill:
         return self.size
 
     async def run(self) -> None:
-        """Runs the fill to its end, and sets `error` if it fails. Raises nothing. If it is cancelled, the stored bytes
-        are kept for the next fill."""
-        error: RegistryError | None = server_stopping()
+        """Runs the fill to its end, and sets `error` if it fails. Raises nothing, except that it can be cancelled. Then
+        the bytes that are stored are kept for the next fill of the blob."""
+        error: RegistryError | None = server_stopping()  # the error if this call is cancelled
         try:
             await self._run()
             error = None
@@ -160,15 +162,17 @@ class Fill:
             error = failure
             await self._tell_followers(failure)
         except Exception:
-            log.exception("the fill of %s failed", self.digest)
+            log.exception("the download of %s of %s failed", self.digest, self.repo)
             error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
         finally:
             self._end(error)
 
     async def _tell_followers(self, failure: RegistryError) -> None:
-        """Stores the failure for the followers in other processes. Otherwise each of them would become the owner in
-        turn and wait for the same timeouts. Does nothing before the first byte has arrived, except after a timeout,
-        because each follower then gets the error quickly by itself."""
+        """Stores the failure for the followers in other processes. If they did not know of it, they would become the
+        owner one after another, and each would wait for the same timeouts.
+
+        If the upstream has not started to send, stores only timeouts: a follower that becomes the owner gets any other
+        error quickly by itself. Does nothing if this fill is not the owner."""
         partial = self._partial
         if (
             partial is None
@@ -180,12 +184,13 @@ class Fill:
             await partial.report_failure(reason)
 
     def abandon(self) -> None:
-        """Ends the fill with an error if `run` has not ended it, for example because its task was cancelled before it
-        began."""
+        """Ends the fill with an error if `run` has not ended it. That happens if its task is cancelled before it has
+        started."""
         if not self.ended:
             self._end(server_stopping())
 
     def _end(self, error: RegistryError | None) -> None:
+        """Sets the result of the fill, wakes everything that waits for the fill, and closes the partial blob."""
         self.error = error
         self._ended.set()
         self._started.set()
@@ -194,8 +199,8 @@ class Fill:
             self._partial.close()
 
     async def _run(self) -> None:
-        """Follows the owner until the blob is stored, or becomes the owner and downloads the blob. Raises the error
-        that ends the fill."""
+        """Becomes the owner and downloads the blob, or follows the owner until the blob is stored. If the owner
+        disappears, tries again to become the owner. Raises the error that ends the fill."""
         self._partial = partial = await self._context.partials.claim(
             self.digest, self.size, self._context.upstream.name
         )
@@ -207,7 +212,7 @@ class Fill:
             failures_before = partial.owner_failures
             partial.add_waiter()
             if await self._follow(partial):
-                return await self._add_to_repositories(self.repositories)
+                return await self._mount_in(self.repositories)
             failures = partial.owner_failures
             if failures != failures_before and (failure := decode_failure(self.repo, failures.reason)):
                 raise failure
@@ -217,12 +222,12 @@ class Fill:
                 lost_owners += 1
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
-                await asyncio.sleep(OWNER_POLL_SECONDS / 5)
+                await asyncio.sleep(OWNERSHIP_PAUSE_SECONDS)
         return await self._download(partial)
 
     async def _follow(self, partial: Partial) -> bool:
-        """Waits while the owner in another process downloads the blob. Returns True when the blob is stored, and False
-        if the owner has stopped before."""
+        """Waits while the owner in another process downloads the blob. Returns True when the blob is stored. Returns
+        False if the owner has stopped and the blob is not stored."""
         gaps = partial.missing()
         first_missing = gaps[0][0] if gaps else self.size
         start_signal = asyncio.create_task(self._signal_start(partial, first_missing))
@@ -235,16 +240,17 @@ class Fill:
         return True
 
     async def _signal_start(self, partial: Partial, first_missing: int) -> None:
-        """Sets `_started`: at once if some bytes are stored and others are missing, otherwise as soon as the owner has
-        stored the byte at `first_missing`."""
-        if partial.missing() in ([], [(0, self.size)]):
+        """Sets `_started` as soon as the owner has stored the byte at `first_missing`. If some bytes are stored and
+        others are missing, sets it immediately."""
+        if partial.missing() in ([], [(0, self.size)]):  # no byte is missing, or all are
             await partial.wait(first_missing)
         self._started.set()
 
     async def _download(self, partial: Partial) -> None:
-        """Downloads the missing bytes as the owner, and stores the blob once its digest is verified."""
+        """Downloads the missing bytes as the owner, verifies the digest, and makes the bytes a blob of all
+        `repositories`."""
         context = self._context
-        if not self._started.is_set() and await self._is_stored():
+        if not self._started.is_set() and await self._mount_if_stored():
             return
         if self._owner_changes and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
@@ -256,7 +262,7 @@ class Fill:
             self.demand,
             await context.bad_senders.choose(self.repo, self.digest),
             self._started.set,
-            has_begun=self._started.is_set(),
+            has_response=self._started.is_set(),
             stall_timeout=context.stall_timeout,
         )
         while True:
@@ -266,30 +272,32 @@ class Fill:
             except NoReaders:
                 if not self.demand.is_alive():
                     raise
-        await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.endpoints))
-        await self._add_to_repositories(self.repositories - {self.repo})
+        await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.senders))
+        await self._mount_in(self.repositories - {self.repo})
 
-    async def _is_stored(self) -> bool:
-        """Returns whether another process had stored the blob before this process became the owner. If so, adds the
-        blob to all `repositories`."""
+    async def _mount_if_stored(self) -> bool:
+        """If another process stored the blob before this process became the owner, adds the blob to all `repositories`
+        and returns True. Otherwise returns False."""
         if not await self._context.entitlement.mount(self.repo, self.digest, self.size):
             return False
-        await self._add_to_repositories(self.repositories - {self.repo})
+        await self._mount_in(self.repositories - {self.repo})
         return True
 
-    async def _add_to_repositories(self, repositories: Collection[RepositoryName]) -> None:
-        """Adds the stored blob to further repositories through which it was requested."""
+    async def _mount_in(self, repositories: Collection[RepositoryName]) -> None:
+        """Adds the stored blob to each of `repositories`."""
         for repo in list(repositories):
             await self._context.entitlement.mount(repo, self.digest, self.size)
 
     def _note_owner_change(self) -> None:
+        """Wakes the readers that wait for a new owner."""
         self._owner_changes += 1
         self._owner_changed.set()
         self._owner_changed = asyncio.Event()
 
     async def _wait_for_owner(self, changes: int) -> None:
-        """Waits until `_owner_changes` differs from `changes`, but for `OWNER_POLL_SECONDS` at most, because another
-        process may have become the owner without this process noticing it."""
+        """Waits until the owner has changed, that is, until `_owner_changes` differs from its earlier value `changes`.
+        Waits for `OWNER_POLL_SECONDS` at most, because this process does not notice when another process becomes the
+        owner."""
         if self._owner_changes == changes and not self.ended:
             with suppress(TimeoutError):
                 async with asyncio.timeout(OWNER_POLL_SECONDS):
@@ -297,8 +305,8 @@ class Fill:
 
 
 class Fills:
-    """The fills of this process. A fill runs in a task of its own, which goes on after the requests that started or
-    joined it."""
+    """The running fills of this process, at most one for each blob. A fill runs in a task of its own, which continues
+    when the requests that use the fill have ended."""
 
     def __init__(self, context: FillContext) -> None:
         self._context = context
@@ -307,22 +315,21 @@ class Fills:
         self._closed = False
 
     def request(self, repo: RepositoryName, digest: Digest, size: int) -> Fill:
-        """Returns the fill of a blob that a client has requested. Starts it if none is running. Not a coroutine, so the
-        fill cannot end before the caller uses it. Raises UpstreamUnavailable if the server is stopping."""
+        """Returns the running fill of a blob that a client has requested, or starts one. This is not a coroutine, so
+        that the fill cannot end before the caller uses it. Raises UpstreamUnavailable if the server is stopping."""
         fill = self._find_or_start(repo, digest, size)
         fill.demand.request()
         return fill
 
-    def start_ahead(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
-        """Returns the fill of a blob that is prefetched for `pull`. Starts it if none is running. Unless a client
-        requests the blob, the fill ends when `pull` is no longer active. Raises UpstreamUnavailable if the server is
-        stopping."""
+    def start_prefetch(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
+        """Returns the running fill of a blob that is prefetched for `pull`, or starts one. If no client requests the
+        blob, the fill ends when `pull` is no longer active. Raises UpstreamUnavailable if the server is stopping."""
         fill = self._find_or_start(repo, blob.digest, blob.size)
         fill.demand.pulls.add(pull)
         return fill
 
-    def find_for(self, repo: RepositoryName, digest: Digest) -> Fill | None:
-        """Returns the running fill of a blob, if `repo` is among its `repositories`; otherwise None."""
+    def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
+        """Returns the running fill of a blob if `repo` is among the fill's `repositories`; otherwise None."""
         for (fill_digest, _), (fill, _) in self._fills.items():
             if fill_digest == digest and repo in fill.repositories and not fill.ended:
                 return fill
@@ -333,12 +340,13 @@ class Fills:
         return [fill for fill, _ in self._fills.values()]
 
     async def aclose(self) -> None:
-        """Cancels all fills. The stored bytes are kept for the next start of the server."""
+        """Cancels all fills, and prevents new ones. The stored bytes are kept for the next start of the server."""
         self._closed = True
         await cancel_and_wait(task for _, task in self._fills.values())
 
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int) -> Fill:
-        """Returns the running fill of a blob, with `repo` added to its repositories, or starts one."""
+        """Adds `repo` to the `repositories` of the running fill of a blob, and returns the fill. Starts a fill if there
+        is none."""
         if (digest, size) in self._fills:
             fill, _ = self._fills[digest, size]
             fill.repositories.add(repo)
@@ -352,6 +360,7 @@ class Fills:
         return fill
 
     async def _run(self, fill: Fill) -> None:
+        """Runs a fill, and removes it from the running fills when it has ended."""
         try:
             await fill.run()
         finally:

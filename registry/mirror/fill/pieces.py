@@ -1,14 +1,16 @@
 """Splits a blob's download into pieces (`PiecePlan`), chooses the piece length and the number of connections
 (`AdaptiveConcurrency`), and finds slow connections (`StragglerDetector`).
 
-A *piece* is the byte range of one request. Pieces never overlap, and are requested from the start of the blob on, so
-that readers can follow. Each request names both ends of its range, because the bytes already on their way are wasted
-when a request with an open end is cut.
+A *piece* is the byte range of one request. Pieces that are requested at the same time never overlap. They are requested
+in ascending order, so that readers can follow; if a reader waits for a later byte, the piece with this byte is
+requested next. Each request names both ends of its range. If it named only the start and were cancelled later, the
+bytes that are already on their way would be wasted.
 
-A *straggler* is a connection that is much slower than the others. Stragglers are looked for once all bytes have been
-requested. The missing bytes of their pieces are then requested again over other connections. Because cutting does not
-help if all connections are slow, a connection's rate is never compared with a fixed rate, but with the rates of the
-other connections and of pieces that ended a short time ago; after a cut, only with rates measured since.
+A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
+stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
+not help if all connections were slow. So a connection's rate is not compared with a fixed rate, but with the rates of
+the other connections and of pieces that ended a short time ago. After a cancellation, it is compared only with rates
+that were measured later.
 """
 
 from __future__ import annotations
@@ -23,28 +25,29 @@ MIB: Final = 1 << 20
 SMALLEST_PIECE: Final = MIB
 LARGEST_PIECE: Final = 64 * MIB
 FIRST_PIECE: Final = 2 * MIB
-"""Piece lengths in bytes. A piece at the end of a gap may be smaller."""
+"""Smallest, largest and first length of a piece in bytes. A piece at the end of a range of missing bytes may be
+smaller."""
 RATE_WINDOW_SECONDS: Final = 0.1
-"""Length of a window: the time over which the total rate of the download is measured."""
+"""Length of a *window*: a period over which the total rate of the download is measured."""
 MIN_SPEEDUP: Final = 1.25
-"""Factor by which the rate must grow after the number of connections was doubled. If it does not, the doubling is
-undone."""
+"""Factor by which the rate must grow after the number of connections was doubled. If the rate grows less, the doubling
+is undone."""
 WINDOWS_WITHOUT_SPEEDUP: Final = 2
-"""Windows in a row without that growth after which the doubling is undone. More than one, because many upstreams send
-in bursts."""
+"""Number of windows in a row without that growth after which the doubling is undone. It is more than one, because many
+upstreams send in bursts."""
 FAST_CONNECTION_RATE: Final = 64 * MIB
-"""Bytes per second. If each connection is faster than this, more connections would not help."""
+"""Rate in bytes per second. If the connections are faster than this on average, more connections would not help."""
 GROWTH_PAUSE_SECONDS: Final = 2.0
 LONGEST_GROWTH_PAUSE_SECONDS: Final = 16.0
-"""Pause until the number of connections may be doubled again. Each doubling that is undone makes the next pause twice
-as long."""
+"""First and longest pause until the number of connections may be doubled again. Each doubling that is undone makes the
+next pause twice as long."""
 FIRST_BYTES_SECONDS: Final = 1.0
-"""Time that new connections get to deliver their first bytes, before the rate is judged."""
+"""Time that new connections get for their first bytes. Until then, no window is evaluated."""
 
 
 class Piece:
-    """The byte range of one request: from offset `start` up to, but without, `stop`. The bytes before `next_offset`
-    are stored. The thread that reads the response advances `next_offset`."""
+    """The byte range of one request: from offset `start` up to, but without, `stop`. `next_offset`: offset of the first
+    byte of the piece that is not stored. The thread that reads the response advances it."""
 
     __slots__ = ("next_offset", "start", "stop")
 
@@ -54,11 +57,13 @@ class Piece:
 
 
 class PiecePlan:
-    """The byte ranges that are missing and that no connection is requesting. Call it from one thread only."""
+    """The byte ranges of a blob that are missing and that no connection is requesting. Not for use in several
+    threads."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
         """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one."""
         self._gaps = sorted(gap for gap in gaps if gap[0] < gap[1])
+        """The byte ranges in the plan, in ascending order."""
 
     @property
     def remaining(self) -> int:
@@ -66,9 +71,9 @@ class PiecePlan:
         return sum(stop - start for start, stop in self._gaps)
 
     def take(self, length: int, reader_offsets: Iterable[int] = ()) -> Piece | None:
-        """Removes the next piece from the plan and returns it; None if no byte is left. The piece has about `length`
-        bytes. It begins at the lowest of `reader_offsets`, the offsets that readers wait for, that is in the plan;
-        otherwise at the first byte of the plan."""
+        """Removes the next piece from the plan and returns it. Returns None if the plan is empty. The piece has about
+        `length` bytes. `reader_offsets`: the offsets of the bytes that readers wait for. The piece begins at the lowest
+        of these offsets that is in the plan; if none is, at the first byte of the plan."""
         if not self._gaps:
             return None
         piece_start = min(
@@ -77,13 +82,13 @@ class PiecePlan:
         index = self._find_gap(piece_start)
         assert index is not None
         start, stop = self._gaps[index]
-        # Takes the whole gap if less than half of the smallest piece would be left.
+        # Takes the rest of the gap if less than half of the smallest piece would be left of it.
         piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE // 2 else stop
         self._gaps[index : index + 1] = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
         return Piece(piece_start, piece_stop)
 
     def give_back(self, piece: Piece) -> None:
-        """Adds the part of `piece` that was not stored to the plan again."""
+        """Adds the bytes of `piece` that have not been stored to the plan again."""
         if piece.next_offset >= piece.stop:
             return
         merged: list[tuple[int, int]] = []
@@ -95,7 +100,7 @@ class PiecePlan:
         self._gaps = merged
 
     def _find_gap(self, offset: int) -> int | None:
-        """Returns the index of the gap that contains `offset`, or None."""
+        """Returns the index, in `_gaps`, of the range that contains `offset`. Returns None if no range does."""
         for index, (start, stop) in enumerate(self._gaps):
             if start <= offset < stop:
                 return index
@@ -104,8 +109,8 @@ class PiecePlan:
 
 class AdaptiveConcurrency:
     """Adapts the number of connections of one download (`connections`) and the piece length in bytes (`length`) to the
-    measured rate. Doubles the connections as long as that makes the download faster, and undoes a doubling that does
-    not. Times are seconds of any monotonic clock; rates are bytes per second."""
+    measured rate. Doubles the number of connections as long as that makes the download faster. Undoes a doubling that
+    does not make it faster. Times are seconds of any monotonic clock; rates are bytes per second."""
 
     def __init__(self, max_connections: int, now: float) -> None:
         self.connections = 1
@@ -114,20 +119,25 @@ class AdaptiveConcurrency:
         self._window_start = (now, 0)
         """Start of the present window, and the number of bytes received until then."""
         self._doubled_at = now
+        """Time of the last doubling."""
         self._previous_connections = 1
         """Number of connections before the last doubling."""
         self._previous_rate: float | None = None
         """The rate with `_previous_connections`; None before the first doubling."""
         self._windows_without_speedup = 0
+        """Number of windows in a row, since the last doubling, in which the rate was not `MIN_SPEEDUP` times as
+        high."""
         self._is_paused = False
-        """Whether no doubling is tried, until `_paused_until`."""
+        """Whether the number of connections is not doubled until `_paused_until`."""
         self._paused_until = 0.0
         self._rate_at_pause = 0.0
+        """The `rate` of `_pause_growth` for the present pause."""
         self._pause_seconds = GROWTH_PAUSE_SECONDS
+        """Length of the next pause."""
 
     def next_length(self, remaining: int) -> int:
-        """Returns the length in bytes of the next piece. `remaining`: bytes that have not been requested yet. Pieces
-        get shorter near the end, so that all connections end at about the same time."""
+        """Returns the length in bytes of the next piece. `remaining`: number of bytes that have not been requested yet.
+        The last pieces of a download are shorter, so that all connections end at about the same time."""
         if self.connections == 1:
             return self.length
         return min(self.length, max(SMALLEST_PIECE, self.length // 4, remaining // (2 * self.connections)))
@@ -135,15 +145,16 @@ class AdaptiveConcurrency:
     def note_piece(self, length: int, seconds: float, latency: float) -> None:
         """Adapts the piece length after a piece of `length` bytes has arrived. `latency`: seconds from the request to
         the first byte. `seconds`: from the first byte to the last one."""
-        # Aims at pieces that take eight times their latency to arrive, but 0.75 s at least and 2 s at most.
+        # Aims at pieces that take eight times the latency to arrive, but at least 0.75 s and at most 2 s.
         target_seconds = min(2.0, max(0.75, 8 * latency))
         target_length = length / max(seconds, 0.001) * target_seconds
         target_length = min(max(target_length, self.length / 2), self.length * 2)
         self.length = int(min(max(target_length, SMALLEST_PIECE), LARGEST_PIECE))
 
     def observe(self, now: float, received: int, running: int, is_waiting: bool) -> None:
-        """Adapts the number of connections to the state at `now`. `received`: bytes received so far. `running`: number
-        of open connections. `is_waiting`: whether a new connection has not delivered its first byte yet."""
+        """Adapts the number of connections to the progress until `now`. `received`: number of bytes received so far.
+        `running`: number of open connections. `is_waiting`: whether a new connection still waits for its first byte.
+        Call it often."""
         window_started_at, received_before = self._window_start
         if is_waiting and now - self._doubled_at < FIRST_BYTES_SECONDS:
             self._window_start = (now, received)
@@ -152,7 +163,7 @@ class AdaptiveConcurrency:
             return
         rate = (received - received_before) / (now - window_started_at)
         self._window_start = (now, received)
-        if rate > FAST_CONNECTION_RATE * max(running, 1):
+        if rate > FAST_CONNECTION_RATE * max(running, 1):  # the connections are fast enough
             self.connections = min(self.connections, max(running, 1))
             self._pause_growth(now, rate)
         elif self._is_paused:
@@ -162,7 +173,7 @@ class AdaptiveConcurrency:
             self._windows_without_speedup += 1
             if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if running <= self._previous_connections:  # no connection was free, so the doubling was not tried
+            if running <= self._previous_connections:  # no slot was free, so no connections were added
                 self.note_unavailable(now, running)
                 return
             self.connections = self._previous_connections
@@ -176,17 +187,19 @@ class AdaptiveConcurrency:
             self._pause_growth(now, rate)
 
     def note_unavailable(self, now: float, available: int) -> None:
-        """Reduces the connections to `available`, because other downloads use the rest of the upstream's limit."""
+        """Reduces the number of connections to `available`, because other downloads use all others that the upstream's
+        limit allows."""
         self.connections = max(1, min(self.connections, available))
         self._pause_growth(now, 0.0)
         self._paused_until = now + 2 * RATE_WINDOW_SECONDS
 
     def note_broken_connection(self, now: float) -> None:
-        """Halves the number of connections."""
+        """Halves the number of connections after one has broken."""
         self.connections = max(1, self.connections // 2)
         self._pause_growth(now, 0.0)
 
     def _double(self, now: float, rate: float) -> None:
+        """Doubles the number of connections up to the maximum. `rate`: the present rate."""
         if self.connections >= self._max_connections:
             self._pause_growth(now, rate)
             return
@@ -197,6 +210,8 @@ class AdaptiveConcurrency:
         self._doubled_at = now
 
     def _pause_growth(self, now: float, rate: float) -> None:
+        """Starts a pause in which the number of connections is not doubled. `rate`: the present rate; the pause ends
+        early if the rate falls below half of it. With 0, the pause does not end early."""
         self._is_paused = True
         self._rate_at_pause = rate
         self._paused_until = now + self._pause_seconds
@@ -205,15 +220,16 @@ class AdaptiveConcurrency:
 K = TypeVar("K")
 
 STRAGGLER_WINDOW_SECONDS: Final = 2.0
-"""Time over which a connection's rate is measured, from its first byte on."""
+"""Length of a window: a period over which the rate of one connection is measured. The first one starts with the first
+byte."""
 RECENT_SECONDS: Final = 30.0
-"""Time for which the rate of a piece that has ended is used for comparison."""
+"""Time for which the rate of a piece is used for comparison after the piece has ended."""
 MAX_ENDED_RATES: Final = 16
-"""Number of pieces that have ended whose rates are used for comparison."""
+"""Largest number of ended pieces whose rates are used for comparison."""
 SLOWNESS_FACTOR: Final = 4.0
-"""How many times slower than the median of the others a straggler is."""
+"""A straggler is more than this many times slower than the median of the rates that it is compared with."""
 MIN_SAVED_SECONDS: Final = 2.0
-"""Time that cutting a connection must save at least, by estimate."""
+"""Time that must be saved, by estimate, for a straggler's request to be cancelled."""
 
 
 class StragglerDetector(Generic[K]):
@@ -222,14 +238,15 @@ class StragglerDetector(Generic[K]):
 
     def __init__(self) -> None:
         self._ended_rates: deque[tuple[float, float]] = deque(maxlen=MAX_ENDED_RATES)
-        """For pieces that have ended: the time of the end, and the rate."""
+        """For each ended piece: the time when it ended, and its rate."""
         self._window_starts: dict[K, tuple[float, int]] = {}
         """For each running connection: the start of its present window, and the bytes received until then."""
         self._rates: dict[K, float] = {}
-        """For each running connection: the rate in its last complete window."""
+        """For each running connection: its rate in its last complete window."""
 
     def note_piece(self, now: float, length: int, seconds: float) -> None:
-        """Records that a piece of `length` bytes has ended. `seconds`: from its first byte to the last one."""
+        """Records that a piece has ended, of which `length` bytes have arrived. `seconds`: time from its first byte to
+        its last one."""
         self._ended_rates.append((now, length / max(seconds, 0.001)))
 
     def observe(self, now: float, received_by_connection: Mapping[K, int]) -> None:
@@ -244,8 +261,9 @@ class StragglerDetector(Generic[K]):
                 self._window_starts[key] = (now, received)
 
     def find(self, now: float, missing_by_connection: Mapping[K, int]) -> list[K]:
-        """Returns the keys of the connections to cut. `missing_by_connection`: for each running connection, the number
-        of bytes of its piece that have not arrived."""
+        """Returns the keys of the stragglers, whose requests should be cancelled. Forgets the rates measured so far if
+        there are any stragglers. `missing_by_connection`: for each running connection, the number of bytes of its piece
+        that have not arrived."""
         ended_rates = [rate for ended_at, rate in self._ended_rates if now - ended_at <= RECENT_SECONDS]
         stragglers = []
         for key, missing in missing_by_connection.items():

@@ -1,9 +1,9 @@
 """Retries of a blob's download: how long to wait and when to give up (`RetryPolicy`), and which endpoints to avoid
 because they sent corrupt bytes (`BadSenders`).
 
-An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the download of one blob, in one process; the
-processes that wait for its bytes are its *followers*. `encode_failure` and `decode_failure` pass the error of a fill to
-its followers.
+An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the download of one blob in one process. Its
+*followers* are the fills of the same blob in other processes, which wait for its bytes. `encode_failure` and
+`decode_failure` pass the error of a fill to its followers.
 """
 
 from __future__ import annotations
@@ -29,49 +29,51 @@ from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
-"""Time without progress after which a download is given up once its readers have got bytes. It is longer than the
-restart of an upstream takes, and longer than the first pauses of the circuit breaker."""
+"""Time without progress after which a download fails if its readers have got bytes. It is longer than an upstream takes
+to restart. It is also longer than the first pauses of the circuit breaker, during which the upstream client sends no
+requests to a failing endpoint."""
 MIN_PROGRESS_BYTES: Final = 64 * 1024
-"""New bytes that count as progress."""
+"""Number of new bytes since the last failure that is treated as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
 LONGEST_RETRY_SECONDS: Final = 2.0
-"""Pauses before the first retry, and at most before any later one. Each pause is twice as long as the one before."""
+"""First and longest pause before a retry. Each pause is twice as long as the one before."""
 MAX_ATTEMPTS_BEFORE_FIRST_BYTE: Final = 2
-"""Attempts before the first byte has arrived. They are few, because the waiting client can still try another registry
-and should get the error soon."""
+"""Number of attempts if no byte has arrived. It is small, because a client that has got no byte can still try another
+registry, and so should get the error soon."""
 
 
 class RetryPolicy:
-    """The back-off of one blob's download. Times are seconds of any monotonic clock."""
+    """Decides when one blob's download is retried, and when it fails. Times are seconds of any monotonic clock."""
 
     def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
-        """`stall_timeout`: seconds, see `STALL_TIMEOUT_SECONDS`."""
+        """`stall_timeout`: seconds without progress after which a download fails if its readers have got bytes."""
         self.resume_at = 0.0
-        """Time before which no connection may be opened."""
+        """No request may be sent before this time."""
         self._stall_timeout = stall_timeout
         self._failures_in_row = 0
+        """Number of failures since the last progress."""
         self._first_failure_at = 0.0
-        """Time of the first of the failures in a row."""
+        """Time of the first failure since the last progress."""
         self._received_bytes = 0
-        """Bytes that had been received at the last failure."""
+        """Number of bytes that had been received at the last failure."""
 
-    def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_begun: bool) -> bool:
-        """Records a failed request. Returns True if the download should continue at the time `resume_at`, which this
-        call sets; returns False if it should be given up. `received_bytes`: bytes received so far. `has_begun`: whether
-        readers have got bytes. A request that was not sent, because of a rate limit or an open circuit breaker, counts
-        as failed."""
+    def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_response: bool) -> bool:
+        """Records a failed request. Returns True if the download should be retried at the time `resume_at`, which this
+        call sets. Returns False if the download should fail. `received_bytes`: number of bytes received so far.
+        `has_response`: whether the upstream has started to send, so that readers may have got bytes. Call this method
+        also for a request that was not sent because of a rate limit or an open circuit breaker."""
         if received_bytes - self._received_bytes >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
         self._received_bytes = received_bytes
         pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)
         self._failures_in_row += 1
-        if has_begun:
-            # Bounded by a part of the stall timeout, so that a short timeout leaves time for several attempts.
+        if has_response:
+            # A short stall timeout makes the longest pause shorter, so that there is time for several attempts.
             pause = min(pause, LONGEST_RETRY_SECONDS, max(self._stall_timeout / 20, FIRST_RETRY_SECONDS))
         if isinstance(error, TooManyRequests):
             pause = max(pause, float(error.retry_after))
         self.resume_at = now + pause
-        if has_begun:
+        if has_response:
             return self.resume_at <= self._first_failure_at + self._stall_timeout
         return (
             self._failures_in_row < (1 if isinstance(error, UpstreamTimeout) else MAX_ATTEMPTS_BEFORE_FIRST_BYTE)
@@ -84,22 +86,27 @@ class RetryPolicy:
         return self._failures_in_row
 
     def resume_soon(self, now: float) -> None:
-        """Allows another attempt soon. For an attempt that differs from the failed one, such as without a range."""
+        """Allows another attempt after the shortest pause. Call it if that attempt differs from the failed one, such as
+        a request without a byte range."""
         self.resume_at = now + FIRST_RETRY_SECONDS
 
 
+_TIMEOUT_KIND: Final = "late"
+"""The kind of an UpstreamTimeout in the text of `encode_failure`. The kind of another error is its `code`."""
+
+
 def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
-    """Returns the error of a fill for `repo` as text, for its followers in other processes. Returns None if a follower
-    could get another result, so that it should try for itself."""
+    """Returns the error of a fill as text, for its followers. `repo`: the repository from which the fill has requested
+    the blob. Returns None if a follower might succeed, so that it should try the download itself."""
     if not isinstance(error, UpstreamUnavailable | TooManyRequests):
         return None
-    kind = "late" if isinstance(error, UpstreamTimeout) else error.code
+    kind = _TIMEOUT_KIND if isinstance(error, UpstreamTimeout) else error.code
     return json.dumps({"repository": repo, "kind": kind, "message": error.message, "wait": error.retry_after})
 
 
 def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
-    """Returns the error that `encode_failure` turned into the text `reason`. Returns None if the text is about another
-    repository than `repo`, or cannot be decoded."""
+    """Returns the error that `encode_failure` has turned into the text `reason`. Returns None if the text is about
+    another repository than `repo`, or cannot be decoded."""
     try:
         record = json.loads(reason)
         if record["repository"] != repo:
@@ -109,36 +116,38 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
         return None
     if kind == TooManyRequests.code:
         return TooManyRequests(message, retry_after=int(wait))
-    failure = UpstreamTimeout if kind == "late" else UpstreamUnavailable
+    failure = UpstreamTimeout if kind == _TIMEOUT_KIND else UpstreamUnavailable
     return failure(message, retry_after=wait)
 
 
 log = logging.getLogger("registry.mirror")
 
 LONGEST_SENDER_PAUSE_SECONDS: Final = 30.0
-"""Longest time for which an endpoint is not asked for a blob."""
+"""Longest time for which an endpoint that sent corrupt bytes for a blob is not asked for the blob."""
 FORGET_SENDER_SECONDS: Final = 600.0
-"""Time after which it is forgotten that an endpoint sent corrupt bytes."""
+"""Time after which the record that an endpoint sent corrupt bytes is deleted."""
 
 
 def sender_pause(times: int) -> float:
-    """Returns the number of seconds for which an endpoint is not asked for a blob after it sent corrupt bytes `times`
-    times in a row. That is 0 after the first time, because bytes can be damaged in transit, then 2, 4, 8 and so on."""
+    """Returns the number of seconds for which an endpoint is not asked for a blob for which it has sent corrupt bytes
+    `times` times. That is 0 after the first time, because bytes can be damaged in transit, then 2, 4, 8 and so on up to
+    `LONGEST_SENDER_PAUSE_SECONDS`."""
     return 0.0 if times < 2 else min(2.0 ** (times - 1), LONGEST_SENDER_PAUSE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointChoice:
-    """Which endpoints of an upstream one download should avoid. `ask_last`: endpoints that are asked only if no other
-    endpoint has the blob. `refused`: endpoints whose bytes are not accepted now, with the error to raise for each."""
+    """The endpoints of an upstream that one download should avoid. `ask_last`: endpoints that are asked only if no
+    other endpoint has the blob. `refused`: endpoints whose bytes are not accepted in this download, with the error to
+    raise for each."""
 
     ask_last: frozenset[str] = frozenset()
     refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
 
 
 class BadSenders:
-    """Remembers, across processes, which endpoints of one upstream sent corrupt bytes for a blob: bytes with another
-    digest."""
+    """Records, for all processes, which endpoints of one upstream sent *corrupt bytes* for a blob: bytes that do not
+    have the blob's digest."""
 
     def __init__(self, records: UpstreamRecords, upstream: UpstreamClient, clock: Callable[[], float]) -> None:
         """`clock`: returns seconds since 1970."""
@@ -147,9 +156,9 @@ class BadSenders:
         self._clock = clock
 
     async def choose(self, repo: RepositoryName, digest: Digest) -> EndpointChoice:
-        """Returns which endpoints to avoid for a blob. Endpoints that sent corrupt bytes more often than others are
-        asked last; those that are paused are refused. Raises UpstreamUnavailable, with the time to retry, if all
-        endpoints are paused."""
+        """Returns which endpoints to avoid for a blob. An endpoint that sent corrupt bytes more often than others is
+        asked last. An endpoint whose pause (`sender_pause`) has not ended is refused. Raises UpstreamUnavailable, with
+        the time of the retry, if that is the case for all endpoints."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         if not bad_senders:
             return EndpointChoice()
@@ -169,23 +178,24 @@ class BadSenders:
     def _remaining_pause(self, bad_sender: CorruptionRecord) -> float:
         """Returns the seconds until the endpoint may be asked again; 0 or less if it may be asked now."""
         pause = sender_pause(bad_sender.times)
-        return min(bad_sender.at + pause - self._clock(), pause)  # bounded, in case the clock was set back
+        # Returns at most `pause`, even if the clock was set back.
+        return min(bad_sender.at + pause - self._clock(), pause)
 
     def _refusal(self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float) -> UpstreamUnavailable:
-        """Returns the error for endpoints that may be asked again in `wait` seconds."""
+        """Returns the error for `endpoints`, which may be asked for the blob again in `wait` seconds."""
         return UpstreamUnavailable(
             f"the upstream {self._upstream.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
-            f"{ceil(wait)} s, or at once after: entrepot mirror refresh {repo}@{digest}",
+            f"{ceil(wait)} s, or immediately after the command: entrepot mirror refresh {repo}@{digest}",
             {"digest": digest},
             retry_after=ceil(wait),
         )
 
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
-        """Records that `endpoints` sent corrupt bytes for a blob. The process that downloaded the blob calls this, once
-        for each download. Only logs a failure to record, because its only effect is that the same endpoint may be asked
-        again."""
+        """Records that `endpoints` sent corrupt bytes for a blob. Call it once for each download, in the process that
+        has downloaded the blob. If the record cannot be stored, only logs that: the endpoints are then asked again
+        without a pause."""
         log.error(
-            "%s of %s does not match its digest, received from %s; the bytes are dropped",
+            "the bytes of %s of %s, received from %s, do not match the digest and are deleted",
             digest,
             repo,
             ", ".join(sorted(endpoints)) or "an endpoint asked by another process",

@@ -1,9 +1,8 @@
-"""Writes the bytes of a response from an upstream registry into a partial blob: the piece that was requested
-(`PieceSink`), or the missing bytes of a whole blob (`WholeSink`).
+"""Writes the bytes of one response from an upstream registry into a partial blob: either the byte range that was
+requested, a *piece* (`PieceSink`), or the missing bytes of a blob that was requested whole (`WholeSink`).
 
-A *partial blob* is a file with the bytes of a download that have arrived. Both classes implement the Protocol
-`BlobSink`, whose methods are called in the thread that reads the response. An *endpoint* is one of the base URLs of the
-upstream.
+A *partial blob* is a blob that is still being downloaded, into a file. Both classes implement the Protocol `BlobSink`,
+whose methods are called in the thread that reads the response. An *endpoint* is one of the base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -17,43 +16,46 @@ from storage.errors import RegistryError, UpstreamUnavailable
 from storage.partials import Partial
 
 RefusedEndpoints = Mapping[str, RegistryError]
-"""Endpoints whose bytes are not accepted, with the error to raise for each."""
+"""The endpoints whose bytes are not accepted, because they sent corrupt bytes before, with the error to raise for
+each."""
 
 
 class PieceSink:
-    """Writes the response to a request for one piece into the partial blob. Accepts exactly the bytes of the piece.
-    Implements the Protocol `BlobSink`. Times are seconds of the monotonic clock."""
+    """Writes the response to a request for one piece into the partial blob. Accepts only the bytes of the piece.
+    `requested_at`, `response_at`: when the request was sent and when the response started, in seconds of the monotonic
+    clock."""
 
     def __init__(
         self, partial: Partial, piece: Piece, on_response: Callable[[], None], refused: RefusedEndpoints
     ) -> None:
-        """`on_response`: called, in the thread that reads the response, when the upstream begins to send."""
+        """`on_response`: called, in the thread that reads the response, when the response starts. `refused`: the
+        endpoints whose bytes are not accepted."""
         self._partial = partial
         self._refused = refused
         self._on_response = on_response
         self.piece = piece
         self.endpoint: str | None = None
-        """The endpoint that has begun to send."""
-        self.requested_at = self.begun_at = time.monotonic()
+        """The endpoint that sends the response; None before the response has started."""
+        self.requested_at = self.response_at = time.monotonic()
 
     @property
     def new_bytes(self) -> int:
-        """Number of bytes that have been stored."""
+        """Number of bytes that this sink has stored."""
         return self.piece.next_offset - self.piece.start
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Accepts a response with exactly the bytes of the piece. Raises RangesUnsupported for another range, and
-        UpstreamUnavailable for a refused endpoint or another size of the blob."""
+        """Checks the start of the response. Raises RangesUnsupported if the response has another range than the piece,
+        and UpstreamUnavailable if the endpoint is refused or states another size of the blob."""
         _check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
         self.endpoint = endpoint
-        self.begun_at = time.monotonic()
+        self.response_at = time.monotonic()
         self._on_response()
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Writes the next bytes of the piece. Raises UpstreamUnavailable for bytes outside the piece or out of order,
-        and the errors of `Partial.write_at`."""
+        """Writes the next bytes of the piece. Raises UpstreamUnavailable if the bytes are outside the piece or out of
+        order, and the errors of `Partial.write_at`."""
         if offset != self.piece.next_offset or offset + len(data) > self.piece.stop:
             raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
         self._partial.write_at(offset, data)
@@ -61,8 +63,8 @@ class PieceSink:
 
 
 class WholeSink:
-    """Writes the response to a request for the whole blob into the partial blob, but only the bytes in `gaps`, because
-    a client may have read the other bytes already. Implements the Protocol `BlobSink`."""
+    """Writes the response to a request for the whole blob into the partial blob. Writes only the bytes that are
+    missing: the other bytes must not change, because a client may have read them."""
 
     def __init__(
         self,
@@ -72,21 +74,21 @@ class WholeSink:
         refused: RefusedEndpoints,
     ) -> None:
         """`gaps`: the missing byte ranges. `on_response`: called, in the thread that reads the response, when the
-        upstream begins to send."""
+        response starts. `refused`: the endpoints whose bytes are not accepted."""
         self._partial = partial
         self._refused = refused
         self._gaps = gaps
         self._on_response = on_response
         self.endpoint: str | None = None
-        """The endpoint that has begun to send."""
+        """The endpoint that sends the response; None before the response has started."""
         self.new_bytes = 0
-        """Number of bytes that have been stored."""
+        """Number of bytes that this sink has stored."""
         self.next_offset = 0
         """Offset of the next byte of the response."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Accepts a response with the whole blob. Raises UpstreamUnavailable for a part of the blob, a refused
-        endpoint, or another size."""
+        """Checks the start of the response. Raises UpstreamUnavailable if the response has only a part of the blob, or
+        if the endpoint is refused or states another size of the blob."""
         _check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent a part of a blob that was asked for whole")
@@ -94,8 +96,8 @@ class WholeSink:
         self._on_response()
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Writes those of the next bytes that are missing. Raises UpstreamUnavailable for bytes out of order, and the
-        errors of `Partial.write_at`."""
+        """Writes those of the next bytes that are missing in the partial blob. Raises UpstreamUnavailable if the bytes
+        are out of order, and the errors of `Partial.write_at`."""
         if offset != self.next_offset or offset + len(data) > self._partial.size:
             raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
         for start, stop in self._gaps:
@@ -107,8 +109,8 @@ class WholeSink:
 
 
 def _check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected_size: int) -> None:
-    """Raises UpstreamUnavailable if the endpoint is refused, or if the blob does not have the expected size in bytes.
-    With another size, the response may be an error page, or the manifest that names the size is wrong."""
+    """Raises UpstreamUnavailable if the endpoint is refused, or if the blob does not have the expected size in bytes. A
+    response with another size may be an error page, or the manifest states a wrong size."""
     if endpoint in refused:
         raise refused[endpoint]
     if size != expected_size:

@@ -1,10 +1,11 @@
 """Limits the connections to one upstream over all processes, and decides which download gets a connection first
 (`ConnectionSlots`).
 
-A *fill* is the download of one blob. Before each request it takes a *connection slot*, one of a limited number of
-permits. Fills that a client waits for come before *prefetching*: fills that were started because a client will probably
-request the blob soon. `Demand` says whether a client waits for a fill. `ImagePull` says whether a client is still
-pulling the image for which blobs are prefetched.
+A *fill* is the download of one blob. Before each request to the upstream, a fill takes a *connection slot*, one of a
+limited number of permits, and holds it until the request has ended. A *prefetch fill* was started because a client will
+probably request the blob soon, and no client has requested it yet. Other fills get slots before prefetch fills.
+`Demand` says whether a client has requested the blob of a fill. `ImagePull` says whether a client is still pulling the
+image for which a blob is prefetched.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from registry.mirror.upstream_client import UpstreamClient
 from storage.leases import Leases
 
 SPARE_CONNECTIONS: Final = 2
-"""Slots that a fill without waiting clients leaves free for fills with waiting clients."""
+"""Number of slots that prefetch fills leave free for other fills."""
 YIELD_SECONDS: Final = 0.015
-"""Time that a fill leaves a free slot to other fills before it takes the slot. Longer than the longest time between two
-polls of a fill that waits in the queue (0.01 s), so that such a fill gets the slot."""
+"""Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
+looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 SPARE_POLL_SECONDS: Final = 0.04
-"""Time between two attempts of a fill without waiting clients to get a slot."""
+"""Time between two attempts of a prefetch fill to get a slot."""
 
 
 class ConnectionSlots:
-    """The slots of one upstream. Fills that a client waits for queue for a slot; the others poll."""
+    """The slots of one upstream. Prefetch fills poll for a slot; other fills wait for a slot in a queue."""
 
     def __init__(self, leases: Leases, upstream: UpstreamClient) -> None:
         self._leases = leases
@@ -42,23 +43,26 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of slots that stay free while only fills without waiting clients want one."""
+        """Number of slots that prefetch fills leave free. It is less than the number of all slots, so that they can get
+        at least one."""
         return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
     async def wait_for_spare(self) -> None:
-        """Waits until a fill without waiting clients may take a slot. Returns in the order of the calls. Takes no
-        slot."""
-        async with self._leases.slot(self._name, self.max_connections, self._spare_slots):
+        """Waits until a prefetch fill may take a slot, but takes none. The calls in one process return in the order in
+        which they were made."""
+        async with self._leases.slot(self._name, self.max_connections, keep_free=self._spare_slots):
             return
 
     @asynccontextmanager
     async def primary(self, demand: Demand, *, is_new_connection: bool) -> AsyncIterator[bool]:
-        """Waits for a slot for a fill's first connection and holds it inside the `async with` block.
-        `is_new_connection`: whether the connection has not been used yet. If it has, the fill lets other fills in the
-        queue go first. If no client waits for the blob, takes a slot only if `SPARE_CONNECTIONS` others are free.
-        Yields True, or False without a slot if nothing needs the blob any more."""
+        """Waits for a slot for a fill's first connection and holds it inside the `async with` block. If no client has
+        requested the blob, takes a slot only if `SPARE_CONNECTIONS` others are free. Yields True if the block holds a
+        slot, or False if nothing needs the blob any more.
+
+        `is_new_connection`: whether the connection has not been used for a request yet. If it has been used, and no
+        other slot is free, fills that wait in the queue get the slot first."""
         while not demand.requested.is_set() and demand.is_alive():
-            async with self._leases.try_slot(self._name, self.max_connections, self._spare_slots) as has_slot:
+            async with self._leases.try_slot(self._name, self.max_connections, keep_free=self._spare_slots) as has_slot:
                 if has_slot:
                     yield True
                     return
@@ -71,7 +75,7 @@ class ConnectionSlots:
             yield False
             return
         if not is_new_connection:
-            async with self._leases.try_slot(self._name, self.max_connections, 1) as has_slot:
+            async with self._leases.try_slot(self._name, self.max_connections, keep_free=1) as has_slot:
                 if has_slot:
                     yield True
                     return
@@ -81,11 +85,13 @@ class ConnectionSlots:
 
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:
-        """Takes a slot for a further connection of a fill and holds it inside the `async with` block. Does not queue;
-        takes the last free slot only if that is still free after `YIELD_SECONDS`. Yields whether it holds a slot."""
+        """Takes a slot for a further connection of a fill and holds it inside the `async with` block. Does not wait in
+        the queue. Takes the last free slot only if a client has requested the blob and the slot is still free after
+        `YIELD_SECONDS`. Yields whether the block holds a slot."""
         is_requested = demand.requested.is_set()
+        # Only a fill that a client has requested may take one of the spare slots, and it leaves one slot free at first.
         slots_to_leave = min(1 if is_requested else SPARE_CONNECTIONS + 1, self.max_connections - 1)
-        async with self._leases.try_slot(self._name, self.max_connections, slots_to_leave) as has_slot:
+        async with self._leases.try_slot(self._name, self.max_connections, keep_free=slots_to_leave) as has_slot:
             if has_slot:
                 yield True
                 return
@@ -98,17 +104,19 @@ class ConnectionSlots:
 
 
 PULL_IDLE_SECONDS: Final = 60.0
-"""Time after the last request of a pull until the pull counts as ended."""
+"""Time after the last request of a pull after which the pull is no longer active."""
 
 
 class ImagePull:
-    """A client's pull of one image: it is active while the client requests parts of the image."""
+    """A client's pull of one image. It is *active* while the client requests parts of the image."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock`: returns seconds of a monotonic clock."""
         self._clock = clock
         self._readers = 0
+        """Number of open readers of the image's blobs."""
         self._last_request = clock()
+        """Time of the last request that belongs to the pull."""
 
     def enter(self) -> None:
         """Records that a reader of one of the image's blobs was opened."""
@@ -120,7 +128,7 @@ class ImagePull:
         self._last_request = self._clock()
 
     def touch(self) -> None:
-        """Records another request that belongs to the pull."""
+        """Records a request that belongs to the pull."""
         self._last_request = self._clock()
 
     def is_active(self) -> bool:
@@ -129,16 +137,17 @@ class ImagePull:
 
 
 class Demand:
-    """Says who needs the blob of a running fill."""
+    """Says which clients and pulls need the blob of a running fill."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
-        """Set when a client of any process has requested the blob. The blob is then downloaded to its end."""
+        """Set when a client of any process has requested the blob. The blob is then downloaded completely, even if the
+        client disconnects."""
         self.pulls: set[ImagePull] = set()
         """The pulls for which the blob is prefetched. If no client has requested the blob, it is downloaded only while
-        one of them is active."""
+        one of these pulls is active."""
         self._waiting_readers: Counter[int] = Counter()
-        """Number of waiting readers by offset."""
+        """Number of waiting readers, by the offset of the byte that they wait for."""
 
     def request(self) -> None:
         """Records that a client has requested the blob."""

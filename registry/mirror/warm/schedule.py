@@ -1,5 +1,6 @@
-"""Scheduled warming: one server process fetches the images named in the settings into the mirror's cache, again and
-again at an interval (a *round*)."""
+"""Scheduled warming: one server process repeatedly fetches the images that the settings name into the mirror's cache,
+before clients request them. One run through all images is a *round*; the settings say how long to wait between
+rounds."""
 
 from __future__ import annotations
 
@@ -18,16 +19,18 @@ from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"
-"""Name of the slot (a permit that one process at a time can hold) of the process that warms."""
+"""Name of the slot that the process that warms holds. A slot is a permit, and this one can be held by one process at a
+time."""
 FIRST_ROUND_SECONDS = 60.0
-"""Longest time from the start of the server to the first round. It is not 0, because a start contacts no upstream."""
+"""Longest time from the start of the server to the first round. It is not 0, because the server should not send
+requests to an upstream as soon as it starts."""
 TAKEOVER_POLL_SECONDS = 15.0
-"""Time between two attempts of a process to become the one that warms."""
+"""Longest time between two attempts of a process to become the process that warms."""
 log = logging.getLogger("registry.mirror.warm")
 
 
 class WarmLog(WarmObserver):
-    """Logs the result for each image reference."""
+    """Receives the reports of a round, and logs the result for each image reference."""
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
         """Logs nothing."""
@@ -36,7 +39,7 @@ class WarmLog(WarmObserver):
         """Logs nothing."""
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
-        """Logs an error, or how many bytes were fetched. Logs nothing if everything was cached before."""
+        """Logs the error, or how many bytes were fetched. Logs nothing if the whole image was cached before."""
         if result.error:
             log.warning("%s is not completely cached: %s", image, result.error)
         elif result.fetched:
@@ -52,8 +55,8 @@ class WarmLog(WarmObserver):
 async def warm_on_schedule(
     settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases
 ) -> AsyncIterator[None]:
-    """Warms the images that `settings` name, at an interval, while the `async with` block runs. Every server process
-    calls this, but only one at a time warms; when that process ends, another one takes over."""
+    """Runs rounds in the background while the `async with` block runs. Every server process calls this, but only one
+    process at a time warms. When that process ends, another one takes over. `locate`, `find_stored`: see `Warmer`."""
     if not settings.references and settings.file is None:
         yield
         return
@@ -65,11 +68,12 @@ async def warm_on_schedule(
 
 
 async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases) -> None:
-    """Tries to become the process that warms, and then runs rounds. Ends only when cancelled."""
+    """Waits until this process can become the process that warms, and then runs one round after another. Ends only when
+    it is cancelled."""
     await asyncio.sleep(min(FIRST_ROUND_SECONDS, settings.interval))
     while True:
         try:
-            async with leases.try_slot(WARM_SLOT, 1) as has_slot:
+            async with leases.try_slot(WARM_SLOT, count=1) as has_slot:
                 while has_slot:
                     await _run_round(settings, locate, find_stored)
                     await asyncio.sleep(settings.interval)
@@ -79,12 +83,12 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
 
 
 async def _run_round(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
-    """Warms each image once. Logs errors and raises none."""
+    """Warms each image once. Logs errors, and raises nothing."""
     try:
         from_file = read_references(settings.file) if settings.file else []
         images = parse_references([*settings.references, *from_file])
         await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(images)
     except ReferencesError as error:
-        log.warning("no image is warmed, because the references cannot be used: %s", error)
-    except Exception:  # caught so that the rounds continue: the next one may succeed
-        log.exception("warming failed; it is tried again after the interval")
+        log.warning("no image is warmed in this round: %s", error)
+    except Exception:  # does not end the rounds, because the next one may succeed
+        log.exception("warming the mirror failed; the next round tries again")

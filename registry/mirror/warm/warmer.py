@@ -1,7 +1,7 @@
 """Warms the mirror: fetches images into its cache before a client requests them (`Warmer`).
 
-The warmer opens each manifest and each blob of an image through the mirror, as a client's request would, and waits
-until the blob is stored. The mirror downloads each blob once, even if a client pulls it at the same time.
+The warmer requests each manifest and each blob of an image from the mirror, as a client would, and waits until the blob
+is stored. The mirror downloads each blob once, even if a client requests it at the same time.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from storage.interface import Reader, Registry
 from storage.names import Digest, ImageReference, RepositoryName, Tag
 
 FindStored = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
-"""Returns those of the given blobs that are completely stored."""
+"""Returns the digests of those of the given blobs that are completely stored."""
 Locate = Callable[[RepositoryName], Awaitable[tuple[Registry, RepositoryName, str | None]]]
-"""Returns for a repository name: the registry that serves it, the repository's name there, and the name of its upstream
-registry (None: clients push to the repository, so it has no upstream)."""
+"""For a repository name, returns three things: the registry that serves the repository, the repository's name in that
+registry, and the name of its upstream registry. The upstream is None if the repository is *hosted*: clients push to
+it."""
 
 MAX_RUNNING_REFERENCES = 4
 MAX_RUNNING_BLOBS = 8
-"""Image references and blobs that are warmed at a time. The mirror itself limits the connections to the upstream."""
+"""Largest number of image references and of blobs that are fetched at a time. The mirror itself limits the connections
+to the upstream."""
 MAX_INDEX_DEPTH = 4
-"""Levels of indexes within indexes that are followed."""
+"""Number of levels below an image's index down to which the entries of indexes are fetched."""
 
 
 class WarmObserver(Protocol):
-    """Receives reports about the progress. Its methods are called on the event loop and must not block."""
+    """Receives reports about the progress of a `Warmer`. Its methods are called on the event loop and must not
+    block."""
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Called before a blob of `image` is fetched."""
+        """Called before a blob of `image` is fetched, once for each blob of a repository."""
         ...
 
     def on_bytes(self, blob: Digest, count: int) -> None:
@@ -43,15 +46,16 @@ class WarmObserver(Protocol):
         ...
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
-        """Called when the work for an image reference has ended, with success or with an error."""
+        """Called when the image has been fetched, or when that has failed."""
         ...
 
 
 @dataclass(slots=True)
 class WarmResult:
-    """The result for one image reference. `manifests`, `blobs`: numbers of those that are cached now. `fetched`: bytes
-    of configs and layers that the warmer had fetched. `already_stored`: bytes that were cached before. `error`: one
-    line for the user that says why a part of the image is not cached; None if all of it is."""
+    """The result for one image reference. `manifests`, `blobs`: numbers of manifests and blobs of the image that are
+    cached. `fetched`: size in bytes of the blobs that were fetched. `already_stored`: size in bytes of the blobs that
+    were cached before. `error`: one line for the user that says why a part of the image is not cached; None if the
+    whole image is cached."""
 
     manifests: int = 0
     blobs: int = 0
@@ -62,14 +66,14 @@ class WarmResult:
 
 @dataclass(frozen=True, slots=True)
 class _ImageBlob:
-    """A blob of an image. `was_stored`: whether it was stored before the warmer fetched anything."""
+    """A blob of an image. `was_stored`: whether it was stored before the warmer requested any blob of the image."""
 
     blob: Descriptor
     was_stored: bool
 
 
 class Warmer:
-    """Warms a list of images once. Make a new object for each time."""
+    """Warms a list of images once. Make a new object for each list."""
 
     def __init__(
         self,
@@ -78,7 +82,8 @@ class Warmer:
         platforms: Sequence[Platform] | None,
         observer: WarmObserver,
     ) -> None:
-        """`platforms`: the platforms for which manifests of an index are fetched; None: all."""
+        """`locate`: finds the mirror that serves a repository. `find_stored`: says which blobs are stored. `platforms`:
+        the platforms for which manifests of an index are fetched; None: all platforms."""
         self._locate = locate
         self._find_stored = find_stored
         self._platforms = platforms
@@ -86,10 +91,11 @@ class Warmer:
         self._reference_limit = asyncio.Semaphore(MAX_RUNNING_REFERENCES)
         self._blob_limit = asyncio.Semaphore(MAX_RUNNING_BLOBS)
         self._blob_tasks: dict[tuple[RepositoryName, Digest], asyncio.Task[None]] = {}
+        """The tasks that fetch or have fetched blobs, by repository and digest."""
 
     async def warm(self, images: Sequence[ImageReference]) -> list[WarmResult]:
-        """Fetches the images and returns one result for each, in order. An error of one image does not stop the others.
-        If this call is cancelled, the bytes fetched so far are kept, also those of incomplete blobs."""
+        """Fetches the images and returns their results in the same order. If one image fails, still fetches the others.
+        If this call is cancelled, the mirror keeps the bytes that it has fetched, also those of incomplete blobs."""
         try:
             return await asyncio.gather(*map(self._warm_image, images))
         finally:
@@ -99,7 +105,7 @@ class Warmer:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _warm_image(self, image: ImageReference) -> WarmResult:
-        """Fetches one image and returns the result, which has the error if there was one."""
+        """Fetches one image and returns its result."""
         result = WarmResult()
         async with self._reference_limit:
             try:
@@ -110,8 +116,9 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image and counts in `result`. After an error, fetches the rest of the image, and then raises the
-        first error."""
+        """Fetches one image, and adds its numbers to `result`. If a manifest that an index lists is missing, or a blob
+        cannot be fetched, still fetches the rest of the image, and then raises the first such error. If a manifest
+        cannot be fetched for another reason, raises that error immediately."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
@@ -149,9 +156,11 @@ class Warmer:
         result: WarmResult,
         depth: int,
     ) -> RegistryError | None:
-        """Fetches a manifest and, if it is an index, the manifests that it lists, down to `depth` further levels. Adds
-        their blobs to `image_blobs`. Returns the first error of a listed manifest or a missing platform, so that the
-        caller still fetches the rest; None if there was none. Raises the error of the manifest itself."""
+        """Fetches a manifest. If it is an index, also fetches the manifests that it lists, down to `depth` further
+        levels. Adds the blobs of all these manifests to `image_blobs`, but does not fetch them.
+
+        If the upstream does not have a listed manifest, or if the index has no entry for a platform, returns the first
+        such error, so that the caller still fetches the rest. Returns None if there was none. Raises other errors."""
         manifest = await registry.get_manifest(image.repository, image.reference)
         result.manifests += 1
         if manifest.media_type not in INDEXES:
@@ -165,7 +174,7 @@ class Warmer:
                 try:
                     child = ImageReference(image.repository, entry.digest)
                     child_problem = await self._fetch_manifests(registry, child, image_blobs, result, depth - 1)
-                except ManifestUnknown as unknown:  # an index may list manifests that its registry does not have
+                except ManifestUnknown as unknown:  # an index may list manifests that the upstream does not have
                     child_problem = unknown
                 problem = problem or child_problem
         return problem
@@ -174,15 +183,15 @@ class Warmer:
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], image_blobs: dict[Digest, _ImageBlob]
     ) -> None:
         """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up now which
-        are stored, so that a blob that the mirror prefetches from now on counts as fetched."""
+        of them are stored. So `WarmResult.fetched` includes blobs that the mirror prefetches later."""
         stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:
                 image_blobs.setdefault(blob.digest, _ImageBlob(blob, blob.digest in stored))
 
     def _choose_entries(self, index: Manifest) -> tuple[Sequence[Descriptor], RegistryError | None]:
-        """Returns the entries of an index for the platforms that are warmed, and an error if the index has no entry for
-        one of them. Returns all entries if the index names no platforms."""
+        """Returns the entries of an index for the platforms that are warmed, or all entries if the index states no
+        platforms. Also returns an error if the index has no entry for one of the platforms, otherwise None."""
         entries = index.manifests
         offered = sorted({platform_name(entry) for entry in entries} - {""})
         if self._platforms is None or not offered:
@@ -196,8 +205,8 @@ class Warmer:
     def _start_fetch(
         self, registry: Reader, repo: RepositoryName, image: ImageReference, blob: Descriptor
     ) -> asyncio.Task[None]:
-        """Returns the task that fetches a blob of a repository. Starts it if there is none; there is one already if
-        another image has the same layer."""
+        """Returns the task that fetches a blob of a repository. Starts a task unless there is one already, because
+        another image has the same blob."""
         key = (repo, blob.digest)
         if key not in self._blob_tasks:
             self._observer.on_blob_wanted(image, blob)
@@ -205,7 +214,7 @@ class Warmer:
         return self._blob_tasks[key]
 
     async def _fetch_blob(self, registry: Reader, repo: RepositoryName, blob: Descriptor) -> None:
-        """Fetches a blob, and returns when it is stored and verified."""
+        """Fetches a blob, and returns when its digest is verified and it is stored."""
         async with self._blob_limit:
             try:
                 await self._wait_until_stored(registry, repo, blob.digest)
@@ -213,7 +222,8 @@ class Warmer:
                 await self._wait_until_stored(registry, repo, blob.digest)
 
     async def _wait_until_stored(self, registry: Reader, repo: RepositoryName, digest: Digest) -> None:
-        """Opens a blob, which starts its download, and reports the progress until its last byte is stored."""
+        """Opens a blob, which starts its download if it is not stored, and reports the progress until its last byte is
+        stored."""
         reader = await registry.open_blob(repo, digest)
         try:
             offset, stop = reader.span

@@ -1,8 +1,8 @@
 """Opens and reads files that the kernel has cached, without ever waiting for the disk.
 
 Such a call takes one or two microseconds, so it can run on the event loop. If it would have to wait for the disk, it
-returns None, and the caller repeats it in a thread, which costs fifty times as much. See openat2(2), RESOLVE_CACHED
-(Linux 5.12), and preadv2(2), RWF_NOWAIT.
+returns None, and the caller does the work in a thread instead, which takes fifty times as long. See openat2(2),
+RESOLVE_CACHED (Linux 5.12), and preadv2(2), RWF_NOWAIT.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 _SYS_OPENAT2 = 437
-"""Number of the system call on every architecture but Alpha, where the kernel answers ENOSYS."""
+"""Number of the system call openat2 on every architecture except Alpha. There the call fails with ENOSYS."""
 _RESOLVE_CACHED = 0x20
 """Flag of openat2: fail with EAGAIN instead of waiting for the disk."""
 _UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
@@ -29,7 +29,7 @@ class _OpenHow(ctypes.Structure):
 
 
 class CachedOpener:
-    """Opens files below one directory for reading, if the kernel has their names cached."""
+    """Opens files below one directory for reading, as long as the kernel has their names and inodes cached."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         """Opens the directory. Raises OSError."""
@@ -39,7 +39,7 @@ class CachedOpener:
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Closes the directory."""
+        """Closes the directory. `open` then returns None."""
         self._syscall = None
         os.close(self._directory_fd)
 
@@ -65,8 +65,8 @@ def _load_syscall() -> Callable[..., int] | None:
     """Returns the C function syscall(2), or None on a system other than Linux."""
     if sys.platform != "linux":
         return None
-    # PyDLL keeps the interpreter's lock (GIL) during the call. The call does not wait, and it takes less time than
-    # releasing the lock would.
+    # PyDLL does not release the interpreter's lock (GIL) during the call. The call never waits, and takes less time
+    # than releasing the lock would take.
     syscall = ctypes.PyDLL(None, use_errno=True).syscall
     syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
     syscall.restype = ctypes.c_long
@@ -74,8 +74,8 @@ def _load_syscall() -> Callable[..., int] | None:
 
 
 def read_cached(fd: int, offset: int, length: int) -> bytes | None:
-    """Returns `length` bytes of the file at `offset`. Returns None if the kernel has not cached all of them, or if the
-    file ends before. Raises OSError."""
+    """Returns the `length` bytes of the file at `offset`. Returns None if the kernel has not cached all of them, or if
+    the file has fewer bytes. Raises OSError."""
     if sys.platform != "linux":
         return None
     buffer = bytearray(length)
@@ -85,5 +85,5 @@ def read_cached(fd: int, offset: int, length: int) -> bytes | None:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
             return None
         raise
-    # The kernel stops at the first page that is not cached, and then `count` is less than `length`.
+    # The kernel stops at the first page that it has not cached. Then `count` is less than `length`.
     return bytes(buffer) if count == length else None

@@ -1,8 +1,9 @@
-"""Two flags of a partial blob that all processes see: "a client waits for it" and "its download has started".
+"""Two flags of a partial blob that all processes see: "a client waits for it" and "its download has started"
+(`CrossProcessFlags`).
 
-A *partial blob* is a blob that is still being downloaded; its *owner* is the process that downloads it. Each flag is a
-lock on one byte of the blob's state file. Setting a flag writes nothing to the disk, and the kernel clears the flags of
-a process when the process dies.
+A *partial blob* is a blob that is still being downloaded; its *owner* is the process that downloads it. A flag is set
+while any process holds a lock on a certain byte of the blob's state file. So setting a flag writes nothing to the disk,
+and the kernel clears the flags of a process that dies.
 """
 
 from __future__ import annotations
@@ -10,36 +11,39 @@ from __future__ import annotations
 from contextlib import suppress
 
 from storage.data_dir.blocking_calls import as_storage_errors
-from storage.data_dir.locks import is_byte_locked, share_lock_byte, try_lock_byte, unlock_byte
+from storage.data_dir.locks import is_byte_locked, lock_byte_shared, try_lock_byte, unlock_byte
 
 WAITERS_BYTE = 1
-"""Offset of the byte that each process with waiters locks, shared."""
+"""Offset of the byte on which each process that has waiters holds a shared lock."""
 STARTED_BYTE = 2
-"""Offset of the byte that an owner locks once it has started to request bytes. The byte at offset 0 is the lock that
-makes a process the owner."""
+"""Offset of the byte that the owner locks when it starts to request bytes. (The lock on the byte at offset 0 makes a
+process the owner.)"""
 
 
 class CrossProcessFlags:
-    """The flags of one partial blob, set and read through one open state file, which all users of the blob in this
-    process share. The methods take microseconds and raise StorageFailed. None may be called after the file is
-    closed."""
+    """The flags of one partial blob, in one process. There is one object for each partial blob that the process has
+    open. The methods take microseconds, and raise StorageFailed unless their docstring says otherwise. Call them only
+    while the state file is open."""
 
     def __init__(self, state_fd: int) -> None:
+        """`state_fd`: descriptor of the open state file."""
         self._state_fd = state_fd
         self._waiters: set[object] = set()
-        """Waiters in this process."""
+        """The waiters of this process."""
         self._has_started_here = False
-        """Whether this process holds the lock on `STARTED_BYTE`."""
+        """Whether this process holds the lock on `STARTED_BYTE`, and so has set the flag."""
 
     def add_waiter(self, waiter: object) -> None:
-        """Registers that `waiter`, any object, waits for the blob."""
+        """Registers that `waiter` waits for the blob, and sets the flag "a client waits". `waiter`: any hashable
+        object."""
         if not self._waiters:
             with as_storage_errors():
-                share_lock_byte(self._state_fd, WAITERS_BYTE)
+                lock_byte_shared(self._state_fd, WAITERS_BYTE)
         self._waiters.add(waiter)
 
     def remove_waiter(self, waiter: object) -> None:
-        """Removes `waiter` if it was registered. Raises nothing."""
+        """Removes `waiter` if it was registered. Clears the flag of this process when its last waiter is removed.
+        Raises nothing."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
             if not self._waiters:
@@ -47,18 +51,19 @@ class CrossProcessFlags:
                     unlock_byte(self._state_fd, WAITERS_BYTE)
 
     def has_waiter_besides(self, user: object) -> bool:
-        """Returns whether anything but `user` waits for the blob, in this or another process."""
+        """Returns whether a waiter other than `user` is registered, in this or another process."""
+        # `is_byte_locked` does not see the lock of this process, so this process's waiters are looked up in memory.
         with as_storage_errors():
             return bool(self._waiters - {user}) or is_byte_locked(self._state_fd, WAITERS_BYTE)
 
     def mark_started(self) -> None:
-        """Sets the flag that says that the owner, which is in this process, has started to request bytes."""
+        """Sets the flag "the owner has started to request bytes". Only for the process that is the owner."""
         if not self._has_started_here:
             with as_storage_errors():
                 self._has_started_here = try_lock_byte(self._state_fd, STARTED_BYTE)
 
     def clear_started(self) -> None:
-        """Clears the flag that `mark_started` set. Raises nothing."""
+        """Clears the flag if this process has set it with `mark_started`. Raises nothing."""
         if self._has_started_here:
             self._has_started_here = False
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A set of byte positions in a file, such as "bytes 0 to 99 and 200 to 299", kept as a sorted list of ranges
+"""A set of byte positions in a file, such as "bytes 0 to 99 and 200 to 299", stored as a sorted list of ranges
 (`Extents`)."""
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ Extent = tuple[int, int]
 
 
 class Extents:
-    """A set of byte positions. Extents that touch or overlap are merged. `add` and `remove` take time logarithmic in
-    the number of extents, plus the time to shift a list of that length."""
+    """A set of byte positions, stored as extents. Extents that touch or overlap are merged into one. The time of `add`
+    and `remove` is logarithmic in the number of extents, plus the time to shift the items of a list of that length."""
 
     __slots__ = ("_bounds",)
 
     def __init__(self, extents: Iterable[Extent] = ()) -> None:
         self._bounds: list[int] = []
-        """The extents as start, stop, start, stop, …, in ascending order and all different. So `bisect_right` of a
-        position is odd if the position is inside an extent."""
+        """The bounds of the extents in ascending order: start, stop, start, stop, … No two are equal. So the number of
+        bounds that are not greater than a position (`bisect_right`) is odd if the position is inside an extent."""
         for start, stop in extents:
             self.add(start, stop)
 
@@ -43,6 +43,7 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
+            # `start` is a new bound unless an extent reaches it, `stop` unless an extent continues after it.
             bounds[left:right] = [start] * (left % 2 == 0) + [stop] * (right % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:
@@ -50,6 +51,8 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
+            # `start` becomes the end of an extent that contains the position before it, `stop` the start of one that
+            # contains `stop`.
             bounds[left:right] = [start] * (left % 2) + [stop] * (right % 2)
 
     def gaps(self, start: int, stop: int) -> list[Extent]:
@@ -57,7 +60,7 @@ class Extents:
         bounds = self._bounds
         found = []
         gap_start = self.reach(start)
-        next_bound = bisect_right(bounds, gap_start)  # index of the start of the next extent
+        next_bound = bisect_right(bounds, gap_start)  # index, in `bounds`, of the start of the next extent
         while gap_start < stop:
             gap_stop = bounds[next_bound] if next_bound < len(bounds) else stop
             found.append((gap_start, min(gap_stop, stop)))
@@ -69,5 +72,5 @@ class Extents:
 
     def reach(self, offset: int) -> int:
         """Returns the end of the extent that contains `offset`, or `offset` itself if no extent contains it."""
-        next_bound = bisect_right(self._bounds, offset)
+        next_bound = bisect_right(self._bounds, offset)  # odd if `offset` is inside an extent
         return self._bounds[next_bound] if next_bound % 2 else offset

@@ -16,11 +16,11 @@ from storage.data_dir.blocking_calls import as_storage_errors
 from storage.errors import StorageFailed
 
 CHUNK_BYTES = 256 * 1024
-"""Bytes that one read, and so one iteration, returns at most."""
+"""Largest number of bytes that one read, and so one step of an iteration, returns."""
 
 
 class FileBlobReader:
-    """Reads a blob from its file."""
+    """Reads a blob, or a span of it, from its open file. Iterating yields the bytes in chunks."""
 
     location: str | None = None
     is_incomplete = False
@@ -36,7 +36,7 @@ class FileBlobReader:
         self.file: OpenFile | None = OpenFile(fd)
 
     async def readable_until(self, offset: int) -> int:
-        """Returns the end of the span at once, because all of its bytes are stored."""
+        """Returns the end of the span without waiting, because all of its bytes are stored."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -52,8 +52,8 @@ class FileBlobReader:
                 yield chunk
 
     async def aclose(self) -> None:
-        """Closes the file. If the file was deleted, a thread closes it, because the call then blocks while the file
-        system frees the file's blocks."""
+        """Closes the file. May be called more than once. If the file has been deleted, a thread closes it, because the
+        call then blocks while the file system frees the file's blocks."""
         if self.file is None:
             return
         self.file = None
@@ -64,19 +64,20 @@ class FileBlobReader:
 
 
 class SmallBlobReader:
-    """Holds the bytes of a small blob, or of a small span of a blob. `data`: the bytes of `span`."""
+    """Holds the bytes of a small blob, or of a small span of a blob (`data`). Iterating yields them in one chunk."""
 
     location: str | None = None
     is_incomplete = False
     file: OpenFile | None = None
 
     def __init__(self, data: bytes, descriptor: Descriptor, span: tuple[int, int]) -> None:
+        """`data`: the bytes of the span. `span`: offsets of its first byte and of the byte after the last one."""
         self.data: bytes | None = data
         self.descriptor = descriptor
         self.span = span
 
     async def readable_until(self, offset: int) -> int:
-        """Returns the end of the span at once, because all of its bytes are stored."""
+        """Returns the end of the span without waiting, because all of its bytes are stored."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -88,5 +89,5 @@ class SmallBlobReader:
 
 
 def truncated_file(descriptor: Descriptor, length: int) -> StorageFailed:
-    """Returns the error for a file that has only `length` bytes, fewer than its blob."""
+    """Returns the error for a blob's file that has only `length` bytes, fewer than the blob."""
     return StorageFailed(f"the file of {descriptor.digest} ends after {length} bytes")

@@ -1,5 +1,4 @@
-"""The store of blobs as files, one file for each digest: opens, lists and deletes them. Implements the Protocol
-`BlobStore`.
+"""The blob store that keeps each blob in a file of its own (`FileBlobStore`). Implements the Protocol `BlobStore`.
 
 Garbage collection deletes a blob's file in two steps: `FileBlobStore.remove` moves the file to the trash directory, and
 `FileBlobStore.reclaim_space` unlinks the files in the trash.
@@ -20,14 +19,14 @@ from storage.blobs.files.upload_session import ClaimedUploadFile, FileUploadSess
 from storage.content import BLOB_TYPE, Descriptor, Span
 from storage.data_dir.blocking_calls import UncancellableFuture, as_storage_errors, storage_error
 from storage.data_dir.disk import Disk
-from storage.data_dir.layout import SHARDS
+from storage.data_dir.layout import SHARD_COUNT
 from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 
 SMALL_BLOB_BYTES = 64 * 1024
-"""Size up to which a blob, or the requested span of a blob, is read into memory when it is opened."""
+"""Size up to which a blob, or the requested span of a blob, is read into memory when the blob is opened."""
 
 
 class FileBlobStore:
@@ -35,21 +34,23 @@ class FileBlobStore:
     to the data directory."""
 
     def __init__(self, disk: Disk, boot: str) -> None:
-        """`boot`: id of the machine's boot (`boot_id`). Raises OSError."""
+        """`boot`: id of the machine's present boot (`boot_id`). Raises OSError."""
         self.boot = boot
-        self.shards = SHARDS
+        self.shard_count = SHARD_COUNT
         self.layout = disk.layout
         self._disk = disk
         self._opener = CachedOpener(disk.layout.root)
         self._buffers = UploadBuffers()
 
     def close(self) -> None:
-        """Closes the store's own files. Callers close the blobs and sessions that they opened."""
+        """Closes the store's descriptor of the data directory. Does not close readers and sessions; their callers
+        do."""
         self._opener.close()
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
-        """Opens the blob's file, and reads a small blob at once. Does so on the event loop if the kernel has the file
-        cached, otherwise in a thread. Raises RangeInvalid, BytesMissing, StorageFailed."""
+        """Opens the blob's file. If the blob or the span has at most `SMALL_BLOB_BYTES`, also reads and closes the
+        file. Opens and reads on the event loop if the kernel has the file cached, otherwise in a thread. Raises
+        RangeInvalid, BytesMissing, StorageFailed."""
         offsets = span.to_offsets(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
@@ -65,7 +66,8 @@ class FileBlobStore:
         return SmallBlobReader(await self._read_small(fd, descriptor, offsets), descriptor, offsets)
 
     async def _open_in_thread(self, place: str) -> int:
-        """Opens the file and returns its descriptor. Raises OSError. If cancelled, the file is closed again."""
+        """Opens the file and returns its descriptor. Raises OSError. If this call is cancelled, the file is closed as
+        soon as the thread has opened it."""
         path = self._disk.layout.path_of(place)
         flags = os.O_RDONLY | os.O_CLOEXEC
         future = asyncio.get_running_loop().run_in_executor(self._disk.threads, os.open, path, flags)
@@ -76,7 +78,8 @@ class FileBlobStore:
             raise
 
     async def _read_small(self, fd: int, descriptor: Descriptor, span: tuple[int, int]) -> bytes:
-        """Returns the bytes of the span and closes `fd`. Raises StorageFailed, also if the file ends too early."""
+        """Returns the bytes of the span and closes `fd`. Raises StorageFailed, also if the file ends before the span
+        does."""
         start, length = span[0], span[1] - span[0]
         try:
             with as_storage_errors():
@@ -90,43 +93,47 @@ class FileBlobStore:
         return data
 
     def start_upload(self, upload: UploadID, algorithm: str) -> FileUploadSession:
-        """Returns a new upload session. Its first write creates the file."""
+        """Returns a new upload session, whose file is created by its first write. `algorithm`: the digest algorithm of
+        the session, such as `sha256`."""
         return FileUploadSession(self._disk, self._buffers, self.boot, upload, start_digest(algorithm))
 
     def take_over(
         self, upload: UploadID, check: Callable[[int], None] | None = None
     ) -> UncancellableFuture[ClaimedUploadFile]:
-        """Takes the session over from its owner. `check` is called in the thread with the number of stored bytes, and
-        may raise to refuse. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
+        """Takes the session over from its owner, the request that may write to it. `check` is called in the thread with
+        the number of stored bytes. If `check` raises, the owner keeps the session, and this call raises the same error.
+        Raises BlobUploadUnknown, StorageFull, StorageFailed."""
         directory = self._disk.layout.upload(upload)
 
-        def take() -> ClaimedUploadFile:
+        def check_and_take() -> ClaimedUploadFile:
             if check is not None:
                 check(upload_size(directory))
             file = UploadFile.take_over(self._disk.system, directory)
             return ClaimedUploadFile(self._disk, self._buffers, self.boot, upload, file)
 
-        return self._disk.run(take)
+        return self._disk.run(check_and_take)
 
     async def upload_size(self, upload: UploadID) -> int:
         """Returns the number of bytes that the session has stored; 0 for an unknown id."""
         return await self._disk.run(lambda: upload_size(self._disk.layout.upload(upload)))
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes a session's bytes, even while a caller owns it."""
+        """Deletes a session's bytes, even while a request is writing to the session."""
         await self._disk.run(lambda: self._discard_upload(upload))
 
     def _discard_upload(self, upload: UploadID) -> None:
         directory = self._disk.layout.upload(upload)
         if not directory.exists():
             return
-        with suppress(BlobUploadInvalid, BlobUploadUnknown):  # another process is ending it
+        with suppress(BlobUploadInvalid, BlobUploadUnknown):  # another request took over or ended the session
             try:
                 file = UploadFile.take_over(self._disk.system, directory)
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-                with suppress(OSError):  # the session has no bytes, and the full disk has no space for an empty file
+                # A session without bytes may have a directory but no file. To take such a session over, its file would
+                # have to be created, which fails on a full disk. It is enough to delete the empty directory.
+                with suppress(OSError):  # the directory is not empty
                     self._disk.system.rmdir(directory)
                 return
             try:
@@ -140,14 +147,14 @@ class FileBlobStore:
         def scan() -> list[tuple[UploadID, float]]:
             found = []
             for entry in os.scandir(self._disk.layout.uploads):
-                with suppress(BlobUploadUnknown, FileNotFoundError):
+                with suppress(BlobUploadUnknown, FileNotFoundError):  # not a session, or deleted meanwhile
                     found.append((UploadID(entry.name), entry.stat().st_mtime))
             return found
 
         return await self._disk.run(scan)
 
     async def remove(self, place: str) -> None:
-        """Deletes a blob: moves its file to the trash directory. A move takes the same short time for files of any
+        """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any
         size, whereas unlinking a large file takes long."""
         path = self._disk.layout.path_of(place)
 
@@ -163,7 +170,7 @@ class FileBlobStore:
         await self._disk.run(move_to_trash)
 
     async def reclaim_space(self) -> None:
-        """Unlinks all files in the trash directory, which frees their disk space."""
+        """Frees the disk space of deleted blobs: unlinks all files in the trash directory."""
 
         def empty_trash() -> None:
             for name in os.listdir(self._disk.layout.trash):
@@ -173,14 +180,15 @@ class FileBlobStore:
         await self._disk.run(empty_trash)
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
-        """Returns the blobs in one of the `shards` directories. `number`: 0 to `shards` - 1."""
+        """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
+        0 to `shard_count` - 1."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 
         def scan() -> list[ListedBlob]:
             found = []
             for entry in os.scandir(path):
-                with suppress(DigestInvalid, FileNotFoundError):
+                with suppress(DigestInvalid, FileNotFoundError):  # not a blob file, or deleted meanwhile
                     digest = Digest(f"{algorithm}:{entry.name}")
                     found.append(ListedBlob(digest, self._disk.layout.blob_place(digest), entry.stat().st_mtime))
             return found
@@ -189,6 +197,6 @@ class FileBlobStore:
 
 
 def _close_opened(future: asyncio.Future[int]) -> None:
-    """Closes the file that `future` has opened, if it has opened one."""
+    """Closes the file whose descriptor is the result of `future`, unless opening it failed."""
     if not future.cancelled() and future.exception() is None:
         os.close(future.result())

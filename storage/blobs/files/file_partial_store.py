@@ -1,8 +1,9 @@
-"""The store of partial blobs: opens them for their users, and commits them as blobs. Implements the Protocol
-`Partials`.
+"""The store of partial blobs (`FilePartialStore`): opens partial blobs for their users, and makes complete ones blobs.
+Implements the Protocol `Partials`.
 
 A *partial blob* is a blob that is still being downloaded from an upstream registry, into a file that all processes see.
-Its *owner* is the one user, in any process, that downloads it; the others wait for the bytes.
+A *user* of a partial blob is an object that reads or writes it through a `PartialHandle`. The *owner* is the one user,
+among all processes, that downloads the bytes. The other users wait for them.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
 
 DIGEST_THREADS = 4
-"""Threads that compute digests while the bytes arrive."""
+"""Number of threads that compute digests while the bytes arrive."""
 FIRST_PAUSE_SECONDS = 0.001
 LONGEST_PAUSE_SECONDS = 0.02
-"""Pauses between attempts to open a partial blob that another process is just creating or ending."""
+"""First and longest pause between attempts to open a partial blob whose files another process is creating or deleting
+at the moment."""
 
 
 class PartialHandle:
     """One user's access to a partial blob: implements the Protocol `Partial`. All handles of this process for the same
-    partial blob share its open files (`shared`)."""
+    partial blob share one `ProcessPartial`, which has the open files (`shared`)."""
 
     def __init__(self, store: FilePartialStore, shared: ProcessPartial) -> None:
         self.digest = shared.digest
@@ -54,13 +56,14 @@ class PartialHandle:
         return self._shared.is_owner(self)
 
     def take_ownership(self) -> bool:
-        """Makes this handle the owner if there is no other, and returns whether it is the owner now. After the partial
-        blob was dropped, always returns False; the caller has to `claim` it again."""
+        """Makes this handle the owner if there is no owner, and returns whether it is the owner now. Always returns
+        False after the partial blob was committed or deleted. Then the caller has to call `FilePartialStore.claim`
+        again. Raises StorageFull, StorageFailed."""
         with as_storage_errors():
             return not self._closed and self._shared.take_ownership(self)
 
     def missing(self) -> list[tuple[int, int]]:
-        """Returns the ranges of bytes that are not stored, in order. Raises StorageFailed."""
+        """Returns the ranges of bytes that are not stored, in ascending order. Raises StorageFailed."""
         return self._shared.missing()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
@@ -70,32 +73,36 @@ class PartialHandle:
             self._shared.write_at(offset, memoryview(data).cast("B"))
 
     async def wait(self, offset: int) -> int:
-        """Waits until the byte at `offset` is stored, and returns the end of the stored bytes from there. If `offset`
-        is equal to `size`, waits until the blob is committed. Raises PartialLost, DigestInvalid, StorageFailed."""
+        """Waits until the byte at `offset` is stored, and returns the offset of the first byte after it that is not
+        stored. If `offset` is equal to `size`, waits until the blob is committed, and returns `size`. Raises
+        PartialLost, DigestInvalid, StorageFailed."""
         return await self._shared.wait(offset)
 
     def add_waiter(self) -> None:
-        """Tells the owner, in whatever process, that this handle waits for the blob. Raises StorageFailed."""
+        """Registers this handle as a waiter until `close`, so that `has_waiters` of the owner's handle becomes True, in
+        any process. Raises StorageFailed."""
         if not self._closed:
             self._shared.flags.add_waiter(self)
 
     @property
     def has_waiters(self) -> bool:
-        """Whether another handle, in whatever process, waits for the blob. Raises StorageFailed."""
+        """Whether another handle, in any process, is registered as a waiter. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_waiter_besides(self)
 
     def mark_started(self) -> None:
-        """Tells all processes that the owner, this handle, has started to request bytes. Raises StorageFailed."""
+        """Tells all processes that this handle, which is the owner, has started to request bytes from the upstream.
+        Does nothing if this handle is not the owner. Raises StorageFailed."""
         if self.is_owner:
             self._shared.flags.mark_started()
 
     @property
     def has_started(self) -> bool:
-        """Whether the owner, in whatever process, has started to request bytes. Raises StorageFailed."""
+        """Whether the owner, in any process, has called `mark_started`. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_started()
 
     async def report_failure(self, reason: str) -> None:
-        """Stores for the other processes that the owner's download has failed, and why. Raises nothing."""
+        """Tells the other processes that the download by this handle, which is the owner, has failed, and why. Raises
+        nothing."""
         with suppress(StorageFull, StorageFailed, PartialLost), self._shared.owner_step(self):
             await self._store.run(lambda: self._shared.report_failure(reason))
 
@@ -104,15 +111,15 @@ class PartialHandle:
         """The failures that owners have reported. Raises StorageFailed."""
         return PartialFailures() if self._closed else self._shared.owner_failures
 
-    async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
-        """Verifies the digest, makes the bytes a blob of `repo`, and returns its descriptor. `blame`: called if the
-        digest is wrong, before any other user of the partial blob learns of it. Raises DigestInvalid, PartialLost,
-        StorageFull, StorageFailed. The commit runs to its end even if this call is cancelled."""
-        return await asyncio.shield(self._store.start_commit(self, self._shared, repo, blame))
+    async def commit(self, repo: RepositoryName, on_corrupt: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
+        """Verifies the digest, makes the bytes a blob of `repo`, and returns its descriptor. `on_corrupt`: called if
+        the digest is wrong, before the `wait` of any other user raises DigestInvalid. Raises DigestInvalid,
+        PartialLost, StorageFull, StorageFailed. The commit runs to its end even if this call is cancelled."""
+        return await asyncio.shield(self._store.start_commit(self, self._shared, repo, on_corrupt))
 
     def close(self) -> None:
-        """Gives up ownership and releases the files. The bytes stay for the next owner. May be called more than
-        once."""
+        """Closes this handle. If it is the owner, there is no owner afterwards. The stored bytes are kept for the next
+        owner. May be called more than once."""
         if not self._closed:
             self._closed = True
             self._shared.flags.remove_waiter(self)
@@ -121,58 +128,62 @@ class PartialHandle:
 
 
 class DownloadedContent:
-    """All bytes of a partial blob, verified and synced: implements the Protocol `VerifiedContent`. `place`: the path of
-    the blob's file, relative to the data directory."""
+    """The synced data file of a complete partial blob, whose digest was verified. Implements the Protocol
+    `VerifiedContent`. `place`: the path that the blob's file will have, relative to the data directory."""
 
     def __init__(self, disk: Disk, shared: ProcessPartial) -> None:
         self.digest = shared.digest
         self.size = shared.size
         self.place = disk.layout.blob_place(shared.digest)
         self.file = OpenFile(shared.data_fd)
-        """For a blob store that keeps its blobs elsewhere, such as in a bucket, and copies the bytes from this file."""
+        """The data file. A blob store that does not store blobs as files, but in a bucket for example, copies the bytes
+        from it."""
         self._disk = disk
         self._shared = shared
 
     async def publish(self) -> None:
-        """Moves the file to `place`, durably. Raises StorageFull, StorageFailed."""
+        """Moves the data file durably to `place`. Raises StorageFull, StorageFailed."""
         await self._disk.run(lambda: self._shared.publish(self._disk.layout.path_of(self.place)))
 
 
 AddBlob = Callable[[RepositoryName, DownloadedContent], Awaitable[None]]
-"""Adds the content to a repository as a blob, durably. Raises StorageFull, StorageFailed."""
+"""Publishes the content and adds it durably to a repository as a blob. Raises StorageFull, StorageFailed."""
 
 
 class FilePartialStore:
     """The partial blobs of a data directory, for one process and its running event loop."""
 
     def __init__(self, disk: Disk, boot: str, add_blob: AddBlob) -> None:
-        """`boot`: id of the machine's boot; bytes that were written during an earlier boot are downloaded again.
-        `add_blob`: called with the content of each completely downloaded and verified blob."""
+        """`boot`: id of the machine's present boot; bytes that were written during an earlier boot are downloaded
+        again. `add_blob`: called with the content of each blob that was completely downloaded and verified."""
         self.run = disk.run
+        """Runs a blocking call in a thread (`Disk.run`)."""
         self._disk = disk
-        self._boot = boot[:40]
+        self._boot = boot[:40]  # a state file has 40 bytes for it
         self._add_blob = add_blob
         self._digest_threads = ThreadPoolExecutor(DIGEST_THREADS, thread_name_prefix="partials")
         self._waiters = PartialWaiters()
         self._claim_locks = KeyedLocks[str]()
+        """For each name of a partial blob, a lock that only one call of `claim` holds at a time."""
         self._shared: dict[str, ProcessPartial] = {}
         """The partial blobs that this process has open, by name (`Layout.partial_name`)."""
         self._commits: set[asyncio.Task[Descriptor]] = set()
         """The commits that are running."""
 
     async def aclose(self) -> None:
-        """Waits for running commits, and ends the threads."""
+        """Waits for running commits, and stops the threads that compute digests."""
         if self._commits:
             await asyncio.wait(self._commits)
         self._waiters.close()
         self._digest_threads.shutdown()
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> PartialHandle:
-        """Opens the partial blob, or creates it, as its owner if there is no other. A caller that becomes the owner
-        should first check whether the blob is stored, because the partial blob may just have been committed. Raises
-        StorageFull, StorageFailed, SizeInvalid (`size` below 0). A cancellation leaves nothing claimed."""
+        """Returns a handle to the partial blob, which is created if it does not exist. The handle becomes the owner if
+        there is no owner. If it does, the caller should first check whether the blob is stored, because another process
+        may have committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes.
+        Raises StorageFull, StorageFailed, SizeInvalid (`size` is negative). After a cancellation, nothing is owned."""
         if size < 0:
-            raise SizeInvalid(f"a blob has no {size} bytes")
+            raise SizeInvalid(f"a blob cannot have {size} bytes")
         name = self._disk.layout.partial_name(digest, size, source)
         async with self._claim_locks.hold(name):
             back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
@@ -180,11 +191,11 @@ class FilePartialStore:
                 handle = self._open_shared(name) or await self._open_files(name, digest, size)
                 if handle is not None:
                     return handle
-                await back_off.pause()  # another process is creating or ending the partial blob, which is soon done
+                await back_off.pause()  # the files are being created or deleted, which takes a short time
 
     def _open_shared(self, name: str) -> PartialHandle | None:
-        """Returns a handle for a partial blob that this process has open. Returns None if it has not, or if the partial
-        blob has just ended."""
+        """Returns a handle for a partial blob that this process has open. Returns None if this process does not have it
+        open, or if the partial blob was just committed or deleted."""
         shared = self._shared.get(name)
         if shared is None or not shared.retain():
             return None
@@ -201,14 +212,14 @@ class FilePartialStore:
         return None
 
     async def _open_files(self, name: str, digest: Digest, size: int) -> PartialHandle | None:
-        """Opens or creates the files of a partial blob and returns a handle. Returns None while another process is just
-        creating or ending the partial blob."""
+        """Opens or creates the files of a partial blob and returns a handle. Returns None if another process is
+        creating or deleting the files at this moment, or if files with unusable bytes were just deleted."""
         paths = PartialPaths.of_blob(self._disk.layout, name, digest)
         disk = self._disk
         opening = disk.run(lambda: open_file_pair(disk.system, paths, size, self._boot, disk.reserve))
         try:
             files = await opening
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # the call has ended, because its future cannot be cancelled
             if opening.done() and opening.exception() is None and (unused := opening.result()) is not None:
                 unused.close()
             raise
@@ -223,14 +234,14 @@ class FilePartialStore:
         return handle
 
     def _remember_open(self, name: str, shared: ProcessPartial) -> None:
-        """Adds a partial blob to those that are open, and forgets those that have been closed."""
+        """Adds a partial blob to `_shared`, and removes those that have been closed."""
         for closed in [other for other, partial in self._shared.items() if not partial.is_open]:
             del self._shared[closed]
         self._shared[name] = shared
 
     async def expire(self, before: float) -> int:
-        """Deletes the partial blobs without an owner that were last written before the time `before` (seconds since
-        1970). Returns their number. Raises StorageFull, StorageFailed."""
+        """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
+        1970) or during an earlier boot of the machine. Returns their number. Raises StorageFull, StorageFailed."""
         layout = self._disk.layout
 
         def delete_idle() -> int:
@@ -248,16 +259,17 @@ class FilePartialStore:
         handle: PartialHandle,
         shared: ProcessPartial,
         repo: RepositoryName,
-        blame: Callable[[], Awaitable[None]] | None,
+        on_corrupt: Callable[[], Awaitable[None]] | None,
     ) -> asyncio.Task[Descriptor]:
-        """Starts the commit for `handle` (`Partial.commit`) and returns its task, which runs to its end even if the
-        caller is cancelled."""
-        task = asyncio.ensure_future(self._commit(handle, shared, repo, blame))
+        """Starts a commit (`PartialHandle.commit`) and returns its task, which runs to its end even if the caller is
+        cancelled. `handle`: the owner."""
+        task = asyncio.ensure_future(self._commit(handle, shared, repo, on_corrupt))
         self._commits.add(task)
         task.add_done_callback(self._on_commit_done)
         return task
 
     def _on_commit_done(self, task: asyncio.Task[Descriptor]) -> None:
+        """Forgets a commit that has ended."""
         self._commits.discard(task)
         if not task.cancelled():
             task.exception()  # marks the exception as retrieved, because a cancelled caller does not await the task
@@ -267,10 +279,10 @@ class FilePartialStore:
         handle: PartialHandle,
         shared: ProcessPartial,
         repo: RepositoryName,
-        blame: Callable[[], Awaitable[None]] | None,
+        on_corrupt: Callable[[], Awaitable[None]] | None,
     ) -> Descriptor:
-        """Verifies the digest of the downloaded bytes and makes them a blob of `repo`. Waiters get the blob's last byte
-        only after this has succeeded."""
+        """Verifies the digest of the downloaded bytes and makes them a blob of `repo`. Users that wait for the commit
+        (`wait` with the blob's size) are woken at the end."""
         run = self._disk.run
         with shared.owner_step(handle):
             if shared.missing():
@@ -279,20 +291,19 @@ class FilePartialStore:
                 actual = await run(shared.finish_digest)
                 if actual != shared.digest:
                     try:
-                        if blame is not None:
-                            await blame()
+                        if on_corrupt is not None:
+                            await on_corrupt()
                     finally:
-                        await run(lambda: shared.drop(PartialStatus.WRONG_DIGEST))
+                        await run(lambda: shared.end(PartialStatus.WRONG_DIGEST))
                     raise DigestInvalid(
-                        "the upstream sent other bytes than the digest says; nothing of them is kept",
+                        "the bytes that the upstream sent have another digest; they were deleted",
                         {"expected": shared.digest, "actual": actual},
                     )
                 await run(shared.sync)
                 await self._add_blob(repo, DownloadedContent(self._disk, shared))
             except (StorageFull, StorageFailed):
-                # The bytes cannot be trusted: after a failed fsync, the kernel does not know which bytes are on the
-                # disk.
-                await run(lambda: shared.drop(PartialStatus.DROPPED))
+                # Deletes the bytes, because after a failed fsync it is not known which of them are on the disk.
+                await run(lambda: shared.end(PartialStatus.DELETED))
                 raise
-            await run(lambda: shared.drop(PartialStatus.COMMITTED))
+            await run(lambda: shared.end(PartialStatus.COMMITTED))
         return Descriptor(BLOB_TYPE, shared.digest, shared.size)

@@ -1,5 +1,5 @@
-"""Files that earlier work left in the data directory: lists partial blobs, and frees disk space at a start on a full
-disk.
+"""Lists the partial blobs that are in the data directory (`list_partials`), and frees disk space when the registry
+starts on a full disk (`free_disk_space`).
 
 A *partial blob* is a blob that is still being downloaded, or whose download was interrupted and can be continued.
 """
@@ -19,23 +19,25 @@ from storage.data_dir.system import System
 from storage.errors import RegistryError
 
 READ_ATTEMPTS = 10
-"""Attempts to read a state file, because a read fails while another process is writing the file."""
+"""Number of attempts to read a state file. A read that happens while another process writes the file gives no valid
+record."""
 
 
 def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
-    """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's boot; bytes
-    written during another boot cannot be used. Takes no locks and changes nothing. Raises OSError."""
+    """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's present
+    boot; partial blobs from another boot are left out, because their bytes cannot be used. Takes no locks and changes
+    nothing. Raises OSError."""
     found = []
     for name, digest in list_partial_names(layout):
         try:
             state_fd = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # the download has ended since the directory was read
+        except FileNotFoundError:  # the download ended after the directory was listed
             continue
         try:
             progress = _read_progress(state_fd)
             if progress is not None and progress.status is PartialStatus.INCOMPLETE and progress.boot == boot:
                 received = sum(stop - start for start, stop in progress.extents)
-                is_owned = is_byte_locked(state_fd)
+                is_owned = is_byte_locked(state_fd)  # locked by the process that downloads the blob
                 found.append(PartialSummary(digest, progress.size, received, is_owned))
         finally:
             os.close(state_fd)
@@ -51,19 +53,22 @@ def _read_progress(state_fd: int) -> Progress | None:
 
 
 def free_disk_space(layout: Layout, system: System, boot: str) -> None:
-    """Deletes the files in the trash, and the partial blobs that no process is downloading. Called at a start that
-    finds the disk full. Raises nothing."""
+    """Deletes the files of deleted blobs (in the trash directory), and the partial blobs that no process is
+    downloading. Called when the registry starts and finds the disk full. `boot`: id of the machine's present boot.
+    Raises nothing."""
     for free_space in (_empty_trash, _delete_partials):
         with suppress(RegistryError), as_storage_errors():
             free_space(layout, system, boot)
 
 
 def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
+    """Unlinks the files in the trash directory."""
     for file in list(layout.trash.iterdir()):
         with suppress(FileNotFoundError):
             system.unlink(file)
 
 
 def _delete_partials(layout: Layout, system: System, boot: str) -> None:
+    """Deletes the partial blobs that have no owner, no matter when they were written."""
     for name, digest in list_partial_names(layout):
-        delete_file_pair_if_idle(system, PartialPaths.of_blob(layout, name, digest), float("inf"), boot)
+        delete_file_pair_if_idle(system, PartialPaths.of_blob(layout, name, digest), before=float("inf"), boot=boot)

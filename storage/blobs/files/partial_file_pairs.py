@@ -3,11 +3,11 @@
 A *partial blob* is a blob that is still being downloaded. It has a pair of files in the directory `partials/`: the data
 file (`.data`) holds its bytes, and the state file (`.state`) says which of them are stored. The process that holds the
 lock on the state file is the *owner*, as long as the file has not been deleted. Only the owner changes or deletes the
-files.
+files. The other processes that have the files open are its *followers*: they read the bytes as they arrive.
 
-The state file is created first and deleted last, and the final status is written to it before either file is deleted.
-So a process that opens the state file and then the data file knows that they belong together if the status is still
-`INCOMPLETE` afterwards.
+The owner creates the state file first and deletes it last. Before it deletes either file, it writes the final status to
+the state file. So if a process opens first the state file and then the data file, and the status is still `INCOMPLETE`
+afterwards, the two files belong together.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from storage.names import Digest
 
 @dataclass(frozen=True, slots=True)
 class PartialPaths:
-    """Paths of a partial blob's state file and data file, and of the blob's file after the download (`blob`)."""
+    """Paths of a partial blob's state file (`state`) and data file (`data`), and the path to which the data file is
+    moved when the partial blob becomes a blob (`blob`)."""
 
     state: Path
     data: Path
@@ -61,16 +62,17 @@ class PartialFilePair:
 def open_file_pair(
     system: System, paths: PartialPaths, size: int, boot: str, reserve: Reserve
 ) -> PartialFilePair | None:
-    """Opens the files of a partial blob of `size` bytes, or creates them. This process becomes the owner if there is no
-    other. Returns None while another process is just creating or ending the partial blob; the caller should try again
-    soon. `boot`: id of the machine's boot. Raises StorageFull, OSError."""
+    """Opens the files of a partial blob of `size` bytes, or creates them. If there is no owner, this process becomes
+    the owner. Returns None if another process is creating or deleting the files at this moment, or if files with
+    unusable bytes were just deleted; the caller should try again soon. `boot`: id of the machine's present boot. Raises
+    StorageFull, OSError."""
     if not paths.state.exists():
         reserve.require_room()
     state_fd = _open_or_create(system, paths.state)
     if state_fd is None:
         return None
     try:
-        if try_lock_byte(state_fd):
+        if try_lock_byte(state_fd):  # the lock makes this process the owner
             pair = _open_as_owner(system, paths, state_fd, size, boot)
         else:
             pair = _open_as_follower(paths, state_fd)
@@ -83,8 +85,9 @@ def open_file_pair(
 
 
 def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float, boot: str) -> bool:
-    """Deletes the files of a partial blob that has no owner, if it was last written before the time `before` (seconds
-    since 1970) or during another boot of the machine than `boot`. Returns whether it deleted them. Raises OSError."""
+    """Deletes the files of a partial blob if it has no owner and was last written before the time `before` (seconds
+    since 1970) or during another boot of the machine than `boot`. Returns whether it has deleted them. Raises
+    OSError."""
     if not _is_stale(paths, before, boot):
         return False
     state_fd = _open_or_create(system, paths.state)
@@ -93,14 +96,14 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
     try:
         if not try_lock_byte(state_fd) or not has_path(state_fd, paths.state):
             return False
-        delete_file_pair(system, paths, state_fd, PartialStatus.DROPPED)
+        delete_file_pair(system, paths, state_fd, PartialStatus.DELETED)
         return True
     finally:
         os.close(state_fd)
 
 
 def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:
-    """Returns the names (`Layout.partial_name`) and digests of the partial blobs that have at least one file."""
+    """Returns the names (`Layout.partial_name`) and digests of the partial blobs of which at least one file exists."""
     found = set()
     for file_name in os.listdir(layout.partials):
         with suppress(DigestInvalid):
@@ -109,7 +112,7 @@ def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:
 
 
 def has_path(fd: int, path: Path) -> bool:
-    """Returns whether `path` leads to the open file `fd`: False after the file was deleted, moved or replaced."""
+    """Returns whether the open file `fd` is still at `path`: False if it has been deleted, moved or replaced."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
@@ -117,10 +120,10 @@ def has_path(fd: int, path: Path) -> bool:
 
 
 def delete_file_pair(system: System, paths: PartialPaths, state_fd: int, final_status: PartialStatus) -> None:
-    """Writes the final status to the state file, for the processes that have it open, and deletes both files. Only the
-    owner may call this. Raises OSError."""
+    """Writes the final status to the state file, for the followers that have it open, and deletes both files. Only the
+    owner may call this. Raises OSError if a file cannot be deleted."""
     progress = read_progress(state_fd)
-    with suppress(OSError):  # the other processes then notice the end when the owner's lock is released
+    with suppress(OSError):  # without the status, the followers notice the end when the owner releases its lock
         write_progress(system, state_fd, replace(progress or Progress("", 0), status=final_status, extents=()))
     with suppress(FileNotFoundError):
         system.unlink(paths.data)
@@ -129,8 +132,8 @@ def delete_file_pair(system: System, paths: PartialPaths, state_fd: int, final_s
 
 
 def close_data(threads: Executor, data_fd: int) -> None:
-    """Closes a data file. If the file was deleted, a thread closes it, because the call then blocks while the file
-    system frees the file's blocks."""
+    """Closes a data file. If the file has been deleted, a thread of `threads` closes it, because the call then blocks
+    while the file system frees the file's blocks."""
     if os.fstat(data_fd).st_nlink:
         os.close(data_fd)
         return
@@ -146,8 +149,8 @@ def write_progress(system: System, state_fd: int, progress: Progress) -> None:
 
 
 def _open_or_create(system: System, path: Path) -> int | None:
-    """Opens a state file, or creates it, and returns its descriptor. Returns None if another process deleted or created
-    the file at the same moment."""
+    """Opens a state file, or creates it, and returns its descriptor. Returns None if another process created the file
+    in between. Raises OSError."""
     with suppress(FileNotFoundError):
         return system.open(path, os.O_RDWR)
     with suppress(FileExistsError):
@@ -156,9 +159,9 @@ def _open_or_create(system: System, path: Path) -> int | None:
 
 
 def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair | None:
-    """Opens the pair after this process has locked the state file, or sets up a new pair if the state file is empty.
-    Returns None if the state file was deleted meanwhile. If the bytes cannot be used, deletes both files and returns
-    None."""
+    """Opens the pair as the process that has just locked the state file. If the state file is empty, sets up a new
+    pair. Returns None if the state file was deleted before it was locked. If the stored bytes cannot be used, deletes
+    both files and returns None. Raises StorageFull, OSError."""
     if not has_path(state_fd, paths.state):
         return None
     if os.fstat(state_fd).st_size == 0:
@@ -169,14 +172,15 @@ def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int
     else:
         data_fd = _open_data(paths, progress)
     if progress is None or data_fd is None:
-        delete_file_pair(system, paths, state_fd, PartialStatus.DROPPED)
+        delete_file_pair(system, paths, state_fd, PartialStatus.DELETED)
         return None
     return PartialFilePair(state_fd, data_fd, progress, is_owner=True)
 
 
 def _open_data(paths: PartialPaths, progress: Progress) -> int | None:
-    """Opens the data file and returns its descriptor. If all bytes are stored, also looks at the blob's path, because
-    an earlier owner may have died after moving the file there. Returns None if there is no file."""
+    """Opens the data file and returns its descriptor. If it is missing and all bytes are stored, opens the file at the
+    blob's path, because an earlier owner may have died after it moved the data file there. Returns None if neither file
+    exists."""
     with suppress(FileNotFoundError):
         return os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
     if list(progress.extents) == [(0, progress.size)]:
@@ -186,8 +190,8 @@ def _open_data(paths: PartialPaths, progress: Progress) -> int | None:
 
 
 def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | None:
-    """Opens the pair while another process is the owner. Returns None if that process is just creating or ending the
-    partial blob."""
+    """Opens the pair while another process is the owner. Returns None if that process is creating or deleting the files
+    at this moment."""
     progress_before = read_progress(state_fd)
     if progress_before is None or progress_before.status is not PartialStatus.INCOMPLETE:
         return None
@@ -203,8 +207,9 @@ def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | N
 
 
 def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair:
-    """Creates the data file, sparse and of the full length, and writes the state file. Raises StorageFull if the disk
-    has less free space than the blob needs, so that such a blob is refused before any byte is downloaded."""
+    """Creates the data file, sparse and with its full length, and writes the state file. Raises StorageFull if the disk
+    has less free space than the blob needs, so that such a download fails before it has used the disk. After an error,
+    neither file exists."""
     data_fd = -1
     try:
         file_system = os.fstatvfs(state_fd)
@@ -221,13 +226,14 @@ def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot:
         if data_fd >= 0:
             os.close(data_fd)
         with suppress(OSError):
-            delete_file_pair(system, paths, state_fd, PartialStatus.DROPPED)
+            delete_file_pair(system, paths, state_fd, PartialStatus.DELETED)
         raise
     return PartialFilePair(state_fd, data_fd, progress, is_owner=True)
 
 
 def _is_stale(paths: PartialPaths, before: float, boot: str) -> bool:
-    """Returns whether the pair was last written before the time `before` or during another boot than `boot`."""
+    """Returns whether the pair was last written before the time `before` or during another boot than `boot`. Returns
+    False if neither file exists."""
     try:
         state_fd = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

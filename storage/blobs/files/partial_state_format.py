@@ -1,12 +1,13 @@
 """The format of a partial blob's state file, which says which bytes of the blob are stored.
 
 A *partial blob* is a blob that is still being downloaded from an upstream registry. Its *owner* is the process that
-downloads it and writes the state file. Other processes read the file, and so does the next owner after a crash.
+downloads it and writes the state file. The other processes that want the blob read the state file. If the owner dies,
+one of them becomes the next owner.
 
-The file has two records. The first is the progress (`Progress`), with a checksum. The owner overwrites the whole record
-each time. A process that reads during such a write finds a wrong checksum and reads again. After a power cut the record
-may hold anything, so it counts only during the boot of the machine in which it was written. The second record holds the
-failures that owners have reported.
+The file has two records, each with a checksum. The first is the progress (`Progress`). The owner overwrites this whole
+record after each change. A process that reads the record during such a write finds a wrong checksum and reads again.
+After a power cut the record may contain anything, so it is used only during the boot of the machine in which it was
+written. The second record contains the failures that owners have reported.
 
 The file is written with system calls, not through a memory mapping. On a full disk a system call returns an error,
 whereas a write to a mapping kills the process (SIGBUS).
@@ -25,37 +26,40 @@ from storage.blobs.files.extents import Extent
 from storage.content import PartialFailures
 
 RECORD_SIZE = 4096
-"""Bytes set aside for the first record. The second record begins at this offset."""
+"""Number of bytes that are set aside for the first record. The second record starts at this offset."""
 MAGIC = b"partial1"
+"""The first bytes of the file, which identify the format."""
 _HEAD = struct.Struct("<8sIIQ40s")
 """Head of the first record: magic, status, number of extent bounds, size of the blob, boot id."""
 _CHECKSUM = struct.Struct("<I")
+"""End of each record: the CRC-32 of its other bytes."""
 _FAILURES_HEAD = struct.Struct("<II")
 """Head of the second record: number of failures, length of the last reason in bytes."""
 MAX_REASON_BYTES = 2048
-"""Longest reason that is stored. A longer one is cut."""
-MAX_STORED_EXTENTS = (RECORD_SIZE - _HEAD.size - _CHECKSUM.size) // 16
-"""Number of extents (ranges of stored bytes) that fit in the record. If there are more and the owner dies, the bytes of
-the others are downloaded again."""
+"""Length of the longest reason that is stored. A longer one is truncated."""
+MAX_STORED_EXTENTS = (RECORD_SIZE - _HEAD.size - _CHECKSUM.size) // 16  # an extent has two bounds of 8 bytes
+"""Largest number of extents (ranges of stored bytes) that fit in the first record. Further extents are not recorded. If
+the owner then dies, their bytes are downloaded again."""
 
 
 class PartialStatus(IntEnum):
-    """Status of a partial blob. Only `INCOMPLETE` ever changes to another one."""
+    """Status of a partial blob. The status changes only once: from `INCOMPLETE` to one of the others."""
 
     INCOMPLETE = 0
     """Bytes are missing, or the digest has not been checked yet."""
     COMMITTED = 1
     """The bytes have become a blob."""
     WRONG_DIGEST = 2
-    """The bytes had another digest and were deleted."""
-    DROPPED = 3
-    """The bytes were deleted for another reason, such as a full disk."""
+    """The bytes did not have the digest of the blob, and were deleted."""
+    DELETED = 3
+    """The bytes were deleted for another reason than a wrong digest, such as a full disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The first record: which bytes of the blob are stored. `boot`: id of the machine's boot in which they were
-    written. `size`: size of the whole blob in bytes. `extents`: ranges of stored bytes, in order."""
+    """The first record: which bytes of the blob are stored. `boot`: id of the boot of the machine during which the
+    bytes were written. `size`: size of the whole blob in bytes. `extents`: ranges of stored bytes, in ascending
+    order."""
 
     boot: str
     size: int
@@ -63,7 +67,7 @@ class Progress:
     extents: Sequence[Extent] = ()
 
     def encode(self) -> bytes:
-        """Returns the record as it is stored."""
+        """Returns the record in the form in which it is stored."""
         bounds = [bound for extent in self.extents[:MAX_STORED_EXTENTS] for bound in extent]
         head = _HEAD.pack(MAGIC, self.status, len(bounds), self.size, self.boot.encode()[:40])
         body = head + struct.pack(f"<{len(bounds)}Q", *bounds)
@@ -71,7 +75,7 @@ class Progress:
 
 
 def decode_progress(data: bytes) -> Progress | None:
-    """Decodes the first record. Returns None if the record is incomplete or its checksum is wrong."""
+    """Decodes the first record. Returns None if the record is too short or its checksum is wrong."""
     if len(data) < _HEAD.size + _CHECKSUM.size:
         return None
     magic, status, bound_count, size, boot = _HEAD.unpack_from(data)
@@ -86,21 +90,21 @@ def decode_progress(data: bytes) -> Progress | None:
 
 
 def read_progress(fd: int) -> Progress | None:
-    """Reads the first record of an open state file. Returns None if the record is incomplete or its checksum is wrong,
+    """Reads the first record of an open state file. Returns None if the record is too short or its checksum is wrong,
     for example because another process is writing it. Raises OSError."""
     return decode_progress(os.pread(fd, RECORD_SIZE, 0))
 
 
 def encode_failures(failures: PartialFailures) -> bytes:
-    """Returns the second record as it is stored."""
+    """Returns the second record in the form in which it is stored."""
     reason = failures.reason.encode(errors="replace")[:MAX_REASON_BYTES]
     body = _FAILURES_HEAD.pack(failures.times, len(reason)) + reason
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
 def read_failures(fd: int) -> PartialFailures:
-    """Reads the second record of an open state file. If it is incomplete or its checksum is wrong, returns a value that
-    says there were no failures. Raises OSError."""
+    """Reads the second record of an open state file. If the record is missing or its checksum is wrong, returns a
+    `PartialFailures` with no failures. Raises OSError."""
     data = os.pread(fd, _FAILURES_HEAD.size + MAX_REASON_BYTES + _CHECKSUM.size, RECORD_SIZE)
     if len(data) < _FAILURES_HEAD.size + _CHECKSUM.size:
         return PartialFailures()

@@ -1,8 +1,9 @@
 """Computes the digest of a file while its bytes arrive in any order (`PrefixDigest`).
 
-The *prefix* is the part of the file before the first gap. Whenever the prefix has grown by enough bytes, a step in a
-thread hashes them. A step ends when it has hashed the whole prefix, so no thread waits for bytes. The bytes that it
-reads were written a moment ago and are usually still in the page cache.
+The *prefix* is the part of the file before the first byte that has not arrived. Whenever the prefix has grown by enough
+bytes, a *step* in a thread reads and hashes the new bytes. A step ends when it has hashed the whole prefix, so no
+thread waits for bytes that have not arrived. The bytes that a step reads were written a moment ago, so they are usually
+still in the page cache.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from storage.names import Digest
 from storage.running_digest import start_digest
 
 PIECE_BYTES = 1024 * 1024
-"""Bytes that are read and hashed at a time."""
+"""Number of bytes that are read and hashed at a time."""
 PIECES_PER_STEP = 64
-"""Pieces that one step hashes at most. Then it frees its thread for the steps of other files."""
+"""Largest number of pieces that one step hashes. After them the step ends, so that the steps of other files get its
+thread."""
 
 
 class PrefixDigest:
-    """The digest of one file. Any thread may call the methods."""
+    """Computes the digest of one file. Any thread may call the methods."""
 
     def __init__(
         self,
@@ -36,9 +38,10 @@ class PrefixDigest:
         prefix_bytes: Callable[[], int],
         run_while_open: Callable[[Callable[[], None]], None],
     ) -> None:
-        """`fd`, `size`: the open file and the number of bytes that it will have. `algorithm`: of the digest, such as
-        `sha256`. `prefix_bytes`: returns the present length of the prefix. `run_while_open`: calls a function and keeps
-        the file open during the call, or does not call it if the file is closed already."""
+        """`fd`, `size`: the open file and the number of bytes that it will have. `algorithm`: the digest algorithm,
+        such as `sha256`. `prefix_bytes`: returns the present length of the prefix. `threads`: runs the steps.
+        `run_while_open`: calls the given function and keeps the file open during the call; does not call it if the file
+        is already closed."""
         self._system = system
         self._threads = threads
         self._fd = fd
@@ -47,14 +50,18 @@ class PrefixDigest:
         self._prefix_bytes = prefix_bytes
         self._run_while_open = run_while_open
         self._hashed_bytes = 0
+        """Number of bytes, from the start of the file, that have been hashed."""
         self._step_ended = threading.Condition()
+        """Guards `_step_is_running`, and is notified when a step ends."""
         self._step_is_running = False
         self._is_stopped = False
-        """Whether no further step may start."""
+        """Whether `stop` or `finish` was called, so that no further step may start."""
         self._has_failed = False
+        """Whether a step could not read the file."""
 
     def notify(self) -> None:
-        """Starts a step if none is running and the prefix has enough new bytes. Call it after bytes were written."""
+        """Starts a step if none is running and the prefix has enough bytes that are not hashed. Call it each time after
+        bytes were written."""
         with self._step_ended:
             if self._step_is_running or self._is_stopped or self._has_failed or not self._next_length():
                 return
@@ -62,24 +69,27 @@ class PrefixDigest:
         self._submit_step()
 
     def _submit_step(self) -> None:
+        """Runs a step in a thread."""
         try:
             self._threads.submit(self._run_step)
         except RuntimeError:  # the thread pool has been shut down
             self._end_step()
 
     def _end_step(self) -> None:
+        """Records that no step is running, and wakes `finish`."""
         with self._step_ended:
             self._step_is_running = False
             self._step_ended.notify_all()
 
     def _next_length(self) -> int:
-        """Returns the number of bytes to hash next: a whole piece, or at the end of the file, the rest. Returns 0 if
-        the prefix does not have that many new bytes yet."""
+        """Returns the number of bytes to hash next: a whole piece, or the rest of the file if that is smaller. Returns
+        0 if the prefix has fewer bytes that are not hashed."""
         prefix_bytes = self._prefix_bytes()
         new_bytes = min(PIECE_BYTES, prefix_bytes - self._hashed_bytes)
         return new_bytes if new_bytes == PIECE_BYTES or prefix_bytes == self._size else 0
 
     def _run_step(self) -> None:
+        """Hashes the pieces of one step. If the prefix has more bytes then, starts another step."""
         needs_another_step = False
 
         def hash_prefix() -> None:
@@ -94,16 +104,16 @@ class PrefixDigest:
         try:
             self._run_while_open(hash_prefix)
         except OSError:
-            self._has_failed = True  # `finish` reads the same bytes, so it raises the error again
+            self._has_failed = True  # `finish` reads the same bytes again, and raises the error if it persists
         if needs_another_step:
             self._submit_step()
             return
         self._end_step()
-        self.notify()  # for bytes that were written after the last look at the prefix
+        self.notify()  # bytes may have been written between the last check of the prefix and the end of the step
 
     def _hash_next(self, buffer: memoryview, length: int) -> None:
-        """Reads up to `length` bytes into `buffer` and hashes them. Asks the kernel from time to time to start writing
-        the hashed bytes to the disk. Raises OSError."""
+        """Reads up to `length` bytes into `buffer` and hashes them. After each `WRITEBACK_BYTES` hashed bytes, asks the
+        kernel to start writing them to the disk. Raises OSError."""
         count = os.preadv(self._fd, [buffer[:length]], self._hashed_bytes)
         if count == 0:
             raise OSError(f"the file ends after {self._hashed_bytes} bytes")
@@ -114,8 +124,8 @@ class PrefixDigest:
             self._system.start_writeback(self._fd, start, self._hashed_bytes - start)
 
     def finish(self) -> Digest:
-        """Hashes the bytes that are left and returns the digest of the whole file. Call it when the file has all its
-        bytes. Blocks. Raises OSError."""
+        """Waits for a running step, hashes the remaining bytes, and returns the digest of the whole file. Call it when
+        the file has all its bytes. Blocks. Raises OSError."""
         with self._step_ended:
             self._is_stopped = True
             while self._step_is_running:
@@ -126,5 +136,5 @@ class PrefixDigest:
         return self._running_digest.digest()
 
     def stop(self) -> None:
-        """Ends a running step early, and starts no more steps."""
+        """Lets a running step end after its present piece, and prevents further steps. Does not wait."""
         self._is_stopped = True

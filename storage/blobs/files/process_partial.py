@@ -1,8 +1,9 @@
-"""One partial blob inside one process: its open files, its owner, and the bytes that are stored (`ProcessPartial`).
+"""One partial blob as this process sees it: its open files, its owner, and which bytes are stored (`ProcessPartial`).
 
-A *partial blob* is a blob that is still being downloaded. Its data file holds the bytes, its state file says which of
-them are stored. The *owner* is the one user, in any process, that writes bytes; the lock on the state file decides
-which process has it. All users in this process share one `ProcessPartial`.
+A *partial blob* is a blob that is still being downloaded. Its data file contains the bytes; its state file says which
+of them are stored. A *user* is an object that reads or writes the partial blob, such as a handle. All users of this
+process share one `ProcessPartial`. The *owner* is the one user, among all processes, that writes bytes. The process of
+the owner holds the lock on the state file.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ from storage.names import Digest
 
 
 class ProcessPartial:
-    """A partial blob in this process. The files stay open while at least one user has called `retain` without
-    `release`.
+    """A partial blob in this process. Each user calls `retain` when it starts to use the files and `release` when it
+    has ended. The last `release` closes the files.
 
-    A *user* is any object; one of the users may be the owner. While the owner is a user of this process, the stored
-    extents in memory are right. Otherwise they are those that `refresh` read last from the state file.
+    If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise it is the one that
+    `refresh` read last from the state file.
 
-    There are two thread locks. `_lock` guards the attributes and is never held during a system call that may wait.
-    `_state_file_lock` is held while the state file is written, which may wait for the disk, so the event loop never
-    takes it.
+    There are two thread locks. `_lock` guards the attributes and is never held during a system call that may wait for
+    the disk. `_state_file_lock` is held while the state file is written. That may wait for the disk, so the event loop
+    never takes this lock.
     """
 
     def __init__(
@@ -66,13 +67,15 @@ class ProcessPartial:
         digest: Digest,
         files: PartialFilePair,
     ) -> None:
-        """`threads`: computes the digest, and closes files that were deleted. `files`: the open files, which this
-        object closes."""
+        """`threads`: compute the digest, and close files that were deleted. `waiters`: the tasks that wait for bytes.
+        `files`: the open files, which this object closes."""
         self.digest = digest
         self.size = files.progress.size
         self.data_fd = files.data_fd
         self.is_notified = False
+        """Set by `PartialWaiters`."""
         self.refreshed_at = 0.0
+        """Set by `PartialWaiters`."""
         self.flags = CrossProcessFlags(files.state_fd)
         self._system = system
         self._reserve = reserve
@@ -80,28 +83,33 @@ class ProcessPartial:
         self._waiters = waiters
         self._paths = paths
         self._state_fd = files.state_fd
-        """-1 after the files were closed."""
+        """Descriptor of the state file; -1 after the files were closed."""
         self._boot = files.progress.boot
         self._status = files.progress.status
         self._extents = Extents(files.progress.extents)
-        """The stored bytes."""
+        """The ranges of bytes that are stored."""
         self._being_written = Extents()
-        """Bytes that a thread of this process is writing now."""
+        """The ranges of bytes that threads of this process are writing now."""
         self._owner: object | None = None
-        """The owner, if it is a user of this process."""
+        """The owner, if it is a user of this process; otherwise None."""
         self._owner_is_leaving = False
-        """Whether the owner gives up ownership as soon as its running steps have ended."""
+        """Whether the owner has given up ownership, which ends when its running steps (`owner_step`) have ended."""
         self._running_steps = 0
+        """Number of steps of the owner that are running."""
         self._users = 0
+        """Number of calls of `retain` without their `release`, and of running steps."""
         self._has_no_owner = False
-        """Whether no process has an owner."""
-        self._version = self._stored_version = 0
-        """Counts changes of the progress, and those that are in the state file."""
+        """Whether there was no owner in any process at the last `refresh`."""
+        self._version = 0
+        """Number of changes of the progress so far."""
+        self._stored_version = 0
+        """The `_version` that is in the state file."""
         self._lock = threading.Lock()
         self._state_file_lock = threading.Lock()
         self._prefix_digest = self._start_digest()
 
     def _start_digest(self) -> PrefixDigest:
+        """Returns a new computation of the digest, which has not hashed any byte."""
         return PrefixDigest(
             self._system,
             self._threads,
@@ -120,7 +128,8 @@ class ProcessPartial:
         return self._state_fd >= 0
 
     def retain(self) -> bool:
-        """Adds a user, for which the files stay open, and returns True. Returns False if they are closed already."""
+        """Adds a user, for which the files stay open, and returns True. Returns False if the files are already
+        closed."""
         with self._lock:
             if self._state_fd < 0:
                 return False
@@ -128,7 +137,7 @@ class ProcessPartial:
             return True
 
     def release(self) -> None:
-        """Removes a user. The last one closes the files."""
+        """Removes a user. Closes the files if it was the last one."""
         with self._lock:
             self._users -= 1
             if self._users:
@@ -138,7 +147,7 @@ class ProcessPartial:
         close_data(self._threads, self.data_fd)
 
     def _run_while_open(self, step: Callable[[], None]) -> None:
-        """Calls `step` and keeps the files open during the call. Does nothing if they are closed already."""
+        """Calls `step` and keeps the files open during the call. Does nothing if the files are already closed."""
         if self.retain():
             try:
                 step()
@@ -147,7 +156,7 @@ class ProcessPartial:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether the partial blob has been neither committed nor dropped."""
+        """Whether the partial blob has been neither committed nor deleted, as far as this process knows."""
         return self._status is PartialStatus.INCOMPLETE
 
     @property
@@ -156,12 +165,12 @@ class ProcessPartial:
         return self._owner is not None
 
     def is_owner(self, user: object) -> bool:
-        """Returns whether `user` is the owner."""
+        """Returns whether `user` is the owner and has not given up ownership."""
         return self._owner is user and not self._owner_is_leaving and self.is_incomplete
 
     def take_ownership(self, user: object, *, has_file_lock: bool = False) -> bool:
-        """Makes `user` the owner if there is none in any process, and returns whether it is the owner now.
-        `has_file_lock`: this process holds the lock on the state file already. Raises OSError."""
+        """Makes `user` the owner if there is no owner in any process, and returns whether `user` is the owner now.
+        `has_file_lock`: whether this process already holds the lock on the state file. Never waits. Raises OSError."""
         with self._lock:
             if not self.is_incomplete:
                 return False
@@ -170,19 +179,20 @@ class ProcessPartial:
             if not has_file_lock and not (try_lock_byte(self._state_fd) and self._load_progress()):
                 return False
             self._owner, self._has_no_owner = user, False
-            # The digest starts again, because an owner in another process may have rewritten bytes hashed here.
+            # Starts to hash from the first byte, because an owner in another process may have written other bytes
+            # over those that this process has hashed.
             self._prefix_digest = self._start_digest()
         self._prefix_digest.notify()
         return True
 
     def _load_progress(self) -> bool:
-        """Loads the progress that the previous owner stored, right after this process has locked the state file. If the
-        partial blob was committed or dropped, releases that lock and returns False."""
+        """Loads the progress that the previous owner stored, and returns True. Called right after this process has
+        locked the state file. If the partial blob was committed or deleted, unlocks the file and returns False."""
         progress = read_progress(self._state_fd)
         if progress is not None and progress.status is not PartialStatus.INCOMPLETE:
             self._status = progress.status
         elif progress is None or not has_path(self._state_fd, self._paths.state):
-            self._status = PartialStatus.DROPPED
+            self._status = PartialStatus.DELETED
         if progress is None or not self.is_incomplete:
             unlock_byte(self._state_fd)
             return False
@@ -190,7 +200,7 @@ class ProcessPartial:
         return True
 
     def give_up_ownership(self, user: object) -> None:
-        """Ends the ownership of `user`, if it is the owner, as soon as its running steps have ended."""
+        """If `user` is the owner, ends its ownership as soon as its running steps have ended."""
         with self._lock:
             if self._owner is not user:
                 return
@@ -199,6 +209,7 @@ class ProcessPartial:
                 self._remove_owner()
 
     def _remove_owner(self) -> None:
+        """Unlocks the state file, so that another user can become the owner, and wakes the waiters."""
         self._owner, self._owner_is_leaving = None, False
         self._has_no_owner = True
         self._prefix_digest.stop()
@@ -209,8 +220,8 @@ class ProcessPartial:
 
     @contextmanager
     def owner_step(self, user: object) -> Iterator[None]:
-        """Context manager around a step that only the owner may do. `user` stays the owner, and the files stay open,
-        until the step has ended. Raises PartialLost if `user` is not the owner."""
+        """Context manager around a *step*: work that only the owner may do. Until the step has ended, `user` stays the
+        owner and the files stay open. Raises PartialLost if `user` is not the owner."""
         with self._lock:
             if not self.is_owner(user):
                 raise PartialLost("this process does not own the partial blob any more")
@@ -228,11 +239,12 @@ class ProcessPartial:
     # Stored bytes
 
     def refresh(self) -> None:
-        """Reads the progress that an owner in another process has stored. Raises StorageFailed."""
+        """Reads the progress that an owner in another process has stored. Does nothing if the owner is in this process.
+        Raises StorageFailed."""
         if self._owner is not None:
             return
         with as_storage_errors():
-            # The lock is checked before the progress is read, so that nothing an owner stored before it left is missed.
+            # Checks for an owner first. So if there is none, the progress is the last one that an owner has stored.
             has_no_owner = not is_byte_locked(self._state_fd)
             progress = read_progress(self._state_fd)
         with self._lock:
@@ -245,18 +257,17 @@ class ProcessPartial:
                     self._extents = Extents(progress.extents)
 
     def available_from(self, offset: int) -> int | None:
-        """Returns the end of the stored bytes that begin at `offset`: the offset of the first missing byte, or `size`
-        once the blob is committed. Returns None if the byte at `offset` is not stored yet; for `offset` equal to
-        `size`, if the digest is not verified yet. Raises PartialLost (no owner is left to download the byte),
-        DigestInvalid."""
+        """Returns the offset of the first byte after `offset` that is not stored, or `size` if the blob is committed.
+        Returns None if the byte at `offset` is not stored yet, or if `offset` is equal to `size` and the blob is not
+        committed yet. Raises PartialLost if no owner is left to download the byte, and DigestInvalid."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size
             if self._status is PartialStatus.WRONG_DIGEST:
-                raise DigestInvalid("the upstream sent other bytes than the digest says", {"expected": self.digest})
+                raise DigestInvalid("the bytes that the upstream sent have another digest", {"expected": self.digest})
             if (end := self._extents.reach(offset)) > offset:
                 return end
-            if self._has_no_owner or self._status is PartialStatus.DROPPED:
+            if self._has_no_owner or self._status is PartialStatus.DELETED:
                 raise PartialLost()
             return None
 
@@ -264,7 +275,7 @@ class ProcessPartial:
         """Waits until `available_from(offset)` returns a number, and returns that number. Raises PartialLost,
         DigestInvalid, StorageFailed."""
         if not self.retain():
-            raise PartialLost("this process has released the partial blob")
+            raise PartialLost("this process has closed the partial blob")
         try:
             self.refresh()
             if (end := self.available_from(offset)) is not None:
@@ -280,7 +291,7 @@ class ProcessPartial:
             return read_failures(self._state_fd)
 
     def missing(self) -> list[Extent]:
-        """Returns the ranges of bytes that are not stored, in order. Raises StorageFailed."""
+        """Returns the ranges of bytes that are not stored, in ascending order. Raises StorageFailed."""
         self.refresh()
         with self._lock:
             return [] if self._status is PartialStatus.COMMITTED else self._extents.gaps(0, self.size)
@@ -293,9 +304,9 @@ class ProcessPartial:
     # Steps of the owner. They block; call them inside `owner_step`.
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Writes `data` at `offset`, except for bytes that are stored already or that another thread is writing,
-        because stored bytes must not change after a reader got them. Raises SizeInvalid, StorageFailed, and
-        StorageFull, after which the partial blob is dropped."""
+        """Writes `data` at `offset`, except for bytes that are already stored or that another thread is writing: stored
+        bytes must never change, because a reader may have got them. Raises SizeInvalid and StorageFailed. On a full
+        disk, deletes the partial blob and raises StorageFull."""
         stop = offset + len(data)
         if offset < 0 or stop > self.size:
             raise SizeInvalid(f"the blob has {self.size} bytes; {offset} to {stop} lie outside")
@@ -310,13 +321,14 @@ class ProcessPartial:
                 self._write(offset, data, new_parts)
                 self._store_progress()
         except StorageFull:
-            self.drop(PartialStatus.DROPPED)  # to free space for other requests
+            self.end(PartialStatus.DELETED)  # frees space for other requests
             raise
         self._waiters.notify(self)
         self._prefix_digest.notify()
 
     def _write(self, offset: int, data: memoryview, parts: list[Extent]) -> None:
-        """Writes the `parts` of `data`, whose first byte belongs at `offset`, and adds them to the stored bytes."""
+        """Writes the `parts` of `data`, and adds them to the stored bytes. `offset`: position of the first byte of
+        `data` in the blob. `parts`: ranges of positions in the blob."""
         is_written = False
         try:
             for start, stop in parts:
@@ -331,8 +343,8 @@ class ProcessPartial:
                         self._version += 1
 
     def _store_progress(self) -> None:
-        """Writes the progress to the state file, for other processes. If several threads call this at the same time,
-        one write covers the changes of all."""
+        """Writes the progress to the state file, for other processes. If several threads call this method at the same
+        time, one write can store the changes of all of them."""
         needed_version = self._version
         with self._state_file_lock:
             if self._stored_version >= needed_version:
@@ -344,13 +356,13 @@ class ProcessPartial:
             self._stored_version = version
 
     def report_failure(self, reason: str) -> None:
-        """Stores in the state file that one more download has failed, and why. Raises OSError."""
+        """Stores in the state file that a download of this partial blob has failed, and why. Raises OSError."""
         failures = PartialFailures(read_failures(self._state_fd).times + 1, reason)
         write_fully(self._system, self._state_fd, memoryview(encode_failures(failures)), RECORD_SIZE)
 
     def finish_digest(self) -> Digest:
         """Returns the digest of the whole data file. Call it when no byte is missing. Raises OSError, also if the file
-        has become shorter than the blob."""
+        does not have the size of the blob."""
         digest = self._prefix_digest.finish()
         if (length := os.fstat(self.data_fd).st_size) != self.size:
             raise OSError(f"the file has {length} bytes, not {self.size}")
@@ -361,8 +373,8 @@ class ProcessPartial:
         self._system.sync(self.data_fd)
 
     def publish(self, target: Path) -> None:
-        """Moves the synced data file to `target`, the path of the blob, durably. Does not fail if a previous owner
-        moved it there before it was killed. Raises OSError."""
+        """Moves the synced data file durably to `target`, the path of the blob's file. If a previous owner has moved it
+        there and then died, only makes the move durable. Raises OSError."""
         try:
             self._system.rename(self._paths.data, target)
         except FileNotFoundError:
@@ -370,9 +382,9 @@ class ProcessPartial:
                 raise
         sync_directory(self._system, target.parent)
 
-    def drop(self, final_status: PartialStatus) -> None:
-        """Ends the partial blob: stores the final status, deletes the files in `partials/`, and wakes all waiters.
-        Keeps the data file if `publish` has moved it. Raises nothing."""
+    def end(self, final_status: PartialStatus) -> None:
+        """Ends the partial blob: stores the final status, deletes its files in `partials/`, and wakes all waiters. Does
+        not delete a data file that `publish` has moved. Raises nothing."""
         with self._state_file_lock:
             with self._lock:
                 if not self.is_incomplete:

@@ -1,7 +1,7 @@
-"""Writes the bytes of one upload session to a file and computes their digest. Implements the Protocol `UploadSession`.
+"""Writes the bytes of one upload session to a file and computes their digest (`FileUploadSession`).
 
 Incoming data is collected in memory until a *batch* of 2 MiB is full. A thread writes and hashes the batch while the
-next one is collected. So the event loop never waits for the disk, and one upload holds at most two batches in memory.
+next batch is collected. So the event loop never waits for the disk, and one upload holds at most two batches in memory.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from storage.names import Digest, UploadID
 from storage.running_digest import RunningDigest, restore_digest, start_digest
 
 BATCH_BYTES = 2 * 1024 * 1024
-"""Bytes that are written and hashed in one call. A larger batch costs memory; a smaller one costs time, because passing
-a call to a thread and back takes about a tenth of the time of writing and hashing 1 MiB."""
+"""Size of a batch. A larger batch costs memory. A smaller one costs time, because passing a call to a thread and back
+takes about a tenth of the time of writing and hashing 1 MiB."""
 BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
-"""Bytes of data in memory, over all uploads of the process, above which each upload uses batches of
-`SMALL_BATCH_BYTES`."""
+"""Number of bytes that all uploads of the process together may hold in memory. While there are more, each upload uses
+batches of `SMALL_BATCH_BYTES`."""
 SMALL_BATCH_BYTES = 64 * 1024
+"""Size of a batch while the uploads hold too many bytes in memory."""
 CLOSE_INLINE_BYTES = 64 * 1024
-"""Size up to which a session's file is closed on the event loop. Closing a larger file may block."""
+"""Size up to which a session's file is closed on the event loop. Closing a larger file may block for long."""
 
 
 @dataclass(slots=True)
 class UploadBuffers:
-    """Counts the bytes that all uploads of the process hold in memory (`size`)."""
+    """Counts the bytes that all uploads of the process hold in memory (`size`). The uploads share one object."""
 
     size: int = 0
 
 
 class FileUploadSession:
-    """An upload session with its file. Call `FileBlobStore.start_upload` or `ClaimedUploadFile.resume` to get one."""
+    """An upload session with its file: implements the Protocol `UploadSession`. `FileBlobStore.start_upload` and
+    `ClaimedUploadFile.resume` create such objects."""
 
     def __init__(
         self,
@@ -50,14 +52,15 @@ class FileUploadSession:
         file: UploadFile | None = None,
         offset: int = 0,
     ) -> None:
-        """`boot`: id of the machine's boot. `running_digest`: the digest of the first `offset` bytes, which are in
-        `file`. If `file` is None, the first write creates the file."""
+        """`boot`: id of the machine's present boot. `file`: the session's file, with `offset` bytes; None: the first
+        write creates it. `running_digest`: the digest of these bytes."""
         self._disk = disk
         self._buffers = buffers
         self._boot = boot
         self._upload = upload
         self._running_digest = running_digest
         self._opening: asyncio.Future[UploadFile] | None = None
+        """The call that creates the file, or a finished future with the file; None before the first write."""
         if file is not None:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
@@ -65,9 +68,9 @@ class FileUploadSession:
         """The batch that is being collected."""
         self._batch_size = 0
         self._written = offset
-        """Number of bytes that are written, or being written by `_writing`."""
+        """Number of bytes that are in the file or that `_writing` is writing."""
         self._writing: asyncio.Future[Digest | None] | None = None
-        """The write that is running or has failed."""
+        """The write that is running or has failed; None if there is none."""
 
     @property
     def offset(self) -> int:
@@ -75,8 +78,8 @@ class FileUploadSession:
         return self._written + self._batch_size
 
     async def append(self, data: bytes | memoryview) -> None:
-        """Adds `data` to the batch, and starts writing the batch if it is full. The caller must not change the memory
-        of `data` afterwards."""
+        """Adds `data` to the batch, and starts writing the batch if it is full. Waits only if the previous batch is
+        still being written. The caller must never change the memory of `data` afterwards."""
         self._batch.append(data)
         self._batch_size += len(data)
         self._buffers.size += len(data)
@@ -88,68 +91,74 @@ class FileUploadSession:
                 await self._finish_write()
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        """Returns `length` appended bytes at `offset`, or fewer if they end before."""
+        """Writes all appended bytes to the file, and returns the `length` bytes at `offset`, or fewer if fewer have
+        been appended."""
         file = await self._write_out()
         return await self._disk.run(lambda: file.read_at(offset, length))
 
     async def flush(self) -> Checkpoint:
-        """Writes all appended bytes to the file, and returns a checkpoint from which any process can continue."""
+        """Writes all appended bytes to the file, without syncing it, and returns a checkpoint from which any process
+        can continue."""
         if self._batch or self._writing or self._opening:
             await self._write_out()
         return Checkpoint(self._written, self._running_digest.save(), self._boot)
 
     async def verify(self, digest: Digest) -> UploadedContent:
-        """Writes and syncs all appended bytes, and returns them if they have this digest. Raises DigestInvalid."""
+        """Writes all appended bytes to the file. If they have this digest, syncs the file and returns the object that
+        can publish it; otherwise raises DigestInvalid. Does not delete anything."""
         await self._finish_write()
         file = await self._open_file()
-        self._start_write(file, digest)
+        self._start_write(file, expected=digest)
         actual = await self._finish_write()
         if actual != digest:
             raise DigestInvalid(
-                "the content has another digest; the upload was dropped", {"expected": digest, "actual": actual}
+                "the content has another digest; upload it again", {"expected": digest, "actual": actual}
             )
         return UploadedContent(self._disk, file, digest, self._written)
 
     async def discard(self) -> None:
-        """Deletes the session's file, except if its bytes were published as a blob."""
+        """Waits for a running write, and deletes the session's file, unless the file was published as a blob."""
         with suppress(StorageFull, StorageFailed):
             await self._finish_write()
         self._writing = None
-        self._drop_batch()
+        self._discard_batch()
         file = await self._open_file()
         await self._disk.run(file.discard)
 
     def release(self) -> None:
-        """Drops the batch, and closes the file once no thread uses it. Does not wait. Flushed bytes stay."""
-        self._drop_batch()
+        """Discards the batch, and closes the file as soon as no thread uses it. Does not wait. Written bytes stay in
+        the file."""
+        self._discard_batch()
         self._close_when_idle()
 
     async def close(self) -> None:
-        """Drops the batch, closes the file, and waits until that is done."""
-        self._drop_batch()
+        """Discards the batch, closes the file in a thread, and waits for that. Call it only while no write is
+        running."""
+        self._discard_batch()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
             fd = self._opening.result().detach()
             if fd >= 0:
                 await self._disk.run(lambda: os.close(fd))
 
-    def _drop_batch(self) -> None:
+    def _discard_batch(self) -> None:
+        """Forgets the bytes that have been collected since the last write was started."""
         self._buffers.size -= self._batch_size
         self._batch, self._batch_size = [], 0
 
     def _close_when_idle(self) -> None:
         """Closes the file as soon as no thread uses it. If it were closed earlier, a new file could get the same
-        descriptor number, and the thread would write to that file."""
+        descriptor number, and the thread would write into that file."""
         for call in (self._opening, self._writing):
             if call is not None and not call.done():
                 call.add_done_callback(lambda _: self._close_when_idle())
                 return
         if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
-            close_later(self._disk, self._opening.result(), self._written)
+            close_without_waiting(self._disk, self._opening.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
-        """Starts writing and hashing the batch in a thread. If `expected` is given, the batch is the last one: the call
-        also computes the digest of the content, and syncs the file if it is the expected digest. All of this is one
-        call, because the time to push a small blob is mostly spent on passing calls to threads."""
+        """Starts writing and hashing the batch in a thread. `expected`: given if the batch is the last one. Then the
+        same call also computes the digest of all bytes, and syncs the file if that is the expected digest. All of this
+        is one call to a thread, because a push of a small blob spends most of its time on passing calls to threads."""
         chunks, start = self._batch, self._written
         end = start + self._batch_size
         self._batch, self._batch_size, self._written = [], 0, end
@@ -162,7 +171,7 @@ class FileUploadSession:
                     self._running_digest.update(chunk)
             if expected is None:
                 return None
-            actual = self._digest(file, expected.algorithm, end)
+            actual = self._compute_digest(file, expected.algorithm, end)
             if actual == expected:
                 file.sync()
             return actual
@@ -171,11 +180,12 @@ class FileUploadSession:
         self._writing.add_done_callback(lambda _: self._free_buffers(end - start))
 
     def _free_buffers(self, size: int) -> None:
+        """Records that `size` bytes of the uploads are no longer in memory."""
         self._buffers.size -= size
 
-    def _digest(self, file: UploadFile, algorithm: str, size: int) -> Digest:
-        """Returns the digest of the content, which has `size` bytes. If it was computed with another algorithm as the
-        bytes arrived, reads the file again. Blocks."""
+    def _compute_digest(self, file: UploadFile, algorithm: str, size: int) -> Digest:
+        """Returns the digest of the file's `size` bytes. If the bytes were hashed with another algorithm when they
+        arrived, reads and hashes the file. Blocks."""
         if algorithm == self._running_digest.algorithm:
             return self._running_digest.digest()
         new_digest = start_digest(algorithm)
@@ -184,8 +194,9 @@ class FileUploadSession:
         return new_digest.digest()
 
     async def _finish_write(self) -> Digest | None:
-        """Waits for the running write, if there is one, and returns its digest (None: the batch was not the last). If a
-        write has failed, this and every later call raises its error."""
+        """Waits for the running write, if there is one. Returns the digest that it has computed, or None if it has
+        computed none because its batch was not the last. If a write has failed, this and every later call raises its
+        error."""
         writing = self._writing
         if writing is None:
             return None
@@ -204,7 +215,7 @@ class FileUploadSession:
         return file
 
     async def _open_file(self) -> UploadFile:
-        """Returns the open file, created if the session has none yet."""
+        """Returns the open file. Creates it if the session has none yet."""
         if self._opening is None:
             directory = self._disk.layout.upload(self._upload)
             self._opening = self._disk.run(lambda: UploadFile.create(self._disk.system, directory))
@@ -212,7 +223,8 @@ class FileUploadSession:
 
 
 class ClaimedUploadFile:
-    """An upload session that was just taken over, with its file. Implements the Protocol `ClaimedUpload`."""
+    """An upload session that this process has just taken over, with its file. Implements the Protocol `ClaimedUpload`:
+    the caller then resumes, discards or releases the session."""
 
     def __init__(self, disk: Disk, buffers: UploadBuffers, boot: str, upload: UploadID, file: UploadFile) -> None:
         self._disk = disk
@@ -222,8 +234,9 @@ class ClaimedUploadFile:
         self._file = file
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> FileUploadSession:
-        """Returns the session, ready for more bytes. Usually the checkpoint covers all bytes of the file, and then the
-        file is not read. Otherwise a thread reads and hashes it."""
+        """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session. Does not read
+        the file if the checkpoint is from the present boot of the machine and covers all bytes of the file, which is
+        usual. Otherwise a thread reads and hashes the file."""
         same_boot = checkpoint.boot == self._boot
         resumed = _resume_from_checkpoint(self._file, algorithm, checkpoint) if same_boot else None
         if resumed is None:
@@ -234,26 +247,29 @@ class ClaimedUploadFile:
         )
 
     async def discard(self) -> None:
-        """Deletes the session's file, unless a newer request has taken the session over, and closes it."""
+        """Closes the session's file, and deletes it unless a newer request has taken the session over."""
         with suppress(BlobUploadInvalid):
             await self._disk.run(self._file.discard)
         self._file.close()
 
     def release(self) -> None:
-        """Closes the file without waiting. Its bytes stay for the next owner."""
-        close_later(self._disk, self._file, self._file.size())
+        """Closes the file without waiting. Its bytes are kept for the next request that takes the session over."""
+        close_without_waiting(self._disk, self._file, self._file.size())
 
     def _resume_from_bytes(
         self, algorithm: str, checkpoint: Checkpoint, *, same_boot: bool
     ) -> tuple[RunningDigest, int]:
-        """Returns the digest of the usable bytes and their number. Blocks.
+        """Finds out which bytes of the file are usable, and deletes the others. Returns the digest of the usable bytes
+        and their number. Blocks.
 
-        If the machine has not rebooted since the checkpoint (`same_boot`), all bytes in the file are right. The bytes
-        after the checkpoint are read and hashed. If the file has fewer bytes than the checkpoint says, an earlier
-        commit moved the file but died before it deleted the session's metadata row; then this raises BlobUploadUnknown.
+        If the machine has not rebooted since the checkpoint (`same_boot`), all bytes in the file are right, and only
+        the bytes after the checkpoint have to be hashed. If the file has fewer bytes than the checkpoint says, an
+        earlier commit moved the file but died before it deleted the session's metadata row. Then this raises
+        BlobUploadUnknown.
 
-        After a reboot the bytes may be garbage. The bytes that the checkpoint covers are hashed again, and the bytes
-        after them are deleted. If the digest differs from the saved one, or none was saved, all bytes are deleted.
+        After a reboot the file may contain garbage, because it was not synced. The bytes that the checkpoint covers are
+        hashed again, and the bytes after them are deleted. If the digest differs from the saved one, or no digest was
+        saved, all bytes are deleted.
         """
         file, size = self._file, self._file.size()
         saved = restore_digest(algorithm, checkpoint.state)
@@ -269,15 +285,15 @@ class ClaimedUploadFile:
         for piece in file.pieces(0, checkpoint.offset):
             running_digest.update(piece)
         if saved is not None and size >= checkpoint.offset and running_digest.digest() == saved.digest():
-            file.cut(checkpoint.offset)
+            file.truncate(checkpoint.offset)
             return running_digest, checkpoint.offset
-        file.restart()
+        file.truncate(0)
         return start_digest(algorithm), 0
 
 
 class UploadedContent:
-    """The synced bytes of a session, whose digest was verified. Implements the Protocol `VerifiedContent`. `place`: the
-    path of the blob's file, relative to the data directory."""
+    """The synced file of an upload session, whose digest was verified. Implements the Protocol `VerifiedContent`.
+    `place`: the path that the blob's file will have, relative to the data directory."""
 
     def __init__(self, disk: Disk, file: UploadFile, digest: Digest, size: int) -> None:
         self.digest = digest
@@ -287,19 +303,20 @@ class UploadedContent:
         self._file = file
 
     async def publish(self) -> None:
-        """Moves the file to `place`, durably. Raises StorageFull, StorageFailed, BlobUploadInvalid (a newer request
-        has taken the session over)."""
+        """Moves the file durably to `place`. Raises StorageFull, StorageFailed, BlobUploadInvalid (a newer request has
+        taken the session over)."""
         await self._disk.run(lambda: self._file.publish(self._disk.layout.path_of(self.place)))
 
 
-def close_later(disk: Disk, file: UploadFile, size: int) -> None:
-    """Closes a session's file of `size` bytes without waiting. A thread closes a large file, because the call may block
-    while the file system writes data or frees blocks (50 to 160 ms for 256 MiB)."""
+def close_without_waiting(disk: Disk, file: UploadFile, size: int) -> None:
+    """Closes a session's file of `size` bytes without blocking the event loop for long. Closes a file of up to
+    `CLOSE_INLINE_BYTES` itself, and lets a thread close a larger one: closing may block while the file system writes
+    data or frees blocks (50 to 160 ms for 256 MiB)."""
     fd = file.detach()
     if fd < 0:
         return
     if size > CLOSE_INLINE_BYTES:
-        with suppress(RuntimeError):  # the thread pool has been shut down
+        with suppress(RuntimeError):  # the thread pool has been shut down, so the file is closed below
             disk.threads.submit(os.close, fd)
             return
     os.close(fd)
@@ -308,8 +325,8 @@ def close_later(disk: Disk, file: UploadFile, size: int) -> None:
 def _resume_from_checkpoint(
     file: UploadFile, algorithm: str, checkpoint: Checkpoint
 ) -> tuple[RunningDigest, int] | None:
-    """Returns the digest of the file's bytes and their number. Returns None if bytes must be read for that: the
-    checkpoint does not cover the whole file, or has no saved digest."""
+    """Returns the digest of the file's bytes and their number, without reading the file. Returns None if that is not
+    possible, because the checkpoint does not cover the whole file or has no saved digest."""
     if file.size() != checkpoint.offset:
         return None
     running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)

@@ -92,7 +92,7 @@ def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
     size, place, needed, is_queued_for_collection = row
-    return BlobRow(digest, size, place, is_unreferenced=bool(is_queued_for_collection), last_used=needed)
+    return BlobRow(digest, size, place, is_queued_for_collection=bool(is_queued_for_collection), last_used=needed)
 
 
 def upload(db: apsw.Connection, repo: RepositoryName, upload_id: UploadID) -> UploadRow:

@@ -213,7 +213,7 @@ class MultipartBlobStore:
     """Everything is durable at once, so nothing depends on the machine's run."""
 
     boot = ""
-    shards = len(SHARDS)
+    shard_count = len(SHARDS)
 
     def __init__(self, disk: Disk, bucket: Bucket) -> None:
         """`disk` lends its threads."""

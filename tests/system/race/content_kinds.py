@@ -83,4 +83,4 @@ KINDS: dict[str, ContentKind] = {"files": Files(), "objects": Objects()}
 async def is_stored(registry: StoredRegistry, digest: Digest) -> bool:
     """Whether the store has the blob's bytes, whatever the metadata says."""
     blobs = registry.blobs
-    return digest in {listed.digest for number in range(blobs.shards) for listed in await blobs.list_shard(number)}
+    return digest in {listed.digest for number in range(blobs.shard_count) for listed in await blobs.list_shard(number)}

@@ -472,7 +472,7 @@ async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
         reading = asyncio.create_task(read(first))
         await wait_until(lambda: order.count(DIGEST) > 1)
         other = asyncio.create_task(read_blob(two.mirror, MIRRORED_REPO, digest_of(small)))
-        await wait_until(lambda: bool(two.mirror.filling))
+        await wait_until(lambda: bool(two.mirror.running_fills))
         gate.set()
         assert (await reading, await other) == (BIG, small)
     assert order[-1] == DIGEST
@@ -517,6 +517,6 @@ async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> No
         with pytest.raises(UpstreamTimeout):
             await worker.mirror.open_blob(MIRRORED_REPO, digest_of(data))
         stall.set()
-        await wait_until(lambda: not worker.mirror.filling)
+        await wait_until(lambda: not worker.mirror.running_fills)
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
     sent_once(site, digest_of(data), size)

@@ -51,13 +51,13 @@ async def test_what_waits_costs_nothing(site: MirrorStore) -> None:
             assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 8))
         before = len(os.listdir("/proc/self/fd"))
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
-        await wait_until(lambda: not worker.mirror.filling)
+        await wait_until(lambda: not worker.mirror.running_fills)
         assert worker.mirror.busy
         assert len(os.listdir("/proc/self/fd")) <= before
         gate = site.far.faults.gates[0] = threading.Event()
         await stack.aclose()
         await wait_until(lambda: site.far.at_once == MAX_RUNNING_FILLS)
-        assert len(worker.mirror.filling) == MAX_RUNNING_FILLS
+        assert len(worker.mirror.running_fills) == MAX_RUNNING_FILLS
         gate.set()
         await stored(worker, made.layers[-1].digest)
         await wait_until(lambda: not worker.mirror.busy)

@@ -66,7 +66,7 @@ def test_it_takes_its_room_when_it_is_made(tmp_path: Path, reserve: Reserve) -> 
     assert reserve.is_whole
     assert allocated(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
     assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
-    assert reserve.storage_problem() is None
+    assert reserve.disk_full_reason() is None
     reserve.require_room()
 
 
@@ -105,7 +105,7 @@ def test_while_it_is_not_whole_nothing_is_stored(code: int, quota: QuotaSystem, 
     quota.most, quota.code = RESERVE_BYTES * 3 // 4, code
     reserve.spend(lambda: None, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, True, True]
-    assert "disk is full" in str(reserve.storage_problem())
+    assert "disk is full" in str(reserve.disk_full_reason())
     quota.most = RESERVE_BYTES // 4
     with pytest.raises(StorageFull):  # so all of it is given up
         reserve.spend(_refuse, StorageFull)
@@ -115,7 +115,7 @@ def test_while_it_is_not_whole_nothing_is_stored(code: int, quota: QuotaSystem, 
     quota.most = RESERVE_BYTES
     reserve.require_room()
     assert reserve.is_whole
-    assert reserve.storage_problem() is None
+    assert reserve.disk_full_reason() is None
 
 
 def _refuse() -> None:
@@ -333,7 +333,7 @@ def test_without_a_reserve_where_none_can_be(code: int, tmp_path: Path, caplog: 
         for _ in range(3):
             reserve.require_room()
         assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
-        assert reserve.storage_problem() is None
+        assert reserve.disk_full_reason() is None
         assert reserve.spend(lambda: "done", StorageFull) == "done"
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as another:
         another.require_room()

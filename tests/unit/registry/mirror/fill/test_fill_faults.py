@@ -266,7 +266,7 @@ async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorW
     await worker.mirror.get_manifest(OTHER, Tag("1"))
     stall = site.far.faults.stall = asyncio.Event()
     waiting = asyncio.create_task(worker.mirror.open_blob(OTHER, DIGEST))
-    await wait_until(lambda: site.far.calls["get blob"] > 0 and bool(worker.mirror.filling))
+    await wait_until(lambda: site.far.calls["get blob"] > 0 and bool(worker.mirror.running_fills))
     site.far.faults.stall = None
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
     sent_once(site, DIGEST, len(BIG))

@@ -11,11 +11,11 @@ from storage.errors import RegistryError, TooManyRequests, UpstreamTimeout, Upst
 
 
 def attempts(
-    breaks: RetryPolicy, error: RegistryError, *, has_begun: bool, received: int = 0, now: float = 0.0
+    breaks: RetryPolicy, error: RegistryError, *, has_response: bool, received: int = 0, now: float = 0.0
 ) -> list[float]:
     """Returns when each attempt is made, if all fail at once. The last value is when the download is given up."""
     times = []
-    while breaks.should_retry(error, now, received, has_begun=has_begun):
+    while breaks.should_retry(error, now, received, has_response=has_response):
         assert breaks.resume_at > now
         now = breaks.resume_at
         times.append(now)
@@ -25,7 +25,7 @@ def attempts(
 def test_what_has_begun_goes_by_time() -> None:
     """A blob with readers is retried within moments at first, later every two seconds, for 45 s: longer than an
     upstream's restart and the first pause of a circuit breaker."""
-    times = attempts(RetryPolicy(), UpstreamUnavailable(), has_begun=True)
+    times = attempts(RetryPolicy(), UpstreamUnavailable(), has_response=True)
     assert times[0] == 0.1
     assert max(two - one for one, two in pairwise(times)) == pytest.approx(LONGEST_RETRY_SECONDS)
     assert STALL_TIMEOUT_SECONDS - LONGEST_RETRY_SECONDS < times[-1] <= STALL_TIMEOUT_SECONDS
@@ -34,25 +34,25 @@ def test_what_has_begun_goes_by_time() -> None:
 def test_progress_starts_the_time_anew() -> None:
     """Progress restarts the stall timeout; a few bytes do not."""
     breaks, error = RetryPolicy(), UpstreamUnavailable()
-    assert breaks.should_retry(error, 0.0, 0, has_begun=True)
-    assert breaks.should_retry(error, 40.0, MIN_PROGRESS_BYTES, has_begun=True)
-    assert breaks.should_retry(error, 80.0, MIN_PROGRESS_BYTES + 100, has_begun=True)
-    assert not breaks.should_retry(error, 90.0, MIN_PROGRESS_BYTES + 200, has_begun=True)
+    assert breaks.should_retry(error, 0.0, 0, has_response=True)
+    assert breaks.should_retry(error, 40.0, MIN_PROGRESS_BYTES, has_response=True)
+    assert breaks.should_retry(error, 80.0, MIN_PROGRESS_BYTES + 100, has_response=True)
+    assert not breaks.should_retry(error, 90.0, MIN_PROGRESS_BYTES + 200, has_response=True)
 
 
 def test_a_limit_is_waited_out_where_that_helps() -> None:
     """The policy waits for Retry-After if it ends before the stall timeout; otherwise it gives up at once."""
     breaks = RetryPolicy()
-    assert breaks.should_retry(TooManyRequests(retry_after=20), 0.0, 0, has_begun=True)
+    assert breaks.should_retry(TooManyRequests(retry_after=20), 0.0, 0, has_response=True)
     assert breaks.resume_at == 20.0
-    assert not breaks.should_retry(TooManyRequests(retry_after=30), 20.0, 0, has_begun=True)
-    assert not RetryPolicy().should_retry(TooManyRequests(retry_after=60), 0.0, 0, has_begun=True)
-    assert not RetryPolicy().should_retry(TooManyRequests(retry_after=5), 0.0, 0, has_begun=False)
+    assert not breaks.should_retry(TooManyRequests(retry_after=30), 20.0, 0, has_response=True)
+    assert not RetryPolicy().should_retry(TooManyRequests(retry_after=60), 0.0, 0, has_response=True)
+    assert not RetryPolicy().should_retry(TooManyRequests(retry_after=5), 0.0, 0, has_response=False)
 
 
 @pytest.mark.parametrize(("error", "most"), [(UpstreamUnavailable(), 2), (UpstreamTimeout(), 1)])
 def test_what_has_not_begun_is_given_up_soon(error: RegistryError, most: int) -> None:
     """Before the first byte the policy gives up soon, since the client can go elsewhere."""
-    times = attempts(RetryPolicy(), error, has_begun=False)
+    times = attempts(RetryPolicy(), error, has_response=False)
     assert len(times) == most
     assert times[-1] < 0.5
