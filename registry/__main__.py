@@ -8,7 +8,7 @@ from registry.cli.interrupts import exit_on_interrupt
 def main() -> None:
     """Runs the command line."""
     exit_on_interrupt()  # before the import below, so that Ctrl-C ends the program cleanly during that import
-    from registry.cli.command import app  # this import takes most of a second
+    from registry.cli.command import app  # this import takes nearly a second
 
     app(prog_name="entrepot")
 

@@ -24,7 +24,7 @@ from storage.errors import StorageFull
 from storage.interface import Registry
 
 REOPEN_SECONDS: Final = 1.0
-"""Seconds between two attempts to open the store for writing, after it was opened read-only on a full disk."""
+"""Seconds between two attempts to open the store for writing, if it was opened read-only because the disk was full."""
 log = logging.getLogger("registry")
 
 
@@ -32,8 +32,9 @@ class Entrepot(FastAPI):
     """A FastAPI application that passes requests for `/v2` directly to the distribution API, without FastAPI's
     middleware and routing.
 
-    The application opens its `service` when the server starts it (ASGI lifespan), and closes the service when the
-    server stops it. The server starts it after forking the workers, so that no two processes share open files."""
+    The application opens its `service` when the server starts the application (ASGI lifespan), and closes the service
+    when the server stops the application. The server forks the workers before the application is started in each of
+    them, so that no two processes share open files."""
 
     def __init__(self, factory: ServiceFactory, service: Service | None = None) -> None:
         """`service`: an open service, which the caller closes; None: the application opens one with `factory` when the
@@ -87,8 +88,8 @@ class Entrepot(FastAPI):
 
     def build_routes(self, stopped: threading.Event) -> None:
         """Makes FastAPI build its data for each route now, because that takes up to 60 ms. Without this call, FastAPI
-        builds the data at the first request to a route and blocks the event loop. This may run in a thread, which ends
-        early once `stopped` is set."""
+        builds the data at the first request to a route and blocks the event loop. This can run in a thread. It returns
+        early if `stopped` is set meanwhile."""
         scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
         for route in self.routes:
             if stopped.is_set():
@@ -109,12 +110,12 @@ class Entrepot(FastAPI):
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
             stopped = threading.Event()
-            routes = asyncio.create_task(asyncio.to_thread(self.build_routes, stopped))
+            building_routes = asyncio.create_task(asyncio.to_thread(self.build_routes, stopped))
             try:
                 yield
             finally:
                 stopped.set()
-                await routes  # a thread cannot be cancelled
+                await building_routes  # a thread cannot be cancelled
                 if reopening is not None:
                     reopening.cancel()
                     await asyncio.wait([reopening])
@@ -133,7 +134,9 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
             service = await stack.enter_async_context(app.factory.open(may_open_read_only=False))
         except StorageFull:
             continue
-        except Exception as error:  # tried again, because no worker can write while this one has the store read-only
+        except Exception as error:
+            # The next attempt follows after any error: as long as this worker reads a read-only store, no other process
+            # can write to the store either.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS

@@ -1,7 +1,8 @@
 """Opens the backend: the store, a mirror for each upstream registry in the settings, and the router in front of both.
 
-The server uses this module, and so do commands that work on the same data directory while the server runs. The modules
-of mirrors, with their HTTP client, are imported only if the settings have an upstream.
+A *mirror* is a pull-through cache of one upstream. The *hosted registry* has the content that clients push. The server
+uses this module, and so do commands that work on the same data directory while the server runs. The modules of mirrors,
+with their HTTP client, are imported only if the settings have an upstream.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ def plain_address(address: str) -> str:
 
 
 def network_of(address: str) -> str:
-    """Returns the network that a limit for each client applies to. For IPv4 that is the address itself. For IPv6 it is
-    the /64 network of the address, such as `2001:db8::/64`, because a client can choose the other 64 bits freely.
+    """Returns the network that limits treat as one client. For IPv4 that is the address itself. For IPv6 it is the /64
+    network of the address, such as `2001:db8::/64`, because a client can choose the last 64 bits freely.
 
     For `::ffff:192.0.2.1`, returns the IPv4 address. Returns text that is no IP address unchanged."""
     if ":" not in address:

@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import Any, Final, TextIO
 
 BUFFER_CHARACTERS: Final = 16 * 1024
-"""The buffered lines are written when they have this many characters together."""
+"""The buffered lines are written when they have this many characters in total."""
 FLUSH_SECONDS: Final = 0.2
-"""The buffered lines are written this long after the first of them was added, or earlier if there are many."""
+"""The buffered lines are written this long after the first of them was added, or earlier if they become many."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -41,8 +41,8 @@ def was_logged(error: BaseException | None) -> bool:
 
 
 class LineRecord(logging.LogRecord):
-    """A log record in which only the fields that `LineFormatter` uses have true values. Finding out the others, such as
-    the name of the thread, would take more time than writing the line."""
+    """A log record in which only the fields that `LineFormatter` uses have their real values. Finding out the others,
+    such as the name of the thread, would take more time than writing the line."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""`MemoryBudget`: limits the memory that the bodies of all requests of a worker use together. It is for bodies that
-have to be in memory as a whole, such as manifests.
+"""`MemoryBudget`: limits the memory that all requests of a worker use together for bodies that have to be in memory as
+a whole, such as manifests. A body here is that of a request or of its response.
 
 Each request has a `Share` of the budget: the number of bytes of its body that are in memory now. If the budget has no
 room for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Small and large shares
@@ -42,7 +42,7 @@ class Share:
 
     `size`: that number. `key`: shares with the same key hold the same object in memory, so the budget counts its bytes
     only once; None: no other share holds these bytes. `held_since`: the event loop's time when the share first held
-    bytes. `on_cut`: a function that cuts off the request, called when other requests need its memory; None: the request
+    bytes. `on_cut`: a function that cuts off the request, for when other requests need the memory; None: the request
     cannot be cut off now."""
 
     __slots__ = ("_budget", "held_since", "key", "on_cut", "size")
@@ -61,7 +61,8 @@ class Share:
 
     async def grow(self, added_bytes: int) -> None:
         """Grows by `added_bytes`. Waits for room if the budget has none. Raises TooManyRequests if no room becomes free
-        in time, or if too many shares wait. After a cancellation, the caller closes the share, which may have grown."""
+        in time, or if too many shares wait. If the call is cancelled, the share may have grown; the caller closes
+        it."""
         if not self._budget.try_grow(self, added_bytes):
             await self._budget.wait_and_grow(self, added_bytes)
 
@@ -94,9 +95,9 @@ class MemoryBudget:
         self._what = what
         self._wait_seconds = wait_seconds
         self._slow_seconds = slow_seconds
-        self._limit_for_large = size - size // 4  # a large share may not make `used` larger than this
+        self._limit_for_large = size - size // 4  # a large share must not make `used` larger than this
         self._used_by_small = 0
-        self._shares: set[Share] = set()  # that have grown and were not released
+        self._shares: set[Share] = set()  # those that have grown and were not released yet
         self._share_counts: dict[Hashable, int] = {}  # by key: the number of shares with that key that hold bytes
         self._small_waiters: dict[_Waiter, None] = {}  # a queue, in the order of arrival
         self._large_waiters: dict[_Waiter, None] = {}
@@ -175,7 +176,7 @@ class MemoryBudget:
     def _missing_bytes(self, share: Share, added_bytes: int) -> int:
         """Returns how many bytes other shares have to release before `share` can grow by `added_bytes`. Zero or less
         means that there is room."""
-        if self.used <= share.size:  # no other share holds memory, so this one may have any size
+        if self.used <= share.size:  # no other share holds memory, so this one can have any size
             return 0
         if share.size + added_bytes > SMALL_SHARE_BYTES:  # a large share
             return self.used + added_bytes - self._limit_for_large
@@ -187,7 +188,7 @@ class MemoryBudget:
     def _grow_if_room(self, share: Share, added_bytes: int) -> bool:
         """Grows `share` and returns True, if there is room. If there is none, changes nothing and returns False.
         Ignores the queues."""
-        if not self._has_counted_bytes(share) or share.size:  # otherwise the bytes are counted for another share
+        if not self._has_counted_bytes(share) or share.size:  # otherwise `used` includes the bytes already
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
             self._update_totals(share.size, share.size + added_bytes)
@@ -200,16 +201,17 @@ class MemoryBudget:
         return True
 
     def _grant_to_waiters(self) -> None:
-        """Grows waiting shares while there is room. Starts with the large shares, because the small ones have a quarter
-        of the budget to themselves."""
+        """Grows waiting shares while there is room. Starts with the large shares, because they must not use the quarter
+        of the budget that is only for small ones."""
         for queue in (self._large_waiters, self._small_waiters):
             while queue and self._grow_if_room((waiter := next(iter(queue))).share, waiter.added_bytes):
                 del queue[waiter]
                 waiter.granted.set_result(None)
 
     def _cut_slow(self) -> None:
-        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first, until they release
-        as much as the waiting shares need. Calls itself again every `CUT_INTERVAL_SECONDS` while a share waits."""
+        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first, until these have as
+        much memory as the shares in one queue need: the large ones if any large share waits, otherwise the small ones.
+        Is called again every `CUT_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         queue = self._large_waiters or self._small_waiters
         if not queue:

@@ -1,15 +1,15 @@
-"""`NamingRules`: maps the repository name in a request to the stored names that it may mean.
+"""`NamingRules`: maps the repository name in a request to the stored names that it can mean.
 
 An *upstream* is another registry that this one mirrors. A *hosted* repository is one whose content is pushed to this
-registry. The *stored name* of a repository is its name in the store. Clients may use several names for one mirrored
+registry. The *stored name* of a repository is its name in the store. Clients can use several names for one mirrored
 repository, such as `ubuntu` and `library/ubuntu` for an image of Docker Hub. It has one stored name, which begins with
 the upstream's name: `docker.io/library/ubuntu`.
 
 - A name that begins with an upstream's name, such as `ghcr.io/org/app`, belongs to that upstream.
 - If the settings name a default upstream, `library/*` belongs to that upstream.
-- With a default upstream, any other name without a host may mean a hosted repository or a repository of that upstream.
-  `registry.router` decides: the name is hosted from its first push on. A name that matches a pattern in the setting
-  `[hosted] prefixes` is always hosted.
+- With a default upstream, any other name without a host, such as `team/app`, can mean a hosted repository or a
+  repository of that upstream. `registry.router` decides: the name is hosted from its first push on. A name that matches
+  a pattern in the setting `[hosted] prefixes` is always hosted.
 - Every other name is hosted, even if it begins with the host of a registry that is not mirrored.
 
 The rules use only names and settings. They do not depend on what the store contains.
@@ -28,8 +28,8 @@ from storage.patterns import NamePattern
 class NamingRules:
     """The rules for a list of upstreams.
 
-    `upstreams`: their names, in the order of the settings. `default`: the upstream whose repositories names without a
-    host may mean; None: such names are hosted."""
+    `upstreams`: their names, in the order of the settings. `default`: the name of the default upstream. A name without
+    a host can mean a repository of that upstream. None: all such names are hosted."""
 
     def __init__(
         self, upstreams: Iterable[str] = (), *, default: str | None = None, always_hosted: Iterable[str] = ()
@@ -51,16 +51,16 @@ class NamingRules:
 
     def upstream_of(self, name: str) -> str | None:
         """Returns the name of the upstream that the repository name `name` belongs to. Returns None if `name` is hosted
-        or may be hosted. Does not check whether `name` is valid."""
+        or can be hosted. Does not check whether `name` is valid."""
         first, slash, _ = name.partition("/")
         if first in self._upstream_names:
             return first
         return self.default if first == HUB_LIBRARY and slash else None
 
     def mirrored_name(self, repo: RepositoryName, upstream: str) -> RepositoryName:
-        """Returns the stored name of the repository that `repo` means at `upstream`. `repo` may begin with the
-        upstream's name, or not. Raises NameUnknown if `repo` is only the upstream's name, and NameInvalid if the stored
-        name would be too long."""
+        """Returns the stored name of the repository that `repo` means at `upstream`. `repo` can be given with or
+        without the upstream's name. Raises NameUnknown if `repo` is only the upstream's name, and NameInvalid if the
+        stored name would be too long."""
         first, slash, rest = repo.partition("/")
         if first != upstream:
             rest = repo
@@ -71,10 +71,10 @@ class NamingRules:
         return RepositoryName(f"{upstream}/{rest}")
 
     def default_name(self, repo: RepositoryName) -> RepositoryName | None:
-        """Returns the stored name of the repository that `repo` may mean at the default upstream.
+        """Returns the stored name of the repository that `repo` can mean at the default upstream.
 
         Returns None if `repo` cannot mean one: if there is no default upstream, if `repo` belongs to an upstream, is
-        always hosted, or begins with the host of another registry, or if the stored name would be too long."""
+        always hosted, or begins with the host of another registry, or if the stored name could be too long."""
         first, slash, _ = repo.partition("/")
         if self.default is None or (slash and ("." in first or first == "localhost")):
             return None
@@ -86,7 +86,7 @@ class NamingRules:
         return self.mirrored_name(self.with_upstream(self.default, repo), self.default)
 
     def candidates(self, repo: RepositoryName) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a read of `repo` may mean: one name, or two, the hosted name first and then the
+        """Returns the stored names that a read of `repo` can mean: one name, or two, the hosted name first and then the
         name at the default upstream. If `repo` is only the name of an upstream, which is no repository, returns only
         `repo`."""
         upstream = self.upstream_of(repo)
@@ -101,8 +101,8 @@ class NamingRules:
         return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")
 
     def possible_names(self, name: str) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a request for `name` may mean at any upstream: one for each upstream, because
-        a request may name the upstream outside the path, by the Host header or by the query parameter `ns`. Leaves out
+        """Returns the stored names that a request for `name` can mean at any upstream: one for each upstream, because a
+        request can name the upstream outside the path, by the Host header or by the query parameter `ns`. Leaves out
         stored names that would be too long."""
         stored_names = []
         for upstream in self.upstreams:

@@ -1,4 +1,4 @@
-"""`Observed`: a wrapper around a registry that writes one log line for each call.
+"""`Observed`: a wrapper around a registry, which writes one log line for each call on the registry.
 
 A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
 call took, the client's name and address, and the request's id. The outcome is `OK`, the code of a RegistryError, or the
@@ -115,7 +115,7 @@ class _ObservedWriter:
         return await log_call(self._inner.commit, digest, operation="commit_upload", repo=self._repo, reference=digest)
 
     async def cancel(self) -> None:
-        # `cancel` takes no argument.
+        # `log_call` passes one argument, and `cancel` takes none.
         await log_call(
             lambda _: self._inner.cancel(), None, operation="cancel_upload", repo=self._repo, reference=self.id
         )

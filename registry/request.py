@@ -150,7 +150,7 @@ current_request: Final = _CURRENT.get
 enter_request: Final = _CURRENT.set
 """Makes a `RequestContext` the current one in this task. Returns a token for `leave_request`."""
 leave_request: Final = _CURRENT.reset
-"""Undoes `enter_request`, which returned the token that this takes: the context before that call is current again."""
+"""Takes the token that a call of `enter_request` returned, and makes the context before that call current again."""
 
 
 def set_notice(text: str) -> None:

@@ -5,9 +5,9 @@ registry in the settings. A mirror is a pull-through cache. All of them share on
 repository is its name in that store: mirrored repositories begin with the upstream's name there, as in
 `docker.io/library/ubuntu`.
 
-A name such as `ghcr.io/org/app` belongs to the upstream `ghcr.io`. Clients may pull such names and not push them. A
-name without a host, such as `team/app`, may mean a hosted repository, or a repository of the *default upstream* in the
-settings (`registry.naming`). The router decides by the pushes so far:
+A name such as `ghcr.io/org/app` belongs to the upstream `ghcr.io`. Clients can pull from such names, but not push to
+them. A name without a host, such as `team/app`, can mean a hosted repository, or a repository of the *default upstream*
+in the settings (`registry.naming`). The router decides by the pushes so far:
 
 - From the first push on, the name is hosted. It stays hosted for all tags and digests, even after all its content was
   deleted, and the upstream is never asked for it again.
@@ -63,7 +63,8 @@ name, which begins with the upstream's name."""
 
 
 async def nothing_confirmed(repo: RepositoryName, digest: Digest) -> bool:
-    """Returns False for every blob. A `ConfirmedCheck` for a router without private upstreams, which never calls it."""
+    """Returns False for every blob. A `ConfirmedCheck` for a router that never calls it, because it has no `private`
+    upstreams."""
     return False
 
 
@@ -83,9 +84,10 @@ class Router(RefusingRegistry):
     - `mirrors`: the mirror of each upstream, by the upstream's name.
     - `is_used`: returns whether the store ever had content of a repository.
     - `naming`: tells which upstream a name belongs to.
-    - `private`: the names of the upstreams of which a client may read some repositories and not others. The store may
-      list a blob in a repository of such an upstream before the upstream has confirmed that the repository has it. The
-      router lets a client mount the blob from that repository only if `is_confirmed` returns True."""
+    - `private`: the names of the private upstreams: those that may have repositories which only some clients are
+      allowed to read. The store can list a blob in a repository of such an upstream before the upstream has confirmed
+      that the repository has it. The router lets a client mount the blob from that repository only if `is_confirmed`
+      returns True."""
 
     def __init__(
         self,
@@ -117,14 +119,14 @@ class Router(RefusingRegistry):
         return self._default_destination(default)
 
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name of the repository that a read of `repo` reads now. If `repo` is only the name of an
+        """Returns the stored name of the repository that answers a read of `repo` now. If `repo` is only the name of an
         upstream, returns it unchanged."""
         candidates = self.naming.candidates(repo)
         return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
         """Returns True if the hosted registry certainly answers every read of the name, now and later. Does not look
-        into the store, so it may return False for a name for which this is true as well."""
+        into the store, so it can return False for a name that is always hosted."""
         if self.naming.upstream_of(repo) is not None:
             return False
         return self.naming.default_name(repo) is None or repo in self._used_names
@@ -150,7 +152,7 @@ class Router(RefusingRegistry):
 
     async def handle(self, call: Call[T]) -> T:
         """Makes `call` on the registry that its repository name belongs to, and returns its result. Raises Denied for a
-        push to a name of an upstream, and the errors of the call."""
+        push to a name of an upstream, and the errors of `locate` and of the call."""
         if call.action is Action.PUSH:
             return await self._push(call)
         if not call.repo:
@@ -164,9 +166,9 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`: if the name
-        may mean a repository of the default upstream, and nothing was ever pulled from that repository. A client that
-        pulls would have pulled a manifest before it asks for a blob."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. It is if
+        `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository. A client
+        that pulls would have pulled a manifest before it asks for a blob."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)
@@ -202,7 +204,7 @@ class Router(RefusingRegistry):
 
     async def _check_confirmed(self, source: RepositoryName, digest: Digest) -> None:
         """Raises BlobUnknown if `source`, a stored name, is a repository of a private upstream and the upstream has not
-        confirmed that it has the blob."""
+        confirmed that this repository has the blob."""
         if source.partition("/")[0] in self._private_upstreams and not await self._is_confirmed(source, digest):
             raise BlobUnknown(f"{source} has no blob {digest}")
 
@@ -228,9 +230,9 @@ class Router(RefusingRegistry):
     async def _mirrored_source(self, repo: RepositoryName) -> Destination | None:
         """Returns the repository of the default upstream that answered reads of `repo` before the first push to `repo`.
 
-        Returns None if there is none, if nothing was ever pulled from it, or if the client may not pull from it. If
-        something was pushed to `repo` already, the result has the hosted registry in place of the mirror. The hosted
-        registry reads the mirrored content in the shared store, and never asks the upstream."""
+        Returns None if there is none, if nothing was ever pulled from it, or if the client is not allowed to pull from
+        it. If something was pushed to `repo` already, the result has the hosted registry in place of the mirror. The
+        hosted registry reads the mirrored content in the shared store, and never asks the upstream."""
         default = self.naming.default_name(repo)
         if default is None or not current_request().may_pull(default) or not await self._is_used(default):
             return None
@@ -266,7 +268,8 @@ class Router(RefusingRegistry):
         await self._mount(digest, source.repo, repo, by)
 
     async def _mount(self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor) -> Descriptor:
-        """Adds a blob to `repo` that the store has in `source`. Raises BlobUnknown if it is not there."""
+        """Adds to `repo` a blob that the store has in `source`. Raises BlobUnknown if `source` does not have the
+        blob."""
         await self._check_confirmed(source, digest)
         return await self.hosted.mount_blob(repo, digest, source, by)
 

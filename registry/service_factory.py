@@ -1,6 +1,6 @@
-"""`ServiceFactory`: builds the service of a worker process from the settings.
+"""`ServiceFactory`: builds the `Service` of a worker process from the settings: the objects that answer requests.
 
-A request for `/v2` passes through these layers, the first one first:
+A request for `/v2` passes through these layers, in this order:
 
 1. the distribution API, which parses it and makes a call on a registry;
 2. `Observed`, which logs the call;
@@ -104,7 +104,7 @@ class ServiceFactory:
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
-        except below upstreams from which a pull needs a grant."""
+        except on names that begin with an upstream from which a pull needs a grant."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
@@ -112,13 +112,13 @@ class ServiceFactory:
 
     @asynccontextmanager
     async def open(self, *, may_open_read_only: bool) -> AsyncIterator[Service]:
-        """A context manager that opens the store, the mirrors and the accounts, and yields a service of them.
+        """A context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
 
         `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
         opened only for reading. False: raises StorageFull.
 
-        This is independent of the setting `read_only`, which refuses pushes and deletes by clients. With that setting,
-        no garbage is collected, but mirrors still cache new content."""
+        `may_open_read_only` is independent of the setting `read_only`, which refuses pushes and deletes by clients.
+        With that setting, no garbage is collected, but mirrors still cache new content."""
         settings = self.settings
         collect_every = None if settings.read_only else settings.gc.interval
         async with (
@@ -143,7 +143,7 @@ class ServiceFactory:
             components.revocation_check,
             naming=router.naming,
             guarded=self._upstreams_needing_grant,
-            # With logins at an external service, a request needs a grant even while the store has no accounts.
+            # If there are logins outside the store, a request needs a grant even while the store has no accounts.
             closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )
         # Without mirrors, the router would only pass each call on to the store.
@@ -199,7 +199,7 @@ class ServiceFactory:
         )
 
     def _namespaces(self) -> Namespaces | None:
-        """Returns the upstreams that requests may name, by the query parameter `ns` or by the host that they are sent
+        """Returns the upstreams that requests can name, by the query parameter `ns` or by the host that they are sent
         to. Returns None if the settings have no upstream."""
         upstreams = self.settings.upstream
         if not upstreams:
@@ -220,7 +220,7 @@ def shared_rate_limit(settings: Settings) -> RateLimit | None:
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None
-    # By default, a client may send the requests of ten seconds at once.
+    # By default, a client may send as many requests at once as the rate allows in ten seconds.
     requests = SharedRateLimiter(per_second, settings.limits.burst or max(1, round(10 * per_second)))
     health_per_second = max(per_second, MIN_HEALTH_CHECKS_PER_SECOND)
     health = SharedRateLimiter(health_per_second, round(10 * health_per_second))
@@ -232,8 +232,8 @@ def shared_rate_limit(settings: Settings) -> RateLimit | None:
 
 
 def _body_memory(settings: Settings) -> BodyMemory:
-    """Returns the memory budgets of a worker. The budgets for manifests and for responses have room for two manifests
-    of the largest size that the settings allow."""
+    """Returns the memory budgets of a worker. The budgets for manifests and for responses have room for at least two
+    manifests of the largest size that the settings allow."""
     min_bytes = 2 * settings.limits.manifest
     return BodyMemory(
         manifests=MemoryBudget(max(MANIFESTS_BUDGET_BYTES, min_bytes), "request bodies"),

@@ -30,8 +30,8 @@ def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 class SingleFlight(Generic[T]):
     """The running tasks of one kind of work, by key. At most one task per key runs at a time.
 
-    A key may be any hashable value that identifies the result; None will do if there is only one.
-    `make_stop_error` returns the error that callers get if `aclose` cancels the task for which they wait."""
+    A key may be any hashable value that identifies the result. If there is only one result, use None. `make_stop_error`
+    returns the error that callers get if `aclose` cancels the task for which they wait."""
 
     def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping) -> None:
         self._make_stop_error = make_stop_error
@@ -74,7 +74,7 @@ class SingleFlight(Generic[T]):
     def _on_done(self, key: Hashable, task: asyncio.Task[T]) -> None:
         self._running.pop(key, None)
         if not task.cancelled():
-            task.exception()  # marks the exception as retrieved: asyncio logs others if no caller waits for the task
+            task.exception()  # marks the exception as retrieved, so that asyncio does not log it
 
 
 async def wait_for_outcome(task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping) -> T:

@@ -35,7 +35,7 @@ def _check_service(value: str) -> str:
 
 
 def check_identity_url(value: str, example: str, attacker_gains: str) -> None:
-    """Raises ValueError unless `value` may be the URL of a service on which logins depend, such as an OpenID provider:
+    """Raises ValueError unless `value` can be the URL of a service on which logins depend, such as an OpenID provider:
     https, or http on this machine, and without a user name and a fragment. `example` is a valid URL for the message.
     `attacker_gains` is the end of the message about plain http, "whoever can change its answers …": for example "can
     log in"."""

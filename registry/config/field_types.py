@@ -25,8 +25,8 @@ class SettingsGroup(BaseModel):
 
 
 def split_commas(value: object) -> object:
-    """Returns the list of the texts between the commas if `value` is text, as in a flag or a variable. Returns any
-    other value unchanged, for pydantic to check."""
+    """Returns the list of the texts between the commas if `value` is text, as in a flag or an environment variable.
+    Returns any other value unchanged, for pydantic to check."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 

@@ -52,8 +52,8 @@ def normalized_host(host: str) -> str:
 
 
 def _split_upstream_url(value: str, example: str) -> SplitResult:
-    """Returns the parts of an http or https URL without user name, query and fragment. Raises ValueError; the message
-    contains `example`, a valid URL."""
+    """Returns the parts of an http or https URL without user name, query and fragment. Raises ValueError for any other
+    value. `example`: a valid URL for the error message."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("an address holds no user and no password; set username and password_file")
     parts = split_http_url(value, example, query=False, fragment=False)
@@ -229,8 +229,8 @@ class Upstream(SettingsGroup):
     @property
     def has_private_repositories(self) -> bool:
         """Whether this upstream may have repositories that only some clients are allowed to read: if it has a login,
-        which may see such repositories, or if pulls need a grant of their own. The mirror then serves a cached blob
-        from a repository only after the upstream has confirmed that this repository has the blob."""
+        which may see such repositories, or if pulls need a grant for this upstream. The mirror then serves a cached
+        blob from a repository only after the upstream has confirmed that this repository has the blob."""
         return self._has_login or self.needs_named_grant
 
     @property
@@ -252,8 +252,8 @@ class HostedSettings(SettingsGroup):
 
 def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values`, the values of all settings, with an upstream added for each name in the setting `mirror` that
-    has none. If no upstream is the default upstream, the one with the first of these names becomes it. Returns the
-    values unchanged if `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
+    has none. If no upstream is the default upstream, the first one in `mirror` becomes it. Returns the values unchanged
+    if `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
     names, upstreams = split_commas(values.get("mirror", [])), values.get("upstream", [])
     if not isinstance(names, list) or not isinstance(upstreams, list):
         return dict(values)

@@ -32,7 +32,7 @@ from registry.config.worker_count import default_worker_count
 
 def _check_network(value: str) -> str:
     """Returns a network in its normal form; for an IP address, the network that consists of it. Raises ValueError for
-    other text, for a network whose address has bits after the prefix, and for a network of all addresses."""
+    other text, for a network whose address has bits set after the prefix, and for a network of all addresses."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:

@@ -77,7 +77,7 @@ class LoadedSettings:
     settings: Settings
     origins: Mapping[str, str]
     """By the setting's dotted name (`gc.grace`): the flag, the variable or the path of the file that sets it, or
-    `default`. For `upstream`, the flag, variable or file of the setting `mirror` if only that one adds upstreams."""
+    `default`. For `upstream`, the flag, variable or file of the setting `mirror` if only `mirror` adds upstreams."""
     warnings: tuple[str, ...]
     """Each is one line of text."""
 
@@ -146,7 +146,8 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
-    for name in unknown_names:  # pydantic reads unknown variables with the name of a group, such as ENTREPOT_GC__X
+    # pydantic also reads unknown variables that begin with the name of a group, such as ENTREPOT_GC__X.
+    for name in unknown_names:
         group, *rest = name.removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if rest and isinstance(values.get(group), dict):
             values[group].pop(rest[0], None)
@@ -185,7 +186,7 @@ def _variable_candidates(path: SettingPath) -> list[str]:
 
 
 def _is_variable_set(name: str) -> bool:
-    """Returns whether the variable `name` (in upper case) is set and not empty. Its name in the environment may have
+    """Returns whether the variable `name` (in upper case) is set and not empty. Its name in the environment can be in
     upper or lower case."""
     return any(key.upper() == name and value for key, value in os.environ.items())
 

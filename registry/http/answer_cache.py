@@ -3,9 +3,9 @@
 An *answer* is a complete response to a GET or HEAD. Our server calls `DistributionAPI.answer_at_once` before it calls
 the application, so a cached answer needs no task and no call on the registry. Only answers that depend on nothing but
 the request and the store are cached. So an answer for a mirrored repository is not cached: it also depends on the time
-since the mirror asked the upstream. Nor is the answer to a HEAD of a blob: each HEAD has to reach the store, which then
-protects the blob from the garbage collector for a while. docs/adr/0013-answers-that-are-ready.md gives the reasons and
-the savings.
+since the mirror asked the upstream. The answer to a HEAD of a blob is not cached either: each HEAD has to reach the
+store, which then protects the blob from the garbage collector for a while. docs/adr/0013-answers-that-are-ready.md
+gives the reasons and the savings.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key in `scope["extensions"]` that our server sets if it calls `answer_at_once`. Its value is a dictionary."""
 _STORE_AS: Final = "store"
 """Key in that dictionary. `AnswerCache.find` adds it if the answer is worth caching. Its value is a pair: the cache key
-for the answer, and the store's version before the answer was made. The answer is cached only if that has not
-changed."""
+for the answer, and the store's version before the answer was made. The answer is cached only if this version has not
+changed since."""
 CACHE_BYTES: Final = 8 * 1024 * 1024
 """Approximate size of all answers that a process caches."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
@@ -74,7 +74,7 @@ class AnswerCache:
 
     `version` returns the store's version, which changes with every change of the store. `is_always_hosted` returns
     whether every answer for a repository comes from the store, now and later, and never from a mirror. `by_host`: True
-    if the same path may name different repositories at different hosts; then the cache key includes the Host header."""
+    if the same path can name different repositories at different hosts; then the cache key includes the Host header."""
 
     def __init__(
         self,
@@ -85,7 +85,8 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
-        # Names of headers that are the same in all requests with the same cache key. An answer may depend on them.
+        # Names of headers that have the same value, or are missing, in all requests with the same cache key. A cached
+        # answer may depend on these headers, and on no others.
         self._headers_in_key = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 
@@ -103,8 +104,8 @@ class AnswerCache:
         return answer
 
     def record(self, exchange: Exchange) -> bool:
-        """Makes `exchange` record its answer if `find` has found the answer worth caching, and returns whether it does.
-        If True, the caller has to call `store` after the answer was sent."""
+        """If `find` has found the answer worth caching, makes `exchange` record it and returns True. Then the caller
+        has to call `store` after the answer was sent. Otherwise returns False."""
         if _STORE_AS not in (exchange.scope.get("extensions") or {}).get(CACHED_ANSWER_EXTENSION, ()):
             return False
         exchange.sent_messages, exchange.logged_calls = [], []

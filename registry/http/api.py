@@ -82,7 +82,8 @@ _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
 class DistributionAPI:
     """The OCI distribution API over `registry`, as an ASGI application.
 
-    The Location headers of its responses have a URL below `public_url`, or a path without a host if that is None."""
+    The Location headers of its responses have a URL below `public_url`. If `public_url` is None, they have a path
+    without a host."""
 
     def __init__(
         self,
@@ -101,10 +102,10 @@ class DistributionAPI:
         """The options:
 
         - `limits`: the limits of one request; None: the default limits.
-        - `namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` is ignored.
+        - `namespaces`: the upstreams that requests can name; None: nothing is mirrored, and `ns` is ignored.
         - `authenticator`: finds out who makes a request; None: every request may do everything.
         - `service`: the name of this registry as a service in tokens, for the challenges in 401 responses.
-        - `rate_limit`: None: there is no limit.
+        - `rate_limit`: counts the requests of each client; None: there is no limit.
         - `answer_cache`: the response cache; None: no response is cached.
         - `cross_site`: refuses requests that other sites make a browser send; None: a check for a registry that has no
           accounts and no host name except that in `public_url`.
@@ -137,8 +138,8 @@ class DistributionAPI:
                 log_cut_off(exchange, error)
                 raise  # the server then closes the connection, so the client sees that the response is incomplete
             log_server_error(exchange, error)
-            # The tracebacks of these exceptions refer to the request's body. It must not stay in memory while the
-            # response is sent.
+            # The tracebacks of the error and of the exceptions that led to it refer to the request's body, which must
+            # not stay in memory while the response is sent.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             await send_error(exchange, error, *self._challenge(exchange, error))
         except Exception as error:

@@ -28,8 +28,8 @@ _ZERO_COPY: Final = "http.response.zerocopysend"
 """Name of the ASGI extension, and type of its messages, with which the application tells the server to send a part of
 an open file."""
 _RANGES_BEFORE_PAUSE: Final = 16
-"""Number of ranges of one response that are sent before other requests get a turn on the event loop. The 1,024 ranges
-that a request may have would block the loop for 100 ms."""
+"""Number of ranges of one response that are sent before other requests get a turn on the event loop. Without pauses,
+the 1,024 ranges that a request may have would block the loop for 100 ms."""
 
 
 async def head_blob(exchange: Exchange) -> None:

@@ -35,8 +35,8 @@ response immediately."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While a request waits for memory, responses that take longer than this to send are cut off."""
 SHARE_STEP_BYTES: Final = 64 * 1024
-"""The share of a body of unknown length grows by multiples of this while the body is received, once the body is larger
-than this."""
+"""If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this,
+the share grows by multiples of this."""
 SMALL_BODY_BYTES: Final = 16 * 1024
 """Bodies up to this size do not count against the budget if they were received together with the request's head."""
 BODY_STALL_SECONDS: Final = 20.0
@@ -61,7 +61,8 @@ class BodyExchange(Protocol):
         ...
 
     def body(self) -> AsyncIterator[bytes | memoryview]:
-        """Yields the request's body in pieces. Raises ClientGone."""
+        """Yields the request's body in pieces. Raises ClientGone if the client disconnects before the end of the
+        body."""
         ...
 
     def take_whole_body(self) -> bytes | None:
@@ -107,7 +108,7 @@ class BodyMemory:
         Returns None for any other body, which the caller then receives with `receive_body`.
 
         A body that this returns does not count against the budget, because the connection has a buffer of that size
-        anyway, and it needs no timeout."""
+        anyway. It needs no timeout, because it has been received already."""
         length = exchange.length
         return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 
@@ -191,7 +192,7 @@ class BodyMemory:
 
     @property
     def is_response_budget_half_full(self) -> bool:
-        """Whether more than half of the budget for responses is in use, so that a large one may have to wait."""
+        """Whether more than half of the budget for responses is in use, so that a large response may have to wait."""
         return self.responses.used > self.responses.size // 2
 
     def response_share(self, key: str | None = None) -> Share:
@@ -253,16 +254,16 @@ class _MinimumRate:
     rate.
 
     The client has a time allowance for the body, at first `stall_seconds`. Time that passes uses up the allowance, and
-    each received byte adds to it. It never becomes larger than `stall_seconds`, so a client that was fast at first may
-    not pause for longer than any other. When the allowance is used up, the context manager cancels its block and raises
-    BodyTooSlow. It may be entered again for the next piece of the body."""
+    each received byte adds to it. It never becomes larger than `stall_seconds`, so a client that was fast at first
+    cannot pause for longer than any other. When the allowance is used up, the context manager cancels its block and
+    raises BodyTooSlow. It may be entered again for the next piece of the body."""
 
     def __init__(self, memory: BodyMemory, share: Share) -> None:
         self._memory = memory
         self._share = share
         self._received = 0  # bytes
         self._seconds_left = memory.stall_seconds  # the allowance at `_counted_at`
-        self._counted_at = 0.0  # a time of the event loop
+        self._counted_at = 0.0  # the event loop's time when `_seconds_left` was updated last
         self._timeout: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> None:

@@ -1,7 +1,7 @@
 """Parses If-Match and If-None-Match (RFC 9110, 13.1). The entity tag of content is its digest in quotes.
 
-In a GET or HEAD, text that is no entity tag is ignored, as if it matched nothing. A PUT with such text is refused,
-because its client relies on the condition to protect content from being overwritten.
+In a GET or HEAD, text that is no entity tag matches nothing. A PUT with such text is refused, because its client relies
+on the condition to protect content from being overwritten.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _ENTITY_TAG = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _ANY: frozenset[str] = frozenset()
 """What `_entity_tags` returns for the header value `*`, which matches any content."""
 _MATCHES_NOTHING = frozenset({""})
-"""What `_entity_tags` returns for a header without any usable entity tag. The set is not empty, because that is `_ANY`,
-and it contains no digest."""
+"""What `_entity_tags` returns for a header without any usable entity tag. It contains an empty text, which is the
+digest of no content. It is not an empty set, because that is `_ANY`."""
 
 
 def has_read_condition(exchange: Exchange) -> bool:
@@ -45,7 +45,7 @@ def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
 
 
 def read_put_condition(exchange: Exchange) -> Condition | None:
-    """Returns the condition for a PUT that If-Match or If-None-Match states. Returns None if the request has neither.
+    """Returns the condition that If-Match or If-None-Match states for a PUT. Returns None if the request has neither.
     Raises RequestInvalid if it has both, or has text that is no entity tag."""
     required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=True)
     excluded = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=True)
@@ -62,8 +62,8 @@ def _entity_tags(
     """Returns the entity tags in a conditional header (RFC 9110, 8.8.3), without their quotes.
 
     Returns `_ANY` for `*`, `_MATCHES_NOTHING` if no tag can be used, and None if the request does not have the header.
-    `accept_weak`: weak tags, such as `W/"sha256:…"`, are used like strong ones; False: they are ignored.
-    `refuse_invalid`: raises RequestInvalid for text that is no entity tag; False: such text is ignored."""
+    `accept_weak`: weak tags, such as `W/"sha256:…"`, are returned like strong ones; False: they are left out.
+    `refuse_invalid`: raises RequestInvalid for text that is no entity tag; False: such text is left out."""
     values = exchange.headers(header)
     if not values:
         return None

@@ -48,7 +48,7 @@ class CrossSiteCheck:
     def check(self, exchange: Exchange) -> None:
         """Raises Denied for a request that a page of another site may have caused.
 
-        Requests with any of `BROWSER_HEADERS` bypass the response cache, so this checks all of them."""
+        Requests with any of `BROWSER_HEADERS` bypass the response cache, so this checks every such request."""
         browser_headers = [header for header in exchange.scope["headers"] if header[0] in BROWSER_HEADERS]
         if not browser_headers:
             return

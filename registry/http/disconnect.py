@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 WATCH_AFTER_SECONDS: Final = 1.0
 """Seconds that a call runs before `DisconnectWatch.cancel_on_disconnect` starts to watch the client. Most calls take
-less time, so that they save the cost of a task."""
+less time, so no task has to be started for them."""
 
 
 class ClientGone(Exception):
@@ -17,8 +17,8 @@ class ClientGone(Exception):
 
 
 class DisconnectWatch:
-    """Watches whether the client of one request disconnects. May be used only after the request's body has been
-    received.
+    """Watches whether the client of one request disconnects. It must not be used before the request's body has been
+    received, because it discards what the client sends.
 
     `wait_disconnected` is a coroutine function that returns when the client has disconnected. The watch is a task that
     awaits it. The task starts when it is first needed, and `close` cancels it."""

@@ -42,8 +42,8 @@ async def send_internal_error(exchange: Exchange) -> None:
 
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
     """Returns the headers with which the client can react to the error: the allowed methods, the seconds after which to
-    retry, the size of the blob, or the state of the upload session."""
-    if status == 405:
+    retry, the size of the blob, or the state of the upload session. Returns an empty list for other errors."""
+    if status == 405:  # the resource has no such method, or the settings forbid the method
         return [allow_header(method for method in exchange.allowed_methods if method != exchange.method)]
     if isinstance(error, TooManyRequests | TooManyOpenFiles | UpstreamUnavailable) and error.retry_after is not None:
         return [(b"retry-after", b"%d" % error.retry_after)]
@@ -68,8 +68,8 @@ def log_cut_off(exchange: Exchange, error: RegistryError) -> None:
     """Logs that a response ends early, because `error` was raised after the status had been sent.
 
     The level is ERROR for a failure of the storage, INFO for wrong bytes from an upstream (DigestInvalid), because the
-    mirror has logged these already, and WARNING for other errors. Marks the error as logged. The server, which catches
-    the error next, would log it with a traceback, which is useless because the program has no fault."""
+    mirror has logged these already, and WARNING for other errors. Marks the error as logged, because otherwise the
+    server, which catches it next, would log it again with a traceback."""
     if isinstance(error, StorageFull | StorageFailed):
         level = logging.ERROR
     else:

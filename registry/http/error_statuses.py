@@ -1,6 +1,8 @@
 """The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
 
-Also defines the errors that only HTTP requests have, such as an unknown path. All other errors are in `storage.errors`.
+Also defines the errors that only HTTP requests have, such as an unknown path. The others are in `storage.errors`,
+`storage.access` and `registry.request`.
+
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.
 """
 
@@ -105,7 +107,7 @@ def status_of(error: RegistryError) -> int:
 
 
 def error_json(code: str, message: str, detail: object = None) -> bytes:
-    """Returns the JSON body that reports one error, in the form of the OCI spec. `detail` may be any JSON value; None:
+    """Returns the JSON body that reports one error, in the form of the OCI spec. `detail` can be any JSON value; None:
     the body has no detail."""
     error: dict[str, object] = {"code": code, "message": message}
     if detail is not None:

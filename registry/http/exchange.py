@@ -68,7 +68,7 @@ class Exchange(RequestContext):
 
     Other attributes:
 
-    - `base_url`: the start of the URLs in Location headers; empty: these have a path without a host.
+    - `base_url`: the start of the URLs in Location headers; empty: these headers have a path without a host.
     - `response_started`: whether the status has been sent.
     - `headers_read`: the names of the request headers that were looked up so far. The response may depend on them.
     - `sent_messages`: the ASGI messages of the response, recorded for the response cache

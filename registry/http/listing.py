@@ -24,7 +24,7 @@ _COUNT = re.compile(r"[0-9]{1,18}")
 _INDEX_TYPE: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
 _INDEX_TAIL = b"]}"
-_SERIALISED_ON_LOOP = 100
+_MAX_SERIALISED_ON_LOOP = 100
 """Largest number of referrers that are serialised on the event loop. A longer list is serialised in a thread, because
 it would block the loop."""
 
@@ -54,7 +54,7 @@ async def list_repositories(exchange: Exchange) -> None:
 
     The work for one page is bounded. So a page may be shorter than requested, or even empty, and still have a link to
     the next page. `last` in this link is an encrypted cursor if the next page starts after a repository from which the
-    client may not pull, because the client must not learn that name."""
+    client is not allowed to pull, because the client must not learn that name."""
     requested, last = _read_count(exchange), exchange.query.one("last")
     limit = exchange.limits.default_catalog_page if requested is None else requested
     limit = min(limit, exchange.limits.max_catalog_page)
@@ -97,7 +97,7 @@ def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) 
 async def list_referrers(exchange: Exchange) -> None:
     """Sends an image index of the manifests whose subject has the digest in the path. The subject need not exist.
 
-    A page has a largest number of entries, and a largest size because clients do not accept larger manifests."""
+    A page has a limited number of entries. Its size is limited as well, because clients refuse large manifests."""
     subject = Digest(exchange.item)
     # A media type contains no space. A '+' that the client did not percent-encode was decoded as a space.
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
@@ -107,7 +107,7 @@ async def list_referrers(exchange: Exchange) -> None:
         page = await exchange.registry.referrers(
             exchange.repo, subject, artifact_type, last, exchange.limits.referrers_per_page
         )
-        if len(page.items) <= _SERIALISED_ON_LOOP:
+        if len(page.items) <= _MAX_SERIALISED_ON_LOOP:
             body, count = _index(page.items, exchange.limits.referrers_page_bytes)
         else:
             body, count = await asyncio.to_thread(_index, page.items, exchange.limits.referrers_page_bytes)
@@ -125,8 +125,8 @@ async def list_referrers(exchange: Exchange) -> None:
 
 
 def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
-    """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and the number of
-    those. The index contains the first one even if that is larger."""
+    """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and how many these
+    are. The index contains the first referrer even if the index is then larger than `max_bytes`."""
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:

@@ -14,7 +14,7 @@ from storage.content import Condition, Descriptor, Manifest
 from storage.errors import ManifestInvalid, ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
 
-_PARSED_ON_LOOP_BYTES = SMALL_BODY_BYTES
+_MAX_PARSED_ON_LOOP_BYTES = SMALL_BODY_BYTES
 """Largest manifest that is parsed on the event loop, which takes less than a millisecond. Larger ones, which are rare,
 are parsed in a thread."""
 
@@ -68,7 +68,8 @@ async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Dige
 
 def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
     """Returns the headers of a response with a manifest, except its type and length. `reference`: the tag or digest in
-    the request. A client may cache a manifest that it requested by digest without asking again."""
+    the request. With them, a client can cache a manifest that it requested by digest, and use it without asking
+    again."""
     caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
     return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
@@ -88,7 +89,7 @@ async def head_manifest(exchange: Exchange) -> None:
 
 async def put_manifest(exchange: Exchange) -> None:
     """Stores a manifest under the tag or digest in the path, and under the tags in the query. The Location header of
-    the response has the digest, because the tag may point at another manifest later."""
+    the response has the digest, because the tag can point at another manifest later."""
     reference = as_reference(exchange.item)
     query_tags = _read_query_tags(exchange)
     condition = read_put_condition(exchange)
@@ -118,7 +119,7 @@ async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expect
 
     A worker parses one large manifest at a time, because parsing needs up to three times the manifest's size in memory.
     Only the parsing is limited in this way: storing a manifest may have to wait for an upstream."""
-    if len(body) <= _PARSED_ON_LOOP_BYTES:
+    if len(body) <= _MAX_PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
     return await exchange.body_memory.run_one_at_a_time(
         exchange, lambda: asyncio.to_thread(Manifest.parse, body, media_type, expected)

@@ -1,7 +1,8 @@
-"""Finds the upstream registry that a request names, by the query parameter `ns` or by the host that it was sent to.
+"""Finds the upstream that a request names. An *upstream* is a registry that this one mirrors.
 
-An *upstream* is a registry that this one mirrors. Both names are only looked up among the upstreams in the settings.
-The server never connects to a host because a request names it.
+A request can name an upstream by the query parameter `ns`, or by the host name to which the client sends the request.
+The value of `ns` and the host name are only looked up in the settings. The server never connects to a host because a
+request names that host.
 
 Source: OCI distribution spec, "Registry Proxying".
 """
@@ -20,12 +21,12 @@ from storage.names import shown
 
 @dataclass(frozen=True)
 class Namespaces:
-    """The upstreams that requests may name.
+    """The upstreams that requests can name.
 
     - `naming`: the rules for repository names, with the names of the upstreams. Each of these names is a value of `ns`.
     - `upstream_by_host`: maps host names of this server to upstreams. A request that was sent to such a host names its
       upstream.
-    - `own_hosts`: other host names of this server, such as the one in `public_url`. A client may send one of them as
+    - `own_hosts`: other host names of this server, such as the one in `public_url`. Some clients send one of them as
       `ns`, which then has no effect.
     - `upstream_by_alias`: maps further values of `ns`, such as the upstream's host and port, to upstreams."""
 
@@ -35,10 +36,10 @@ class Namespaces:
     upstream_by_alias: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, exchange: Exchange) -> None:
-        """Puts the name of the upstream that the request names before `exchange.repo`: with `?ns=ghcr.io`, `org/app`
-        becomes `ghcr.io/org/app`.
+        """Finds the upstream that the request names, and adds its name to the start of `exchange.repo`: with
+        `?ns=ghcr.io`, `org/app` becomes `ghcr.io/org/app`.
 
-        Does not change `exchange.repo` if it begins with the upstream's name already, because some clients send the
+        Does not change an `exchange.repo` that begins with the upstream's name already, because some clients send the
         upstream in `ns` and in the path. If `ns` names the upstream, also sets `exchange.namespace`, so that the
         response repeats the `ns`. Does nothing if the request names no upstream. Raises NameUnknown if `ns` is neither
         an upstream nor a host of this server, and RequestInvalid if `ns` occurs twice."""

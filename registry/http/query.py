@@ -13,8 +13,8 @@ from registry.request import RequestInvalid
 from storage.names import shown
 
 MAX_PARAMETERS: Final = 1000
-"""Largest number of parameters in a query. Clients send up to a hundred: a tag each, or a scope for each repository
-that a build needs. Parsing ten thousand parameters would block the event loop for 30 ms."""
+"""Largest number of parameters in a query. Clients send up to a hundred, such as one for each tag of a manifest, or one
+for each repository that a build needs. Parsing ten thousand parameters would block the event loop for 30 ms."""
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 

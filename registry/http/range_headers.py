@@ -25,8 +25,8 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
     """Returns the spans that the Range header asks for (RFC 9110, 14.2).
 
     Returns None if the whole content has to be sent: if there is no Range or several, if it has another unit than
-    bytes, if it cannot be parsed, or if If-Range does not match. Does not check that a span ends after its start. If it
-    does not, opening the blob raises RangeInvalid (416).
+    bytes, if it cannot be parsed, or if If-Range does not match. Does not check that each span ends after its start:
+    opening the blob with any other span raises RangeInvalid (416).
 
     `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so If-Range never
     matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""

@@ -30,7 +30,7 @@ def rate_key(name: str, is_account: bool, address: str) -> str:
 
 def check_rate(rate_limit: RateLimit | None, key: str) -> None:
     """Counts a request under `key`. Raises TooManyRequests if the limit is reached. The error has the seconds to wait,
-    rounded up, for Retry-After. `rate_limit`: None: there is no limit."""
+    rounded up, for Retry-After. If `rate_limit` is None, there is no limit."""
     if rate_limit is not None and (wait := rate_limit(key)):
         raise TooManyRequests(retry_after=max(1, ceil(wait)))
 

@@ -64,7 +64,7 @@ def _segments(path: bytes) -> list[str]:
 
 def _parse_segments(segments: list[str]) -> Resource | None:
     """Returns the resource that the segments name; None: they name none."""
-    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # needs at least two
+    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # the assignment needs at least two
     if kind == "uploads" and name and name[-1] == "blobs":
         return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
     if kind == "blobs" and item == "uploads":

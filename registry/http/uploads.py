@@ -22,7 +22,8 @@ from storage.names import Digest, RepositoryName, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES
 
 CANCEL_ATTEMPTS = 5
-"""Number of attempts to cancel a session. An attempt fails if another request resumes the session in between."""
+"""Number of attempts to cancel a session. An attempt resumes the session and then cancels it. It fails if another
+request resumes the session between these two steps."""
 
 
 async def start_upload(exchange: Exchange) -> None:
@@ -83,8 +84,9 @@ async def get_upload(exchange: Exchange) -> None:
 
 
 async def cancel_upload(exchange: Exchange) -> None:
-    """Cancels a session. For that it takes the session over from any other request. Tries up to `CANCEL_ATTEMPTS`
-    times, because an earlier request of the client may still be in progress and take the session over in between."""
+    """Cancels a session. Resumes it first, which takes the session over from any request that writes to it. Tries up to
+    `CANCEL_ATTEMPTS` times, because an earlier request of the client may still be in progress and make attempts
+    fail."""
     upload = UploadID(exchange.item)
     for attempt in range(1, CANCEL_ATTEMPTS + 1):
         writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)

@@ -18,8 +18,8 @@ from storage.errors import RegistryError, Unauthorized
 from storage.names import RepositoryName
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-"""A Host header that is used in a challenge: a host name, an IPv4 address or an IPv6 address in brackets, and a
-port."""
+"""A Host header that is used in a challenge: a host name, an IPv4 address or an IPv6 address in brackets, each with or
+without a port."""
 _MAX_HOST_BYTES: Final = 255
 """A longer Host header is not used in a challenge. A host name has at most 253 characters (RFC 1035, 2.3.4)."""
 _QUOTABLE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")
@@ -43,8 +43,8 @@ class Authenticator(Protocol):
         ...
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Raises Unauthorized or Denied if the current request may not push to `repo`. The API calls this before it
-        receives a manifest, because the registry checks the same right only after that."""
+        """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The API calls this
+        before it receives a manifest, because the registry checks the same right only after that."""
         ...
 
 
