@@ -37,7 +37,7 @@ class AsgiExchange:
 
     - `send` raises ClientDisconnected (an OSError) once the client has disconnected. So the application can stop
       reading a blob of 40 GiB that nobody receives any more.
-    - `send` accepts files (ASGI's zero-copy extension), which the kernel sends.
+    - `send` accepts files (ASGI's zero-copy extension), which the kernel sends. Not with TLS, and only on Linux.
     - The application may respond before the request's body was received completely. A short rest of the body is first
       received and discarded. With a longer rest the connection is closed after the response.
     - If the application fails, the client gets an error response in the error format of the distribution spec.

@@ -108,7 +108,7 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
-        # For its error, which names the file; the error of `load_verify_locations` does not.
+        # `load_verify_locations` reads the file again, but if it cannot, its error does not name the file.
         _read(files.client_ca, "certificates of the authorities for clients")
         try:
             context.load_verify_locations(files.client_ca)
@@ -121,7 +121,8 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
 def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
     """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
     key = files.key or files.certificate
-    _read(key, "key of the certificate")  # for its error, which names the file; the error of `load_cert_chain` does not
+    # `load_cert_chain` reads the file again, but if it cannot, its error does not name the file.
+    _read(key, "key of the certificate")
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
         raise CertificateError(f"the key in {key} is protected by a password; write it without one")

@@ -36,9 +36,9 @@ def bind(listen: str) -> socket.socket:
     Examples: `127.0.0.1:5000`; `[::1]:5000`; `:5000` for all IPv4 addresses. With port 0 the system chooses a free
     port.
 
-    The socket is made listening here, not in the workers, so that a port in use is found before the server starts: on
-    Linux `bind` allows several sockets with SO_REUSEADDR on one port, and only `listen` fails. Clients that connect
-    before the workers are ready wait in the kernel's queue.
+    The socket listens before the workers are forked, so that a port in use is noticed before the server starts. On
+    Linux the system call bind(2) allows several sockets with SO_REUSEADDR on one port, and only listen(2) fails.
+    Clients that connect before the workers are ready wait in the kernel's queue.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)
@@ -85,7 +85,7 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
 
 
 def _explain(error: OSError, listen: str, host: str, port: int) -> str:
-    """Returns the text of a ListenError: why `bind` or `listen` failed, and what to do."""
+    """Returns the text of a ListenError: why bind(2) or listen(2) failed, and what to do."""
     shown = f"[{host}]" if ":" in host else host
     if error.errno == errno.EADDRINUSE:
         return (
@@ -107,8 +107,8 @@ def _explain(error: OSError, listen: str, host: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
-    """The options for the connections that a listening socket accepts. Create it before the fork, because all workers
-    share the per-address limit."""
+    """The options for the connections that a listening socket accepts. They are created before the fork, because all
+    workers share the per-address limit."""
 
     certificates: Certificates | None = None
     """The TLS certificate; None: the socket speaks plain HTTP."""

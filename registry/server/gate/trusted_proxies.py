@@ -8,7 +8,7 @@ the last one to the first. The client's address is the first one on this way tha
 The rest is ignored, because the client may have invented it.
 
 The header `Forwarded` (RFC 7239) is ignored. A proxy sets either `Forwarded` or the X-Forwarded headers, and passes on
-the others as the client sent them. So if the server read both, clients could forge their address.
+the other kind as the client sent it. So if the server read both kinds, clients could forge their address.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class TrustedProxies:
         return self._cached_clients[addresses]
 
     def _find_client(self, addresses: bytes) -> str | None:
-        """Returns the client's address from a value of X-Forwarded-For; the first address of the value if all belong to
-        trusted proxies. Returns None if the last address is malformed or missing. Ignores all addresses before a
-        malformed one."""
+        """Returns the last address in a value of X-Forwarded-For that does not belong to a trusted proxy; if all belong
+        to trusted proxies, the first address. Ignores a malformed address and all addresses before it. Returns None if
+        the last address is malformed or missing."""
         found = None
         for text in reversed(addresses.split(b",")):
             address = _parse_address(text.strip())

@@ -69,7 +69,7 @@ def resident_bytes() -> int:
 
 def trim_memory() -> None:
     """Returns free memory to the system. See malloc_trim(3). Takes some milliseconds, so do not call it in the event
-    loop's thread. Does nothing on other systems than Linux."""
+    loop's thread. Does nothing on other systems than Linux, or if the C library has no such function."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the C library musl does not have it
         if trim is not None:
