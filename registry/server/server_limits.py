@@ -1,4 +1,4 @@
-"""Limits of the server: how much memory and time its connections may use."""
+"""Limits of the server: how much memory and time its connections can use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ text. So a head of 32 KiB has at most 512 headers."""
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """The limits of one worker process. Each applies to each connection unless its text says otherwise. Sizes are in
-    bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB may take all day."""
+    bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB can take all day."""
 
     header_bytes: int = 32 * 1024
     """Size of a request's head: of the request line and the headers together. A header shorter than `HEADER_COST`
@@ -43,7 +43,7 @@ class ServerLimits:
     complete request. If it takes longer, the server assumes that the client has disconnected, and closes the
     connection."""
     linger_seconds: float = 2.0
-    """How long a connection stays open after its last response if the client may still be sending: after a response
+    """How long a connection stays open after its last response if the client could still be sending: after a response
     that was sent before the whole request was received, and after an error response of the server itself. In this time
     the client can read the response."""
     linger_bytes: int = 256 * 1024

@@ -59,7 +59,7 @@ class HeadParser:
         # The parser has a setting to accept requests after one with `Connection: close`. The setting stays off.
         # Otherwise the application would handle requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
-        self._tail = b""  # the last bytes, up to three, of an incomplete head: they may begin the CRLFCRLF at its end
+        self._tail = b""  # the last bytes, up to three, of an incomplete head: they could begin the CRLFCRLF at its end
         self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
         self._target = b""
         self._headers: Headers = []

@@ -33,9 +33,9 @@ buffer, for encrypted bytes, which takes memory as well."""
 class RegistryProtocol(asyncio.BufferedProtocol):
     """The connection of one client. Answers one request at a time. An `AsgiExchange` is one request with its response.
 
-    If the server ends the connection while the client may still be sending, the connection *lingers*: the server shuts
-    down its sending side (impossible with TLS), goes on reading for a short time and discards what it reads, and then
-    closes the connection (RFC 9112, 9.6).
+    If the server ends the connection while the client could still be sending, the connection *lingers*: the server
+    shuts down its sending side (impossible with TLS), goes on reading for a short time and discards what it reads, and
+    then closes the connection (RFC 9112, 9.6).
     """
 
     _transport: asyncio.Transport
@@ -248,7 +248,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
-        """Ends the connection when all written bytes were sent. `linger` says that the client may still be sending.
+        """Ends the connection when all written bytes were sent. `linger` says that the client could still be sending.
 
         If a socket with unread data is closed, the kernel resets the connection. The client's kernel then discards the
         response if the client has not read it yet. So with `linger` the server first shuts down only its sending side,

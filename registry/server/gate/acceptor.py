@@ -230,7 +230,7 @@ def _answer_plain_http(sock: socket.socket, first_byte: bytes) -> None:
     because an HTTP request begins with one. Raises OSError if the connection fails."""
     if first_byte.isalpha():
         # The request is read and discarded: if a socket with unread data is closed, the kernel resets the connection,
-        # and the client may lose the response.
+        # and the client could lose the response.
         sock.recv(64 * 1024)
         sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
         sock.shutdown(socket.SHUT_WR)

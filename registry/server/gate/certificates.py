@@ -76,9 +76,10 @@ class Certificates:
         """Reloads the files if they have changed since the last attempt to load them. If the server cannot use them,
         logs why and keeps the old context.
 
-        If the states of the files differ from those at the call before, a program may still be writing them. Then this
-        call loads nothing; the next one does, if it finds the same states. `settled` says that the files are complete,
-        so that this call may load them. This function blocks, but only for microseconds if nothing has changed.
+        If the states of the files differ from those at the call before, perhaps a program is still writing them. Then
+        this call loads nothing; the next one does, if it finds the same states. `settled` says that the files are
+        complete, so that this call can load them. This function blocks, but only for microseconds if nothing has
+        changed.
         """
         states = self._file_states()
         may_be_incomplete = states != self._last_states and not settled

@@ -46,7 +46,7 @@ def bind(listen: str) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # With this, a socket on `[::]` accepts IPv4 clients as well. The system's default may be different.
+            # With this, a socket on `[::]` accepts IPv4 clients as well. The system's default can be different.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -79,7 +79,7 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"cannot listen on {listen}: no address is known for the host {host!r}") from error
-    # A host such as `localhost` may have an IPv4 and an IPv6 address. Clients such as docker try the IPv4 one first.
+    # A host such as `localhost` can have an IPv4 and an IPv6 address. Clients such as docker try the IPv4 one first.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return found[0][0], found[0][4]
 

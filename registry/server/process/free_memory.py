@@ -39,7 +39,7 @@ class FreeMemory:
         it once a second; `now` is in seconds of any steady clock."""
         bytes_before, self._current_bytes = self._current_bytes, resident_bytes()
         self._min_bytes = min(self._min_bytes, self._current_bytes)
-        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # then much memory may be free now
+        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # then perhaps much memory is free now
             self._pause_seconds = TRIM_PAUSES[0]
             self._next_attempt = min(self._next_attempt, now + self._pause_seconds)
         if self._current_bytes <= self._min_bytes + TRIM_BYTES:

@@ -36,11 +36,11 @@ _KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
 most: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels last.
 The rest is a reserve."""
 _REAP_SECONDS = 5.0
-"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call may not end."""
+"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
 _RENEWAL_SECONDS = 60.0
 """Time for a new worker to become ready in a renewal. If it takes longer, the supervisor abandons the renewal."""
 _FIRST_BACKOFF_SECONDS = 0.1
-"""*Back-off* (pause) before the second restart of a worker that dies repeatedly. Its first restart has no back-off.
+"""The *back-off* (pause) before the second restart of a worker that dies repeatedly. Its first restart has no back-off.
 Before each restart after the second the back-off doubles."""
 _MAX_BACKOFF_SECONDS = 10.0
 _STABLE_SECONDS = 10.0
@@ -359,7 +359,7 @@ class Supervisor:
 
     def _kill_in_signal_handler(self) -> None:
         """Kills all workers, and waits up to `_REAP_SECONDS` until they have ended. Changes no attributes, because the
-        signal handler may interrupt any other method."""
+        signal handler can interrupt any other method."""
         running = [pid for pid in self._children if not reap(pid)]
         for pid in running:
             os.kill(pid, signal.SIGKILL)

@@ -101,7 +101,7 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle_signals(loop)
-        self._refresh_certificates(settled=True)  # they were loaded before the fork, and may have changed since
+        self._refresh_certificates(settled=True)  # the files may have changed since the server's start
         app = self._make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
