@@ -48,8 +48,8 @@ def die_with_parent(parent: int) -> bool:
 
 
 def tune_malloc() -> None:
-    """Makes malloc keep and reuse freed blocks up to the size of a read from a socket. By default it maps each of them
-    anew and unmaps it when it is freed, which costs time. See mallopt(3)."""
+    """Makes malloc keep and reuse freed blocks up to the size of a read from a socket. By default malloc maps each
+    large block separately and unmaps it when it is freed, which costs time. See mallopt(3)."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library musl does not have it

@@ -32,7 +32,7 @@ def set_up_server_logging() -> None:
 
 
 class LoopErrors:
-    """An exception handler for an event loop. Logs each different error once, because a callback that fails may fail
+    """An exception handler for an event loop. Logs each different error once, because a callback that fails can fail
     again for every packet that arrives."""
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
 """Counters and rate limits that all worker processes share, in anonymous memory that is mapped before the fork.
 
-Keys are strings, such as client addresses. Each table is a count-min sketch with two rows: the hash of a key chooses
-one cell in each row. Other keys may have the same cell and increase its value. So the value of a key is the smaller one
-of its two cells; even this one may be too high. Keys are not stored, so none have to be evicted.
+Keys are strings, such as client addresses. Their values are in tables. Each table is a count-min sketch with two rows:
+the hash of a key chooses one cell in each row. Other keys can have the same cell and increase its value. So the value
+of a key is the smaller one of its two cells; even this one can be too high. Keys are not stored, so none have to be
+evicted.
 
 Python's `hash` of a string depends on a secret that only this process and its forks know (unless PYTHONHASHSEED is
 set). So no client can find a key that has the same cells as the key of another client.
@@ -40,7 +41,7 @@ class SharedCounters:
     """
 
     def __init__(self, columns: int) -> None:
-        """Create it before the fork. `columns` is the number of columns, and so of processes that may count at the same
+        """Create it before the fork. `columns` is the number of columns, and so of processes that can count at the same
         time."""
         self.columns = columns
         self._column_cells = 2 * _ROW_CELLS  # number of cells in one column
@@ -73,13 +74,13 @@ class SharedRateLimiter:
     leaky bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: the time at which the
     next request of the key would arrive if its requests arrived exactly at the allowed rate.
 
-    There is one race. If several processes count a request of the same key at the same moment, it may happen that only
-    one of these requests is counted, so the key may exceed its rate by the others. The race never refuses a request
-    that is within the rate. A process that dies leaves nothing that would have to be cleaned up.
+    There is one race. If several processes count a request of the same key at the same moment, it can happen that only
+    one of these requests is counted. Then the key exceeds its rate by those that are not counted. The race never leads
+    to the refusal of a request that is within the rate. A process that dies leaves nothing to be cleaned up.
     """
 
     def __init__(self, per_second: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create it before the fork. Each key may have `per_second` requests in the long run, and `burst` requests at
+        """Create it before the fork. Each key is allowed `per_second` requests in the long run, and `burst` requests at
         the same moment. `clock` returns seconds, and must be the same in all processes. Raises ValueError if
         `per_second` is 0 or less, or `burst` is below 1."""
         if per_second <= 0 or burst < 1:

@@ -1,6 +1,6 @@
 """One request and its response: calls the ASGI application, and writes its response to the connection.
 
-The application may send the response's body as a whole or in parts, from memory or from a file. The response's head is
+The application can send the response's body as a whole or in parts, from memory or from a file. The response's head is
 written together with the first part of the body.
 """
 
@@ -37,11 +37,11 @@ class AsgiExchange:
 
     - `send` raises ClientDisconnected (an OSError) once the client has disconnected. So the application can stop
       reading a blob of 40 GiB that nobody receives any more.
-    - `send` accepts files (ASGI's zero-copy extension), which the kernel sends.
-    - The application may respond before the request's body was received completely. A short rest of the body is first
+    - `send` accepts files (ASGI's zero-copy extension), which the kernel sends. Not with TLS, and only on Linux.
+    - The application can respond before the request's body was received completely. A short rest of the body is first
       received and discarded. With a longer rest the connection is closed after the response.
     - If the application fails, the client gets an error response in the error format of the distribution spec.
-    - A response to HEAD, and a response with status 204 or 304, may declare a length although it has no body.
+    - A response to HEAD, and a response with status 204 or 304, can declare a length although it has no body.
     - HTTP/1.0 clients get no chunked responses.
     """
 
@@ -53,7 +53,7 @@ class AsgiExchange:
         self.body = RequestBody(context, head.body_length, expects_continue=head.expects_continue)
         """The body of the request."""
         self.response_started = False
-        """The application has sent status and headers. They may not be written yet."""
+        """The application has sent status and headers. Perhaps they are not written yet."""
         self.response_complete = False
         """All of the response was passed to the transport or the kernel."""
         self._progress_count = 0
@@ -92,7 +92,7 @@ class AsgiExchange:
                 self._transport.abort()
             elif isinstance(error, ClientDisconnected):
                 log.debug("%s: the client has disconnected", self._request_line())
-                self._transport.abort()  # a file sender may have noticed this before the transport
+                self._transport.abort()  # a file sender can notice this before the transport
             else:
                 self._fail("the application failed", error)
         else:
@@ -120,7 +120,7 @@ class AsgiExchange:
             self._transport.abort()  # the client learns of the failure, because the body is incomplete
             return
         if is_out_of_files:
-            body = self._start_error(503, "the registry has as many files open as it may; try again", "UNAVAILABLE")
+            body = self._start_error(503, "the registry has no file descriptor left; try again", "UNAVAILABLE")
         else:
             body = self._start_error(500, "the registry failed; its log says how", "UNKNOWN")
         self._write_part(body, more=False)
@@ -242,7 +242,7 @@ class AsgiExchange:
         try:
             await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.response_slice_seconds)
         finally:
-            if not self._context.is_tls:  # over TLS the last slice may still be in the transport's buffer
+            if not self._context.is_tls:  # over TLS the last slice can still be in the transport's buffer
                 self._context.unsent.release()
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:

@@ -1,10 +1,10 @@
 """Gets responses that the application has cached, without starting a task and without ASGI messages.
 
-An application may have a method `answer_at_once(scope)`. It returns a cached response and the id of the request, or
-None if it has none cached. The server calls it for a request without a body, on a connection that stays open and has no
-other request in progress. If it returns None, the server calls the application through ASGI. An extension in the scope
-of each request tells the application that the server calls this method. A cached response is called an *answer*. Most
-of its bytes are built only once; the date and the request id are different each time it is sent.
+An application can have a method `answer_at_once(scope)`. It returns a cached response and the id of the request, or
+None if no response is cached. The server calls it for a request without a body, on a connection that stays open and has
+no other request in progress. If it returns None, the server calls the application through ASGI. An extension in the
+scope of each request tells the application that the server calls this method. A cached response is called an *answer*.
+Most of its bytes are built only once; the date and the request id are different each time it is sent.
 
 Of all requests that arrive in one read from the socket, at most one gets a cached response. The others are answered in
 later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration. To answer all requests

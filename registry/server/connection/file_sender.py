@@ -31,7 +31,7 @@ SEND_SLICE_BYTES = 2 * 1024 * 1024
 """Bytes that are sent in one iteration of the event loop. This takes about 0.5 ms, during which other connections
 wait."""
 _MAPPED_RELEASE_BYTES = 2 * 1024 * 1024
-"""How many bytes are sent from a mapping before their pages are released, so that they no longer count as memory of
+"""How many bytes are sent from a mapping before their pages are released. Released pages no longer count as memory of
 this process."""
 _UNREACHABLE_ERRORS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 """Errors of a connection that Python does not report as ConnectionError."""

@@ -21,7 +21,7 @@ from registry.server.server_limits import HEADER_COST
 
 
 class RequestAfterLast(Exception):
-    """The client has sent a request that the server ignores, because it closes the connection after the response to an
+    """The client has sent a request that the server ignores, because the connection is closed after the response to an
     earlier request."""
 
 
@@ -33,9 +33,9 @@ class RequestHead:
     body_length: int | None
     """Length of the request's body in bytes; None if the body is chunked, so that its length is unknown."""
     keep_alive: bool
-    """The client allows the server to keep the connection open after the response."""
+    """The client allows the server to keep the connection open after the response. Always False for HTTP/1.0."""
     expects_continue: bool
-    """The client waits for a 100 (Continue) response before it sends the body."""
+    """The client waits for a 100 (Continue) response before it sends the body. Always False for HTTP/1.0."""
     size: int
     """Size of the head in bytes. A header shorter than `HEADER_COST` counts as that many bytes."""
 
@@ -56,10 +56,10 @@ class HeadParser:
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
-        # The parser could be set to accept requests after one with `Connection: close`. This stays off: the application
-        # would handle requests whose responses cannot be sent.
+        # The parser has a setting to accept requests after one with `Connection: close`. The setting stays off.
+        # Otherwise the application would handle requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
-        self._tail = b""  # the last bytes, up to three, of an incomplete head: they may begin the CRLFCRLF at its end
+        self._tail = b""  # the last bytes, up to three, of an incomplete head: they could begin the CRLFCRLF at its end
         self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
         self._target = b""
         self._headers: Headers = []
@@ -104,8 +104,9 @@ class HeadParser:
         self._on_start = None
 
     def too_large(self) -> RefusedRequest:
-        """Returns the error with which the server refuses a head that is larger than the limit: that the request target
-        is too long, if the target takes more than half of the limit and no header was parsed yet."""
+        """Returns the error with which the server refuses a head that is larger than the limit. If the request target
+        takes more than half of the limit and no header was parsed yet, the error says that the target is too long;
+        otherwise, that the headers are too large."""
         is_target_too_long = self.is_in_head and not self._headers and len(self._target) * 2 > self._limit
         return head_too_large(self._limit, is_target_too_long=is_target_too_long)
 

@@ -96,8 +96,8 @@ class MappedFile:
 
     def release_before(self, offset: int) -> None:
         """Releases the pages before `offset`: they no longer count as memory of this process, but stay in the page
-        cache. A later view may include them: if a system call reads them there, the kernel adds them to the process's
-        memory again."""
+        cache. A later view can include these pages. If a system call reads them, they count as memory of this process
+        again."""
         stop = offset // PAGESIZE * PAGESIZE
         if stop > self._released_up_to:
             start = self._released_up_to - self._map_start
@@ -147,7 +147,7 @@ class ReadAhead:
         self._is_reading = False
         self._closed = False
         self.read_up_to = 0
-        """Offset in the file after the piece that was read last."""
+        """Offset in the file after the piece that was read last; 0 if none was read yet."""
 
     def read(self, offset: int) -> None:
         """Starts to read a piece at `offset`. Does nothing if a thread is reading a piece already."""

@@ -33,9 +33,9 @@ buffer, for encrypted bytes, which takes memory as well."""
 class RegistryProtocol(asyncio.BufferedProtocol):
     """The connection of one client. Answers one request at a time. An `AsgiExchange` is one request with its response.
 
-    If the server ends the connection while the client may still be sending, the connection *lingers*: the server shuts
-    down its sending side (impossible with TLS), goes on reading for a short time and discards what it reads, and then
-    closes the connection (RFC 9112, 9.6).
+    If the server ends the connection while the client could still be sending, the connection *lingers*: the server
+    shuts down its sending side (impossible with TLS), goes on reading for a short time and discards what it reads, and
+    then closes the connection (RFC 9112, 9.6).
     """
 
     _transport: asyncio.Transport
@@ -55,9 +55,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
         self._queue: deque[AsgiExchange] = deque()
-        """Requests after the active one: the client has sent them without waiting for its response (pipelining)."""
+        """Requests that the client has sent without waiting for the response to the active one (pipelining)."""
         self._queued_bytes = 0
-        """Size of the heads of the requests in the queue. It is reset only when the queue gets empty."""
+        """Size of the heads of all requests that were queued since the queue was last empty."""
         self._latest: AsgiExchange | None = None
         """The request whose head was received last, not counting requests that were answered from the cache."""
         self._requests_started = 0
@@ -98,7 +98,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
-        Returns True if the transport must stay open for responses to other requests; otherwise the transport closes
+        Returns True if the transport must stay open for responses to complete requests; otherwise the transport closes
         itself."""
         if self._is_lingering:
             return None
@@ -248,7 +248,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
-        """Ends the connection when all written bytes were sent. `linger` says that the client may still be sending.
+        """Ends the connection when all written bytes were sent. `linger` says that the client could still be sending.
 
         If a socket with unread data is closed, the kernel resets the connection. The client's kernel then discards the
         response if the client has not read it yet. So with `linger` the server first shuts down only its sending side,
@@ -268,8 +268,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return
         if self._active is None:
             if self._context.is_tls and self._transport.is_closing() and not self._transport.get_write_buffer_size():
-                # The TLS connection is being closed, and the server has sent its close_notify. It need not wait for the
-                # client's.
+                # The TLS connection is being closed, and the server has sent its close_notify. The server need not wait
+                # for the client's close_notify.
                 self._transport.abort()
             self._close()
             return
@@ -302,8 +302,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns why the connection may be closed to make room for another one. Returns None if it must stay open or
-        is being closed already. `now` is in seconds of the event loop's clock."""
+        """Returns why the connection can be closed to make room for another one. Returns None if it must stay open or
+        is being closed already. A TLS connection that is being closed still waits for the client, so it is treated like
+        an open one. `now` is in seconds of the event loop's clock."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:

@@ -21,11 +21,13 @@ returns whether the client has disconnected."""
 HEAD_BUFFER_BYTES = 64 * 1024
 """Size of the buffer for the heads of requests."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
-"""Size of a body's first buffer, and of its largest ones. Each new buffer of a body is twice as large as the one
-before. It has `MIN_BUFFER_BYTES` if the body is fragmented or if the worker receives many bodies."""
+"""Size of a body's first buffer, and the maximum for its other buffers. Each new buffer of a body is twice as large as
+the one before, up to this maximum. There are three exceptions. While a body is fragmented, and while the worker
+receives many bodies, new buffers have `MIN_BUFFER_BYTES`. No buffer is larger than the rest of a body whose length is
+declared."""
 MAX_LARGE_BODIES = 16
-"""While a worker receives more bodies than this, all new buffers have the smallest size. Otherwise clients that send
-many bodies slowly would keep too much memory in use."""
+"""While a worker receives more bodies than this, new buffers have `MIN_BUFFER_BYTES`. Otherwise clients that send many
+bodies slowly would keep too much memory in use."""
 _SMALL_CHUNK_BYTES = 1024
 """A body is fragmented if its chunks are smaller than this on average."""
 
@@ -38,7 +40,7 @@ class IncomingBodies:
 
     @property
     def has_many(self) -> bool:
-        """There are so many bodies that new buffers must have the smallest size."""
+        """There are so many bodies that new buffers must have `MIN_BUFFER_BYTES`."""
         return self.count > MAX_LARGE_BODIES
 
 
@@ -62,8 +64,8 @@ class BodyBuffer:
         self._filled_bytes = 0  # how many bytes of `_buffer` were received
         self._unparsed: deque[memoryview] = deque()
         self.is_fragmented = False
-        """The bytes parsed last had tiny chunks. To parse them takes the event loop much time, so reads are small while
-        this is True."""
+        """The bytes parsed last had tiny chunks. To parse tiny chunks takes the event loop much time, so reads are
+        small while this is True."""
 
     @property
     def is_complete(self) -> bool:

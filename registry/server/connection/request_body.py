@@ -68,7 +68,7 @@ class RequestBody:
         self.has_more = length != 0
         """Some of the body was not received yet."""
         self.received_bytes = 0
-        """Bytes that were received so far. Bytes after the response's end are not counted."""
+        """How many bytes were received so far. Those that are received after the end of the response do not count."""
         self.remaining_bytes = length
         """Bytes that were not received yet; None for a chunked body, whose length is unknown."""
         if not self.has_more:
@@ -78,7 +78,8 @@ class RequestBody:
     def is_rest_short(self) -> bool:
         """The bytes of the body that were not received yet are so few that the server can receive and discard them, and
         then use the connection for the next request. False if their number is unknown. False if the client waits for a
-        100 response: it may send the body or not, so the next bytes could be the body or the next request."""
+        100 response: without one it can send the body or leave it out, so the next bytes could be either the body or
+        the next request."""
         remaining = self.remaining_bytes
         max_bytes = self._context.worker.limits.drain_bytes
         return not self.expects_continue and remaining is not None and remaining <= max_bytes
@@ -177,7 +178,8 @@ class RequestBody:
 
     async def discard_short_rest(self) -> bool:
         """Called before a response starts. If the rest of the body is short, receives and discards it. Returns False if
-        the client sends it too slowly. Raises ClientDisconnected.
+        the client sends the rest too slowly; True if all of it was discarded, or if it is not short and was left alone.
+        Raises ClientDisconnected.
 
         Servers written in Go do the same. The client containerd 1.6 relies on it: it hangs if it gets a response before
         it has sent a whole manifest.

@@ -29,7 +29,7 @@ class RequestHandler(Protocol):
         ...
 
     def on_body_end(self) -> None:
-        """Called when all of the body that `on_request` returned last was received."""
+        """Called when the body that `on_request` returned last was received completely."""
         ...
 
     def refuse(self, refused: RefusedRequest) -> None:
@@ -59,10 +59,9 @@ class RequestReader:
         self.is_finished = False
         """The reader parses nothing more, and discards all bytes that it still receives."""
         self.reads = 0
-        """Number of reads so far that may contain a head."""
+        """Number of reads so far whose bytes could contain a head."""
         self.discarded_bytes = 0
-        """Bytes that were discarded since `discard_input` was called, or before that since `is_finished` became
-        True."""
+        """How many bytes were discarded since `is_finished` became True. `discard_input` sets the number to 0 again."""
 
     @property
     def is_in_head(self) -> bool:
@@ -87,8 +86,8 @@ class RequestReader:
             self._parse_body_buffer(buffer, count)
 
     def discard_input(self) -> None:
-        """Stops parsing, goes on reading, and discards what is received. Call it before the connection is closed while
-        the client may be sending: if a socket is closed with unread data, the kernel resets the connection, and the
+        """Stops parsing, goes on reading, and discards what is received. Call it before the connection is closed if the
+        client could still be sending: if a socket is closed with unread data, the kernel resets the connection, and the
         client could lose the last response."""
         self.is_finished = True
         self.discarded_bytes = 0
@@ -102,8 +101,9 @@ class RequestReader:
         del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
-        """Parses bytes that were not received into the buffer of a body, or that follow a body's end there. They may
-        contain heads, the bodies after these heads, and the rest of a body whose response is complete."""
+        """Parses bytes that were not received into the buffer of a body, or that follow a body's end there. They can
+        contain heads and the bodies after these heads. If a response was completed before the request's body was
+        received, they can contain the rest of that body."""
         self.reads += 1
         parts_before, offset = self._completed_parts, 0
         while offset < len(data) and not self.is_finished:

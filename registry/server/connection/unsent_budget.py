@@ -26,8 +26,9 @@ class UnsentBudget:
         """The shares that have reserved bytes."""
 
     def try_add(self, share: UnsentShare, size: int) -> bool:
-        """Returns whether `size` more bytes fit into the budget. If so, counts the reserved bytes of `share` from now
-        on. If not, first closes connections whose clients have received nothing for a while, and then checks again."""
+        """If `size` more bytes fit into the budget, counts the reserved bytes of `share` from now on, and returns True.
+        If not, closes connections whose clients have received nothing for a while, and checks once more. Returns False
+        if the bytes do not fit even then."""
         max_used_bytes = max(self._limit_bytes - size, 0)
         if self._unsent_bytes() > max_used_bytes:
             self._evict_stalled()
@@ -57,8 +58,8 @@ class UnsentShare:
     def __init__(
         self, budget: UnsentBudget, connection: EvictableConnection, transport: asyncio.Transport, *, is_tls: bool
     ) -> None:
-        """`connection` is closed if its client receives nothing and the budget is used up. `transport` is its
-        transport."""
+        """`connection` is closed if its client receives nothing and the budget is used up. `transport` is the
+        connection's transport."""
         self._budget = budget
         self._connection: EvictableConnection | None = connection
         self._transport = transport
@@ -93,8 +94,8 @@ class UnsentShare:
 
     def unsent_bytes(self) -> int:
         """Returns the number of reserved bytes, or 0 if the transport has no written bytes in memory any more. With TLS
-        it has a second buffer of unknown size. So with TLS this is 0 only when the client's kernel has acknowledged all
-        bytes."""
+        the transport has a second buffer, of unknown size. So with TLS the result is 0 only when the client's kernel
+        has acknowledged all bytes."""
         if not self.reserved_bytes:
             return 0
         is_unsent = self._transport.get_write_buffer_size() or (self._is_tls and self._unacknowledged())

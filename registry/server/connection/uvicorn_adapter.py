@@ -25,8 +25,8 @@ def uvicorn_protocol_class(
     uvicorn accepts them itself, without `registry.server.gate.acceptor`, which enforces the limit. uvicorn's setting
     `root_path` has no effect.
     """
-    # Empty until the first connection, because uvicorn passes the values only then. After that it has one object, which
-    # all connections share.
+    # Empty until the first connection, because uvicorn passes the application only then. After that the list has one
+    # object, which all connections share.
     workers: list[WorkerContext] = []
 
     class UvicornProtocol(RegistryProtocol):

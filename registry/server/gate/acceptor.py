@@ -4,7 +4,7 @@ Each iteration of the event loop accepts one connection. asyncio and libuv would
 iteration. Then the first worker to wake up would get a whole burst, such as the sixteen connections of one client, and
 the other cores would have nothing to do. With one connection per iteration, a busy worker accepts fewer connections,
 because its iterations take longer. Connections wait in the kernel until a worker accepts them. Every worker has the
-listening socket open, so they are not lost if a worker dies.
+listening socket open, so waiting connections are not lost if a worker dies.
 
 Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so the
 first steps of hundreds in one iteration would block the event loop.
@@ -28,16 +28,17 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log
 
 OnLost = Callable[[], None]
-"""Called once when a connection is lost."""
+"""Called when a connection is lost, in rare cases twice."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
-"""Returns the protocol object of a new connection."""
+"""Returns the protocol object of a new connection. The argument is None if nothing has to be called when it is lost."""
 
 _ERROR_PAUSE_SECONDS = 0.5
-"""How long the worker accepts no connections after an error that is not an error of one connection."""
+"""How long the worker accepts no connections after an error that is not one of `_CONNECTION_ERRORS`."""
 _EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Errors of a system that has no file descriptors or memory left."""
 _EXHAUSTED_EVICTIONS = 16
-"""How many silent connections the worker closes after one of `_EXHAUSTED_ERRORS`."""
+"""How many connections the worker closes at most after one of `_EXHAUSTED_ERRORS`. It closes only silent ones: those
+without a request in progress, and those whose request makes no progress."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines about errors."""
 _CONNECTION_ERRORS = (
@@ -57,16 +58,16 @@ _TLS_EXPECTED = "this port speaks TLS: use https://"
 class Handshake:
     """An accepted connection that has no protocol object yet, usually because its TLS handshake is in progress."""
 
-    def __init__(self, address: str | None, since: float) -> None:
-        """`address` is the client's network address; None if the client is a trusted proxy. `since` is when the
-        connection was accepted, in seconds of the event loop's clock."""
-        self._candidate = EvictionCandidate("new", since, address)
+    def __init__(self, network: str | None, since: float) -> None:
+        """`network` is the client's IPv4 address, or the /64 network of its IPv6 address; None if the client is a
+        trusted proxy. `since` is when the connection was accepted, in seconds of the event loop's clock."""
+        self._candidate = EvictionCandidate("new", since, network)
         self.task: asyncio.Task[None] | None = None
         """The task that sets up the connection. The acceptor sets the attribute right after it has created this
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`, because the connection may always be closed to make room for another
+        """Returns a candidate of the kind `new`, because the connection can always be closed to make room for another
         one. Returns None if it is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
@@ -105,7 +106,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Stops accepting connections, and closes this process's copy of the listening socket. Cancels TLS handshakes
-        in progress: no request is lost, because their clients have not sent one yet."""
+        in progress: no request is lost, because a client sends its first request after the handshake."""
         if self._resume_timer is not None:
             self._resume_timer.cancel()
         if self._sock.fileno() >= 0:
@@ -188,7 +189,9 @@ class Acceptor:
         if first_byte != _TLS_FIRST_BYTE:
             _answer_plain_http(sock, first_byte)
             raise ConnectionAbortedError("the client did not start a TLS handshake")
-        async with self._handshake_start:  # each holder waits for the next iteration, so each iteration has one holder
+        # Each task holds the lock until the next iteration of the event loop. So only one handshake starts in each
+        # iteration.
+        async with self._handshake_start:
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(
             lambda: self._make_protocol(on_lost),
@@ -198,8 +201,8 @@ class Acceptor:
             ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS,
         )
         if transport.is_closing() and on_lost is not None:
-            # The client disconnected during the handshake. Then asyncio may call neither `connection_made` nor
-            # `connection_lost` of the protocol object, which would call `on_lost`.
+            # The client disconnected during the handshake. The protocol object calls `on_lost` in `connection_lost`,
+            # but after such a handshake asyncio does not always call that method. A second call does no harm.
             on_lost()
 
     async def _first_byte(self, sock: socket.socket) -> bytes:
@@ -224,10 +227,10 @@ def _set_result(future: asyncio.Future[None]) -> None:
 
 def _answer_plain_http(sock: socket.socket, first_byte: bytes) -> None:
     """Sends an error response to a client that speaks HTTP without TLS. Does nothing if the first byte is not a letter,
-    because a request begins with one. Raises OSError if the connection fails."""
+    because an HTTP request begins with one. Raises OSError if the connection fails."""
     if first_byte.isalpha():
         # The request is read and discarded: if a socket with unread data is closed, the kernel resets the connection,
-        # and the client may lose the response.
+        # and the client could lose the response.
         sock.recv(64 * 1024)
         sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
         sock.shutdown(socket.SHUT_WR)

@@ -76,9 +76,10 @@ class Certificates:
         """Reloads the files if they have changed since the last attempt to load them. If the server cannot use them,
         logs why and keeps the old context.
 
-        If the states of the files differ from those at the call before, a program may still be writing them. Then this
-        call loads nothing; the next one does, if it finds the same states. `settled` says that the files are complete,
-        so that this call may load them. This function blocks, but only for microseconds if nothing has changed.
+        If the states of the files differ from those at the call before, perhaps a program is still writing them. Then
+        this call loads nothing; the next one does, if it finds the same states. `settled` says that the files are
+        complete, so that this call can load them. This function blocks, but only for microseconds if nothing has
+        changed.
         """
         states = self._file_states()
         may_be_incomplete = states != self._last_states and not settled
@@ -108,7 +109,7 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
-        # For its error, which names the file; the error of `load_verify_locations` does not.
+        # `load_verify_locations` reads the file again, but if it cannot, its error does not name the file.
         _read(files.client_ca, "certificates of the authorities for clients")
         try:
             context.load_verify_locations(files.client_ca)
@@ -121,7 +122,8 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
 def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
     """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
     key = files.key or files.certificate
-    _read(key, "key of the certificate")  # for its error, which names the file; the error of `load_cert_chain` does not
+    # `load_cert_chain` reads the file again, but if it cannot, its error does not name the file.
+    _read(key, "key of the certificate")
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
         raise CertificateError(f"the key in {key} is protected by a password; write it without one")

@@ -20,21 +20,21 @@ from registry.server.kernel import count_open_files, file_limit
 from registry.server.server_log import log
 
 FILES_PER_REQUEST = 3
-"""Descriptors that a request in progress may take in addition to its connection's descriptor."""
+"""Descriptors that a request in progress takes at most, in addition to its connection's descriptor."""
 MAX_CONNECTIONS = 16384
-"""Upper bound of a worker's connections, even if it may have more descriptors, because each connection takes memory."""
+"""Upper bound of a worker's connections, even if the limit of descriptors allows more, because each takes memory."""
 FAIR_SHARE = 16
-"""Silent connections that one client address may have. If an address has more, its oldest ones are evicted before the
-connections of other addresses."""
+"""The share of each client address in the silent connections. If an address has more than this, its oldest ones are
+evicted before the connections of other addresses."""
 STALLED_SECONDS = 10.0
 """A connection with a request in progress is stalled if no byte was sent or received on it for this long."""
 MAX_EXAMINED = 2000
-"""Connections that one search for silent connections examines. Examining one takes up to ten microseconds."""
+"""How many connections one search for silent ones examines at most. Examining one takes up to ten microseconds."""
 _MIN_RESERVE = 32
 """Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors if that is more."""
 _MAX_FILES_TO_COUNT = 8192
-"""A process that may open at most this many files counts its open files once a second. If it may open more, counting
-could take too long, and the reserve is so large that other files do not use it up."""
+"""A process whose limit of open files is at most this counts its open files once a second. With a higher limit,
+counting could take too long. It is not needed either: the reserve is so large that other files do not use it up."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256
@@ -64,21 +64,22 @@ EvictionKind = Literal["lingering", "new", "idle", "stalled"]
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """Why, and since when, a connection may be evicted."""
+    """Why a connection can be evicted, and since when."""
 
     kind: EvictionKind
     since: float
     """When the connection became silent; for the kind `new`, when it was opened. In seconds of the event loop's
     clock."""
     address: str | None
-    """The client's network address; None for a trusted proxy, whose connections serve many clients."""
+    """The client's IPv4 address, or the /64 network of its IPv6 address; None for a trusted proxy, whose connections
+    serve many clients."""
 
 
 class EvictableConnection(Protocol):
-    """A connection as its limit sees it. It may still be in its TLS handshake."""
+    """A connection that counts against the limit, perhaps one whose TLS handshake is in progress."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns why the connection may be evicted; None if it is not silent or is closing already. `now` is in
+        """Returns why the connection can be evicted; None if it is not silent or is closing already. `now` is in
         seconds of the event loop's clock."""
         ...
 
@@ -115,7 +116,7 @@ class ConnectionLimit:
         self._reserve = max(_MIN_RESERVE, self._limit // 8)
         self._files_at_start = count_open_files()
         self._budget = self._limit  # descriptors for connections and their requests
-        self._selected: list[_Selected] = []  # by the last search, without those evicted since; the next one is last
+        self._selected: list[_Selected] = []  # found by the last search and not yet evicted; the last is evicted first
         self._evicted: set[EvictableConnection] = set()  # evicted, but perhaps still in the worker's collections
         self._search_offset = 0  # position in the collections where the next search begins
         self._no_search_until = -_NOTHING_FOUND_SECONDS
@@ -143,8 +144,8 @@ class ConnectionLimit:
         """Returns 0.0 if the worker may accept a connection now; otherwise for how many seconds to accept none. Call it
         before each connection is accepted.
 
-        If there is no room, the first call returns a short time, in which another worker may accept the connection. The
-        calls after it evict silent connections.
+        If there is no room, the first call returns a short time, in which another worker can accept the connection. The
+        next calls evict silent connections to make room, up to `_ADMISSIONS_PER_STAND_BACK` times.
         """
         if self._free_descriptors() > 0:
             return 0.0
@@ -159,7 +160,7 @@ class ConnectionLimit:
         return _BUSY_SECONDS
 
     def make_room_for_request(self) -> None:
-        """Evicts silent connections if requests in progress may need their descriptors. Call it when a request
+        """Evicts silent connections if requests in progress could need their descriptors. Call it when a request
         starts."""
         free = self._free_descriptors()
         if free < 0:
@@ -263,8 +264,8 @@ class ConnectionLimit:
 def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     """Returns the connections in reverse order of eviction: the one to evict first is the last.
 
-    First come the connections of addresses with more than `FAIR_SHARE` silent connections, of each address its oldest
-    ones, until it has only its share. After those, the connection that has been silent for longest is evicted first.
+    If addresses have more than `FAIR_SHARE` silent connections, their oldest ones are evicted first, until each address
+    has only this share. After that, the connection that has been silent for longest is evicted first.
     """
     silent.sort(key=lambda each: -each[1].since)  # newest first
     counts: Counter[str] = Counter()

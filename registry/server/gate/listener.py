@@ -36,9 +36,9 @@ def bind(listen: str) -> socket.socket:
     Examples: `127.0.0.1:5000`; `[::1]:5000`; `:5000` for all IPv4 addresses. With port 0 the system chooses a free
     port.
 
-    The socket is made listening here, not in the workers, so that a port in use is found before the server starts: on
-    Linux `bind` allows several sockets with SO_REUSEADDR on one port, and only `listen` fails. Clients that connect
-    before the workers are ready wait in the kernel's queue.
+    The socket listens before the workers are forked, so that a port in use is noticed before the server starts. On
+    Linux the system call bind(2) allows several sockets with SO_REUSEADDR on one port, and only listen(2) fails.
+    Clients that connect before the workers are ready wait in the kernel's queue.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)
@@ -46,7 +46,7 @@ def bind(listen: str) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # With this, a socket on `[::]` accepts IPv4 clients as well. The system's default may be different.
+            # With this, a socket on `[::]` accepts IPv4 clients as well. The system's default can be different.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -79,13 +79,13 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"cannot listen on {listen}: no address is known for the host {host!r}") from error
-    # A host such as `localhost` may have an IPv4 and an IPv6 address. Clients such as docker try the IPv4 one first.
+    # A host such as `localhost` can have an IPv4 and an IPv6 address. Clients such as docker try the IPv4 one first.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return found[0][0], found[0][4]
 
 
 def _explain(error: OSError, listen: str, host: str, port: int) -> str:
-    """Returns the text of a ListenError: why `bind` or `listen` failed, and what to do."""
+    """Returns the text of a ListenError: why bind(2) or listen(2) failed, and what to do."""
     shown = f"[{host}]" if ":" in host else host
     if error.errno == errno.EADDRINUSE:
         return (
@@ -107,8 +107,8 @@ def _explain(error: OSError, listen: str, host: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
-    """The options for the connections that a listening socket accepts. Create it before the fork, because all workers
-    share the per-address limit."""
+    """The options for the connections that a listening socket accepts. They are created before the fork, because all
+    workers share the per-address limit."""
 
     certificates: Certificates | None = None
     """The TLS certificate; None: the socket speaks plain HTTP."""

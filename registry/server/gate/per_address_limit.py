@@ -32,16 +32,17 @@ class TooManyConnections(Exception):
 class CountedConnection:
     """A connection that counts against the limit of its client's address until `release`."""
 
-    __slots__ = ("_key", "_limit")
+    __slots__ = ("_limit", "_network")
 
-    def __init__(self, limit: PerAddressLimit, key: str) -> None:
+    def __init__(self, limit: PerAddressLimit, network: str) -> None:
+        """`network` is the client's IPv4 address, or the /64 network of its IPv6 address."""
         self._limit: PerAddressLimit | None = limit
-        self._key = key
+        self._network = network
 
     def release(self) -> None:
         """Stops counting the connection. May be called repeatedly."""
         if self._limit is not None:
-            self._limit.remove(self._key)
+            self._limit.remove(self._network)
             self._limit = None
 
 
@@ -87,21 +88,21 @@ class PerAddressLimit:
 
     def admit(self, address: str) -> CountedConnection:
         """Counts a connection of the client at `address`. Raises TooManyConnections if the address is at its limit."""
-        key = network_of(plain_address(address))
+        network = network_of(plain_address(address))
         if self._own_column is None:
-            return CountedConnection(self, key)
-        if self._counts.add(self._own_column, key) > self._max_connections:
-            self._counts.remove(self._own_column, key)
-            self._log_closed(key)
+            return CountedConnection(self, network)
+        if self._counts.add(self._own_column, network) > self._max_connections:
+            self._counts.remove(self._own_column, network)
+            self._log_closed(network)
             raise TooManyConnections
-        return CountedConnection(self, key)
+        return CountedConnection(self, network)
 
-    def remove(self, key: str) -> None:
-        """Stops counting one connection that `admit` has counted. `key` is the network of its client's address."""
+    def remove(self, network: str) -> None:
+        """Stops counting one connection that `admit` has counted. `network` is that of its client."""
         if self._own_column is not None:
-            self._counts.remove(self._own_column, key)
+            self._counts.remove(self._own_column, network)
 
-    def _log_closed(self, key: str) -> None:
+    def _log_closed(self, network: str) -> None:
         """Counts a closed connection, and logs how many were closed since the last line. Logs at most one line in
         `_LOG_INTERVAL_SECONDS`: with a line for each connection, a client could fill the log."""
         self._unlogged += 1
@@ -111,6 +112,6 @@ class PerAddressLimit:
                 "closed %d connections beyond the limit of %d, the last from %s",
                 self._unlogged,
                 self._max_connections,
-                key,
+                network,
             )
             self._logged_at, self._unlogged = now, 0

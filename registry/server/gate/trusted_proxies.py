@@ -5,10 +5,10 @@ settings list.
 
 Each proxy appends the address of its peer to the end of X-Forwarded-For. So the server goes through the addresses from
 the last one to the first. The client's address is the first one on this way that does not belong to a trusted proxy.
-The rest is ignored, because the client may have invented it.
+The rest is ignored, because the client could have invented it.
 
 The header `Forwarded` (RFC 7239) is ignored. A proxy sets either `Forwarded` or the X-Forwarded headers, and passes on
-the others as the client sent them. So if the server read both, clients could forge their address.
+the other kind as the client sent it. So if the server read both kinds, clients could forge their address.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class TrustedProxies:
         return self._cached_clients[addresses]
 
     def _find_client(self, addresses: bytes) -> str | None:
-        """Returns the client's address from a value of X-Forwarded-For; the first address of the value if all belong to
-        trusted proxies. Returns None if the last address is malformed or missing. Ignores all addresses before a
-        malformed one."""
+        """Returns the last address in a value of X-Forwarded-For that does not belong to a trusted proxy; if all belong
+        to trusted proxies, the first address. Ignores a malformed address and all addresses before it. Returns None if
+        the last address is malformed or missing."""
         found = None
         for text in reversed(addresses.split(b",")):
             address = _parse_address(text.strip())
@@ -94,7 +94,7 @@ class TrustedProxies:
 
 
 def _last_value(headers: Headers, header_name: bytes) -> bytes:
-    """Returns the last value of a header, or an empty value if the header is missing. A header may have several lines,
+    """Returns the last value of a header, or an empty value if the header is missing. A header can have several lines,
     and several values in a line, separated by commas (RFC 9110, 5.3)."""
     for name, value in reversed(headers):
         if name == header_name:
@@ -103,7 +103,7 @@ def _last_value(headers: Headers, header_name: bytes) -> bytes:
 
 
 def _parse_address(text: bytes) -> IPv4Address | IPv6Address | None:
-    """Parses an address as proxies write it: a port may follow it, and an IPv6 address may be in brackets. Returns None
+    """Parses an address as proxies write it: a port can follow it, and an IPv6 address can be in brackets. Returns None
     if it is malformed."""
     shown = text.decode("latin-1")
     if shown.startswith("["):

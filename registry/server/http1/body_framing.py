@@ -23,7 +23,7 @@ _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 """The line before a chunk: its size, and perhaps extensions, which are ignored."""
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
-"""A size line of which not all was received yet, but which may become valid."""
+"""The beginning of a size line: the rest, which was not received yet, can make the line valid."""
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _FORBIDDEN_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
@@ -43,9 +43,9 @@ class Framing(Protocol):
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
         """Parses received bytes. Appends those that belong to the body to `pieces`, as views of `data`.
 
-        Returns how many bytes of `data` were parsed. If the body is complete, the other bytes follow the body. If not,
-        `data` has too many chunks for one call: call the method again with the other bytes. Raises RefusedRequest if
-        the framing is malformed.
+        Returns how many bytes of `data` were parsed. If the body is complete, bytes that are left follow the body. If
+        bytes are left although the body is not complete, `data` has too many chunks for one call: pass these bytes to
+        another call. Raises RefusedRequest if the framing is malformed.
         """
         ...
 
@@ -129,8 +129,9 @@ class ChunkedFraming:
         return stop
 
     def _can_become_valid(self, line_start: bytes) -> bool:
-        """Returns whether a valid line can begin with `line_start`. If not, the request is refused without waiting for
-        the rest of the line, which the client may never send."""
+        """Returns whether a valid line can begin with `line_start`; True for every trailer, which is checked when it is
+        complete. If False, the request is refused without waiting for the rest of the line, which the client might
+        never send."""
         if self._parse_line == self._parse_chunk_end:
             return line_start == b"\r"
         return self._parse_line != self._parse_size_line or _SIZE_LINE_START.fullmatch(line_start) is not None

@@ -26,11 +26,11 @@ def head_too_large(max_bytes: int, *, is_target_too_long: bool) -> RefusedReques
     long, otherwise 431."""
     if is_target_too_long:
         return RefusedRequest(
-            HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have {max_bytes} bytes"
+            HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have at most {max_bytes} bytes"
         )
     return RefusedRequest(
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        f"the headers are too large: together they may have {max_bytes} bytes",
+        f"the headers are too large: together they may have at most {max_bytes} bytes",
     )
 
 

@@ -19,11 +19,11 @@ _HEAD_END = b"\r\n\r\n"
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:
-    """Returns the offset in `data` after the end of a head. The bytes of the head begin at the offset `start`. Returns
-    the length of `data` if the head does not end in `data`.
+    """Searches `data` from the offset `start` on for the end of a head, and returns the offset after it. Returns the
+    length of `data` if the head does not end in `data`.
 
     `tail` is empty if the head begins in `data`. Otherwise it has the last bytes, up to three, of the part of the head
-    that was received before `data`: they may be the beginning of the CRLFCRLF that ends the head.
+    that was received before `data`: they could be the beginning of the CRLFCRLF that ends the head.
     """
     if start == 0 and tail:
         found = (tail + data[:3]).find(_HEAD_END)
@@ -62,7 +62,8 @@ def check_head(headers: Headers, version: str, method: str) -> None:
 
 def body_length(headers: Headers) -> int | None:
     """Returns the length of the request's body in bytes; None if the body is chunked, so that its length is unknown.
-    The parser has checked that there is at most one of the two headers, and that the length is a number."""
+    httptools has refused heads with both Content-Length and Transfer-Encoding, with two lengths, or with a length that
+    is not a number."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)
@@ -72,12 +73,12 @@ def body_length(headers: Headers) -> int | None:
 
 
 _VISIBLE_ASCII = re.compile(rb"[!-~]+")
-"""The characters that a request target may have."""
+"""Text of visible ASCII characters. Only they are allowed in a request target."""
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
-"""A URL. The first group is the host with its port, the second one is the path with its query."""
+"""A URL of HTTP or HTTPS. The first group is the host with its port, the second one is the path with its query."""
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-"""The characters that a host with its port may have. The host may be a name, an IPv4 address, or an IPv6 address in
-brackets."""
+"""Text of the characters that are allowed in a host with its port. The host can be a name, an IPv4 address, or an IPv6
+address in brackets."""
 
 
 class ParsedTarget(NamedTuple):
@@ -117,7 +118,7 @@ def unquoted(path: bytes) -> str:
 
 
 def is_host(value: bytes) -> bool:
-    """Returns whether `value` contains only characters that a Host header may have."""
+    """Returns whether `value` contains only characters that are allowed in a Host header."""
     return _HOST.fullmatch(value) is not None
 
 

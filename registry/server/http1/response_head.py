@@ -22,8 +22,8 @@ _FORBIDDEN_IN_VALUES = _CONTROL_CHARACTERS.replace(b"\t", b"")
 
 
 def check_response_headers(headers: Headers) -> None:
-    """Raises RuntimeError if a name contains a character that is not allowed in a token, or if a value contains a
-    control character other than a tab (RFC 9110, 5.1 and 5.5).
+    """Raises RuntimeError if a name contains one of `_FORBIDDEN_IN_NAMES`, or a value one of `_FORBIDDEN_IN_VALUES`
+    (RFC 9110, 5.1 and 5.5).
 
     Checks all names together, and all values together. To check each header separately would take as much time as to
     build the rest of the head.

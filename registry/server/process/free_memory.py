@@ -39,7 +39,7 @@ class FreeMemory:
         it once a second; `now` is in seconds of any steady clock."""
         bytes_before, self._current_bytes = self._current_bytes, resident_bytes()
         self._min_bytes = min(self._min_bytes, self._current_bytes)
-        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # then much memory may be free now
+        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # then perhaps much memory is free now
             self._pause_seconds = TRIM_PAUSES[0]
             self._next_attempt = min(self._next_attempt, now + self._pause_seconds)
         if self._current_bytes <= self._min_bytes + TRIM_BYTES:
@@ -69,7 +69,7 @@ def resident_bytes() -> int:
 
 def trim_memory() -> None:
     """Returns free memory to the system. See malloc_trim(3). Takes some milliseconds, so do not call it in the event
-    loop's thread. Does nothing on other systems than Linux."""
+    loop's thread. Does nothing on other systems than Linux, or if the C library has no such function."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the C library musl does not have it
         if trim is not None:

@@ -41,7 +41,7 @@ class Lifespan:
         failure = await self._send_event("lifespan.startup")
         if failure is not None:
             await self._task  # Starlette reports the failure first, and then raises the exception that is its reason
-            last_line = failure.strip().rpartition("\n")[2]  # the text may be a traceback, whose last line is the error
+            last_line = failure.strip().rpartition("\n")[2]  # the last line of a traceback is the error
             raise StartFailed(last_line or "the application refused to start")
 
     async def stop(self) -> None:

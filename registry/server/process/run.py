@@ -22,7 +22,7 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log, set_up_server_logging
 
 _THREAD_JOIN_SECONDS = 2.0
-"""How long the application's threads together may take to end after the event loop has ended. After that the process
+"""How long the server waits for the application's threads after the event loop has ended. After that the process
 exits and so kills them. No acknowledged data is lost: a request is acknowledged only when its data is on the disk."""
 
 

@@ -36,12 +36,12 @@ _KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
 most: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels last.
 The rest is a reserve."""
 _REAP_SECONDS = 5.0
-"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call may not end."""
+"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
 _RENEWAL_SECONDS = 60.0
 """Time for a new worker to become ready in a renewal. If it takes longer, the supervisor abandons the renewal."""
 _FIRST_BACKOFF_SECONDS = 0.1
-"""Back-off before a worker's second restart. The first restart has no back-off. Before each further restart the
-back-off doubles."""
+"""The *back-off* (pause) before the second restart of a worker that dies repeatedly. Its first restart has no back-off.
+Before each restart after the second the back-off doubles."""
 _MAX_BACKOFF_SECONDS = 10.0
 _STABLE_SECONDS = 10.0
 """If a worker was ready and has run for this long when it dies, its restart counts as the first one again."""
@@ -181,8 +181,8 @@ class Supervisor:
 
     def _run_worker(self, status: int, status_writer: int, column: int | None) -> int:
         """Runs in the child process: serves until the worker stops, and returns the exit code. Closes the child's
-        copies of the descriptors that only the supervisor uses. `status` and `status_writer` are the two ends of the
-        worker's status pipe."""
+        copies of the descriptors that only the supervisor uses. `status` is the reading end of the worker's status
+        pipe, and `status_writer` its writing end."""
         code = 1
         try:
             if not die_with_parent(self._supervisor_pid):
@@ -257,7 +257,7 @@ class Supervisor:
 
         - Nothing follows if the supervisor has told the worker to stop.
         - Nothing follows if the worker's replacement is starting: it takes the worker's place as soon as it is ready.
-        - If the worker was itself a replacement, the renewal has failed, and the supervisor abandons it.
+        - If the worker was itself a replacement, the supervisor abandons the renewal.
         - If not all workers have been ready yet, the start of the server has failed, and the server stops.
         - In all other cases the supervisor restarts the worker.
         """
@@ -278,7 +278,8 @@ class Supervisor:
             self._plan_restart(child, code)
 
     def _plan_restart(self, child: WorkerProcess, code: int) -> None:
-        """Plans the restart of a worker that has ended with `code`, after a back-off if it has died repeatedly."""
+        """Plans the restart of a worker that has ended with the exit code `code`: after a fixed pause if the code is 0,
+        otherwise after a back-off, which is 0 for the first restart."""
         now = time.monotonic()
         pause = self._next_backoffs.get(child.index, 0.0)
         if code == 0 or (child.ready and now - child.started >= _STABLE_SECONDS):
@@ -358,7 +359,7 @@ class Supervisor:
 
     def _kill_in_signal_handler(self) -> None:
         """Kills all workers, and waits up to `_REAP_SECONDS` until they have ended. Changes no attributes, because the
-        signal handler may interrupt any other method."""
+        signal handler can interrupt any other method."""
         running = [pid for pid in self._children if not reap(pid)]
         for pid in running:
             os.kill(pid, signal.SIGKILL)

@@ -41,7 +41,7 @@ else:
 
 CANCEL_SECONDS = 1.0
 """How long the worker waits for tasks to end after it has cancelled them. During a stop it cancels tasks twice: first
-the requests that are in progress after the grace period, and before it exits all tasks that are left."""
+the requests that are in progress after the grace period, and last, before it exits, all tasks that are left."""
 CLOSE_SECONDS = 5.0
 """How long the worker waits for the application to shut down, after the last request."""
 _DRAIN_CHECK_SECONDS = 0.02
@@ -80,7 +80,7 @@ class Worker:
         self._state = WorkerState()
         self._handshakes: set[Handshake] = set()
         self._stop = asyncio.Event()
-        self._interrupted = False
+        self._interrupted = False  # a first SIGINT has arrived
 
     def run(self) -> tuple[int, str | None]:
         """Serves until a signal stops the worker. Returns the exit code and the reason of a failure: 0 and None after a
@@ -101,15 +101,15 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle_signals(loop)
-        self._refresh_certificates(settled=True)  # the files may have changed after they were loaded, before the fork
+        self._refresh_certificates(settled=True)  # the files may have changed since the server's start
         app = self._make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            # A signal stopped the worker during the application's start. Completing the start lets the application be
-            # shut down below.
+            # A signal stopped the worker during the application's start. The application can be shut down, below, only
+            # when it has completed its start.
             await asyncio.wait({starting}, timeout=self._grace_seconds)
         if not starting.done():
             return  # `run` cancels the start
@@ -145,8 +145,8 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
     def _refresh_certificates(self, *, settled: bool = False) -> None:
-        """Reloads the TLS certificate if its files have changed. `settled` says that they are complete, so that they
-        can be loaded now. Otherwise they are loaded when two calls in a row have found them unchanged."""
+        """Reloads the TLS certificate if its files have changed. `settled` says that the files are complete, so that
+        this call can load them. Otherwise the change is loaded when a second call finds the files in the same state."""
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
@@ -207,7 +207,7 @@ class Worker:
             acceptor.close()
         deadline = time.monotonic() + self._grace_seconds
         while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
-            # In each round, because a connection appears in the set only when it has been set up.
+            # In each round, because connections that are still being set up are added to the set later.
             for connection in list(self._state.connections):
                 connection.shutdown()
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)

@@ -32,7 +32,7 @@ class WorkerProcess:
     ready: bool = False
     """The worker accepts connections."""
     exit_expected: bool = False
-    """The supervisor has told the worker to stop, so it does not restart the worker after its exit."""
+    """The supervisor has told the worker to stop, or has killed it. So it does not restart the worker."""
     kill_at: float = float("inf")
     """When the supervisor sends SIGKILL if the worker has not ended by then."""
 
