@@ -6,7 +6,7 @@ change.
 
 Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is
 stored. Every change takes `by`, the actor that the audit log names. A *note* is one line of free text about an account
-or a token. A *robot* is an account for a program. All methods may raise AccountInvalid, AccountUnknown, AccountExists,
+or a token. A *robot* is an account for a program. All methods can raise AccountInvalid, AccountUnknown, AccountExists,
 LastAdmin (after the change, no enabled admin would be left), StorageFull, StorageFailed.
 """
 

@@ -22,10 +22,11 @@ from registry.auth.authorization_header import Basic, Bearer
 from registry.auth.rights.principal import Identity, Principal
 
 MAX_CACHED_LOGINS: Final = 2048
-"""The most Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted issuers."""
+"""The largest number of Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted
+issuers."""
 MAX_CACHED_BEARER_TOKENS: Final = 1024
-"""The most Bearer credentials in the cache. They have a limit of their own: a client that gets many bearer tokens must
-not evict passwords, which would have to be hashed again."""
+"""The largest number of Bearer credentials in the cache. They have a limit of their own: a client that gets many bearer
+tokens must not evict passwords, which would have to be hashed again."""
 
 
 class VerifiedCredential:
@@ -63,8 +64,8 @@ class CredentialCache:
         self._tokens: dict[bytes, VerifiedCredential] = {}
 
     def key_of(self, header: bytes, address: str) -> bytes:
-        """Returns the cache key of a credential: `header` is its Authorization header, `address` the address of the
-        client that sent it."""
+        """Returns the cache key of a credential: `header` is the value of its Authorization header, `address` the
+        address of the client that sent it."""
         if address != self._address:
             address_hash = self._hash.copy()
             address_hash.update(address.encode() + b"\0")  # separates address and header: no address contains NUL
@@ -74,7 +75,7 @@ class CredentialCache:
         return hashed.digest()
 
     def get(self, key: bytes) -> VerifiedCredential | None:
-        """Returns the entry under the cache key `key`, or None if there is none. The entry may be outdated."""
+        """Returns the entry under the cache key `key`, or None if there is none. The entry can be outdated."""
         return self._logins.get(key) or self._tokens.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
@@ -97,9 +98,9 @@ class CredentialCache:
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the Authorization header of a credential in the form that most clients send, from which its cache key is
-    made. If a client sends another form, such as `bearer` in lower case, its credential is found in the cache only
-    after the header was parsed."""
+    """Returns the value of the Authorization header for a credential, in the form that most clients send. The cache key
+    is made from this form. `registry.auth.authenticators` first looks up the header as the client sent it. If that is
+    another form, such as `bearer` in lower case, it finds the entry only after it has parsed the header."""
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
     # A user name with a colon can come only from a form sent to `/token`. In a Basic header, the user "a:b" with the

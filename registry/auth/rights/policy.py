@@ -36,7 +36,7 @@ _GRANTS_PER_STEP: Final = 2_000
 _GRANTEE_COST: Final = 20
 """The time to look up one grantee, measured by the number of grants that can be read in that time."""
 _MAX_CACHED_GRANTS: Final = 100_000
-"""The cache of grants is emptied when it contains more grants than this."""
+"""The cache of grants is emptied when the number of grants and grantees in it exceeds this."""
 
 
 class GranteeGrants(NamedTuple):
@@ -95,7 +95,7 @@ class Policy:
         self._cache_epoch: int | None = None
         """The epoch under which the cached grants were read; None before the first reading."""
         self._cached_count = 0
-        """The number of cached grants and grantees."""
+        """The number of cached grants, plus the number of grantees that they are cached for."""
 
     @property
     def closed(self) -> bool:
@@ -118,7 +118,7 @@ class Policy:
                 read = 0
             if granted.size > _MANY_GRANTS:
                 for names in granted.names.values():
-                    names.prepare()
+                    names.prepare()  # builds what a look-up needs, which takes milliseconds
                     await asyncio.sleep(0)
 
     def anonymous(self) -> Principal:
@@ -135,8 +135,8 @@ class Policy:
         """
         if not self.closed:
             return self._open
-        # The epoch is read before the rights. If the rights change in between, the principal has an old epoch, and the
-        # next request computes a new one.
+        # The epoch is read before the rights. If the rights change between the two, the principal has an old epoch, and
+        # the next request computes a new principal.
         epoch = self.accounts.epoch()
         is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
         current = identity if is_checked else self.identity_check.check(identity)

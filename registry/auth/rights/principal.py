@@ -8,7 +8,8 @@
 
 The *epoch* is a number in the store. It increases when an account, a group, a grant or a signing key changes, and when
 an API token is revoked. A principal contains the epoch at which its rights were read. When the store has a newer epoch,
-`registry.auth.authenticators` makes a new principal; `registry.auth.revocation_across_workers` describes this.
+`registry.auth.authenticators` makes a new principal for the next request; `registry.auth.revocation_across_workers`
+describes this.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ ANONYMOUS: Final = Identity(None)
 """The identity of a client that sent no credential."""
 
 _MAX_CACHED_REPOSITORIES: Final = 64
-"""The most repositories for which one principal caches the allowed actions. The number is small because a process
+"""The largest number of repositories for which one principal caches the allowed actions. It is small because a process
 caches a thousand principals or more: one for each bearer token, and every client can get bearer tokens."""
 _SLOW_WEIGHT: Final = 8
-"""If the patterns of a principal weigh more than this, it is slow to match a name with them. `NameSet.match_cost`
+"""If the patterns of a principal have a larger weight than this, a match of a name with them is slow. `Rights.weight`
 defines the weight."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 """The actions on content. The remaining action, `ADMIN`, is the right to give rights to others."""
@@ -85,7 +86,7 @@ _EVERY_BIT: Final = EVERY_ACTION.value
 class Rights:
     """The actions that an account, or an anonymous client, may do on repositories.
 
-    - `names`: the repository names on which each combination of actions is allowed.
+    - `names`: by combination of actions, the names of the repositories on which these actions are allowed.
     - `admin`: whether the account is an admin, who may also manage accounts, groups, grants and tokens.
     - `more_names`: further pairs like those in `names`. The same combination of actions may occur in several pairs.
 
@@ -137,7 +138,8 @@ class Rights:
 
     @property
     def weight(self) -> int:
-        """The cost of matching one name against all sets of names, in the unit of `NameSet.match_cost`."""
+        """An upper bound for the cost of matching a name against all sets of names, in the unit of
+        `NameSet.match_cost`."""
         return sum(names.match_cost for names in self._bits_by_names)
 
     @property
@@ -245,7 +247,7 @@ class Principal:
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
         """Returns the bits of the actions that the credential allows on a repository: a bearer token by its access to
-        one of the two names, an API token by its limits. Ignores the rights of the account."""
+        either of the two names, an API token by its limits. Ignores the rights of the account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:
@@ -260,7 +262,8 @@ class Principal:
 
     @property
     def is_slow_to_match(self) -> bool:
-        """Whether it may take a millisecond to match one name, because the rights and the limits have many patterns."""
+        """Whether the match of one name can take a millisecond, because the rights and the limits have many
+        patterns."""
         limits = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
         return self.rights.weight + limits > _SLOW_WEIGHT
 
