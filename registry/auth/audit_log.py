@@ -35,8 +35,8 @@ MAX_LINES: Final = 1000
 lines about refusals (failed logins and denied requests) that are added in a burst. Further lines are discarded, and
 only their number is recorded."""
 REFUSALS_PER_SECOND: Final = 5.0
-"""The largest number of lines about refusals per second that are added in the long run. Under a steady attack these are
-about 100 MB a day for each worker."""
+"""The highest rate at which lines about refusals are added in the long run, in lines per second. Under a steady attack,
+these lines take about 100 MB a day for each worker."""
 OVERFLOW_ACTION: Final = "audit.overflow"
 """The action in the line that says how many lines were discarded."""
 LOGIN_ACTION: Final = "login"

@@ -9,8 +9,8 @@ that makes the request, with its rights.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
   accepts, and also an API token as Bearer, and the session cookie of a login at the OpenID provider.
 
-The first and the third ignore all credentials while the registry is *open*: until its first account is added, unless
-the settings allow logins in another way, such as by an htpasswd file.
+The first and the third ignore all credentials while the registry is *open*, that is until its first account is added.
+It is never open if the settings allow logins in another way, such as by an htpasswd file.
 """
 
 from __future__ import annotations

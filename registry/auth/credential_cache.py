@@ -38,7 +38,7 @@ class VerifiedCredential:
     - `key_id`: the id of the store's signing key that signed the credential. None: it is not a bearer token of this
       registry.
     - `principal`: the principal of the identity; None until it is first needed. It contains the epoch of its rights,
-      which may differ from `epoch`.
+      which can differ from `epoch`.
     """
 
     __slots__ = ("epoch", "identity", "key_id", "principal", "until")
@@ -60,8 +60,8 @@ class CredentialCache:
         self._hash = blake2b(digest_size=16, key=os.urandom(32))
         # The hash with the last client's address, because one client often sends several requests in a row.
         self._address, self._address_hash = "", self._hash
-        self._logins: dict[bytes, VerifiedCredential] = {}
-        self._tokens: dict[bytes, VerifiedCredential] = {}
+        self._basic_entries: dict[bytes, VerifiedCredential] = {}
+        self._bearer_entries: dict[bytes, VerifiedCredential] = {}
 
     def key_of(self, header: bytes, address: str) -> bytes:
         """Returns the cache key of a credential: `header` is the value of its Authorization header, `address` the
@@ -76,13 +76,13 @@ class CredentialCache:
 
     def get(self, key: bytes) -> VerifiedCredential | None:
         """Returns the entry under the cache key `key`, or None if there is none. The entry can be outdated."""
-        return self._logins.get(key) or self._tokens.get(key)
+        return self._basic_entries.get(key) or self._bearer_entries.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
         """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is what
         the client sent; its type selects which of the two limits applies."""
         is_bearer = isinstance(credential, Bearer)
-        entries = self._tokens if is_bearer else self._logins
+        entries = self._bearer_entries if is_bearer else self._basic_entries
         entries.pop(key, None)
         if len(entries) >= (MAX_CACHED_BEARER_TOKENS if is_bearer else MAX_CACHED_LOGINS):
             del entries[next(iter(entries))]
@@ -90,11 +90,11 @@ class CredentialCache:
 
     def remove(self, key: bytes) -> None:
         """Removes the entry under the cache key `key`, if there is one."""
-        self._logins.pop(key, None)
-        self._tokens.pop(key, None)
+        self._basic_entries.pop(key, None)
+        self._bearer_entries.pop(key, None)
 
     def __len__(self) -> int:
-        return len(self._logins) + len(self._tokens)
+        return len(self._basic_entries) + len(self._bearer_entries)
 
 
 def header_of(credential: Basic | Bearer) -> bytes:

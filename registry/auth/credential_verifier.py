@@ -42,7 +42,8 @@ password."""
 class CredentialVerifier:
     """Verifies credentials, for one process and its event loop.
 
-    - `revocation_check`: checks whether the account and the API token behind a verified credential are still valid.
+    - `revocation_check`: checks whether the account, the API token and the settings that an identity depends on are
+      still valid, and returns the identity with the current limits of the API token.
     - `logins`: records logins in the audit log.
     - `clock`: returns seconds since 1970.
     """
@@ -68,12 +69,12 @@ class CredentialVerifier:
         """The running verifications of Basic credentials, by cache key."""
         self.cache = CredentialCache()
         self.cached_credential_check = CachedCredentialCheck(accounts, bearer_tokens, revocation_check, clock)
-        """Checks whether an entry of the cache is still valid. Uses `revocation_check` if the epoch has changed."""
+        """Checks whether an entry of the cache is still valid: it must not have expired, its source outside the store
+        must be unchanged, and if the epoch has changed, it must pass `revocation_check` again."""
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a credential, and returns what it proves. Uses the cache if the credential is there. `by` describes
-        the client: its address, from which only a limited number of logins may fail, and what the audit log says about
-        it.
+        the client, for the audit log and for the limits on failed logins, some of which are per address.
 
         If necessary, waits for the download of an issuer's key set, or for the hashing of a password. Concurrent
         requests with the same password from the same address share one hashing. If the caller is cancelled, the
@@ -131,8 +132,8 @@ class CredentialVerifier:
                 identity, key_id = await self._issuers.verify(token), None  # no signing key of this store
             else:
                 identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
-            # The account or the API token that a bearer token names may be invalid by now. Returns the identity with
-            # the current limits of the API token, which the bearer token does not contain.
+            # Refuses the token if its account was disabled, or its API token was revoked, after it was issued. Adds the
+            # current limits of the API token to the identity, because a bearer token does not contain them.
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -156,8 +157,7 @@ class CredentialVerifier:
                     raise Unauthorized("the token belongs to another account than the user name")
             else:
                 identity = await self._passwords.check(_account_name(user), secret, by.address)
-            # The account may have changed while the code above waited for a hashing or a download. Returns the same
-            # identity, with the current limits of an API token.
+            # Refuses the login if its account was changed while the code above waited for a hashing or a download.
             identity = self._revocation_check.check(identity)
         except TooManyRequests as error:
             self._logins.record_failure(user, method, error.message, by)

@@ -39,8 +39,8 @@ REFRESH_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 10.0
 """The shortest time between a failed fetch of a key set and the next fetch."""
 FRESH_SECONDS: Final = 3600.0
-"""From this age on, the next use of a key set fetches it again, because the issuer may have withdrawn a key. The cached
-key set is used until the fetch succeeds."""
+"""From this age on, the next use of a key set fetches it again, because the issuer could have withdrawn a key. The
+cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
 """Above this age, a cached key set is not used. It gets so old only if it was not used, or if all fetches failed."""
 

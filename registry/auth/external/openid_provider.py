@@ -109,8 +109,9 @@ class OpenIDProvider:
 
     async def metadata(self) -> ProviderMetadata:
         """Returns the provider's metadata. If the cached metadata is not fresh, first waits for a fetch, which
-        concurrent callers share. Raises ProviderUnavailable if there is no usable metadata even so. If the caller is
-        cancelled, the fetch continues."""
+        concurrent callers share, unless the last fetch ended less than `METADATA_RETRY_SECONDS` ago. Raises
+        ProviderUnavailable if there is no usable metadata after that. If the caller is cancelled, the fetch
+        continues."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current

@@ -5,8 +5,8 @@ hashes in an htpasswd file are bcrypt. A hashing is the computation of one hash,
 blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, a bounded
-number of calls waits for them. So even a large number of logins takes little processor time and memory from pushes and
-pulls.
+number of calls waits for them. So even a large number of logins takes little processor time and memory away from pushes
+and pulls.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def verify_password(password: str, stored: StoredHash) -> bool:
 
     A wrong password takes the same time for all accounts, so the time does not reveal whether the account exists, or
     whether it is in the store or in the htpasswd file. It is the time of one argon2id hashing, plus that of one bcrypt
-    hashing with the highest cost in the htpasswd file. A password that is too long for bcrypt takes only the former.
+    hashing with the highest cost in the htpasswd file. For a password of more than 72 bytes, which bcrypt refuses, it
+    is only the former.
     """
     raw = password.encode()
     if stored.bcrypt is not None and _matches_bcrypt(raw, stored.bcrypt):

@@ -121,7 +121,7 @@ class HtpasswdFile:
 
     def _reread(self, state: tuple[int, ...]) -> None:
         """Reads and parses the file. `state` has the times, inode and size that `stat` reported before the reading."""
-        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # `state` begins with two times
+        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # `state` begins with the file's two times
         try:
             raw = _load(self._path)
             lines, problems = _parse(_decode(raw, self._path))

@@ -144,8 +144,8 @@ class PasswordCheck:
         return StoredHash(argon2=argon2, highest_cost=highest), Identity(name, robot=robot, version=account.version)
 
     def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
-        """Starts a task that replaces the stored hash `old` by a new hash of `password`, which is right, with the
-        current parameters."""
+        """Starts a task that replaces the stored hash `old` of an account by a hash with the current parameters.
+        `password` is the account's password."""
         task = start_detached(self._rehash(name, old, password))
         self._rehashes.add(task)
         task.add_done_callback(self._rehashes.discard)

@@ -48,7 +48,7 @@ class FailureRate:
 
 
 BY_ADDRESS: Final = FailureRate(cost_seconds=6.0, burst=60)
-"""Allows ten guesses a minute in the long run. The burst is large because many people may share an address."""
+"""Allows ten guesses a minute in the long run. The burst is large because many people can share an address."""
 BY_ACCOUNT_AND_ADDRESS: Final = FailureRate(cost_seconds=30.0, burst=10)
 """Allows two guesses a minute in the long run. The burst is enough for a person who tries several passwords."""
 BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)

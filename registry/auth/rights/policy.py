@@ -69,7 +69,7 @@ class Policy:
     who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
-    - `naming`: tells to which stored names a requested name may lead. Mirrored content is stored under the name of its
+    - `naming`: tells to which stored names a requested name can lead. Mirrored content is stored under the name of its
       upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
     - `guarded`: the upstreams that need grants of their own. A pattern such as `**` grants nothing below them.
     - `closed`: whether the registry is closed even without accounts in the store, because the settings allow logins by
@@ -109,13 +109,13 @@ class Policy:
         event loop."""
         if not self.closed:
             return
-        read = 0
+        cost_since_pause = 0
         for grantee in self._grantees(identity):
             granted = self._grants_of(grantee)
-            read += _GRANTEE_COST + granted.size
-            if read >= _GRANTS_PER_STEP:
-                await asyncio.sleep(0)
-                read = 0
+            cost_since_pause += _GRANTEE_COST + granted.size
+            if cost_since_pause >= _GRANTS_PER_STEP:
+                await asyncio.sleep(0)  # lets other tasks run
+                cost_since_pause = 0
             if granted.size > _MANY_GRANTS:
                 for names in granted.names.values():
                     names.prepare()  # builds what a look-up needs, which takes milliseconds
@@ -159,7 +159,7 @@ class Policy:
     async def allowed(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
         """Returns the actions that a bearer token for `identity` can grant on each of the requested `names`.
 
-        A requested name may lead to one of several stored names. The result contains an action if it is allowed on any
+        A requested name can lead to one of several stored names. The result contains an action if it is allowed on any
         of them; each later request with the token is checked for the stored name to which it leads. If the identity is
         not valid any more, the result is `Action.NONE` for all names.
         """
@@ -176,7 +176,7 @@ class Policy:
         return found
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
-        """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` may
+        """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` can
         lead."""
         found = 0
         for stored_name in self._naming.possible_names(name):

@@ -88,7 +88,7 @@ class Rights:
 
     - `names`: by combination of actions, the names of the repositories on which these actions are allowed.
     - `admin`: whether the account is an admin, who may also manage accounts, groups, grants and tokens.
-    - `more_names`: further pairs like those in `names`. The same combination of actions may occur in several pairs.
+    - `more_names`: further pairs like those in `names`. The same combination of actions can occur in several pairs.
 
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
     *guarded* upstream needs grants of its own: the pattern `**` matches no name below it, but `ghcr.io/**` does. All
@@ -144,7 +144,7 @@ class Rights:
 
     @property
     def actions_everywhere(self) -> int | None:
-        """The result of `action_bits` if it is the same for all names. None: it may depend on the name."""
+        """The result of `action_bits` if it is the same for all names. None: it can depend on the name."""
         names, bits = next(iter(self._bits_by_names.items()), (NO_NAMES, 0))
         return bits if names.has_every_name and len(self._bits_by_names) == 1 else None
 
@@ -213,7 +213,7 @@ class Principal:
         self._limits = None if identity.limits is None else _matchers_by_actions(identity.limits)
         """The limits of the API token in a form that is fast to match; None if there are none."""
         self._everywhere = rights.actions_everywhere if identity.limits is None and identity.access is None else None
-        """The result of `actions` if it is the same for all names; None if it may depend on the name."""
+        """The result of `actions` if it is the same for all names; None if it can depend on the name."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -242,7 +242,7 @@ class Principal:
 
     def account_may(self, action: Action, stored_name: str) -> bool:
         """Returns whether the account's rights allow `action` on a repository. Ignores the limits of the credential,
-        which may forbid it."""
+        which can forbid it."""
         return self.rights.action_bits(stored_name) & action.value == action.value
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:

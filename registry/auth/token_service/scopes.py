@@ -1,6 +1,6 @@
 """Parses and formats scopes. A scope is a text with which a client requests access when it requests a token.
 
-Examples are `repository:team/app:pull,push` and, for the list of repositories, `registry:catalog:*`. A request may have
+Examples are `repository:team/app:pull,push` and, for the list of repositories, `registry:catalog:*`. A request can have
 several scopes: in one parameter, separated by spaces, or in several parameters. Source: Distribution's "Token Scope
 Documentation".
 """

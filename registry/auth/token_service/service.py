@@ -118,7 +118,7 @@ class TokenService:
 
         Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many logins
         wait for hashing, RequestInvalid for a token for another service, StorageFull, StorageFailed. If the caller is
-        cancelled, the store may contain a refresh token that no client got.
+        cancelled, the store can contain a refresh token that no client got.
         """
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
