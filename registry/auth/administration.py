@@ -6,7 +6,7 @@ change.
 
 Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is
 stored. Every change takes `by`, the actor that the audit log names. A *note* is one line of free text about an account
-or a token. A *robot* is an account for a program. All methods may raise AccountInvalid, AccountUnknown, AccountExists,
+or a token. A *robot* is an account for a program. All methods can raise AccountInvalid, AccountUnknown, AccountExists,
 LastAdmin (after the change, no enabled admin would be left), StorageFull, StorageFailed.
 """
 
@@ -44,7 +44,7 @@ PAGE_ENTRIES = 1000
 MAX_NOTE_CHARACTERS = 200
 """The longest note."""
 MAX_API_TOKEN_SECONDS = 36525 * 86400.0
-"""The longest lifetime of an API token: a hundred years. A later expiry may be a date that programs cannot
+"""The longest lifetime of an API token: a hundred years. A later expiry can be a date that programs cannot
 represent."""
 _PASSWORD_LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
 """The letters and digits of generated passwords, without i, l, o and 0, which look like others. Their number, 32,
@@ -188,7 +188,7 @@ class Administration:
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
         """Returns the subjects whose grants apply to the account `name`, with its `groups` as in `grants_for`. A
         subject is who gets a grant: an account, a group, all accounts, or everyone."""
-        # The name may be that of an account outside the store, whose kind is not known here.
+        # The name can be that of an account outside the store, whose kind is not known here.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
         subjects += [Grantee(GranteeKind.GROUP, group) for group in distinct_groups]
@@ -197,7 +197,7 @@ class Administration:
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
         """Stores grants. Each replaces an older grant to the same subject for the same pattern. A pattern must be
         *simple*: an exact name, or a prefix with `*` or `**` at its end. If one is not, raises AccountInvalid and
-        stores no grant. If a later error occurs, some of the grants may be stored."""
+        stores no grant. If a later error occurs, some of the grants can already be stored."""
         _require_simple(grant.pattern for grant in grants)
         for grant in grants:
             await self.accounts.put_grant(grant, by=by)

@@ -96,9 +96,9 @@ async def open_auth_components(
     passwords = PasswordCheck(accounts, hashing_pool, LoginThrottle(accounts, clock), clock, htpasswd)
     audit_buffer = AuditBuffer(accounts, clock)
     logins = LoginAudit(accounts, audit_buffer, clock)
-    keys, service = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
-    bearer_tokens = BearerTokens(accounts, keys, service, auth.token_ttl, clock)
-    login_sessions = LoginSessions(accounts, keys, service, clock)
+    keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
+    bearer_tokens = BearerTokens(accounts, keys, service_name, auth.token_ttl, clock)
+    login_sessions = LoginSessions(accounts, keys, service_name, clock)
     openid_login = None
     if oidc.issuer:
         provider, attempts = OpenIDProvider(oidc, monotonic), LoginAttempts(keys, clock)

@@ -31,19 +31,19 @@ log = logging.getLogger(__name__)
 AUDIT_FLUSH_SECONDS: Final = 1.0
 """How long lines are collected before they are written."""
 MAX_LINES: Final = 1000
-"""The most different lines that are collected before they are written. It is also the most lines about refusals (failed
-logins and denied requests) that are added in a burst. Further lines are discarded, and only their number is
-recorded."""
+"""The largest number of different lines that are collected before they are written. It is also the largest number of
+lines about refusals (failed logins and denied requests) that are added in a burst. Further lines are discarded, and
+only their number is recorded."""
 REFUSALS_PER_SECOND: Final = 5.0
-"""The most lines per second about refusals that are added in the long run. Under a steady attack these are about 100 MB
-a day for each worker."""
+"""The highest rate at which lines about refusals are added in the long run, in lines per second. Under a steady attack,
+these lines take about 100 MB a day for each worker."""
 OVERFLOW_ACTION: Final = "audit.overflow"
 """The action in the line that says how many lines were discarded."""
 LOGIN_ACTION: Final = "login"
 """The action in lines about logins."""
 REPEAT_SECONDS: Final = 3600.0
-"""For how long a login is not recorded again. The same login is one of the same account, with the same method and the
-same API token, from the same address."""
+"""After a login was recorded, the same login is not recorded again for this time. The "same login" has the same
+account, method, API token and address."""
 
 
 class AuditBuffer:

@@ -8,6 +8,9 @@ that makes the request, with its rights.
 - `OpenAuthenticator` serves the distribution API of a registry without a store of accounts.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
   accepts, and also an API token as Bearer, and the session cookie of a login at the OpenID provider.
+
+The first and the third ignore all credentials while the registry is *open*, that is until its first account is added.
+It is never open if the settings allow logins in another way, such as by an htpasswd file.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ token (RFC 6750, 3.1)."""
 
 class HeaderAuthenticator:
     """Authenticates by the Authorization header. Implements `registry.http.www_authenticate.Authenticator`. While this
-    registry has no accounts, ignores the header, because some clients send their login for another registry to it."""
+    registry is open, ignores the header, because some clients send their login for another registry to it."""
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class HeaderAuthenticator:
 
     async def authenticate(self, request: RequestContext) -> None:
         """Sets the principal of the request. Raises Unauthorized for a credential that is not valid. Raises
-        TooManyRequests after too many failed logins, or if too many logins wait."""
+        TooManyRequests after too many failed logins, or if too many logins wait for hashing."""
         epoch = self._current_epoch()
         if epoch != self._epoch:
             await self._policy.prepare(ANONYMOUS)
@@ -77,9 +80,9 @@ class HeaderAuthenticator:
         """Returns the key of a client's credential in a cache of responses, which is emptied when the store changes.
 
         `headers` are the values of the Authorization headers, `address` is the client's address. The key is empty for
-        all requests without a credential, and for all requests while the registry has no accounts. Returns None if the
-        response must not be cached: the credential is not in the cache of verified credentials, or it also depends on
-        something outside the store.
+        all requests without a credential, and for all requests while the registry is open. Returns None if the response
+        must not be cached: the credential is not in the cache of verified credentials, its validity depends on
+        something outside the store, or there are several Authorization headers.
         """
         if self._anonymous.open or not headers:
             return b""
@@ -119,9 +122,9 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, except
-    below the `guarded` upstreams: names of mirrored registries, such as `ghcr.io`, with which repository names
-    begin."""
+    """The authenticator of a registry without a store of accounts. `guarded` contains names of mirrored registries,
+    such as `ghcr.io`. Every request may pull, push and delete, except in the repositories whose names begin with one of
+    these, such as `ghcr.io/app`."""
 
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard
@@ -141,8 +144,8 @@ class OpenAuthenticator:
 
 
 class ManagementAuthenticator:
-    """Authenticates callers of the management API. While the registry has no accounts, ignores all credentials: every
-    caller is anonymous."""
+    """Authenticates callers of the management API. While the registry is open, ignores all credentials: every caller is
+    anonymous."""
 
     def __init__(self, policy: Policy, credentials: CredentialVerifier, sessions: LoginSessions) -> None:
         self._policy = policy
@@ -180,7 +183,7 @@ class ManagementAuthenticator:
     async def _api_token(self, text: str, by: Actor) -> Principal:
         """Returns the principal of the API token `text`. Raises Unauthorized if it is not valid, or if it is a refresh
         token, which only `/token` accepts. `by` describes the client, for the audit log."""
-        identity = await self._credentials.verify_refresh(text, by)
+        identity = await self._credentials.verify_refresh(text, by)  # accepts every API token
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":
             raise Unauthorized(REFUSED)

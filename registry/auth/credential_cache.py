@@ -22,10 +22,11 @@ from registry.auth.authorization_header import Basic, Bearer
 from registry.auth.rights.principal import Identity, Principal
 
 MAX_CACHED_LOGINS: Final = 2048
-"""The most Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted issuers."""
+"""The largest number of Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted
+issuers."""
 MAX_CACHED_BEARER_TOKENS: Final = 1024
-"""The most Bearer credentials in the cache. They have a limit of their own: a client that gets many bearer tokens must
-not evict passwords, which would have to be hashed again."""
+"""The largest number of Bearer credentials in the cache. They have a limit of their own: a client that gets many bearer
+tokens must not evict passwords, which would have to be hashed again."""
 
 
 class VerifiedCredential:
@@ -37,7 +38,7 @@ class VerifiedCredential:
     - `key_id`: the id of the store's signing key that signed the credential. None: it is not a bearer token of this
       registry.
     - `principal`: the principal of the identity; None until it is first needed. It contains the epoch of its rights,
-      which may differ from `epoch`.
+      which can differ from `epoch`.
     """
 
     __slots__ = ("epoch", "identity", "key_id", "principal", "until")
@@ -59,12 +60,12 @@ class CredentialCache:
         self._hash = blake2b(digest_size=16, key=os.urandom(32))
         # The hash with the last client's address, because one client often sends several requests in a row.
         self._address, self._address_hash = "", self._hash
-        self._logins: dict[bytes, VerifiedCredential] = {}
-        self._tokens: dict[bytes, VerifiedCredential] = {}
+        self._basic_entries: dict[bytes, VerifiedCredential] = {}
+        self._bearer_entries: dict[bytes, VerifiedCredential] = {}
 
     def key_of(self, header: bytes, address: str) -> bytes:
-        """Returns the cache key of a credential: `header` is its Authorization header, `address` the address of the
-        client that sent it."""
+        """Returns the cache key of a credential: `header` is the value of its Authorization header, `address` the
+        address of the client that sent it."""
         if address != self._address:
             address_hash = self._hash.copy()
             address_hash.update(address.encode() + b"\0")  # separates address and header: no address contains NUL
@@ -74,14 +75,14 @@ class CredentialCache:
         return hashed.digest()
 
     def get(self, key: bytes) -> VerifiedCredential | None:
-        """Returns the entry under the cache key `key`, or None if there is none. The entry may be outdated."""
-        return self._logins.get(key) or self._tokens.get(key)
+        """Returns the entry under the cache key `key`, or None if there is none. The entry can be outdated."""
+        return self._basic_entries.get(key) or self._bearer_entries.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
         """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is what
         the client sent; its type selects which of the two limits applies."""
         is_bearer = isinstance(credential, Bearer)
-        entries = self._tokens if is_bearer else self._logins
+        entries = self._bearer_entries if is_bearer else self._basic_entries
         entries.pop(key, None)
         if len(entries) >= (MAX_CACHED_BEARER_TOKENS if is_bearer else MAX_CACHED_LOGINS):
             del entries[next(iter(entries))]
@@ -89,17 +90,17 @@ class CredentialCache:
 
     def remove(self, key: bytes) -> None:
         """Removes the entry under the cache key `key`, if there is one."""
-        self._logins.pop(key, None)
-        self._tokens.pop(key, None)
+        self._basic_entries.pop(key, None)
+        self._bearer_entries.pop(key, None)
 
     def __len__(self) -> int:
-        return len(self._logins) + len(self._tokens)
+        return len(self._basic_entries) + len(self._bearer_entries)
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the Authorization header of a credential in the form that most clients send, from which its cache key is
-    made. If a client sends another form, such as `bearer` in lower case, its credential is found in the cache only
-    after the header was parsed."""
+    """Returns the value of the Authorization header for a credential, in the form that most clients send. The cache key
+    is made from this form. `registry.auth.authenticators` first looks up the header as the client sent it. If that is
+    another form, such as `bearer` in lower case, it finds the entry only after it has parsed the header."""
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
     # A user name with a colon can come only from a form sent to `/token`. In a Basic header, the user "a:b" with the

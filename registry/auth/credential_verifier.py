@@ -1,9 +1,10 @@
 """Verifies credentials: passwords, API tokens, bearer tokens that `/token` issued, and tokens of trusted issuers.
 
-Verified credentials are cached. So the password that a client sends with every request is hashed once an hour. Each
-look-up in the cache checks whether the credential is still valid (`registry.auth.revocation_across_workers`). For this
-purpose, an entry contains the *epoch* at which the credential was verified. The epoch is a number in the store that
-increases when an account, a grant or a signing key changes, or an API token is revoked.
+Each process caches verified credentials for an hour, so that it need not hash a password that a client sends with every
+request. Each look-up in the cache checks whether the credential is still valid
+(`registry.auth.revocation_across_workers`). For this purpose, an entry contains the *epoch* at which the credential was
+verified. The epoch is a number in the store that increases when an account, a grant or a signing key changes, or an API
+token is revoked.
 
 All wrong credentials get the same error text, so that it does not reveal what is wrong.
 """
@@ -34,13 +35,18 @@ CACHED_SECONDS: Final = 3600.0
 MAX_USER_CHARACTERS: Final = 255
 """The longest user name that is accepted."""
 MAX_SECRET_CHARACTERS: Final = 16 * 1024
-"""The longest secret that is accepted. It is so long because a client may send the token of an issuer as its
+"""The longest secret that is accepted. It is so long because a client can send the token of an issuer as its
 password."""
 
 
 class CredentialVerifier:
-    """Verifies credentials, for one process and its event loop. `logins` records logins in the audit log. `clock`
-    returns seconds since 1970."""
+    """Verifies credentials, for one process and its event loop.
+
+    - `revocation_check`: checks whether the account, the API token and the settings that an identity depends on are
+      still valid, and returns the identity with the current limits of the API token.
+    - `logins`: records logins in the audit log.
+    - `clock`: returns seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -63,30 +69,33 @@ class CredentialVerifier:
         """The running verifications of Basic credentials, by cache key."""
         self.cache = CredentialCache()
         self.cached_credential_check = CachedCredentialCheck(accounts, bearer_tokens, revocation_check, clock)
+        """Checks whether an entry of the cache is still valid: it must not have expired, its source outside the store
+        must be unchanged, and if the epoch has changed, it must pass `revocation_check` again."""
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a credential, and returns what it proves. Uses the cache if the credential is there. `by` describes
-        the client: its address limits failed logins, and the audit log names it.
+        the client, for the audit log and for the limits on failed logins, some of which are per address.
 
-        May wait for the download of an issuer's key set, or for the hashing of a password; concurrent requests with the
-        same password share one hashing. If the caller is cancelled, the verification of a Basic credential continues.
+        If necessary, waits for the download of an issuer's key set, or for the hashing of a password. Concurrent
+        requests with the same password from the same address share one hashing. If the caller is cancelled, the
+        verification of a Basic credential continues.
 
         Raises Unauthorized if the credential is not valid. Raises TooManyRequests after too many failed logins, or if
-        too many logins wait. Raises StorageFull or StorageFailed if the store cannot count a failed login.
+        too many logins wait for hashing. Raises StorageFull or StorageFailed if the store cannot count a failed login.
         """
-        key = self.cache.key_of(header_of(credential), by.address)
-        found = self.cache.get(key)
+        cache_key = self.cache.key_of(header_of(credential), by.address)
+        found = self.cache.get(cache_key)
         if found is not None:
             if self.cached_credential_check.is_valid(found):
                 return found
-            self.cache.remove(key)
+            self.cache.remove(cache_key)
         if isinstance(credential, Bearer):
-            return await self._verify_bearer(key, credential, by)
+            return await self._verify_bearer(cache_key, credential, by)
         if not credential.user or not credential.secret:
             raise Unauthorized(REFUSED)
         if len(credential.user) > MAX_USER_CHARACTERS or len(credential.secret) > MAX_SECRET_CHARACTERS:
             raise Unauthorized(REFUSED)
-        return await self._verifications.run(key, lambda: self._verify_basic(key, credential, by))
+        return await self._verifications.run(cache_key, lambda: self._verify_basic(cache_key, credential, by))
 
     async def verify_bearer(self, token: str, by: Actor) -> Identity:
         """Returns the identity that a bearer token proves. The token is one of this registry or of a trusted issuer.
@@ -114,15 +123,17 @@ class CredentialVerifier:
         """Cancels the running verifications of Basic credentials, and waits until they have ended."""
         await self._verifications.aclose()
 
-    async def _verify_bearer(self, key: bytes, credential: Bearer, by: Actor) -> VerifiedCredential:
-        """Verifies a bearer token of this registry or of an issuer, and caches the result under `key`."""
+    async def _verify_bearer(self, cache_key: bytes, credential: Bearer, by: Actor) -> VerifiedCredential:
+        """Verifies a bearer token of this registry or of an issuer, and caches the result under `cache_key`."""
         token, epoch = credential.token, self._accounts.epoch()
         is_from_issuer = self._issuers.is_issuer_token(token)
         try:
             if is_from_issuer:
-                identity, key_id = await self._issuers.verify(token), None  # no key of this store
+                identity, key_id = await self._issuers.verify(token), None  # no signing key of this store
             else:
                 identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
+            # Refuses the token if its account was disabled, or its API token was revoked, after it was issued. Adds the
+            # current limits of the API token to the identity, because a bearer token does not contain them.
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -130,11 +141,11 @@ class CredentialVerifier:
             raise Unauthorized(REFUSED) from None
         if is_from_issuer:
             self._logins.record_success(identity, "issuer", by)
-        return self._store(key, credential, identity, epoch, key_id)
+        return self._store(cache_key, credential, identity, epoch, key_id)
 
-    async def _verify_basic(self, key: bytes, credential: Basic, by: Actor) -> VerifiedCredential:
+    async def _verify_basic(self, cache_key: bytes, credential: Basic, by: Actor) -> VerifiedCredential:
         """Verifies a user name and a secret, which is a password, an API token or an issuer's token. Caches the result
-        under `key`."""
+        under `cache_key`."""
         user, secret, epoch = credential.user, credential.secret, self._accounts.epoch()
         method = self._login_method(secret)
         try:
@@ -146,6 +157,7 @@ class CredentialVerifier:
                     raise Unauthorized("the token belongs to another account than the user name")
             else:
                 identity = await self._passwords.check(_account_name(user), secret, by.address)
+            # Refuses the login if its account was changed while the code above waited for a hashing or a download.
             identity = self._revocation_check.check(identity)
         except TooManyRequests as error:
             self._logins.record_failure(user, method, error.message, by)
@@ -154,7 +166,7 @@ class CredentialVerifier:
             self._logins.record_failure(user, method, error.message, by)
             raise Unauthorized(REFUSED) from None
         self._logins.record_success(identity, method, by)
-        return self._store(key, credential, identity, epoch)
+        return self._store(cache_key, credential, identity, epoch)
 
     def _login_method(self, secret: str) -> str:
         """Returns which kind of secret a client sent with its user name: `token` for an API token, `issuer` for an
@@ -164,23 +176,23 @@ class CredentialVerifier:
         return "issuer" if self._issuers.is_issuer_token(secret) else "password"
 
     def _store(
-        self, key: bytes, credential: Basic | Bearer, identity: Identity, epoch: int, key_id: str | None = None
+        self, cache_key: bytes, credential: Basic | Bearer, identity: Identity, epoch: int, key_id: str | None = None
     ) -> VerifiedCredential:
-        """Caches a verified credential under `key`, and returns the entry. `key_id` is the id of this store's key that
-        signed the credential; None: no such key did.
+        """Caches a verified credential under `cache_key`, and returns the entry. `key_id` is the id of the signing key
+        of this store that signed a bearer token; None: the credential is not a bearer token of this registry.
 
         `epoch` must be read before the verification. If it changes during the verification, the entry contains the old
         number, and the next look-up checks the credential again.
         """
         verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS, key_id)
-        self.cache.put(key, verified, credential)
+        self.cache.put(cache_key, verified, credential)
         return verified
 
     def _api_token(self, user: str | None, text: str) -> Identity:
         """Returns the identity that the API token `text` proves. Raises Unauthorized if the token is not valid.
 
         `user` is the user name that the client sent. The token must belong to this account, and must not be a refresh
-        token. None: the client sent no user name, so the token may belong to any account, and may be a refresh token.
+        token. None: the client sent no user name, so the token can belong to any account, and can be a refresh token.
         """
         token = api_tokens.find(self._accounts, text)
         if user is not None and token.account != user:

@@ -30,9 +30,9 @@ class RevocationCheck:
         self._stamps = frozenset(stamps)
 
     def check(self, identity: Identity) -> Identity:
-        """Returns the identity with the current limits of its API token, and with the expiry of that token if it is
-        earlier than its own. Raises Unauthorized if the identity is not valid any more. Does not check whether it has
-        expired.
+        """Returns the identity with the current limits of its API token. If the API token expires earlier than the
+        identity, the result has the token's expiry. Raises Unauthorized if the identity is not valid any more. Does not
+        check whether the identity has expired.
 
         Takes about ten microseconds. The check need not be repeated before the store's *epoch* changes or
         `is_stamp_current` returns False. The epoch is a number in the store that increases when an account, a grant or
@@ -96,6 +96,6 @@ class RevocationCheck:
 
 
 def _trusted_name(name: str) -> AccountName:
-    """Returns `name` as an account's name without the check of its characters, which would take most of the time. The
-    name comes from an identity, so it was checked before."""
+    """Returns `name` as an account's name without the check of its characters, which takes longer than the look-up of
+    the account. The name comes from an identity, so it was checked before."""
     return str.__new__(AccountName, name)

@@ -6,13 +6,13 @@ database, the *epoch*, tells each worker that rights have changed:
 1. The worker that revokes something (disables an account, removes a grant, revokes an API token, …) increments the
    epoch in the same transaction (`storage.accounts.Accounts.epoch`).
 2. Every worker reads the epoch at each request. This takes microseconds, because the number is read from the database
-   only if something was committed since the worker's last request. A counter in shared memory tells whether something
-   was (`storage.metadata.sqlite.cross_process_change_counter`).
+   only if something was committed since the worker's last request. A counter in shared memory tells whether that is so
+   (`storage.metadata.sqlite.cross_process_change_counter`).
 3. A cached credential and its principal (the account with its rights) contain the epoch at which they were last
    checked. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if its epoch is the current
    one.
-4. If its epoch is an older one, `CachedCredentialCheck.is_valid` in this module checks the credential again, and
-   `principal_of` computes the rights again.
+4. If the epoch of the cached principal is older, `CachedCredentialCheck.is_valid` in this module checks the credential
+   again, and `principal_of` computes the rights again.
 
 Changes outside the database do not change the epoch: changes of the htpasswd file, and of the settings of a token
 issuer or of the OpenID provider. An identity from such a source contains a *stamp*, a hash of that source. Each request

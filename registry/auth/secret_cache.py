@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 DEFAULT_MAX_ENTRIES = 4096
-"""The most entries in a cache for which the caller chooses no other number."""
+"""The size limit of a cache if the caller chooses no other."""
 
 
 class SecretCache(Generic[T]):

@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from storage.access import AccountInvalid, AccountName
 
 MAX_CLAIM_GROUPS: Final = 100
-"""The most groups that are read from one claim. Further groups are ignored."""
+"""The largest number of groups that are read from one claim. Further groups are ignored."""
 _MAX_CLAIM_TEXTS: Final = 10 * MAX_CLAIM_GROUPS
-"""The most texts in one claim that are checked for being group names. Further texts are ignored, so that a claim with
-many invalid names takes little time."""
+"""The largest number of texts in one claim that are checked for being group names. Further texts are ignored, so that a
+claim with many invalid names takes little time."""
 
 
 def claim_values(claim: object) -> set[str]:

@@ -60,7 +60,7 @@ class Issuers:
 
     def is_issuer_token(self, text: str) -> bool:
         """Returns whether `text` is a token that names one of the issuers. Does not check the signature, so the token
-        may be forged."""
+        can be forged."""
         return bool(self._settings) and self._read_unverified(text) is not None
 
     async def verify(self, text: str) -> Identity:

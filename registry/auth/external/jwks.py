@@ -2,9 +2,10 @@
 
 Only public keys are accepted: those that can verify a signature but not sign.
 
-A key set at a URL is cached, and fetched when the first token needs it. It is fetched again when a token names a key
-that is not in the cache, but at most once a minute, so that tokens with invented keys cause little traffic. A token
-whose key is in the cache does not wait for a fetch.
+A key set at a URL is cached, and fetched when the first token needs it. It is fetched again when it is an hour old, and
+when a token names a key that is not in the cache. The time between two fetches is a minute at least, or ten seconds
+after a failure, so that tokens with invented keys cause little traffic. A token whose key is in the cache does not wait
+for a fetch.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519Public
 MIN_RSA_BITS: Final = 2048
 """The shortest RSA key that is accepted (RFC 7518, 3.3)."""
 MAX_KEYS: Final = 100
-"""The most entries that are read from one key set. Further entries are ignored."""
+"""The largest number of entries that are read from one key set. Further entries are ignored."""
 REFRESH_SECONDS: Final = 60.0
 """The shortest time between a successful fetch of a key set and the next fetch."""
 RETRY_SECONDS: Final = 10.0
 """The shortest time between a failed fetch of a key set and the next fetch."""
 FRESH_SECONDS: Final = 3600.0
-"""From this age on, the next use of a key set fetches it again, because the issuer may have withdrawn a key. The cached
-key set is used until the fetch succeeds."""
+"""From this age on, the next use of a key set fetches it again, because the issuer could have withdrawn a key. The
+cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
-"""Above this age, a cached key set is not used. It gets so old if no token was verified, or all fetches failed."""
+"""Above this age, a cached key set is not used. It gets so old only if it was not used, or if all fetches failed."""
 
 _CURVES: Final = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
 """The elliptic curve that each algorithm for ECDSA signatures uses (RFC 7518, 3.4)."""

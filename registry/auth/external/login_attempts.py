@@ -29,7 +29,7 @@ from registry.auth.token.signing_keys import SigningKeys
 from storage.access import SigningKey
 
 ATTEMPT_SECONDS: Final = 600
-"""The longest time from the start of a login to the provider's response. A person may need minutes to find a second
+"""The longest time from the start of a login to the provider's response. A person can need minutes to find a second
 factor."""
 MAX_SEALED_CHARACTERS: Final = 4096
 """The longest encrypted attempt that is accepted."""

@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 LOGIN_METHOD: Final = "openid"
 """The method that the lines of the audit log name for these logins."""
 MAX_PARALLEL_LOGINS: Final = 32
-"""The most logins in one process that exchange a code at the same time. Further ones are refused."""
+"""The largest number of logins in one process that exchange a code at the same time. Further ones are refused."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 MAX_GROUP_CHARACTERS: Final = 1500
-"""The most characters in all group names of a session together, so that the session fits into a cookie of 4096
-bytes."""
+"""The largest number of characters in all group names of a session together, so that the session fits into a cookie of
+4096 bytes."""
 _START_AGAIN: Final = "start again at /login"
 """What a person can do after most failed logins, as the end of an error text."""
 
@@ -85,7 +85,7 @@ class LoginFailed(Exception):
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before it was known.
     - `is_finished`: whether the attempt in the browser's cookie is over, so that the cookie can be deleted. It is false
-      if the provider's response did not belong to that attempt.
+      if the cookie has no valid attempt, or if the provider's response belongs to another login.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
@@ -162,12 +162,12 @@ class OpenIDLogin:
         return LoginResult(await self._sessions.issue(identity), attempt.back)
 
     async def aclose(self) -> None:
-        """Cancels running fetches of the provider's metadata and keys."""
+        """Cancels running fetches of the provider's metadata and keys, and waits until they have ended."""
         await self._provider.aclose()
 
     def _open_attempt(self, response: AuthorizationResponse, sealed: str) -> LoginAttempt:
         """Returns the attempt that the provider's response belongs to. Raises LoginFailed if the browser's cookie does
-        not hold that attempt, or if the response reports an error or has no code."""
+        not contain that attempt, or if the response reports an error or has no code."""
         try:
             attempt = self._attempts.open(sealed, response.state)
         except LoginAttemptInvalid as error:

@@ -109,7 +109,9 @@ class OpenIDProvider:
 
     async def metadata(self) -> ProviderMetadata:
         """Returns the provider's metadata. If the cached metadata is not fresh, first waits for a fetch, which
-        concurrent callers share. Raises ProviderUnavailable. If the caller is cancelled, the fetch continues."""
+        concurrent callers share, unless the last fetch ended less than `METADATA_RETRY_SECONDS` ago. Raises
+        ProviderUnavailable if there is no usable metadata after that. If the caller is cancelled, the fetch
+        continues."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current
@@ -275,7 +277,7 @@ async def verify_id_token(
 ) -> Mapping[str, Any]:
     """Verifies the ID token `text` and returns its claims (OpenID Connect Core 1.0, 3.1.3.7).
 
-    - `keys`: the provider's keys. May wait until they are fetched.
+    - `keys`: the provider's keys. If they are not cached, this function waits until they are fetched.
     - `issuer`, `client_id`: the provider that must have made the token, and the client that it must be for.
     - `nonce`: the random value that was sent to the provider at the start of the login, which the token must repeat.
     - `now`: seconds since 1970.

@@ -5,7 +5,8 @@ hashes in an htpasswd file are bcrypt. A hashing is the computation of one hash,
 blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, a bounded
-number of calls waits. So many logins take little processor time and memory from pushes and pulls.
+number of calls waits for them. So even a large number of logins takes little processor time and memory away from pushes
+and pulls.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ seconds."""
 _UNMATCHABLE_HASH: Final = (
     f"$argon2id$v=19$m={ARGON2_MEMORY_KIB},t={ARGON2_PASSES},p={ARGON2_LANES}${'A' * 22}${'A' * 43}"
 )
-"""A hash that no known password matches: its salt and its digest are zero bytes. To check a password against it takes
-as long as against a real hash."""
+"""A hash that no known password matches: its salt and its digest are zero bytes. A check against it takes as long as
+against a real hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,10 @@ def bcrypt_cost_of(bcrypt_hash: str) -> int:
 def verify_password(password: str, stored: StoredHash) -> bool:
     """Returns whether a password matches an account's hash.
 
-    Every wrong password takes the same time, so the time does not reveal whether the account exists, or whether it is
-    in the store or in the htpasswd file. It is the time of one argon2id hashing, plus that of one bcrypt hashing with
-    the highest cost in the htpasswd file.
+    A wrong password takes the same time for all accounts, so the time does not reveal whether the account exists, or
+    whether it is in the store or in the htpasswd file. It is the time of one argon2id hashing, plus that of one bcrypt
+    hashing with the highest cost in the htpasswd file. For a password of more than 72 bytes, which bcrypt refuses, it
+    is only the former.
     """
     raw = password.encode()
     if stored.bcrypt is not None and _matches_bcrypt(raw, stored.bcrypt):
@@ -141,11 +143,11 @@ T = TypeVar("T")
 SLOT_NAME: Final = "password"
 """The name of the slots that all workers share. A slot is the right to run one hashing."""
 MAX_PARALLEL_HASHINGS: Final = 2
-"""The most hashings at the same time in all workers together: the number of slots. Two hashings use at most 38 MiB and
-two cores."""
+"""The largest number of hashings at the same time in all workers together: the number of slots. Two hashings use at
+most 38 MiB and two cores."""
 MAX_WAITING_CALLS: Final = 64
-"""The most calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a time, so the last
-of these calls waits for about a second if no other worker needs the slots."""
+"""The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
+time, so the last of these calls waits for about a second if no other worker needs the slots."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client that was refused because of too many waiting calls should try again."""
 NICENESS: Final = 10
@@ -154,7 +156,7 @@ NICENESS: Final = 10
 
 class HashingPool:
     """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
-    `waiting` is the number of calls that may wait for a slot."""
+    `waiting` is the largest number of calls that wait for a slot."""
 
     def __init__(self, leases: Leases, *, waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases

@@ -23,13 +23,14 @@ from storage.access import AccountInvalid, AccountName
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
-"""The largest file that is accepted. It has about a hundred thousand lines."""
+"""The size of the largest file that is accepted. Such a file has about a hundred thousand lines."""
 SETTLED_NANOSECONDS: Final = 100_000_000
-"""If the file changed less than this time before it was read, the next look-up reads it again. A second change shortly
-after the first may not change the timestamps, and `stat` alone would miss it."""
+"""If the file changed less than this time before it was read, the next look-up reads it again. The timestamps can stay
+the same when the file changes twice in a short time, and then `stat` alone would miss the second change."""
 STAMP_PREFIX: Final = "htpasswd"
-"""The first word of the stamp of a line. A stamp is a hash of the source that proved a login: here a line, elsewhere
-the settings of a token issuer or of the OpenID provider. Those stamps have other prefixes."""
+"""The prefix of the *stamp* of a line, a hash of that line. An identity that the line's password proved contains the
+stamp, and is refused when the line has changed. The stamps of token issuers and of the OpenID provider have other
+prefixes."""
 
 
 class HtpasswdError(Exception):
@@ -120,7 +121,7 @@ class HtpasswdFile:
 
     def _reread(self, state: tuple[int, ...]) -> None:
         """Reads and parses the file. `state` has the times, inode and size that `stat` reported before the reading."""
-        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # the first two are times of changes
+        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # `state` begins with the file's two times
         try:
             raw = _load(self._path)
             lines, problems = _parse(_decode(raw, self._path))

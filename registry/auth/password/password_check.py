@@ -44,7 +44,8 @@ class _FailedCheck:
     account's name, the password and the client's address.
 
     - `checked_against`: the account's hash and identity when the password was checked.
-    - `epoch`: the epoch of the store when the account was last read: a number that every change of accounts increases.
+    - `epoch`: the epoch when the account was last read. It is a number in the store that every change of an account
+      increases.
     - `file_version`: the version of the htpasswd file when the account was last read.
     - `until`: when the entry expires, in seconds since 1970.
     """
@@ -73,12 +74,12 @@ class PasswordCheck:
         self._htpasswd = htpasswd
         self._failed_checks = SecretCache[_FailedCheck]()
         self._rehashes: set[asyncio.Task[None]] = set()
-        """The running tasks that replace hashes with outdated parameters."""
+        """The running tasks, each of which replaces a hash that has outdated parameters."""
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
         """Checks the password of an account, and returns the account's identity. `address` is the client's. Raises
-        Unauthorized if the password is wrong, and TooManyRequests after too many failures or if too many hashings wait.
-        Raises StorageFull or StorageFailed if the store cannot count a failure.
+        Unauthorized if the password is wrong, and TooManyRequests after too many failures or if too many logins wait
+        for hashing. Raises StorageFull or StorageFailed if the store cannot count a failure.
 
         If the account does not exist, is disabled or has no password, every password is wrong, and the check takes as
         long as usual. A client that repeats the same wrong password causes one failure in `WRONG_CACHED_SECONDS`. So a
@@ -143,8 +144,8 @@ class PasswordCheck:
         return StoredHash(argon2=argon2, highest_cost=highest), Identity(name, robot=robot, version=account.version)
 
     def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
-        """Starts a task that replaces the hash `old` of the right password `password` by one with the current
-        parameters."""
+        """Starts a task that replaces the stored hash `old` of an account by a hash with the current parameters.
+        `password` is the account's password."""
         task = start_detached(self._rehash(name, old, password))
         self._rehashes.add(task)
         task.add_done_callback(self._rehashes.discard)

@@ -2,15 +2,15 @@
 
 There are three limits. Each allows a burst of failures; after that, the next attempt must wait. Each failure adds a
 fixed number of seconds to the wait (the generic cell rate algorithm, a form of leaky bucket). Names of accounts that do
-not exist are throttled like those of accounts that do.
+not exist are throttled like those of existing accounts.
 
 - Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address.
 - Per account and address, against guessing many passwords of one account.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So it does
   not apply to *familiar* addresses: those from which the account has logged in during the last 30 days.
 
-A password in the cache of verified credentials (`registry.auth.credential_cache`) is not throttled. If a client repeats
-the same wrong password, `registry.auth.password.password_check` counts one failure.
+A login with a password in the cache of verified credentials (`registry.auth.credential_cache`) is not throttled. If a
+client repeats the same wrong password, `registry.auth.password.password_check` counts one failure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FailureRate:
     """A limit on failures.
 
     - `cost_seconds`: the seconds that each failure costs. In the long run, one failure is allowed in this time.
-    - `burst`: the number of failures that are allowed without a wait in between.
+    - `burst`: the number of failures that are allowed in a row before an attempt must wait.
     """
 
     cost_seconds: float
@@ -48,7 +48,7 @@ class FailureRate:
 
 
 BY_ADDRESS: Final = FailureRate(cost_seconds=6.0, burst=60)
-"""Allows ten guesses a minute in the long run. The burst is large because many people may share an address."""
+"""Allows ten guesses a minute in the long run. The burst is large because many people can share an address."""
 BY_ACCOUNT_AND_ADDRESS: Final = FailureRate(cost_seconds=30.0, burst=10)
 """Allows two guesses a minute in the long run. The burst is enough for a person who tries several passwords."""
 BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
@@ -97,7 +97,7 @@ class LoginThrottle:
         await self._accounts.add_failures(costs)
 
     async def record_success(self, name: str, address: str) -> None:
-        """Records a login: clears the failures of this account and address together, and makes the address familiar to
+        """Records a login: clears the failures in the limit per account and address, and makes the address familiar to
         the account. If the store cannot be written, only logs a warning, so that the login succeeds."""
         network = network_of(address)
         if not network:
@@ -106,7 +106,7 @@ class LoginThrottle:
             if self._accounts.throttled_until(_pair_key(name, network)):
                 await self._accounts.clear_failures([_pair_key(name, network)])
             remaining = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
-            if remaining < FAMILIAR_SECONDS - DAY_SECONDS:  # written once a day, not at every login
+            if remaining < FAMILIAR_SECONDS - DAY_SECONDS:  # written at most once a day
                 # Extends the time by what is missing, so that it ends `FAMILIAR_SECONDS` from now.
                 await self._accounts.add_failures({_familiar_key(name, network): FAMILIAR_SECONDS - remaining})
         except RegistryError as error:

@@ -4,7 +4,7 @@ The principal is the account, or anonymous client, that makes the request. A cli
 repository gets the same error whether or not the content exists, so a refusal does not reveal what is stored.
 
 Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. A
-requested name may lead to one of several *stored names*, its candidates: to content that was pushed to that name, or to
+requested name can lead to one of several *stored names*, its candidates: to content that was pushed to that name, or to
 content that is mirrored. Reads and deletes are checked against the stored name, pushes against the requested name. A
 call that this module does not know is refused.
 """
@@ -41,7 +41,7 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 """The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
 3.1)."""
 _PUSH: Final = Action.PUSH.value
-"""The value of the action as a plain int, which is faster to compare."""
+"""The bits of the action as a plain int, which is faster to compare."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """How error texts name an action on a repository."""
 
@@ -68,8 +68,8 @@ class _Rule(NamedTuple):
     """How the guard checks one kind of read or delete.
 
     - `action`: the action that the principal must have the right to do.
-    - `bits`: the value of `action` as a plain int, which is faster to compare.
-    - `not_found`: returns the error that the store raises for a call if the content does not exist.
+    - `bits`: the bits of `action` as a plain int, which is faster to compare.
+    - `not_found`: returns the error for a call on content, or in a repository, that does not exist.
     - `hides_content`: whether an account without the right gets the error of `not_found` and not Denied, so that it
       does not learn whether the content exists.
     """
@@ -117,7 +117,7 @@ async def keep_principal(principal: Principal) -> Principal:
 class Guarded(ForwardingRegistry):
     """A registry that checks the rights of the current request's principal before it forwards a call to `inner`.
 
-    - `naming`: tells to which stored names a requested name may lead. None: each name leads only to itself.
+    - `naming`: tells to which stored names a requested name can lead. None: each name leads only to itself.
     - `resolve_name`: tells to which of these a requested name leads now. A push to a name makes it lead to itself from
       then on. None: a name leads to its first candidate.
     - `denied`: is called when an account is refused an action.
@@ -194,7 +194,7 @@ class Guarded(ForwardingRegistry):
             raise self._refusal(principal, Action.PUSH, repo, (repo,))
 
     def _is_allowed_on_all(self, bits: int, repo: RepositoryName) -> bool:
-        """Returns whether the action with these `bits` is allowed on every stored name that `repo` may lead to. If so,
+        """Returns whether the action with these `bits` is allowed on every stored name that `repo` can lead to. If so,
         the call is allowed wherever `repo` leads."""
         request = current_request()
         principal, requested = request.principal, request.requested_name or repo

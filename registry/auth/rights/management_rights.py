@@ -59,7 +59,7 @@ class ManagementRights:
 
         A person who logged in with a token may not, because the new credential would still be valid after that token
         was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see the
-        account `name`, and Denied in all other cases.
+        account `name`, and Denied if it is the caller's own account but `is_person` is false.
         """
         self.check_may_see(name)
         if not self.admin and not self.is_person:
@@ -70,8 +70,8 @@ class ManagementRights:
 
     def check_token(self, token: ApiToken) -> None:
         """Checks that the caller may revoke `token`. An admin may revoke all tokens, a person those of the person's own
-        account, and a caller with an API token that token. Raises AccountUnknown for a token of another account, and
-        Denied in all other cases."""
+        account, and a caller with an API token this one token. If the caller may not revoke it, raises AccountUnknown
+        for a token of another account, and Denied for one of the caller's own."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:

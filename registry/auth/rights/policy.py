@@ -36,7 +36,7 @@ _GRANTS_PER_STEP: Final = 2_000
 _GRANTEE_COST: Final = 20
 """The time to look up one grantee, measured by the number of grants that can be read in that time."""
 _MAX_CACHED_GRANTS: Final = 100_000
-"""The cache of grants is emptied when it contains more grants than this."""
+"""The cache of grants is emptied when the number of grants and grantees in it exceeds this."""
 
 
 class GranteeGrants(NamedTuple):
@@ -69,7 +69,7 @@ class Policy:
     who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
-    - `naming`: tells to which stored names a requested name may lead. Mirrored content is stored under the name of its
+    - `naming`: tells to which stored names a requested name can lead. Mirrored content is stored under the name of its
       upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
     - `guarded`: the upstreams that need grants of their own. A pattern such as `**` grants nothing below them.
     - `closed`: whether the registry is closed even without accounts in the store, because the settings allow logins by
@@ -95,7 +95,7 @@ class Policy:
         self._cache_epoch: int | None = None
         """The epoch under which the cached grants were read; None before the first reading."""
         self._cached_count = 0
-        """The number of cached grants and grantees."""
+        """The number of cached grants, plus the number of grantees that they are cached for."""
 
     @property
     def closed(self) -> bool:
@@ -109,16 +109,16 @@ class Policy:
         event loop."""
         if not self.closed:
             return
-        read = 0
+        cost_since_pause = 0
         for grantee in self._grantees(identity):
             granted = self._grants_of(grantee)
-            read += _GRANTEE_COST + granted.size
-            if read >= _GRANTS_PER_STEP:
-                await asyncio.sleep(0)
-                read = 0
+            cost_since_pause += _GRANTEE_COST + granted.size
+            if cost_since_pause >= _GRANTS_PER_STEP:
+                await asyncio.sleep(0)  # lets other tasks run
+                cost_since_pause = 0
             if granted.size > _MANY_GRANTS:
                 for names in granted.names.values():
-                    names.prepare()
+                    names.prepare()  # builds what a look-up needs, which takes milliseconds
                     await asyncio.sleep(0)
 
     def anonymous(self) -> Principal:
@@ -135,8 +135,8 @@ class Policy:
         """
         if not self.closed:
             return self._open
-        # The epoch is read before the rights. If the rights change in between, the principal has an old epoch, and the
-        # next request computes a new one.
+        # The epoch is read before the rights. If the rights change between the two, the principal has an old epoch, and
+        # the next request computes a new principal.
         epoch = self.accounts.epoch()
         is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
         current = identity if is_checked else self.identity_check.check(identity)
@@ -159,7 +159,7 @@ class Policy:
     async def allowed(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
         """Returns the actions that a bearer token for `identity` can grant on each of the requested `names`.
 
-        A requested name may lead to one of several stored names. The result contains an action if it is allowed on any
+        A requested name can lead to one of several stored names. The result contains an action if it is allowed on any
         of them; each later request with the token is checked for the stored name to which it leads. If the identity is
         not valid any more, the result is `Action.NONE` for all names.
         """
@@ -176,7 +176,7 @@ class Policy:
         return found
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
-        """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` may
+        """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` can
         lead."""
         found = 0
         for stored_name in self._naming.possible_names(name):

@@ -8,7 +8,8 @@
 
 The *epoch* is a number in the store. It increases when an account, a group, a grant or a signing key changes, and when
 an API token is revoked. A principal contains the epoch at which its rights were read. When the store has a newer epoch,
-`registry.auth.authenticators` makes a new principal; `registry.auth.revocation_across_workers` describes this.
+`registry.auth.authenticators` makes a new principal for the next request; `registry.auth.revocation_across_workers`
+describes this.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ ANONYMOUS: Final = Identity(None)
 """The identity of a client that sent no credential."""
 
 _MAX_CACHED_REPOSITORIES: Final = 64
-"""The most repositories for which one principal caches the allowed actions. The number is small because a process
+"""The largest number of repositories for which one principal caches the allowed actions. It is small because a process
 caches a thousand principals or more: one for each bearer token, and every client can get bearer tokens."""
 _SLOW_WEIGHT: Final = 8
-"""If the patterns of a principal weigh more than this, it is slow to match a name with them. `NameSet.match_cost`
+"""If the patterns of a principal have a larger weight than this, a match of a name with them is slow. `Rights.weight`
 defines the weight."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 """The actions on content. The remaining action, `ADMIN`, is the right to give rights to others."""
@@ -85,9 +86,9 @@ _EVERY_BIT: Final = EVERY_ACTION.value
 class Rights:
     """The actions that an account, or an anonymous client, may do on repositories.
 
-    - `names`: the repository names on which each combination of actions is allowed.
+    - `names`: by combination of actions, the names of the repositories on which these actions are allowed.
     - `admin`: whether the account is an admin, who may also manage accounts, groups, grants and tokens.
-    - `more_names`: further pairs like those in `names`. The same combination of actions may occur in several pairs.
+    - `more_names`: further pairs like those in `names`. The same combination of actions can occur in several pairs.
 
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
     *guarded* upstream needs grants of its own: the pattern `**` matches no name below it, but `ghcr.io/**` does. All
@@ -137,12 +138,13 @@ class Rights:
 
     @property
     def weight(self) -> int:
-        """The cost of matching one name against all sets of names, in the unit of `NameSet.match_cost`."""
+        """An upper bound for the cost of matching a name against all sets of names, in the unit of
+        `NameSet.match_cost`."""
         return sum(names.match_cost for names in self._bits_by_names)
 
     @property
     def actions_everywhere(self) -> int | None:
-        """The result of `action_bits` if it is the same for all names. None: it may depend on the name."""
+        """The result of `action_bits` if it is the same for all names. None: it can depend on the name."""
         names, bits = next(iter(self._bits_by_names.items()), (NO_NAMES, 0))
         return bits if names.has_every_name and len(self._bits_by_names) == 1 else None
 
@@ -211,7 +213,7 @@ class Principal:
         self._limits = None if identity.limits is None else _matchers_by_actions(identity.limits)
         """The limits of the API token in a form that is fast to match; None if there are none."""
         self._everywhere = rights.actions_everywhere if identity.limits is None and identity.access is None else None
-        """The result of `actions` if it is the same for all names; None if it may depend on the name."""
+        """The result of `actions` if it is the same for all names; None if it can depend on the name."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -240,12 +242,12 @@ class Principal:
 
     def account_may(self, action: Action, stored_name: str) -> bool:
         """Returns whether the account's rights allow `action` on a repository. Ignores the limits of the credential,
-        which may forbid it."""
+        which can forbid it."""
         return self.rights.action_bits(stored_name) & action.value == action.value
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
         """Returns the bits of the actions that the credential allows on a repository: a bearer token by its access to
-        one of the two names, an API token by its limits. Ignores the rights of the account."""
+        either of the two names, an API token by its limits. Ignores the rights of the account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:
@@ -260,7 +262,8 @@ class Principal:
 
     @property
     def is_slow_to_match(self) -> bool:
-        """Whether it may take a millisecond to match one name, because the rights and the limits have many patterns."""
+        """Whether the match of one name can take a millisecond, because the rights and the limits have many
+        patterns."""
         limits = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
         return self.rights.weight + limits > _SLOW_WEIGHT
 

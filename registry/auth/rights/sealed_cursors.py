@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from registry.request import RequestInvalid
 
 _PREFIX: Final = "~"
-"""The first character of a sealed cursor. No plain cursor begins with it, because names of repositories and accounts
-and patterns do not."""
+"""The first character of a sealed cursor. A plain cursor is a name of a repository or an account, or a pattern, and
+none of these begins with it."""
 _NONCE_BYTES: Final = 12
 """The length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2)."""
 _TAG_BYTES: Final = 16

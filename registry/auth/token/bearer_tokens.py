@@ -76,9 +76,9 @@ class BearerTokens:
     async def issue(self, identity: Identity, access: Mapping[str, Action]) -> IssuedToken:
         """Returns a token for `identity` that grants `access`: actions by repository name.
 
-        The token has the usual lifetime, but does not outlive the credential of `identity`. Its lifetime is at least
-        `MIN_LIFETIME_SECONDS` in any case. Creates a signing key if the store has none, and then may raise StorageFull
-        or StorageFailed.
+        The token has the usual lifetime, or expires with the credential of `identity` if that is earlier. In the second
+        case, it is valid for `MIN_LIFETIME_SECONDS` at least. Creates a signing key if the store has none, and then can
+        raise StorageFull or StorageFailed.
         """
         now = int(self._clock())
         expires = now + int(self._lifetime)

@@ -20,8 +20,8 @@ from storage.accounts import Accounts
 ALGORITHM: Final = "HS256"
 """The signature algorithm of this store's tokens. A token that names another algorithm is refused (RFC 8725, 3.1)."""
 LEEWAY_SECONDS: Final = 5.0
-"""How far in the future a token of this store may have been issued. This machine's clock may have been set back
-meanwhile."""
+"""How far in the future a token's time of issue may be. It is in the future if this machine's clock was set back after
+the token was issued."""
 
 
 class TokenInvalid(Exception):
@@ -31,7 +31,7 @@ class TokenInvalid(Exception):
 class SignedTokens:
     """Signs and verifies one kind of token of this store.
 
-    - `token_type`: the `typ` in the header of a token. Each kind has another one.
+    - `token_type`: the `typ` in the header of a token. Each kind of token has its own.
     - `audience`: the claim `aud`, which names whom the token is for.
     - `required`: the names of the claims that a token must have.
     - `max_characters`: the longest token that is verified.

@@ -4,9 +4,9 @@
 A token grants those of the requested actions that the account may do when the token is issued. A client without a
 credential gets an *anonymous* token, which grants what everyone may do.
 
-Wrong credentials are refused, with one exception: if the client only requests to pull what everyone may pull, it gets
-an anonymous token. The reason is that docker sends its Docker Hub login to every mirror of Docker Hub, where this login
-is wrong.
+Wrong credentials, and logins after too many failures, are refused, with one exception: if the client only requests to
+pull what everyone may pull, it gets an anonymous token. The reason is that docker sends its Docker Hub login to every
+mirror of Docker Hub, where this login is wrong.
 
 Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 for the latter.
 """
@@ -32,7 +32,8 @@ from storage.errors import RegistryError, TooManyRequests, Unauthorized
 from storage.names import shown
 
 MAX_REFRESH_TOKENS: Final = 100
-"""The most refresh tokens of one account. A new one above this number revokes the least recently used one."""
+"""The largest number of refresh tokens of one account. If a new one exceeds it, the least recently used one is
+revoked."""
 _MAX_CLIENT_CHARACTERS: Final = 64
 """The name that a client gives itself is cut to this length before it is stored."""
 
@@ -116,8 +117,8 @@ class TokenService:
         """Returns the response to a request for a token. `by` describes the client, for the audit log.
 
         Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many logins
-        wait, RequestInvalid for a token for another service, StorageFull, StorageFailed. If the caller is cancelled,
-        the store may contain a refresh token that no client got.
+        wait for hashing, RequestInvalid for a token for another service, StorageFull, StorageFailed. If the caller is
+        cancelled, the store can contain a refresh token that no client got.
         """
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
@@ -169,8 +170,8 @@ class TokenService:
 
     async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
         """Makes a refresh token, stores it and returns its text. Returns None for a login that was not made with the
-        password of an account in the store. A login with an API token gets no refresh token, because that would still
-        be valid after the API token was revoked."""
+        password of an account in the store. A login with an API token gets no refresh token, because the refresh token
+        would still be valid after the API token was revoked."""
         if identity.name is None or identity.version is None:  # no account, or one of the htpasswd file
             return None
         if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
