@@ -47,7 +47,7 @@ from storage.names import Digest
 
 class ProcessPartial:
     """A partial blob in this process. Each user calls `retain` when it starts to use the files and `release` when it
-    has ended. The last `release` closes the files.
+    stops. The last `release` closes the files.
 
     If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise it is the one that
     `refresh` read last from the state file.
@@ -259,7 +259,7 @@ class ProcessPartial:
     def available_from(self, offset: int) -> int | None:
         """Returns the offset of the first byte after `offset` that is not stored, or `size` if the blob is committed.
         Returns None if the byte at `offset` is not stored yet, or if `offset` is equal to `size` and the blob is not
-        committed yet. Raises PartialLost if no owner is left to download the byte, and DigestInvalid."""
+        committed yet. Raises PartialLost (no owner is left to download the byte), DigestInvalid."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size
