@@ -103,7 +103,8 @@ class BlobEntitlement:
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
         not give access to them. At a private upstream, returns None if the stored blob does not have this size: what
         looked like a confirmation may have been a login page, which also has status 200 and a length."""
-        holder = await self._records.find_holder(f"{self._upstream.name}/", digest)
+        prefix = f"{self._upstream.name}/"  # all repositories of this upstream have names with this prefix
+        holder = await self._records.find_holder(prefix, digest)
         if holder is None:
             return None
         try:

@@ -82,7 +82,7 @@ class Prefetcher:
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
         """The images that clients are pulling, by repository and digest of the manifest. The least recently used image
         is the first."""
-        self._without_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
+        self._with_unqueued_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
         """The images in `_images` whose layers have not been queued. `on_stored_blob` reads only this dict, so it takes
         almost no time after all layers have been queued."""
 
@@ -111,9 +111,9 @@ class Prefetcher:
     def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Called when a client has requested a blob that is stored. Queues the other layers of the images that contain
         the blob and that clients are pulling."""
-        if self._mode != "layers" or repo not in self._without_layers or not self._has_requests_left():
+        if self._mode != "layers" or repo not in self._with_unqueued_layers or not self._has_requests_left():
             return
-        for manifest_digest, image in list(self._without_layers[repo].items()):
+        for manifest_digest, image in list(self._with_unqueued_layers[repo].items()):
             if image.pull.is_active():
                 self._queue_layers(repo, manifest_digest, image, digest)
 
@@ -139,7 +139,7 @@ class Prefetcher:
         if image.layers_queued or not image.has_layer(requested):
             return
         image.layers_queued = True
-        self._forget_without_layers(repo, manifest_digest)
+        self._forget_unqueued_layers(repo, manifest_digest)
         self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
     def _remember_image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
@@ -151,20 +151,20 @@ class Prefetcher:
         if image is None or not image.pull.is_active():
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
-                self._without_layers.setdefault(repo, {})[manifest.digest] = image
+                self._with_unqueued_layers.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
         while len(self._images) > MAX_IMAGES:
             oldest_key, _ = self._images.popitem(last=False)
-            self._forget_without_layers(*oldest_key)
+            self._forget_unqueued_layers(*oldest_key)
         return image
 
-    def _forget_without_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
-        """Removes an image from `_without_layers`, if it is there."""
-        images = self._without_layers.get(repo, {})
+    def _forget_unqueued_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
+        """Removes an image from `_with_unqueued_layers`, if it is there."""
+        images = self._with_unqueued_layers.get(repo, {})
         images.pop(manifest_digest, None)
         if not images:
-            self._without_layers.pop(repo, None)
+            self._with_unqueued_layers.pop(repo, None)
 
 
 log = logging.getLogger("registry.mirror")

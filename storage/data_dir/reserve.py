@@ -2,10 +2,10 @@
 (`Reserve`).
 
 Deletes need free space themselves: a DELETE writes to the database's log before any space is freed, and opening the
-database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. A delete that
-finds the disk full truncates this file, which frees space, then writes, and then extends the file again as far as there
-is space. As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that they
-do not use the free space that deletes need.
+database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. If a delete finds
+the disk full, it truncates this file, which frees space. Then it writes, and finally extends the file again as far as
+there is space. As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that
+they do not use the free space that deletes need.
 
 All processes see the length of the file, and there is no other shared state. If a process dies after truncating the
 file, the next call of `restore` in any process extends it again.

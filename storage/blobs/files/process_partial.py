@@ -146,11 +146,11 @@ class ProcessPartial:
         os.close(state_fd)
         close_data(self._threads, self.data_fd)
 
-    def _run_while_open(self, step: Callable[[], None]) -> None:
-        """Calls `step` and keeps the files open during the call. Does nothing if the files are already closed."""
+    def _run_while_open(self, call: Callable[[], None]) -> None:
+        """Runs `call` and keeps the files open during the call. Does nothing if the files are already closed."""
         if self.retain():
             try:
-                step()
+                call()
             finally:
                 self.release()
 
