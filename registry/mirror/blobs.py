@@ -3,6 +3,10 @@
 A *fill* is the download of one blob. It writes the bytes into a file that all readers of the blob share. Such a reader
 gets the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`). *Prefetching*
 starts fills for blobs that a client will probably request next.
+
+The *entitlement* of a repository is its right to serve a cached blob. A *private* upstream is one whose content cannot
+be read without a login or a grant. There, the upstream must have *confirmed* that the repository has the blob
+(`registry.mirror.entitlement`).
 """
 
 from __future__ import annotations
@@ -102,8 +106,8 @@ class MirroredBlobs:
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
         """Returns whether to download `blob`, which a manifest of `repo` names, before a client requests it. Returns
         False if the blob is stored, or if the upstream said a short time ago that it does not have the blob. At a
-        private upstream, also returns False if the manifest states a wrong size. If the blob is stored only in other
-        repositories of the upstream, adds it to `repo`. Raises the errors of `resolve`."""
+        private upstream, also returns False if the manifest states a wrong size. If the blob is stored, but only in
+        other repositories of the upstream, adds it to `repo`. Raises the errors of `resolve`."""
         entitlement, digest = self._entitlement, blob.digest
         if await entitlement.is_confirmed(repo, digest):
             with suppress(BlobUnknown):
@@ -129,9 +133,9 @@ class MirroredBlobs:
 
     async def _wait_started(self, fill: Fill, deadline: float) -> bool:
         """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if
-        the blob is then stored. Returns True if a reader has to follow the fill. That is also the case if the deadline
-        passes while the fill of a larger blob waits for a free connection. If the deadline passes otherwise, raises
-        UpstreamTimeout. Raises the error of the fill."""
+        the blob is then stored. Returns True if a reader has to wait for bytes of the fill. That is also the case if
+        the deadline passes while the fill of a larger blob waits for a free connection. If the deadline passes in any
+        other case, raises UpstreamTimeout. If the fill fails, raises its error."""
         try:
             async with asyncio.timeout_at(deadline):
                 if fill.size > SMALL_BLOB_BYTES:

@@ -59,8 +59,8 @@ class BlobEntitlement:
         """The running requests for the size of a blob. Calls for the same blob share one request."""
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether `repo` may serve the blob without asking the upstream, if `repo` has the blob stored. At a
-        public upstream that is always so; at a private one, if the blob is confirmed for `repo`."""
+        """Returns whether `repo` may serve the blob without asking the upstream, provided that the blob is stored in
+        `repo`. Always True at a public upstream. At a private one, True if the blob is confirmed for `repo`."""
         return not self.private or await self._records.is_confirmed(repo, digest)
 
     async def is_known_missing(self, repo: RepositoryName, digest: Digest) -> bool:
@@ -103,7 +103,8 @@ class BlobEntitlement:
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
         not give access to them. At a private upstream, returns None if the stored blob does not have this size: what
         looked like a confirmation may have been a login page, which also has status 200 and a length."""
-        holder = await self._records.find_holder(f"{self._upstream.name}/", digest)
+        prefix = f"{self._upstream.name}/"  # all repositories of this upstream have names with this prefix
+        holder = await self._records.find_holder(prefix, digest)
         if holder is None:
             return None
         try:
@@ -124,13 +125,13 @@ class BlobEntitlement:
 
     async def _ask_size(self, repo: RepositoryName, digest: Digest) -> int:
         """Asks the upstream for the blob's size in bytes. A lease lets only one process at a time ask about a blob.
-        Raises BlobUnknown, and caches this answer if it comes from the registry itself."""
+        Raises BlobUnknown, and caches this answer, unless it may come from a proxy in front of the upstream."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
             try:
                 return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
-            except UnconfirmedBlobUnknown:  # not cached: the response may not come from the registry itself
+            except UnconfirmedBlobUnknown:  # not cached: the response may come from a proxy in front of the upstream
                 raise
             except BlobUnknown:
                 await self._negative_cache.add(repo, digest)

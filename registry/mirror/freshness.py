@@ -38,7 +38,8 @@ class Freshness:
     """Applies the TTLs of one upstream."""
 
     def __init__(self, settings: Upstream, clock: Callable[[], float]) -> None:
-        """`settings`: the settings of the upstream, among them the TTLs. `clock`: returns seconds since 1970."""
+        """`settings`: the settings of the upstream, among them the TTLs (`tag_ttl`, and `tag_ttls` by pattern) and the
+        time for which a "not found" answer is cached (`miss_ttl`). `clock`: returns seconds since 1970."""
         self._settings = settings
         self._clock = clock
 

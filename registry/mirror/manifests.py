@@ -3,8 +3,8 @@ otherwise after asking the upstream.
 
 Clients of this process that need the same manifest at the same time share one request to the upstream, a *flight*.
 After an answer of the upstream, a tag is *fresh* for its time to live, then *stale* for the same time, and then expired
-(`Freshness`). A *notice* is a text for the client that says why the manifest that it gets may be out of date. A *lease*
-is a lock across all processes.
+(`Freshness`). The upstream is *exhausted* if its rate limit leaves only few requests. A *notice* is a text for the
+client that says why the manifest in the response may be out of date. A *lease* is a lock across all processes.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class MirroredManifests:
         with ShareScope() as memory:
             try:
                 manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
-            except UnconfirmedManifestUnknown:  # not recorded: the response may not come from the registry itself
+            except UnconfirmedManifestUnknown:  # not recorded: it may come from a proxy in front of the upstream
                 raise
             except ManifestUnknown:
                 await self._record_check(repo, reference, found=False)
@@ -201,7 +201,7 @@ class MirroredManifests:
             StorageFull,
             StorageFailed,
         ) as error:
-            notice = self._outdated_notice(repo, tag, check, f"{self._name}: {error.message}")
+            notice = self._outdated_notice(repo, tag, check, f"asking {self._name} failed: {error.message}")
             log.warning("%s", notice)
             return notice
         except ManifestUnknown:
@@ -246,6 +246,6 @@ class MirroredManifests:
     ) -> str:
         """Returns the notice for a cached copy that may be out of date. `check`: the last recorded answer of the
         upstream. `reason`: why the upstream has not confirmed the copy."""
-        age = self._freshness.age(check) if check is not None and check.found else float("inf")
-        since = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
-        return f"{repo}:{reference} is served {since}, since {reason}"
+        age = self._freshness.age(check) if check is not None and check.found else float("inf")  # infinite: unknown
+        when = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
+        return f"{repo}:{reference} is served {when}, because {reason}"

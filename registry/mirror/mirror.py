@@ -3,6 +3,10 @@
 A *fill* is the download of one blob, which all clients that request the blob share. *Prefetching* starts fills for
 blobs that a client will probably request next. A *notice* is a text that the response carries to the client, for
 example to say that cached content may be out of date.
+
+The upstream is *exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the upstream that
+sent bytes with a wrong digest. The *entitlement* of a repository is its right to serve a cached blob. A "not found"
+response is *unconfirmed* if it may come from a proxy in front of the upstream instead of the upstream itself.
 """
 
 from __future__ import annotations
@@ -130,7 +134,7 @@ class Mirror(RefusingRegistry):
         return await self._manifests.read(self._local.resolve_manifest, repo, reference)
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Returns the manifest, from the cache or from the upstream, and prefetches the image's config."""
+        """Returns the manifest, from the cache or from the upstream, and queues the image's config for prefetching."""
         manifest = await self._manifests.read(self._local.get_manifest, repo, reference)
         self._prefetch.on_manifest(repo, manifest)
         return manifest
@@ -146,6 +150,7 @@ class Mirror(RefusingRegistry):
         `within`: at most `limit` repositories that sort after `after`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
+        # After the repositories of this upstream, `local` lists those of others, which are left out.
         own = [repo for repo in page.items if repo.startswith(prefix)]
         more = page.more and len(own) == len(page.items) and (page.next_after or prefix).startswith(prefix)
         return Page(own, more, page.next_after if more else None)
@@ -162,7 +167,8 @@ class Mirror(RefusingRegistry):
             except NameUnknown:
                 raise error from None
             set_notice(
-                f"only the tags of {repo} that were pulled before are listed, since {self._name}: {error.message}"
+                f"only the tags of {repo} that were pulled before are listed, because {self._name} gave no usable "
+                f"answer: {error.message}"
             )
             return page
 
@@ -175,7 +181,10 @@ class Mirror(RefusingRegistry):
             return await self._upstream.referrers(self.upstream_name(repo), subject, artifact_type, after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             page = await self._local.referrers(repo, subject, artifact_type, after, limit)
-            set_notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
+            set_notice(
+                f"only referrers that were pulled before are listed, because {self._name} gave no usable answer: "
+                f"{error.message}"
+            )
             return page
 
     async def delete_blob(

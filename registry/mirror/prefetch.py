@@ -36,10 +36,10 @@ PrefetchMode = Literal["off", "config", "layers"]
 
 
 class _PulledImage:
-    """An image that a client is pulling. `pull`: says whether the pull is still active. `config`: descriptor of the
-    image's config. `blobs`: descriptors of the config and the layers, without foreign layers, which registries do not
-    serve. `digests`: the digests of `blobs`. `config_queued`, `layers_queued`: whether the config and the layers have
-    been queued."""
+    """An image that a client is pulling. `pull`: says whether the client still requests parts of the image (the pull is
+    then *active*). `config`: descriptor of the image's config. `blobs`: descriptors of the config and the layers,
+    without foreign layers, which registries do not serve. `digests`: the digests of `blobs`. `config_queued`,
+    `layers_queued`: whether the config and the layers have been queued."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = ImagePull(clock)
@@ -67,18 +67,22 @@ class Prefetcher:
     """Decides which blobs to prefetch, and queues them. Remembers which images clients are pulling."""
 
     def __init__(
-        self, mode: PrefetchMode, queue: PrefetchQueue, may_prefetch: Callable[[], bool], clock: Callable[[], float]
+        self,
+        mode: PrefetchMode,
+        queue: PrefetchQueue,
+        has_requests_left: Callable[[], bool],
+        clock: Callable[[], float],
     ) -> None:
-        """`mode`: what to prefetch. `may_prefetch`: returns whether the upstream's rate limit leaves enough requests
-        for prefetching. `clock`: returns seconds of a monotonic clock."""
+        """`mode`: what to prefetch. `has_requests_left`: returns whether the upstream's rate limit leaves enough
+        requests for prefetching. `clock`: returns seconds of a monotonic clock."""
         self._mode = mode
         self._queue = queue
-        self._may_prefetch = may_prefetch
+        self._has_requests_left = has_requests_left
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
         """The images that clients are pulling, by repository and digest of the manifest. The least recently used image
         is the first."""
-        self._without_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
+        self._with_unqueued_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
         """The images in `_images` whose layers have not been queued. `on_stored_blob` reads only this dict, so it takes
         almost no time after all layers have been queued."""
 
@@ -89,16 +93,16 @@ class Prefetcher:
         if len(manifest.body) > MAX_MANIFEST_BYTES or not manifest.is_readable:
             return
         image = self._remember_image(repo, manifest)
-        if image.config is not None and not image.config_queued and self._may_prefetch():
+        if image.config is not None and not image.config_queued and self._has_requests_left():
             image.config_queued = True
             self._queue.add(repo, [image.config], image.pull, at_front=True)
 
     def on_missing_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
-        blob, newest first. Queues the other layers of those of these images that are remembered as being pulled. If
-        none is, queues the other layers of the newest image only, because many images may share the blob as their base
-        layer."""
-        if self._mode != "layers" or not self._may_prefetch():
+        blob, newest first. If some of their images are remembered as being pulled, queues the other layers of those
+        images. If none is, queues the other layers of the newest image only, because many images may share the blob as
+        their base layer."""
+        if self._mode != "layers" or not self._has_requests_left():
             return
         recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
         for manifest in recent or manifests[:1]:
@@ -107,9 +111,9 @@ class Prefetcher:
     def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Called when a client has requested a blob that is stored. Queues the other layers of the images that contain
         the blob and that clients are pulling."""
-        if self._mode != "layers" or repo not in self._without_layers or not self._may_prefetch():
+        if self._mode != "layers" or repo not in self._with_unqueued_layers or not self._has_requests_left():
             return
-        for manifest_digest, image in list(self._without_layers[repo].items()):
+        for manifest_digest, image in list(self._with_unqueued_layers[repo].items()):
             if image.pull.is_active():
                 self._queue_layers(repo, manifest_digest, image, digest)
 
@@ -135,7 +139,7 @@ class Prefetcher:
         if image.layers_queued or not image.has_layer(requested):
             return
         image.layers_queued = True
-        self._forget_without_layers(repo, manifest_digest)
+        self._forget_unqueued_layers(repo, manifest_digest)
         self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
     def _remember_image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
@@ -147,20 +151,20 @@ class Prefetcher:
         if image is None or not image.pull.is_active():
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
-                self._without_layers.setdefault(repo, {})[manifest.digest] = image
+                self._with_unqueued_layers.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
         while len(self._images) > MAX_IMAGES:
             oldest_key, _ = self._images.popitem(last=False)
-            self._forget_without_layers(*oldest_key)
+            self._forget_unqueued_layers(*oldest_key)
         return image
 
-    def _forget_without_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
-        """Removes an image from `_without_layers`, if it is there."""
-        images = self._without_layers.get(repo, {})
+    def _forget_unqueued_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
+        """Removes an image from `_with_unqueued_layers`, if it is there."""
+        images = self._with_unqueued_layers.get(repo, {})
         images.pop(manifest_digest, None)
         if not images:
-            self._without_layers.pop(repo, None)
+            self._with_unqueued_layers.pop(repo, None)
 
 
 log = logging.getLogger("registry.mirror")
@@ -192,7 +196,8 @@ class PrefetchQueue:
         self._start_fill = start_fill
         self._queued: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
-        """Tasks that start the fills. Each waits for its fill before it starts another one."""
+        """Tasks that start the fills. Each waits until its fill has ended, or a client has requested the blob, before
+        it starts another one."""
         self._closed = False
 
     def add(
@@ -226,7 +231,7 @@ class PrefetchQueue:
 
     async def _run(self) -> None:
         """Starts the fill of one queued blob after another. After each start, waits until a client requests the blob or
-        the fill ends. So there is one running fill for each task in `_runners`."""
+        the fill ends. So each task in `_runners` has at most one running fill."""
         while self._queued:
             (repo, digest), (blob, pull) = self._queued.popitem(last=False)
             try:

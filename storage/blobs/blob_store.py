@@ -178,7 +178,8 @@ class BlobStore(Protocol):
 
     async def remove(self, place: str) -> None:
         """Removes the bytes at `place`, if there are any. The caller must hold the lock of the digest (`DigestLocks`)
-        and must have deleted the metadata row of the blob. The disk space may stay in use until `reclaim_space`."""
+        and must have deleted the metadata row of the blob. The disk space can stay in use until `reclaim_space` is
+        called."""
         ...
 
     async def reclaim_space(self) -> None:

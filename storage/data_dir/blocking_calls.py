@@ -1,8 +1,8 @@
-"""Runs blocking calls in a thread pool, and turns an OSError that they raise into an error of the registry.
+"""Runs blocking calls in a thread pool, and turns an OSError that they raise into an error of `storage.errors`.
 
 `run_in_thread` exists because it is cheaper than asyncio's `shield(run_in_executor(…))`: it takes two iterations of the
-event loop per call instead of seven. An upload makes one call per 2 MiB, and most of the time to push a small blob is
-spent in passing calls to threads and back.
+event loop per call instead of seven. The cost matters for small blobs: more than half of the time of their push is
+needed to pass calls to threads and results back. A larger upload makes one call per 2 MiB.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def as_storage_errors() -> AbstractContextManager[None]:
 
 
 class UncancellableFuture(asyncio.Future[T]):
-    """The future result of a blocking call. It cannot be cancelled: if the task that awaits it is cancelled, the task
-    gets the CancelledError only after the call has ended. So a lock that the task holds around the call is not released
-    while the call runs."""
+    """A future for the result of a blocking call. It cannot be cancelled: if the task that awaits it is cancelled, the
+    task gets the CancelledError only after the call has ended. So a lock that the task holds around the call is not
+    released while the call runs."""
 
     def cancel(self, msg: Any | None = None) -> bool:
         return False
@@ -66,8 +66,8 @@ async def wait_for_call(call: asyncio.Future[T]) -> T:
 
 
 def run_in_thread(threads: Executor, call: Callable[[], T]) -> UncancellableFuture[T]:
-    """Runs `call` in a thread of `threads` and returns its future result. If `call` raises OSError, the future raises
-    the error of `storage_error`."""
+    """Runs `call` in a thread of `threads` and returns a future for its result. If `call` raises OSError, the future
+    gets the error of `storage_error`."""
     loop = asyncio.get_running_loop()
     result: UncancellableFuture[T] = UncancellableFuture(loop=loop)
 

@@ -54,7 +54,7 @@ def describe_error(error: OSError) -> str:
 def check_writable(root: Path) -> None:
     """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
     be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
-    WAL needs memory that all processes share.
+    WAL needs memory that all processes share, which processes on different machines do not have.
 
     If `root` exists on a full disk, accepts it, because the registry can still serve reads and deletes from it. If
     `root` is missing and the disk is full, raises DataDirectoryError."""

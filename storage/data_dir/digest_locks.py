@@ -1,5 +1,5 @@
-"""A lock for each digest of a blob, across all processes of a data directory (`FileDigestLocks`). A process holds it
-while it stores or deletes the blob's file."""
+"""Locks for the digests of blobs, across all processes of a data directory (`FileDigestLocks`). A process holds the
+lock of a blob's digest while it stores or deletes the blob's file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ milliseconds."""
 
 class FileDigestLocks:
     """The digest locks of one process: implements the Protocol `DigestLocks`. A hash of the digest chooses one of 256
-    lock files, so two digests may share a lock. The lock on the file excludes other processes. An asyncio lock for each
-    file excludes the other tasks of this process."""
+    lock files, so two digests can have the same lock. The lock on the file excludes other processes. An asyncio lock
+    for each file excludes the other tasks of this process."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -50,7 +50,8 @@ class FileDigestLocks:
 
     async def _open(self, lock_file: Path) -> int:
         """Opens the lock file and returns its descriptor. The file is missing only if the disk was full when the data
-        directory was created. Then this call creates it; on a full disk, with space from the disk reserve."""
+        directory was created. Then this call creates it; if the disk is still full, with space from the disk reserve, a
+        file that is shortened to free space."""
 
         def open_or_create() -> int:
             return self._disk.system.open(lock_file, os.O_RDWR | os.O_CREAT)

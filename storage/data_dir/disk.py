@@ -27,8 +27,9 @@ class Disk:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
 
     def run(self, call: Callable[[], T]) -> UncancellableFuture[T]:
-        """Runs a blocking call in a thread and returns its future result. The call runs to its end even if the task
-        that awaits it is cancelled. Raises StorageFull or StorageFailed if the call raises OSError."""
+        """Runs a blocking call in a thread and returns a future for its result. The call runs to its end even if the
+        task that awaits it is cancelled. If the call raises OSError, the future gets StorageFull, TooManyOpenFiles or
+        StorageFailed."""
         return run_in_thread(self.threads, call)
 
     def close(self) -> None:

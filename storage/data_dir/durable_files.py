@@ -43,8 +43,8 @@ def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], off
             system.truncate(fd, start)
         raise
     if offset // WRITEBACK_BYTES != start // WRITEBACK_BYTES:
-        begin = start // WRITEBACK_BYTES * WRITEBACK_BYTES
-        system.start_writeback(fd, begin, offset - begin)
+        writeback_start = start // WRITEBACK_BYTES * WRITEBACK_BYTES
+        system.start_writeback(fd, writeback_start, offset - writeback_start)
     return offset
 
 
@@ -69,8 +69,8 @@ def sync_directory(system: System, path: Path) -> None:
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
     """Creates the directories in `paths` that are missing, and syncs each parent directory once. Syncs even if no
     directory was missing, because an earlier process may have created the directories and died before it synced them.
-    From directories directly in `root` that exist already, removes the permissions of other users of the machine.
-    Raises OSError."""
+    If a directory directly in `root` exists already, removes the permissions that other users of the machine have for
+    it. Raises OSError."""
     parents: dict[Path, None] = {root.parent: None}
     for parent, siblings in groupby(paths, lambda path: path.parent):
         parents[parent] = None

@@ -2,10 +2,10 @@
 (`Reserve`).
 
 Deletes need free space themselves: a DELETE writes to the database's log before any space is freed, and opening the
-database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. A delete that
-finds the disk full truncates this file, which frees space, then writes, and then extends the file again as far as there
-is space. As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that they
-do not use the free space that deletes need.
+database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. If a delete finds
+the disk full, it truncates this file, which frees space. Then it writes, and finally extends the file again as far as
+there is space. As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that
+they do not use the free space that deletes need.
 
 All processes see the length of the file, and there is no other shared state. If a process dies after truncating the
 file, the next call of `restore` in any process extends it again.
@@ -52,13 +52,13 @@ class ReserveUse(IntEnum):
     """How much of the reserve a metadata change may use, by the kind of the change."""
 
     GROWTH = 0
-    """A change that stores content. May use nothing of the reserve: it is refused while the reserve is not at its full
+    """A change that stores content. It must not use the reserve, and is refused while the reserve is not at its full
     size."""
     SMALL = 1
-    """A change that stores a small row and should not be refused, such as a failed login or a grant. May use half of
-    the reserve."""
+    """A change that stores a small row and should not be refused, such as a grant or the record of a failed login. It
+    may use half of the reserve."""
     RELIEF = 2
-    """A change that frees space, revokes rights or changes a secret. May use all of the reserve."""
+    """A change that frees space, revokes rights or changes a secret. It may use all of the reserve."""
 
 
 class Reserve:
@@ -111,8 +111,8 @@ class Reserve:
         return use is ReserveUse.RELIEF or (use is ReserveUse.SMALL and self._length() >= self.size // 2)
 
     def require_room(self) -> None:
-        """Raises StorageFull if the reserve is not at its full size and cannot be restored now, so that no new content
-        may be stored."""
+        """Raises StorageFull if the reserve is not at its full size and cannot be restored now. Call it before new
+        content is stored."""
         if not self.allows(ReserveUse.GROWTH):
             raise StorageFull()
 
@@ -137,8 +137,8 @@ class Reserve:
     def spend(self, attempt: Callable[[], T], full_error: type[Exception]) -> T:
         """Frees a part of the reserve, calls `attempt`, and returns its result. `full_error`: the exception that
         `attempt` raises if the disk is full. After that exception, frees a larger part and calls `attempt` again, up to
-        three times in all; the third exception is raised. Finally extends the file again. If there is no reserve, only
-        calls `attempt` once.
+        three times in all; the third exception is raised. Finally extends the file again. If there is no reserve, or if
+        the file system cannot allocate space in advance, only calls `attempt` once.
 
         Frees little at first, because another program on the machine may use up the freed space."""
         if self._fd < 0 or not self._can_allocate:
@@ -214,7 +214,8 @@ class Reserve:
                 missing = missing // 2 - missing // 2 % BLOCK_BYTES
 
     def _note_if_unsupported(self, error: OSError) -> None:
-        """If `error` means that the file system cannot allocate space in advance, logs that, and tries no more."""
+        """If `error` means that the file system cannot allocate space in advance, logs that, and prevents further
+        attempts."""
         if error.errno in _UNSUPPORTED_ERRNOS:
             self._can_allocate = False
             log.warning(

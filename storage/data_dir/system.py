@@ -34,7 +34,7 @@ class System:
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         """Writes the chunks one after another, the first one at `offset`. Returns the number of bytes written, which
-        may be less than the length of all chunks."""
+        can be less than the length of all chunks."""
         return os.pwritev(fd, chunks, offset)
 
     def truncate(self, fd: int, size: int) -> None:
@@ -71,7 +71,7 @@ class System:
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         """Calls `commit`, which commits a metadata transaction. `durable`: whether that commit syncs the database's
-        log. This method does not need it; subclasses in tests that simulate a power cut do."""
+        log. This method does not use it; subclasses that simulate a power cut in tests do."""
         commit()
 
 
@@ -88,7 +88,7 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 def boot_id() -> str:
     """Returns the id of the machine's present boot, a UUID that changes with each boot; empty if unknown. Callers store
-    it with bytes that are not synced: after a reboot these bytes may be lost."""
+    it with bytes that they do not sync. If the id has changed later, they know that these bytes may be lost."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

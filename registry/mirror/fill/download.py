@@ -2,8 +2,8 @@
 as long as that makes the download faster.
 
 The bytes are written into a *partial blob*: a file with the bytes that have arrived. A *piece* is the byte range of one
-request. The *plan* has the byte ranges that have not been requested. A *sink* writes the bytes of one response into the
-partial blob. An *endpoint* is one of the base URLs of the upstream.
+request. The *plan* has the missing byte ranges that no running request covers. A *sink* writes the bytes of one
+response into the partial blob. An *endpoint* is one of the base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Download:
 
         `has_response`: whether readers may have got bytes already, which a previous owner of the partial blob has
         downloaded. If readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
-        new bytes. Before that, it is retried at most once, after a short pause (`RetryPolicy`)."""
+        new bytes. If they cannot have got any yet, it is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
         self._repo = repo
@@ -198,10 +198,10 @@ class Download:
 
     async def _run_connection(self, *, is_first: bool) -> None:
         """Requests one piece after another over one connection. Takes a new connection slot (a permit to send one
-        request) for each piece, so that other downloads get slots in between. `is_first`: whether the download had no
-        other connection when this one was opened."""
+        request) for each piece, so that other downloads get slots between two pieces. `is_first`: whether the download
+        had no other connection when this one was opened."""
         is_new_connection = True
-        while self._may_send_request(is_first):
+        while self._should_send_request(is_first):
             slot = (
                 self._slots.primary(self._demand, is_new_connection=is_new_connection)
                 if is_first
@@ -212,12 +212,12 @@ class Download:
                     # Other downloads use all slots, or nothing needs this blob any more.
                     self._concurrency.note_unavailable(self._loop.time(), available=len(self._connections) - 1)
                     return
-                if self._may_send_request(is_first) and not await self._fetch(is_new_connection):
+                if self._should_send_request(is_first) and not await self._fetch(is_new_connection):
                     return
             is_new_connection = False
 
-    def _may_send_request(self, is_first: bool) -> bool:
-        """Returns whether a connection may send another request. `is_first`: whether the download had no other
+    def _should_send_request(self, is_first: bool) -> bool:
+        """Returns whether a connection should send another request. `is_first`: whether the download had no other
         connection when this one was opened."""
         if self._fatal_error is not None or not self._has_bytes_to_request() or not self._demand.is_alive():
             return False
@@ -315,7 +315,8 @@ class Download:
             self._on_broken_connection(sink, error, has_range=has_range)
 
     def _on_broken_connection(self, sink: PieceSink | WholeSink, error: RegistryError, *, has_range: bool) -> None:
-        """Schedules a retry. If there were too many failures, sets the fatal error."""
+        """Schedules a retry. If there were too many failures, schedules a last attempt without a byte range, or, if
+        that is pointless (`_should_try_whole`), sets the fatal error."""
         now = self._loop.time()
         if sink.endpoint is not None:
             self._broken_endpoint = {sink.endpoint}

@@ -1,5 +1,5 @@
-"""Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`), and keeps the
-downloads of this process (`Fills`).
+"""Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`), and keeps track
+of the downloads of this process (`Fills`).
 
 A *fill* is the download of one blob, as one process sees it. It uses a *partial blob*: a file with the bytes that have
 arrived, which all processes see. Each process that has readers for a blob has one fill of the blob. Only one of these
@@ -43,7 +43,7 @@ OWNER_POLL_SECONDS: Final = 0.05
 OWNERSHIP_PAUSE_SECONDS: Final = 0.01
 """Pause of a follower when the owner has disappeared and the follower could not become the owner itself."""
 MAX_LOST_OWNERS: Final = 40
-"""Number of owners that may disappear, one after another, before a follower gives up."""
+"""Largest number of owners that can disappear, one after another, before a follower gives up."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class Fill:
                 await download.run()
                 break
             except NoReaders:
-                if not self.demand.is_alive():
+                if not self.demand.is_alive():  # otherwise a client or a pull needs the blob again
                     raise
         await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.senders))
         await self._mount_in(self.repositories - {self.repo})

@@ -9,8 +9,8 @@ bytes that are already on their way would be wasted.
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
 not help if all connections were slow. So a connection's rate is not compared with a fixed rate, but with the rates of
-the other connections and of pieces that ended a short time ago. After a cancellation, it is compared only with rates
-that were measured later.
+the other connections and of pieces that ended a short time ago. After a cancellation, it is no longer compared with the
+pieces that had ended before.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class AdaptiveConcurrency:
         self._previous_rate: float | None = None
         """The rate with `_previous_connections`; None before the first doubling."""
         self._windows_without_speedup = 0
-        """Number of windows in a row, since the last doubling, in which the rate was not `MIN_SPEEDUP` times as
-        high."""
+        """Number of windows in a row, since the last doubling, in which the rate was less than `MIN_SPEEDUP` times
+        `_previous_rate`."""
         self._is_paused = False
         """Whether the number of connections is not doubled until `_paused_until`."""
         self._paused_until = 0.0
@@ -187,8 +187,8 @@ class AdaptiveConcurrency:
             self._pause_growth(now, rate)
 
     def note_unavailable(self, now: float, available: int) -> None:
-        """Reduces the number of connections to `available`, because other downloads use all others that the upstream's
-        limit allows."""
+        """Reduces the number of connections to `available`, because other downloads use the rest of the connections
+        that the upstream's limit allows."""
         self.connections = max(1, min(self.connections, available))
         self._pause_growth(now, 0.0)
         self._paused_until = now + 2 * RATE_WINDOW_SECONDS
@@ -261,9 +261,9 @@ class StragglerDetector(Generic[K]):
                 self._window_starts[key] = (now, received)
 
     def find(self, now: float, missing_by_connection: Mapping[K, int]) -> list[K]:
-        """Returns the keys of the stragglers, whose requests should be cancelled. Forgets the rates measured so far if
-        there are any stragglers. `missing_by_connection`: for each running connection, the number of bytes of its piece
-        that have not arrived."""
+        """Returns the keys of the stragglers, whose requests should be cancelled. If there are any, forgets their rates
+        and those of all ended pieces. `missing_by_connection`: for each running connection, the number of bytes of its
+        piece that have not arrived."""
         ended_rates = [rate for ended_at, rate in self._ended_rates if now - ended_at <= RECENT_SECONDS]
         stragglers = []
         for key, missing in missing_by_connection.items():

@@ -33,13 +33,13 @@ STALL_TIMEOUT_SECONDS: Final = 45.0
 to restart. It is also longer than the first pauses of the circuit breaker, during which the upstream client sends no
 requests to a failing endpoint."""
 MIN_PROGRESS_BYTES: Final = 64 * 1024
-"""Number of new bytes since the last failure that is treated as progress."""
+"""Smallest number of new bytes since the last failure that is treated as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
 LONGEST_RETRY_SECONDS: Final = 2.0
 """First and longest pause before a retry. Each pause is twice as long as the one before."""
 MAX_ATTEMPTS_BEFORE_FIRST_BYTE: Final = 2
-"""Number of attempts if no byte has arrived. It is small, because a client that has got no byte can still try another
-registry, and so should get the error soon."""
+"""Largest number of attempts if no byte has arrived. It is small, because a client that has got no byte can still try
+another registry, and so should get the error soon."""
 
 
 class RetryPolicy:
@@ -48,7 +48,7 @@ class RetryPolicy:
     def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
         """`stall_timeout`: seconds without progress after which a download fails if its readers have got bytes."""
         self.resume_at = 0.0
-        """No request may be sent before this time."""
+        """No request should be sent before this time."""
         self._stall_timeout = stall_timeout
         self._failures_in_row = 0
         """Number of failures since the last progress."""
@@ -129,9 +129,9 @@ FORGET_SENDER_SECONDS: Final = 600.0
 
 
 def sender_pause(times: int) -> float:
-    """Returns the number of seconds for which an endpoint is not asked for a blob for which it has sent corrupt bytes
-    `times` times. That is 0 after the first time, because bytes can be damaged in transit, then 2, 4, 8 and so on up to
-    `LONGEST_SENDER_PAUSE_SECONDS`."""
+    """Returns for how many seconds an endpoint that has sent corrupt bytes for a blob is not asked for this blob.
+    `times`: how often it has sent them. Returns 0 after the first time, because bytes can be damaged in transit, then
+    2, 4, 8 and so on up to `LONGEST_SENDER_PAUSE_SECONDS`."""
     return 0.0 if times < 2 else min(2.0 ** (times - 1), LONGEST_SENDER_PAUSE_SECONDS)
 
 
@@ -157,8 +157,8 @@ class BadSenders:
 
     async def choose(self, repo: RepositoryName, digest: Digest) -> EndpointChoice:
         """Returns which endpoints to avoid for a blob. An endpoint that sent corrupt bytes more often than others is
-        asked last. An endpoint whose pause (`sender_pause`) has not ended is refused. Raises UpstreamUnavailable, with
-        the time of the retry, if that is the case for all endpoints."""
+        asked last. An endpoint whose pause (`sender_pause`) has not ended is refused. If all endpoints are refused,
+        raises UpstreamUnavailable, with the number of seconds until the first pause ends."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         if not bad_senders:
             return EndpointChoice()
@@ -191,9 +191,9 @@ class BadSenders:
         )
 
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
-        """Records that `endpoints` sent corrupt bytes for a blob. Call it once for each download, in the process that
-        has downloaded the blob. If the record cannot be stored, only logs that: the endpoints are then asked again
-        without a pause."""
+        """Records that `endpoints` sent corrupt bytes for a blob. Call it once for each download with a wrong digest,
+        in the process that has downloaded the blob. If the record cannot be stored, only logs that: the endpoints are
+        then asked again without a pause."""
         log.error(
             "the bytes of %s of %s, received from %s, do not match the digest and are deleted",
             digest,

@@ -96,8 +96,8 @@ class WholeSink:
         self._on_response()
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Writes those of the next bytes that are missing in the partial blob. Raises UpstreamUnavailable if the bytes
-        are out of order, and the errors of `Partial.write_at`."""
+        """Writes the next bytes, except for those that are already stored. Raises UpstreamUnavailable if the bytes are
+        out of order, and the errors of `Partial.write_at`."""
         if offset != self.next_offset or offset + len(data) > self._partial.size:
             raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
         for start, stop in self._gaps:

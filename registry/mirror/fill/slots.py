@@ -43,21 +43,21 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of slots that prefetch fills leave free. It is less than the number of all slots, so that they can get
-        at least one."""
+        """Number of slots that prefetch fills leave free. It is less than the number of all slots, so that prefetch
+        fills can get at least one."""
         return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
     async def wait_for_spare(self) -> None:
-        """Waits until a prefetch fill may take a slot, but takes none. The calls in one process return in the order in
-        which they were made."""
+        """Waits until enough slots are free for a prefetch fill to take one, but does not keep a slot. The calls in one
+        process return in the order in which they were made."""
         async with self._leases.slot(self._name, self.max_connections, keep_free=self._spare_slots):
             return
 
     @asynccontextmanager
     async def primary(self, demand: Demand, *, is_new_connection: bool) -> AsyncIterator[bool]:
         """Waits for a slot for a fill's first connection and holds it inside the `async with` block. If no client has
-        requested the blob, takes a slot only if `SPARE_CONNECTIONS` others are free. Yields True if the block holds a
-        slot, or False if nothing needs the blob any more.
+        requested the blob, takes a slot only if `_spare_slots` others are free. Yields True if the block holds a slot,
+        or False if nothing needs the blob any more.
 
         `is_new_connection`: whether the connection has not been used for a request yet. If it has been used, and no
         other slot is free, fills that wait in the queue get the slot first."""

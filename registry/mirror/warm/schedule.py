@@ -19,8 +19,7 @@ from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"
-"""Name of the slot that the process that warms holds. A slot is a permit, and this one can be held by one process at a
-time."""
+"""Name of the slot of the process that warms. A slot is a permit; only one process at a time can hold this one."""
 FIRST_ROUND_SECONDS = 60.0
 """Longest time from the start of the server to the first round. It is not 0, because the server should not send
 requests to an upstream as soon as it starts."""

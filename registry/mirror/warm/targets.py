@@ -93,7 +93,7 @@ def choose_manifests(
 ) -> tuple[list[Descriptor], list[Platform]]:
     """Returns the entries of an index that are for one of `platforms`, in the order of the index, and the platforms for
     which the index has no entry. A platform without a variant stands for the usual variant. If the index has no entry
-    with the usual variant, it stands for all variants."""
+    with the usual variant, such a platform stands for all variants."""
     chosen_positions: set[int] = set()
     missing: list[Platform] = []
     for wanted in platforms:

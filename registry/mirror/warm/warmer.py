@@ -19,7 +19,7 @@ from storage.interface import Reader, Registry
 from storage.names import Digest, ImageReference, RepositoryName, Tag
 
 FindStored = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
-"""Returns the digests of those of the given blobs that are completely stored."""
+"""Returns which of the given digests belong to blobs that are completely stored."""
 Locate = Callable[[RepositoryName], Awaitable[tuple[Registry, RepositoryName, str | None]]]
 """For a repository name, returns three things: the registry that serves the repository, the repository's name in that
 registry, and the name of its upstream registry. The upstream is None if the repository is *hosted*: clients push to
@@ -30,7 +30,8 @@ MAX_RUNNING_BLOBS = 8
 """Largest number of image references and of blobs that are fetched at a time. The mirror itself limits the connections
 to the upstream."""
 MAX_INDEX_DEPTH = 4
-"""Number of levels below an image's index down to which the entries of indexes are fetched."""
+"""Largest number of levels below an image's index from which manifests are fetched. There are several levels if an
+index lists other indexes."""
 
 
 class WarmObserver(Protocol):
@@ -124,12 +125,12 @@ class Warmer:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
         assert isinstance(registry, Mirror)
         image_blobs: dict[Digest, _ImageBlob] = {}
-        outdated = await registry.revalidate(repo, image.reference) if isinstance(image.reference, Tag) else None
+        notice = await registry.revalidate(repo, image.reference) if isinstance(image.reference, Tag) else None
         problem = await self._fetch_manifests(
             registry, ImageReference(repo, image.reference), image_blobs, result, MAX_INDEX_DEPTH
         )
-        if outdated is not None:
-            problem = problem or UpstreamUnavailable(outdated)
+        if notice is not None:  # says why the cached copy of the tag may be out of date
+            problem = problem or UpstreamUnavailable(notice)
         tasks = {digest: self._start_fetch(registry, repo, image, each.blob) for digest, each in image_blobs.items()}
         if tasks:
             await asyncio.wait(tasks.values())

@@ -1,8 +1,8 @@
 """Opens and reads files that the kernel has cached, without ever waiting for the disk.
 
 Such a call takes one or two microseconds, so it can run on the event loop. If it would have to wait for the disk, it
-returns None, and the caller does the work in a thread instead, which takes fifty times as long. See openat2(2),
-RESOLVE_CACHED (Linux 5.12), and preadv2(2), RWF_NOWAIT.
+returns None. The caller then does the work in a thread, which takes fifty times as long. See openat2(2), RESOLVE_CACHED
+(Linux 5.12), and preadv2(2), RWF_NOWAIT.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _load_syscall() -> Callable[..., int] | None:
 
 
 def read_cached(fd: int, offset: int, length: int) -> bytes | None:
-    """Returns the `length` bytes of the file at `offset`. Returns None if the kernel has not cached all of them, or if
-    the file has fewer bytes. Raises OSError."""
+    """Returns the `length` bytes of the file at `offset`. Returns None if the kernel has not cached all of them, if the
+    file has fewer bytes, or on a system other than Linux. Raises OSError."""
     if sys.platform != "linux":
         return None
     buffer = bytearray(length)

@@ -42,19 +42,19 @@ class CrossProcessFlags:
         self._waiters.add(waiter)
 
     def remove_waiter(self, waiter: object) -> None:
-        """Removes `waiter` if it was registered. Clears the flag of this process when its last waiter is removed.
-        Raises nothing."""
+        """Removes `waiter` if it was registered. When the last waiter of this process is removed, releases the lock by
+        which this process has set the flag. Raises nothing."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
             if not self._waiters:
                 with suppress(OSError):
                     unlock_byte(self._state_fd, WAITERS_BYTE)
 
-    def has_waiter_besides(self, user: object) -> bool:
-        """Returns whether a waiter other than `user` is registered, in this or another process."""
+    def has_waiter_besides(self, waiter: object) -> bool:
+        """Returns whether any other waiter than `waiter` is registered, in this or another process."""
         # `is_byte_locked` does not see the lock of this process, so this process's waiters are looked up in memory.
         with as_storage_errors():
-            return bool(self._waiters - {user}) or is_byte_locked(self._state_fd, WAITERS_BYTE)
+            return bool(self._waiters - {waiter}) or is_byte_locked(self._state_fd, WAITERS_BYTE)
 
     def mark_started(self) -> None:
         """Sets the flag "the owner has started to request bytes". Only for the process that is the owner."""

@@ -20,7 +20,7 @@ CHUNK_BYTES = 256 * 1024
 
 
 class FileBlobReader:
-    """Reads a blob, or a span of it, from its open file. Iterating yields the bytes in chunks."""
+    """Reads a blob, or a span (a part) of it, from its open file. Iterating yields the bytes in chunks."""
 
     location: str | None = None
     is_incomplete = False

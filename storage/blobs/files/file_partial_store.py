@@ -1,5 +1,5 @@
-"""The store of partial blobs (`FilePartialStore`): opens partial blobs for their users, and makes complete ones blobs.
-Implements the Protocol `Partials`.
+"""The store of partial blobs (`FilePartialStore`): opens partial blobs for their users, and turns complete ones into
+blobs. Implements the Protocol `Partials`.
 
 A *partial blob* is a blob that is still being downloaded from an upstream registry, into a file that all processes see.
 A *user* of a partial blob is an object that reads or writes it through a `PartialHandle`. The *owner* is the one user,
@@ -67,15 +67,15 @@ class PartialHandle:
         return self._shared.missing()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes `data` at `offset`. For the owner only. Blocks. Raises PartialLost, SizeInvalid, StorageFull,
-        StorageFailed."""
+        """Writes `data` at `offset`. For the owner only. Blocks. Raises PartialLost (this handle is not the owner),
+        SizeInvalid, StorageFull, StorageFailed."""
         with self._shared.owner_step(self):
             self._shared.write_at(offset, memoryview(data).cast("B"))
 
     async def wait(self, offset: int) -> int:
         """Waits until the byte at `offset` is stored, and returns the offset of the first byte after it that is not
         stored. If `offset` is equal to `size`, waits until the blob is committed, and returns `size`. Raises
-        PartialLost, DigestInvalid, StorageFailed."""
+        PartialLost (no owner is left to download the byte), DigestInvalid, StorageFailed."""
         return await self._shared.wait(offset)
 
     def add_waiter(self) -> None:
@@ -179,9 +179,9 @@ class FilePartialStore:
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> PartialHandle:
         """Returns a handle to the partial blob, which is created if it does not exist. The handle becomes the owner if
-        there is no owner. If it does, the caller should first check whether the blob is stored, because another process
-        may have committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes.
-        Raises StorageFull, StorageFailed, SizeInvalid (`size` is negative). After a cancellation, nothing is owned."""
+        there is no owner. A new owner should first check whether the blob is stored, because another process may have
+        committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes. Raises
+        StorageFull, StorageFailed, SizeInvalid (`size` is negative). After a cancellation, nothing is owned."""
         if size < 0:
             raise SizeInvalid(f"a blob cannot have {size} bytes")
         name = self._disk.layout.partial_name(digest, size, source)

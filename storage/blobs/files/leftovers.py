@@ -19,8 +19,8 @@ from storage.data_dir.system import System
 from storage.errors import RegistryError
 
 READ_ATTEMPTS = 10
-"""Number of attempts to read a state file. A read that happens while another process writes the file gives no valid
-record."""
+"""Largest number of attempts to read a state file. An attempt can fail because another process writes the file at the
+same moment."""
 
 
 def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:

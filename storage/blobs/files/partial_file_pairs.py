@@ -46,7 +46,7 @@ class PartialPaths:
 @dataclass(frozen=True, slots=True)
 class PartialFilePair:
     """The two open files of a partial blob, as file descriptors, and the progress read from the state file. `is_owner`:
-    whether this opening holds the lock on the state file, so that this process is the owner."""
+    whether `state_fd` holds the lock on the state file, so that this process is the owner."""
 
     state_fd: int
     data_fd: int
@@ -150,7 +150,7 @@ def write_progress(system: System, state_fd: int, progress: Progress) -> None:
 
 def _open_or_create(system: System, path: Path) -> int | None:
     """Opens a state file, or creates it, and returns its descriptor. Returns None if another process created the file
-    in between. Raises OSError."""
+    after this call had found none. Raises OSError."""
     with suppress(FileNotFoundError):
         return system.open(path, os.O_RDWR)
     with suppress(FileExistsError):
@@ -208,8 +208,8 @@ def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | N
 
 def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair:
     """Creates the data file, sparse and with its full length, and writes the state file. Raises StorageFull if the disk
-    has less free space than the blob needs, so that such a download fails before it has used the disk. After an error,
-    neither file exists."""
+    has less free space than the blob needs, so that such a download fails before it has filled the disk. After an
+    error, neither file exists."""
     data_fd = -1
     try:
         file_system = os.fstatvfs(state_fd)

@@ -36,7 +36,7 @@ _CHECKSUM = struct.Struct("<I")
 _FAILURES_HEAD = struct.Struct("<II")
 """Head of the second record: number of failures, length of the last reason in bytes."""
 MAX_REASON_BYTES = 2048
-"""Length of the longest reason that is stored. A longer one is truncated."""
+"""Length of the longest reason for a failure that is stored. A longer one is truncated."""
 MAX_STORED_EXTENTS = (RECORD_SIZE - _HEAD.size - _CHECKSUM.size) // 16  # an extent has two bounds of 8 bytes
 """Largest number of extents (ranges of stored bytes) that fit in the first record. Further extents are not recorded. If
 the owner then dies, their bytes are downloaded again."""
@@ -75,7 +75,8 @@ class Progress:
 
 
 def decode_progress(data: bytes) -> Progress | None:
-    """Decodes the first record. Returns None if the record is too short or its checksum is wrong."""
+    """Decodes the first record. Returns None if the record is not valid: too short, without `MAGIC`, or with a wrong
+    checksum."""
     if len(data) < _HEAD.size + _CHECKSUM.size:
         return None
     magic, status, bound_count, size, boot = _HEAD.unpack_from(data)
@@ -90,8 +91,8 @@ def decode_progress(data: bytes) -> Progress | None:
 
 
 def read_progress(fd: int) -> Progress | None:
-    """Reads the first record of an open state file. Returns None if the record is too short or its checksum is wrong,
-    for example because another process is writing it. Raises OSError."""
+    """Reads the first record of an open state file. Returns None if the record is not valid, for example because
+    another process is writing it. Raises OSError."""
     return decode_progress(os.pread(fd, RECORD_SIZE, 0))
 
 

@@ -87,7 +87,7 @@ class PartialWaiters:
 
     def _wake_ready(self, file: GrowingFile) -> None:
         """Refreshes `file`, and wakes the waiters whose byte is stored or whose wait has failed. Sets the poll timer if
-        others still wait for another process."""
+        others still wait for bytes that another process downloads."""
         file.is_notified, file.refreshed_at = False, self._loop.time()
         if (futures := self._waiting.get(file)) is None:
             return  # no task waits any more, and the file may be closed

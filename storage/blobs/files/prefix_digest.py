@@ -21,8 +21,8 @@ from storage.running_digest import start_digest
 PIECE_BYTES = 1024 * 1024
 """Number of bytes that are read and hashed at a time."""
 PIECES_PER_STEP = 64
-"""Largest number of pieces that one step hashes. After them the step ends, so that the steps of other files get its
-thread."""
+"""Largest number of pieces that one step hashes. The next step then queues for a thread, so that the steps of other
+files also get one."""
 
 
 class PrefixDigest:
@@ -55,7 +55,7 @@ class PrefixDigest:
         """Guards `_step_is_running`, and is notified when a step ends."""
         self._step_is_running = False
         self._is_stopped = False
-        """Whether `stop` or `finish` was called, so that no further step may start."""
+        """Whether `stop` or `finish` was called, so that no further step is started."""
         self._has_failed = False
         """Whether a step could not read the file."""
 
@@ -104,7 +104,7 @@ class PrefixDigest:
         try:
             self._run_while_open(hash_prefix)
         except OSError:
-            self._has_failed = True  # `finish` reads the same bytes again, and raises the error if it persists
+            self._has_failed = True  # `finish` reads the same bytes again, and raises the error if it occurs again
         if needs_another_step:
             self._submit_step()
             return

@@ -47,7 +47,7 @@ from storage.names import Digest
 
 class ProcessPartial:
     """A partial blob in this process. Each user calls `retain` when it starts to use the files and `release` when it
-    has ended. The last `release` closes the files.
+    stops. The last `release` closes the files.
 
     If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise it is the one that
     `refresh` read last from the state file.
@@ -146,11 +146,11 @@ class ProcessPartial:
         os.close(state_fd)
         close_data(self._threads, self.data_fd)
 
-    def _run_while_open(self, step: Callable[[], None]) -> None:
-        """Calls `step` and keeps the files open during the call. Does nothing if the files are already closed."""
+    def _run_while_open(self, call: Callable[[], None]) -> None:
+        """Runs `call` and keeps the files open during the call. Does nothing if the files are already closed."""
         if self.retain():
             try:
-                step()
+                call()
             finally:
                 self.release()
 
@@ -259,7 +259,7 @@ class ProcessPartial:
     def available_from(self, offset: int) -> int | None:
         """Returns the offset of the first byte after `offset` that is not stored, or `size` if the blob is committed.
         Returns None if the byte at `offset` is not stored yet, or if `offset` is equal to `size` and the blob is not
-        committed yet. Raises PartialLost if no owner is left to download the byte, and DigestInvalid."""
+        committed yet. Raises PartialLost (no owner is left to download the byte), DigestInvalid."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size

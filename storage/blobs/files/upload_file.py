@@ -4,7 +4,7 @@ The bytes are in the file `uploads/UUID/GENERATION`. The *owner* of a session is
 A request that takes the session over renames the file to the next generation number. The previous owner then finds no
 file with the name that it knows, and stops.
 
-Each write and each rename holds the file's lock, and first checks that the file still has that name. So the previous
+Each write and each rename holds the file's lock, and first checks that the file has not been renamed. So the previous
 owner cannot change a byte after the new owner has read the length of the file. The new owner does not wait for the
 previous owner, which may be waiting for a dead connection.
 """

@@ -23,8 +23,8 @@ BATCH_BYTES = 2 * 1024 * 1024
 """Size of a batch. A larger batch costs memory. A smaller one costs time, because passing a call to a thread and back
 takes about a tenth of the time of writing and hashing 1 MiB."""
 BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
-"""Number of bytes that all uploads of the process together may hold in memory. While there are more, each upload uses
-batches of `SMALL_BATCH_BYTES`."""
+"""If all uploads of the process together hold more bytes than this in memory, each upload uses batches of
+`SMALL_BATCH_BYTES`."""
 SMALL_BATCH_BYTES = 64 * 1024
 """Size of a batch while the uploads hold too many bytes in memory."""
 CLOSE_INLINE_BYTES = 64 * 1024
@@ -53,7 +53,7 @@ class FileUploadSession:
         offset: int = 0,
     ) -> None:
         """`boot`: id of the machine's present boot. `file`: the session's file, with `offset` bytes; None: the first
-        write creates it. `running_digest`: the digest of these bytes."""
+        write creates it. `running_digest`: the digest of the bytes in the file."""
         self._disk = disk
         self._buffers = buffers
         self._boot = boot
@@ -70,7 +70,7 @@ class FileUploadSession:
         self._written = offset
         """Number of bytes that are in the file or that `_writing` is writing."""
         self._writing: asyncio.Future[Digest | None] | None = None
-        """The write that is running or has failed; None if there is none."""
+        """The last write that was started; None after it has succeeded and `_finish_write` has returned."""
 
     @property
     def offset(self) -> int:
@@ -158,7 +158,7 @@ class FileUploadSession:
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
         """Starts writing and hashing the batch in a thread. `expected`: given if the batch is the last one. Then the
         same call also computes the digest of all bytes, and syncs the file if that is the expected digest. All of this
-        is one call to a thread, because a push of a small blob spends most of its time on passing calls to threads."""
+        is one call to a thread, because passing calls to threads takes more than half of the time of a small push."""
         chunks, start = self._batch, self._written
         end = start + self._batch_size
         self._batch, self._batch_size, self._written = [], 0, end
@@ -264,8 +264,8 @@ class ClaimedUploadFile:
 
         If the machine has not rebooted since the checkpoint (`same_boot`), all bytes in the file are right, and only
         the bytes after the checkpoint have to be hashed. If the file has fewer bytes than the checkpoint says, an
-        earlier commit moved the file but died before it deleted the session's metadata row. Then this raises
-        BlobUploadUnknown.
+        earlier commit moved the file, but its process died before it deleted the session's metadata row. Then this
+        raises BlobUploadUnknown.
 
         After a reboot the file may contain garbage, because it was not synced. The bytes that the checkpoint covers are
         hashed again, and the bytes after them are deleted. If the digest differs from the saved one, or no digest was
