@@ -30,7 +30,8 @@ MAX_BODY_BYTES: Final = 64 * 1024
 """Maximum size of a request body in bytes."""
 _MAX_TARGET_CHARACTERS: Final = 200
 """Maximum length of a path in the audit log; the rest is cut off."""
-AfterQuery = Annotated[str | None, Query(description="`next` of the previous page", max_length=80)]
+AfterQuery = Annotated[str | None, Query(description="The field `next` of the previous page", max_length=80)]
+"""The parameter `after`: the list continues after the entry that the previous response named in its field `next`."""
 LimitQuery = Annotated[int, Query(description="Maximum number of entries", ge=1, le=1000)]
 log = logging.getLogger("registry.management")
 

@@ -153,7 +153,7 @@ class _SignalWatch:
 
     def _wait_for_signal(self, timeout_seconds: float | None) -> int | None:
         """Waits for the next signal and returns its number. Returns None once the block of the context manager is left.
-        If neither happens within the timeout, ends the process as the first signal demands."""
+        If neither happens within the timeout, ends the process with the exit code of the first signal."""
         while True:
             if not select.select([self._read_fd], [], [], timeout_seconds)[0]:
                 assert self.first_signal is not None

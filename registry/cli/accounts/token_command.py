@@ -125,7 +125,7 @@ def list_tokens(
             "last used": lambda token: local_time(token.used, "never"),
             "note": lambda token: token.note,
         },
-        empty_message="there are no API tokens; entrepot token add ACCOUNT adds one",
+        empty_message="there are no API tokens; to add one, run: entrepot token add ACCOUNT",
     )
 
 
