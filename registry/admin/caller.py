@@ -2,8 +2,8 @@
 
 A registry is *open* until its first account is added: clients push and pull without a login. (It is never open if the
 settings name another source of accounts, such as an htpasswd file.) While the registry is open, the management API
-reads and changes accounts only for requests from the registry's own machine. If it did so for others too, anyone on the
-network could add the first account and take the registry over.
+reads and changes accounts only for requests from the registry's own machine. If requests from other machines could do
+that, anyone on the network could add the first account and take the registry over.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request) -> None:
-    """Raises HTTPException if the request comes from another site (403), has too long a body (413) or a body that is
-    not JSON (415), and RequestInvalid if it has too many parameters."""
+    """Raises HTTPException if the request comes from another site (403), has a body that is too long (413) or not
+    JSON (415), and RequestInvalid if the query has too many parameters."""
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return

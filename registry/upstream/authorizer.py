@@ -2,10 +2,10 @@
 access that a token grants, such as `repository:library/ubuntu:pull`).
 
 An endpoint says in a challenge what it requires: a token from a token service, or the password itself (RFC 9110, 11;
-RFC 6750). What a challenge requires is cached for its endpoint and scope once the endpoint has accepted the header that
-fulfils it. For another scope of that endpoint, the first request uses the same token service as a guess. This saves a
-request without a token, whose response would contain a challenge that names the same token service. If no token can be
-obtained from the guessed service, the request is sent without a token.
+RFC 6750). The requirement of a challenge is cached for its endpoint and scope once the endpoint has accepted a header
+that fulfils the requirement. For another scope of that endpoint, the first request uses the same token service as a
+guess. Without the guess, a request without a token would come first, only to get a challenge that names that service.
+If no token can be obtained from the guessed service, the request is sent without a token.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Downloads the bytes of blobs from an upstream (`BlobClient`), with urllib3 in threads. The bytes do not pass through
-the event loop, which would have no time for other requests (docs/adr/0010).
+the event loop, because the loop would then have no time for other requests (docs/adr/0010).
 
 The download of one byte range of a blob is a *transfer* (`BlobTransfer`). It passes the bytes to a *sink*, an object of
 the mirror that receives them. An *endpoint* is one of the URLs of an upstream.

@@ -39,7 +39,7 @@ class NetworkClass(Enum):
 
 
 NetworkClassifier = Callable[[str], NetworkClass]
-"""A function that returns the network class of an IP address, which it gets as text. It raises ValueError for text that
+"""A function that returns the network class of an IP address that is given as text. It raises ValueError for text that
 is no IP address."""
 
 _PRIVATE_NETWORKS = [

@@ -201,7 +201,7 @@ class UpstreamEndpoints:
 
     def circuit_open_errors(self, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
         """Returns a list with one error that stands for all endpoints whose breaker is open; an empty list if there is
-        no such endpoint. `usable` is the result of `in_order`, which has the other endpoints."""
+        no such endpoint. `usable` has all other endpoints; it is the result of `in_order`."""
         waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []

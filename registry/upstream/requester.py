@@ -202,7 +202,7 @@ class UpstreamRequester:
         try:
             response, sent_token = await self._send_with_login(endpoint, attempt, f"repository:{repo}:pull", send)
         except AnonymousRefused:
-            # The token service gives no token to anonymous clients, which does not show whether the content exists.
+            # The token service gives no token to anonymous clients. This does not show whether the content exists.
             raise as_unconfirmed(not_found_error) from None
         if response.status < 500:
             attempt.on_working()

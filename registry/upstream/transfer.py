@@ -57,7 +57,7 @@ class BlobTransfer:
     def __init__(
         self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
     ) -> None:
-        """`endpoint` is the URL of the endpoint, which the sink gets. `attempt` gets reports on how the endpoint
+        """`endpoint` is the URL of the endpoint; it is passed to the sink. `attempt` gets reports on how the endpoint
         responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`."""
         self.endpoint = endpoint
         self.span = span
@@ -158,7 +158,7 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class SocketBody:
-    """The body of a response, which is read once, in pieces. After the last piece, or after an error, the caller must
+    """The body of a response. It is read once, in pieces. After the last piece, or after an error, the caller must
     call `finish` or `discard`."""
 
     def __init__(self, response: HTTPResponse, length: int) -> None:
