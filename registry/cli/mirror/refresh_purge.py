@@ -56,7 +56,7 @@ async def _refresh_digest(
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return "a digest means the same for ever; it is here"
     if unblocked_blobs:
-        # No manifest of this digest is cached, so the deleted record was for the digest itself: it is that of a blob.
+        # No manifest of this digest is cached, so the deleted record was for a blob with this digest.
         return "the next pull fetches it"
     return f"new here: {(await mirrored.registry.get_manifest(mirrored.repo, digest)).digest}"
 
