@@ -2,8 +2,8 @@
 
 A registry is *open* until its first account is added: clients push and pull without a login. (It is never open if the
 settings name another source of accounts, such as an htpasswd file.) While the registry is open, the management API
-reads and changes accounts only for requests from the registry's own machine. If it did so for others too, anyone on the
-network could add the first account and take the registry over.
+reads and changes accounts only for requests from the registry's own machine. If requests from other machines could do
+that, anyone on the network could add the first account and take the registry over.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ManagementComponents:
     - `administration` reads and changes accounts, groups, grants and tokens.
     - `authenticator` checks the credentials or the login session of a request.
     - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
-    - `cursors` encrypts those list cursors that name an entry which the caller may not see. A *cursor* is the position
-      from which the client gets the next page.
+    - `cursors` encrypts list cursors that name an entry which the caller is not allowed to see. A *cursor* is the
+      position from which the client gets the next page.
     - `is_proxied` means that a reverse proxy may be in front of the server, because the settings have `public_url` or
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.
@@ -135,7 +135,7 @@ async def require_login(caller: AnyCaller) -> Caller:
 
     While the registry is open, nobody has an account. Then returns a caller on the registry's own machine, and raises
     Denied for every other caller."""
-    # A caller on the registry's own machine has the rights UNRESTRICTED then, which include those of an admin.
+    # A caller on the registry's own machine has ALL_MANAGEMENT_RIGHTS then, which include those of an admin.
     if caller.is_open and not caller.rights.admin:
         raise Denied(
             "there are no accounts yet, so only the registry's own machine may do this: run there "

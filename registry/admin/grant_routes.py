@@ -23,8 +23,8 @@ from storage.content import Page
 _BATCH_SIZE: Final = 100
 """Number of grants to read and filter before the event loop may run other requests."""
 _MAX_BATCHES: Final = 100
-"""Maximum number of batches to read for one page, so that a caller who may see few grants cannot cause an endless
-scan."""
+"""Maximum number of batches to read for one page. Without it, a request of a caller who is allowed to see only few
+grants could read all grants in the store."""
 SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 
@@ -80,7 +80,9 @@ async def list_grants(
     account: Annotated[
         str | None, Query(alias="for", description="All grants that apply to this account", max_length=80)
     ] = None,
-    after: Annotated[str | None, Query(description="`next` of the previous page", max_length=SEALED_LENGTH)] = None,
+    after: Annotated[
+        str | None, Query(description="The field `next` of the previous page", max_length=SEALED_LENGTH)
+    ] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.GrantResponse]:
     """Lists grants. An admin sees all grants. Other accounts see the grants for patterns on which they may grant; with
@@ -89,7 +91,7 @@ async def list_grants(
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
     response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
-    if page.next_after is not None:  # names a grant that the caller may not see, so it is sent encrypted
+    if page.next_after is not None:  # encrypted, because the caller is possibly not allowed to see this grant
         response.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
     return response
 
@@ -113,7 +115,7 @@ async def _visible_page(
     `subjects`.
 
     Reads at most `_MAX_BATCHES` batches. If the page ends for that reason, its `next_after` is the key of the last
-    grant that was read; the caller may not be allowed to see that grant."""
+    grant that was read, even if the caller is not allowed to see that grant."""
     if show_all or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
     visible: list[Grant] = []

@@ -30,7 +30,8 @@ MAX_BODY_BYTES: Final = 64 * 1024
 """Maximum size of a request body in bytes."""
 _MAX_TARGET_CHARACTERS: Final = 200
 """Maximum length of a path in the audit log; the rest is cut off."""
-AfterQuery = Annotated[str | None, Query(description="`next` of the previous page", max_length=80)]
+AfterQuery = Annotated[str | None, Query(description="The field `next` of the previous page", max_length=80)]
+"""The parameter `after`: the list continues after the entry that the previous response named in its field `next`."""
 LimitQuery = Annotated[int, Query(description="Maximum number of entries", ge=1, le=1000)]
 log = logging.getLogger("registry.management")
 
@@ -85,8 +86,8 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request) -> None:
-    """Raises HTTPException if the request comes from another site (403), has too long a body (413) or a body that is
-    not JSON (415), and RequestInvalid if it has too many parameters."""
+    """Raises HTTPException if the request comes from another site (403), has a body that is too long (413) or not
+    JSON (415), and RequestInvalid if the query has too many parameters."""
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return

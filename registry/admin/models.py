@@ -1,5 +1,5 @@
-"""Pydantic models of the management API: the bodies of its requests and responses. `--json` prints the same responses
-at the command line.
+"""Pydantic models of the management API: the bodies of its requests and responses. At the command line, account
+commands with `--json` print the same models.
 
 The class names, docstrings and field descriptions appear in the OpenAPI document. A method `from_stored` builds a
 response from the stored object of the same meaning (`storage.access`). Times are in UTC. An *issuer* is an external
@@ -22,7 +22,7 @@ from storage.content import Page
 ModelT = TypeVar("ModelT")
 StoredT = TypeVar("StoredT")
 ActionWord = Literal["pull", "push", "delete", "admin"]
-NoteText = Annotated[str, Field(description="One line for people", max_length=200, examples=["on call"])]
+NoteText = Annotated[str, Field(description="A remark for people, in one line", max_length=200, examples=["on call"])]
 NameText = Annotated[
     str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64 of them", examples=["alice"])
 ]
@@ -64,7 +64,7 @@ def list_page(
     page: Page[StoredT], to_model: Callable[[StoredT], ModelT], sort_key: Callable[[StoredT], str]
 ) -> ListPage[ModelT]:
     """Converts a page of stored objects to the model of a page. `to_model` converts one object. `sort_key` returns the
-    text by which the list is sorted: `next` becomes that of the last item, or None on the last page."""
+    text by which an object is sorted. The field `next` gets the sort key of the last item; None on the last page."""
     next_key = sort_key(page.items[-1]) if page.more and page.items else None
     return ListPage(items=[to_model(item) for item in page.items], next=next_key)
 

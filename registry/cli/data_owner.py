@@ -1,4 +1,4 @@
-"""Prepares the data directory for a command. A server that uses the same directory may be running.
+"""Prepares the data directory for a command, also while a server uses the same directory.
 
 If root starts a command on a data directory that belongs to another user, the command first becomes that user. If it
 stayed root, its new files would belong to root, and the server, which runs as the other user, could not read, rename or

@@ -20,7 +20,7 @@ Examples:
   entrepot inspect localhost:5000/team/app:1.2 --json
   entrepot inspect team/app@sha256:0a1b…
 
-Without a tag it shows `latest`. The command reads the data directory; a server may be running on it."""
+Without a tag it shows `latest`. The command reads the data directory, also while a server is using it."""
 
 
 def inspect(

@@ -4,7 +4,8 @@ Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait 
 does not exit before such threads have ended. A command may end abruptly without losing data, because the storage makes
 each write durable before it acknowledges the write. A later command or server removes incomplete files.
 
-`entrepot serve` uses this module only while it imports its modules. Then the server installs its own signal handlers.
+`entrepot serve` uses this module only while its modules are imported. After that, the server installs its own signal
+handlers.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ newline puts the last line below the `^C` that the terminal prints when a person
 
 
 class SignalExit:
-    """A function that prints one line with the reason on stderr and ends the process immediately, with the exit code
-    128 + the signal's number. May be called in any thread.
+    """A callable that prints one line with the reason on stderr and ends the process immediately, with the exit code
+    128 + the signal's number. It can be called in any thread.
 
     The constructor saves the terminal's settings, and the call restores them. So construct the object before the
     command changes the terminal, for example for a password prompt.
@@ -106,10 +107,10 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
 class _SignalWatch:
     """Context manager that handles SIGINT and SIGTERM in a thread of its own, so that a busy main thread does not delay
     the reaction. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for
-    the main thread, and the thread reads the pipe.
+    the main thread, and the signal thread reads the pipe.
 
-    After the first signal, the thread calls `cancel` in `loop`. After a second one, or if the block still runs
-    CLEANUP_SECONDS after the first, the thread ends the process and prints `reason`."""
+    After the first signal, the signal thread calls `cancel` in `loop`. After a second one, or if the block still runs
+    CLEANUP_SECONDS after the first, the signal thread prints `reason` and ends the process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
         self.first_signal: int | None = None
@@ -140,7 +141,7 @@ class _SignalWatch:
         os.close(self._read_fd)
 
     def _watch(self) -> None:
-        """Handles the first and the second signal. Runs in the thread."""
+        """Handles the first and the second signal. Runs in the signal thread."""
         first_signal = self._wait_for_signal(timeout_seconds=None)
         if first_signal is None:
             return
@@ -153,7 +154,7 @@ class _SignalWatch:
 
     def _wait_for_signal(self, timeout_seconds: float | None) -> int | None:
         """Waits for the next signal and returns its number. Returns None once the block of the context manager is left.
-        If neither happens within the timeout, ends the process as the first signal demands."""
+        If neither happens within the timeout, ends the process with the exit code of the first signal."""
         while True:
             if not select.select([self._read_fd], [], [], timeout_seconds)[0]:
                 assert self.first_signal is not None

@@ -68,12 +68,12 @@ If an upstream needs no more than its defaults, `mirror = ["docker.io"]`, `--mir
 - All other names can be pushed to. A name that was pushed belongs to this registry from then on, even after its content
   is deleted: no upstream is ever asked for it. A name that `hosted.prefixes` matches belongs to this registry from the
   start.
-- Any other name was never pushed and is not reserved. It is pulled from the default upstream, if there is one. But no
-  upstream is asked for a name that begins with the host of a registry that is not mirrored.
+- A name that neither begins with an upstream's name nor belongs to this registry is pulled from the default upstream,
+  if there is one. But no upstream is asked for a name that begins with the host of a registry that is not mirrored.
 
-If a client pulls a private name before anything was pushed to it, the default upstream is asked for the name and so
-learns it; `hosted.prefixes` prevents that. A push contacts an upstream only if content was pulled under the same name
-before.
+If a client pulls a name that is meant for private images before anything was pushed to it, this registry asks the
+default upstream for that name, so the upstream learns the name. To prevent that, add the name to `hosted.prefixes`. A
+push contacts an upstream only if content was pulled under the same name before.
 """
 """The end of the page. `render_settings_page` replaces the line `TOML` by an example file."""
 
@@ -137,7 +137,7 @@ def default_text(path: SettingPath, field: FieldInfo) -> str:
 
 
 def _example_file() -> str:
-    """Returns a TOML file with every setting at its default, without the lists of tables."""
+    """Returns a TOML file with every setting at its default. Leaves out the lists of tables, such as `[[upstream]]`."""
     settings = ((path, [_example_line(path, field)]) for path, field in setting_fields() if not table_model(field))
     return "\n".join(toml_lines(settings))
 

@@ -22,7 +22,7 @@ from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
 _ASSUMED_BODY_BYTES = 1 * MIB
-"""Memory that is reserved before a body is read whose length the response does not state."""
+"""Memory that is reserved for a body before it is read, if the response does not state the length of the body."""
 _PIECES_PER_TURN = 64
 """Number of pieces of a body after which other tasks of the event loop run. If a server sends chunks of one byte, one
 read from the socket yields ten thousand pieces, which would block the event loop."""
@@ -79,7 +79,7 @@ class ApiClient:
 
         `form`: the fields of an HTML form, which are sent as the body; redirects are then not followed. `reach`: the
         addresses to which `url` may lead; None: `url` is on an endpoint from the settings, so it may lead to every
-        address. `attempt`: gets reports on how the endpoint responds; the targets of redirects are not reported.
+        address. `attempt`: gets reports on how the endpoint responds, but not on how the targets of redirects do.
         `read_body`: if False, a successful response is returned without its body. `max_bytes`: the largest body of a
         successful response; the body of an unsuccessful response is cut off after this size. `memory`: the scope at
         whose end the memory of a body larger than SMALL_BODY_BYTES is given back to the budget; None: it is given back
@@ -182,9 +182,9 @@ class ApiClient:
 
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
         """Returns the httpx2 client for the current step of `route`. There is one client, which has its own connection
-        pool, for each proxy and each reach (set of allowed addresses). Therefore a redirect cannot use an open
-        connection to an address that is not allowed for it, and targets of redirects that do not respond take no
-        connections from the endpoints."""
+        pool, for each pair of proxy and reach (set of allowed addresses). Therefore a redirect cannot use an open
+        connection to an address that is not allowed for it. And if the target of a redirect does not respond, requests
+        that wait for it take no connections from the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])

@@ -2,10 +2,10 @@
 access that a token grants, such as `repository:library/ubuntu:pull`).
 
 An endpoint says in a challenge what it requires: a token from a token service, or the password itself (RFC 9110, 11;
-RFC 6750). What a challenge requires is cached for its endpoint and scope once the endpoint has accepted the header that
-fulfils it. For another scope of that endpoint, the first request uses the same token service as a guess. This saves a
-request without a token, whose response would contain a challenge that names the same token service. If no token can be
-obtained from the guessed service, the request is sent without a token.
+RFC 6750). The requirement of a challenge is cached for its endpoint and scope once the endpoint has accepted a header
+that fulfils the requirement. For another scope of that endpoint, the first request uses the same token service as a
+guess. Without the guess, a request without a token would come first, only to get a challenge that names that service.
+If no token can be obtained from the guessed service, the request is sent without a token.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ MAX_CACHED_CHALLENGES = 1000
 CHALLENGE_VALID_SECONDS = 3600.0
 """Time for which the requirement of a challenge is cached, from the last time that the endpoint accepted it."""
 OFFER_SECONDS = 3.0
-"""Time limit for the steps before the request itself: GET `/v2/`, and getting a token for a cached requirement. After
-that time the request is sent without a token. If it needs one, its response contains the challenge."""
+"""Time limit for the steps before the request itself: GET `/v2/`, and getting a token. After that time the request is
+sent without a token. If it needs one, its response contains the challenge."""
 OFFER_TIME_DIVISOR = 3
 """The steps before the request take at most a third of the time limit for the endpoint (1 divided by this number), so
 that time is left for the request itself."""
@@ -148,10 +148,11 @@ class UpstreamAuthorizer:
         return self._login.is_configured and not self.has_login
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
-        """Returns the offer for the first request. The offer has no header if nothing shows that the endpoint requires
-        a login. It has no header, but a `failure`, if no token could be obtained in time. Raises UpstreamUnavailable if
-        the configured login cannot be read, and TooManyRequests if the endpoint answers GET `/v2/` with 429. `attempt`
-        has the time limit for the endpoint, and gets reports on the response to GET `/v2/`."""
+        """Returns the offer with which to send a request for the first time. The offer has no header if nothing shows
+        that the endpoint requires a login. It has no header, but a `failure`, if no token could be obtained. Raises
+        UpstreamUnavailable if the configured login cannot be read, and TooManyRequests if the endpoint answers GET
+        `/v2/` with 429. `attempt` has the time limit for the endpoint, and gets reports on the response to GET
+        `/v2/`."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
         if token := await self._tokens.cached(key):
@@ -185,8 +186,9 @@ class UpstreamAuthorizer:
 
     def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
         """Returns an offer with the password, for use after an endpoint has refused a request and its response had no
-        challenge. Returns None if there is no password, if what the endpoint requires for this scope is cached, or if
-        GET `/v2/` was not sent or has shown whether the endpoint requires a login."""
+        challenge. Returns None if there is no password, or if it is known what the endpoint requires: from the cached
+        requirement for this scope, or from the response to GET `/v2/`. Also returns None if GET `/v2/` was not
+        sent."""
         login = self._login.current()
         if login is None or not login.username or login.identity or (endpoint, scope) in self._requirements:
             return None
@@ -252,7 +254,8 @@ class UpstreamAuthorizer:
 
     def _cached_requirement(self, endpoint: str, scope: str) -> LoginRequirement | None:
         """Returns the cached requirement of the endpoint for this scope; None if none is cached or it has expired. A
-        requirement that would expire too far in the future is deleted, because the clock was set back meanwhile."""
+        requirement that would expire later than CHALLENGE_VALID_SECONDS from now is deleted: the clock was set back
+        after it was cached."""
         requirement, valid_until = self._requirements.get((endpoint, scope), (None, 0.0))
         if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
             self._requirements.pop((endpoint, scope), None)
@@ -265,9 +268,8 @@ class UpstreamAuthorizer:
         """Returns what the endpoint requires according to its response to GET `/v2/`; None if the response contains no
         challenge that can be fulfilled. Uses a cached response if there is one.
 
-        Some registries answer requests for private content with 404 instead of 401 if they contain no login. That
-        response has no challenge, so the challenge has to come from GET `/v2/`. docker sends that request first as
-        well."""
+        Some registries answer a request for private content with 404 instead of 401 if the request contains no login.
+        A 404 has no challenge, so the challenge has to come from GET `/v2/`. docker sends GET `/v2/` first as well."""
         ping = self._pings.get(endpoint)
         if ping is None or not 0 < ping.valid_until - self._clock() <= PING_VALID_SECONDS:
             attempt.on_sent()

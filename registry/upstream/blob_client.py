@@ -1,5 +1,5 @@
 """Downloads the bytes of blobs from an upstream (`BlobClient`), with urllib3 in threads. The bytes do not pass through
-the event loop, which would have no time for other requests (docs/adr/0010).
+the event loop, because the loop would then have no time for other requests (docs/adr/0010).
 
 The download of one byte range of a blob is a *transfer* (`BlobTransfer`). It passes the bytes to a *sink*, an object of
 the mirror that receives them. An *endpoint* is one of the URLs of an upstream.
@@ -56,8 +56,8 @@ class _ThreadState(threading.local):
     buffer: bytearray | None = None
     """The buffer for the bytes of blobs; None until the thread reads its first body."""
     peer: str | None = None
-    """The IP address of the server on whose connection the thread last waited for a response; None: a proxy is
-    between."""
+    """The IP address of the server on whose connection the thread last waited for a response; None: that connection
+    led to a proxy."""
 
 
 class BlobClient:
@@ -83,11 +83,12 @@ class BlobClient:
         """By the URL of the proxy (None: no proxy), and the addresses to which the pool may connect."""
         self._pools_lock = threading.Lock()
         self._running: set[BlobTransfer] = set()
+        """The transfers for which `fetch` has been called and has not returned."""
 
     async def fetch(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
         """Runs the transfer with a GET of `url`, and returns the response after the sink has received the whole body.
-        If the response is unsuccessful, the sink receives nothing, and the returned response has the body unless that
-        is larger than SMALL_BODY_BYTES.
+        If the response is unsuccessful, the sink receives nothing. The returned response then has at most
+        SMALL_BODY_BYTES of the body, and none of it if the stated length is larger.
 
         Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink.
         After a cancellation the connection is closed. The sink is never called after this method has returned or
@@ -116,11 +117,11 @@ class BlobClient:
             self._running.discard(transfer)
 
     async def _wait_for_end(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits until the transfer has ended and returns True. Returns False if it runs without progress for
-        `idle_timeout`, or for `_start_timeout` before the first call of the sink. Progress means the first call of the
-        sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`. Socket timeouts are not enough: each
-        read has its own timeout, so a server that sends a few bytes now and then could occupy a thread and a connection
-        for ever."""
+        """Waits until the transfer has ended, so that `waiting` is done, and returns True. Returns False if the
+        transfer makes no progress for `idle_timeout`, or for `_start_timeout` before the first call of the sink.
+        Progress means the first call of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`.
+        Socket timeouts are not enough: each read has its own timeout, so a server that sends a few bytes now and then
+        could occupy a thread and a connection for ever."""
         clock = asyncio.get_running_loop().time
         received_bytes, sink_called, last_progress_at = 0, False, clock()
         while True:
@@ -225,9 +226,9 @@ class BlobClient:
         return self._policy.classify(self._thread_state.peer)
 
     def _pool(self, route: RedirectChain) -> urllib3.PoolManager:
-        """Returns the connection pool for the current step of `route`. There is one pool for each proxy and each reach
-        (set of allowed addresses), so that a redirect cannot use an open connection to an address that is not allowed
-        for it."""
+        """Returns the connection pool for the current step of `route`. There is one pool for each pair of proxy and
+        reach (set of allowed addresses), so that a redirect cannot use an open connection to an address that is not
+        allowed for it."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
@@ -263,7 +264,7 @@ class BlobClient:
 
     def _on_connection(self, connection: Connection, peer: str | None) -> None:
         """urllib3 connections call this in the download thread, just before it waits for a response on `connection`.
-        `peer` is the IP address of the server; None: a proxy is between."""
+        `peer` is the IP address of the server; None: the connection leads to a proxy."""
         self._thread_state.peer = peer
         if self._thread_state.transfer is not None:
             self._thread_state.transfer.use_socket(connection)
@@ -297,7 +298,8 @@ class BlobClient:
 
 
 def _request_target(url: str) -> str:
-    """Returns the path and query of a URL, for the request line of a request to the server itself."""
+    """Returns the path and query of a URL, for the request line of a request that goes to the server and not to a
+    proxy."""
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
@@ -308,7 +310,8 @@ def _has_unknown_length(response: HTTPResponse) -> bool:
 
 
 def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> UpstreamResponse:
-    """Returns an unsuccessful response with its body; without the body if that is larger than SMALL_BODY_BYTES."""
+    """Returns an unsuccessful response with at most SMALL_BODY_BYTES of its body; without the body if the stated length
+    is larger."""
     body = b""
     try:
         if (response.length_remaining or SMALL_BODY_BYTES) <= SMALL_BODY_BYTES:
@@ -361,8 +364,8 @@ def _is_connection_failure(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Returns a short text for the error: the system's text of an OSError, and the class name of any other error. The
-    text of an error of urllib3 may contain the representation of an object, and so a whole URL."""
+    """Returns a short text for the error: the system's text of an OSError, and the class name of any other error. An
+    error's own text is not used, because urllib3's texts may contain a whole URL, which may give access."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
     return str(text)[:200]

@@ -8,8 +8,8 @@ checks each realm:
   name, if its host is the endpoint's, or if the setting `realms` lists it.
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
-- A realm that is used gets the password if it is listed, if it has the same port as the endpoint, or if it is on
-  another host than the endpoint and has port 443. On another port there may be a service of somebody else.
+- A request that contains the password is sent only to a realm that is listed, that has the same port as the endpoint,
+  or that has port 443 and another host than the endpoint. On any other port there may be a service of somebody else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from registry.upstream.destinations import loggable_origin, origin, registrable_
 from storage.errors import UpstreamUnavailable
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""A word without quotes in a header, which RFC 9110, 5.6.2 calls a token. It has nothing to do with token services."""
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
 """The scheme of a challenge, such as `Bearer`, and the spaces after it."""
@@ -34,10 +35,10 @@ _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
 MAX_FIELD_LENGTH = 16 << 10
 """Longest `WWW-Authenticate` field, in characters, that is parsed. Parsing 95 KB blocked the event loop for 200 ms."""
 MAX_CHALLENGES = 16
-"""Number of challenges of one field that are parsed. Further challenges are ignored."""
+"""Largest number of challenges of one field that are parsed. Further challenges are ignored."""
 MAX_LOGGED_REALMS = 100
-"""Number of refused realms that are logged. The upstream chooses the realms, so without a limit it could fill the
-log."""
+"""Largest number of refused realms that are logged. The upstream chooses the realms, so without a limit it could fill
+the log."""
 _GAP = re.compile(r"[ \t,]*")
 """The characters between two challenges or parameters."""
 
@@ -60,8 +61,8 @@ class LoginChallenge:
 
 
 def parse_challenges(text: str) -> list[LoginChallenge]:
-    """Returns the challenges of a `WWW-Authenticate` field, in order, up to the first one that cannot be parsed.
-    Returns an empty list for a field that is too long."""
+    """Returns the challenges of a `WWW-Authenticate` field in the order of the field, up to the first one that cannot
+    be parsed. Returns an empty list for a field longer than MAX_FIELD_LENGTH."""
     challenges: list[LoginChallenge] = []
     if len(text) > MAX_FIELD_LENGTH:
         return challenges
@@ -137,7 +138,7 @@ class RealmPolicy:
                 loggable_origin(endpoint),
                 shown,
                 problem.text,
-                "; if it is right, add it to the upstream's realms" if problem.is_unlisted else "",
+                "; if you trust that service, add it to the upstream's realms" if problem.is_unlisted else "",
             )
         raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {problem.text}")
 
@@ -153,11 +154,13 @@ class RealmPolicy:
             return RealmProblem("has a user name in its address", is_unlisted=False)
         is_listed, is_on_own_host = self._is_listed(realm), host == endpoint_host
         if scheme == "http" and endpoint_scheme == "https":
-            # With an http endpoint, the password may be sent in clear text anyway. An https endpoint protects it.
+            # An https endpoint protects the password, so the token service must protect it as well.
             return RealmProblem("uses http although the endpoint uses https", is_unlisted=False)
         is_on_own_domain = scheme == "https" and registrable_domain(host) in self._own_domains
         if not (is_listed or is_on_own_host or is_on_own_domain):
-            return RealmProblem("is neither on the upstream's own site nor in its realms", is_unlisted=True)
+            return RealmProblem(
+                "is neither on a registrable domain of the upstream nor in its realms", is_unlisted=True
+            )
         if sends_password and not (is_listed or port == endpoint_port or (not is_on_own_host and port == 443)):
             return RealmProblem(
                 "would get the password on another port than the endpoint's and is not in the upstream's realms",
@@ -166,8 +169,8 @@ class RealmPolicy:
         return None
 
     def _is_listed(self, realm: str) -> bool:
-        """Returns whether the setting `realms` has a URL with the same origin, and with the same path, a path above it,
-        or no path. Queries are ignored."""
+        """Returns whether the setting `realms` has a URL with the origin of `realm`, and with the path of `realm`, a
+        path above that path, or no path. Queries are ignored."""
         path = urlsplit(realm).path or "/"
         for listed in self._listed_realms:
             listed = listed if "://" in listed else f"https://{listed}"

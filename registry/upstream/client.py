@@ -1,12 +1,15 @@
 """The HTTP client for one upstream registry (`HttpUpstreamClient`), which implements `UpstreamClient`.
 
 It requests manifests, blobs and lists. An upstream has one or more endpoints (URLs that serve the same content).
-`UpstreamRequester` tries the endpoints in turn. `BlobClient` downloads the bytes of blobs, `ApiClient` sends all other
-requests.
+`UpstreamRequester` tries the endpoints one after another. `BlobClient` downloads the bytes of blobs, `ApiClient` sends
+all other requests.
 
 "The errors of a failed upstream request" are UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and
-StorageFailed. A "not found" error such as BlobUnknown may be of its *unconfirmed* subclass (UnconfirmedBlobUnknown):
-then the answer may not come from the registry itself, but from a proxy or firewall in front of it.
+StorageFailed. A "not found" error such as BlobUnknown may be of its *unconfirmed* subclass (UnconfirmedBlobUnknown).
+The response then possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
+
+Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
+endpoint does not have the content, the next one is tried. For tags, the first endpoint decides.
 """
 
 from __future__ import annotations
@@ -47,10 +50,10 @@ RESPONSE_MEMORY_BYTES = 56 * MIB
 """Memory budget for the large responses of one upstream, until they are parsed and stored."""
 
 _HEAD_UNSUPPORTED = frozenset({400, 405, 501})
-"""Statuses with which a registry may refuse a HEAD request for a manifest. A GET is sent then."""
+"""Statuses with which a registry may refuse a HEAD request for a manifest. After such a response a GET is sent."""
 _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
-"""Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. A GET is
-sent then."""
+"""Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. After
+such a response a GET is sent."""
 
 
 class FetchEnded(Exception):
@@ -92,7 +95,7 @@ class HttpUpstreamClient:
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
             # After ManifestUnknown the mirror deletes a cached tag. A 404 to HEAD has no body that would show whether
-            # the registry itself sent it, so it raises UnconfirmedManifestUnknown. Then a GET is sent.
+            # the registry itself sent it. It therefore causes UnconfirmedManifestUnknown, after which a GET is sent.
             with suppress(UnconfirmedManifestUnknown):
                 response = await self._request_manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else response.digest
@@ -160,8 +163,8 @@ class HttpUpstreamClient:
         """Returns the blob's size in bytes. Sends a HEAD request, and a GET of the first byte if the response to HEAD
         does not show the size."""
         path = f"blobs/{digest}"
-        # The mirror caches BlobUnknown. A 404 to HEAD has no body that would show whether the registry itself sent it,
-        # so it raises UnconfirmedBlobUnknown. Then a GET is sent.
+        # The mirror caches BlobUnknown. A 404 to HEAD has no body that would show whether the registry itself sent it.
+        # It therefore causes UnconfirmedBlobUnknown, after which a GET is sent.
         with suppress(UnconfirmedBlobUnknown):
             response = await self._requester.request(
                 endpoint,
@@ -200,8 +203,9 @@ class HttpUpstreamClient:
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
     ) -> None:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries the endpoints whose URL is in `avoid`
-        last. Tries no other endpoint after the sink was called. Raises BlobUnknown, RangesUnsupported, the errors of a
-        failed upstream request, and what the sink raises. After a cancellation the sink is not called again."""
+        last. Tries no other endpoint after the sink was called. Raises BlobUnknown, RangesUnsupported (the upstream
+        sends only whole blobs), the errors of a failed upstream request, and what the sink raises. After a cancellation
+        the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()

@@ -24,16 +24,16 @@ HUB_NAMES = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "reg
 
 @dataclass(frozen=True, slots=True)
 class UpstreamLogin:
-    """A login at an upstream: a user name with a password, or an identity token. That is a refresh token that `docker
-    login` got from the token service, and that docker stores instead of the password."""
+    """A login at an upstream: a user name with a password, or an identity token. An identity token is a refresh token
+    that `docker login` got from the token service, and that docker stores in place of the password."""
 
     username: str
     password: str = field(default="", repr=False)
     identity: str = field(default="", repr=False)
     """The identity token; empty for a login with a password."""
     version: str = ""
-    """Changes when the file of the login changes; empty for a password from an environment variable. It is part of the
-    key of cached tokens, so that tokens that were obtained with an earlier login are not used."""
+    """Changes when the file of the login changes; empty for a password from an environment variable. Tokens are
+    cached under a key that contains it, so that a token that was obtained with an earlier login is not used."""
 
     def basic(self) -> str:
         """Returns the value of an `Authorization` header with the user name and the password (RFC 7617)."""
@@ -72,7 +72,8 @@ class ConfiguredLogin:
                 self._login = self._read(self._file, f"{file_state[0]:x}-{file_state[2]:x}")
                 self._read_state = file_state
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # Only the texts of these two errors are logged. The text of another error could contain the password.
+            # Only the text of an OSError or a JSONDecodeError is logged. That of another error could contain the
+            # password.
             reason = error if isinstance(error, OSError | json.JSONDecodeError) else "its content is not valid"
             log.error("the login for %s cannot be read from %s: %s", self._settings.name, self._file, reason)
             raise self._unreadable_error() from None
@@ -111,17 +112,19 @@ class ConfiguredLogin:
         for name in self._docker_names():
             if isinstance(entry := logins.get(name), Mapping) and (login := _parse_docker_login(entry, version)):
                 return login
-        uses_helper = "credsStore" in document or "credHelpers" in document
+        hint = ""
+        if "credsStore" in document or "credHelpers" in document:
+            hint = ": the file leaves passwords to a credential helper, which Entrepot does not support"
         log.warning(
             "%s contains no login for %s, so requests to that upstream are sent without a login%s",
             self._settings.docker_config,
             self._settings.name,
-            ": it leaves passwords to a credential helper, which Entrepot does not support" if uses_helper else "",
+            hint,
         )
         return None
 
     def _docker_names(self) -> list[str]:
-        """Returns the keys of `auths` under which the login may be stored. The first of them that has one is used."""
+        """Returns the keys of `auths` under which the login may be stored, in the order in which to look for it."""
         hosts = [self._settings.name, *(urlsplit(endpoint).netloc for endpoint in self._settings.endpoints)]
         names = [*HUB_NAMES] if self._settings.name == DOCKER_HUB else []
         for host in hosts:

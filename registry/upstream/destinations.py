@@ -22,8 +22,8 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 MAX_LOGGED_REFUSALS = 100
-"""Number of refused destinations that are logged for one upstream. The upstream chooses them, so without a limit it
-could fill the log."""
+"""Largest number of refused destinations that are logged for one upstream. The upstream chooses them, so without a
+limit it could fill the log."""
 
 
 class NetworkClass(Enum):
@@ -39,7 +39,7 @@ class NetworkClass(Enum):
 
 
 NetworkClassifier = Callable[[str], NetworkClass]
-"""A function that returns the network class of an IP address, which it gets as text. It raises ValueError for text that
+"""A function that returns the network class of an IP address that is given as text. It raises ValueError for text that
 is no IP address."""
 
 _PRIVATE_NETWORKS = [
@@ -52,7 +52,8 @@ _PRIVATE_NETWORKS = [
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 6052)."""
 _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
-"""IPv6 addresses for NAT64 inside one network (RFC 8215). Where they embed the IPv4 address depends on that network."""
+"""IPv6 addresses for NAT64 inside one network (RFC 8215). Where they embed the IPv4 address depends on that network, so
+their class is SPECIAL."""
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 """Deprecated IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 4291, 2.5.5.1)."""
 
@@ -74,14 +75,14 @@ def classify_address(address: str) -> NetworkClass:
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Returns the IPv4 address that is embedded in `address`, because a connection to `address` reaches it; None if
+    """Returns the IPv4 address that is embedded in `address` and to which a connection to `address` leads; None if
     there is none. Knows mapped and compatible addresses (RFC 4291), 6to4 (RFC 3056) and NAT64 (RFC 6052)."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
         return address.sixtofour
     low_bits = int(address) & 0xFFFFFFFF
-    if address in _NAT64 or (address in _IPV4_COMPATIBLE and low_bits > 1):
+    if address in _NAT64 or (address in _IPV4_COMPATIBLE and low_bits > 1):  # 0 and 1 are the addresses :: and ::1
         return ipaddress.IPv4Address(low_bits)
     return None
 
@@ -156,15 +157,14 @@ class AddressPolicy:
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
-        """Logs a refused destination, unless it was logged before or MAX_LOGGED_REFUSALS were, and returns the error to
-        raise."""
+        """Returns the error to raise for a refused destination. Logs the destination, unless it was logged before or
+        MAX_LOGGED_REFUSALS destinations were logged."""
         is_logged = (host, port) in self._logged_refusals
         if not is_logged and len(self._logged_refusals) < MAX_LOGGED_REFUSALS:
             self._logged_refusals.add((host, port))
             log.warning(
-                "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If this "
-                "destination is right, add %r to the upstream's redirects, or if it is a token service, its URL to "
-                "realms",
+                "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If you trust this "
+                "destination, add %r to the upstream's redirects; if it is a token service, add its URL to realms",
                 self._upstream_name,
                 host,
                 port,

@@ -125,8 +125,8 @@ class UpstreamEndpoint:
     @contextmanager
     def attempt(self, repo: str) -> Iterator[EndpointAttempt]:
         """Context manager for the requests for one manifest, blob or list of a repository. The `with` block sends them.
-        If it raises UpstreamUnavailable and `EndpointAttempt.failed` is true, a failure of the endpoint is counted. If
-        it raises nothing, the endpoint works."""
+        If the block raises UpstreamUnavailable and `EndpointAttempt.failed` is true, a failure of the endpoint is
+        counted. If the block raises nothing, the endpoint works."""
         started_at, is_half_open_try = self._clock(), self.failures >= FAILURES_TO_OPEN and self._is_affected(repo)
         attempt = EndpointAttempt(report_working=self._on_success)
         self._is_half_open_try_running = self._is_half_open_try_running or is_half_open_try
@@ -195,13 +195,13 @@ class UpstreamEndpoints:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
         Leaves out those whose breaker is open for the repository (`is_open_for`). Endpoints whose URL is in `avoid`
         come last. Among the others, and among these, endpoints with recent failures (`is_failing_for`) come after those
-        without. Otherwise the order is that of the settings."""
+        without. Endpoints that these rules do not order stay in the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 
     def circuit_open_errors(self, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
         """Returns a list with one error that stands for all endpoints whose breaker is open; an empty list if there is
-        no such endpoint. `usable` is the result of `in_order`, which has the other endpoints."""
+        no such endpoint. `usable` has all other endpoints; it is the result of `in_order`."""
         waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []

@@ -2,8 +2,8 @@
 (`cut_page`).
 
 A client that pages through a list sends one request for each page, but the list is read from the upstream as a whole.
-The cache keeps the list, so that the client's later pages and the requests of other clients need no other read. To read
-one list may take hundreds of upstream requests, so the cache limits how many lists are read at a time.
+The cache keeps the list, so that it is not read again for the client's later pages and for other clients. Reading one
+list may take hundreds of upstream requests, so the cache limits how many lists are read at a time.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ REMAINING_VALID_SECONDS = 3600.0
 """Time after which a stored number of remaining requests is ignored. Responses to HEAD requests, which Docker Hub does
 not count against the limit, bring new numbers."""
 REMAINING_REWRITE_SECONDS = 60.0
-"""Time before a number of remaining requests that has not changed is stored again. This saves writes."""
+"""Time for which an unchanged number of remaining requests is not stored again. This saves writes."""
 
 
 class RequestKind(StrEnum):

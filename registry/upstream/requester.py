@@ -2,8 +2,8 @@
 and raises errors for refusals.
 
 An upstream has one or more endpoints (URLs that serve the same content). An *unknown error* is a BlobUnknown,
-ManifestUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant, for a "not found" that may not come
-from the registry itself, but from a proxy or firewall in front of it.
+ManifestUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant, for a "not found" that possibly comes
+from a proxy or firewall in front of the registry, and not from the registry itself.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ REQUESTS_PER_REPOSITORY = 16
 requests get no response, connections are left for other repositories."""
 
 MAX_RENEWALS = 3
-"""How often one request is sent again with another `Authorization` header, at most."""
+"""Largest number of times that one request is sent again with another `Authorization` header."""
 
 EndpointOperation = Callable[[UpstreamEndpoint, EndpointAttempt], Awaitable[T]]
 """A function that gets something from one endpoint, with one or more requests. The attempt is an object to which the
 function reports how the endpoint responds."""
 SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
-"""A function that sends a request and returns the response. It adds the headers that it gets to the request:
+"""A function that sends a request and returns the response. Its argument has the headers to add to the request:
 `Authorization`, or none."""
 
 _TRY_NEXT = (
@@ -70,7 +70,8 @@ _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, Rang
 """Errors of an endpoint that does not have the content, or refuses it. Another endpoint may have it. `try_endpoints`
 says when it is tried."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
-"""Statuses with which a registry may refuse a request without a login, although it would accept it with one."""
+"""Statuses with which a registry may refuse a request without a login, although it would accept the request with a
+login."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
     TooManyRequests,
@@ -84,8 +85,9 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobUnknown,
     NameUnknown,
 )
-"""Which error to raise if no endpoint succeeded: an error of the first type in this list of which there is one. The
-unknown errors come last, so that one is raised only if all endpoints say that there is no such content."""
+"""Which error to raise if no endpoint succeeded: of the errors of the endpoints, the one whose type comes first in this
+list. The unknown errors come last, so that one of them is raised only if all endpoints say that there is no such
+content."""
 
 
 class UpstreamRequester:
@@ -122,9 +124,9 @@ class UpstreamRequester:
         no endpoint, raises one of the errors that occurred (see _ERROR_PRECEDENCE).
 
         `repo`: the repository that the requests are for. `kind`: the kind of the requests; endpoints that are paused
-        for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest,
-        the next endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first
-        endpoint in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried.
+        for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest, the next
+        endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first endpoint
+        in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried.
         `avoid`: URLs of endpoints to try last. `timeout_seconds`: time limit for all endpoints together; None: no
         limit. Each endpoint gets an equal part of the remaining time, so that one without a response leaves time for
         the next.
@@ -200,7 +202,7 @@ class UpstreamRequester:
         try:
             response, sent_token = await self._send_with_login(endpoint, attempt, f"repository:{repo}:pull", send)
         except AnonymousRefused:
-            # The token service gives no token to anonymous clients, which does not show whether the content exists.
+            # The token service gives no token to anonymous clients. This does not show whether the content exists.
             raise as_unconfirmed(not_found_error) from None
         if response.status < 500:
             attempt.on_working()

@@ -37,7 +37,8 @@ EXPIRY_MARGIN_SECONDS = 10.0
 """The last part of a token's lifetime, in which it is no longer used. If a fifth of the lifetime is shorter than this,
 it is the last fifth."""
 MAX_CACHED_TOKENS = 1000
-"""Largest number of tokens in the memory of a process, and of token requests that are paused after a 429."""
+"""Largest number of tokens of one upstream in the memory of a process. Also the largest number of token requests that
+are paused after a 429."""
 MAX_TOKEN_RESPONSE_BYTES = 256 * KIB
 """Largest body of a response of a token service."""
 
@@ -172,9 +173,9 @@ class TokenClient:
     async def _request(
         self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, memory: ShareScope
     ) -> UpstreamResponse:
-        """Returns the response of the token service, with any status. Without a login, or with a password, sends a GET.
-        Sends a POST for a login with an identity token, and if the response to a GET with the password has the status
-        404 or 405, because the service may support only POST."""
+        """Returns the response of the token service, with any status. Sends a GET without a login or with a password,
+        and a POST with an identity token. If the response to a GET with a password has the status 404 or 405, the
+        service may support only POST, so the method sends a POST with the password as well."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
             query = parse_qsl(parts.query, keep_blank_values=True)

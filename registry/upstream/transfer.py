@@ -57,14 +57,14 @@ class BlobTransfer:
     def __init__(
         self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
     ) -> None:
-        """`endpoint` is the URL of the endpoint, which the sink gets. `attempt` gets reports on how the endpoint
-        responds. They are made on the event loop, which the thread reaches through `call_on_loop`."""
+        """`endpoint` is the URL of the endpoint; it is passed to the sink. `attempt` gets reports on how the endpoint
+        responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`."""
         self.endpoint = endpoint
         self.span = span
         self.is_running = False
         """Whether a thread has started the transfer."""
         self.sink_called = False
-        """Whether the sink was called. From then on it may have bytes."""
+        """Whether the sink was called, so that it may have received bytes."""
         self.received_bytes = 0
         """Number of bytes that were passed to the sink."""
         self.is_in_sink = False
@@ -158,7 +158,7 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class SocketBody:
-    """The body of a response, which is read once, in pieces. After the last piece, or after an error, the caller must
+    """The body of a response. It is read once, in pieces. After the last piece, or after an error, the caller must
     call `finish` or `discard`."""
 
     def __init__(self, response: HTTPResponse, length: int) -> None:
@@ -166,8 +166,7 @@ class SocketBody:
         self._response = response
         self._remaining_bytes = length
         self._states_length = response.length_remaining == length
-        """Whether the response states the length of its body and it is `length`. The response ends after these bytes
-        then."""
+        """Whether the response states that its body has `length` bytes, so that it ends after them."""
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
             raise TypeError("urllib3's response has an unexpected structure")
@@ -258,7 +257,7 @@ def range_header(span: Span) -> str | None:
 
 def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, int, int]:
     """Returns which bytes of the blob a response from `url` contains: their start, their exclusive stop, and the size
-    of the whole blob. `span` is what was requested. Raises RangesUnsupported if it is a part of the blob, and the
+    of the whole blob. `span` is what was requested. Raises RangesUnsupported if `span` is a part of the blob, and the
     response contains the whole blob. Raises UpstreamUnavailable if the response contains another part of the blob,
     compressed bytes, or no length."""
     server = loggable_origin(url)
@@ -281,7 +280,7 @@ def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, in
     try:
         requested = (0, 0) if is_whole_empty_blob else span.to_offsets(size)
     except RangeInvalid:
-        requested = (-1, -1)  # no byte of the blob was requested, so no part of it in the response is right
+        requested = (-1, -1)  # the blob has no byte in `span`, so any bytes in the response are wrong
     if (start, stop) != requested or stop > size or (response.status == 206 and length not in (None, stop - start)):
         raise UpstreamUnavailable(f"{server} sends another part of the blob than the one asked for")
     return start, stop, size

@@ -2,13 +2,14 @@
 of addresses, TLS certificates, and proxies.
 
 An upstream chooses the hosts in its redirects and challenges, so requests to them may only go to addresses that are
-allowed (`registry.upstream.destinations`). `CheckedBackend` (httpx2) and `_CheckedConnection` (urllib3) resolve a host
-name, check its addresses, and connect to a checked address. If a library connected to the name, it would resolve it
-again and could get another address.
+allowed. A *reach* is the set of addresses to which a request may connect, and an `AddressPolicy` checks addresses
+against it (both in `registry.upstream.destinations`). `CheckedBackend` (httpx2) and `_CheckedConnection` (urllib3)
+resolve a host name, check its addresses, and connect to a checked address. If a library connected to the name itself,
+the library would resolve the name again and could get another address.
 
 `OutboundProxies` chooses the proxy for both libraries, from the environment variables HTTP_PROXY, HTTPS_PROXY,
 ALL_PROXY and NO_PROXY, in upper or lower case. As in curl and Go, NO_PROXY lists hosts, domains, `host:port`, networks
-such as `10.0.0.0/8`, or `*`. As in Go, and so in docker, requests to loopback addresses never use a proxy.
+such as `10.0.0.0/8`, or `*`. As in Go, and therefore in docker, requests to loopback addresses never use a proxy.
 """
 
 from __future__ import annotations
@@ -42,20 +43,21 @@ from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
 """Largest number of threads, and so of concurrent look-ups, for one upstream. The requests for one repository cannot
-occupy all threads: at most 16 requests of at most 10 s run for it at a time, and each can leave behind a look-up, which
-takes the operating system at most about 30 s. That is at most about 48 look-ups."""
+occupy all threads. At most 16 of its requests run at a time, for at most 10 s each, and each can leave behind a look-up
+that takes the operating system about 30 s. So at most about 3 times 16 look-ups run for that repository."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent look-ups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
 """Longest time for which a look-up waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. After that time,
-the request that needs the look-up has timed out."""
+a request for a manifest that needs the look-up has timed out."""
 NEXT_ADDRESS_SECONDS = 1.0
 """Time limit for a connection attempt to an address of a host, if the host has another address to try next. Used for
 httpx2 only."""
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 OnConnection = Callable[[Connection, str | None], None]
-"""A function that gets a connection, and the IP address of the server at its other end; None: that is a proxy."""
+"""A function that gets a connection, and the IP address of the server at its other end (None if a proxy is at its other
+end)."""
 
 
 class PeerStream(httpcore2.AsyncNetworkStream):
@@ -232,7 +234,8 @@ class _CheckedConnection(HTTPConnection):
     reach: Reach
     on_connection: OnConnection
     peer: str | None = None
-    """The IP address of the server at the other end; None: that is a proxy, or there is no connection yet."""
+    """The IP address of the server at the other end; None: a proxy is at the other end, or there is no connection
+    yet."""
 
     def _new_conn(self) -> socket.socket:
         host, port = self._dns_host, self.port or 0
@@ -277,7 +280,7 @@ def pool_classes(
     policy: AddressPolicy, reach: Reach, on_connection: OnConnection
 ) -> dict[str, type[HTTPConnectionPool]]:
     """Returns the value for `PoolManager.pool_classes_by_scheme` that makes urllib3 use `_CheckedConnection`. If
-    `on_connection` raises an exception, the request is stopped and raises it."""
+    `on_connection` raises an exception, the request stops and raises that exception."""
     attributes = {"policy": policy, "reach": reach, "on_connection": staticmethod(on_connection)}
     plain = type("Plain", (_CheckedConnection,), attributes)
     secure = type("Secure", (_CheckedConnection, HTTPSConnection), attributes)
@@ -291,8 +294,8 @@ log = logging.getLogger("registry.upstream")
 
 
 class TrustStore:
-    """Creates the TLS context for both HTTP libraries, which verifies the certificates of servers. It is created when
-    it is first needed."""
+    """Creates the TLS context with which both HTTP libraries verify the certificates of servers. Creates it when it is
+    first needed."""
 
     def __init__(self, ca_file: Path | None) -> None:
         """`ca_file` has the certificate authorities to trust; None: those of the system."""

@@ -153,9 +153,9 @@ class UpstreamLists:
     ) -> Page[Descriptor]:
         """Returns at most `limit` referrers of the manifest `subject` in the order of their digests: those that follow
         the digest `after`, or the first ones if `after` is None. If `artifact_type` is not None, returns only referrers
-        of that type. Returns an empty page if the upstream responds with "not found". Raises UnconfirmedNameUnknown if
-        that response may not come from the registry itself, but from a proxy or firewall in front of it. Raises the
-        errors of a failed upstream request."""
+        of that type. Returns an empty page if the upstream responds with "not found". If that response possibly comes
+        from a proxy or firewall in front of the registry, and not from the registry itself, raises
+        UnconfirmedNameUnknown. Raises the errors of a failed upstream request."""
 
         async def read() -> CompleteList[Descriptor]:
             return await self._requester.try_endpoints(
@@ -196,6 +196,7 @@ class UpstreamLists:
                     if response.status in _NO_REFERRERS_API:
                         listed = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(listed, artifact_type)
+                        # It counts as one request, so that the cache treats it like a list of one page.
                         return CompleteList(referrers, 1, BYTES_PER_DESCRIPTOR * len(referrers))
                     descriptors = await self._parser.descriptors(response)
                     await list_memory.add_page(response, len(descriptors) * BYTES_PER_DESCRIPTOR)

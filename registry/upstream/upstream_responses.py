@@ -2,8 +2,8 @@
 (`DocumentParser`).
 
 An *unknown error* is a ManifestUnknown, BlobUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant,
-for a response that may not come from the registry itself, but from a proxy or firewall in front of it. After an unknown
-error the mirror deletes or hides cached content. After an unconfirmed one it does not.
+for a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
+After an unknown error the mirror deletes or hides cached content. After an unconfirmed one it does not.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class, such as public or loopback, that limits the URLs in this response: that of a next page or a
-    token service may lead to addresses of this class and to public addresses. It is the class of the first server; if a
-    redirect left that class, it is public."""
+    """The network class, such as public or loopback, that limits where the URLs in this response may lead, such as the
+    URL of a token service: only to addresses of this class and to public addresses. It is the class of the first server
+    that responded. If a redirect left that class, it is public."""
 
     @property
     def length(self) -> int | None:
@@ -133,8 +133,8 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
 
 
 def is_from_registry(response: UpstreamResponse) -> bool:
-    """Returns whether the body has an error code with which registries refuse requests, so that the response does not
-    come from a proxy or firewall. Returns False for a response without a body, such as one to HEAD."""
+    """Returns whether the body has an error code with which registries refuse requests, which a proxy or firewall would
+    not send. Returns False for a response without a body, such as one to HEAD."""
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
@@ -202,8 +202,8 @@ class DocumentParser:
 
     async def verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
         """Returns the manifest in a response. Raises UpstreamUnavailable if it is not valid, or if its bytes have
-        another digest than `reference`. If `reference` is a tag, its bytes must have the digest that the response
-        names, if it names one."""
+        another digest than `reference`. If `reference` is a tag, the bytes must have the digest that the response
+        names; any digest if the response names none."""
         server = loggable_origin(response.url)
         try:
             return await self._parse_manifest(response, response.media_type, _expected_digest(response, reference))
@@ -213,8 +213,8 @@ class DocumentParser:
             raise UpstreamUnavailable(f"{server} sends a manifest that is not valid: {error.message}") from None
 
     async def descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
-        """Returns the descriptors in the index that the response contains; an empty tuple if the response contains a
-        manifest that is no index. A response without the media type of a manifest is parsed as an index. Raises
+        """Returns the descriptors in the index that the response contains; an empty tuple if the response contains
+        another manifest than an index. A response without the media type of a manifest is parsed as an index. Raises
         UpstreamUnavailable if the content is not valid."""
         try:
             index = await self._parse_manifest(response, response.media_type or OCI_INDEX, None)

@@ -49,7 +49,8 @@ class AccountWords:
     example_name: str
     """The account name in the examples of the help texts."""
     can_be_admin: bool
-    """Whether an account of this kind can be an admin. Then --force is an option, because of the last admin."""
+    """Whether an account of this kind can be an admin. If so, disable and remove have the option --force, which allows
+    them to leave the registry without an enabled admin."""
 
     def examples(self, *lines: str) -> str:
         """Returns the end of a help page, which shows examples of the command. Each of `lines` is what follows
@@ -112,7 +113,7 @@ def _add_list(app: typer.Typer, words: AccountWords) -> None:
             ),
             to_model=models.AccountResponse.from_stored,
             columns=columns,
-            empty_message=f"there are no {words.plural} yet; entrepot {words.kind} add NAME adds one",
+            empty_message=f"there are no {words.plural} yet; to add one, run: entrepot {words.kind} add NAME",
         )
 
 

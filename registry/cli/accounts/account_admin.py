@@ -56,7 +56,7 @@ def administer(
     create_data_directory: bool = False,
 ) -> T:
     """Opens the accounts in the data directory, calls `work` with them and the actor of this command, and returns the
-    result of `work`. A server that uses the same directory may be running.
+    result of `work`. This is also safe while a server uses the same directory.
 
     `config` and `data` are the values of --config and --data. `create_data_directory` allows the command to create the
     data directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""

@@ -125,7 +125,7 @@ def list_grants(
             "actions": lambda grant: ",".join(grant.actions.words),
             "subject": lambda grant: str(grant.subject),
         },
-        empty_message="nothing is granted; entrepot grant add PATTERN ACTIONS SUBJECT grants something",
+        empty_message="nothing is granted; to grant something, run: entrepot grant add PATTERN ACTIONS SUBJECT",
     )
 
 

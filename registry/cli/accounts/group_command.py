@@ -36,7 +36,7 @@ def add(group: GroupArgument, config: ConfigOption = None, data: DataOption = No
         lambda administration, actor: administration.accounts.add_group(name, by=actor),
         create_data_directory=True,
     )
-    typer.echo(f"{name} is added; entrepot group join {name} MEMBER... adds members", err=True)
+    typer.echo(f"{name} is added; to add members, run: entrepot group join {name} MEMBER...", err=True)
 
 
 @app.command(
@@ -58,7 +58,7 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
             "group": lambda name_and_members: name_and_members[0],
             "members": lambda name_and_members: comma_list(name_and_members[1]),
         },
-        empty_message="there are no groups yet; entrepot group add NAME adds one",
+        empty_message="there are no groups yet; to add one, run: entrepot group add NAME",
     )
 
 

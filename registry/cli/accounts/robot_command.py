@@ -42,7 +42,7 @@ def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, 
         lambda administration, actor: administration.add_robot(account, note=note, by=actor),
         create_data_directory=True,
     )
-    typer.echo(f"{account} is added; entrepot token add {account} makes the API token that it logs in with", err=True)
+    typer.echo(f"{account} is added; to make an API token for its login, run: entrepot token add {account}", err=True)
     if added.is_first:
         print_first_account_notice(settings, account, admin=False)
 

@@ -125,7 +125,7 @@ def list_tokens(
             "last used": lambda token: local_time(token.used, "never"),
             "note": lambda token: token.note,
         },
-        empty_message="there are no API tokens; entrepot token add ACCOUNT adds one",
+        empty_message="there are no API tokens; to add one, run: entrepot token add ACCOUNT",
     )
 
 
@@ -146,8 +146,8 @@ def revoke(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Revokes the tokens one after another. Stops at the first id that does not exist; the tokens before it are revoked
-    then."""
+    """Revokes the tokens one after another. Stops at the first id that does not exist; the tokens before it stay
+    revoked."""
 
     async def work(administration: Administration, actor: Actor) -> None:
         for token_id in ids:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Add, list and change people's accounts. A server may be running."
+HELP = "Add, list and change people's accounts. This is also possible while a server is running."
 WORDS = AccountWords(
     AccountKind.USER, singular="a person", plural="people", possessive="their", example_name="bob", can_be_admin=True
 )

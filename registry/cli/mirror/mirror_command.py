@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HELP = "Fetch images before they are pulled; show, refresh and drop cached images. A server may be running."
+HELP = (
+    "Fetch images before they are pulled; show, refresh and drop cached images. This is also possible while a server "
+    "is running."
+)
 INTERRUPTED_WARM = "interrupted; what has come stays, and the same command continues from there"
 """What `warm` prints on stderr if SIGINT or SIGTERM ends it."""
 
@@ -265,7 +268,7 @@ def _run_on_mirrors(
 
 @asynccontextmanager
 async def _open_registry(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistry]]:
-    """Opens the registry in this process until the block ends; a server may have it open at the same time. Yields the
+    """Opens the registry in this process until the block ends; a server can have it open at the same time. Yields the
     router, which finds the mirror of a repository, and the registry in the data directory, which stores the content."""
     import logging
 

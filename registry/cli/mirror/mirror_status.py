@@ -96,11 +96,11 @@ def print_status(status: dict[str, Any]) -> None:
         table.add_row(*map(Text, (name, *counts, size, requests_left)))
     console.print(table)
     for upstream in status["upstreams"]:
-        console.print(Text(f"{upstream['name']} answers at {', '.join(upstream['endpoints'])}", "dim"))
+        console.print(Text(f"requests for {upstream['name']} go to {', '.join(upstream['endpoints'])}", "dim"))
     if status["fills"]:
         downloads = new_table("unfinished download", "size", "done", "state")
         for fill in status["fills"]:
-            state = "running" if fill["running"] else "continues with the next request for it"
+            state = "running" if fill["running"] else "continues when the blob is requested again"
             downloads.add_row(*map(Text, (fill["digest"], human_size(fill["size"]), _percent_text(fill), state)))
         console.print()
         console.print(downloads)

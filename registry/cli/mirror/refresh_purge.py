@@ -30,8 +30,8 @@ async def refresh_reference(router: Router, stored: StoredRegistry, image: Image
     """Asks the upstream what a tag points at now, or fetches the manifest of a digest that is not cached. Returns the
     result as a text for the user.
 
-    The upstream answers at one or more URLs, its *endpoints*. After an endpoint has sent corrupt bytes for a blob, a
-    record keeps the mirror from asking that endpoint for the blob again. This function deletes the records for all
+    An upstream has one or more URLs, its *endpoints*. After an endpoint has sent corrupt bytes for a blob, a record
+    keeps the mirror from requesting the blob from that endpoint again. This function deletes the records for all
     blobs of the image, even if the request to the upstream fails.
 
     Raises NameUnknown if the repository is not mirrored, and ManifestUnknown if the upstream does not have the image.
@@ -56,7 +56,7 @@ async def _refresh_digest(
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return "a digest means the same for ever; it is here"
     if unblocked_blobs:
-        # No manifest of this digest is cached, so the deleted record was for the digest itself: it is that of a blob.
+        # No manifest of this digest is cached, so the deleted record was for a blob with this digest.
         return "the next pull fetches it"
     return f"new here: {(await mirrored.registry.get_manifest(mirrored.repo, digest)).digest}"
 
@@ -116,7 +116,7 @@ async def purge_reference(
             if everything
             else inventory.plan_removal(mirrored.repo, image.reference)
         )
-    # Deletes what the mirror recorded at its last checks with the upstream; None: of all references.
+    # Deletes what the mirror recorded at its last checks with the upstream: of this reference, or of all (None).
     await stored.records.forget_checks(mirrored.repo, None if everything else image.reference)
     for tag in removal.tags:
         with suppress(ManifestUnknown):  # another process deleted it meanwhile

@@ -49,7 +49,7 @@ def test_the_first_account(tmp_path: Path) -> None:
     assert "docker login 127.0.0.1:5000 --username alice" in done.stderr
     assert "there is none yet" not in done.stderr
     second = entrepot("robot", "add", "ci", folder=tmp_path)
-    assert second.stderr == "ci is added; entrepot token add ci makes the API token that it logs in with\n"
+    assert second.stderr == "ci is added; to make an API token for its login, run: entrepot token add ci\n"
 
 
 def test_a_robot_first(tmp_path: Path) -> None:
