@@ -16,7 +16,8 @@ class UpstreamRecords(Protocol):
     Changes raise StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
-    upstream, named by its URL."""
+    upstream, named by its URL. *Corrupt* bytes are bytes that an endpoint sent for a blob and that do not have the
+    blob's digest."""
 
     async def last_check(
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False

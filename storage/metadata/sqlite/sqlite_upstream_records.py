@@ -28,11 +28,12 @@ does not exist."""
 CHECKS_PER_PRUNE = 64
 """Number of 'not found' checks that a process stores from one deletion of the oldest ones to the next."""
 MAX_REFERRING_MANIFESTS = 8
-"""Most manifests that `referring_manifests` returns."""
+"""Largest number of manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
-"""Most bytes of manifests that `referring_manifests` parses, because it parses them on the event loop."""
+"""Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because they are
+parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Most references to a blob among which `referring_manifests` looks for the newest manifests."""
+"""Largest number of references to a blob among which `referring_manifests` looks for the newest manifests."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
