@@ -48,7 +48,7 @@ class Accounts(Protocol):
         ...
 
     def has_had_account(self) -> bool:
-        """Returns whether an account was ever added. Until then, every client may do everything."""
+        """Returns whether an account was ever added. Until the first one is added, every client has all rights."""
         ...
 
     def instance_id(self) -> str:
@@ -79,9 +79,9 @@ class Accounts(Protocol):
         note: str = "",
         by: Actor,
     ) -> Account:
-        """Adds an account and returns it. As soon as an account was ever added, clients that have not logged in have
-        only the rights that grants give them; removing the account does not undo this. `password_hash`: None for an
-        account without a password. `note`: free text."""
+        """Adds an account and returns it. From the first added account on, clients that have not logged in have only
+        the rights that grants give them; removing the account does not undo this. `password_hash`: None for an account
+        without a password. `note`: free text."""
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:

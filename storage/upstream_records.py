@@ -76,8 +76,8 @@ class UpstreamRecords(Protocol):
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token that is stored under `key`, and the time at which it expires (seconds since 1970).
-        The mirror sends such a token to an upstream. Returns None if no token is stored or the stored one has
-        expired."""
+        The mirror sends such a token to an upstream. It chooses a key for each endpoint, scope and login. Returns None
+        if no token is stored or the stored one has expired."""
         ...
 
     async def save_token(self, key: str, token: str, expires: float) -> None:

@@ -183,7 +183,7 @@ async def resume(
         # The row is read only now, because the old owner could change or delete it until it had lost the session.
         row = await metadata.upload(repo, upload)
         session, saved_bytes = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
-        if row.boot != blobs.boot:  # the machine was restarted, so the row is not right any more
+        if row.boot != blobs.boot:  # the machine was restarted, so bytes that the row counts may be lost
             checkpoint = await session.flush()
             saved_bytes = checkpoint.offset
             await metadata.save_upload(upload, saved_bytes, checkpoint.state, checkpoint.boot)

@@ -129,7 +129,7 @@ class PragmaDataVersion:
     own, and versions that different threads read are never equal."""
 
     def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
-        """`connect` opens a connection to the database. It is called once in each thread."""
+        """`connect` opens a connection to the database. Each thread that reads a version calls it once."""
         self._connect = connect
         self._local = threading.local()
         self._opened: list[apsw.Connection] = []
@@ -147,7 +147,7 @@ class PragmaDataVersion:
         return threading.get_ident(), db.pragma("data_version")
 
     def close(self) -> None:
-        """Closes the connections of all threads. No thread may read a version at the same time."""
+        """Closes the connections of all threads. No thread must be reading a version at that time."""
         self._closed = True
         for db in self._opened:
             db.close()

@@ -136,7 +136,7 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now))
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
-        """Adds a blob to the repository, whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
+        """Adds to the repository a blob whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
         upload session. `size`: in bytes."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now))

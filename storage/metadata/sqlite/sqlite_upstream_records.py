@@ -185,7 +185,8 @@ class SqliteUpstreamRecords:
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token of an upstream that is stored under `key`, and when it expires (seconds since 1970).
-        Returns None if there is none or it has expired."""
+        The mirror chooses a key for each endpoint, scope and login. Returns None if there is no token or it has
+        expired."""
         row: tuple[str, float] | None = self._db.execute(
             "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
         ).get
@@ -220,7 +221,7 @@ class SqliteUpstreamRecords:
         """Stores a rate limit that the upstream stated at `allowance.at`.
 
         If another one is stored, combines the two: `remaining` and `limit` of the newer one, and the later `until`,
-        which is the time before which no request may be sent."""
+        which is the time before which the mirror must not send a request."""
         await self._execute(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "

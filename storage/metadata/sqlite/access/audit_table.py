@@ -160,7 +160,7 @@ _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Returns a page of at most `limit` lines that match the query, newest first. The page begins behind the line with
+    """Returns a page of at most `limit` lines that match the query, newest first. The page starts after the line with
     the id `query.before`; if that is None, with the newest line. Raises AccountInvalid if `query.before` is not an id.
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after

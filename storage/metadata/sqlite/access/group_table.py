@@ -44,7 +44,8 @@ def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
     sorts after `after` (None: with the first of all names). It ends earlier if its groups have many members together
     (`limited_page`)."""
     rows = db.execute(_PAGE, (after or "", limit + 1))
-    return limited_page(rows, _group, count_parts=lambda group: len(group[1]), limit=limit)
+    # The parts of a group are its members.
+    return limited_page(rows, _group, count_parts=lambda entry: len(entry[1]), limit=limit)
 
 
 def _group(row: tuple[Any, ...]) -> Group:
