@@ -85,8 +85,8 @@ class Accounts(Protocol):
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (which `docker
-        login` got), bearer tokens and browser sessions become invalid; its personal API tokens stay valid. Raises
+        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (from
+        `docker login`), bearer tokens and browser sessions become invalid; its personal API tokens stay valid. Raises
         AccountInvalid for a robot."""
         ...
 
