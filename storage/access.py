@@ -18,8 +18,8 @@ from storage.patterns import NamePattern
 
 _ACCOUNT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
-"""Names that no account or group may have. In grants, `everyone` and `authenticated` stand for many clients. In the
-audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
+"""Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
+the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 
 
 class AccountInvalid(RegistryError):
@@ -59,8 +59,9 @@ class AccountName(str):
     def __new__(cls, text: str) -> Self:
         if not _ACCOUNT_NAME.fullmatch(text) or text in RESERVED_NAMES:
             raise AccountInvalid(
-                f"{shown(text)} is no name for an account: up to 64 lower-case letters, digits, '.', '_' and '-', "
-                f"beginning and ending with a letter or digit, and none of {', '.join(sorted(RESERVED_NAMES))}"
+                f"{shown(text)} is no name for an account; a name has up to 64 lower-case letters, digits, '.', '_' "
+                "and '-', begins and ends with a letter or digit, and is none of "
+                f"{', '.join(sorted(RESERVED_NAMES))}"
             )
         return super().__new__(cls, text)
 
@@ -210,11 +211,11 @@ class SigningKey:
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, `anonymous`
-    or `system`. `action`: name of the action, such as `account.add`. `target`: what the action changed or asked for,
-    such as `alice`, `group:dev`, `team/app`, `team/app:latest` or `team/app@sha256:…`. `address`: the client's IP
-    address. `detail`: more about the action. `count`: number of events that this line stands for, because logins and
-    denied requests that do not differ are combined into one line. `id`: identifies the line in `AuditQuery.before`; the
-    store sets it."""
+    or `system`. `action`: what was done, such as `account.add` (not an `Action`). `target`: what was changed or asked
+    for, such as `alice`, `group:dev`, `team/app`, `team/app:latest` or `team/app@sha256:…`. `address`: the client's IP
+    address. `detail`: more about the action. `count`: number of events that this line stands for; logins and denied
+    requests that do not differ are combined into one line. `id`: identifies the line in `AuditQuery.before`; the store
+    sets it."""
 
     at: float
     actor: str

@@ -27,8 +27,8 @@ from storage.patterns import NamePattern
 
 
 class Accounts(Protocol):
-    """The store. Processes cache what they read from it. They discard what they have cached when the *epoch* has grown,
-    a counter in the store that every change of rights increments.
+    """The store. Processes cache what they read from it. The *epoch* is a counter in the store that every change of
+    rights increments. When it has grown, a process discards what it has cached.
 
     The parameter `by` of a change is the actor that the audit log names: the client that asked for the change. A change
     that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the epoch.
@@ -48,7 +48,7 @@ class Accounts(Protocol):
         ...
 
     def has_had_account(self) -> bool:
-        """Returns whether an account was ever added. Until then, every client may do everything."""
+        """Returns whether an account was ever added. Until the first one is added, every client has all rights."""
         ...
 
     def instance_id(self) -> str:
@@ -79,14 +79,15 @@ class Accounts(Protocol):
         note: str = "",
         by: Actor,
     ) -> Account:
-        """Adds an account and returns it. As soon as an account was ever added, clients that have not logged in have
-        only the rights that grants give them; removing the account does not undo this. `password_hash`: None for an
-        account without a password. `note`: free text."""
+        """Adds an account and returns it. From the first added account on, clients that have not logged in have only
+        the rights that grants give them; removing the account does not undo this. `password_hash`: None for an account
+        without a password. `note`: free text."""
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens and bearer tokens
-        become invalid; its personal API tokens stay valid. Raises AccountInvalid for a robot."""
+        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (from
+        `docker login`), bearer tokens and browser sessions become invalid; its personal API tokens stay valid. Raises
+        AccountInvalid for a robot."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
@@ -137,7 +138,7 @@ class Accounts(Protocol):
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         """Adds `member` to the group. The member need not have an account in this store. Raises AccountInvalid if
-        `member` is a group, or if there are too many members or groups."""
+        `member` is a group, if the group has too many members, or if `member` is in too many groups."""
         ...
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
@@ -198,7 +199,7 @@ class Accounts(Protocol):
     # Signing keys of bearer tokens. One key signs new tokens; keys that it replaced still verify tokens for a while.
 
     def signing_keys(self) -> list[SigningKey]:
-        """Returns all keys that verify tokens. The first one is the key that signs new tokens, if there is one."""
+        """Returns all keys that verify tokens. If there is a key that signs new tokens, it is the first."""
         ...
 
     async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
@@ -207,25 +208,26 @@ class Accounts(Protocol):
         ...
 
     async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        """Makes `key` the key that signs new tokens. Older keys verify tokens for at most `keep` seconds more. 0.0
-        makes their tokens invalid immediately, which is right if a key has leaked."""
+        """Makes `key` the key that signs new tokens. Older keys verify tokens for at most `keep` seconds more. If
+        `keep` is 0.0, the tokens of the older keys become invalid immediately, which is right if a key has leaked."""
         ...
 
-    # Throttling of logins after failed logins. All processes share it. A key is a text that stands for an account, for
-    # the network of a client, or for both together.
+    # Throttling of logins after failed logins. All processes share it. A *throttling key* is a text that stands for an
+    # account, for the network of a client, or for both together. It has a time, which each failed login moves further
+    # into the future. While the time lies too far in the future, the caller refuses logins under the key.
 
     def throttled_until(self, key: str) -> float:
-        """Returns the time until which `key` is throttled, in seconds since 1970; 0.0 if it is not throttled."""
+        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""
         ...
 
     async def add_failures(self, keys: Mapping[str, float]) -> None:
-        """Records a failed login. `keys`: the keys to throttle longer, each with a number of seconds. The throttling of
-        a key then ends at `max(now, old end) + seconds` (the generic cell rate algorithm). The change may be lost in a
-        power cut."""
+        """Records a failed login. `keys` maps each of its throttling keys to a number of seconds. The new time of a key
+        is `max(now, old time) + seconds` (the generic cell rate algorithm). The change may be lost in a power cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
-        """Ends the throttling of the keys. The change may be lost in a power cut."""
+        """Deletes the times of the throttling keys, so that logins under them are no longer refused. The change may be
+        lost in a power cut."""
         ...
 
     # Audit log

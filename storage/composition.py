@@ -162,10 +162,11 @@ async def open_registry(
     lines of the audit log are kept. `collect_every`: the interval at which the garbage collector runs and old lines of
     the audit log are deleted, in one process at a time (None: this process never does so).
 
-    `watch_disk_space`: whether this process logs that the disk has become full. `may_open_read_only`: whether to open
-    the metadata read-only if the full disk has no space to open it for changes (see `StoredRegistry.is_read_only`).
-    `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's current boot in tests.
-    `open_content`: opens the blob store and the store of partial blobs. Raises StorageFull, StorageFailed.
+    `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
+    there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
+    open it for changes (see `StoredRegistry.is_read_only`). `clock`: returns the time in seconds since 1970. `boot`:
+    replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store of
+    partial blobs. Raises StorageFull, StorageFailed.
     """
     layout = layout_of(data)
     system = system or System()

@@ -141,8 +141,8 @@ class OpenFile:
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """A page of a list. `more`: whether more items may follow this page. `next_after`: the value to pass as `after` to
-    get the next page (None: pass the last item). If the list leaves out items that the client may not see, `next_after`
-    may be such an item."""
+    get the next page (None: pass the last item). If the list leaves out items that the client is not allowed to see,
+    `next_after` can be such an item."""
 
     items: Sequence[T]
     more: bool = False
@@ -152,7 +152,8 @@ class Page(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class Actor:
     """The client on whose behalf a call is made, with what the audit log and other logs say about it. `name`: name of
-    the client's account. `address`: the client's IP address."""
+    the client's account; for a call that a command or the server makes itself, a name for that command or the server.
+    `address`: the client's IP address."""
 
     name: str = "anonymous"
     address: str = ""
@@ -162,7 +163,8 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A condition on the manifest that a tag points at before a PUT changes it (RFC 9110, 13.1.1 and 13.1.2).
+    """A condition that a PUT request sets for its tag: the PUT changes the tag only if the condition holds for the
+    manifest that the tag points at before the change (RFC 9110, 13.1.1 and 13.1.2).
 
     If `negated` is False (header `If-Match`), the tag must point at one of `digests`. Without digests (`If-Match: *`),
     the tag must exist. If `negated` is True (header `If-None-Match`), the tag must point at none of `digests`. Without
@@ -209,8 +211,9 @@ class PartialSummary:
 
 @dataclass(frozen=True, slots=True)
 class CorruptionRecord:
-    """How often one endpoint of an upstream sent corrupt bytes for one blob, which are bytes with another digest.
-    `times`: number of downloads with corrupt bytes. `at`: time of the latest one, in seconds since 1970."""
+    """How often one endpoint (server) of an upstream sent *corrupt* bytes for one blob: bytes that do not have the
+    blob's digest. `times`: number of downloads with corrupt bytes. `at`: time of the latest of these downloads, in
+    seconds since 1970."""
 
     times: int
     at: float
@@ -359,7 +362,7 @@ def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
-    manifest_parser.check_pushed(parts)
+    manifest_parser.check_limits(parts)  # limits that do not apply to manifests stored by earlier versions
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
         # Large annotations take less memory as JSON text.
         parts = replace(parts, annotations=JsonAnnotations(manifest_parser.annotations_json(parts.annotations)))

@@ -1,8 +1,8 @@
 """The errors that a registry raises (`RegistryError` and its subclasses).
 
-There is a subclass for each error code of the OCI distribution spec ("Error Codes"), and there are some for which the
-spec has no code. This library does not know HTTP: the table `registry.http.error_statuses.STATUS` maps the classes to
-HTTP statuses.
+There is a subclass for each error code of the OCI distribution spec ("Error Codes"). Other subclasses are for errors
+that have no code in the spec. This library does not know HTTP: the table `registry.http.error_statuses.STATUS` maps the
+classes to HTTP statuses.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class BlobReader(Protocol):
 
 class BlobWriter(Protocol):
     """Writes to an upload session on behalf of one request. As soon as a newer request resumes the session, this writer
-    can no longer change it: its methods raise BlobUploadInvalid. `write` raises it late if it collects bytes in memory
-    first."""
+    can no longer change it: its methods raise BlobUploadInvalid. A call of `write` that only collects its bytes in
+    memory does not raise this error; a later call does."""
 
     id: UploadID
     """Id of the session. `Writer.resume_upload` takes it."""

@@ -44,8 +44,9 @@ BOUNDS: Final = Bounds()
 
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
-    """Raises OutOfBounds if `body` has too many values or backslashes. Does not check that `body` is valid JSON. Does
-    not check the length of numbers: the decoder does that with `parse_bounded_int` and `parse_bounded_float`."""
+    """Raises OutOfBounds if `body` has too many values or backslashes. Checks nothing if `body` has at most
+    `UNCHECKED_BYTES`. Never checks that `body` is valid JSON. Does not check the length of numbers: the decoder does
+    that with `parse_bounded_int` and `parse_bounded_float`."""
     if len(body) <= UNCHECKED_BYTES:
         return
     values = escapes = start = 0

@@ -18,10 +18,10 @@ from storage.names import Digest, shown
 MAX_DEPTH = 64
 """Largest number of levels of nested objects and arrays. Real manifests have five or six levels."""
 MAX_REFERENCES = 10_000
-"""Largest number of blobs and manifests that a pushed manifest may refer to. The limit exists because the store writes
-one or two database rows for each reference."""
+"""Largest number of layers, or of entries of an index, that a new manifest may have. The limit exists because the store
+writes one or two database rows for each of them."""
 MAX_TYPE_LENGTH = 255
-"""Longest media type or artifact type in a pushed manifest, in characters: 127, a '/', and 127 (RFC 6838, 4.2)."""
+"""Longest media type or artifact type in a new manifest, in characters: 127, a '/', and 127 (RFC 6838, 4.2)."""
 
 
 class DescriptorFields(TypedDict):
@@ -179,9 +179,10 @@ def _optional_string(value: object, where: str) -> str | None:
     return value or None
 
 
-def check_pushed(parts: ManifestParts) -> None:
-    """Checks a new manifest against the limits on pushed manifests. Stored manifests are not checked, because earlier
-    versions of this program had no such limits. Raises ManifestInvalid."""
+def check_limits(parts: ManifestParts) -> None:
+    """Checks that a new manifest (from a client or an upstream registry) keeps to `MAX_REFERENCES` and
+    `MAX_TYPE_LENGTH`. Not called for stored manifests, because earlier versions of this program had no such limits.
+    Raises ManifestInvalid."""
     count = len(parts.layers) + len(parts.manifests)
     if count > MAX_REFERENCES:
         raise ManifestInvalid(

@@ -93,7 +93,7 @@ class _Session:
     generation: int = 0
 
     def is_open_to(self, by: Actor | None) -> bool:
-        """Returns whether `by` may resume the session. None stands for a call that does not check the actor."""
+        """Returns whether `by` is allowed to resume the session. If `by` is None, the actor is not checked."""
         return by is None or self.actor in (None, by.name)
 
 
@@ -199,7 +199,7 @@ class MemoryRegistry:
         return found
 
     def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
-        """Returns the session `upload`. Raises BlobUploadUnknown if it does not exist or `by` may not resume it."""
+        """Returns the session `upload`. Raises BlobUploadUnknown if it does not exist or is not open to `by`."""
         session = self._uploads.get(upload)
         if session is None or session.repo != repo or not session.is_open_to(by):
             raise BlobUploadUnknown(detail={"upload": upload})

@@ -41,8 +41,8 @@ class RepositoryName(str):
             raise NameInvalid(f"the repository name has {len(text)} characters; at most {MAX_NAME_LENGTH} are allowed")
         if not _NAME.fullmatch(text):
             raise NameInvalid(
-                f"{shown(text)} is not a repository name: lower-case letters and digits, separated by '.', '_', '__', "
-                "'-' or '/'"
+                f"{shown(text)} is not a repository name; a name has lower-case letters and digits, and between them "
+                "'.', '_', '__', '-' or '/'"
             )
         return super().__new__(cls, text)
 
@@ -55,7 +55,8 @@ class Tag(str):
     def __new__(cls, text: str) -> Self:
         if not _TAG.fullmatch(text):
             raise TagInvalid(
-                f"{shown(text)} is not a tag: up to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"
+                f"{shown(text)} is not a tag; a tag has up to 128 letters, digits, '_', '.' and '-', and does not "
+                "start with '.' or '-'"
             )
         return super().__new__(cls, text)
 
@@ -68,7 +69,9 @@ class Digest(str):
 
     def __new__(cls, text: str) -> Self:
         if not _DIGEST.fullmatch(text):
-            raise DigestInvalid(f"{shown(text)} is not a digest: sha256 or sha512, ':', and the hash in lower-case hex")
+            raise DigestInvalid(
+                f"{shown(text)} is not a digest; a digest is sha256 or sha512, ':', and the hash in lower-case hex"
+            )
         return super().__new__(cls, text)
 
     @property
@@ -83,11 +86,12 @@ class Digest(str):
 
 
 Reference = Tag | Digest
+"""What names a manifest in a repository. With the repository, it is an `ImageReference`."""
 
 
 class UploadID(str):
-    """Id of an upload session: a UUID. The constructor raises BlobUploadUnknown, because no session has a text of
-    another form as its id."""
+    """Id of an upload session: a UUID in lower case. The constructor raises BlobUploadUnknown for any other text,
+    because no session can have that text as its id."""
 
     __slots__ = ()
 
@@ -116,7 +120,7 @@ class ImageReference(NamedTuple):
 def as_algorithm(text: str) -> str:
     """Returns `text` if it is the name of a supported digest algorithm, and raises DigestInvalid if not."""
     if text not in ALGORITHMS:
-        raise DigestInvalid(f"{shown(text)} is not a digest algorithm supported here: {', '.join(ALGORITHMS)}")
+        raise DigestInvalid(f"{shown(text)} is not a supported digest algorithm; use {' or '.join(ALGORITHMS)}")
     return text
 
 
@@ -126,9 +130,9 @@ def as_reference(text: str) -> Reference:
 
 
 def parse_reference(text: str) -> ImageReference:
-    """Parses a reference in the form that people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. Without a tag and
-    without a digest, it refers to the tag `latest`. In `app:1@sha256:…` the tag must be valid and is ignored, as docker
-    does. Raises NameInvalid, TagInvalid, DigestInvalid."""
+    """Parses an image reference in the form that people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. If `text`
+    has no tag and no digest, the result has the tag `latest`. In `app:1@sha256:…`, the tag must be valid but is
+    otherwise ignored, as docker does. Raises NameInvalid, TagInvalid, DigestInvalid."""
     before_digest, at, digest = text.partition("@")
     repository, colon, tag = before_digest.rpartition(":")
     if not colon or "/" in tag:  # there is no tag: a colon before a slash would separate a host from a port

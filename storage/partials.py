@@ -78,8 +78,9 @@ class Partial(Protocol):
 
     @property
     def has_started(self) -> bool:
-        """Whether the owner, in any process, has called `mark_started`. As long as it has not, it waits for one of the
-        limited number of connections to the upstream registry. Reading the property may raise StorageFailed."""
+        """Whether the owner, in any process, has called `mark_started`. An owner that has not called it is still
+        waiting for one of the limited number of connections to the upstream registry. Reading the property may raise
+        StorageFailed."""
         ...
 
     async def report_failure(self, reason: str) -> None:

@@ -1,6 +1,6 @@
 """Matches repository names against many patterns at once (`Matcher`).
 
-Users write patterns (grants, limits of API tokens), so no pattern may be slow to match. In a pattern, `*` matches any
+Users write patterns (grants, limits of API tokens), so no pattern must be slow to match. In a pattern, `*` matches any
 text without a slash and `**` matches any text.
 
 A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one look-up in a dict. Older
@@ -224,7 +224,7 @@ class Matcher:
         return False
 
     def seek(self, text: str) -> str | None:
-        """For a scan of all names in byte order that has come to `text`: returns the position to which the scan may
+        """For a scan of all names in byte order that has reached `text`: returns the position to which the scan may
         jump without missing a matching name. The position is a text that is equal to `text` or sorts after it. No
         matching name sorts between the two. The position is `text` itself if a name that begins with `text` may match;
         another position need not be a name. Returns None if no matching name is equal to `text` or sorts after it."""

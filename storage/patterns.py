@@ -148,7 +148,7 @@ class NameSet:
         return self._general_matcher.match_cost + (0 if self._limit_matcher is None else self._limit_matcher.match_cost)
 
     def seek(self, text: str) -> str | None:
-        """For a scan of all names in byte order that has come to `text`: returns the position to which the scan may
+        """For a scan of all names in byte order that has reached `text`: returns the position to which the scan may
         jump without missing a name of the set. The position is a text that is equal to `text` or sorts after it. No
         name of the set sorts between the two. The position need not be a name, and need not be right before the next
         name of the set. Returns None if no name of the set is equal to `text` or sorts after it.

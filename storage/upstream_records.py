@@ -16,7 +16,8 @@ class UpstreamRecords(Protocol):
     Changes raise StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
-    upstream, named by its URL."""
+    upstream, named by its URL. *Corrupt* bytes are bytes that an endpoint sent for a blob and that do not have the
+    blob's digest."""
 
     async def last_check(
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False
@@ -75,8 +76,8 @@ class UpstreamRecords(Protocol):
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token that is stored under `key`, and the time at which it expires (seconds since 1970).
-        The mirror sends such a token to an upstream. Returns None if no token is stored or the stored one has
-        expired."""
+        The mirror sends such a token to an upstream. It chooses a key for each endpoint, scope and login. Returns None
+        if no token is stored or the stored one has expired."""
         ...
 
     async def save_token(self, key: str, token: str, expires: float) -> None:

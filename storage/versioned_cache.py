@@ -10,7 +10,7 @@ MAX_VALUE_DIVISOR: Final = 16
 """The capacity of a cache divided by this number is the size of the largest value that it caches. So no single value
 evicts most others."""
 MAX_REMEMBERED_KEYS: Final = 4096
-"""Largest number of requested keys that `should_cache` remembers. When it reaches this number, it forgets the older
+"""Largest number of requested keys that `should_cache` remembers. When it remembers so many, it forgets the older
 half."""
 V = TypeVar("V")
 

@@ -146,7 +146,7 @@ class StoredRegistry:
             checkpoint_of(row).check_not_truncated(stored)
             check_offset(stored)
 
-        # If the machine was restarted since the row was saved, some stored bytes may not be usable. Then only
+        # If the machine was restarted since the row was saved, some stored bytes may be unusable. Then only
         # `check_offset`, which runs when the usable bytes have been found, can decide.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
@@ -156,8 +156,8 @@ class StoredRegistry:
         )
 
     async def _upload_row(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
-        """Returns the row of an upload session. Raises BlobUploadUnknown if there is no such session or `by` may not
-        resume it."""
+        """Returns the row of an upload session. Raises BlobUploadUnknown if there is no such session or another actor
+        than `by` started it (None: the actor is not checked)."""
         row = await self.metadata.upload(repo, upload)
         if by is not None and row.owner not in (ANY_ACTOR, by.name):
             raise BlobUploadUnknown

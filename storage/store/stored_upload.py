@@ -1,8 +1,8 @@
 """Upload sessions of the stored registry (`StoredUpload`).
 
 The blob store has the bytes of a session. The metadata store has a *row* about the session's progress. This module
-writes to both, so that another process can resume the session. A session is *owned* by the request that resumed it
-last; an older request that still writes to it gets BlobUploadInvalid.
+writes to both, so that another process can resume the session. A session is *owned* by the request that started it or,
+later, by the request that resumed it last. An older request that still writes to the session gets BlobUploadInvalid.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
 
 SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
-"""Number of written bytes after which the progress is saved before the request has ended. If the process crashes, at
-most this number of bytes must be hashed again when the session is resumed."""
+"""The progress is saved each time this number of bytes was written, and not only at the end of the request. If the
+process crashes, only about this number of bytes must be hashed again when the session is resumed."""
 log = logging.getLogger("storage")
 
 
@@ -183,7 +183,7 @@ async def resume(
         # The row is read only now, because the old owner could change or delete it until it had lost the session.
         row = await metadata.upload(repo, upload)
         session, saved_bytes = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
-        if row.boot != blobs.boot:  # the machine was restarted, so the row is not right any more
+        if row.boot != blobs.boot:  # the machine was restarted, so bytes that the row counts may be lost
             checkpoint = await session.flush()
             saved_bytes = checkpoint.offset
             await metadata.save_upload(upload, saved_bytes, checkpoint.state, checkpoint.boot)

@@ -35,8 +35,8 @@ class DiskSpaceMonitor:
             await asyncio.sleep(CHECK_SECONDS)
 
     async def check(self) -> None:
-        """Extends the reserve if it does not have its full size. Logs the problem of the disk (that it is full) if it
-        is not the one at the last check, and logs that the problem is gone."""
+        """Extends the reserve if it does not have its full size. If the disk has become full since the last check, or
+        the reason has changed, logs the reason. If the disk has space again, logs that."""
         reserve, root = self._disk.reserve, self._disk.layout.root
         if not reserve.is_whole:
             with suppress(RegistryError):

@@ -27,7 +27,7 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
-"""Most repositories that `mount_blob` searches for one that has the blob and that the client may read."""
+"""Largest number of repositories with the blob among which `mount_blob` looks for one that the client may read."""
 WHOLE_STORE = 0
 """Stands in the collect queue in place of a repository's row id: the entry is a blob without any link."""
 _BLOB_IN_REPOSITORY = """
@@ -279,8 +279,8 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 
 
 def unlinked_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
-    """Returns at most `limit` blobs that were queued because they had lost their last link. One may have a link again,
-    so `drop_blob` looks once more."""
+    """Returns at most `limit` blobs that were queued because they had lost their last link. Such a blob may have got a
+    link again since then, so `drop_blob` checks this once more."""
     found: list[Any] = db.execute(
         "SELECT digest FROM collect_queue WHERE repository = ? LIMIT ?", (WHOLE_STORE, limit)
     ).fetchall()

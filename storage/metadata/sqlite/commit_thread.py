@@ -42,7 +42,8 @@ from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_
 from storage.metadata.sqlite.database import connect, is_full
 
 MAX_BATCH_CHANGES = 256
-"""Most changes in one transaction, so that the first of them does not wait long for its commit."""
+"""Largest number of changes in one transaction. It is limited so that the first of them does not wait long for its
+commit."""
 CHECKPOINT_LOG_PAGES = 1000
 """A checkpoint runs after a commit if the log then has at least this number of pages. SQLite's own default."""
 RESTART_LOG_PAGES = 16_000
@@ -193,8 +194,8 @@ class CommitThread:
         return batch
 
     def _commit_with_room(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits the batch. On a full disk, refuses the changes that may not use the reserve, and commits the others,
-        with the space of the reserve if there is no other space. Checkpoints the log then."""
+        """Commits the batch. On a full disk, refuses the changes that are not allowed to use the reserve, commits the
+        others, with the space of the reserve if there is no other space, and then checkpoints the log."""
         has_space = self._reserve.is_whole or self._reserve.restore()
         uncommitted = batch
         if not has_space:

@@ -1,8 +1,8 @@
 """The data version: a value that changes with every commit to the database, by any connection of any process.
 
 A worker (a server process) reads the version before it answers a request. If the version has changed since the last
-request, it no longer uses the responses and lookups that it has cached, and checks whether rights have changed. So it
-notices at the next request what another worker committed, such as a revoked right.
+request, the worker no longer uses the responses and lookups that it has cached, and checks whether rights have changed.
+So it notices at the next request what another worker has committed, such as a revoked right.
 
 The value is read from SQLite's memory. In WAL mode, SQLite keeps an index of the write-ahead log in shared memory. The
 index begins with two copies of a header, which contains a count of the commits, the length of the log and a checksum.
@@ -38,12 +38,13 @@ _COMMIT_COUNT: Final = slice(8, 12)
 """Bytes of the header with the count of the commits (`iChange`), in the machine's byte order."""
 _INDEX_REGION_BYTES: Final = 32 * 1024
 """SQLite maps the index into memory in regions of this size. The header is in the first."""
-_METHODS_WITH_SHARED_MEMORY: Final = 2
+_MIN_METHODS_VERSION: Final = 2
 """First version of the structure `sqlite3_io_methods` that has the method `xShmMap`."""
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _LAYOUT_ATTEMPTS: Final = 20
-"""Most reads of the header to recognize its layout. One read may fail, because a commit is just writing the copies."""
+"""Largest number of times that the header is read to recognize its layout. The first time may fail, because the layout
+cannot be recognized while a commit writes the two copies."""
 log = logging.getLogger("storage.metadata")
 
 
@@ -80,7 +81,9 @@ def _log_index_address(db: apsw.Connection) -> int:
     assert file.value is not None
     methods = _File.from_address(file.value).methods.contents
     address = ctypes.c_void_p()
-    if methods.version < _METHODS_WITH_SHARED_MEMORY or methods.shm_map(
+    # Maps the first region (number 0). The second 0: does not create the region if it is missing. `shm_map` returns an
+    # error code, or 0 if it succeeds.
+    if methods.version < _MIN_METHODS_VERSION or methods.shm_map(
         file, 0, _INDEX_REGION_BYTES, 0, ctypes.byref(address)
     ):
         raise apsw.CantOpenError("the database's shared memory cannot be reached")
@@ -126,7 +129,7 @@ class PragmaDataVersion:
     own, and versions that different threads read are never equal."""
 
     def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
-        """`connect` opens a connection to the database. It is called once in each thread."""
+        """`connect` opens a connection to the database. Each thread that reads a version calls it once."""
         self._connect = connect
         self._local = threading.local()
         self._opened: list[apsw.Connection] = []
@@ -144,7 +147,7 @@ class PragmaDataVersion:
         return threading.get_ident(), db.pragma("data_version")
 
     def close(self) -> None:
-        """Closes the connections of all threads. No thread may read a version at the same time."""
+        """Closes the connections of all threads. No thread must be reading a version at that time."""
         self._closed = True
         for db in self._opened:
             db.close()
@@ -169,8 +172,9 @@ def open_data_version(
 
 
 def is_exactly_one_commit_later(before: object, after: object) -> bool:
-    """Returns True if exactly one commit lies between the versions `before` and `after`. The caller must read `before`
-    inside the transaction that it then commits, because no other connection can commit until then.
+    """Returns True if exactly one commit lies between the versions `before` and `after`. So that this is its own
+    commit, the caller must read `before` inside its write transaction and `after` when it has committed. As long as the
+    transaction is open, no other connection can commit.
 
     Returns False if there were more commits, or if their number is unknown. It is unknown for versions of
     `PragmaDataVersion`, and for an `after` that was read while another commit wrote the copies of the header."""

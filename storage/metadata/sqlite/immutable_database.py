@@ -4,8 +4,8 @@ SQLite commits to a write-ahead log, and normally needs 32 KiB of disk space for
 anything. Without that space, it can still read the database file alone, in the mode `immutable`. This gives the right
 data as long as the log is empty and no process changes the file.
 
-Every process that writes locks a lock file exclusively. An `ImmutableDatabase` locks the same file in shared mode, so
-no process can write meanwhile. When there is space again, each process releases its shared lock
+Every process locks a lock file exclusively while it writes. An `ImmutableDatabase` locks the same file in shared mode,
+so no process can write until it releases this lock. When there is space again, each process releases its shared lock
 (`ImmutableDatabase.retire`) and opens the database normally. Changes wait until all processes have released it.
 
 Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), `immutable`.

@@ -72,7 +72,7 @@ class SqliteInventory:
 
     def totals_below(self, name: str) -> ContentTotals:
         """Counts the manifests, tags, blobs and bytes of blobs of the repositories whose names begin with `name` and a
-        slash. Counts those of these repositories that have manifests."""
+        slash. Also counts those of these repositories that have manifests."""
         name_range = _range_below(name)
         counts: tuple[Any, ...] = self._db.execute(_COUNT_CONTENT, name_range).get
         blobs: tuple[Any, ...] = self._db.execute(_COUNT_BLOBS, name_range).get

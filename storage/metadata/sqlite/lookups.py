@@ -35,10 +35,11 @@ NAME_COST = 10
 SKIP_COST_PER_CHARACTER = 2
 """Additional cost per character of a name outside the set, because the next name in the set has to be found."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
-"""Fewest and most names that one statement reads. Each statement reads twice as many as the one before, and the fewest
-after names outside the set were skipped."""
+"""Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
+before. After names outside the set were skipped, the next statement starts with the smallest number again."""
 MAX_REFERRERS_READ = 5_000
-"""Most referrers that are read for one page. The page has fewer if `limit` or its size in bytes ends it earlier."""
+"""Largest number of referrers that are read for one page. The page ends earlier when it has `limit` referrers or its
+full size in bytes."""
 
 _BLOB = """
 SELECT b.size, b.place, l.needed,
@@ -147,11 +148,11 @@ def manifest(
 
 
 def repositories(db: apsw.Connection, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
-    """Returns a page of the repositories in the set `within` that have manifests, in the order of their names,
-    beginning behind the name `after`.
+    """Returns a page of the repositories in the set `within` that have manifests, in the order of their names. The page
+    starts with the first name that sorts after `after` (None: with the first of all names).
 
-    The page may have fewer than `limit` names although more follow; then `Page.more` is true. The next page begins
-    behind `Page.next_after`, or behind the page's last name if `next_after` is None."""
+    The page may have fewer than `limit` names although more follow; then `Page.more` is true. For the next page,
+    `after` is `Page.next_after`, or the page's last name if `next_after` is None."""
     start = "" if after is None else after + "\0"
     if within.has_every_name:
         names = [_repository_name(name) for name in _names_from(db, start, limit + 1)]
@@ -216,8 +217,8 @@ class _RepositoryPageReader:
 
 
 def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-    """Returns a page of at most `limit` tags of the repository, in order, beginning behind the tag `after`. Raises
-    NameUnknown if there is no such repository."""
+    """Returns a page of at most `limit` tags of the repository, in order. The page starts with the first tag that sorts
+    after `after` (None: with the first of all tags). Raises NameUnknown if there is no such repository."""
     repository = repository_id(db, repo)
     rows = db.execute(
         "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?",
@@ -236,8 +237,9 @@ def referrers(
     max_read: int = MAX_REFERRERS_READ,
     max_page_bytes: int = PAGE_BYTES,
 ) -> Page[Descriptor]:
-    """Returns a page of the manifests whose subject is `subject`, in the order of their digests, beginning behind the
-    digest `after`. With `artifact_type`, returns only those of that type.
+    """Returns a page of the manifests whose subject is `subject`, in the order of their digests. The page starts with
+    the first digest that sorts after `after` (None: with the first of all digests). With `artifact_type`, it has only
+    manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
     If the first referrer is larger than `max_page_bytes`, the page has this referrer alone. But if `max_page_bytes` is

@@ -88,9 +88,9 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. It may lack foreign
     layers, which clients fetch from elsewhere.
 
-    The children of an index are the entries of its list `manifests`. Most must be manifests. Those in
-    `manifest.blob_children` have another media type than that of a manifest, so the repository may have them as blobs
-    or as manifests."""
+    The children of an index are the entries of its list `manifests`. The repository must have each child as a manifest.
+    If a child is in `manifest.blob_children`, its media type is not that of a manifest; then it suffices that the
+    repository has it as a blob."""
     foreign = manifest.foreign
     blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
     children = {d.digest for d in manifest.manifests}

@@ -38,8 +38,9 @@ class SqliteDatabase:
         immutable: ImmutableDatabase | None = None,
     ) -> None:
         """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
-        returns the time in seconds since 1970. Changes may use `reserve`, disk space that was allocated in advance, on
-        a full disk. Raises apsw.FullError if there is no space to open the database; other apsw.Error, OSError."""
+        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was
+        allocated in advance. Raises apsw.FullError if there is no space to open the database; other apsw.Error,
+        OSError."""
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)

@@ -42,15 +42,15 @@ MEMORY_PER_MANIFEST_BYTE: Final = 8
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Most repositories of a page that is read on the event loop. Larger pages, and pages that leave out repositories, are
-read in the thread."""
+"""Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages that
+leave out repositories, are read in the thread."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
-"""Most referrers of a page that is read on the event loop. A *referrer* of a manifest is a manifest whose `subject`
-field has the digest of that manifest."""
+"""Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
+whose `subject` field has the digest of that manifest."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
 _ROWS_PER_ITERATION: Final = 500
-"""Rows that are looked up in one iteration of the event loop. Looking up as many takes about 5 ms."""
+"""Number of rows that are looked up in one iteration of the event loop. Looking them up takes about 5 ms."""
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
@@ -136,7 +136,7 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now))
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
-        """Adds a blob to the repository, whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
+        """Adds to the repository a blob whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
         upload session. `size`: in bytes."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now))
@@ -263,8 +263,8 @@ class SqliteMetadata:
         return blob_changes.unlinked_blobs(self._db, limit)
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
-        """Removes a queued link if no manifest refers to its blob, and no client has used the blob there after
-        `before`. Returns whether it removed the link."""
+        """Removes a queued link if no manifest of the repository refers to the blob, and no client has used the blob in
+        the repository after `before`. Returns whether it removed the link."""
         now = self._clock()
         return await self._writer.run(
             lambda db: blob_changes.drop_link(db, entry, before, now), reserve_use=ReserveUse.RELIEF

@@ -28,11 +28,12 @@ does not exist."""
 CHECKS_PER_PRUNE = 64
 """Number of 'not found' checks that a process stores from one deletion of the oldest ones to the next."""
 MAX_REFERRING_MANIFESTS = 8
-"""Most manifests that `referring_manifests` returns."""
+"""Largest number of manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
-"""Most bytes of manifests that `referring_manifests` parses, because it parses them on the event loop."""
+"""Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because they are
+parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Most references to a blob among which `referring_manifests` looks for the newest manifests."""
+"""Largest number of references to a blob among which `referring_manifests` looks for the newest manifests."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
@@ -184,7 +185,8 @@ class SqliteUpstreamRecords:
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token of an upstream that is stored under `key`, and when it expires (seconds since 1970).
-        Returns None if there is none or it has expired."""
+        The mirror chooses a key for each endpoint, scope and login. Returns None if there is no token or it has
+        expired."""
         row: tuple[str, float] | None = self._db.execute(
             "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
         ).get
@@ -219,7 +221,7 @@ class SqliteUpstreamRecords:
         """Stores a rate limit that the upstream stated at `allowance.at`.
 
         If another one is stored, combines the two: `remaining` and `limit` of the newer one, and the later `until`,
-        which is the time before which no request may be sent."""
+        which is the time before which the mirror must not send a request."""
         await self._execute(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "

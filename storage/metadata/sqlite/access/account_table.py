@@ -67,7 +67,8 @@ def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
 
 def page(db: apsw.Connection, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
     """Returns a page of the accounts of people (`kind` is USER) or of robots (`kind` is ROBOT), or of both (None), in
-    the order of their names, beginning behind the name `after`."""
+    the order of their names. The page starts with the first name that sorts after `after` (None: with the first of all
+    names). It has at most `limit` accounts, or fewer if they are in many groups (`limited_page`)."""
     rows = db.execute(_PAGE, (kind, after or "", limit + 1))
     return limited_page(rows, _account, count_parts=lambda account: len(account.groups), limit=limit)
 
@@ -223,9 +224,9 @@ def limited_page(
     """Returns a page of entries, which `make_entry` makes from `rows`.
 
     Entries differ in size: an entry may have many parts, and `count_parts` returns how many. The page ends after the
-    entry with which the entries have `max_parts` parts or more together, or after `limit` entries. So no page takes
-    long to make and to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more rows
-    than it needs, and closes `rows` if it is a cursor."""
+    entry that raises the number of parts of all entries to `max_parts` or more, or after `limit` entries. So no page
+    takes long to make and to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more
+    rows than it needs, and closes `rows` if it is a cursor."""
     found: list[T] = []
     parts = 0
     more = False

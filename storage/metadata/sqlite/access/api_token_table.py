@@ -23,7 +23,7 @@ from storage.metadata.sqlite.access.audit_table import record
 from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
 MOST_TOKENS = 500
-"""Most personal API tokens of an account, so that nobody can fill the disk with them."""
+"""Largest number of personal API tokens of an account. Without this limit, a client could fill the disk with tokens."""
 MAX_PAGE_LIMITS = 500
 """A page of tokens ends when its tokens together have this number of limits. A limit restricts its token to some
 actions on the repositories that a pattern matches."""
@@ -62,7 +62,8 @@ def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, byt
 
 def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
     """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, in the order of their
-    ids, beginning behind the id `after`."""
+    ids. The page starts with the first id that sorts after `after` (None: with the first of all ids). It has at most
+    `limit` tokens, or fewer if they have `MAX_PAGE_LIMITS` limits together."""
     values = (after or "", now, limit + 1)
     found = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner))
     return limited_page(
@@ -78,7 +79,7 @@ def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash:
     account(db, made.account)  # raises AccountUnknown
     if db.execute("SELECT 1 FROM api_token WHERE id = ?", (made.id,)).get is not None:
         raise AccountExists("there is an API token with that id already")
-    _check_limit(db, made)
+    _check_token_count(db, made)
     limits = None if made.limits is None else json.dumps([(one.pattern, int(one.actions)) for one in made.limits])
     db.execute(
         "INSERT INTO api_token (id, account, purpose, note, secret, created, expires, limits, used) "
@@ -91,9 +92,9 @@ def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash:
     record(db, by, now, "token.add", made.account, _detail(made))
 
 
-def _check_limit(db: apsw.Connection, made: ApiToken) -> None:
-    """Raises AccountInvalid if the token is a personal one and its account already has `MOST_TOKENS` of them. Does not
-    limit refresh tokens: the code that adds them revokes the least recently used ones."""
+def _check_token_count(db: apsw.Connection, made: ApiToken) -> None:
+    """Raises AccountInvalid if the token is a personal one and its account already has `MOST_TOKENS` personal tokens.
+    Does not limit refresh tokens: the code that adds them revokes the least recently used ones."""
     count_sql = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
     if made.purpose == "personal" and db.execute(count_sql, (made.account,)).get >= MOST_TOKENS:
         raise AccountInvalid(

@@ -3,7 +3,8 @@
 The line about a change is written in the transaction of the change. Pages merge the lines of both tables, newest first.
 If a line of `audit` and one of `tag_history` have the same time, the one of `audit` comes first. If two lines of a
 table have the same time, the one with the higher row id comes first. The public id of a line encodes its position in
-this order, so the next page begins at the right line even if lines were written or deleted in between.
+this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
+read.
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the line names. Times are seconds since 1970.
@@ -159,11 +160,11 @@ _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Returns a page of at most `limit` lines that match the query, newest first. The page begins behind the line with
+    """Returns a page of at most `limit` lines that match the query, newest first. The page starts after the line with
     the id `query.before`; if that is None, with the newest line. Raises AccountInvalid if `query.before` is not an id.
 
-    Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. The one line
-    more shows whether further lines follow."""
+    Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
+    the first `limit` lines shows that more lines follow."""
     before = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {

@@ -34,10 +34,12 @@ SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
 MOST_GRANTS = 5_000
-"""Most grants of one subject, since each request of the subject may have to read all of them."""
+"""Largest number of grants of one subject. The limit exists because a request of the subject may have to read all of
+them."""
 MOST_WILD_CHARACTERS = 64 * 1024
-"""Most *wild characters* in all patterns of one subject. The wild characters of a pattern are those from its first star
-to its end, because matching takes time for each of them. A pattern has none if its only stars are a `**` at its end."""
+"""Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are
+those from its first star to its end. Matching takes time for each of them. A pattern whose only stars are a `**` at its
+end has no wild characters."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
@@ -67,9 +69,9 @@ def patterns_by_actions(db: apsw.Connection, subjects: Sequence[Grantee]) -> dic
 
 
 def page(db: apsw.Connection, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
-    """Returns a page of the grants of the subjects, or of all grants if `subjects` is None. They are in the order of
-    kind and name of the subject and of the pattern. The page begins behind the grant with the key `after`, such as
-    `group:dev team/**`."""
+    """Returns a page of at most `limit` grants of the subjects, or of all grants if `subjects` is None. The grants are
+    sorted by kind of subject, name of subject, and pattern. `after`: the key of a grant, such as `group:dev team/**`;
+    the page starts with the first grant that sorts after this key (None: with the first of all grants)."""
     kind, name, pattern = _split_key(after or "")
     if subjects is None:
         rows = _rows(db, _PAGE, (kind, name, pattern, limit + 1))
@@ -130,7 +132,8 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 def _check_limit(db: apsw.Connection, grant: Grant) -> None:
     """Raises AccountInvalid if with this grant the subject would have more grants than `MOST_GRANTS`, or more wild
     characters in its patterns than `MOST_WILD_CHARACTERS`. Raises nothing if the subject has a grant for the same
-    pattern already: replacing its actions adds no grant, and the subject may have had too many before the limit."""
+    pattern already: replacing its actions adds no grant. (A subject may have too many grants from the time before there
+    was a limit.)"""
     subject, pattern = grant.subject, grant.pattern
     existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(existing, (subject.kind, subject.name, pattern)).get is not None:

@@ -25,10 +25,11 @@ from storage.metadata.sqlite.access.account_table import (
 )
 from storage.metadata.sqlite.access.audit_table import nonzero_counts, record
 
-MOST_MEMBERS = 10_000
-"""Most members of a group."""
-MOST_GROUPS = 1_000
-"""Most groups of one member, since each request of the member may have to read the grants of all its groups."""
+MAX_MEMBERS = 10_000
+"""Largest number of members of a group."""
+MAX_GROUPS = 1_000
+"""Largest number of groups of one member. The limit exists because a request of the member may have to read the grants
+of all its groups."""
 _GROUP = """
 SELECT g.name, (SELECT json_group_array(m.member ORDER BY m.member) FROM group_member m WHERE m.name = g.name)
   FROM account_group g"""
@@ -39,12 +40,16 @@ Group = tuple[AccountName, tuple[str, ...]]
 
 
 def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
-    """Returns a page of the groups in the order of their names, beginning behind the name `after`."""
+    """Returns a page of at most `limit` groups in the order of their names. The page starts with the first name that
+    sorts after `after` (None: with the first of all names). It ends earlier if its groups have many members together
+    (`limited_page`)."""
     rows = db.execute(_PAGE, (after or "", limit + 1))
-    return limited_page(rows, _group, count_parts=lambda group: len(group[1]), limit=limit)
+    # The parts of a group are its members.
+    return limited_page(rows, _group, count_parts=lambda entry: len(entry[1]), limit=limit)
 
 
 def _group(row: tuple[Any, ...]) -> Group:
+    """Returns the group from a row that the statement `_GROUP` read."""
     name, members = row
     return name_from_database(name), tuple(json.loads(members))
 
@@ -98,8 +103,8 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> Non
 
 def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
     """Adds a member to a group; does nothing if it is in the group already. Raises AccountUnknown if there is no such
-    group; AccountInvalid if `member` is the name of a group, if the group has `MOST_MEMBERS` members, or if the member
-    is in `MOST_GROUPS` groups."""
+    group; AccountInvalid if `member` is the name of a group, if the group has `MAX_MEMBERS` members, or if the member
+    is in `MAX_GROUPS` groups."""
     _check_group(db, group)
     if kind_of(db, member) == "group":
         raise AccountInvalid(f"{member} is a group, and a group cannot be a member of another group")
@@ -116,11 +121,11 @@ def _check_limit(db: apsw.Connection, group: AccountName, member: AccountName) -
     if db.execute("SELECT 1 FROM group_member WHERE name = ? AND member = ?", (group, member)).get is not None:
         return
     members: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get
-    if members >= MOST_MEMBERS:
-        raise AccountInvalid(f"{group} has {MOST_MEMBERS} members, as many as a group can have; make a second group")
+    if members >= MAX_MEMBERS:
+        raise AccountInvalid(f"{group} has {MAX_MEMBERS} members, as many as a group can have; make a second group")
     groups: Any = db.execute("SELECT count(*) FROM group_member WHERE member = ?", (member,)).get
-    if groups >= MOST_GROUPS:
-        raise AccountInvalid(f"{member} is in {MOST_GROUPS} groups, as many as an account can be in")
+    if groups >= MAX_GROUPS:
+        raise AccountInvalid(f"{member} is in {MAX_GROUPS} groups, as many as an account can be in")
 
 
 def remove_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:

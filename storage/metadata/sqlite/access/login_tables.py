@@ -25,7 +25,7 @@ from storage.content import Actor
 from storage.metadata.sqlite.access.account_table import increment_epoch
 from storage.metadata.sqlite.access.audit_table import record
 
-_KEYS = """
+_SIGNING_KEYS = """
 SELECT id, secret, created, retired, until FROM signing_key
  WHERE until IS NULL OR until > ? ORDER BY retired IS NOT NULL, retired DESC, id"""
 
@@ -33,7 +33,7 @@ SELECT id, secret, created, retired, until FROM signing_key
 def signing_keys(db: apsw.Connection, now: float) -> list[SigningKey]:
     """Returns the key that signs, if there is one, followed by the replaced keys whose tokens are still accepted, the
     most recently replaced first."""
-    rows: list[Any] = db.execute(_KEYS, (now,)).fetchall()
+    rows: list[Any] = db.execute(_SIGNING_KEYS, (now,)).fetchall()
     return [SigningKey(*row) for row in rows]
 
 
@@ -43,7 +43,7 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[]
         if key.retired is None:
             return key
     made = make_key()
-    _add_key(db, made)
+    _add_signing_key(db, made)
     increment_epoch(db)
     record(db, by, now, "key.make", made.id)
     return made
@@ -55,12 +55,12 @@ def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep
     db.execute("UPDATE signing_key SET retired = ?, until = ? WHERE retired IS NULL", (now, now + keep))
     db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep,))
     db.execute("DELETE FROM signing_key WHERE until <= ?", (now,))
-    _add_key(db, key)
+    _add_signing_key(db, key)
     increment_epoch(db)
     record(db, by, now, "key.rotate", key.id, {"keep": keep})
 
 
-def _add_key(db: apsw.Connection, key: SigningKey) -> None:
+def _add_signing_key(db: apsw.Connection, key: SigningKey) -> None:
     db.execute("INSERT INTO signing_key (id, secret, created) VALUES (?, ?, ?)", (key.id, key.secret, key.created))
 
 

@@ -46,7 +46,8 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.patterns import NamePattern
 
 AUDIT_LINES_PER_PRUNE = 5000
-"""Most lines of the audit log that one transaction deletes, because other changes wait until it has ended."""
+"""Largest number of lines of the audit log that one transaction deletes. The number is limited because other changes
+wait until the transaction has ended."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -100,7 +101,7 @@ class SqliteAccounts:
 
     def epoch(self) -> int:
         """Returns the epoch after the last commit of any process. Does not read the database if nothing was committed
-        since the last call, or only one change of this process that changed no rights."""
+        since the last call, or only one commit of this process which changed no rights."""
         self._refresh_epoch()
         return self._epoch
 
