@@ -136,7 +136,7 @@ async def test_a_place_of_another_store(service: AppInProcess, tmp_path: Path) -
     assert place is not None
     for wrong in (place[:-4] + "AAAA", "~" + "A" * (len(place) - 1), "~" + "!" * (len(place) - 1)):
         answer = await service.client("GET", f"/v2/_catalog?last={quote(wrong)}", {"authorization": login})
-        assert (answer.status, "begin" in answer.body.decode()) == (400, True), wrong
+        assert (answer.status, "request the list from its start" in answer.body.decode()) == (400, True), wrong
     async with asking(service) as client:
         elsewhere = await client.get(f"/api/v1/grants?after={place}", headers={"authorization": login})
         assert (elsewhere.status_code, "does not know that place" in elsewhere.text) == (400, True), elsewhere.text
