@@ -85,9 +85,9 @@ class Accounts(Protocol):
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (from
-        `docker login`), bearer tokens and browser sessions become invalid; its personal API tokens stay valid. Raises
-        AccountInvalid for a robot."""
+        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (API tokens
+        of the purpose `login`), bearer tokens and browser sessions become invalid; its API tokens of the purpose
+        `personal` stay valid. Raises AccountInvalid for a robot."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
@@ -157,8 +157,9 @@ class Accounts(Protocol):
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of all `subjects` together. Maps each set of actions to the patterns for which one of the
-        subjects has a grant with exactly these actions. Takes a microsecond per grant."""
+        """Returns the grants of all `subjects` together. Maps each combination of actions (an `Action` can combine
+        several) to the patterns for which one of the subjects has a grant with exactly these actions. Takes a
+        microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
@@ -239,8 +240,8 @@ class Accounts(Protocol):
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
         """Returns the newest `limit` lines that match `query`, newest first. The log has lines about changes of
-        content, tags, accounts and rights, about logins, and about denied requests. Raises AccountInvalid if no line
-        can have the id `query.before`."""
+        content, tags, accounts and rights, about logins, and about denied requests. Raises AccountInvalid if
+        `query.before` is not a valid id of a line."""
         ...
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:

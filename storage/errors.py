@@ -208,7 +208,7 @@ class StorageFailed(RegistryError):
     """The disk or the database failed. Nothing is wrong with the request."""
 
     code = "STORAGE_FAILED"
-    default = "the registry's storage failed; its log says how"
+    default = "the registry's storage failed; the server's log says how"
 
 
 class TooManyOpenFiles(StorageFailed):

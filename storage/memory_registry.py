@@ -56,7 +56,8 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
-    """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs."""
+    """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs. They include
+    `blob_children`: what an index lists and what may be a blob, because its media type is not that of a manifest."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
@@ -105,8 +106,8 @@ class MemoryBlobReader:
         self.span = span
         self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= PIECE_BYTES else None
         self.file: OpenFile | None = None
-        self.location: str | None = None
-        self.is_incomplete = False
+        self.location: str | None = None  # there is no URL from which the client could download the blob itself
+        self.is_incomplete = False  # all bytes are there: the blob is not still being downloaded from another registry
         self._data = data
 
     async def readable_until(self, _offset: int, /) -> int:

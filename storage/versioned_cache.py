@@ -59,14 +59,14 @@ class VersionedCache(Generic[V]):
         self._recent_hashes.add(key_hash)
         return False
 
-    def put(self, key: Hashable, value: V, size: int, since: object) -> None:
-        """Caches `value`. `size`: approximate size of the value in bytes. `since`: version of the data from before the
-        value was computed. If the data has changed since then, `get` does not return the value. Does nothing if the
-        value is too large, or if the cache has a value for the key already."""
-        if since != self.last_version:
-            if since != self.version():
+    def put(self, key: Hashable, value: V, size: int, version: object) -> None:
+        """Caches `value`. `size`: approximate size of the value in bytes. `version`: the version that the data had
+        before the value was computed. If the data has changed since then, `get` does not return the value. Does nothing
+        if the value is too large, or if the cache has a value for the key already."""
+        if version != self.last_version:
+            if version != self.version():
                 return
-            self._clear(since)
+            self._clear(version)
         if size > self._capacity // MAX_VALUE_DIVISOR or key in self._entries:
             return
         while size > self._free_bytes:

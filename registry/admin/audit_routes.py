@@ -32,7 +32,8 @@ async def list_audit(
     """Lists the entries of the audit log that match all given conditions, newest first: changes of content, accounts
     and rights, logins, and denied requests. Logins and denied requests appear up to a second late."""
     since_seconds = None if since is None else since.timestamp()
-    # The list begins with the newest entry, so the page after the entry `after` has the entries before it in time.
+    # The list begins with the newest entry. `after` is the id of the last entry of the page before, so this page has
+    # the entries that are older than that entry.
     query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=since_seconds, before=after)
     return models.list_page(
         await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id

@@ -49,7 +49,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, TooManyRequests | TooManyOpenFiles):
         response.headers["retry-after"] = str(error.retry_after)
     if status >= 500:
-        # Only a failure of the storage needs a traceback in the log; the messages of other errors say everything.
+        # A storage failure needs a traceback in the log, except TooManyOpenFiles. The messages of TooManyOpenFiles and
+        # of errors that are no storage failures say everything.
         needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
     return response
@@ -65,7 +66,7 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
 
 async def _on_unexpected_exception(_: Request, error: Exception) -> Response:
     """Answers 500. Starlette then raises the exception again, so that the server logs it."""
-    return _error_response(500, "UNKNOWN", "the registry failed; its log says how")
+    return _error_response(500, "UNKNOWN", "the registry failed; the server's log says how")
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -59,7 +59,7 @@ async def revoke_token(caller: LoggedInCaller, token_id: Annotated[str, Path(ali
     """Revokes one of your own API tokens; an admin may revoke any token. All later requests with the token are
     refused."""
     token, _secret_hash = caller.accounts.token(token_id)
-    caller.rights.check_token(token)
+    caller.rights.check_may_revoke(token)
     await caller.administration.revoke_token(token_id, by=caller.actor)
 
 

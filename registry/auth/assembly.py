@@ -90,7 +90,7 @@ async def open_auth_components(
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
     # A stamp is a hash of the settings of an issuer or of the provider. Logins under other settings are refused.
-    stamps = [*issuers.stamps, *([provider_stamp(oidc)] if oidc.issuer else [])]
+    stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     revocation_check = RevocationCheck(accounts, htpasswd, stamps)
     hashing_pool = HashingPool(leases)
     passwords = PasswordCheck(accounts, hashing_pool, LoginThrottle(accounts, clock), clock, htpasswd)

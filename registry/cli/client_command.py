@@ -88,9 +88,9 @@ def _parse_address(url: str) -> RegistryAddress:
 
 
 def _address_in_settings(settings: Settings) -> RegistryAddress:
-    """Returns the address that the settings give. Prints a hint on stderr if the host is `localhost` in place of a
-    wildcard host, because other machines cannot use that address. Ends the command if the settings leave the port to
-    the system."""
+    """Returns the address that the settings give. If the setting `listen` has a wildcard host, such as `0.0.0.0`, the
+    returned address has the host `localhost`; then prints a hint on stderr, because other machines cannot use that
+    address. Ends the command if the settings leave the port to the system."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
             "with port 0 the server picks its port when it starts, so the settings do not hold it; "
@@ -126,9 +126,9 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. The prefix of a host (the host in the client's
-    image names) selects that host alone. The name of an upstream selects all hosts of the upstream, unless the name is
-    also the prefix of a host."""
+    """Returns whether `name`, a value of --upstream, selects `host`. `host.prefix` is the host at the beginning of the
+    client's image names; a `name` that equals the prefix of a host selects that host alone. `host.name` is the name of
+    the host's upstream. It selects all hosts of the upstream, unless it is also the prefix of a host."""
     return host.prefix == name or (host.name == name and all(other.prefix != name for other in all_hosts))
 
 

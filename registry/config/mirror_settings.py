@@ -137,7 +137,9 @@ class Upstream(SettingsGroup):
         default=[], description="Other names of it in `?ns=`: clients send its host, with the port if it has one"
     )
     realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
-        default=[], description="Token services that may get the password, besides those on the upstream's own site"
+        default=[],
+        description="Token services that may get the password, besides those on the registrable domain (such as "
+        "`docker.io`) of the upstream's name or of an endpoint",
     )
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],

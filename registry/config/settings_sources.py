@@ -77,7 +77,8 @@ class LoadedSettings:
     settings: Settings
     origins: Mapping[str, str]
     """By the setting's dotted name (`gc.grace`): the flag, the variable or the path of the file that sets it, or
-    `default`. For `upstream`, the flag, variable or file of the setting `mirror` if only `mirror` adds upstreams."""
+    `default`. If `upstream` is not set, its value is made from the setting `mirror`, and its origin is that of
+    `mirror`."""
     warnings: tuple[str, ...]
     """Each is one line of text."""
 

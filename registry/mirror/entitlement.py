@@ -125,13 +125,14 @@ class BlobEntitlement:
 
     async def _ask_size(self, repo: RepositoryName, digest: Digest) -> int:
         """Asks the upstream for the blob's size in bytes. A lease lets only one process at a time ask about a blob.
-        Raises BlobUnknown, and caches this answer, unless it may come from a proxy in front of the upstream."""
+        Raises BlobUnknown, and caches this answer, unless a proxy or firewall in front of the upstream possibly sent
+        it."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
             try:
                 return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
-            except UnconfirmedBlobUnknown:  # not cached: the response may come from a proxy in front of the upstream
+            except UnconfirmedBlobUnknown:  # not cached: possibly sent by a proxy in front of the upstream
                 raise
             except BlobUnknown:
                 await self._negative_cache.add(repo, digest)

@@ -170,7 +170,7 @@ class MirroredManifests:
         with ShareScope() as memory:
             try:
                 manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
-            except UnconfirmedManifestUnknown:  # not recorded: it may come from a proxy in front of the upstream
+            except UnconfirmedManifestUnknown:  # not recorded: possibly sent by a proxy before the upstream
                 raise
             except ManifestUnknown:
                 await self._record_check(repo, reference, found=False)

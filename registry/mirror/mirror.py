@@ -6,7 +6,7 @@ example to say that cached content may be out of date.
 
 The upstream is *exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the upstream that
 sent bytes with a wrong digest. The *entitlement* of a repository is its right to serve a cached blob. A "not found"
-response is *unconfirmed* if it may come from a proxy in front of the upstream instead of the upstream itself.
+response is *unconfirmed* if a proxy or firewall in front of the upstream possibly sent it.
 """
 
 from __future__ import annotations

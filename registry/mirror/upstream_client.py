@@ -24,23 +24,22 @@ class RangesUnsupported(RegistryError):
 
 
 class UnconfirmedManifestUnknown(ManifestUnknown):
-    """The response says that the manifest does not exist, but possibly comes from a firewall, or from a proxy in front
-    of an upstream that is restarting, and not from the upstream itself. So the mirror does not delete its cached
-    manifest and does not cache the response."""
+    """The response says that the manifest does not exist, but a firewall, or a proxy in front of an upstream that is
+    restarting, possibly sent it. So the mirror does not delete its cached manifest and does not cache the response."""
 
     default = "the upstream registry does not give out such a manifest"
 
 
 class UnconfirmedNameUnknown(NameUnknown):
-    """The response says that the repository does not exist, but possibly does not come from the upstream itself. So the
-    mirror responds with the list of its cached content."""
+    """The response says that the repository does not exist, but a proxy or firewall in front of the upstream possibly
+    sent it. So the mirror responds with the list of its cached content."""
 
     default = "the upstream registry does not give out such a list"
 
 
 class UnconfirmedBlobUnknown(BlobUnknown):
-    """The response says that the blob does not exist, but possibly does not come from the upstream itself. So the
-    mirror does not cache the response."""
+    """The response says that the blob does not exist, but a proxy or firewall in front of the upstream possibly sent
+    it. So the mirror does not cache the response."""
 
     default = "the upstream registry does not give out such a blob"
 
@@ -67,8 +66,8 @@ class UpstreamClient(Protocol):
     All requests raise UpstreamUnavailable (the upstream cannot be reached, or failed), UpstreamTimeout, TooManyRequests
     (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
     an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same way for
-    private and for missing repositories. If such a response possibly does not come from the upstream itself, or if the
-    login failed, the error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or UnconfirmedNameUnknown.
+    private and for missing repositories. If a proxy or firewall in front of the upstream possibly sent such a response,
+    or if the login failed, the error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or UnconfirmedNameUnknown.
     """
 
     name: str
@@ -80,8 +79,8 @@ class UpstreamClient(Protocol):
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         """Returns a manifest's descriptor. Sends a HEAD request, which does not use up the rate limit of Docker Hub. If
-        the response has no digest, or possibly does not come from the upstream itself, also sends a GET request. Raises
-        ManifestUnknown."""
+        the response has no digest, or was possibly sent by a proxy or firewall in front of the upstream, also sends a
+        GET request. Raises ManifestUnknown."""
         ...
 
     async def get_manifest(

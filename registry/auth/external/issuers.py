@@ -26,7 +26,7 @@ from storage.errors import Unauthorized
 LEEWAY_SECONDS: Final = 10.0
 """How far the issuer's clock may be ahead of this machine's clock, or behind it."""
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
-"""The longest token of an issuer that is verified."""
+"""Largest length of an issuer's token. A longer text is not accepted as a token of an issuer."""
 _JWT_OPTIONS: Final = {"verify_sub": False, "verify_jti": False}
 """Options for `jwt.decode`: accept the claims `sub` and `jti` even if they are not texts. `Issuers._identity` checks
 the type of the claim that it reads."""
@@ -54,9 +54,9 @@ class Issuers:
             elif each.jwks_url is not None:
                 fetch = partial(fetch_key_set, ca_file=each.ca_file)
                 self._key_sets.setdefault(_key_set_id(each), FetchedKeySet(each.jwks_url, fetch, monotonic))
-        self.stamps: Mapping[str, Issuer] = {issuer_stamp(each): each for each in settings}
+        self.issuers_by_stamp: Mapping[str, Issuer] = {issuer_stamp(each): each for each in settings}
         """The settings of each issuer, by their stamp. A stamp is a hash of the settings. Each identity that an
-        issuer's token proves contains the issuer's stamp, so that it can be refused after a change of the settings."""
+        issuer's token proves contains the stamp, so that the identity can be refused after a change of the settings."""
 
     def is_issuer_token(self, text: str) -> bool:
         """Returns whether `text` is a token that names one of the issuers. Does not check the signature, so the token
@@ -118,8 +118,8 @@ class Issuers:
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         for each in self._settings:
-            is_named = claims.get("iss") == each.issuer and each.audience in audiences
-            if is_named and _has_required_claims(claims, each.required):
+            has_name_and_audience = claims.get("iss") == each.issuer and each.audience in audiences
+            if has_name_and_audience and _has_required_claims(claims, each.required):
                 return each
         raise Unauthorized("the token has another audience, or lacks a claim that its issuer's settings require")
 

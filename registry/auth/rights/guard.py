@@ -3,10 +3,16 @@
 The principal is the account, or anonymous client, that makes the request. A client without the right to read a
 repository gets the same error whether or not the content exists, so a refusal does not reveal what is stored.
 
-Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. A
-requested name can lead to one of several *stored names*, its candidates: to content that was pushed to that name, or to
-content that is mirrored. Reads and deletes are checked against the stored name, pushes against the requested name. A
-call that this module does not know is refused.
+Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. The name
+of a repository in a call, `repo`, can lead to one of several *stored names*, its candidates: to content that was pushed
+to `repo`, or to content that is mirrored. The rights of the account must allow reads and deletes on the stored name,
+and pushes on `repo` itself.
+
+The *requested name* is the name in the path of the request. It differs from `repo` if the Host header or the query
+names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. The access of a
+bearer token must allow the action on the requested name or on the name that is checked against the account's rights.
+
+A call that this module does not know is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +55,7 @@ OnDenied = Callable[[Principal, Action, str], None]
 """A function that records that an account was refused an action. The last argument is the name that the client
 requested."""
 ResolveName = Callable[[RepositoryName], Awaitable[RepositoryName]]
-"""A function that returns the stored name to which a requested name leads now."""
+"""A function that returns the stored name to which the name `repo` of a call leads now."""
 
 
 def _blob_not_found(call: Call[Any]) -> RegistryError:
@@ -69,7 +75,8 @@ class _Rule(NamedTuple):
 
     - `action`: the action that the principal must have the right to do.
     - `bits`: the bits of `action` as a plain int, which is faster to compare.
-    - `not_found`: returns the error for a call on content, or in a repository, that does not exist.
+    - `not_found`: returns the error that a call gets if the repository never had content. For deletes of manifests and
+      tags this is NameUnknown, because the store then raises NameUnknown and not ManifestUnknown.
     - `hides_content`: whether an account without the right gets the error of `not_found` and not Denied, so that it
       does not learn whether the content exists.
     """
@@ -117,9 +124,9 @@ async def keep_principal(principal: Principal) -> Principal:
 class Guarded(ForwardingRegistry):
     """A registry that checks the rights of the current request's principal before it forwards a call to `inner`.
 
-    - `naming`: tells to which stored names a requested name can lead. None: each name leads only to itself.
-    - `resolve_name`: tells to which of these a requested name leads now. A push to a name makes it lead to itself from
-      then on. None: a name leads to its first candidate.
+    - `naming`: tells to which stored names the name `repo` of a call can lead. None: each name leads only to itself.
+    - `resolve_name`: tells to which of these a name leads now. A push to a name makes it lead to itself from then on.
+      None: a name leads to its first candidate.
     - `denied`: is called when an account is refused an action.
     - `renew`: returns a principal with the rights that its account has now. Raises Unauthorized if the credential was
       revoked.
@@ -198,7 +205,7 @@ class Guarded(ForwardingRegistry):
         the call is allowed wherever `repo` leads."""
         request = current_request()
         principal, requested = request.principal, request.requested_name or repo
-        if type(principal) is not Principal:  # the request is not authenticated
+        if type(principal) is not Principal:  # not set yet; after authentication even an anonymous client has one
             return False
         if not self._is_mirroring:
             return principal.actions(repo, requested) & bits != 0
@@ -245,15 +252,16 @@ class Guarded(ForwardingRegistry):
         if any(principal.account_may(action, name) for name in names):
             return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
         if principal.is_anonymous:
+            # `principal.open` says that the registry has no accounts yet, so that nobody can log in.
             return Unauthorized(_grant_needed(names) if principal.open else f"log in to {action_phrase} {requested}")
         self._denied(principal, action, requested)
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Resolves a blob by the requested name, and not by the stored name as other reads do. The router needs the
-        requested name to recognize a client that is about to push, for which it contacts no upstream (a registry that
-        this one mirrors). A push during the call could change where the name leads, so this checks the rights before
-        the call and again after it."""
+        """Resolves a blob by `repo`, and not by the stored name as other reads do. `inner` chooses between pushed and
+        mirrored content, and needs `repo` to recognize a client that is about to push: for such a client it contacts no
+        upstream. A push during the call could change where `repo` leads, so this checks the rights before the call and
+        again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         found = await self.forward(call)

@@ -68,10 +68,11 @@ class ManagementRights:
                 "provider, and not with a token"
             )
 
-    def check_token(self, token: ApiToken) -> None:
-        """Checks that the caller may revoke `token`. An admin may revoke all tokens, a person those of the person's own
-        account, and a caller with an API token this one token. If the caller may not revoke it, raises AccountUnknown
-        for a token of another account, and Denied for one of the caller's own."""
+    def check_may_revoke(self, token: ApiToken) -> None:
+        """Checks that the caller may revoke `token`. An admin may revoke all tokens, and a person those of the person's
+        own account. A caller who logged in with an API token may revoke that token. If the caller has no right to
+        revoke `token`, raises AccountUnknown for a token of another account, and Denied for one of the caller's
+        own."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
@@ -99,10 +100,10 @@ everything, such as add the first account."""
 
 
 def management_rights_of(principal: Principal) -> ManagementRights:
-    """Returns the management rights of a principal. A principal without an account gets none."""
+    """Returns the management rights of a principal. Those of a principal without an account permit nothing."""
     identity = principal.identity
     # A client with an API token or a bearer token is not treated as a person (see `check_may_add_credential`). A client
-    # with a token of a trusted issuer is a robot.
+    # with a token of a trusted issuer is a robot. An identity without a version has no account in the store.
     used_token = identity.token is not None or identity.access is not None
     return ManagementRights(
         identity.name,

@@ -44,7 +44,9 @@ class CursorKind(StrEnum):
 
 
 Secrets = Callable[[], Awaitable[Sequence[bytes]]]
-"""A function that returns the secrets from which the encryption keys are derived, the newest first."""
+"""A function that returns the secrets from which the encryption keys are derived, the newest first. If the secrets are
+the signing keys of a store, and the store has none yet, the function creates one. It then may raise StorageFull or
+StorageFailed."""
 
 
 def process_secrets() -> Secrets:
@@ -66,8 +68,7 @@ class SealedCursors:
         self._secrets = secrets
 
     async def seal(self, kind: CursorKind, cursor: str) -> str:
-        """Returns the sealed form of a plain `cursor`. Creates a signing key if the store has none, and then may raise
-        StorageFull or StorageFailed."""
+        """Returns the sealed form of a plain `cursor`. Raises the errors of `Secrets`."""
         newest, *_ = await self._secrets()
         nonce = os.urandom(_NONCE_BYTES)
         padded = cursor.encode("utf-8", "surrogatepass").ljust(_PLAIN_BYTES, b"\0")
@@ -76,8 +77,8 @@ class SealedCursors:
 
     async def read(self, kind: CursorKind, received: str | None) -> str | None:
         """Returns the plain form of the cursor that a client sent for a list of this kind. Returns None if the client
-        sent none, and the cursor unchanged if it is not sealed. Raises RequestInvalid for a sealed cursor that no key
-        of the store decrypts, or that belongs to a list of another kind."""
+        sent none, and the cursor unchanged if it is not sealed. Raises RequestInvalid for a sealed cursor that none of
+        the secrets decrypts, or that belongs to a list of another kind. Raises the errors of `Secrets`."""
         if received is None or not received.startswith(_PREFIX) or len(received) != SEALED_LENGTH:
             return received
         try:

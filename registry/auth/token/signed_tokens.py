@@ -1,8 +1,8 @@
 """Signed tokens (JWT, RFC 7519): signing, and the checks that all kinds of tokens share.
 
-`SignedTokens` signs and verifies the tokens of this store: bearer tokens and login sessions. The functions
-`read_header`, `read_claims` and `check_times` serve it, and the checks of tokens that others signed: those of trusted
-issuers, and ID tokens of the OpenID provider.
+`SignedTokens` signs and verifies the tokens of this store: bearer tokens and login sessions. It uses the functions
+`read_header`, `read_claims` and `check_times`. The modules that verify tokens signed by others use them as well: tokens
+of trusted issuers, and ID tokens of the OpenID provider.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ _ARCHITECTURES = {
     "armv7l": "arm/v7",
     "armv6l": "arm/v6",
 }
-"""Maps the names that the kernel gives to architectures to the names in Go, which images use. Other architectures have
-the same name in both."""
+"""Maps the kernel's names of architectures to Go's names, which images use. An architecture that is not listed has the
+same name in the kernel and in Go."""
 _PLATFORM_PATTERN = re.compile(r"[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
 """Operating system, architecture, and optionally the variant of the architecture."""
 _USUAL_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
@@ -67,8 +67,8 @@ class Platform:
         return properties.get("os") == self.os and properties.get("architecture") == self.architecture
 
     def matches_variant(self, entry: Descriptor) -> bool:
-        """Returns whether this platform and an index entry of the same architecture have the same variant. If one of
-        them names no variant, it stands for the usual variant of the architecture."""
+        """Returns whether this platform and an index entry of the same architecture have the same variant. The one
+        that names no variant has the usual variant of the architecture."""
         usual = _USUAL_VARIANTS.get(self.architecture, "")
         return ((entry.platform or {}).get("variant") or usual) == (self.variant or usual)
 
@@ -93,7 +93,7 @@ def choose_manifests(
 ) -> tuple[list[Descriptor], list[Platform]]:
     """Returns the entries of an index that are for one of `platforms`, in the order of the index, and the platforms for
     which the index has no entry. A platform without a variant stands for the usual variant. If the index has no entry
-    with the usual variant, such a platform stands for all variants."""
+    with the usual variant, a platform without a variant stands for all variants."""
     chosen_positions: set[int] = set()
     missing: list[Platform] = []
     for wanted in platforms:

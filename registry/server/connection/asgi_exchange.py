@@ -56,11 +56,11 @@ class AsgiExchange:
         """The application has sent status and headers. Perhaps they are not written yet."""
         self.response_complete = False
         """All of the response was passed to the transport or the kernel."""
-        self._progress_count = 0
+        self._response_progress = 0
         """Grows with each part of the response that is written, and with each byte that the kernel accepts."""
         self.file_sender: FileSender | None = None
         """The sender of the file that is being sent; None if no file is being sent."""
-        self._context = context
+        self._context = context  # `context.unsent` is this connection's share of the worker's budget for unsent bytes
         self._transport = context.transport
         self._flow = context.flow
         self._on_complete = on_complete
@@ -78,7 +78,7 @@ class AsgiExchange:
     def progress_count(self) -> int:
         """A number that grows with each byte received or sent. If it stays the same for too long, the connection has
         timed out."""
-        return self.body.received_bytes + self._progress_count
+        return self.body.received_bytes + self._response_progress
 
     async def run(self, app: AsgiApp) -> None:
         """Calls the application, and returns when the request is done. If the application fails, logs the exception,
@@ -122,7 +122,7 @@ class AsgiExchange:
         if is_out_of_files:
             body = self._start_error(503, "the registry has no file descriptor left; try again", "UNAVAILABLE")
         else:
-            body = self._start_error(500, "the registry failed; its log says how", "UNKNOWN")
+            body = self._start_error(500, "the registry failed; the server's log says how", "UNKNOWN")
         self._write_part(body, more=False)
 
     def _start_error(self, status: int, message: str, code: str) -> bytes:
@@ -220,8 +220,8 @@ class AsgiExchange:
     # Writing a body from memory
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
-        """Writes a large body, or a large part of a body. `more` says that other parts follow. The worker has a memory
-        budget for whole large bodies: if `body` is a whole body and does not fit, it is replaced by a 503 response."""
+        """Writes a large body, or a large part of a body. `more` says that other parts follow. For a whole body,
+        first reserves memory for one slice in the worker's budget; if that is used up, sends a 503 response instead."""
         is_whole = bool(self._unsent_head) and not more
         if is_whole:
             slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
@@ -266,7 +266,7 @@ class AsgiExchange:
                 raise ClientDisconnected
             self._write_part(body[start : start + RESPONSE_SLICE_BYTES], more=True)
         if not self._context.is_tls:
-            await self._abort_after(slice_seconds, self._flush())  # the transport's buffer refers to the whole body
+            await self._abort_after(slice_seconds, self._flush())  # a slice in the buffer keeps `body` in memory
         if self.body.is_disconnected:
             raise ClientDisconnected
         if not more:
@@ -360,14 +360,14 @@ class AsgiExchange:
 
     def _on_sent(self, count: int) -> None:
         self._has_written = True
-        self._progress_count += count
+        self._response_progress += count
 
     # Framing
 
     def _count(self, size: int) -> None:
         """Counts `size` bytes of the body that are about to be written. Raises RuntimeError if the body gets longer
         than the declared length."""
-        self._progress_count += 1  # a part without bytes is progress as well
+        self._response_progress += 1  # a part without bytes is progress as well
         if self._is_chunked is False and self._remaining_length >= 0:
             self._remaining_length -= size
             if self._remaining_length < 0:
@@ -385,7 +385,7 @@ class AsgiExchange:
     def _write(self, data: bytes | memoryview) -> None:
         if data:
             self._has_written = True
-            self._progress_count += len(data)
+            self._response_progress += len(data)
             self._transport.write(data)
 
     def _complete(self) -> None:

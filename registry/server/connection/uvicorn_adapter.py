@@ -25,8 +25,9 @@ def uvicorn_protocol_class(
     uvicorn accepts them itself, without `registry.server.gate.acceptor`, which enforces the limit. uvicorn's setting
     `root_path` has no effect.
     """
-    # Empty until the first connection, because uvicorn passes the application only then. After that the list has one
-    # object, which all connections share.
+    # Empty until the first connection, because uvicorn passes `config` (with the application), `server_state` and
+    # `app_state` only when it creates an object for a connection. After that the list has one object, which all
+    # connections share.
     workers: list[WorkerContext] = []
 
     class UvicornProtocol(RegistryProtocol):

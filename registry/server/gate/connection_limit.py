@@ -76,7 +76,7 @@ class EvictionCandidate:
 
 
 class EvictableConnection(Protocol):
-    """A connection that counts against the limit, perhaps one whose TLS handshake is in progress."""
+    """What `ConnectionLimit` needs from a connection. The TLS handshake of the connection may still be in progress."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Returns why the connection can be evicted; None if it is not silent or is closing already. `now` is in
@@ -178,8 +178,10 @@ class ConnectionLimit:
         return count > 0
 
     def count_other_files(self) -> None:
-        """Counts the open files that belong to no connection, such as downloads from upstream registries, and changes
-        the number of descriptors for connections accordingly. Call it once a second."""
+        """Counts the open files that belong to no connection and no request, such as downloads from upstream
+        registries, and changes the number of descriptors for connections accordingly. Evicts silent connections if too
+        many descriptors are in use then. Does nothing if more than `_MAX_FILES_TO_COUNT` files may be open. Call it
+        once a second."""
         if self._limit <= _MAX_FILES_TO_COUNT:
             own = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
             self._set_budget(max(self._files_at_start, count_open_files() - own))
@@ -253,8 +255,8 @@ class ConnectionLimit:
         now = self._clock()
         if now - self._busy_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
-                "new connections have to wait: all %d have requests in progress, and this process may have at most %d "
-                "open files; docs/network.md says how to raise that",
+                "new connections have to wait: all %d open connections have requests in progress, and this process may "
+                "have at most %d open files; docs/network.md says how to raise that",
                 len(self._connections),
                 self._limit,
             )
@@ -269,7 +271,8 @@ def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     """
     silent.sort(key=lambda each: -each[1].since)  # newest first
     counts: Counter[str] = Counter()
-    # id of a connection -> by how many the connection, together with the newer ones of its address, exceeds the share
+    # id of a connection -> 0 for the newest `FAIR_SHARE` connections of an address, 1 for the next older one, 2 for the
+    # one before that, and so on
     excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:

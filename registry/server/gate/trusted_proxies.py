@@ -40,6 +40,7 @@ class TrustedProxies:
 
     def trusts(self, address: str) -> bool:
         """Returns whether the peer at `address` is a trusted proxy; False if `address` is not an IP address."""
+        # A socket for IPv6 reports the IPv4 address 192.0.2.1 as ::ffff:192.0.2.1. `plain_address` removes the prefix.
         try:
             return self._is_trusted(ip_address(plain_address(address)))
         except ValueError:

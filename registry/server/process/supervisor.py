@@ -6,6 +6,8 @@ number from 0. A new process gets the index of the worker whose place it takes.
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
 pipe*. The supervisor never writes to it, but holds its only writing end. So the workers read the end of the pipe when
 the supervisor has ended, however it ended.
+
+A worker's *column* is its part of the shared table in which the workers count the connections of each client address.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ else:
 
 CANCEL_SECONDS = 1.0
 """How long the worker waits for tasks to end after it has cancelled them. During a stop it cancels tasks twice: first
-the requests that are in progress after the grace period, and last, before it exits, all tasks that are left."""
+the requests that are in progress after the grace period, and then, as its last step, all tasks that are left."""
 CLOSE_SECONDS = 5.0
 """How long the worker waits for the application to shut down, after the last request."""
 _DRAIN_CHECK_SECONDS = 0.02
@@ -146,7 +146,8 @@ class Worker:
 
     def _refresh_certificates(self, *, settled: bool = False) -> None:
         """Reloads the TLS certificate if its files have changed. `settled` says that the files are complete, so that
-        this call can load them. Otherwise the change is loaded when a second call finds the files in the same state."""
+        this call can load them. If it is False, a program may still be writing them; then they are loaded by the first
+        call that finds them in the same state as the call before."""
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
@@ -193,7 +194,7 @@ class Worker:
             now = loop.time()
             for connection in list(self._state.connections):
                 connection.check_timeouts(now)
-            limit.count_other_files()
+            limit.count_other_files()  # adapts the number of allowed connections to the files that are open
             memory.release_if_due(now)
             if now - certificates_checked_at >= self._limits.certificate_check_seconds:
                 certificates_checked_at = now
@@ -249,5 +250,5 @@ def describe_failure(error: BaseException) -> str:
         return " ".join(message.split())
     if isinstance(error, OSError):
         return " ".join(str(error).split())
-    log.error("the start failed", exc_info=error)
+    log.error("the server failed", exc_info=error)
     return f"the server could not start: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -264,8 +264,8 @@ class ClaimedUploadFile:
 
         If the machine has not rebooted since the checkpoint (`same_boot`), all bytes in the file are right, and only
         the bytes after the checkpoint have to be hashed. If the file has fewer bytes than the checkpoint says, an
-        earlier commit moved the file, but its process died before it deleted the session's metadata row. Then this
-        raises BlobUploadUnknown.
+        earlier request published the file as a blob, but its process died before it deleted the session's metadata row.
+        Then this raises BlobUploadUnknown.
 
         After a reboot the file may contain garbage, because it was not synced. The bytes that the checkpoint covers are
         hashed again, and the bytes after them are deleted. If the digest differs from the saved one, or no digest was

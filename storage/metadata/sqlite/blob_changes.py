@@ -4,8 +4,10 @@ Each function runs inside a transaction on the given connection; the caller comm
 seconds since 1970.
 
 - A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob.
+  The column `needed` of a link is the time at which a client last added the blob to the repository or asked for it.
 - The *collect queue* lists what garbage collection may have to remove. An entry is a link to a blob to which no
   manifest of the repository refers, or a blob without any link. A link stays for a *grace period* after it was queued.
+- The functions `drop_…` are the steps of garbage collection: each deletes one row if it is still unused.
 - `place` is the key under which the blob store finds the blob's bytes.
 - `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
   lose bytes that were not synced to the disk; a restart of the server does not.
@@ -101,7 +103,8 @@ def add_blob(
 
 
 def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> None:
-    """Adds a blob to the repository. The blob store must have the blob's bytes at `place`."""
+    """Adds a blob to the repository that did not come through an upload session, such as a mirrored one; `add_blob` is
+    for the others. The blob store must have the blob's bytes at `place`."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",

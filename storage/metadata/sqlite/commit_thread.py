@@ -99,8 +99,8 @@ class CommitThread:
 
     def __init__(self, layout: Layout, system: System, version: Callable[[], object], reserve: Reserve) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. The caller closes `version` and `reserve` only after it has called `close`. Raises
-        apsw.Error, OSError."""
+        of any process changes. The thread calls `version` and uses `reserve` until `close` returns, so the caller must
+        not close `reserve`, or the connection that `version` uses, before that. Raises apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
@@ -124,9 +124,10 @@ class CommitThread:
         transaction is committed.
 
         `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
-        full disk. If the change fails, it is rolled back, and the future raises a RegistryError: the one that `change`
-        raised, StorageFull, or StorageFailed for any other error. A cancellation of the task that awaits the future
-        does not stop the change; the task gets its cancellation when the change has ended."""
+        full disk; GROWTH: nothing, because the change stores content. If the change fails, it is rolled back, and the
+        future raises a RegistryError: the one that `change` raised, StorageFull, or StorageFailed for any other error.
+        A cancellation of the task that awaits the future does not stop the change; the task gets its cancellation when
+        the change has ended."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
         return future
@@ -195,7 +196,7 @@ class CommitThread:
 
     def _commit_with_room(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Commits the batch. On a full disk, refuses the changes that are not allowed to use the reserve, commits the
-        others, with the space of the reserve if there is no other space, and then checkpoints the log."""
+        others, with the space of the reserve if there is no other space, and then runs a checkpoint."""
         has_space = self._reserve.is_whole or self._reserve.restore()
         uncommitted = batch
         if not has_space:
@@ -221,6 +222,7 @@ class CommitThread:
         except StorageFull:
             has_space = False
             with suppress(StorageFull):
+                # Frees a part of the reserve and calls `attempt` again. If the disk is still full, repeats this.
                 self._reserve.spend(attempt, StorageFull)
         if not has_space:
             # After a checkpoint of all of the log, the next commits overwrite the log and need no new space for it.
@@ -347,6 +349,6 @@ def _as_registry_error(error: BaseException, *, full: bool = False) -> RegistryE
         return error
     if full:
         return StorageFull()
-    failed = StorageFailed("the registry's metadata failed; its log says how")
+    failed = StorageFailed("the registry's metadata failed; the server's log says how")
     failed.__cause__ = error  # the HTTP layer logs the cause
     return failed

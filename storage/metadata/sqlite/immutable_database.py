@@ -6,7 +6,8 @@ data as long as the log is empty and no process changes the file.
 
 Every process locks a lock file exclusively while it writes. An `ImmutableDatabase` locks the same file in shared mode,
 so no process can write until it releases this lock. When there is space again, each process releases its shared lock
-(`ImmutableDatabase.retire`) and opens the database normally. Changes wait until all processes have released it.
+(`ImmutableDatabase.retire`) and opens the database normally. While a process has an `ImmutableDatabase`, it refuses
+changes. After it has opened the database normally, its changes wait until all processes have released their locks.
 
 Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), `immutable`.
 """
@@ -30,8 +31,10 @@ from storage.errors import StorageFull
 from storage.metadata.sqlite.commit_thread import Change
 
 T = TypeVar("T")
-NO_ROOM = "the disk is full, and there is no room to open the database for writing; only reads work until there is"
+NO_ROOM = "the disk is full, and there is no room to open the database for writing; until there is, only reads work"
 """Text of the StorageFull that refuses changes."""
+_NO_ROOM_TO_READ = "the disk is full, and there is no room to open the database, whose write-ahead log is not empty"
+"""Text of the StorageFull that refuses to open the database even for reading."""
 RETIRED = "the database was just opened again for writing; retry the request"
 """Text of the StorageFull that refuses reads after `ImmutableDatabase.retire`."""
 
@@ -54,7 +57,7 @@ class ImmutableDatabase:
             if not try_flock(self._lock, shared=True):
                 raise StorageFull(NO_ROOM)
             if _size(Path(f"{layout.metadata}-wal")):
-                raise StorageFull(f"{NO_ROOM}, and the log of the database has to be read first")
+                raise StorageFull(_NO_ROOM_TO_READ)
             uri = f"file:{quote(str(layout.metadata))}?immutable=1"
             self.db = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         except BaseException:
@@ -88,20 +91,22 @@ class ImmutableDatabase:
     def run(
         self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.GROWTH
     ) -> UncancellableFuture[T]:
-        """Refuses the change without calling it: returns a future that raises StorageFull."""
+        """Refuses the change without calling it: returns a future that raises StorageFull. `durable` and `reserve_use`
+        have no effect; they are here because `CommitThread.run` has them."""
         refused: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         refused.set_exception(StorageFull(NO_ROOM))
         return refused
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns False, which means that the caller has to read its rights again."""
+        """Returns False: it is not known whether rights that were read at the data version `before` are still valid at
+        the version `after`, so the caller has to read them again."""
         return False
 
 
 class ImmutableScans:
     """Runs lookups that read many rows, in place of a `ScanThread`. They run on the event loop with the connection of
-    `database`. A second connection for a thread is not possible, because closing it would drop the locks that this
-    process holds on the file."""
+    `database`. A second connection for a thread is not possible: when it is closed, this process loses all its POSIX
+    locks on the file (see `ImmutableDatabase`)."""
 
     def __init__(self, database: ImmutableDatabase) -> None:
         self._database = database

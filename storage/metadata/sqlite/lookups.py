@@ -92,8 +92,8 @@ def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
-    size, place, needed, is_queued_for_collection = row
-    return BlobRow(digest, size, place, is_queued_for_collection=bool(is_queued_for_collection), last_used=needed)
+    size, place, last_used, is_queued_for_collection = row
+    return BlobRow(digest, size, place, is_queued_for_collection=bool(is_queued_for_collection), last_used=last_used)
 
 
 def upload(db: apsw.Connection, repo: RepositoryName, upload_id: UploadID) -> UploadRow:
@@ -242,8 +242,9 @@ def referrers(
     manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    If the first referrer is larger than `max_page_bytes`, the page has this referrer alone. But if `max_page_bytes` is
-    less than `PAGE_BYTES`, the page is then empty, with `more` set, so that the caller can read a larger page."""
+    If `max_page_bytes` is less than `PAGE_BYTES` and the first referrer is larger than it, the page is empty, with
+    `more` set, so that the caller can read a larger page. If `max_page_bytes` is at least `PAGE_BYTES`, the page then
+    has the first referrer alone."""
     found: list[Descriptor] = []
     page_bytes = 0
     values = (repo, subject, after or "", max_read + 1)

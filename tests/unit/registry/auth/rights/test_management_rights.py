@@ -35,7 +35,7 @@ def test_others_are_not_there() -> None:
     with pytest.raises(AccountUnknown, match="there is no account bob"):
         alice.check_may_see(BOB)
     with pytest.raises(AccountUnknown, match="there is no such API token"):
-        alice.check_token(ApiToken("1", BOB, "personal", "", 0.0))
+        alice.check_may_revoke(ApiToken("1", BOB, "personal", "", 0.0))
     with pytest.raises(Denied):
         alice.check_admin()
 
@@ -59,9 +59,9 @@ def test_only_a_person_makes_credentials(proof: Identity) -> None:
 def test_a_token_may_end_itself() -> None:
     """An API token may revoke itself, but no other token of its account."""
     rights = management_rights_of(Principal(Identity("alice", version=1, token="1"), TEAM))
-    rights.check_token(ApiToken("1", ALICE, "personal", "", 0.0))
+    rights.check_may_revoke(ApiToken("1", ALICE, "personal", "", 0.0))
     with pytest.raises(Denied):
-        rights.check_token(ApiToken("2", ALICE, "personal", "", 0.0))
+        rights.check_may_revoke(ApiToken("2", ALICE, "personal", "", 0.0))
 
 
 def test_granting() -> None:
