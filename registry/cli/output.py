@@ -31,7 +31,8 @@ def plain_console() -> Console:
 
 
 def new_table(*columns: str) -> Table:
-    """Returns a table without rows. A cell that is too wide for its column wraps; its text is never truncated."""
+    """Returns a table without rows. A cell that is too wide for its column wraps and is never truncated, except in the
+    columns of `_UNWRAPPED_COLUMNS`."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -31,7 +31,8 @@ them."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
-"""By the name of an upstream: its default settings, if its address is not `https://` followed by the name."""
+"""Maps the name of an upstream to its default settings. Contains only upstreams whose address is not `https://`
+followed by the name."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
@@ -134,12 +135,15 @@ class Upstream(SettingsGroup):
         default=[], description="Host names of this server (Host header). A request to one of them is for this upstream"
     )
     aliases: list[Annotated[str, AfterValidator(_check_host)]] = Field(
-        default=[], description="Other names of it in `?ns=`: clients send its host, with the port if it has one"
+        default=[],
+        description="Further values of `?ns=` that mean this upstream. containerd and BuildKit send its host there, "
+        "with the port if image names have one: `registry.corp:5000`",
     )
     realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
         default=[],
-        description="Token services that may get the password, besides those on the registrable domain (such as "
-        "`docker.io`) of the upstream's name or of an endpoint",
+        description="URLs of token services that may be used and may get the password. Not needed for the endpoint's "
+        "host and port, nor for `https` on port 443 of another host whose registrable domain (such as `example.com`) "
+        "is that of an endpoint or of `name`",
     )
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],
@@ -308,12 +312,15 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(f"two upstreams are called {duplicate}, by name or alias")
     if conflict := next((alias for alias in aliases if alias in hosts), None):
         raise ValueError(
-            f"{conflict} cannot be an alias, which is the upstream's own name, and in hosts, which are this server's"
+            f"{conflict} cannot be an alias, which is the upstream's own name, and also be in hosts, "
+            "which lists names of this server"
         )
     mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)  # a default upstream serves `library/…`
     for pattern in hosted.prefixes:
         if pattern.partition("/")[0] in mirrored_prefixes:
-            raise ValueError(f"hosted.prefixes: {pattern!r} names what is mirrored; such names cannot be hosted here")
+            raise ValueError(
+                f"hosted.prefixes: {pattern!r} names what is mirrored; an upstream's repositories cannot be hosted here"
+            )
 
 
 ALL_PLATFORMS = "all"

@@ -115,7 +115,9 @@ class DistributionAPI:
         self._base_url = (public_url or "").rstrip("/")
         self._namespaces = namespaces
         self._authenticator = authenticator
-        self._credential_key = _one_key_for_all if authenticator is None else authenticator.credential_key
+        # Makes the credential key of a request: the part of the response cache's key that stands for the principal (the
+        # account or anonymous client).
+        self._credential_key = _same_credential_key if authenticator is None else authenticator.credential_key
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
         self._answer_cache = answer_cache
@@ -126,6 +128,8 @@ class DistributionAPI:
         exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
         enter_request(exchange)
         try:
+            # If the response is worth caching, `record` makes the exchange record it and returns True; after the
+            # response was sent, `store` caches it.
             if self._answer_cache is not None and self._answer_cache.record(exchange):
                 await self._answer(exchange)
                 self._answer_cache.store(exchange)
@@ -158,8 +162,8 @@ class DistributionAPI:
         """Returns the cached response to a request without a body, with a new request id for its header. Returns None
         if no such response is cached: then the server has to call the application with the request.
 
-        If this returns a response, it has counted the request under the rate limit, and has written again the log lines
-        of the calls that originally made the response."""
+        If this returns a response, it has counted the request under the rate limit. It has also written the log lines
+        of the calls on the registry that the application would have made for this request."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._credential_key)
         if answer is None:
             return None
@@ -228,6 +232,7 @@ class DistributionAPI:
             yield self._challenges.header(exchange, error)
 
 
-def _one_key_for_all(authorization: Sequence[bytes], address: str) -> bytes:
-    """Returns the same key for every request, because without an authenticator all have the same principal."""
+def _same_credential_key(authorization: Sequence[bytes], address: str) -> bytes:
+    """Returns the same credential key for every request, because without an authenticator all requests have the same
+    principal (account or anonymous client)."""
     return b""

@@ -281,8 +281,8 @@ class _MinimumRate:
         except TimeoutError:
             raise BodyTooSlow(
                 f"the body comes too slowly: after {self._memory.stall_seconds:g} s at least "
-                f"{self._memory.bytes_per_second:g} bytes a second are expected, and more while other requests wait "
-                "for memory"
+                f"{self._memory.bytes_per_second:g} bytes a second are expected, and less time is allowed while other "
+                "requests wait for memory"
             ) from None
 
     async def count(self, received: int) -> None:

@@ -1,7 +1,8 @@
 """Browser sessions of people who logged in at the OpenID provider.
 
-A session is a token (JWT, RFC 7519) in a cookie, signed by a key of this store. Its type and audience differ from those
-of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and 3.12).
+A session is a token (JWT, RFC 7519) in a cookie, signed by a key of the account store. Its type and audience differ
+from those of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and
+3.12).
 
 A session becomes invalid before it expires if the account is removed or disabled, if its password or its admin right
 changes, or if the settings of the OpenID provider change.
@@ -30,7 +31,9 @@ SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 
 _REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub", "jti", "version", "stamp")
-"""The claims that every session must have."""
+"""The claims that every session must have. `version`: the version of the account, a number that increases when the
+account's password or admin right is changed, or when the account is disabled or enabled. `stamp`: a hash of the OpenID
+provider's settings, which changes when they do."""
 
 
 class LoginSessions:
@@ -58,8 +61,8 @@ class LoginSessions:
         self._random = random
 
     async def issue(self, identity: Identity) -> str:
-        """Returns the text of a new session for a person who has logged in. Creates a signing key if the store has
-        none, and then may raise StorageFull or StorageFailed."""
+        """Returns the text of a new session for a person who has logged in. If the account store has no signing key,
+        creates one, and raises StorageFull or StorageFailed if that fails."""
         now = int(self._clock())
         return await self._signed.sign(
             {
@@ -74,8 +77,9 @@ class LoginSessions:
         )
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity (the account) in a session. Raises Unauthorized if this store did not sign the session,
-        or if it has expired. Does not check whether the account still exists; `registry.auth.revocation` does."""
+        """Returns the identity (the account) in a session. Raises Unauthorized if `text` is not a session that a key
+        of the account store signed, or if the session has expired. Does not check whether something else made it
+        invalid, such as the removal of the account; `registry.auth.revocation` does."""
         try:
             claims = self._signed.verify(text, self._clock())
             return Identity(

@@ -53,8 +53,8 @@ Examples:
 A pattern is an exact name, or a prefix that ends with * (any text without a slash) or ** (any text).
 
 Actions are pull, push, delete and admin; '*' means all of them. No action includes another: to push, an account
-needs pull,push. admin is the right to grant on repositories that match the pattern. Names of mirrored repositories
-begin with the upstream's name, even if clients leave that name out.""",
+needs pull,push. admin is the right to add and remove grants for repositories that match the pattern. Names of
+mirrored repositories begin with the upstream's name, even if clients leave that name out.""",
 )
 def add(
     pattern: PatternArgument,

@@ -55,7 +55,8 @@ async def warm_on_schedule(
     settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases
 ) -> AsyncIterator[None]:
     """Runs rounds in the background while the `async with` block runs. Every server process calls this, but only one
-    process at a time warms. When that process ends, another one takes over. `locate`, `find_stored`: see `Warmer`."""
+    process at a time warms. When that process ends, another one takes over. `locate`: finds the mirror that serves a
+    repository. `find_stored`: returns which of the given blobs are completely stored."""
     if not settings.references and settings.file is None:
         yield
         return

@@ -101,9 +101,9 @@ class RequestReader:
         del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
-        """Parses bytes that were not received into the buffer of a body, or that follow a body's end there. They can
-        contain heads and the bodies after these heads. If a response was completed before the request's body was
-        received, they can contain the rest of that body."""
+        """Parses bytes that were received into the head buffer, or that follow a body's end in that body's buffer. They
+        can contain heads and the bodies after these heads. If a response was completed before its request's body was
+        received, the head buffer also receives the rest of that body."""
         self.reads += 1
         parts_before, offset = self._completed_parts, 0
         while offset < len(data) and not self.is_finished:
@@ -173,7 +173,9 @@ class RequestReader:
             self._context.flow.pause_reading()
             self._context.worker.loop.call_soon(self._parse_unparsed, body, buffer)
         elif buffer.is_fragmented and body.held_bytes:
-            self._context.flow.pause_reading()  # `RequestBody.receive_pieces` resumes it
+            # The body comes in tiny chunks, which take much time to parse. The pause limits how many are parsed in one
+            # iteration of the event loop. `RequestBody.receive_pieces` resumes reading.
+            self._context.flow.pause_reading()
         if buffer.is_complete:
             self._body = self._body_buffer = None
             body.finish()

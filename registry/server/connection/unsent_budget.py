@@ -16,7 +16,8 @@ from registry.server.kernel import tcp_progress
 
 
 class UnsentBudget:
-    """The budget of one worker process: at most `limit_bytes` over all its connections."""
+    """The budget of one worker process: at most `limit_bytes` over all its connections. A single reservation of more
+    than `limit_bytes` is accepted while nothing else in the budget is unsent."""
 
     def __init__(self, limit_bytes: int, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's, in seconds."""
@@ -68,8 +69,9 @@ class UnsentShare:
         """How many bytes of the budget the connection uses."""
 
     def reserve(self, size: int) -> bool:
-        """Reserves `size` bytes of the budget in place of those reserved before, and returns True. If `size` more bytes
-        do not fit into the budget, changes nothing and returns False."""
+        """Sets the number of reserved bytes to `size` and returns True. Returns False, and leaves the number unchanged,
+        if `size` more bytes do not fit into the budget. Bytes that this connection reserved before use the budget until
+        they are sent."""
         if not self._budget.try_add(self, size):
             return False
         self.reserved_bytes = size
