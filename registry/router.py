@@ -78,16 +78,18 @@ class Destination(NamedTuple):
 
 
 class Router(RefusingRegistry):
-    """Passes each call to the hosted registry or to a mirror, under the repository's stored name.
+    """Passes each call to the hosted registry or to a mirror, under the repository's stored name. The base class
+    `RefusingRegistry` makes a `Call` object of each call of a method of `Registry`, and passes it to `handle`.
 
     - `hosted`: the registry of pushed content.
     - `mirrors`: the mirror of each upstream, by the upstream's name.
     - `is_used`: returns whether the store ever had content of a repository.
     - `naming`: tells which upstream a name belongs to.
     - `private`: the names of the private upstreams: those that may have repositories which only some clients are
-      allowed to read. The store can list a blob in a repository of such an upstream before the upstream has confirmed
-      that the repository has it. The router lets a client mount the blob from that repository only if `is_confirmed`
-      returns True."""
+      allowed to read. The store can list a blob in a repository of such an upstream although the upstream has not
+      confirmed that the repository has it: when the mirror adds a blob that the store has already, it records the
+      confirmation only afterwards, and not at all while the upstream is public. The router lets a client mount the blob
+      from that repository only if `is_confirmed` returns True."""
 
     def __init__(
         self,
@@ -113,20 +115,21 @@ class Router(RefusingRegistry):
         upstream = self.naming.upstream_of(repo)
         if upstream is not None:
             return Destination(self.mirrors[upstream], self.naming.mirrored_name(repo, upstream), upstream)
-        default = self.naming.default_name(repo)
-        if default is None or await self._is_used(repo):
+        # The stored name of the repository that `repo` can mean at the default upstream; None: it can mean none there.
+        name_at_default = self.naming.default_name(repo)
+        if name_at_default is None or await self._is_used(repo):
             return Destination(self.hosted, repo)
-        return self._default_destination(default)
+        return self._default_destination(name_at_default)
 
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the stored name of the repository that answers a read of `repo` now. If `repo` is only the name of an
         upstream, returns it unchanged."""
-        candidates = self.naming.candidates(repo)
-        return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
+        possible_names = self.naming.candidates(repo)  # the stored names that `repo` can mean: one or two
+        return possible_names[0] if len(possible_names) == 1 else (await self.locate(repo)).repo
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
-        """Returns True if the hosted registry certainly answers every read of the name, now and later. Does not look
-        into the store, so it can return False for a name that is always hosted."""
+        """Returns True if it is known, without a look into the store, that the hosted registry answers every read of
+        the name, now and later. False: it is not so, or not known."""
         if self.naming.upstream_of(repo) is not None:
             return False
         return self.naming.default_name(repo) is None or repo in self._used_names
@@ -147,7 +150,7 @@ class Router(RefusingRegistry):
     def _default_destination(self, stored: RepositoryName) -> Destination:
         """Returns the destination in the mirror of the default upstream. `stored`: the repository's stored name."""
         upstream = self.naming.default
-        assert upstream is not None, "only a default upstream gives a default name"
+        assert upstream is not None, "without a default upstream, no name leads to its mirror"
         return Destination(self.mirrors[upstream], stored, upstream)
 
     async def handle(self, call: Call[T]) -> T:
@@ -199,7 +202,8 @@ class Router(RefusingRegistry):
             await self._check_confirmed(stored, digest)
             call.args = digest, stored
         elif self._private_upstreams:
-            call.args = digest, source.without_segments(self._private_upstreams)
+            # The stored names of an upstream's repositories are those below the segment with the upstream's name.
+            call.args = digest, source.without_names_below(self._private_upstreams)
         return await call.invoke_on(self.hosted)
 
     async def _check_confirmed(self, source: RepositoryName, digest: Digest) -> None:
@@ -233,16 +237,19 @@ class Router(RefusingRegistry):
         Returns None if there is none, if nothing was ever pulled from it, or if the client is not allowed to pull from
         it. If something was pushed to `repo` already, the result has the hosted registry in place of the mirror. The
         hosted registry reads the mirrored content in the shared store, and never asks the upstream."""
-        default = self.naming.default_name(repo)
-        if default is None or not current_request().may_pull(default) or not await self._is_used(default):
+        name_at_default = self.naming.default_name(repo)
+        if name_at_default is None or not current_request().may_pull(name_at_default):
             return None
-        source = self._default_destination(default)
-        return source._replace(registry=self.hosted) if await self._is_used(repo) else source
+        if not await self._is_used(name_at_default):
+            return None
+        if await self._is_used(repo):
+            return Destination(self.hosted, name_at_default)
+        return self._default_destination(name_at_default)
 
     async def _copy_content(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
-        """Copies all blobs and child manifests that `manifest` refers to from `source` into the hosted repository
-        `repo`, except foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit
-        log. Raises one of `_UNOBTAINABLE`. After an error or a cancellation, what was copied so far stays in `repo`."""
+        """Copies from `source` into the hosted repository `repo` all blobs and child manifests of `manifest`, except
+        foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit log. Raises one of
+        `_UNOBTAINABLE`. After an error or a cancellation, what was copied so far stays in `repo`."""
         # `blob_children` are entries of an index that are blobs, as in BuildKit's cache indexes.
         for digest in ({blob.digest for blob in manifest.blobs} - manifest.foreign) | manifest.blob_children:
             await self._copy_blob(digest, source, repo, by)

@@ -263,13 +263,14 @@ class Manifest:
     @cached_property
     def _parts(self) -> manifest_parser.ManifestParts:
         """The parsed content. Raises ManifestInvalid for a manifest that an earlier version of this program stored and
-        that exceeds the limits of this version. Clients can still download the bytes of such a manifest."""
+        that exceeds this version's limits on JSON: those of `storage.json_bounds`, and the largest depth. Clients can
+        still download the bytes of such a manifest."""
         return manifest_parser.read_parts(manifest_parser.load_object(self.body), is_index=self.media_type in INDEXES)
 
     @property
     def is_readable(self) -> bool:
         """Whether the bytes can be parsed. False only for manifests that an earlier version of this program stored and
-        that exceed the limits of this version."""
+        that exceed this version's limits on JSON (see `_parts`)."""
         try:
             self._parts  # noqa: B018  parses the body and caches the result
         except ManifestInvalid:
@@ -362,7 +363,9 @@ def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
-    manifest_parser.check_limits(parts)  # limits that do not apply to manifests stored by earlier versions
+    # The largest number of references and the longest media type. Unlike the limits on JSON, they do not apply to
+    # manifests that earlier versions stored.
+    manifest_parser.check_limits(parts)
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
         # Large annotations take less memory as JSON text.
         parts = replace(parts, annotations=JsonAnnotations(manifest_parser.annotations_json(parts.annotations)))

@@ -123,7 +123,7 @@ class NameSet:
         covered = _has_cover(self.patterns, pattern, min_prefix)
         return covered and (self.limits is None or _has_cover(self.limits, pattern))
 
-    def without_segments(self, first_segments: Iterable[str]) -> NameSet:
+    def without_names_below(self, first_segments: Iterable[str]) -> NameSet:
         """Returns the set of those names of this set that are not below one of these first segments."""
         removed = frozenset(first_segments)
         # The patterns that begin with a removed segment are left out. All others do not match below it, because the new

@@ -18,8 +18,8 @@ _ENTITY_TAG = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _ANY: frozenset[str] = frozenset()
 """What `_entity_tags` returns for the header value `*`, which matches any content."""
 _MATCHES_NOTHING = frozenset({""})
-"""What `_entity_tags` returns for a header without any usable entity tag. It contains an empty text, which is the
-digest of no content. It is not an empty set, because that is `_ANY`."""
+"""What `_entity_tags` returns for a header without any usable entity tag. It contains only an empty string,
+which is never a digest. It is not an empty set, because that is `_ANY`."""
 
 
 def has_read_condition(exchange: Exchange) -> bool:

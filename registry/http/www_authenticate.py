@@ -68,7 +68,7 @@ class Challenges:
         value = b'Bearer realm="%b/token",service="%b"' % (base_url, self._service)
         if scope := scope_of(exchange):
             value += b',scope="%b"' % scope.encode("ascii")
-        if error.reason is not None:
+        if error.reason is not None:  # an error code of RFC 6750, such as `invalid_token`
             value += b',error="%b"' % error.reason.encode("ascii")
         return b"www-authenticate", value
 
@@ -80,6 +80,7 @@ def scope_of(exchange: Exchange) -> str:
         return "registry:catalog:*"
     if not exchange.requested_name:
         return ""
+    # "uploads": a POST that starts an upload or mounts a blob. "session": a request for an upload session.
     is_upload = exchange.kind in ("uploads", "session")
     actions = _PUSH_ACTIONS if is_upload else _ACTIONS_BY_METHOD.get(exchange.method, _PUSH_ACTIONS)
     scope = f"repository:{exchange.requested_name}:{actions}"
@@ -99,8 +100,9 @@ def _mount_source(exchange: Exchange) -> str | None:
 
 
 def base_url_of(scope: Scope, host: bytes | None) -> bytes:
-    """Returns the URL at which the client reached this server, such as `https://registry.example.com`. `host`: the Host
-    header. If it is missing or does not have the form HOST[:PORT], the URL has the IP address of this server."""
+    """Returns the URL at which the client reached this server, such as `https://registry.example.com`. `scope`: the
+    ASGI scope of the request. `host`: the Host header. If it is missing or does not have the form HOST[:PORT], the URL
+    has the IP address of this server."""
     if host is None or len(host) > _MAX_HOST_BYTES or not _HOST.fullmatch(host):
         host = _own_address(scope)
     return b"%b://%b" % (b"https" if scope.get("scheme") == "https" else b"http", host)

@@ -27,12 +27,14 @@ class UnverifiedBlobReader:
     file descriptor of its own, so that the bytes can still be read after the fill has ended."""
 
     location: str | None = None
+    """None, because a presigned URL can lead only to the bytes of a complete blob."""
     is_incomplete = True
+    """True as long as the reader exists, even after the download has ended."""
     data: bytes | None = None
 
     def __init__(self, fill: Fill, span: tuple[int, int], pulls: Iterable[ImagePull]) -> None:
         """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
-        that contain the blob; they are *active*, that is, in progress, at least while this reader is open."""
+        that contain the blob. While this reader is open, each of them counts as still in progress."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill

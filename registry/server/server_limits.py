@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEADER_COST = 64
-"""A header of fewer bytes counts as this many, because each header takes about as much memory in addition to its
-text. So a head of 32 KiB has at most 512 headers."""
+"""A header of fewer bytes counts as this many, because even a header of a few bytes takes about 64 bytes of memory for
+the objects that hold it. So a head of 32 KiB has at most 512 headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class ServerLimits:
     """How long the server waits until the client has received more of a response. If it takes longer, the connection is
     aborted."""
     response_slice_seconds: float = 30.0
-    """How long the server may take to pass each 256 KiB of a large response in memory, such as a manifest, to the
-    kernel, which accepts bytes only as fast as the client receives them. If it takes longer, the connection is
-    aborted."""
+    """Longest time for one slice of a large response that is in memory, such as a manifest. The server passes such a
+    response to the kernel in slices of 256 KiB. The kernel accepts them only as fast as the client receives them. If
+    one slice takes longer, the connection is aborted."""
     half_close_seconds: float = 5.0
     """How long the server waits for the next bytes of the response if the client has shut down its sending side after a
     complete request. If it takes longer, the server assumes that the client has disconnected, and closes the
@@ -57,7 +57,8 @@ class ServerLimits:
     reading. The last read can exceed this."""
     unsent_bytes: int = 32 * 1024 * 1024
     """Memory of one worker for response bodies of more than 64 KiB that clients have not received yet. Each counts as
-    at most 256 KiB. A response that would exceed the limit is replaced by 503."""
+    at most 256 KiB, the size of a slice, because the server writes the next slice only when the client has received
+    enough of the one before. A response that would exceed the limit is replaced by 503."""
     max_pipelined_requests: int = 64
     """How many requests of a connection can wait until earlier ones are answered. If the client sends more, they are
     ignored, and the connection is closed after the responses to the others."""

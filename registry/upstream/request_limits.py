@@ -16,8 +16,8 @@ KIB, MIB = 1 << 10, 1 << 20
 SMALL_BODY_BYTES = 64 * KIB
 """Largest body of a response that is expected to be small, such as an error."""
 REQUEST_TIMEOUT_SECONDS = 10.0
-"""Time limit for a request to an upstream that is not for the bytes of a blob or for a list. It includes getting a
-token, and trying all endpoints (URLs) of the upstream. docker gives up a mirror after 15 s."""
+"""Time limit for a request to an upstream. Requests for a list or for the bytes of a blob have other limits. The time
+includes getting a token, and trying all endpoints (URLs) of the upstream. docker gives up a mirror after 15 s."""
 COMMON_HEADERS = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
 """Headers of every request to an upstream. `identity` asks for uncompressed bodies, because the bytes of a compressed
 body would not match the digest of the content."""

@@ -146,7 +146,8 @@ class UpstreamLists:
         """Returns the tags in byte order. Sorts more than TAGS_PER_SORT tags in a thread."""
         if len(tags) <= TAGS_PER_SORT:
             return sorted(tags)
-        return await self._parser.run(BYTES_PER_TAG * len(tags), lambda: _sort_in_parts(list(tags)))
+        # The parser runs the function in a thread, because the size is that of a large document.
+        return await self._parser.run(size_bytes=BYTES_PER_TAG * len(tags), parse=lambda: _sort_in_parts(list(tags)))
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
@@ -196,8 +197,10 @@ class UpstreamLists:
                     if response.status in _NO_REFERRERS_API:
                         listed = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(listed, artifact_type)
-                        # It counts as one request, so that the cache treats it like a list of one page.
-                        return CompleteList(referrers, 1, BYTES_PER_DESCRIPTOR * len(referrers))
+                        # The cache treats a list with a request count of 1 like a list of one page. So 1 is given
+                        # here, although reading the fallback tag took a second request.
+                        size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
+                        return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)
                     await list_memory.add_page(response, len(descriptors) * BYTES_PER_DESCRIPTOR)
                 # Without this header, the registry may have ignored the parameter `artifactType`.

@@ -24,15 +24,15 @@ class Publication:
         self._locks = locks
 
     async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID) -> None:
-        """Makes the content of the upload session `upload` a blob of `repo`, and deletes the session's row. Raises
-        BlobUploadUnknown, BlobUploadInvalid, StorageFull, StorageFailed."""
+        """Makes the content of the upload session `upload` a blob of `repo`. `add_blob` deletes the session's row
+        in the same transaction. Raises BlobUploadUnknown, BlobUploadInvalid, StorageFull, StorageFailed."""
         await self._commit(
             content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload)
         )
 
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent) -> None:
-        """Makes content that did not come through an upload session a blob of `repo`. Raises StorageFull,
-        StorageFailed."""
+        """Makes content that did not come through an upload session a blob of `repo`. `adopt_blob` differs from
+        `add_blob` only in that it deletes no session's row. Raises StorageFull, StorageFailed."""
         await self._commit(
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place)
         )

@@ -1,4 +1,5 @@
-"""Upload sessions of the stored registry (`StoredUpload`).
+"""The writer of an upload session (`StoredUpload`) in a registry that combines a metadata store and a blob store
+(`StoredRegistry`).
 
 The blob store has the bytes of a session. The metadata store has a *row* about the session's progress. This module
 writes to both, so that another process can resume the session. A session is *owned* by the request that started it or,
@@ -46,8 +47,8 @@ class StoredUpload:
         session: UploadSession,
         saved_bytes: int = 0,
     ) -> None:
-        """`session`: the bytes of the session in the blob store. `saved_bytes`: number of bytes that the session has
-        according to its row."""
+        """`session`: reads and writes the bytes of the upload session `upload` in the blob store. `saved_bytes`: number
+        of bytes that the session has according to its row."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs

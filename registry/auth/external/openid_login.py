@@ -40,7 +40,7 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnava
 log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final = "openid"
-"""The method that the lines of the audit log name for these logins."""
+"""What the audit log records as the method of a login through the OpenID provider."""
 MAX_PARALLEL_LOGINS: Final = 32
 """The largest number of logins in one process that exchange a code at the same time. Further ones are refused."""
 MAX_CODE_CHARACTERS: Final = 4096
@@ -276,8 +276,9 @@ class OpenIDLogin:
 
 
 def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp of the provider's settings: a hash that changes when they do. Each identity that a login at
-    this provider proves contains the stamp, and is refused after a change of the settings."""
+    """Returns the stamp of the provider's settings: a hash that changes when they do. A login at this provider puts the
+    stamp into the identity that it proves. After a change of the settings, identities with the old stamp are
+    refused."""
     return settings_stamp("openid", settings)
 
 

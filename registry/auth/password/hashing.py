@@ -54,14 +54,14 @@ class StoredHash:
 
     - `argon2`: the hash of an account in the store, or None.
     - `bcrypt`: the hash of an account in the htpasswd file, or None.
-    - `highest_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if there is no line.
+    - `highest_bcrypt_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if there is no line.
 
     If both hashes are None, no password is right: there is no such account, it is disabled, or it has no password.
     """
 
     argon2: str | None = None
     bcrypt: str | None = None
-    highest_cost: int = 0
+    highest_bcrypt_cost: int = 0
 
 
 def check_password(password: str) -> None:
@@ -105,14 +105,14 @@ def verify_password(password: str, stored: StoredHash) -> bool:
         return True
     if _matches_argon2(raw, stored.argon2 or _UNMATCHABLE_HASH) and stored.argon2 is not None:
         return True
-    if stored.highest_cost:
+    if stored.highest_bcrypt_cost:
         # A bcrypt check of cost c takes the time 2^c. If the account has a line with cost c, its check above took 2^c,
         # and with dummy checks of the costs c, c+1, ..., highest-1 the sum is 2^highest. If it has no line, one dummy
         # check of the highest cost takes that time.
         if stored.bcrypt is not None:
-            dummy_costs = range(bcrypt_cost_of(stored.bcrypt), stored.highest_cost)
+            dummy_costs = range(bcrypt_cost_of(stored.bcrypt), stored.highest_bcrypt_cost)
         else:
-            dummy_costs = range(stored.highest_cost, stored.highest_cost + 1)
+            dummy_costs = range(stored.highest_bcrypt_cost, stored.highest_bcrypt_cost + 1)
         for cost in dummy_costs:
             _matches_bcrypt(raw, f"$2b${cost:02}${'.' * 53}")
     return False

@@ -51,18 +51,18 @@ class _ParsedFile:
     """The content of the file when it was last read.
 
     - `lines`: the valid lines by account name.
-    - `highest_cost`: the highest bcrypt cost in these lines; 0 if there are none.
+    - `highest_bcrypt_cost`: the highest bcrypt cost in these lines; 0 if there are none.
     - `version`: a hash of the whole file; empty if it could not be read.
     - `state`: the file's times, inode and size. None: the next look-up must read the file again.
     """
 
     lines: Mapping[str, HtpasswdLine]
-    highest_cost: int
+    highest_bcrypt_cost: int
     version: str
     state: tuple[int, ...] | None
 
 
-_EMPTY_FILE = _ParsedFile(lines={}, highest_cost=0, version="", state=None)
+_EMPTY_FILE = _ParsedFile(lines={}, highest_bcrypt_cost=0, version="", state=None)
 """What is used before the first look-up, and while the file cannot be read."""
 
 
@@ -97,9 +97,9 @@ class HtpasswdFile:
         return line.stamp if line else None
 
     @property
-    def highest_cost(self) -> int:
+    def highest_bcrypt_cost(self) -> int:
         """The highest bcrypt cost in the file, or 0 if it has no lines."""
-        return self._current().highest_cost
+        return self._current().highest_bcrypt_cost
 
     @property
     def version(self) -> str:

@@ -84,6 +84,8 @@ class PasswordCheck:
         If the account does not exist, is disabled or has no password, every password is wrong, and the check takes as
         long as usual. A client that repeats the same wrong password causes one failure in `WRONG_CACHED_SECONDS`. So a
         program with an old password does not lock out a person at the same address who knows the new one.
+
+        The texts of Unauthorized are for the audit log. The caller sends the client the same text for all of them.
         """
         if len(password.encode()) > MAX_PASSWORD_BYTES:
             raise Unauthorized("the password is too long")
@@ -98,6 +100,7 @@ class PasswordCheck:
             until = self._clock() + WRONG_CACHED_SECONDS
             self._failed_checks.put(key, _FailedCheck((stored, identity), epoch, file_version, until))
             await self._throttle.record_failure(name, address)
+            # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
         await self._throttle.record_success(name, address)
         if stored.argon2 is not None and needs_rehash(stored.argon2):
@@ -129,19 +132,23 @@ class PasswordCheck:
     def _stored_hash(self, name: AccountName) -> tuple[StoredHash, Identity | None]:
         """Returns the hash of an account's password, and the account's identity. The identity is None if no password is
         right: the account does not exist, is disabled, or has no password."""
-        highest = self._htpasswd.highest_cost if self._htpasswd else 0
+        # `verify_password` needs this cost for every account. A wrong password then takes as long for an account that
+        # does not exist as for the line of the htpasswd file whose check takes longest.
+        highest_bcrypt_cost = self._htpasswd.highest_bcrypt_cost if self._htpasswd else 0
         try:
             account = self._accounts.account(name)
         except AccountUnknown:
             line = self._htpasswd.line(name) if self._htpasswd else None
             if line is None:
-                return StoredHash(highest_cost=highest), None
-            return StoredHash(bcrypt=line.hash, highest_cost=highest), Identity(name, stamp=line.stamp)
+                return StoredHash(highest_bcrypt_cost=highest_bcrypt_cost), None
+            # The stamp changes with the line. The identity is then refused.
+            identity = Identity(name, stamp=line.stamp)
+            return StoredHash(bcrypt=line.hash, highest_bcrypt_cost=highest_bcrypt_cost), identity
         argon2 = self._accounts.password_hash(name)
         if argon2 is None or not account.enabled:
-            return StoredHash(highest_cost=highest), None
-        robot = account.kind is AccountKind.ROBOT
-        return StoredHash(argon2=argon2, highest_cost=highest), Identity(name, robot=robot, version=account.version)
+            return StoredHash(highest_bcrypt_cost=highest_bcrypt_cost), None
+        identity = Identity(name, robot=account.kind is AccountKind.ROBOT, version=account.version)
+        return StoredHash(argon2=argon2, highest_bcrypt_cost=highest_bcrypt_cost), identity
 
     def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
         """Starts a task that replaces the stored hash `old` of an account by a hash with the current parameters.

@@ -106,7 +106,7 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
         typer.echo(f"  {label:<8} {value}")
     rows = [(grant.pattern, ",".join(grant.actions.words), str(grant.subject)) for grant in grants]
     empty_message = f"{name} is an admin and can do everything" if account.admin else f"nothing is granted to {name}"
-    print_rows(("pattern", "actions", "as"), rows, empty_message)
+    print_rows(("pattern", "actions", "granted to"), rows, empty_message)
 
 
 @app.command(

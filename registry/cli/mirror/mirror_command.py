@@ -131,8 +131,8 @@ def _images_to_warm(settings: Settings, references: list[str], file: Path | None
 async def _warm(
     router: Router, stored: StoredRegistry, *, images: list[ImageReference], platforms: list[Platform] | None
 ) -> list[WarmResult]:
-    """Fetches the images and shows the progress. `platforms`: the platforms to fetch of an image for several platforms;
-    None: all."""
+    """Fetches the images and shows the progress. `platforms`: if an image is for several platforms, only these are
+    fetched; None: all of its platforms are fetched."""
     from registry.cli.mirror.warm_progress import show_progress
     from registry.mirror.warm.warmer import Warmer
 

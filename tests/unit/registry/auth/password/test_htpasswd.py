@@ -42,7 +42,7 @@ def test_lines(path: Path) -> None:
     assert alice.stamp != bob.stamp
     assert HASH not in alice.stamp
     assert file.line("carol") is None
-    assert file.highest_cost == 5
+    assert file.highest_bcrypt_cost == 5
 
 
 def test_change_counts_at_the_next_look(path: Path) -> None:

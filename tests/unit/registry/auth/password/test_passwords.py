@@ -69,13 +69,13 @@ def test_nothing_matches_no_account() -> None:
     assert not verify_password(WORD, StoredHash())
     assert not verify_password("", StoredHash())
     assert not verify_password(WORD, StoredHash(argon2="$argon2id$nonsense"))
-    assert not verify_password(WORD, StoredHash(bcrypt="$2b$04$" + "." * 53, highest_cost=4))
+    assert not verify_password(WORD, StoredHash(bcrypt="$2b$04$" + "." * 53, highest_bcrypt_cost=4))
 
 
 def test_bcrypt_reads_72_bytes() -> None:
     """A password of more than 72 bytes matches no bcrypt hash, not even that of its first 72 bytes, and raises
     nothing."""
-    held = StoredHash(bcrypt=bcrypt_of("x" * 72), highest_cost=4)
+    held = StoredHash(bcrypt=bcrypt_of("x" * 72), highest_bcrypt_cost=4)
     assert verify_password("x" * 72, held)
     assert not verify_password("x" * 73, held)
 
@@ -110,9 +110,14 @@ def test_a_wrong_password_costs_the_same_whatever_is_held(spent: list[tuple[str,
     """A wrong password costs the same work against the store's hash, a line of the file with any cost, and no
     account."""
     for dearest in (0, 4, 7):
-        held = [StoredHash(highest_cost=dearest), StoredHash(argon2=hash_password(WORD), highest_cost=dearest)]
+        held = [
+            StoredHash(highest_bcrypt_cost=dearest),
+            StoredHash(argon2=hash_password(WORD), highest_bcrypt_cost=dearest),
+        ]
         if dearest:
-            held += [StoredHash(bcrypt=bcrypt_of(WORD, each), highest_cost=dearest) for each in range(4, dearest + 1)]
+            held += [
+                StoredHash(bcrypt=bcrypt_of(WORD, each), highest_bcrypt_cost=dearest) for each in range(4, dearest + 1)
+            ]
         costs = [cost(spent, each) for each in held]
         assert costs == [{"argon2": hashing.ARGON2_MEMORY_KIB, "bcrypt": 2**dearest if dearest else 0}] * len(held)
 
