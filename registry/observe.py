@@ -127,7 +127,7 @@ class Observed(ForwardingRegistry):
     def handle(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         if call.operation in _WRITER_OPERATIONS:
             return self._open_writer(call)
-        return log_call(self.forward, call, call.operation, call.repo, call.item, call.options.get("by"))
+        return log_call(self.forward, call, call.operation, call.repo, call.item, call.actor)
 
     async def _open_writer(self, call: Call[T]) -> T:
         repo = call.repo

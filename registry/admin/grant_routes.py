@@ -85,9 +85,10 @@ async def list_grants(
     ] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.GrantResponse]:
-    """Lists grants. An admin sees all grants. Other accounts see the grants for patterns on which they may grant; with
-    `for`, they see the grants that apply to their own account. A page may have fewer than `limit` grants although more
-    pages follow; only a null `next` marks the last page."""
+    """Lists grants. An admin sees all grants. Any other account sees a grant if it has the action `admin` on everything
+    that the pattern of the grant matches. With `for`, which must then name the account itself, it sees all grants that
+    apply to it. A page may have fewer than `limit` grants although more pages follow; only a null `next` marks the last
+    page."""
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
     response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
@@ -102,7 +103,7 @@ def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[
     if account is None:
         return None if subject is None else [Grantee.parse(subject)]
     if subject is not None:
-        raise AccountInvalid("subject and for contradict each other")
+        raise AccountInvalid("the query parameters `subject` and `for` contradict each other; give one of them")
     name = AccountName(account)
     caller.rights.check_may_see(name)
     return caller.administration.subjects_of(name)

@@ -103,7 +103,8 @@ async def _child_summary(registry: Reader, repo: RepositoryName, child: Descript
 
 
 def _total_bytes(manifest: Manifest) -> int:
-    """Returns the total size of the config and the layers in bytes. Adds a layer that occurs twice only once."""
+    """Returns the total size of the config and the layers in bytes. A layer that the manifest lists more than once is
+    counted once."""
     blobs = [*manifest.layers, *([manifest.config] if manifest.config else [])]
     return sum({blob.digest: blob.size for blob in blobs}.values())
 
@@ -132,8 +133,9 @@ async def _platform_and_created(
 
 
 def platform_text(platform: object) -> str | None:
-    """Returns a JSON object with `os`, `architecture` and `variant` in the form of docker's `--platform`, such as
-    `linux/arm64/v8`. Returns None if `platform` is not an object or has none of these fields."""
+    """Returns the platform as a text like the values of docker's option `--platform`, such as `linux/arm64/v8`.
+    `platform`: a JSON object with the fields `os`, `architecture` and `variant`, each of which may be missing. Returns
+    None if it is not an object, or has none of these fields."""
     if not isinstance(platform, dict):
         return None
     parts = [platform.get(name) for name in ("os", "architecture", "variant")]
@@ -141,8 +143,8 @@ def platform_text(platform: object) -> str | None:
 
 
 def print_image_summary(summary: dict[str, Any]) -> None:
-    """Prints what `summarize_image` returned as text: rows of facts such as the digest, then a table of an index's
-    children, or of the config and the layers."""
+    """Prints `summary`, the result of `summarize_image`, for people. First come lines with a name and a value, such as
+    the digest. Then comes a table: for an index, of its children; for any other manifest, of its config and layers."""
     console = plain_console()
     console.print(Text(summary["reference"], "bold"))
     facts = Table.grid(padding=(0, 2))

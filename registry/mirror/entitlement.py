@@ -8,6 +8,9 @@ repository just because it knows the digest. The rule depends on the upstream:
 - Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.
+
+The name of the error `UnconfirmedBlobUnknown` uses the word in another sense. An answer "not found" is *unconfirmed* if
+it possibly does not come from the upstream itself, but from a proxy in front of it.
 """
 
 from __future__ import annotations
@@ -71,8 +74,11 @@ class BlobEntitlement:
         self, repo: RepositoryName, digest: Digest, deadline: float, download_size: int | None
     ) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
-        that name it. Asks the upstream if no manifest names the blob, or if the upstream is private and the blob is not
-        being downloaded for `repo`.
+        that name it (at most 8: see `UpstreamRecords.referring_manifests`).
+
+        Asks the upstream for the size in two cases: at a public upstream, if none of these manifests names the blob; at
+        a private one, if `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short
+        time ago that `repo` does not have the blob.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
         downloaded for `repo`, otherwise None. The right of `repo` was checked when that download started. Raises
@@ -125,14 +131,13 @@ class BlobEntitlement:
 
     async def _ask_size(self, repo: RepositoryName, digest: Digest) -> int:
         """Asks the upstream for the blob's size in bytes. A lease lets only one process at a time ask about a blob.
-        Raises BlobUnknown, and caches this answer, unless a proxy or firewall in front of the upstream possibly sent
-        it."""
+        If the upstream does not have the blob, caches that answer, unless it is unconfirmed, and raises BlobUnknown."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
             try:
                 return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
-            except UnconfirmedBlobUnknown:  # not cached: possibly sent by a proxy in front of the upstream
+            except UnconfirmedBlobUnknown:  # not cached, because the upstream itself possibly has the blob
                 raise
             except BlobUnknown:
                 await self._negative_cache.add(repo, digest)
@@ -140,5 +145,6 @@ class BlobEntitlement:
 
 
 def start_timeout_error(digest: Digest) -> UpstreamTimeout:
-    """Returns the error for a blob of which the upstream did not send the first byte within the start timeout."""
+    """Returns the error for a client that has waited for the first byte of a blob until the deadline of its request.
+    The *start timeout* is the time from the request to this deadline."""
     return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")

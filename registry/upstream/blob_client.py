@@ -133,7 +133,7 @@ class BlobClient:
                 or transfer.sink_called != sink_called
             )
             # While a call of the sink runs, or the transfer waits for a thread, it is not the upstream that is slow.
-            if has_progress or transfer.is_in_sink or not transfer.is_running:
+            if has_progress or transfer.is_in_sink or not transfer.has_started:
                 received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
             elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):
                 return False
@@ -153,7 +153,7 @@ class BlobClient:
         """Runs one transfer in a thread: sends the request, follows redirects, reads the body of the last response, and
         returns that response. Raises the errors of `fetch`, and TransferAbandoned."""
         self._thread_state.transfer = transfer
-        transfer.is_running = True
+        transfer.has_started = True
         route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._endpoint_reach)
         try:
             while True:

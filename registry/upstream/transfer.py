@@ -61,7 +61,7 @@ class BlobTransfer:
         responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`."""
         self.endpoint = endpoint
         self.span = span
-        self.is_running = False
+        self.has_started = False
         """Whether a thread has started the transfer."""
         self.sink_called = False
         """Whether the sink was called, so that it may have received bytes."""
@@ -81,8 +81,8 @@ class BlobTransfer:
 
     def abandon(self) -> None:
         """Stops the transfer, from another thread. Shuts down its socket, which interrupts a read that waits for the
-        upstream. The next method that the thread calls for its next step raises TransferAbandoned: `use_socket`,
-        `begin` or `take`. A running call of the sink is not interrupted."""
+        upstream. After that, `use_socket`, `begin` and `take` raise TransferAbandoned, so that the thread stops when it
+        calls one of them. A running call of the sink is not interrupted."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
@@ -90,20 +90,21 @@ class BlobTransfer:
                     socket.socket.shutdown(_tcp_socket(self._socket), socket.SHUT_RDWR)
 
     def use_socket(self, connection: Connection | None) -> None:
-        """Sets the socket from which the thread reads next; None: it has no connection. Raises TransferAbandoned if
-        `abandon` was called."""
+        """Sets the socket from which the thread is about to read; None: the thread has no connection. Raises
+        TransferAbandoned if `abandon` was called."""
         with self._lock:
             self._socket = connection
             if self._abandoned:
                 raise TransferAbandoned
 
     def forget_socket(self) -> None:
-        """Removes the socket, because another transfer may use it next. After that, `abandon` shuts down no socket."""
+        """Removes the socket. After that, `abandon` shuts down no socket. Call it before another transfer can use the
+        connection."""
         with self._lock:
             self._socket = None
 
     def on_sent(self) -> None:
-        """Reports that the request to the endpoint is sent next. Must be called on the event loop."""
+        """Reports that the request to the endpoint is about to be sent. Must be called on the event loop."""
         self._attempt.on_sent()
 
     def on_headers(self, status: int) -> None:
@@ -165,7 +166,7 @@ class SocketBody:
         """`length` is the number of bytes to read."""
         self._response = response
         self._remaining_bytes = length
-        self._states_length = response.length_remaining == length
+        self._length_is_stated = response.length_remaining == length
         """Whether the response states that its body has `length` bytes, so that it ends after them."""
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
@@ -184,7 +185,8 @@ class SocketBody:
         memory = memory[: self._remaining_bytes]
         file, max_bytes = self._raw.fp, len(memory)
         if self._chunked:
-            # Read by http.client and not by urllib3, because only http.client limits the line with a chunk's size.
+            # Read by http.client and not by urllib3, because a server could send an endless line where it has to state
+            # the size of a chunk. Only http.client limits the length of this line.
             data = self._raw.read1(max_bytes)
             count = len(data)
             memory[:count] = data
@@ -208,7 +210,7 @@ class SocketBody:
     def finish(self) -> None:
         """Gives the connection back to the pool if the body was read to its end; closes it if not. Does not wait for
         bytes."""
-        has_ended = self._consume_last_chunk() if self._chunked else self._states_length
+        has_ended = self._consume_last_chunk() if self._chunked else self._length_is_stated
         if self._remaining_bytes or not has_ended:
             self.discard()
             return
@@ -217,7 +219,7 @@ class SocketBody:
 
     def _consume_last_chunk(self) -> bool:
         """Reads the end of a chunked body if it has arrived, and returns whether it has. Does not wait for it:
-        `abandon` could not interrupt that wait, because the transfer has removed its socket."""
+        `abandon` could not interrupt that wait, because `BlobClient` calls `forget_socket` before `finish`."""
         file, sock = self._raw.fp, self._socket
         if file is None or sock is None:
             return False

@@ -119,8 +119,9 @@ class ClaimedUpload(Protocol):
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
-        `sha256`. If the `boot` of the checkpoint is not that of the store, keeps only bytes whose digest the checkpoint
-        confirms, and deletes the rest. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says,
+        `sha256`. If the `boot` of the checkpoint is not that of the store, the bytes may be damaged: keeps the first
+        `checkpoint.offset` bytes if they still have the digest that was computed for the checkpoint (its `state`), and
+        deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says,
         because a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
         StorageFailed."""
         ...

@@ -1,9 +1,9 @@
 """Garbage collection (`Collector`): removes content that nothing refers to, while the registry serves requests.
 
 The bytes of a blob are in the blob store; the metadata store has a *row* for each blob. A *link* is the right of one
-repository to serve the blob. The metadata store puts a link into a queue when it creates the link before a manifest of
-the repository refers to the blob, and when it deletes the last such manifest. The collector works through this queue,
-so its cost depends on the amount of garbage and not on the size of the store.
+repository to serve the blob. The metadata store puts a link into a queue when it creates the link while no manifest of
+the repository refers to the blob, and when it deletes the last manifest of the repository that refers to the blob. The
+collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
 
 The blob store deletes bytes in two steps. `remove` makes them unreachable, and `reclaim_space` frees their disk space.
 With files, `FileBlobStore.remove` moves the file to the trash, and `FileBlobStore.reclaim_space` unlinks the files in
@@ -107,7 +107,7 @@ class Collector:
                 failure = failure or error
         if report:
             log.info(
-                "collected %d blobs (%d links), %d stale uploads, %d stale partial blobs, %d stray files",
+                "removed %d blobs, %d links to blobs, %d stale uploads, %d stale partial blobs, %d stray blobs",
                 report.blobs, report.links, report.uploads, report.partials, report.strays,
             )  # fmt: skip
         if failure is not None:
@@ -131,8 +131,8 @@ class Collector:
                 if await self._metadata.drop_upload(upload, before):
                     await self._blobs.discard_upload(upload)
                     report.uploads += 1
-        latest = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-        old = [upload for upload, changed in await self._blobs.list_uploads() if changed < latest]
+        written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
+        old = [upload for upload, changed in await self._blobs.list_uploads() if changed < written_before]
         known = await self._metadata.known_uploads(old)
         for upload in old:
             if upload not in known:
@@ -164,8 +164,9 @@ class Collector:
         """Removes the strays in the next shards of the blob store, except for those that were written recently."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
-            latest = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-            old = {digest: place for digest, place, written in await self._blobs.list_shard(shard) if written < latest}
+            written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
+            listed = await self._blobs.list_shard(shard)
+            old = {digest: place for digest, place, written in listed if written < written_before}
             known = await self._metadata.known_blobs(list(old))
             for digest in old.keys() - known:
                 report.strays += await self._remove_stray(digest, old[digest])

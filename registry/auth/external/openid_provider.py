@@ -108,10 +108,10 @@ class OpenIDProvider:
         """The key set of the provider, by its URL. At most one: it is replaced when the metadata names another URL."""
 
     async def metadata(self) -> ProviderMetadata:
-        """Returns the provider's metadata. If the cached metadata is not fresh, first waits for a fetch, which
-        concurrent callers share, unless the last fetch ended less than `METADATA_RETRY_SECONDS` ago. Raises
-        ProviderUnavailable if there is no usable metadata after that. If the caller is cancelled, the fetch
-        continues."""
+        """Returns the provider's metadata. If the cached metadata is not fresh, first fetches it again and waits for
+        the fetch. Concurrent callers share one fetch, and it continues if a caller is cancelled. For
+        `METADATA_RETRY_SECONDS` after the end of a fetch, no other fetch starts. Raises ProviderUnavailable if there
+        is then no metadata, or only metadata that is too old (`METADATA_STALE_SECONDS`)."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current
@@ -210,12 +210,15 @@ def read_client_secret(settings: OIDCSettings) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ProviderInvalid(
-                f"cannot read the client's secret for the OpenID provider from {source}: {reason}"
+                "cannot read the client's secret, which this registry sends to the OpenID provider, "
+                f"from {source}: {reason}"
             ) from None
     else:
         return None
     if not secret.strip():
-        raise ProviderInvalid(f"the client's secret for the OpenID provider is not in {source}")
+        raise ProviderInvalid(
+            f"the client's secret, which this registry sends to the OpenID provider, is not in {source}, or is empty"
+        )
     return secret.strip()
 
 
@@ -243,12 +246,14 @@ def _parse_metadata(document: Mapping[str, Any], issuer: str) -> ProviderMetadat
 
 def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
     """Returns the URL under `name` in the metadata of the provider `issuer`. Raises ProviderUnavailable if it is
-    missing, malformed or not safe. An http URL is safe only if the provider's own URL is one: a remote provider could
-    otherwise make this registry send requests to services on this machine."""
+    missing, malformed or not safe. An http URL is accepted only if it is on this machine, and if the provider's own URL
+    is an http URL too. Otherwise a remote provider, whose own URL is https, could make this registry send requests to
+    services on this machine."""
     value = document.get(name)
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("it is not a URL")
+        # `attacker_gains` is the end of the error text: "whoever can change its answers can log in".
         check_identity_url(value, example="https://sso.example.com/token", attacker_gains="can log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
             raise ValueError("it must begin with https://, as the provider's own URL does")

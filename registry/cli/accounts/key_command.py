@@ -24,7 +24,7 @@ def rotate(
     at_once: Annotated[
         bool,
         typer.Option(
-            "--at-once", help="Reject tokens of older keys immediately: use this if others may have such a key."
+            "--at-once", help="Reject tokens of older keys immediately: use this if an older key was possibly stolen."
         ),
     ] = False,
     config: ConfigOption = None,
@@ -47,8 +47,8 @@ def rotate(
     epilog="\b\nExamples:\n  entrepot key list\n  entrepot key list --json",
 )
 def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the keys without their secrets. The key that signs new tokens has no retirement time; its cell says
-    `signs`."""
+    """Prints the keys without their secrets. The column `retired` shows when a key was replaced; for the key that
+    signs new tokens, it shows `signs`."""
     from registry.admin import models
 
     print_list(

@@ -6,8 +6,8 @@ one of them becomes the next owner.
 
 The file has two records, each with a checksum. The first is the progress (`Progress`). The owner overwrites this whole
 record after each change. A process that reads the record during such a write finds a wrong checksum and reads again.
-After a power cut the record may contain anything, so it is used only during the boot of the machine in which it was
-written. The second record contains the failures that owners have reported.
+After a power cut the record may contain anything, so it is used only until the machine is restarted. The second record
+contains the number of failures that owners have reported, and the reason of the last one.
 
 The file is written with system calls, not through a memory mapping. On a full disk a system call returns an error,
 whereas a write to a mapping kills the process (SIGBUS).
@@ -57,9 +57,9 @@ class PartialStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The first record: which bytes of the blob are stored. `boot`: id of the boot of the machine during which the
-    bytes were written. `size`: size of the whole blob in bytes. `extents`: ranges of stored bytes, in ascending
-    order."""
+    """The first record: which bytes of the blob are stored. `boot`: the boot id of the machine when the bytes were
+    written; it changes when the machine is restarted. `size`: size of the whole blob in bytes. `extents`: ranges of
+    stored bytes, in ascending order."""
 
     boot: str
     size: int
@@ -97,7 +97,7 @@ def read_progress(fd: int) -> Progress | None:
 
 
 def encode_failures(failures: PartialFailures) -> bytes:
-    """Returns the second record in the form in which it is stored."""
+    """Returns the second record in the form in which it is stored. `failures.times` is the number of failures."""
     reason = failures.reason.encode(errors="replace")[:MAX_REASON_BYTES]
     body = _FAILURES_HEAD.pack(failures.times, len(reason)) + reason
     return body + _CHECKSUM.pack(zlib.crc32(body))
@@ -109,8 +109,8 @@ def read_failures(fd: int) -> PartialFailures:
     data = os.pread(fd, _FAILURES_HEAD.size + MAX_REASON_BYTES + _CHECKSUM.size, RECORD_SIZE)
     if len(data) < _FAILURES_HEAD.size + _CHECKSUM.size:
         return PartialFailures()
-    times, reason_length = _FAILURES_HEAD.unpack_from(data)
+    failure_count, reason_length = _FAILURES_HEAD.unpack_from(data)
     end = _FAILURES_HEAD.size + reason_length
     if len(data) < end + _CHECKSUM.size or _CHECKSUM.unpack_from(data, end)[0] != zlib.crc32(data[:end]):
         return PartialFailures()
-    return PartialFailures(times, data[_FAILURES_HEAD.size : end].decode(errors="replace"))
+    return PartialFailures(failure_count, data[_FAILURES_HEAD.size : end].decode(errors="replace"))

@@ -29,10 +29,10 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
     """Creates the database if it is missing, and migrates it to the table version of this program. The caller holds the
     writers' lock.
 
-    On a full disk, opening and migrating the database use the reserve: disk space that was allocated in advance. If the
-    reserve does not suffice to open the database, calls `free_space`, which deletes files that the registry can do
-    without, and opens it again. Raises StorageFull if there is still too little space; DataDirectoryError if the
-    database cannot be used for another reason; OSError."""
+    On a full disk, uses the reserve (disk space that was allocated in advance), first to open the database and then to
+    migrate it. If the reserve does not suffice to open the database, calls `free_space`, which deletes files that the
+    registry can do without, and tries again to open it. Raises StorageFull if there is still too little space;
+    DataDirectoryError if the database cannot be used for another reason; OSError."""
     try:
         _create_or_migrate(layout, system, free_space)
     except apsw.FullError:
@@ -54,7 +54,7 @@ def check_readable_on_full_disk(layout: Layout) -> None:
 
 def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
     try:
-        db = create(layout.metadata)
+        db = create(layout.metadata)  # uses the reserve on a full disk
     except apsw.FullError:
         free_space()
         db = create(layout.metadata)
@@ -74,7 +74,8 @@ def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], 
         migrate_or_roll_back()
     except apsw.FullError:
         with closing(Reserve(layout.reserve, system)) as reserve:
-            reserve.spend(migrate_or_roll_back, apsw.FullError)
+            # Frees a part of the reserve and calls the function. After a FullError, frees more and calls it again.
+            reserve.spend(migrate_or_roll_back, full_error=apsw.FullError)
     finally:
         db.close()
 

@@ -149,8 +149,8 @@ class _Position(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{letter}{self.row_id}"
 
     def id_bound(self, in_audit: bool) -> int:
-        """Returns a bound for the row ids of the lines in one table that have the same time as this line: those with
-        smaller row ids come after this line. The table is `audit` if `in_audit`, otherwise `tag_history`."""
+        """Returns a bound for row ids of one table: `audit` if `in_audit`, otherwise `tag_history`. Among the
+        lines of that table with the same time as this line, those with row ids below the bound come after this line."""
         if in_audit is self.is_audit:
             return self.row_id
         return _HIGHEST_ROW_ID if self.is_audit else 0  # all lines of the other table, or none
@@ -160,8 +160,9 @@ _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Returns a page of at most `limit` lines that match the query, newest first. The page starts after the line with
-    the id `query.before`; if that is None, with the newest line. Raises AccountInvalid if `query.before` is not an id.
+    """Returns a page of at most `limit` lines that match the query, newest first. The lines of the page come after the
+    line with the id `query.before`. If `query.before` is None, the page starts with the newest line that matches.
+    Raises AccountInvalid if `query.before` does not have the form of an id.
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
     the first `limit` lines shows that more lines follow."""
