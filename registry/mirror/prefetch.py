@@ -220,7 +220,8 @@ class PrefetchQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether blobs are queued, or a fill that the queue has started is running and no client has requested it."""
+        """Whether the queue has work: blobs that wait for their fill, or running fills that the queue has started and
+        that no client has requested."""
         return bool(self._runners)
 
     async def aclose(self) -> None:

@@ -81,8 +81,9 @@ class AuthorizationOffer:
     authorization: str | None = None
     """The header's value; None: send the request without it."""
     requirement: LoginRequirement | None = None
-    """What the header should fulfil. If it is a guess, the endpoint may require something else. None: no requirement is
-    known, or a cached token made it unnecessary to look for one."""
+    """The login requirement of the endpoint that the header is meant to meet. It can be a guess; then the endpoint
+    possibly requires something else. None: no requirement is known, or a cached token made it unnecessary to look for
+    one."""
     failure: Exception | None = None
     """The error because of which there is no header; None if there was none."""
     guess: TokenServiceGuess | None = None

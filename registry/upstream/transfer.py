@@ -64,7 +64,7 @@ class BlobTransfer:
         self.has_started = False
         """Whether a thread has started the transfer."""
         self.sink_called = False
-        """Whether the sink was called, so that it may have received bytes."""
+        """Whether the sink was called. If so, it has possibly received bytes."""
         self.received_bytes = 0
         """Number of bytes that were passed to the sink."""
         self.is_in_sink = False

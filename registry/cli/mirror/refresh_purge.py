@@ -1,4 +1,4 @@
-"""What `entrepot mirror refresh` and `entrepot mirror purge` do for one image reference.
+"""The work of `entrepot mirror refresh` and `entrepot mirror purge` on one image reference.
 
 An *upstream* is a remote registry that this registry mirrors. In these functions, `stored` is the registry that stores
 the cached content in the data directory. `mirrored` says where a repository is read from: `mirrored.registry` is the

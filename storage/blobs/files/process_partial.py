@@ -156,7 +156,7 @@ class ProcessPartial:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether the partial blob has been neither committed nor deleted, as far as this process knows."""
+        """Whether the partial blob still exists, as far as this process knows: it was not committed and not deleted."""
         return self._status is PartialStatus.INCOMPLETE
 
     @property
