@@ -7,6 +7,7 @@ with their HTTP client, are imported only if the settings have an upstream.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,19 +16,24 @@ from typing import TYPE_CHECKING, NamedTuple
 from registry.config import Settings, Upstream
 from registry.naming import NamingRules
 from registry.router import Router
+from registry.upkeep.components import UpkeepComponents, upkeep_components
 from storage.composition import open_registry
 from storage.interface import Registry
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobRunner
+from storage.upkeep.schedule import cancel_all
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
 
 
 class Backend(NamedTuple):
-    """The opened store, which is the hosted registry, and the router that passes each call to it or to a mirror."""
+    """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; and the
+    work of upkeep on them."""
 
     store: StoredRegistry
     router: Router
+    upkeep: UpkeepComponents
 
 
 def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
@@ -66,7 +72,8 @@ async def open_backend(
 
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
     - `serving`: the process is a server. Until the block ends, it fetches the images in the setting `[warm]` before
-      clients request them, unless another process does that. It also logs when the disk becomes full.
+      clients request them, and runs queued jobs, unless another process does that. It also logs when the disk becomes
+      full.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970."""
@@ -104,4 +111,8 @@ async def open_backend(
             await stack.enter_async_context(
                 warm_on_schedule(settings.warm, router.locate, store.metadata.known_blobs, store.leases)
             )
-        yield Backend(store, router)
+        upkeep = upkeep_components(settings, store, router)
+        if serving and not store.is_read_only:
+            runner = JobRunner(store.jobs, store.leases, upkeep.works)
+            stack.push_async_callback(cancel_all, [asyncio.create_task(runner.run())])
+        yield Backend(store, router, upkeep)

@@ -161,7 +161,9 @@ class ServiceFactory:
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        management = management_components(components, policy, proxied=behind_proxy, public_url=settings.public_url)
+        management = management_components(
+            components, policy, backend.upkeep, proxied=behind_proxy, public_url=settings.public_url
+        )
         return Service(
             self._distribution(guard, authenticator, answer_cache, has_no_accounts=lambda: not policy.closed),
             unchecked_registry=restricted,

@@ -199,6 +199,7 @@ async def open_registry(
             locks=locks,
             leases=leases,
             accounts=database.accounts,
+            jobs=database.jobs,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

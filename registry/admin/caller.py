@@ -24,6 +24,7 @@ from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, Manage
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.client_addresses import is_loopback, is_loopback_host
+from registry.upkeep.components import UpkeepComponents
 from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
@@ -45,12 +46,14 @@ class ManagementComponents:
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
+    - `upkeep`: what the routes about upkeep use.
     """
 
     administration: Administration
     authenticator: ManagementAuthenticator
     on_denied: Callable[[Actor, str, str], None]
     cursors: SealedCursors
+    upkeep: UpkeepComponents
     is_proxied: bool = False
     public_url: str | None = None
 
@@ -63,7 +66,7 @@ class Caller:
     - `rights` say what the caller may do in the management API.
     - `actor` is what the audit log records about the caller: the account's name, the client's address and others.
     - `is_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator` and `cursors` are those of `ManagementComponents`.
+    - `administration`, `authenticator`, `cursors` and `upkeep` are those of `ManagementComponents`.
     """
 
     administration: Administration
@@ -73,6 +76,7 @@ class Caller:
     actor: Actor
     is_open: bool
     cursors: SealedCursors
+    upkeep: UpkeepComponents
 
     @property
     def accounts(self) -> Accounts:
@@ -124,6 +128,7 @@ async def identify_caller(
         actor=actor,
         is_open=principal.open,
         cursors=management.cursors,
+        upkeep=management.upkeep,
     )
 
 

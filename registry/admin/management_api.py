@@ -11,13 +11,14 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from registry.admin import account_routes, audit_routes, grant_routes, token_routes
+from registry.admin import account_routes, audit_routes, grant_routes, job_routes, token_routes
 from registry.admin.caller import ManagementComponents
 from registry.auth.administration import Administration
 from registry.auth.assembly import AuthComponents
 from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.policy import Policy
+from registry.upkeep.components import UpkeepComponents
 from storage.content import Actor
 
 
@@ -45,6 +46,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "tokens", "description": "API tokens: secrets to log in with in place of a password."},
     {"name": "keys", "description": "The keys that sign the tokens of `/token`."},
     {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
+    {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
     {"name": "token", "description": "Tokens for clients: what `docker login` and `docker pull` ask for."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -54,7 +56,7 @@ _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
     401: "Log in first, or with other credentials",
     403: "This account may not do this",
     404: "What the path or the body names does not exist, or this account may not see it",
-    409: "The name is taken, or no enabled admin would be left",
+    409: "The name is taken, no enabled admin would be left, or such a job is running",
     413: "The body is too long",
     415: "The body is not JSON",
     422: "The body or the query is not as described",
@@ -76,16 +78,22 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 def add_routes(app: FastAPI) -> None:
     """Adds the routes of the management API to the application."""
-    for module in (account_routes, grant_routes, token_routes, audit_routes):
+    for module in (account_routes, grant_routes, token_routes, audit_routes, job_routes):
         app.include_router(module.router, prefix="/api/v1", responses=_error_responses())
 
 
 def management_components(
-    auth: AuthComponents, policy: Policy, *, proxied: bool, public_url: str | None = None
+    auth: AuthComponents,
+    policy: Policy,
+    upkeep: UpkeepComponents,
+    *,
+    proxied: bool,
+    public_url: str | None = None,
 ) -> ManagementComponents:
     """Builds the objects that the routes of the management API use, one set per process.
 
-    - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights.
+    - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights;
+      `upkeep` has what the routes about upkeep use.
     - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
       that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
@@ -104,6 +112,7 @@ def management_components(
         authenticator=authenticator,
         on_denied=record_denial,
         cursors=auth.cursors,
+        upkeep=upkeep,
         is_proxied=proxied,
         public_url=public_url,
     )

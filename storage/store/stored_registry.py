@@ -12,6 +12,7 @@ from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
+from storage.jobs import Jobs
 from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import ANY_ACTOR, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
@@ -41,8 +42,9 @@ class StorageHealth:
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
     the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, and the leases (exclusive rights to do some work). `storage.composition.open_registry` creates the
-    object. The methods without a description implement `storage.interface.Registry`, which describes them."""
+    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
+    `storage.composition.open_registry` creates the object. The methods without a description implement
+    `storage.interface.Registry`, which describes them."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class StoredRegistry:
         locks: DigestLocks,
         leases: Leases,
         accounts: Accounts,
+        jobs: Jobs,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -70,6 +73,7 @@ class StoredRegistry:
         self.locks = locks
         self.leases = leases
         self.accounts = accounts
+        self.jobs = jobs
 
     def storage_problem(self) -> str | None:
         """Returns a sentence that says why nothing can be stored now; None if no problem is known."""

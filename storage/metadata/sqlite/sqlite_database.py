@@ -17,16 +17,17 @@ from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
+from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
 
 
 class SqliteDatabase:
-    """The connections of one process to the metadata database, and three stores that use them. Each process makes a
+    """The connections of one process to the metadata database, and the stores that use them. Each process makes a
     `SqliteDatabase` after it was forked, because SQLite connections must not be used across a fork. Used from one event
     loop.
 
     `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
-    about its upstream registries. `accounts` stores accounts and rights. `immutable` is the connection that reads the
-    database on a full disk; None if the database was opened normally."""
+    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep. `immutable`
+    is the connection that reads the database on a full disk; None if the database was opened normally."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class SqliteDatabase:
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
+        self.jobs = SqliteJobs(self._db, writer, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -1,0 +1,93 @@
+"""The routes of `/api/v1/jobs`: long work that runs in the background. The docstrings of the routes are the
+descriptions in the OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.caller import AdminCaller
+from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.request import RequestInvalid
+from storage.jobs import Job
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+class JobResponse(BaseModel):
+    """A job. `state`: queued, running, done, failed or stopped. `done` of `total` units are done."""
+
+    id: int
+    kind: str
+    arguments: dict[str, Any]
+    state: str
+    stopping: bool = Field(description="Somebody asked to stop it, and it has not ended yet")
+    started_by: str = Field(description="The account or command that started it")
+    holder: str = Field(description="The process that runs it; empty if none does yet")
+    created: datetime
+    updated: datetime
+    ended: datetime | None
+    done: int
+    total: int | None
+    unit: str = Field(description="What `done` and `total` count, such as `blobs`")
+    message: str = Field(description="What it does now, or why it ended")
+    result: Any
+
+    @classmethod
+    def from_stored(cls, job: Job) -> Self:
+        """Converts a stored job."""
+        return cls(
+            id=job.id,
+            kind=job.kind,
+            arguments=dict(job.arguments),
+            state=job.state,
+            stopping=job.is_stopping and job.ended is None,
+            started_by=job.actor,
+            holder=job.holder,
+            created=models.to_datetime(job.created),
+            updated=models.to_datetime(job.updated),
+            ended=models.to_datetime_or_none(job.ended),
+            done=job.progress.done,
+            total=job.progress.total,
+            unit=job.progress.unit,
+            message=job.progress.message,
+            result=job.result,
+        )
+
+
+@router.get("/jobs", tags=["jobs"])
+async def list_jobs(
+    caller: AdminCaller,
+    kind: Annotated[str | None, Query(max_length=40, examples=["gc"])] = None,
+    after: AfterQuery = None,
+    limit: LimitQuery = 100,
+) -> models.ListPage[JobResponse]:
+    """Lists the jobs, newest first. The newest thousand are kept."""
+    page = await caller.upkeep.store.jobs.jobs(_job_id_or_none(after), limit, kind)
+    return models.list_page(page, JobResponse.from_stored, lambda job: str(job.id))
+
+
+@router.get("/jobs/{job}", tags=["jobs"])
+async def show_job(caller: AdminCaller, job: int) -> JobResponse:
+    """Returns one job with its progress."""
+    return JobResponse.from_stored(await caller.upkeep.store.jobs.job(job))
+
+
+@router.post("/jobs/{job}/stop", tags=["jobs"], status_code=202)
+async def stop_job(caller: AdminCaller, job: int) -> JobResponse:
+    """Asks the process that runs the job to stop it. What the job has done stays. A job that has ended stays as it
+    is."""
+    return JobResponse.from_stored(await caller.upkeep.store.jobs.request_stop(job))
+
+
+def _job_id_or_none(after: str | None) -> int | None:
+    """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not a number."""
+    if after is None:
+        return None
+    if not after.isascii() or not after.isdigit():
+        raise RequestInvalid(f"{after!r} is not the `next` of a page of jobs")
+    return int(after)

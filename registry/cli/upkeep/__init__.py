@@ -1,0 +1,1 @@
+"""Commands of upkeep: jobs, garbage collection, retention, backup and others."""

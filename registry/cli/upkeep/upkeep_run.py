@@ -1,0 +1,129 @@
+"""Runs the work of upkeep commands on the data directory, also while a server uses it, and shows its progress.
+
+In a terminal, a command shows a bar with its progress. With --json it prints one JSON object in a line on stdout for
+each step, and at the end the result.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from registry.cli.accounts.account_admin import operator_actor
+from registry.cli.data_owner import prepare_data_directory
+from registry.cli.interrupts import run_interruptible
+from registry.cli.options import load_or_fail, one_line_errors
+
+if TYPE_CHECKING:
+    from registry.upkeep.components import UpkeepComponents
+    from storage.jobs import JSON, Progress
+    from storage.upkeep.job_runner import OnProgress, Work
+
+T = TypeVar("T")
+JsonLinesOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
+]
+
+
+def with_upkeep(
+    config: Path | None,
+    data: str | None,
+    work: Callable[[UpkeepComponents], Awaitable[T]],
+    *,
+    create_data_directory: bool = False,
+) -> T:
+    """Opens the data directory and the mirrors, and returns what `work` returns. This is also safe while a server uses
+    the directory. `config` and `data` are the values of --config and --data. `create_data_directory`: creates the data
+    directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
+    settings = load_or_fail(config, data=data).settings
+    with one_line_errors():
+        prepare_data_directory(settings, create_if_missing=create_data_directory)
+
+        async def run_work() -> T:
+            async with _open_upkeep(settings) as upkeep:
+                return await work(upkeep)
+
+        return run_interruptible(run_work())
+
+
+@asynccontextmanager
+async def _open_upkeep(settings: Any) -> AsyncIterator[UpkeepComponents]:
+    from registry.backend import open_backend
+
+    async with open_backend(settings) as backend:
+        yield backend.upkeep
+
+
+def run_as_job(
+    config: Path | None,
+    data: str | None,
+    kind: str,
+    arguments: Mapping[str, JSON],
+    make_work: Callable[[UpkeepComponents], Work],
+    *,
+    as_json: bool,
+    on_step: Callable[[Mapping[str, JSON]], None] | None = None,
+    create_data_directory: bool = False,
+) -> JSON:
+    """Runs the work of a command as a job of this kind, and returns the job's result. Ends the command with one line on
+    stderr if another process runs a job of the kind.
+
+    `make_work` makes the work for the opened data directory. With `as_json`, prints each step as a line of JSON;
+    otherwise calls `on_step` for each step and shows a bar in a terminal."""
+
+    async def work(upkeep: UpkeepComponents) -> JSON:
+        from storage.upkeep.job_runner import run_in_command
+
+        with _progress_bar(hidden=as_json) as on_progress:
+            return await run_in_command(
+                upkeep.store.jobs,
+                upkeep.store.leases,
+                kind,
+                arguments,
+                make_work(upkeep),
+                actor=operator_actor().name,
+                on_step=print_json_line if as_json else on_step,
+                on_progress=on_progress,
+            )
+
+    return with_upkeep(config, data, work, create_data_directory=create_data_directory)
+
+
+def print_json_line(fields: Mapping[str, JSON]) -> None:
+    """Prints a JSON object as one line on stdout."""
+    typer.echo(json.dumps(dict(fields), ensure_ascii=False))
+
+
+@contextmanager
+def _progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
+    """Context manager that yields a function which shows a job's progress: as a bar if stderr is a terminal and not
+    `hidden`, otherwise nowhere. The bar disappears at the end of the block."""
+    if hidden or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} {task.fields[unit]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    redirect_stdout = sys.stdout.isatty()
+    with Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect_stdout) as bars:
+        task = bars.add_task("", total=None, unit="")
+
+        def show(progress: Progress) -> None:
+            bars.update(
+                task, description=progress.message, completed=progress.done, total=progress.total, unit=progress.unit
+            )
+
+        yield show

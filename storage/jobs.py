@@ -1,0 +1,134 @@
+"""The interface of the store of jobs (`Jobs`). A *job* is long work, such as a garbage collection or a backup, that a
+server runs in the background or a command runs in its own process.
+
+Every job has a row in the store, so that anybody can watch it, stop it, and see its result later. Only one job of a
+*kind* runs at a time: the process that runs it holds the slot `slot_name(kind)` (`storage.leases.Leases`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from storage.content import Page
+from storage.errors import RegistryError
+
+JSON = Any
+"""A value that can be written as JSON."""
+
+
+class JobUnknown(RegistryError):
+    """There is no job with this id."""
+
+    code = "JOB_UNKNOWN"
+    default = "there is no such job"
+
+
+class JobRunning(RegistryError):
+    """Another job of the same kind is running."""
+
+    code = "JOB_RUNNING"
+    default = "another job of this kind is running"
+
+
+class JobStopped(RegistryError):
+    """Somebody has stopped the job."""
+
+    code = "JOB_STOPPED"
+    default = "the job was stopped"
+
+
+class JobState(StrEnum):
+    """The state of a job. A job starts as `QUEUED` or `RUNNING` and ends as one of the last three."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is. `done` of `total` units are done; `total` is None if it is not known. `unit`: what is counted,
+    in the plural: "blobs", "bytes". `message`: what the job does now, for people. `position`: where the work continues
+    after a restart, in a form that only the job's own code understands."""
+
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+    message: str = ""
+    position: JSON | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job. `arguments`: what its kind needs to know. `actor`: the name of the account or command that started it.
+    `holder`: which process runs it, such as "server process 4711" (empty: none yet). `is_resumable`: whether a server
+    continues the job after a restart. `is_stopping`: somebody asked to stop the job, which has not ended yet.
+    `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job that has not ended. `result`:
+    what the job returned; None if it has not ended, or failed. After a failure, `progress.message` is the reason."""
+
+    id: int
+    kind: str
+    arguments: Mapping[str, JSON]
+    state: JobState
+    actor: str
+    holder: str
+    is_resumable: bool
+    is_stopping: bool
+    created: float
+    updated: float
+    ended: float | None
+    progress: Progress
+    result: JSON | None
+
+
+def slot_name(kind: str) -> str:
+    """Returns the name of the slot that the process holds which runs a job of this kind. There is one slot of the
+    name."""
+    return f"job {kind}"
+
+
+class Jobs(Protocol):
+    """The store of jobs, which all processes share. Changes raise StorageFull, StorageFailed. A power cut may lose the
+    newest changes of `save_progress`."""
+
+    async def add(
+        self, kind: str, arguments: Mapping[str, JSON], *, actor: str, holder: str = "", is_resumable: bool = False
+    ) -> Job:
+        """Adds a job and returns it. With a `holder`, its state is `RUNNING`, because the caller runs it; without one,
+        it is `QUEUED`. Deletes the oldest ended jobs if there are very many."""
+        ...
+
+    async def job(self, job_id: int) -> Job:
+        """Returns a job. Raises JobUnknown."""
+        ...
+
+    async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
+        """Returns a page of at most `limit` jobs, newest first: those with an id less than `before` (None: from the
+        newest on). `kind`: only jobs of this kind."""
+        ...
+
+    async def active(self, kind: str | None = None) -> list[Job]:
+        """Returns the jobs that are queued or running, oldest first. `kind`: only jobs of this kind."""
+        ...
+
+    async def start(self, job_id: int, holder: str) -> Job:
+        """Marks a job as running in the process `holder`, and returns it. Raises JobUnknown."""
+        ...
+
+    async def save_progress(self, job_id: int, progress: Progress) -> bool:
+        """Stores the progress of a running job. Returns True if the job has to stop, because somebody asked for it."""
+        ...
+
+    async def end(self, job_id: int, state: JobState, message: str, result: JSON | None = None) -> None:
+        """Marks a job as ended. `state`: `DONE`, `FAILED` or `STOPPED`. `message`: the outcome, for people."""
+        ...
+
+    async def request_stop(self, job_id: int) -> Job:
+        """Asks the process that runs the job to stop it, and returns the job. A queued job ends at once. Does nothing
+        if the job has ended. Raises JobUnknown."""
+        ...

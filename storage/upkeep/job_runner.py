@@ -1,0 +1,200 @@
+"""Runs jobs: in a server those that are queued (`JobRunner`), in a command one job of its own (`run_in_command`).
+
+A job's work is a function that gets a `JobContext`. It reports its progress there, and stops when the context says so.
+Only one job of a kind runs at a time, over all processes: the process that runs it holds the slot of the kind. If the
+process dies, its slot becomes free, and a server continues the job if it is resumable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from storage.errors import RegistryError
+from storage.jobs import JSON, Job, JobRunning, Jobs, JobState, JobStopped, Progress, slot_name
+from storage.leases import Leases
+
+POLL_SECONDS: Final = 1.0
+"""Seconds between two looks of a server process for queued jobs."""
+SAVE_SECONDS: Final = 1.0
+"""Shortest time between two writes of a job's progress."""
+RETRY_SECONDS: Final = 30.0
+"""Seconds until a server process looks for jobs again after an error of the store."""
+log = logging.getLogger("storage.jobs")
+
+OnStep = Callable[[Mapping[str, JSON]], None]
+"""Gets each step of a job, as an object that can be written as JSON."""
+OnProgress = Callable[[Progress], None]
+
+
+class JobContext:
+    """What the work of a job gets. `job`: the job; its `progress.position` is where an earlier run stopped."""
+
+    def __init__(
+        self, job: Job, jobs: Jobs, *, on_step: OnStep | None = None, on_progress: OnProgress | None = None
+    ) -> None:
+        """`on_step` and `on_progress` are called at each step and each progress, for a command that prints them."""
+        self.job = job
+        self.progress = job.progress
+        self._jobs = jobs
+        self._on_step = on_step
+        self._on_progress = on_progress
+        self._saved_at = 0.0
+
+    def step(self, **fields: JSON) -> None:
+        """Tells a watching command about one thing that was done, or, in a dry run, would be done."""
+        if self._on_step is not None:
+            self._on_step(fields)
+
+    async def report(
+        self,
+        done: int | None = None,
+        *,
+        total: int | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+        position: JSON | None = None,
+        save_now: bool = False,
+    ) -> None:
+        """Updates the given parts of the progress. Writes them to the store at most once a second, unless `save_now` is
+        true. Raises JobStopped if somebody asked to stop the job; so the work calls this only where it can be
+        interrupted."""
+        changes: dict[str, Any] = {"done": done, "total": total, "unit": unit, "message": message, "position": position}
+        self.progress = replace(self.progress, **{name: value for name, value in changes.items() if value is not None})
+        if self._on_progress is not None:
+            self._on_progress(self.progress)
+        now = asyncio.get_running_loop().time()
+        if save_now or now - self._saved_at >= SAVE_SECONDS:
+            self._saved_at = now
+            if await self._jobs.save_progress(self.job.id, self.progress):
+                raise JobStopped
+
+
+Work = Callable[[JobContext], Awaitable[JSON]]
+"""The work of a job. Returns the job's result."""
+
+
+class JobRunner:
+    """Runs the queued jobs of the given kinds in a server process, beside the other server processes."""
+
+    def __init__(self, jobs: Jobs, leases: Leases, works: Mapping[str, Work]) -> None:
+        """`works` maps each kind to its work."""
+        self._jobs = jobs
+        self._leases = leases
+        self._works = works
+        self._holder = f"server process {os.getpid()}"
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Looks for jobs until the task is cancelled. The cancellation also cancels the jobs that this process runs; a
+        server continues the resumable ones after its next start."""
+        try:
+            while True:
+                pause = POLL_SECONDS
+                try:
+                    await self._start_jobs()
+                except RegistryError as error:
+                    log.warning("cannot read the queued jobs: %s; it is tried again later", error)
+                    pause = RETRY_SECONDS
+                await asyncio.sleep(pause)
+        finally:
+            running = list(self._running.values())
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _start_jobs(self) -> None:
+        """Starts the oldest job of each kind of which this process runs none, if no other process runs one either."""
+        seen = set(self._running)
+        for job in await self._jobs.active():
+            if job.kind in self._works and job.kind not in seen:
+                seen.add(job.kind)
+                task = asyncio.create_task(self._run_if_free(job))
+                self._running[job.kind] = task
+                task.add_done_callback(partial(self._forget, job.kind))
+
+    def _forget(self, kind: str, _task: asyncio.Task[None]) -> None:
+        del self._running[kind]
+
+    async def _run_if_free(self, job: Job) -> None:
+        """Runs the job if this process gets the slot of its kind."""
+        try:
+            async with self._leases.try_slot(slot_name(job.kind), count=1) as has_slot:
+                if not has_slot:
+                    return
+                job = await self._jobs.job(job.id)
+                if job.state is JobState.RUNNING and not job.is_resumable:
+                    # The process that ran it held the slot, so it has died.
+                    await self._jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
+                elif job.state in (JobState.QUEUED, JobState.RUNNING):
+                    job = await self._jobs.start(job.id, self._holder)
+                    await run_job(JobContext(job, self._jobs), self._jobs, self._works[job.kind])
+        except JobStopped:
+            log.info("job %d (%s) was stopped", job.id, job.kind)
+        except RegistryError as error:
+            log.warning("job %d (%s) ended with an error: %s", job.id, job.kind, error, exc_info=error.__cause__)
+        except Exception:
+            log.exception("job %d (%s) ended with an unexpected error", job.id, job.kind)
+
+
+async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
+    """Runs the work of a job, stores how it ended, and returns its result. Raises what the work raises. If the task is
+    cancelled, a resumable job stays as it is, so that a server continues it; another job ends as stopped."""
+    job_id = context.job.id
+    try:
+        result = await work(context)
+    except asyncio.CancelledError:
+        if not context.job.is_resumable:
+            await jobs.end(job_id, JobState.STOPPED, "it was interrupted")
+        raise
+    except JobStopped as error:
+        await jobs.end(job_id, JobState.STOPPED, error.message)
+        raise
+    except RegistryError as error:
+        await jobs.end(job_id, JobState.FAILED, error.message)
+        raise
+    except Exception as error:
+        await jobs.end(job_id, JobState.FAILED, f"unexpected error: {type(error).__name__}: {error}")
+        raise
+    await jobs.end(job_id, JobState.DONE, "", result)
+    return result
+
+
+async def run_in_command(
+    jobs: Jobs,
+    leases: Leases,
+    kind: str,
+    arguments: Mapping[str, JSON],
+    work: Work,
+    *,
+    actor: str,
+    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
+) -> JSON:
+    """Runs a job in this process, which is not a server, and returns its result. If another process runs a job of the
+    same kind, raises JobRunning with a sentence that says who runs it. Also raises what the work raises."""
+    async with leases.try_slot(slot_name(kind), count=1) as has_slot:
+        running = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
+        if not has_slot:
+            raise JobRunning(_who_runs_it(kind, running))
+        for job in running:
+            if not job.is_resumable:  # whoever ran it has died, for this process has the slot
+                await jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
+        job = await jobs.add(kind, arguments, actor=actor, holder=f"command, process {os.getpid()}")
+        return await run_job(JobContext(job, jobs, on_step=on_step, on_progress=on_progress), jobs, work)
+
+
+def _who_runs_it(kind: str, running: list[Job]) -> str:
+    """Returns the sentence of JobRunning."""
+    if not running:
+        return f"another process has just started a job of the kind {kind}; run `entrepot jobs list`"
+    job = running[-1]
+    return (
+        f"{job.actor} is running {kind} already (job {job.id}, {job.holder}); to watch it, run "
+        f"`entrepot jobs show {job.id}`, to stop it, `entrepot jobs stop {job.id}`"
+    )

@@ -1,0 +1,172 @@
+"""Jobs: queued ones are run by a server process, one of a kind at a time; a command runs its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.errors import StorageFailed
+from storage.jobs import Job, JobRunning, JobState, JobStopped, JobUnknown, Progress, slot_name
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobContext, JobRunner, run_in_command
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path) as opened:
+        yield opened
+
+
+async def wait_for_end(store: StoredRegistry, job: Job) -> Job:
+    async with asyncio.timeout(20):
+        while (found := await store.jobs.job(job.id)).ended is None:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_a_job_tells_what_it_did(store: StoredRegistry) -> None:
+    steps = []
+
+    async def work(context: JobContext) -> object:
+        context.step(blob="one")
+        await context.report(1, total=2, unit="blobs", message="counting", save_now=True)
+        stored = await store.jobs.job(context.job.id)
+        assert stored.state is JobState.RUNNING
+        assert stored.progress == Progress(1, 2, "blobs", "counting")
+        return {"counted": 2}
+
+    result = await run_in_command(
+        store.jobs, store.leases, "count", {"deep": True}, work, actor="cli:alice", on_step=steps.append
+    )
+
+    [job] = (await store.jobs.jobs(None, 10)).items
+    assert (result, job.result, job.state) == ({"counted": 2}, {"counted": 2}, JobState.DONE)
+    assert (job.kind, job.arguments, job.actor) == ("count", {"deep": True}, "cli:alice")
+    assert job.ended is not None
+    assert steps == [{"blob": "one"}]
+
+
+async def test_a_second_command_says_who_is_at_work(store: StoredRegistry) -> None:
+    async def work(_: JobContext) -> object:
+        with pytest.raises(JobRunning, match="cli:alice is running count already"):
+            await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:bob")
+        return None
+
+    await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:alice")
+
+
+async def test_a_server_runs_queued_jobs(store: StoredRegistry) -> None:
+    async def work(context: JobContext) -> object:
+        return context.job.arguments["number"]
+
+    runner = asyncio.create_task(JobRunner(store.jobs, store.leases, {"count": work}).run())
+    jobs = [await store.jobs.add("count", {"number": number}, actor="alice") for number in range(3)]
+    unknown = await store.jobs.add("unknown", {}, actor="alice")
+
+    assert [(await wait_for_end(store, job)).result for job in jobs] == [0, 1, 2]
+    assert (await store.jobs.job(unknown.id)).state is JobState.QUEUED
+    runner.cancel()
+
+
+async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
+    async def work(context: JobContext) -> object:
+        for number in range(10_000):
+            await context.report(number, save_now=True)
+            await asyncio.sleep(0.01)
+        return None
+
+    runner = asyncio.create_task(JobRunner(store.jobs, store.leases, {"count": work}).run())
+    running = await store.jobs.add("count", {}, actor="alice")
+    queued = await store.jobs.add("count", {}, actor="alice")
+    async with asyncio.timeout(20):
+        while (await store.jobs.job(running.id)).state is not JobState.RUNNING:
+            await asyncio.sleep(0.02)
+
+    assert (await store.jobs.request_stop(queued.id)).state is JobState.STOPPED
+    assert (await store.jobs.request_stop(running.id)).is_stopping
+    assert (await wait_for_end(store, running)).state is JobState.STOPPED
+    runner.cancel()
+
+
+async def test_a_resumable_job_continues_after_a_restart(store: StoredRegistry) -> None:
+    started = asyncio.Event()
+
+    async def work(context: JobContext) -> object:
+        if context.job.progress.position == "half":
+            return "continued"
+        await context.report(position="half", save_now=True)
+        started.set()
+        await asyncio.sleep(3600)
+        return None
+
+    async def run_until_started(job: Job) -> None:
+        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, {"count": work}).run())
+        async with asyncio.timeout(20):
+            await started.wait()
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
+        started.clear()
+        assert (await store.jobs.job(job.id)).progress.position == "half"
+
+    job = await store.jobs.add("count", {}, actor="alice", is_resumable=True)
+    await run_until_started(job)
+    assert (await store.jobs.job(job.id)).state is JobState.RUNNING
+
+    runner = asyncio.create_task(JobRunner(store.jobs, store.leases, {"count": work}).run())
+    assert (await wait_for_end(store, job)).result == "continued"
+    runner.cancel()
+
+
+async def test_a_job_of_a_dead_command_is_not_left_running(store: StoredRegistry) -> None:
+    dead = await store.jobs.add("count", {}, actor="cli:alice", holder="command, process 1")
+
+    async def work(_: JobContext) -> object:
+        return None
+
+    await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:bob")
+
+    found = await store.jobs.job(dead.id)
+    assert (found.state, found.progress.message) == (JobState.FAILED, "the process that ran it has ended")
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "message"),
+    [
+        (StorageFailed("the disk is broken"), JobState.FAILED, "the disk is broken"),
+        (ZeroDivisionError("by zero"), JobState.FAILED, "unexpected error: ZeroDivisionError: by zero"),
+        (JobStopped(), JobState.STOPPED, "the job was stopped"),
+    ],
+)
+async def test_a_job_that_fails_says_why(
+    store: StoredRegistry, error: Exception, state: JobState, message: str
+) -> None:
+    async def work(_: JobContext) -> object:
+        raise error
+
+    with pytest.raises(type(error)):
+        await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:alice")
+
+    [job] = (await store.jobs.jobs(None, 10)).items
+    assert (job.state, job.progress.message) == (state, message)
+
+
+async def test_lists_of_jobs(store: StoredRegistry) -> None:
+    jobs = [await store.jobs.add("count" if number % 2 else "sort", {}, actor="alice") for number in range(5)]
+
+    page = await store.jobs.jobs(None, 3)
+    rest = await store.jobs.jobs(page.items[-1].id, 3)
+    odd = await store.jobs.jobs(None, 10, "count")
+
+    assert [job.id for job in [*page.items, *rest.items]] == [job.id for job in reversed(jobs)]
+    assert (page.more, rest.more) == (True, False)
+    assert [job.id for job in odd.items] == [jobs[3].id, jobs[1].id]
+    with pytest.raises(JobUnknown, match="there is no job 999"):
+        await store.jobs.job(999)
+    with pytest.raises(JobUnknown):
+        await store.jobs.request_stop(999)
+    assert slot_name("count") != slot_name("sort")
