@@ -107,12 +107,12 @@ class CredentialVerifier:
         issuer's token. Raises what `verify` raises."""
         return (await self.verify(Basic(user, secret), by)).identity
 
-    async def verify_refresh(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token without a user name proves. A *refresh token* is an API token that
-        `/token` issued to a client for later requests to `/token`. Accepts both refresh tokens and the API tokens that
-        people made. Raises Unauthorized if the token is not valid."""
+    async def verify_api_token(self, text: str, by: Actor) -> Identity:
+        """Returns the identity that an API token proves, if the client sent no user name with it. Accepts the API
+        tokens that people made, and refresh tokens: API tokens that `/token` issued to a client for later requests to
+        `/token`. Raises Unauthorized if the token is not valid."""
         try:
-            identity = self._api_token(user=None, text=text)
+            identity = self._api_token_identity(user=None, text=text)
         except Unauthorized as error:
             self._logins.record_failure("", "token", error.message, by)
             raise Unauthorized(REFUSED) from None
@@ -132,8 +132,9 @@ class CredentialVerifier:
                 identity, key_id = await self._issuers.verify(token), None  # no signing key of this store
             else:
                 identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
-            # Refuses the token if its account was disabled, or its API token was revoked, after it was issued. Adds the
-            # current limits of the API token to the identity, because a bearer token does not contain them.
+            # Refuses a bearer token if, after it was issued, its account was disabled or the API token behind it was
+            # revoked. Adds the current limits of that API token to the identity, because a bearer token does not
+            # contain them.
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -150,7 +151,7 @@ class CredentialVerifier:
         method = self._login_method(secret)
         try:
             if method == "token":
-                identity = self._api_token(user, secret)
+                identity = self._api_token_identity(user, secret)
             elif method == "issuer":
                 identity = await self._issuers.verify(secret)
                 if identity.name != user:
@@ -188,7 +189,7 @@ class CredentialVerifier:
         self.cache.put(cache_key, verified, credential)
         return verified
 
-    def _api_token(self, user: str | None, text: str) -> Identity:
+    def _api_token_identity(self, user: str | None, text: str) -> Identity:
         """Returns the identity that the API token `text` proves. Raises Unauthorized if the token is not valid.
 
         `user` is the user name that the client sent. The token must belong to this account, and must not be a refresh

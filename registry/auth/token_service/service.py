@@ -141,7 +141,7 @@ class TokenService:
             case Basic(user, secret):
                 return await self._credentials.verify_basic(user, secret, by)
             case RefreshToken(text):
-                return await self._credentials.verify_refresh(text, by)
+                return await self._credentials.verify_api_token(text, by)
             case Bearer(text):
                 identity = await self._credentials.verify_bearer(text, by)
                 if identity.access is not None:

@@ -108,7 +108,7 @@ async def test_a_refresh_token_is_no_password(worker: AuthWorker) -> None:
     made = await worker.add_token(ALICE, purpose="login")
     with pytest.raises(Unauthorized):
         await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
-    assert (await worker.access.credential_verifier.verify_refresh(made.text, AT_HOME)).token == made.token.id
+    assert (await worker.access.credential_verifier.verify_api_token(made.text, AT_HOME)).token == made.token.id
 
 
 async def test_token_of_a_disabled_account(worker: AuthWorker) -> None:
@@ -118,7 +118,7 @@ async def test_token_of_a_disabled_account(worker: AuthWorker) -> None:
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
     for verify in (
         worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME),
-        worker.access.credential_verifier.verify_refresh(made.text, AT_HOME),
+        worker.access.credential_verifier.verify_api_token(made.text, AT_HOME),
     ):
         with pytest.raises(Unauthorized):
             await verify
