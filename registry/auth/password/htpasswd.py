@@ -75,7 +75,7 @@ class HtpasswdFile:
         self._clock = clock
         self._parsed = _EMPTY_FILE
         self._logged_problem = ""
-        """The problem that was logged last; empty if the last reading found none."""
+        """The problem that was logged last; empty if the last read found none."""
 
     def check(self) -> None:
         """Reads and checks the file. The server calls this when it starts. Raises HtpasswdError if the file cannot be
@@ -107,7 +107,7 @@ class HtpasswdFile:
         return self._current().version
 
     def _current(self) -> _ParsedFile:
-        """Returns the current content of the file. Reads the file again if it has changed since the last reading."""
+        """Returns the current content of the file. Reads the file again if it has changed since the last read."""
         try:
             status = os.stat(self._path)
         except OSError as error:
@@ -120,7 +120,7 @@ class HtpasswdFile:
         return self._parsed
 
     def _reread(self, state: tuple[int, ...]) -> None:
-        """Reads and parses the file. `state` has the times, inode and size that `stat` reported before the reading."""
+        """Reads and parses the file. `state` has the times, inode and size that `stat` reported before this read."""
         is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # `state` begins with the file's two times
         try:
             raw = _load(self._path)
@@ -174,7 +174,7 @@ def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
         if problem := _problem(name, password_hash):
             problems.append(f"line {number} {problem}")
         elif name in lines:
-            problems.append(f"line {number} has a name for the second time")
+            problems.append(f"line {number} has the same name as an earlier line")
         else:
             stamp = hashlib.blake2b(f"{name}:{password_hash}".encode(), digest_size=12).hexdigest()
             lines[name] = HtpasswdLine(password_hash, f"{STAMP_PREFIX}:{stamp}")
@@ -199,5 +199,5 @@ def _problem(name: str, password_hash: str) -> str:
     except AccountInvalid:
         return "has a name that no account may have: lower-case letters, digits, '.', '_' and '-' are allowed"
     if not BCRYPT_HASH.fullmatch(password_hash):
-        return "is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such"
+        return "is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such lines"
     return ""
