@@ -29,7 +29,7 @@ router = APIRouter(route_class=ManagementRoute)
 
 @router.get("/me", tags=["me"])
 async def get_me(caller: AnyCaller) -> models.CallerResponse:
-    """Shows your account and its rights. Answers 401 without a login, unless there are no accounts yet."""
+    """Shows your account and its rights. Answers 401 without a login as soon as the registry has accounts."""
     if not caller.is_registry_open and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     identity = caller.principal.identity

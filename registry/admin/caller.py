@@ -39,8 +39,8 @@ class ManagementComponents:
     - `administration` reads and changes accounts, groups, grants and tokens.
     - `authenticator` checks the credentials or the login session of a request.
     - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
-    - `cursors` encrypts list cursors that name an entry which the caller is not allowed to see. A *cursor* is the
-      position from which the client gets the next page.
+    - `cursors` encrypts list cursors that name an entry that the caller may not see. A *cursor* is the position where
+      the next page begins.
     - `is_proxied` means that a reverse proxy may be in front of the server, because the settings have `public_url` or
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.

@@ -265,7 +265,7 @@ class NewToken(BodyModel):
     account: Annotated[str | None, Field(description="If omitted, your own", examples=["ci"])] = None
     note: NoteText = ""
     expires_in: Annotated[
-        str | None, Field(description="Lifetime; if omitted, it never expires", examples=["90d"], max_length=20)
+        str | None, Field(description="Lifetime; if omitted, the token never expires", examples=["90d"], max_length=20)
     ] = None
     limits: Annotated[
         list[RepositoryLimit],

@@ -39,8 +39,8 @@ from storage.content import Actor, Page
 from storage.names import shown
 from storage.patterns import NamePattern, require_simple
 
-PAGE_ENTRIES = 1000
-"""The number of groups that `all_groups` reads from the store in one step."""
+_GROUPS_PER_PAGE = 1000
+"""The number of groups that `all_groups` reads from the store at a time."""
 MAX_NOTE_CHARACTERS = 200
 """The longest note."""
 MAX_API_TOKEN_SECONDS = 36525 * 86400.0
@@ -91,6 +91,14 @@ class Administration:
         if account.kind is not kind:
             raise AccountUnknown(f"{name} is a {account.kind}, not a {kind}")
         return account
+
+    def has_account(self, name: AccountName) -> bool:
+        """Returns whether the store has an account of this name. Accounts in an htpasswd file are not in the store."""
+        try:
+            self.accounts.account(name)
+        except AccountUnknown:
+            return False
+        return True
 
     async def add_user(
         self, name: AccountName, password: str | None, *, admin: bool = False, note: str = "", by: Actor
@@ -163,19 +171,11 @@ class Administration:
         """Yields every group with its members, in the order of the groups' names."""
         after = None
         while True:
-            page = self.accounts.groups(after, PAGE_ENTRIES)
+            page = self.accounts.groups(after, _GROUPS_PER_PAGE)
             yield from page.items
             if not page.more:
                 return
             after = page.items[-1][0]
-
-    def is_known(self, name: AccountName) -> bool:
-        """Returns whether the store has an account of this name. Accounts in an htpasswd file are not in the store."""
-        try:
-            self.accounts.account(name)
-        except AccountUnknown:
-            return False
-        return True
 
     # Grants
 

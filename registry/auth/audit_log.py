@@ -160,7 +160,7 @@ class LoginAudit:
         """The running tasks that write the use of an API token to the store, by the token's id."""
 
     def record_success(self, identity: Identity, method: str, by: Actor) -> None:
-        """Records a login that succeeded, unless an equal login was recorded in the last `REPEAT_SECONDS`."""
+        """Records a login that succeeded, unless the same login was recorded in the last `REPEAT_SECONDS`."""
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         if now - (self._recorded_at.get(key) or -REPEAT_SECONDS) < REPEAT_SECONDS:

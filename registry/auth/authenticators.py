@@ -108,8 +108,8 @@ class HeaderAuthenticator:
         return found.principal
 
     async def _verify(self, headers: list[bytes], request: RequestContext) -> Principal:
-        """Returns the principal of a credential for which `_cached` returned None. `headers` are the values of the
-        Authorization headers. Raises Unauthorized, TooManyRequests."""
+        """Verifies a credential for which `_cached` returned None, and returns its principal. `headers` are the values
+        of the Authorization headers. Raises Unauthorized, TooManyRequests."""
         credential = parse_authorization(headers)
         if credential is None:
             return self._anonymous

@@ -74,7 +74,7 @@ class CredentialVerifier:
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a credential, and returns what it proves. Uses the cache if the credential is there. `by` describes
-        the client, for the audit log and for the limits on failed logins, some of which are per address.
+        the client, for the audit log and for the limits on failed logins per address.
 
         If necessary, waits for the download of an issuer's key set, or for the hashing of a password. Concurrent
         requests with the same password from the same address share one hashing. If the caller is cancelled, the

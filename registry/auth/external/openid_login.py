@@ -258,8 +258,8 @@ class OpenIDLogin:
             raise LoginFailed(_no_account(name), "a group has this name", user=name) from None
 
     def _session_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns those of `groups` that exist in the store; the others can have no grants. If their names are longer
-        than `MAX_GROUP_CHARACTERS` together, logs a warning and leaves out the last ones."""
+        """Returns those of `groups` that exist in the store; the others can have no grants. If these names together are
+        longer than `MAX_GROUP_CHARACTERS`, logs a warning and leaves out the last ones."""
         if not groups:
             return ()
         known = self._accounts.known_groups(groups)

@@ -74,7 +74,7 @@ class PasswordCheck:
         self._htpasswd = htpasswd
         self._failed_checks = SecretCache[_FailedCheck]()
         self._rehashes: set[asyncio.Task[None]] = set()
-        """The running tasks, each of which replaces a hash that has outdated parameters."""
+        """The running tasks that replace hashes with outdated parameters."""
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
         """Checks the password of an account, and returns the account's identity. `address` is the client's. Raises

@@ -92,7 +92,7 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     async def work(administration: Administration, actor: Actor) -> list[AccountName]:
         for member in member_names:
             await administration.accounts.add_member(group_name, member, by=actor)
-        return [member for member in member_names if not administration.is_known(member)]
+        return [member for member in member_names if not administration.has_account(member)]
 
     without_account = administer(config, data, work)
     typer.echo(f"{', '.join(member_names)} joined {group_name}", err=True)
