@@ -70,9 +70,10 @@ def run_server(settings: Settings) -> int:
     """Runs the server until a signal stops it, and returns the exit code.
 
     If root starts the command and the data directory belongs to another user, the process becomes that user. Before
-    that, it binds the port, because only root may bind a port below 1024. Ends the command with an error message if it cannot
-    bind the port, or if a file or a setting cannot be used. Raises DataDirectoryError if the data directory cannot be
-    used, and OwnerError if the process may not become the user who owns it."""
+    that, it binds the port, because only root may bind a port below 1024.
+
+    Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
+    DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
     from registry.app import create_app
     from registry.cli.startup_banner import startup_banner
     from registry.log_output import log_to_stderr
@@ -140,8 +141,11 @@ def _print_banner(text: str) -> None:
 
 def build_listener_options(settings: Settings) -> ListenerOptions:
     """Returns the options of the listener, which apply to a connection before a request is read: TLS, trusted proxies
-    and the limit of connections for each client address. If root started the command, call this while the process is
-    still root, because only root may be able to read the TLS key. Raises CertificateError if the TLS files or settings cannot be used."""
+    and the limit of connections for each client address. Raises CertificateError if the TLS files or settings cannot be
+    used.
+
+    If root started the command, this must run while the process is still root, because only root may be able to read
+    the TLS key."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates
     from registry.server.gate.listener import ListenerOptions
     from registry.server.gate.per_address_limit import PerAddressLimit

@@ -325,7 +325,9 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path
     """The error does not repeat an address that may hold a password."""
     (tmp_path / "a.toml").write_text(GHCR + "endpoints = ['https://me:hunter2@ghcr.io']")
     line = error_line(entrepot("config", "-c", "a.toml", folder=tmp_path), 2)
-    assert line.startswith("a.toml: upstream[ghcr.io].endpoints[1]: an address must not contain a user name or password")
+    assert line.startswith(
+        "a.toml: upstream[ghcr.io].endpoints[1]: an address must not contain a user name or password"
+    )
     assert "hunter2" not in line
 
 
