@@ -311,7 +311,7 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(f"two upstreams are called {duplicate}, by name or alias")
     if conflict := next((alias for alias in aliases if alias in hosts), None):
         raise ValueError(
-            f"{conflict} is in aliases and in hosts; aliases lists names of the upstream, hosts lists names of this server"
+            f"{conflict} is in aliases and in hosts; aliases lists names of the upstream, hosts those of this server"
         )
     mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)  # a default upstream serves `library/…`
     for pattern in hosted.prefixes:
