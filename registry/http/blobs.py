@@ -3,6 +3,7 @@ section 14).
 
 An *incomplete* blob is a blob that a mirror is still downloading from its upstream. A client gets its bytes as they
 arrive. Whether the bytes have the requested digest is not known before the last byte, so the blob has no entity tag.
+PartialLost is the error for an incomplete blob whose remaining bytes cannot be sent.
 """
 
 from __future__ import annotations
