@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, ListenOption, MirrorOption, fail, load_or_fail
-from registry.cli.registry_address import RegistryAddress, client_address, listens_everywhere
+from registry.cli.registry_address import RegistryAddress, listens_everywhere, registry_address
 from registry.config import Settings, Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
@@ -102,7 +102,7 @@ def _address_in_settings(settings: Settings) -> RegistryAddress:
             "# this address is for clients on the same machine; for other machines name the address with --url",
             err=True,
         )
-    return _parse_address(client_address(settings).url)
+    return _parse_address(registry_address(settings).url)
 
 
 def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:

@@ -19,7 +19,7 @@ import typer
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import USAGE_ERROR, fail, load_or_fail, one_line_errors
 from registry.cli.output import print_json, print_rows
-from registry.cli.registry_address import client_address
+from registry.cli.registry_address import registry_address
 from registry.config import Settings
 from storage.access import AccountName
 
@@ -187,7 +187,7 @@ def print_first_account_notice(settings: Settings, name: str, admin: bool) -> No
     lines = [
         f"The registry at {settings.data.absolute()} is closed from now on: everyone has to log in,",
         "and can do only what an admin granted them. Running servers know this already. What to do next:",
-        f"  log in          docker login {client_address(settings).host} --username {name}",
+        f"  log in          docker login {registry_address(settings).host} --username {name}",
     ]
     if not admin:
         lines.append("  an admin        entrepot user add NAME --admin   (there is none yet)")
