@@ -53,8 +53,8 @@ class Freshness:
         return self._settings.tag_ttl
 
     def age(self, check: UpstreamCheck) -> float:
-        """Returns the seconds since `check`, a recorded answer of the upstream. If they are -1 or less, because the clock
-        was set back after the answer, returns infinity, so that the upstream is asked again."""
+        """Returns the seconds since `check`, a recorded answer of the upstream. If they are -1 or less, because the
+        clock was set back after the answer, returns infinity, so that the upstream is asked again."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 

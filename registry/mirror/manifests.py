@@ -78,8 +78,9 @@ class MirroredManifests:
         """The running flights. A flight returns a notice, or None if the manifest in the local registry is current."""
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
-        """Returns the result of `look_up` for the manifest. If necessary, asks the upstream before, or in the background
-        (`Freshness`). Raises ManifestUnknown, and, if the manifest is not cached, the errors of the upstream client."""
+        """Returns the result of `look_up` for the manifest. If necessary, asks the upstream before, or in the
+        background (`Freshness`). Raises ManifestUnknown, and, if the manifest is not cached, the errors of the upstream
+        client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 return await look_up(repo, reference)
