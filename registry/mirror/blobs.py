@@ -25,8 +25,8 @@ from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
 SMALL_BLOB_BYTES: Final = 64 * 1024
-"""A blob of up to this size is served only after its fill is complete and its digest is verified. This
-takes little longer than waiting for the first byte."""
+"""A blob of up to this size is served only after its fill is complete and its digest is verified. This takes
+little longer than waiting for the first byte."""
 MAX_FILL_ATTEMPTS: Final = 5
 """Largest number of fills that are tried for one request. Another fill is tried if the last one got bytes with a wrong
 digest, or stopped before it was complete."""

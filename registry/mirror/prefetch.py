@@ -104,8 +104,8 @@ class Prefetcher:
         their base layer."""
         if self._mode != "layers" or not self._has_requests_left():
             return
-        recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
-        for manifest in recent or manifests[:1]:
+        remembered = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
+        for manifest in remembered or manifests[:1]:
             self._queue_layers(repo, manifest.digest, self._remember_image(repo, manifest), digest)
 
     def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:

@@ -55,7 +55,7 @@ class RetryPolicy:
         """Number of failures since the last progress."""
         self._first_failure_at = 0.0
         """Time of the first failure since the last progress."""
-        self._received_bytes = 0
+        self._received_at_last_failure = 0
         """Number of bytes that had been received at the last failure."""
 
     def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_response: bool) -> bool:
@@ -63,9 +63,9 @@ class RetryPolicy:
         call sets. Returns False if the download should fail. `received_bytes`: number of bytes received so far.
         `has_response`: whether the upstream has started to send, so that readers may have got bytes. Call this method
         also for a request that was not sent because of a rate limit or an open circuit breaker."""
-        if received_bytes - self._received_bytes >= MIN_PROGRESS_BYTES or not self._failures_in_row:
+        if received_bytes - self._received_at_last_failure >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
-        self._received_bytes = received_bytes
+        self._received_at_last_failure = received_bytes
         pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)
         self._failures_in_row += 1
         if has_response:
@@ -117,8 +117,8 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
         return None
     if kind == TooManyRequests.code:
         return TooManyRequests(message, retry_after=int(wait))
-    failure = UpstreamTimeout if kind == _TIMEOUT_KIND else UpstreamUnavailable
-    return failure(message, retry_after=wait)
+    error_class = UpstreamTimeout if kind == _TIMEOUT_KIND else UpstreamUnavailable
+    return error_class(message, retry_after=wait)
 
 
 log = logging.getLogger("registry.mirror")

@@ -130,7 +130,9 @@ class Warmer:
         )
         if notice is not None:  # says why the cached copy of the tag may be out of date
             problem = problem or UpstreamUnavailable(notice)
-        tasks = {digest: self._start_fetch(registry, repo, image, each.blob) for digest, each in image_blobs.items()}
+        tasks = {
+            digest: self._find_or_start_fetch(registry, repo, image, each.blob) for digest, each in image_blobs.items()
+        }
         if tasks:
             await asyncio.wait(tasks.values())
         for digest, task in tasks.items():
@@ -203,7 +205,7 @@ class Warmer:
         missing_names = ", ".join(map(str, missing))
         return chosen, ManifestUnknown(f"the image does not exist for {missing_names}, only for {', '.join(offered)}")
 
-    def _start_fetch(
+    def _find_or_start_fetch(
         self, registry: Reader, repo: RepositoryName, image: ImageReference, blob: Descriptor
     ) -> asyncio.Task[None]:
         """Returns the task that fetches a blob of a repository. Starts a task only if there is none: another image may

@@ -39,8 +39,8 @@ class OpenConnection(EvictableConnection, Protocol):
 
 @dataclass(slots=True)
 class WorkerState:
-    """The connections and requests of one worker process. The attributes have the same names as in
-    uvicorn's `ServerState`, because that class takes the place of this one when uvicorn runs the application."""
+    """The connections and requests of one worker process. The attributes have the same names as in uvicorn's
+    `ServerState`, because that class takes the place of this one when uvicorn serves the connections."""
 
     connections: set[OpenConnection] = field(default_factory=set)
     """The open connections. Each adds and removes itself."""

@@ -56,8 +56,8 @@ class HeadParser:
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
-        # The parser can accept requests after one with `Connection: close`. That setting stays off: the application
-        # would handle requests whose responses cannot be sent.
+        # The parser has a setting to accept requests after one with `Connection: close`. The setting stays off: with it,
+        # the application would handle requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
         self._tail = b""  # the last bytes, up to three, of an incomplete head: they could begin the CRLFCRLF at its end
         self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
