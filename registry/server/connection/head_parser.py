@@ -56,7 +56,7 @@ class HeadParser:
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
-        # The parser has a setting to accept requests after one with `Connection: close`. The setting stays off: with it,
+        # The parser has a setting to accept requests after one with `Connection: close`. It stays off: with it,
         # the application would handle requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
         self._tail = b""  # the last bytes, up to three, of an incomplete head: they could begin the CRLFCRLF at its end
