@@ -16,7 +16,7 @@ from storage.errors import UpstreamUnavailable
 T = TypeVar("T")
 
 
-def server_stopping() -> UpstreamUnavailable:
+def server_stopping_error() -> UpstreamUnavailable:
     """Returns the error for callers that wait for a task which is cancelled because the server is stopping."""
     return UpstreamUnavailable("the server is stopping; try again in a moment")
 
@@ -33,7 +33,7 @@ class SingleFlight(Generic[T]):
     A key may be any hashable value that identifies the result. If there is only one result, use None. `make_stop_error`
     returns the error that callers get if `aclose` cancels the task for which they wait."""
 
-    def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping) -> None:
+    def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping_error) -> None:
         self._make_stop_error = make_stop_error
         self._running: dict[Hashable, asyncio.Task[T]] = {}
         self._closed = False
@@ -77,7 +77,9 @@ class SingleFlight(Generic[T]):
             task.exception()  # marks the exception as retrieved, so that asyncio does not log it
 
 
-async def wait_for_outcome(task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping) -> T:
+async def wait_for_outcome(
+    task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping_error
+) -> T:
     """Waits for `task` and returns its result, or raises its exception. Raises the error of `make_stop_error` if
     `task` was cancelled. If the caller is cancelled, `task` continues."""
     try:

@@ -165,7 +165,7 @@ def test_warm_says_which_platforms_there_are(tmp_path: Path, upstream: Hub) -> N
     """For a platform that is not in the index, the error lists those that are. The other platforms are fetched."""
     ended = mirror(tmp_path, "warm", "app:1", "--platform", "linux/s390x", *FOR_AMD64)
     assert ended.returncode == 1
-    assert "is not there for linux/s390x; there are: linux/amd64, linux/arm64" in ended.stderr
+    assert "does not exist for linux/s390x, only for linux/amd64, linux/arm64" in ended.stderr
     assert "3.0 MiB fetched" in ended.stdout
 
 
