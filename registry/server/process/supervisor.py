@@ -4,8 +4,8 @@ SIGHUP *renews* the workers: the supervisor replaces them by new processes, one 
 number from 0. A new process gets the index of the worker whose place it takes.
 
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
-pipe*. The supervisor never writes to it, but holds its only writing end. So the workers read the end of the pipe when
-the supervisor has ended, however it ended.
+pipe*. The supervisor never writes to it, but holds its only writing end. So the workers get an end of file from the
+pipe when the supervisor has ended, however it ended.
 
 A worker's *column* is its part of the shared table in which the workers count the connections of each client address.
 """
@@ -42,8 +42,8 @@ _REAP_SECONDS = 5.0
 _RENEWAL_SECONDS = 60.0
 """Time for a new worker to become ready in a renewal. If it takes longer, the supervisor abandons the renewal."""
 _FIRST_BACKOFF_SECONDS = 0.1
-"""The *back-off* (pause) before the second restart of a worker that dies repeatedly. Its first restart has no back-off.
-Before each restart after the second the back-off doubles."""
+"""The *back-off* (pause) before the second restart of a worker that dies repeatedly. The first restart has no back-off.
+From the third restart on, the back-off doubles each time."""
 _MAX_BACKOFF_SECONDS = 10.0
 _STABLE_SECONDS = 10.0
 """If a worker was ready and has run for this long when it dies, its restart counts as the first one again."""
@@ -84,7 +84,7 @@ class Supervisor:
         self._children: dict[int, WorkerProcess] = {}  # pid -> process
         self._starts_due: dict[int, float] = {}  # index of a worker that does not run -> when to start it
         self._next_backoffs: dict[int, float] = {}  # index -> back-off before the next restart, in seconds
-        self._exit_messages: dict[int, str] = {}  # index -> how its worker ended; to be logged at the restart
+        self._exit_messages: dict[int, str] = {}  # index -> how the worker ended, for the log line at its restart
         self._to_replace: list[WorkerProcess] = []  # workers that the renewal has not replaced yet
         self._replacement: WorkerProcess | None = None  # the process that is to replace the first of `_to_replace`
         self._start_succeeded = False  # all workers have been ready at the same time
