@@ -50,7 +50,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
-        """The last read (by `RequestReader.reads`) that had a request which was answered from the cache. Only one
+        """Number (see `RequestReader.reads`) of the last read with a request that was answered from the cache. Only one
         request of each read is answered in this way, so that a large read does not block the event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
@@ -127,7 +127,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Called by the request reader
 
     def on_request_start(self) -> None:
-        """Counts a request whose first byte was received. Raises RequestAfterLast if too many requests are queued: the
+        """Counts a request whose first byte was received. Raises RequestAfterLast if the queue is full: then the
         server ignores this request, and closes the connection after the response to the request before it."""
         is_queue_full = (
             len(self._queue) >= self._limits.max_pipelined_requests

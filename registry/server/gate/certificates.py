@@ -155,8 +155,8 @@ def _check_expiry(path: Path, now: float) -> None:
 
 
 def _read(path: Path, what: str) -> bytes:
-    """Returns the content of the file. Raises CertificateError if it cannot be read; `what`: the content of the
-    file, for the text of the error."""
+    """Returns the content of the file. Raises CertificateError if it cannot be read. `what` is what the file
+    contains, for the text of the error."""
     try:
         return path.read_bytes()
     except OSError as error:

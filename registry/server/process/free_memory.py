@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sized
 
 TRIM_BYTES = 32 * 1024 * 1024
-"""A process returns memory if it is larger than its smallest size so far by more than this many bytes."""
+"""A process returns memory if it has grown by more than this many bytes over its smallest size so far."""
 TRIM_PAUSES = (5.0, 600.0)
 """Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt.
 It starts again at the shortest when the process's size has changed much or has become small."""

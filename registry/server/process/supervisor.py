@@ -161,30 +161,30 @@ class Supervisor:
         """Forks a worker. Returns only in the supervisor; the child runs the worker and exits."""
         limit = self._listener_options.per_address_limit
         column = None if limit is None else limit.claim_column()
-        status, status_writer = os.pipe()
+        status_reader, status_writer = os.pipe()
         flush_output()  # otherwise the child inherits the buffered output, and writes it a second time
         # In the child the signals stay blocked until it has set its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
-                os._exit(self._run_worker(status, status_writer, column))
+                os._exit(self._run_worker(status_reader, status_writer, column))
         except OSError:
-            os.close(status)
+            os.close(status_reader)
             raise
         finally:
             os.close(status_writer)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        os.set_blocking(status, False)
-        child = WorkerProcess(pid, index, status, time.monotonic(), column)
+        os.set_blocking(status_reader, False)
+        child = WorkerProcess(pid, index, status_reader, time.monotonic(), column)
         self._children[pid] = child
-        self._selector.register(status, selectors.EVENT_READ, child)
+        self._selector.register(status_reader, selectors.EVENT_READ, child)
         return child
 
-    def _run_worker(self, status: int, status_writer: int, column: int | None) -> int:
+    def _run_worker(self, status_reader: int, status_writer: int, column: int | None) -> int:
         """Runs in the child process: serves until the worker stops, and returns the exit code. Closes the child's
-        copies of the descriptors that only the supervisor uses. `status` is the reading end of the worker's status
-        pipe, and `status_writer` its writing end."""
+        copies of the descriptors that only the supervisor uses. `status_reader` and `status_writer` are the two ends of
+        the worker's status pipe."""
         code = 1
         try:
             if not die_with_parent(self._supervisor_pid):
@@ -193,7 +193,7 @@ class Supervisor:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             ends = [child.status_pipe for child in self._children.values()]
-            for end in (self._signal_reader, self._signal_writer, self._alive_pipe_writer, status, *ends):
+            for end in (self._signal_reader, self._signal_writer, self._alive_pipe_writer, status_reader, *ends):
                 os.close(end)
             if self._listener_options.per_address_limit is not None:
                 self._listener_options.per_address_limit.use_column(column)
