@@ -50,13 +50,13 @@ class SingleFlight(Generic[T]):
         return task
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Waits for the task for `key`, which this starts with `work()` if none is running, and returns its result.
+        """Waits for the task for `key`, and returns its result. If none is running, starts one that runs `work()`.
         Raises the exception of the task, or the error of `make_stop_error` if `aclose` cancels the task. If the caller
         is cancelled, the task continues."""
         return await wait_for_outcome(self.start(key, work), self._make_stop_error)
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        """Waits until the task for `key`, which this starts with `work()` if none is running, has ended. Ignores the
+        """Waits until the task for `key` has ended. If none is running, starts one that runs `work()`. Ignores the
         task's result and exception. Raises only the error of `make_stop_error`, after `aclose`. If the caller is
         cancelled, the task continues."""
         await asyncio.wait([self.start(key, work)])

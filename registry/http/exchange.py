@@ -21,7 +21,7 @@ from storage.names import RepositoryName
 _BODY_EXTENSION: Final = "entrepot.body"
 """Key of an ASGI extension of our server. Its value is a dictionary of three functions. `receive` returns the next
 pieces of the request's body without copying them. `take_whole` returns all pieces, if the whole body was received
-already. `left` returns whether the client has disconnected."""
+already. `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
 """An empty repository name, for requests that name no repository."""
 
@@ -205,7 +205,7 @@ class Exchange(RequestContext):
     def is_disconnected(self) -> bool:
         """Whether the server has already seen the client disconnect."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
-        return bool(extension and extension["left"]())
+        return bool(extension and extension["is_disconnected"]())
 
     async def wait_disconnected(self) -> None:
         """Waits until the client has disconnected. Discards everything that the client sends until then."""

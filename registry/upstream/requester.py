@@ -249,7 +249,7 @@ class UpstreamRequester:
             if other is None:
                 break
             offer, response = other, await send(_headers(other))
-            if offer.has_new_token or not _asks_for_login(response):
+            if offer.is_fresh or not _asks_for_login(response):
                 break
         return offer, response
 
