@@ -359,5 +359,5 @@ def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
     try:
         return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:
-        shown = f"[{host}]" if ":" in host else host
-        return entry in (f"{shown}:{port}", shown)
+        host_in_url = f"[{host}]" if ":" in host else host
+        return entry in (f"{host_in_url}:{port}", host_in_url)
