@@ -143,8 +143,8 @@ class RealmPolicy:
         raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {problem.text}")
 
     def _problem(self, realm: str, endpoint: str, sends_password: bool) -> RealmProblem | None:
-        """Returns why the realm must not be used; None if it may be used. The arguments are those of
-        `raise_if_refused`."""
+        """Returns why the realm must not be used; None if it may be used. `raise_if_refused` describes the
+        arguments."""
         try:
             scheme, host, port = origin(realm)
             endpoint_scheme, endpoint_host, endpoint_port = origin(endpoint)

@@ -47,7 +47,7 @@ class ConfiguredLogin:
     def __init__(self, settings: Upstream) -> None:
         self._settings = settings
         self._file = settings.docker_config or settings.password_file
-        self._read_state: tuple[int, int, int] | None = None
+        self._state_when_read: tuple[int, int, int] | None = None
         """Modification time, size and inode of the file when it was last read; None: it was not read yet."""
         self._login: UpstreamLogin | None = None
         """The login that was last read from the file; None: the file has none for this upstream, or was not read
@@ -68,9 +68,9 @@ class ConfiguredLogin:
         try:
             state = os.stat(self._file)
             file_state = (state.st_mtime_ns, state.st_size, state.st_ino)
-            if file_state != self._read_state:
+            if file_state != self._state_when_read:
                 self._login = self._read(self._file, f"{file_state[0]:x}-{file_state[2]:x}")
-                self._read_state = file_state
+                self._state_when_read = file_state
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # Only the text of an OSError or a JSONDecodeError is logged. The text of other errors could contain the
             # password.

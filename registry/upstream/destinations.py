@@ -135,7 +135,7 @@ class AddressPolicy:
             return NetworkClass.PUBLIC
 
     def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
-        """Returns those of a host's IP `addresses` to which a request with this reach may connect. Raises
+        """Returns the IP `addresses` of a host to which a request with this reach may connect. Raises
         UpstreamUnavailable if none of them is allowed; returns an empty list if `addresses` is empty."""
         if reach.is_unrestricted(host, port):
             return list(addresses)
@@ -250,7 +250,7 @@ def registrable_domain(host: str) -> str:
 
 def loggable_origin(url: str) -> str:
     """Returns the origin of a URL for logs and messages, without user name and password. Leaves out the path and the
-    query, because those of a redirect may contain a signature that gives access."""
+    query, because in the URL of a redirect they may contain a signature that gives access."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 

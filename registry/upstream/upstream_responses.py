@@ -85,7 +85,7 @@ class UpstreamResponse:
 
     @property
     def media_type(self) -> str | None:
-        """The media type in `Content-Type`; None if it is missing, or not that of a manifest or an index."""
+        """The media type in `Content-Type`; None if it is missing, or is not a type of manifest or index."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         return kind if kind in MANIFESTS | INDEXES else None
 

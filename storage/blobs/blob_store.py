@@ -69,7 +69,7 @@ class VerifiedContent(Protocol):
 
 
 class UploadSession(Protocol):
-    """The bytes of an upload session, of which this caller is the owner until a newer caller takes the session over.
+    """The bytes of an upload session. This caller is the session's owner until a newer caller takes the session over.
     After the takeover, a method of this object that reads, writes or deletes stored bytes raises BlobUploadInvalid. The
     async methods also raise StorageFull and StorageFailed."""
 
