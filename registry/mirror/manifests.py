@@ -90,7 +90,7 @@ class MirroredManifests:
         if verdict in (Verdict.FRESH, Verdict.STALE):
             with suppress(ManifestUnknown):
                 found = await look_up(repo, reference)
-                if verdict is Verdict.STALE and not self._upstream.is_exhausted():
+                if verdict is Verdict.STALE and not self._upstream.is_nearly_exhausted():
                     with suppress(UpstreamUnavailable):  # raised only when the server is stopping
                         self._start_flight(repo, reference)
                 return found
@@ -185,7 +185,7 @@ class MirroredManifests:
         moved. Returns None if the cached copy is current afterwards, or a notice if the upstream gave no usable answer
         or the manifest cannot be stored. Raises ManifestUnknown if the upstream has deleted the tag. `cached`: the
         manifest that the cached tag names. `check`: the last recorded answer of the upstream."""
-        if self._upstream.is_exhausted() and not force:
+        if self._upstream.is_nearly_exhausted() and not force:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
             at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)

@@ -92,7 +92,7 @@ class Mirror(RefusingRegistry):
         queue = PrefetchQueue(
             lambda repo, blob: self._blobs.should_prefetch(repo, blob), slots.wait_for_spare, self._fills.start_prefetch
         )
-        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_exhausted(), monotonic)
+        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:

@@ -116,7 +116,7 @@ class UpstreamClient(Protocol):
         upstream has none, the fallback tag (spec: "Referrers Tag Schema")."""
         ...
 
-    def is_exhausted(self) -> bool:
+    def is_nearly_exhausted(self) -> bool:
         """Returns whether the upstream's rate limit leaves only few requests. The mirror then sends only requests for
         which a client waits."""
         ...

@@ -117,7 +117,7 @@ class ApiClient:
         UpstreamTimeout."""
         client = await self._client(route)
         if attempt is not None:
-            attempt.on_sent()
+            attempt.on_send()
         for is_second_try in (False, True):
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)

@@ -24,7 +24,7 @@ from registry.upstream.destinations import Reach, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.rate_limits import RateLimitBackoff, RequestKind
 from registry.upstream.request_limits import REQUEST_TIMEOUT_SECONDS, time_limit
-from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenEndpoint
+from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenService
 from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.leases import Leases
@@ -61,7 +61,7 @@ _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailab
 class LoginRequirement:
     """What an endpoint requires in the `Authorization` header of a request."""
 
-    service: TokenEndpoint | None
+    service: TokenService | None
     """The token service that issues the required token; None: the password itself is required (Basic)."""
     scope: str
     """The scope that the token must have."""
@@ -71,7 +71,7 @@ class LoginRequirement:
 class TokenServiceGuess:
     """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since."""
 
-    service: TokenEndpoint
+    service: TokenService
     failures: int = 0
 
 
@@ -274,7 +274,7 @@ class UpstreamAuthorizer:
         A 404 has no challenge, so the challenge has to come from GET `/v2/`. docker sends GET `/v2/` first as well."""
         ping = self._pings.get(endpoint)
         if ping is None or not 0 < ping.valid_until - self._clock() <= PING_VALID_SECONDS:
-            attempt.on_sent()
+            attempt.on_send()
             ping = await self._running_pings.run(endpoint, lambda: self._ping(endpoint, login))
             attempt.on_headers(ping.status)
         return LoginRequirement(ping.requirement.service, scope) if ping.requirement is not None else None
@@ -316,7 +316,7 @@ class UpstreamAuthorizer:
             return None
         reach = Reach(response.network, self._allowed_hosts)
         return LoginRequirement(
-            TokenEndpoint(parameters["realm"], parameters.get("service", ""), reach),
+            TokenService(parameters["realm"], parameters.get("service", ""), reach),
             parameters.get("scope") or scope,
         )
 

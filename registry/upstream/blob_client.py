@@ -93,7 +93,7 @@ class BlobClient:
         Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink.
         After a cancellation the connection is closed. The sink is never called after this method has returned or
         raised."""
-        transfer.on_sent()  # called here, because it must be called on the event loop
+        transfer.on_send()  # called here, because it must be called on the event loop
         future = self._threads.submit(self._run, transfer, url, headers)
         waiting = asyncio.wrap_future(future)
         self._running.add(transfer)

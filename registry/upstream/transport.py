@@ -62,7 +62,7 @@ end)."""
 
 class PeerStream(httpcore2.AsyncNetworkStream):
     """A connection of httpx2 that returns the address of the server at its other end (`server_addr`) even after it is
-    closed. The other methods are those of `stream`."""
+    closed. Passes all other calls on to `stream`."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
         """`peer` is the address of the server: its IP address and the port."""
@@ -359,5 +359,5 @@ def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
     try:
         return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:
-        shown = f"[{host}]" if ":" in host else host
-        return entry in (f"{shown}:{port}", shown)
+        host_in_url = f"[{host}]" if ":" in host else host
+        return entry in (f"{host_in_url}:{port}", host_in_url)
