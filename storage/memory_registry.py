@@ -57,7 +57,7 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
     """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs. They include
-    `blob_children`: what an index lists and what may be a blob, because its media type is not that of a manifest."""
+    `blob_children`: the entries of an index that may be blobs, because their media type is not that of a manifest."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
