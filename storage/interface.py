@@ -151,9 +151,8 @@ class Writer(Protocol):
     ) -> Descriptor:
         """Adds to `repo` a blob that another repository has, and returns its descriptor (OCI distribution spec,
         "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names; then
-        the blob may come from any repository with a name in the set. Raises BlobUnknown if no such repository with the
-        blob was found; in a set, only a limited number of repositories is searched. The client then uploads the
-        blob."""
+        the blob may come from any repository with a name in the set, but only a limited number of them is searched.
+        Raises BlobUnknown if no such repository with the blob was found; the client then uploads the blob."""
         ...
 
     async def put_manifest(
