@@ -41,7 +41,7 @@ class Partial(Protocol):
         ...
 
     def missing(self) -> list[tuple[int, int]]:
-        """Returns the ranges of bytes that have not arrived, in order. Each has the offset of its first byte, and the
+        """Returns the ranges of bytes that have not arrived, in order. A range is the offset of its first byte and the
         offset after its last byte. Raises StorageFailed."""
         ...
 
@@ -91,7 +91,7 @@ class Partial(Protocol):
 
     @property
     def owner_failures(self) -> PartialFailures:
-        """The failures that owners have reported so far. A follower detects a new failure by comparing the value with
+        """The failures that owners have reported so far. To detect a new failure, a follower compares this value with
         the value that it read before. Reading the property makes a system call, and may raise StorageFailed."""
         ...
 

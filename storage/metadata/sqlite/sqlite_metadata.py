@@ -42,21 +42,22 @@ MEMORY_PER_MANIFEST_BYTE: Final = 8
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages that
-leave out repositories, are read in the thread."""
+"""Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages of a
+`NameSet` that leaves out names, are read in the thread."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
 whose `subject` field has the digest of that manifest."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
 _ROWS_PER_ITERATION: Final = 500
-"""Number of rows that are looked up in one iteration of the event loop. Looking them up takes about 5 ms."""
+"""Number of rows that are looked up in one iteration of the event loop. This takes about 5 ms."""
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
 
 def _page_memory(page: Page[Tag] | Page[RepositoryName]) -> int:
-    """Returns the approximate bytes of memory that the page takes. The next two functions do so for other values."""
+    """Returns the approximate bytes of memory that the page takes. The next two functions do the same for other
+    values."""
     return _SMALL_VALUE_BYTES + sum(64 + len(name) for name in page.items)
 
 
@@ -96,9 +97,9 @@ class SqliteMetadata:
         self._clock = clock
 
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Returns what `lookup` returns for a connection and `arguments`, or the cached result of an equal lookup since
-        the last commit of any process. `memory_of` returns the approximate bytes of memory that a result takes. If
-        `lookup` raises an error, caches nothing."""
+        """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
+        equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
+        bytes of memory that a result takes. If `lookup` raises an error, caches nothing."""
         key = (lookup, *arguments)
         cached = self._cache.get(key)
         if cached is not None:
@@ -126,7 +127,7 @@ class SqliteMetadata:
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Stores that a client was just told that the repository has the blob. Garbage collection then keeps the blob
-        there for a grace period, so that the client can push a manifest that refers to it."""
+        there for a grace period, so that the client can push a manifest that refers to the blob."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.touch_blob(db, repo, digest, now), durable=False)
 
@@ -272,7 +273,7 @@ class SqliteMetadata:
 
     async def drop_blob(self, digest: Digest) -> str | None:
         """If no repository has a link to the blob, deletes its row and returns its place, so that the caller can delete
-        the bytes there. Returns None if a repository has a link to it or it has no row."""
+        the bytes there. Returns None if a repository has a link to the blob, or the blob has no row."""
         return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), reserve_use=ReserveUse.RELIEF)
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
