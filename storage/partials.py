@@ -18,8 +18,8 @@ class Partial(Protocol):
     """A handle to a partial blob, which consists of a file and a record of the bytes that have arrived.
 
     Only the owner writes. When the owner is closed or its process dies, the next handle that calls `take_ownership`
-    becomes the owner. It continues the download; bytes that have arrived stay. `write_at` blocks and is called in
-    threads; all other methods are called on the event loop.
+    becomes the owner. The new owner continues the download; bytes that have arrived stay. `write_at` blocks and is
+    called in threads; all other methods are called on the event loop.
     """
 
     digest: Digest

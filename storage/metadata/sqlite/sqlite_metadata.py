@@ -56,8 +56,7 @@ S = TypeVar("S", bound=str)
 
 
 def _page_memory(page: Page[Tag] | Page[RepositoryName]) -> int:
-    """Returns the approximate bytes of memory that the page takes. The next two functions do the same for other
-    values."""
+    """Returns the approximate bytes of memory that the page takes. The next two functions do so for other values."""
     return _SMALL_VALUE_BYTES + sum(64 + len(name) for name in page.items)
 
 
