@@ -12,8 +12,8 @@ from storage.names import Digest, Reference, RepositoryName
 
 class UpstreamRecords(Protocol):
     """Records of what the mirror has learned from its upstreams. All processes share them, and they survive restarts of
-    the server. A power cut may lose recent changes, except those of `confirm`; the mirror then asks the upstream again.
-    Changes raise StorageFull, StorageFailed.
+    the server. A power cut may lose recent changes, except changes by `confirm`; the mirror then asks the upstream
+    again. Changes raise StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
     upstream, named by its URL. *Corrupt* bytes are bytes that an endpoint sent for a blob, but that do not have the
@@ -65,8 +65,8 @@ class UpstreamRecords(Protocol):
         ...
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores for each of the endpoints (URLs) that it has sent corrupt bytes for the blob once more. Deletes all
-        records of corrupt bytes, for any blob, that are older than `seconds` seconds."""
+        """Stores that each of the endpoints (URLs) sent corrupt bytes for the blob one more time. Deletes all records
+        of corrupt bytes, for any blob, that are older than `seconds` seconds."""
         ...
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:

@@ -265,6 +265,6 @@ def referrers(
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
-    """Returns those of `values` that occur in the column of the table."""
+    """Returns the `values` that occur in the column of the table."""
     sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
     return {value for value in values if db.execute(sql, (value,)).get is not None}

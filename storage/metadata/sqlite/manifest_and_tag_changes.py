@@ -116,7 +116,7 @@ def _json_array(digests: Iterable[Digest]) -> str:
 
 
 def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest]) -> list[Digest]:
-    """Returns those of `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` or
+    """Returns the `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` or
     `_MANIFESTS_NOT_IN_REPOSITORY`, for digests of blobs or of manifests."""
     if not digests:
         return []

@@ -83,9 +83,9 @@ class SqliteMetadata:
         writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
     ) -> None:
-        """`db` and `shared_reads` are connections for short lookups; `shared_reads` combines those of one iteration of
-        the event loop into one transaction. `scans` runs long lookups, `writer` runs changes. `clock` returns the time
-        in seconds since 1970."""
+        """`db` and `shared_reads` are connections for short lookups; `shared_reads` combines the lookups of one
+        iteration of the event loop into one transaction. `scans` runs long lookups, `writer` runs changes. `clock`
+        returns the time in seconds since 1970."""
         self._db = db
         self.version = version
         self._shared_reads = shared_reads
@@ -145,7 +145,7 @@ class SqliteMetadata:
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
         """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`:
-        the other repository, or a set of repositories, any of which may have the blob."""
+        the other repository, or a set of repositories to search for the blob."""
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
@@ -276,7 +276,7 @@ class SqliteMetadata:
         return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), reserve_use=ReserveUse.RELIEF)
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Returns those of `digests` that are digests of blobs in the database."""
+        """Returns the `digests` whose blobs are in the database."""
         return await self._existing(digests, table="blob", column="digest")
 
     async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
@@ -290,12 +290,12 @@ class SqliteMetadata:
         )
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
-        """Returns those of `uploads` that are ids of upload sessions in the database."""
+        """Returns the `uploads` whose sessions are in the database."""
         return await self._existing(uploads, table="upload", column="id")
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
-        """Returns those of `values` that occur in the column of the table. There may be tens of thousands of values, so
-        the event loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
+        """Returns the `values` that occur in the column of the table. There may be tens of thousands of values, so the
+        event loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
         found: set[S] = set()
         for start in range(0, len(values), _ROWS_PER_ITERATION):
             if start:

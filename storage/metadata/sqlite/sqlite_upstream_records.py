@@ -5,8 +5,8 @@
   answer: found, or "not found".
 - A *link* is a row that lets a repository serve a blob. It is *confirmed* if the blob was pushed to this repository or
   fetched for it, or if the upstream said that it has the blob in this repository.
-- A *bad sender* is an endpoint that sent bytes for a blob with another digest than the blob's. The store counts how
-  often each endpoint did so.
+- A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
+  store counts how often each endpoint did so.
 - An *allowance* is the rate limit that an upstream stated.
 """
 
@@ -147,8 +147,8 @@ class SqliteUpstreamRecords:
         return found
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
-        """Returns the endpoints of the upstream that sent wrong bytes for the blob within the last `seconds`, each with
-        how often it did so and when it last did."""
+        """Returns the endpoints of the upstream that sent corrupt bytes for the blob within the last `seconds`, each
+        with the number of times and the last time."""
         now = self._clock()
         # If the clock was set back after a record was stored, its time is in the future. The upper bound leaves out
         # such records.
@@ -159,8 +159,8 @@ class SqliteUpstreamRecords:
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores that each of the endpoints sent wrong bytes for the blob once more. Deletes the records of all bad
-        senders that last did so more than `seconds` ago."""
+        """Stores that each of the endpoints sent corrupt bytes for the blob one more time. Deletes the records of all
+        bad senders that last did so more than `seconds` ago."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:

@@ -10,7 +10,8 @@ refuses logins under the key.
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. A change of signing
-keys increments the *epoch*, a number in the database: what a process has cached about keys is valid for one epoch only.
+keys increments the *epoch*, a number in the database: a process may use what it has cached about keys only as long as
+the epoch stays the same.
 """
 
 from __future__ import annotations
