@@ -25,8 +25,8 @@ class SqliteDatabase:
     loop.
 
     `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
-    about its upstream registries. `accounts` stores accounts and rights. `immutable` is the connection that reads the
-    database on a full disk; None if the database was opened normally."""
+    about its upstream registries. `accounts` stores accounts and rights. `immutable` is the read-only connection that
+    replaces all others when a full disk has no space to open the database normally; otherwise None."""
 
     def __init__(
         self,
