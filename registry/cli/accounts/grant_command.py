@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Add, list and remove rights on repositories. Grants add up; no grant takes away from another."
+HELP = "Add, list and remove rights on repositories. Grants only add rights; no grant takes a right away."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
