@@ -42,8 +42,8 @@ class FailureRate:
     burst: int
 
     def wait(self, until: float, now: float) -> float:
-        """Returns how many seconds the next attempt must wait. `until` is the time at which the seconds that all
-        earlier failures cost have passed. `until` and `now` are in seconds since 1970."""
+        """Returns how many seconds the next attempt must wait. `until` is when the costs of all earlier
+        failures have passed. `until` and `now` are in seconds since 1970."""
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))
 
 
