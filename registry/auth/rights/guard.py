@@ -76,7 +76,7 @@ class _Rule(NamedTuple):
     - `action`: the action that must be allowed.
     - `bits`: the bits of `action` as a plain int, which is faster to compare.
     - `not_found`: returns the error that a call gets if the repository never had content. For deletes of manifests and
-      tags this is NameUnknown, because the store then raises NameUnknown and not ManifestUnknown.
+      tags this is NameUnknown, because the store raises NameUnknown in this case, not ManifestUnknown.
     - `hides_content`: whether an account without the right gets the error of `not_found` instead of Denied, so that it
       does not learn whether the content exists.
     """
@@ -150,7 +150,7 @@ class Guarded(ForwardingRegistry):
         self._renew = renew
         self._cursors = cursors or SealedCursors(process_secrets())
         self._list_locks: KeyedLocks[str] = KeyedLocks()
-        """A lock for each account name, so that one list of its repositories runs at a time."""
+        """A lock for each account name, so that only one list of its repositories runs at a time."""
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,

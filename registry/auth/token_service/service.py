@@ -8,7 +8,7 @@ Wrong credentials, and logins after too many failures, are refused, with one exc
 pull what everyone may pull, it gets an anonymous token. The reason is that docker sends its Docker Hub login to every
 mirror of Docker Hub, and this registry does not know that login.
 
-Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 for the latter.
+Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 (OAuth 2.0).
 """
 
 from __future__ import annotations

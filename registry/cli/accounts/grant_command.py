@@ -42,7 +42,7 @@ SubjectsArgument = Annotated[
 
 @app.command(
     "add",
-    help="Grant actions on repositories. Replaces what the subject was granted for the same pattern.",
+    help="Grant actions on repositories. Replaces the subject's earlier grant for the same pattern.",
     epilog="""\b
 Examples:
   entrepot grant add 'team/**' pull,push group:dev
