@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
-from registry.auth.token.api_tokens import is_use_due
+from registry.auth.token.api_tokens import should_record_use
 from registry.single_flight import start_detached
 from storage.access import AccountInvalid, AccountName, ApiToken, AuditEntry
 from storage.accounts import Accounts
@@ -182,7 +182,7 @@ class LoginAudit:
         """Starts a task that records in the store that an API token is used now. Does nothing if a use was recorded in
         the last hour."""
         now = self._clock()
-        if is_use_due(token, now) and token.id not in self._use_writes:
+        if should_record_use(token, now) and token.id not in self._use_writes:
             self._use_writes[token.id] = start_detached(self._write_use(token.id, now))
 
     async def aclose(self) -> None:

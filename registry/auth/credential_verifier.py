@@ -86,7 +86,7 @@ class CredentialVerifier:
         cache_key = self.cache.key_of(header_of(credential), by.address)
         found = self.cache.get(cache_key)
         if found is not None:
-            if self.cached_credential_check.is_valid(found):
+            if self.cached_credential_check.revalidate(found):
                 return found
             self.cache.remove(cache_key)
         if isinstance(credential, Bearer):

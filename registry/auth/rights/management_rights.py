@@ -57,9 +57,9 @@ class ManagementRights:
         """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
         so for all accounts, and people for their own account.
 
-        A person who logged in with a token may not, because the new credential would still be valid after that token
-        was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see the
-        account `name`, and Denied if it is the caller's own account but `is_logged_in_as_person` is false.
+        A person who logged in with a token may do neither, because the new credential would still be valid after that
+        token was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see
+        the account `name`, and Denied if it is the caller's own account but `is_logged_in_as_person` is false.
         """
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person:
@@ -71,8 +71,8 @@ class ManagementRights:
     def check_may_revoke(self, token: ApiToken) -> None:
         """Checks that the caller may revoke `token`. An admin may revoke all tokens, and a person those of the person's
         own account. A caller who logged in with an API token may revoke that token. If the caller has no right to
-        revoke `token`, raises AccountUnknown for a token of another account, and Denied for one of the caller's
-        own."""
+        revoke `token`, raises AccountUnknown if the token belongs to another account, and Denied if it belongs to
+        the caller's own."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
@@ -100,7 +100,7 @@ everything, such as add the first account."""
 
 
 def management_rights_of(principal: Principal) -> ManagementRights:
-    """Returns the management rights of a principal. Those of a principal without an account permit nothing."""
+    """Returns the management rights of a principal. A principal without an account may do nothing."""
     identity = principal.identity
     # A client with an API token or a bearer token is not treated as a person (see `check_may_change_credentials`). A
     # client with a token of a trusted issuer is a robot. An identity without a version has no account in the store.

@@ -50,9 +50,9 @@ async def test_log_in(worker: AuthWorker) -> None:
         used = api_tokens.find(worker.accounts, made.text).used
     assert used == worker.clock()
     worker.clock.now += 60
-    assert not api_tokens.is_use_due(api_tokens.find(worker.accounts, made.text), worker.clock())
+    assert not api_tokens.should_record_use(api_tokens.find(worker.accounts, made.text), worker.clock())
     worker.clock.now += 3600
-    assert api_tokens.is_use_due(api_tokens.find(worker.accounts, made.text), worker.clock())
+    assert api_tokens.should_record_use(api_tokens.find(worker.accounts, made.text), worker.clock())
 
 
 @pytest.mark.parametrize("change", ["secret", "id", "user", "shorter", "prefix"])
