@@ -102,8 +102,8 @@ class Reader(Protocol):
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         """Returns the blob's descriptor. A client that gets it may skip the upload of the blob and push a manifest that
-        refers to it. So the garbage collector keeps the blob for its grace time from now on, even if no manifest refers
-        to it. Raises BlobUnknown."""
+        refers to it. So the garbage collector keeps the blob for its grace period from now on, even if no manifest
+        refers to it. Raises BlobUnknown."""
         ...
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:

@@ -65,7 +65,7 @@ def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
 class _Repository:
     """A repository that has or had content. `last_used`: for each blob, the time in seconds at which it was last added
     or resolved, or at which a manifest that referred to it was deleted. `MemoryRegistry.collect` keeps the blob for a
-    grace time after that."""
+    grace period after that."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     last_used: dict[Digest, float] = field(default_factory=dict)

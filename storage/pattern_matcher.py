@@ -3,7 +3,7 @@
 Users write patterns (grants, limits of API tokens), so no pattern must be slow to match. In a pattern, `*` matches any
 text without a slash and `**` matches any text.
 
-A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one look-up in a dict. Older
+A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one lookup in a dict. Older
 stores may also contain patterns with a star before the end. All such patterns that begin with the same prefix form one
 nondeterministic automaton, which reads the name character by character. Each position in a pattern is one bit of a
 large integer, and one shift advances all positions together (the Shift-And algorithm: Baeza-Yates and Gonnet 1992).
@@ -187,11 +187,11 @@ class Matcher:
         sizes = [sum(map(len, found)) for found in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
-        """Upper bound for the cost of matching one character of a name, in units of the cost of one look-up. It is 1
+        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. It is 1
         unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
-        """Builds the automaton of the prefix with the most patterns now. Without this call, the first look-up of a name
+        """Builds the automaton of the prefix with the most patterns now. Without this call, the first lookup of a name
         with this prefix builds it."""
         if self._rests:
             self._automaton(max(self._rests, key=lambda prefix: len(self._rests[prefix])))

@@ -110,7 +110,7 @@ class NameSet:
         return self._limit_matcher is None or self._limit_matcher.matches(name)
 
     def covers(self, pattern: NamePattern) -> bool:
-        """Returns True only if every name that matches `pattern` is in the set. Takes one look-up per character of
+        """Returns True only if every name that matches `pattern` is in the set. Takes one lookup per character of
         `pattern`.
 
         The method checks only whether the set's patterns contain `pattern` itself or a simple pattern that matches all
@@ -138,13 +138,13 @@ class NameSet:
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     def prepare(self) -> None:
-        """Builds the look-up structure of the patterns now, which takes milliseconds for many patterns. Without this
-        call, the first look-up builds it."""
+        """Builds the lookup structure of the patterns now, which takes milliseconds for many patterns. Without this
+        call, the first lookup builds it."""
         self._general_matcher.prepare()
 
     @property
     def match_cost(self) -> int:
-        """Upper bound for the cost of matching one character of a name, in units of the cost of one look-up. It is 1
+        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. It is 1
         without limits and 2 with limits, or more if many patterns are not simple."""
         return self._general_matcher.match_cost + (0 if self._limit_matcher is None else self._limit_matcher.match_cost)
 

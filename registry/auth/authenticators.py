@@ -1,7 +1,7 @@
 """Authenticators: find the principal of a request from its headers. The principal is the account, or anonymous client,
 that makes the request, with its rights.
 
-- `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one look-up in the cache of
+- `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one lookup in the cache of
   verified credentials, which also contains their principals (`registry.auth.credential_cache`). Each request reads the
   *epoch*, a number in the store that every change of rights increases. So a change by any worker takes effect with the
   next request (`registry.auth.revocation_across_workers`).

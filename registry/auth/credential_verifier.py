@@ -1,7 +1,7 @@
 """Verifies credentials: passwords, API tokens, bearer tokens that `/token` issued, and tokens of trusted issuers.
 
 Each process caches verified credentials for an hour, so that it need not hash a password that a client sends with every
-request. Each look-up in the cache checks whether the credential is still valid
+request. Each lookup in the cache checks whether the credential is still valid
 (`registry.auth.revocation_across_workers`). For this purpose, an entry contains the *epoch* at which the credential was
 verified. The epoch is a number in the store that increases when an account, a grant or a signing key changes, or an API
 token is revoked.
@@ -183,7 +183,7 @@ class CredentialVerifier:
         of this store that signed a bearer token; None: the credential is not a bearer token of this registry.
 
         `epoch` must be read before the verification. If it changes during the verification, the entry contains the old
-        number, and the next look-up checks the credential again.
+        number, and the next lookup checks the credential again.
         """
         verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS, key_id)
         self.cache.put(cache_key, verified, credential)

@@ -210,7 +210,7 @@ class ApiClient:
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
-        """Stops look-ups of host names and closes the connections. Idempotent."""
+        """Stops lookups of host names and closes the connections. Idempotent."""
         await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client in clients.values():

@@ -65,7 +65,7 @@ def test_change_counts_at_the_next_look(path: Path) -> None:
 
 
 def test_unchanged_file_is_not_read_again(path: Path) -> None:
-    """Once the file is older than a moment, a look-up makes one stat call and reads nothing."""
+    """Once the file is older than a moment, a lookup makes one stat call and reads nothing."""
     path.write_text(f"alice:{HASH}\n")
     now = HtpasswdClock()
     file = HtpasswdFile(path, now)
