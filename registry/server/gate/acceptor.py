@@ -16,6 +16,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 
 from registry.client_addresses import network_of, plain_address
@@ -148,7 +149,22 @@ class Acceptor:
         connection = PendingConnection(None if trusted else network_of(plain_address(peer[0])), self._loop.time())
         connection.task = self._loop.create_task(self._set_up(sock, counted))
         self._pending.add(connection)
-        connection.task.add_done_callback(lambda _: self._pending.discard(connection))
+        connection.task.add_done_callback(partial(self._on_set_up_done, connection, sock, counted))
+
+    def _on_set_up_done(
+        self,
+        connection: PendingConnection,
+        sock: socket.socket,
+        counted: CountedConnection | None,
+        task: asyncio.Task[None],
+    ) -> None:
+        """Called when the task that sets up the connection has ended. If it was cancelled, closes the socket and stops
+        counting the connection: a task that is cancelled before its first step cannot do so itself."""
+        self._pending.discard(connection)
+        if task.cancelled():
+            sock.close()
+            if counted is not None:
+                counted.release()
 
     def _on_error(self, error: OSError) -> None:
         if error.errno in _CONNECTION_ERRORS:
@@ -164,9 +180,9 @@ class Acceptor:
         self._pause(_ERROR_PAUSE_SECONDS)
 
     async def _set_up(self, sock: socket.socket, counted: CountedConnection | None) -> None:
-        """Creates the protocol object of an accepted connection; with TLS, after the handshake. If that fails or is
-        cancelled, closes the socket and stops counting the connection. `counted` is None if the connection does not
-        count against the limit of its client's address."""
+        """Creates the protocol object of an accepted connection; with TLS, after the handshake. If that fails, closes
+        the socket and stops counting the connection. `counted` is None if the connection does not count against the
+        limit of its client's address."""
         on_lost = None if counted is None else counted.release
         try:
             if self._listener_options.certificates is None:
@@ -178,7 +194,7 @@ class Acceptor:
             sock.close()
             if on_lost is not None:
                 on_lost()
-        except BaseException:  # among others a cancellation
+        except Exception:
             sock.close()
             if on_lost is not None:
                 on_lost()
