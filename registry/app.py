@@ -33,12 +33,12 @@ class Entrepot(FastAPI):
     middleware and routing.
 
     The application opens its `service` when the server starts the application (ASGI lifespan), and closes the service
-    when the server stops the application. The server forks the workers before the application is started in each of
+    when the server stops the application. The server first forks the workers and then starts the application in each of
     them, so that no two processes share open files."""
 
     def __init__(self, factory: ServiceFactory, service: Service | None = None) -> None:
-        """`service`: an open service, which the caller closes; None: the application opens one with `factory` when the
-        server starts it."""
+        """`service`: an open service, which the caller closes. None: the application opens one with `factory` when the
+        server starts the application."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -87,9 +87,9 @@ class Entrepot(FastAPI):
             await self._app_outside_v2(scope, receive, send)
 
     def build_routes(self, stopped: threading.Event) -> None:
-        """Makes FastAPI build its data for each route now, because that takes up to 60 ms. Without this call, FastAPI
-        builds the data at the first request to a route and blocks the event loop. This can run in a thread. It returns
-        early if `stopped` is set meanwhile."""
+        """Makes FastAPI build its data for all routes, which takes up to 60 ms. Without this call, FastAPI would build
+        the data at the first request to a route, and block the event loop. May run in a thread. Returns early if
+        `stopped` is set meanwhile."""
         scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
         for route in self.routes:
             if stopped.is_set():
@@ -135,8 +135,8 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
         except StorageFull:
             continue
         except Exception as error:
-            # The next attempt follows after any error: as long as this worker reads a read-only store, no other process
-            # can write to the store either.
+            # Retry after any error: as long as this worker has the store open read-only, no other process can write to
+            # it either.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS

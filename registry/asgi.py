@@ -28,8 +28,8 @@ def new_request_id() -> str:
 
 
 def raw_path(scope: Scope) -> bytes:
-    """Returns the path of a request, percent-encoded: as the client sent it, if the server puts that in the scope
-    (`raw_path`). If it does not, encodes the decoded path again."""
+    """Returns the percent-encoded path of a request: `raw_path` in the scope, which is the path as the client sent it.
+    If the server does not set that, encodes the decoded path again."""
     raw: bytes | None = scope.get("raw_path")
     return raw if raw is not None else quote(scope["path"]).encode("ascii")
 

@@ -1,8 +1,8 @@
 """Opens the backend: the store, a mirror for each upstream registry in the settings, and the router in front of both.
 
 A *mirror* is a pull-through cache of one upstream. The *hosted registry* has the content that clients push. The server
-uses this module, and so do commands that work on the same data directory while the server runs. The modules of mirrors,
-with their HTTP client, are imported only if the settings have an upstream.
+uses this module, and so do commands that work on the same data directory while the server runs. This module imports
+the modules of mirrors, and their HTTP client, only if the settings have an upstream.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Backend(NamedTuple):
 
 def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
     """Returns the mirror of an upstream, which caches the upstream's content in `store`. Makes no connection yet. The
-    caller closes the mirror by `aclose`, which also closes the mirror's HTTP client. `clock`: returns seconds since
+    caller closes the mirror with `aclose`, which also closes the mirror's HTTP client. `clock` returns seconds since
     1970."""
     from registry.mirror.mirror import Mirror
     from registry.upstream.client import make_upstream_client
@@ -71,9 +71,9 @@ async def open_backend(
     The data directory must have been prepared by `storage.composition.prepare_data_dir`.
 
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
-    - `serving`: the process is a server. Until the block ends, it fetches the images in the setting `[warm]` before
-      clients request them, and runs queued jobs, unless another process does that. It also logs when the disk becomes
-      full.
+    - `serving`: whether the process is a server. Until the block ends, a server runs the queued jobs and fetches the
+      images in the setting `[warm]` before clients request them, unless another process does that. It also logs when
+      the disk becomes full.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970."""
@@ -103,8 +103,8 @@ async def open_backend(
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
             is_confirmed=store.records.is_confirmed,
         )
-        # A store that was opened read-only cannot cache images. If it tried, it would take the lease (a lock between
-        # processes) for this work, and the writable store that replaces it later could not get the lease.
+        # A store that was opened read-only cannot cache images. A schedule on it would still hold the lease (a lock
+        # between processes) for this work, so that the writable store that replaces it later could not get the lease.
         if serving and mirrors and not store.is_read_only:
             from registry.mirror.warm.schedule import warm_on_schedule
 

@@ -1,4 +1,4 @@
-"""Converts IP addresses of clients to the forms that limits and logs use, and recognises addresses of this machine."""
+"""Converts IP addresses of clients to the forms that limits and logs use, and recognises loopback addresses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 _MAPPED_PREFIX: Final = "::ffff:"
 """An IPv6 socket reports an IPv4 client as this prefix and the IPv4 address: `::ffff:192.0.2.1` (RFC 4291, 2.5.5.2)."""
 _MAPPED_BYTES: Final = bytes(10) + b"\xff\xff"
-"""That prefix in the binary form of an address, which has 16 bytes: the prefix and the 4 bytes of the IPv4 address."""
+"""The same prefix in binary form. A binary address has 16 bytes: this prefix and the 4 bytes of the IPv4 address."""
 
 
 def plain_address(address: str) -> str:
@@ -19,8 +19,8 @@ def plain_address(address: str) -> str:
 
 
 def network_of(address: str) -> str:
-    """Returns the network that limits treat as one client. For IPv4 that is the address itself. For IPv6 it is the /64
-    network of the address, such as `2001:db8::/64`, because a client can choose the last 64 bits freely.
+    """Returns the network that counts as one client for limits. For IPv4 it is the address itself. For IPv6 it is the
+    /64 network of the address, such as `2001:db8::/64`, because a client can choose the last 64 bits freely.
 
     For `::ffff:192.0.2.1`, returns the IPv4 address. Returns text that is no IP address unchanged."""
     if ":" not in address:

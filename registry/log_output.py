@@ -1,8 +1,8 @@
 """Writes log lines to stderr, cheaply enough for one line per request.
 
 Writing each line with its own system call would take more time than the rest of a request. So while an event loop runs,
-lines below WARNING are buffered for a fraction of a second. A line of WARNING or above is written immediately, after
-the buffered lines. So if the process is killed, some lines may be lost, but no warnings or errors.
+lines below WARNING are buffered for a fraction of a second. A line of WARNING or above is written immediately, together
+with the lines buffered before it. So if the process is killed, some lines may be lost, but no warnings or errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, TextIO
 BUFFER_CHARACTERS: Final = 16 * 1024
 """The buffered lines are written when they have this many characters in total."""
 FLUSH_SECONDS: Final = 0.2
-"""The buffered lines are written this long after the first of them was added, or earlier if they become many."""
+"""The buffered lines are written this long after the first of them was added, or earlier if the buffer is full."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -107,8 +107,8 @@ class BufferedHandler(logging.Handler):
         self.setFormatter(LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Adds the record's line to the buffer. The buffer is written now in three cases: the record is a warning or an
-        error; the buffer is full; this thread has no running event loop that could write it later."""
+        """Adds the record's line to the buffer. Writes the buffer immediately in three cases: the record is a warning
+        or an error; the buffer is full; this thread has no running event loop that could write the buffer later."""
         try:
             line = self.format(record)
             self._lines.append(line)
@@ -150,8 +150,8 @@ def flush_output() -> None:
 
 
 def end_output() -> None:
-    """Flushes stdout and stderr at the end of the process. Discards text that cannot be written. If it stayed buffered,
-    Python would try to write it again at exit, fail, and end the process with exit code 120."""
+    """Flushes stdout and stderr at the end of the process. Discards text that cannot be written, because Python would
+    try to write it again at exit, fail, and end the process with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -166,8 +166,8 @@ def end_output() -> None:
 def log_to_stderr(level: str) -> None:
     """Sets up logging to stderr, for this process and the processes that it forks. Logging does not use stdout, where
     the server prints its banner. `level`: the lowest level that is logged, such as "info"."""
-    # Makes the logging module not look for values that our lines do not show, such as the caller's file name and the
-    # thread (Python's logging documentation, "Optimization").
+    # Switches off the search for values that our lines do not show, such as the caller's file name and the thread
+    # (Python's logging documentation, "Optimization").
     for switch, value in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, switch, value)
     logging.setLogRecordFactory(LineRecord)

@@ -42,8 +42,8 @@ class Share:
 
     `size`: that number. `key`: shares with the same key hold the same object in memory, so the budget counts its bytes
     only once; None: no other share holds these bytes. `held_since`: the event loop's time when the share first held
-    bytes. `on_cut`: a function that cuts off the request, for when other requests need the memory; None: the request
-    cannot be cut off now."""
+    bytes. `on_cut`: the budget calls this function to cut off the request when other requests need the memory; None:
+    the request cannot be cut off now."""
 
     __slots__ = ("_budget", "held_since", "key", "on_cut", "size")
 
@@ -55,8 +55,8 @@ class Share:
         self.on_cut: Callable[[], None] | None = None
 
     def try_grow(self, added_bytes: int) -> bool:
-        """Grows by `added_bytes` and returns True, if the budget has room now. If it has none, changes nothing and
-        returns False."""
+        """Grows by `added_bytes` and returns True if the budget has room now. Otherwise changes nothing and returns
+        False."""
         return self._budget.try_grow(self, added_bytes)
 
     async def grow(self, added_bytes: int) -> None:
@@ -73,7 +73,7 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """A share that waits to grow by `added_bytes`. `granted` gets its result, None, when the share has grown."""
+    """A share that waits to grow by `added_bytes`. `granted` is done when the share has grown."""
 
     share: Share
     added_bytes: int
@@ -108,9 +108,9 @@ class MemoryBudget:
         return Share(self, key)
 
     def try_grow(self, share: Share, added_bytes: int) -> bool:
-        """Does what `Share.try_grow` does. Returns False even if there is room, while other shares wait in the queue
-        for `share`. A share that needs no new bytes, because another share with its key holds them, need not wait."""
-        if self._queue_for(share, added_bytes) and not self._has_counted_bytes(share):
+        """Does what `Share.try_grow` does. While other shares wait in the queue for `share`, returns False even if
+        there is room. A share that needs no new bytes, because another share with its key holds them, need not wait."""
+        if self._queue_for(share, added_bytes) and not self._is_key_counted(share):
             return False
         return self._grow_if_room(share, added_bytes)
 
@@ -158,12 +158,13 @@ class MemoryBudget:
         )
 
     def _queue_for(self, share: Share, added_bytes: int) -> dict[_Waiter, None]:
-        """Returns the queue in which `share` waits to grow by `added_bytes`. Its size after the growth decides between
-        the queue for small shares and the one for large shares."""
+        """Returns the queue in which `share` waits to grow by `added_bytes`: the one for small or for large shares,
+        according to the size after the growth."""
         return self._small_waiters if share.size + added_bytes <= SMALL_SHARE_BYTES else self._large_waiters
 
-    def _has_counted_bytes(self, share: Share) -> bool:
-        """Returns whether this share or another one with the same key holds bytes, so that `used` includes them."""
+    def _is_key_counted(self, share: Share) -> bool:
+        """Returns whether a share with the key of `share` holds bytes, so that `used` includes them. Returns False for
+        a share without a key."""
         return share.key is not None and share.key in self._share_counts
 
     def _update_totals(self, before: int, after: int) -> None:
@@ -176,7 +177,7 @@ class MemoryBudget:
     def _missing_bytes(self, share: Share, added_bytes: int) -> int:
         """Returns how many bytes other shares have to release before `share` can grow by `added_bytes`. Zero or less
         means that there is room."""
-        if self.used <= share.size:  # no other share holds memory, so this one can have any size
+        if self.used <= share.size:  # no other share holds memory, so this one may have any size
             return 0
         if share.size + added_bytes > SMALL_SHARE_BYTES:  # a large share
             return self.used + added_bytes - self._limit_for_large
@@ -186,9 +187,9 @@ class MemoryBudget:
         return missing
 
     def _grow_if_room(self, share: Share, added_bytes: int) -> bool:
-        """Grows `share` and returns True, if there is room. If there is none, changes nothing and returns False.
-        Ignores the queues."""
-        if not self._has_counted_bytes(share) or share.size:  # otherwise `used` includes the bytes already
+        """Grows `share` and returns True if there is room. Otherwise changes nothing and returns False. Ignores the
+        queues."""
+        if not self._is_key_counted(share) or share.size:  # otherwise `used` includes the bytes already
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
             self._update_totals(share.size, share.size + added_bytes)
@@ -209,9 +210,9 @@ class MemoryBudget:
                 waiter.granted.set_result(None)
 
     def _cut_slow(self) -> None:
-        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first, until these have as
-        much memory as the shares in one queue need: the large ones if any large share waits, otherwise the small ones.
-        Is called again every `CUT_INTERVAL_SECONDS` while a share waits."""
+        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first, until they release
+        as much memory as all shares in one queue need: the large ones if any large share waits, otherwise the small
+        ones. Is called again every `CUT_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         queue = self._large_waiters or self._small_waiters
         if not queue:
@@ -223,8 +224,8 @@ class MemoryBudget:
         first = next(iter(queue))
         added_by_others = sum(waiter.added_bytes for waiter in queue) - first.added_bytes
         missing = self._missing_bytes(first.share, first.added_bytes) + added_by_others
-        # Bytes that several shares hold become free with the last of these shares. So if a share is cut off, all slow
-        # shares with its key are cut off as well. Their bytes are subtracted from `missing` only once.
+        # Bytes that several shares hold become free when the last of these shares is closed. So if a share is cut off,
+        # all slow shares with its key are cut off as well. Their bytes are subtracted from `missing` only once.
         keys: set[Hashable] = set()  # the keys of the shares that were cut off
         for share in sorted(slow, key=lambda share: share.held_since):
             if share.key not in keys:

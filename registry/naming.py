@@ -2,8 +2,8 @@
 
 An *upstream* is another registry that this one mirrors. A *hosted* repository is one whose content is pushed to this
 registry. The *stored name* of a repository is its name in the store. Clients can use several names for one mirrored
-repository, such as `ubuntu` and `library/ubuntu` for an image of Docker Hub. It has one stored name, which begins with
-the upstream's name: `docker.io/library/ubuntu`.
+repository, such as `ubuntu` and `library/ubuntu` for an image of Docker Hub. The repository has one stored name, which
+begins with the upstream's name: `docker.io/library/ubuntu`.
 
 - A name that begins with an upstream's name, such as `ghcr.io/org/app`, belongs to that upstream.
 - If the settings name a default upstream, `library/*` belongs to that upstream.
@@ -28,8 +28,8 @@ from storage.patterns import NamePattern
 class NamingRules:
     """The rules for a list of upstreams.
 
-    `upstreams`: their names, in the order of the settings. `default`: the name of the default upstream. A name without
-    a host can mean a repository of that upstream. None: all such names are hosted."""
+    `upstreams`: their names, in the order of the settings. `default`: the name of the default upstream, at which a name
+    without a host can mean a repository; None: all names without a host are hosted."""
 
     def __init__(
         self, upstreams: Iterable[str] = (), *, default: str | None = None, always_hosted: Iterable[str] = ()

@@ -48,7 +48,7 @@ async def log_call(
     try:
         result = await make_call(argument)
         if request.logged_calls is not None:
-            # For the response cache, which writes the line again when it answers a repeated request.
+            # The response cache repeats the line when it answers a later request with the same response.
             request.logged_calls.append(partial(_write_cached_line, operation, repo, reference))
         return result
     except RegistryError as error:

@@ -20,8 +20,8 @@ USER_AGENT_CHARACTERS: Final = 256
 """A longer User-Agent is cut to this length."""
 
 LogCall = Callable[[str, str, str], None]
-"""Writes the log line of an earlier call on the registry again, for a request that gets the response of that call from
-the response cache. Its arguments are the name of the principal, the client's address and the request's id."""
+"""Repeats the log line of an earlier call on the registry, for a request that the response cache answers. Its
+arguments are the name of that request's principal, its client's address and its id."""
 
 
 class RequestInvalid(RegistryError):
@@ -85,8 +85,8 @@ class RequestContext:
     - `address`: the client's IP address; empty: unknown.
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
-    - `logged_calls`: for the response cache, a function for each call on the registry so far, which writes the log line
-      of the call again; None: the response will not be cached."""
+    - `logged_calls`: one function for each call on the registry so far, with which the response cache repeats the log
+      line of the call; None: the response will not be cached."""
 
     __slots__ = ("address", "logged_calls", "notice", "principal", "request_id", "requested_name")
 
@@ -105,8 +105,8 @@ class RequestContext:
         self.logged_calls: list[LogCall] | None = None
 
     def headers(self, name: bytes) -> list[bytes]:
-        """Returns each value of a request header, in the order in which they were sent. `name` is in lower case. Here
-        it returns an empty list; the subclass for HTTP requests overrides it."""
+        """Returns the values of a request header, in the order in which they were sent. `name` is in lower case. This
+        class returns an empty list; the subclass for HTTP requests overrides the method."""
         return []
 
     @property
@@ -144,7 +144,7 @@ NO_REQUEST: Final = _NoRequest()
 """The context that is current in code which serves no request, such as background work."""
 _CURRENT: Final[ContextVar[RequestContext]] = ContextVar("request", default=NO_REQUEST)
 
-# These are methods of the context variable, because a Python function around each would cost every request time.
+# These are methods of the context variable itself, because a wrapper function would cost time in every request.
 current_request: Final = _CURRENT.get
 """Returns the context of the request being served, or `NO_REQUEST`."""
 enter_request: Final = _CURRENT.set

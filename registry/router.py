@@ -63,8 +63,8 @@ name, which begins with the upstream's name."""
 
 
 async def nothing_confirmed(repo: RepositoryName, digest: Digest) -> bool:
-    """Returns False for every blob. A `ConfirmedCheck` for a router that never calls it, because it has no `private`
-    upstreams."""
+    """Returns False for every blob. A `ConfirmedCheck` for a router without `private` upstreams, which does not call
+    it."""
     return False
 
 
@@ -85,11 +85,12 @@ class Router(RefusingRegistry):
     - `mirrors`: the mirror of each upstream, by the upstream's name.
     - `is_used`: returns whether the store ever had content of a repository.
     - `naming`: tells which upstream a name belongs to.
-    - `private`: the names of the private upstreams: those that may have repositories which only some clients are
-      allowed to read. The store can list a blob in a repository of such an upstream although the upstream has not
-      confirmed that the repository has it: when the mirror adds a blob that the store has already, it records the
-      confirmation only afterwards, and not at all while the upstream is public. The router lets a client mount the blob
-      from that repository only if `is_confirmed` returns True."""
+    - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
+      allowed to read.
+    - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
+      clients mount the blob from this repository. The store can list a blob there without a recorded confirmation: when
+      the mirror adds a blob that the store has already, it records the confirmation only afterwards, and not at all
+      while the upstream is public."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class Router(RefusingRegistry):
         self._is_used_in_store = is_used
         self._private_upstreams = frozenset(private)
         self._is_confirmed = is_confirmed
-        self._used_names: set[RepositoryName] = set()  # for which `is_used` has returned True
+        self._used_names: set[RepositoryName] = set()  # names for which `is_used` has returned True
 
     async def locate(self, repo: RepositoryName) -> Destination:
         """Returns the registry that answers reads of `repo`, and the stored name. Raises NameUnknown if `repo` is only
@@ -115,7 +116,7 @@ class Router(RefusingRegistry):
         upstream = self.naming.upstream_of(repo)
         if upstream is not None:
             return Destination(self.mirrors[upstream], self.naming.mirrored_name(repo, upstream), upstream)
-        # The stored name of the repository that `repo` can mean at the default upstream; None: it can mean none there.
+        # The stored name that `repo` can mean at the default upstream; None: `repo` cannot mean a repository there.
         name_at_default = self.naming.default_name(repo)
         if name_at_default is None or await self._is_used(repo):
             return Destination(self.hosted, repo)
@@ -129,7 +130,7 @@ class Router(RefusingRegistry):
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
         """Returns True if it is known, without a look into the store, that the hosted registry answers every read of
-        the name, now and later. False: it is not so, or not known."""
+        the name, now and later. Returns False if that is not so, or not known."""
         if self.naming.upstream_of(repo) is not None:
             return False
         return self.naming.default_name(repo) is None or repo in self._used_names
@@ -169,15 +170,15 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. It is if
-        `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository. A client
-        that pulls would have pulled a manifest before it asks for a blob."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. That is so
+        if `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository: a
+        client that pulls gets a manifest before it asks for a blob."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)
 
     async def _push(self, call: Call[T]) -> T:
-        """Makes `call`, which writes, on the hosted registry. Raises Denied for a name that belongs to an upstream."""
+        """Makes a call that writes content on the hosted registry. Raises Denied for a name of an upstream."""
         if (upstream := self.naming.upstream_of(call.repo)) is not None:
             raise Denied(
                 f"{call.repo} is mirrored from {upstream} and takes no pushes; push under a name of your own, such as "

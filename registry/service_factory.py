@@ -1,4 +1,4 @@
-"""`ServiceFactory`: builds the `Service` of a worker process from the settings: the objects that answer requests.
+"""`ServiceFactory`: builds the `Service` of a worker process (the objects that answer requests) from the settings.
 
 A request for `/v2` passes through these layers, in this order:
 
@@ -6,7 +6,7 @@ A request for `/v2` passes through these layers, in this order:
 2. `Observed`, which logs the call;
 3. `Guarded`, which checks the client's rights;
 4. `Restricted`, which refuses what the settings `read_only` and `delete` forbid;
-5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes its place.
+5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the router's place.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Service:
 class ServiceFactory:
     """Builds the services of one worker. A worker opens a second one if its first one could only be opened read-only.
 
-    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `clock`: returns seconds
+    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `clock` returns seconds
     since 1970."""
 
     def __init__(
@@ -104,7 +104,7 @@ class ServiceFactory:
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
-        except on names that begin with an upstream from which a pull needs a grant."""
+        except with repositories of an upstream from which a pull needs a grant."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
@@ -117,8 +117,8 @@ class ServiceFactory:
         `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
         opened only for reading. False: raises StorageFull.
 
-        `may_open_read_only` is independent of the setting `read_only`, which refuses pushes and deletes by clients.
-        With that setting, no garbage is collected, but mirrors still cache new content."""
+        The setting `read_only` has nothing to do with `may_open_read_only`: it refuses pushes and deletes by clients.
+        With this setting, no garbage is collected, but mirrors still cache new content."""
         settings = self.settings
         collect_every = None if settings.read_only else settings.gc.interval
         async with (
@@ -244,7 +244,8 @@ def _body_memory(settings: Settings) -> BodyMemory:
 
 
 def _denial_recorder(components: AuthComponents) -> OnDenied:
-    """Returns the function that adds a line to the audit log when `Guarded` denies a call of the current request."""
+    """Returns the function that `Guarded` calls when it denies a call. It adds a line to the audit log, with the client
+    of the current request."""
 
     def record_denial(principal: Principal, action: Action, name: str) -> None:
         actor = replace(current_request().actor, name=principal.name)

@@ -16,7 +16,7 @@ from storage.errors import UpstreamUnavailable
 T = TypeVar("T")
 
 
-def server_stopping() -> UpstreamUnavailable:
+def server_stopping_error() -> UpstreamUnavailable:
     """Returns the error for callers that wait for a task which is cancelled because the server is stopping."""
     return UpstreamUnavailable("the server is stopping; try again in a moment")
 
@@ -33,7 +33,7 @@ class SingleFlight(Generic[T]):
     A key may be any hashable value that identifies the result. If there is only one result, use None. `make_stop_error`
     returns the error that callers get if `aclose` cancels the task for which they wait."""
 
-    def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping) -> None:
+    def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping_error) -> None:
         self._make_stop_error = make_stop_error
         self._running: dict[Hashable, asyncio.Task[T]] = {}
         self._closed = False
@@ -50,13 +50,13 @@ class SingleFlight(Generic[T]):
         return task
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Waits for the task for `key`, which this starts with `work()` if none is running, and returns its result.
+        """Waits for the task for `key`, and returns its result. If none is running, starts one that runs `work()`.
         Raises the exception of the task, or the error of `make_stop_error` if `aclose` cancels the task. If the caller
         is cancelled, the task continues."""
         return await wait_for_outcome(self.start(key, work), self._make_stop_error)
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        """Waits until the task for `key`, which this starts with `work()` if none is running, has ended. Ignores the
+        """Waits until the task for `key` has ended. If none is running, starts one that runs `work()`. Ignores the
         task's result and exception. Raises only the error of `make_stop_error`, after `aclose`. If the caller is
         cancelled, the task continues."""
         await asyncio.wait([self.start(key, work)])
@@ -77,7 +77,9 @@ class SingleFlight(Generic[T]):
             task.exception()  # marks the exception as retrieved, so that asyncio does not log it
 
 
-async def wait_for_outcome(task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping) -> T:
+async def wait_for_outcome(
+    task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping_error
+) -> T:
     """Waits for `task` and returns its result, or raises its exception. Raises the error of `make_stop_error` if
     `task` was cancelled. If the caller is cancelled, `task` continues."""
     try:

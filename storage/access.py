@@ -90,10 +90,10 @@ class Action(enum.IntFlag):
         found = cls.NONE
         for word in filter(None, (part.strip().lower() for part in text.split(","))):
             if word != "*" and word.upper() not in cls.__members__:
-                raise ValueError(f"{word!r} is not an action; there are pull, push, delete and admin")
+                raise ValueError(f"{word!r} is not an action; the actions are pull, push, delete and admin")
             found |= EVERY_ACTION if word == "*" else cls[word.upper()]
         if not found:
-            raise ValueError("no action is named; there are pull, push, delete and admin")
+            raise ValueError("no action is named; the actions are pull, push, delete and admin")
         return found
 
     @property
@@ -143,9 +143,9 @@ class Grantee:
 @dataclass(frozen=True, slots=True)
 class Account:
     """An account of a person or a robot. `enabled`: whether the account may log in. `admin`: whether it may do
-    everything. `version`: a number that each change of the password, of `enabled` and of `admin` increases. Such a
-    change invalidates the bearer tokens that were issued before it, because they contain the old number. `created`:
-    time in seconds since 1970. `groups`: the groups that the account is a member of. `note`: free text for people."""
+    everything. `version`: a number that increases with each change of the password, of `enabled` and of `admin`. Bearer
+    tokens contain the number, so such a change invalidates the tokens that were issued before it. `created`: time in
+    seconds since 1970. `groups`: the groups that the account is a member of. `note`: free text for people."""
 
     name: AccountName
     kind: AccountKind

@@ -30,14 +30,14 @@ class Accounts(Protocol):
     """The store. Processes cache what they read from it. The *epoch* is a counter in the store that every change of
     rights increments. When it has grown, a process discards what it has cached.
 
-    The parameter `by` of a change is the actor that the audit log names: the client that asked for the change. A change
-    that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the epoch.
-    Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull, StorageFailed. If a change is cancelled,
-    it takes effect either completely or not at all.
+    The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
+    change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
+    epoch. Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull, StorageFailed. If a change is
+    cancelled, it takes effect either completely or not at all.
 
     Methods with the parameters `after` and `limit` return a page of a list. A page starts with the first item that
-    sorts after `after` (None: with the first of all items). It has at most `limit` items, or fewer if the page would
-    become large."""
+    follows `after` in the order of the list (None: the first of all items). It has at most `limit` items, or fewer if
+    the page would become large."""
 
     # State that every request reads
 
@@ -121,7 +121,7 @@ class Accounts(Protocol):
         ...
 
     def known_groups(self, names: Iterable[str]) -> set[str]:
-        """Returns those of `names` that are names of groups."""
+        """Returns the `names` that are names of groups."""
         ...
 
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
@@ -157,9 +157,9 @@ class Accounts(Protocol):
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of all `subjects` together. Maps each combination of actions (an `Action` can combine
-        several) to the patterns for which one of the subjects has a grant with exactly these actions. Takes a
-        microsecond per grant."""
+        """Returns the grants of all `subjects` together, grouped by their actions (an `Action` can combine several).
+        The result maps each combination of actions to the patterns of the grants that have exactly these actions. Takes
+        a microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
@@ -214,8 +214,9 @@ class Accounts(Protocol):
         ...
 
     # Throttling of logins after failed logins. All processes share it. A *throttling key* is a text that stands for an
-    # account, for the network of a client, or for both together. It has a time, which each failed login moves further
-    # into the future. While the time lies too far in the future, the caller refuses logins under the key.
+    # account, for the network of a client, or for both together. Each key has a time, and each failed login moves the
+    # times of its keys further into the future. While the time of a key lies too far in the future, the caller refuses
+    # logins under the key.
 
     def throttled_until(self, key: str) -> float:
         """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""

@@ -35,7 +35,7 @@ from storage.blobs.files.file_partial_store import FilePartialStore
 from storage.blobs.files.leftovers import free_disk_space
 from storage.content import PartialSummary
 from storage.data_dir import durable_files
-from storage.data_dir.check import DataDirectoryError, check_writable, describe_error
+from storage.data_dir.check import DataDirectoryError, describe_error, ensure_usable
 from storage.data_dir.digest_locks import FileDigestLocks
 from storage.data_dir.disk import Disk
 from storage.data_dir.file_leases import FileLeases
@@ -74,7 +74,7 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
     and raises DataDirectoryError if not. Raises DataDirectoryError also if a file cannot be created or read."""
     layout = layout_of(data)
     system = system or System()
-    check_writable(layout.root)
+    ensure_usable(layout.root)
     try:
         durable_files.make_directories(system, layout.root, layout.directories())
         durable_files.make_files(system, layout.lock_files())

@@ -284,7 +284,7 @@ class Manifest:
 
     @cached_property
     def config(self) -> Descriptor | None:
-        """Descriptor of the config blob; None for an index."""
+        """Descriptor of the config blob; None for an index or an artifact manifest without config."""
         return self._describe(self._parts.config)
 
     @cached_property
@@ -312,8 +312,8 @@ class Manifest:
 
     @cached_property
     def blob_children(self) -> frozenset[Digest]:
-        """Digests of the content that an index lists and that may be blobs, because its media type is not that of a
-        manifest. The indexes of BuildKit's build cache list blobs."""
+        """Digests of the entries of an index that may be blobs, because their media type is not that of a manifest or
+        index. The indexes of BuildKit's build cache list blobs."""
         return frozenset(d.digest for d in self.manifests if d.media_type not in MANIFESTS | INDEXES)
 
     @property
@@ -363,8 +363,8 @@ def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
-    # The largest number of references and the longest media type. Unlike the limits on JSON, they do not apply to
-    # manifests that earlier versions stored.
+    # Limits the number of references and the length of media types. Unlike the limits on JSON, these limits do not
+    # apply to manifests that earlier versions stored.
     manifest_parser.check_limits(parts)
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
         # Large annotations take less memory as JSON text.

@@ -190,8 +190,7 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 class PartialLost(RegistryError):
     """A blob that is being downloaded from its upstream registry cannot be read to its end: the process that downloaded
-    it has stopped, or its bytes were deleted. Bytes that were not deleted stay, and the next download continues after
-    them."""
+    it has stopped, or its bytes were deleted. The next download continues after the bytes that were not deleted."""
 
     code = "UNAVAILABLE"
     default = "the download of this blob from its upstream registry was interrupted; try again"
@@ -224,7 +223,7 @@ def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
     """Returns the error for a request to delete the blob `digest` from `repo`, which is refused because the manifest
     with the digest `manifest` refers to the blob."""
     return Unsupported(
-        f"manifests of {repo} refer to the blob {digest}; delete those first, such as {manifest}: "
-        "blobs that nothing refers to any more are then collected",
+        f"manifests of {repo}, such as {manifest}, refer to the blob {digest}; "
+        "delete these manifests first: garbage collection then deletes the blob",
         {"digest": digest, "manifest": manifest},
     )

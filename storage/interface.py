@@ -102,8 +102,8 @@ class Reader(Protocol):
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         """Returns the blob's descriptor. A client that gets it may skip the upload of the blob and push a manifest that
-        refers to it. So the garbage collector keeps the blob for its grace time from now on, even if no manifest refers
-        to it. Raises BlobUnknown."""
+        refers to it. So the garbage collector keeps the blob for its grace period from now on, even if no manifest
+        refers to it. Raises BlobUnknown."""
         ...
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
@@ -151,9 +151,8 @@ class Writer(Protocol):
     ) -> Descriptor:
         """Adds to `repo` a blob that another repository has, and returns its descriptor (OCI distribution spec,
         "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names; then
-        the blob may come from any repository with a name in the set. Raises BlobUnknown if no such repository with the
-        blob was found; in a set, only a limited number of repositories is searched. The client then uploads the
-        blob."""
+        the blob may come from any repository with a name in the set, but only a limited number of them is searched.
+        Raises BlobUnknown if no such repository with the blob was found; the client then uploads the blob."""
         ...
 
     async def put_manifest(

@@ -36,7 +36,7 @@ class Bounds:
     backslash."""
     digits: int = 64
     """Largest number of characters of one number. They are limited because the time to parse a number grows with the
-    square of its length."""
+    square of its length. The decoder always uses this default."""
 
 
 BOUNDS: Final = Bounds()
@@ -78,8 +78,8 @@ def _slice_end(body: bytes, start: int) -> int:
 
 
 def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
-    """Checks and parses a JSON document in UTF-8. Raises OutOfBounds, ValueError (not JSON), RecursionError (nested too
-    deeply)."""
+    """Checks and parses a JSON document in UTF-8. Ignores `bounds.digits`. Raises OutOfBounds, ValueError (not JSON),
+    RecursionError (nested too deeply)."""
     check_bounds(body, bounds)
     return _DECODER.decode(body.decode("utf-8"))
 

@@ -22,8 +22,8 @@ class Leases(Protocol):
 
     def slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[None]:
         """Waits for one of the slots called `name` and holds it inside the `async with` block. `count`: number of slots
-        with this name; all callers must pass the same number. `keep_free`: waits until at least this number of other
-        slots is free besides the one to take, so that more urgent work finds a free slot."""
+        with this name; all callers must pass the same number. `keep_free`: takes a slot only if at least this number of
+        other slots is free, so that more urgent work finds a free slot."""
         ...
 
     def try_slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[bool]:

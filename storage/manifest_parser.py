@@ -163,8 +163,8 @@ def media_type(document: dict[str, object], declared: str | None) -> str:
 
 
 def _string_map(value: object, where: str) -> dict[str, str]:
-    """Returns `value`, an object whose values are strings, or an empty object for None. Raises ManifestInvalid if
-    `value` is anything else."""
+    """Returns `value`, an object whose values are strings; an empty object if it is None. Raises ManifestInvalid for
+    any other value."""
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -173,7 +173,7 @@ def _string_map(value: object, where: str) -> dict[str, str]:
 
 
 def _optional_string(value: object, where: str) -> str | None:
-    """Returns `value`, or None if it is an empty string. Raises ManifestInvalid if it is not a string and not None."""
+    """Returns the string `value`; None if it is empty or None. Raises ManifestInvalid for any other value."""
     if value is not None and not isinstance(value, str):
         raise ManifestInvalid(f"{where} is not a string")
     return value or None
@@ -229,12 +229,12 @@ def _quoted_slices(text: str) -> Iterator[bytes]:
     yield b'"'
 
 
-def _read_part(value: object, where: str) -> DescriptorFields:
+def _read_descriptor(value: object, where: str) -> DescriptorFields:
     """Checks a descriptor and returns its known fields. Raises ManifestInvalid."""
     if not isinstance(value, dict):
         raise ManifestInvalid(f"{where} is not a descriptor")
-    digest, size, kind = value.get("digest"), value.get("size"), value.get("mediaType")
-    if not isinstance(digest, str) or not isinstance(kind, str) or not kind:
+    digest, size, own_type = value.get("digest"), value.get("size"), value.get("mediaType")
+    if not isinstance(digest, str) or not isinstance(own_type, str) or not own_type:
         raise ManifestInvalid(f"{where} lacks a mediaType or a digest")
     try:
         Digest(digest)
@@ -251,14 +251,14 @@ def _read_part(value: object, where: str) -> DescriptorFields:
     return cast("DescriptorFields", value)
 
 
-def _read_part_list(document: dict[str, object], name: str) -> tuple[DescriptorFields, ...]:
+def _read_descriptors(document: dict[str, object], name: str) -> tuple[DescriptorFields, ...]:
     """Returns the checked descriptors in the list `name` of the document. Raises ManifestInvalid."""
     values = document.get(name)
     if values is None:
         return ()
     if not isinstance(values, list):
         raise ManifestInvalid(f"{name} is not a list")
-    return tuple(_read_part(value, f"{name}[{index}]") for index, value in enumerate(values))
+    return tuple(_read_descriptor(value, f"{name}[{index}]") for index, value in enumerate(values))
 
 
 def read_parts(document: dict[str, object], *, is_index: bool) -> ManifestParts:
@@ -278,10 +278,10 @@ def read_parts(document: dict[str, object], *, is_index: bool) -> ManifestParts:
     if is_index and "manifests" not in document:
         raise ManifestInvalid("the index has no manifests")
     return ManifestParts(
-        config=None if config is None else _read_part(config, "config"),
-        layers=_read_part_list(document, "blobs" if is_artifact else "layers"),
-        manifests=_read_part_list(document, "manifests"),
-        subject=None if subject is None else _read_part(subject, "subject"),
+        config=None if config is None else _read_descriptor(config, "config"),
+        layers=_read_descriptors(document, "blobs" if is_artifact else "layers"),
+        manifests=_read_descriptors(document, "manifests"),
+        subject=None if subject is None else _read_descriptor(subject, "subject"),
         artifact_type=_optional_string(document.get("artifactType"), "artifactType"),
         annotations=_string_map(document.get("annotations"), "annotations"),
     )

@@ -57,7 +57,7 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
     """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs. They include
-    `blob_children`: what an index lists and what may be a blob, because its media type is not that of a manifest."""
+    `blob_children`: the entries of an index that may be blobs, because their media type is not that of a manifest."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
@@ -65,7 +65,7 @@ def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
 class _Repository:
     """A repository that has or had content. `last_used`: for each blob, the time in seconds at which it was last added
     or resolved, or at which a manifest that referred to it was deleted. `MemoryRegistry.collect` keeps the blob for a
-    grace time after that."""
+    grace period after that."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     last_used: dict[Digest, float] = field(default_factory=dict)
@@ -194,10 +194,10 @@ class MemoryRegistry:
 
     def _repository_with_blob(self, repo: RepositoryName, digest: Digest) -> _Repository:
         """Returns the repository. Raises BlobUnknown if it does not have the blob."""
-        found = self._repository(repo)
-        if digest not in found.blobs:
+        repository = self._repository(repo)
+        if digest not in repository.blobs:
             raise BlobUnknown(detail={"digest": digest})
-        return found
+        return repository
 
     def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
         """Returns the session `upload`. Raises BlobUploadUnknown if it does not exist or is not open to `by`."""
@@ -218,17 +218,17 @@ class MemoryRegistry:
 
     def add_blob(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:
         """Makes `data` a blob of `repo`, and returns its descriptor."""
-        found = self._repositories.setdefault(repo, _Repository())
-        found.blobs[digest] = data
-        found.last_used[digest] = self._clock()
+        repository = self._repositories.setdefault(repo, _Repository())
+        repository.blobs[digest] = data
+        repository.last_used[digest] = self._clock()
         return _blob_descriptor(digest, data)
 
     # Reader
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        found = self._repository_with_blob(repo, digest)
-        found.last_used[digest] = self._clock()
-        return _blob_descriptor(digest, found.blobs[digest])
+        repository = self._repository_with_blob(repo, digest)
+        repository.last_used[digest] = self._clock()
+        return _blob_descriptor(digest, repository.blobs[digest])
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> MemoryBlobReader:
         data = self._repository_with_blob(repo, digest).blobs[digest]
@@ -239,11 +239,11 @@ class MemoryRegistry:
         return (await self.get_manifest(repo, reference)).descriptor
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        found = self._repository(repo)
-        digest = reference if isinstance(reference, Digest) else found.tags.get(reference)
-        if digest is None or digest not in found.manifests:
+        repository = self._repository(repo)
+        digest = reference if isinstance(reference, Digest) else repository.tags.get(reference)
+        if digest is None or digest not in repository.manifests:
             raise ManifestUnknown(detail={"reference": reference})
-        return found.manifests[digest]
+        return repository.manifests[digest]
 
     # Writer
 
@@ -289,14 +289,14 @@ class MemoryRegistry:
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        found = self._repository(repo)
-        if condition and tags and not condition.holds(found.tags.get(tags[0])):
+        repository = self._repository(repo)
+        if condition and tags and not condition.holds(repository.tags.get(tags[0])):
             raise PreconditionFailed(detail={"tag": tags[0]})
-        if not sparse and (missing := found.missing(manifest)):
+        if not sparse and (missing := repository.missing(manifest)):
             raise ManifestBlobUnknown(detail=[{"digest": digest} for digest in sorted(missing)])
-        found = self._repositories.setdefault(repo, found)
-        found.manifests[manifest.digest] = manifest
-        found.tags.update(dict.fromkeys(tags, manifest.digest))
+        repository = self._repositories.setdefault(repo, repository)
+        repository.manifests[manifest.digest] = manifest
+        repository.tags.update(dict.fromkeys(tags, manifest.digest))
         return manifest.descriptor
 
     # Deleter
@@ -304,29 +304,31 @@ class MemoryRegistry:
     async def delete_blob(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
-        found = self._repository_with_blob(repo, digest)
-        referring = sorted(m.digest for m in found.manifests.values() if digest in _blobs_referred_to(m))
+        repository = self._repository_with_blob(repo, digest)
+        referring = sorted(m.digest for m in repository.manifests.values() if digest in _blobs_referred_to(m))
         if referring and not even_if_referenced:
             raise blob_in_use(repo, digest, referring[0])
-        del found.blobs[digest], found.last_used[digest]
+        del repository.blobs[digest], repository.last_used[digest]
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        found = self._known_repository(repo)
-        manifest = found.manifests.pop(digest, None)
+        repository = self._known_repository(repo)
+        manifest = repository.manifests.pop(digest, None)
         if manifest is None:
             raise ManifestUnknown(detail={"reference": digest})
-        found.tags = {tag: target for tag, target in found.tags.items() if target != digest}
-        found.last_used.update(dict.fromkeys(_blobs_referred_to(manifest) & found.blobs.keys(), self._clock()))
+        repository.tags = {tag: target for tag, target in repository.tags.items() if target != digest}
+        repository.last_used.update(
+            dict.fromkeys(_blobs_referred_to(manifest) & repository.blobs.keys(), self._clock())
+        )
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        found = self._known_repository(repo)
-        if found.tags.pop(tag, None) is None:
+        repository = self._known_repository(repo)
+        if repository.tags.pop(tag, None) is None:
             raise ManifestUnknown(detail={"reference": tag})
 
     # Lister
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        listed = (name for name, found in self._repositories.items() if found.manifests and name in within)
+        listed = (name for name, repository in self._repositories.items() if repository.manifests and name in within)
         return _page(listed, after, limit)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
@@ -353,7 +355,7 @@ class MemoryRegistry:
         """Removes from each repository the blobs that none of its manifests refers to and that were last used at least
         `grace` seconds ago."""
         latest = self._clock() - grace
-        for found in self._repositories.values():
-            referred = found.blobs_referred_to()
-            for digest in [d for d, used in found.last_used.items() if used <= latest and d not in referred]:
-                del found.blobs[digest], found.last_used[digest]
+        for repository in self._repositories.values():
+            referred = repository.blobs_referred_to()
+            for digest in [d for d, used in repository.last_used.items() if used <= latest and d not in referred]:
+                del repository.blobs[digest], repository.last_used[digest]

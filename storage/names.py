@@ -13,9 +13,10 @@ from typing import NamedTuple, Self
 from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInvalid
 
 DEFAULT_TAG = "latest"
-"""The tag that is meant if a person types a reference without a tag and without a digest."""
+"""The tag of a reference that a person types with neither tag nor digest."""
 MAX_NAME_LENGTH = 255
-"""Longest repository name, in characters. Many clients accept no more for the host, a slash and the name together."""
+"""Longest repository name, in characters. Many clients allow no more than that for the host, a slash and the name
+together."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -86,7 +87,7 @@ class Digest(str):
 
 
 Reference = Tag | Digest
-"""What names a manifest in a repository. With the repository, it is an `ImageReference`."""
+"""The tag or digest of a manifest in a repository. An `ImageReference` also names the repository."""
 
 
 class UploadID(str):
@@ -132,7 +133,7 @@ def as_reference(text: str) -> Reference:
 def parse_reference(text: str) -> ImageReference:
     """Parses an image reference in the form that people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. If `text`
     has no tag and no digest, the result has the tag `latest`. In `app:1@sha256:…`, the tag must be valid but is
-    otherwise ignored, as docker does. Raises NameInvalid, TagInvalid, DigestInvalid."""
+    otherwise ignored, as in docker. Raises NameInvalid, TagInvalid, DigestInvalid."""
     before_digest, at, digest = text.partition("@")
     repository, colon, tag = before_digest.rpartition(":")
     if not colon or "/" in tag:  # there is no tag: a colon before a slash would separate a host from a port

@@ -18,8 +18,8 @@ class Partial(Protocol):
     """A handle to a partial blob, which consists of a file and a record of the bytes that have arrived.
 
     Only the owner writes. When the owner is closed or its process dies, the next handle that calls `take_ownership`
-    becomes the owner. It continues the download; bytes that have arrived stay. `write_at` blocks and is called in
-    threads; all other methods are called on the event loop.
+    becomes the owner. The new owner continues the download; bytes that have arrived stay. `write_at` blocks and is
+    called in threads; all other methods are called on the event loop.
     """
 
     digest: Digest
@@ -41,7 +41,7 @@ class Partial(Protocol):
         ...
 
     def missing(self) -> list[tuple[int, int]]:
-        """Returns the ranges of bytes that have not arrived, in order. Each has the offset of its first byte, and the
+        """Returns the ranges of bytes that have not arrived, in order. A range is the offset of its first byte and the
         offset after its last byte. Raises StorageFailed."""
         ...
 
@@ -91,7 +91,7 @@ class Partial(Protocol):
 
     @property
     def owner_failures(self) -> PartialFailures:
-        """The failures that owners have reported so far. A follower detects a new failure by comparing the value with
+        """The failures that owners have reported so far. To detect a new failure, a follower compares this value with
         the value that it read before. Reading the property makes a system call, and may raise StorageFailed."""
         ...
 

@@ -3,7 +3,7 @@
 Users write patterns (grants, limits of API tokens), so no pattern must be slow to match. In a pattern, `*` matches any
 text without a slash and `**` matches any text.
 
-A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one look-up in a dict. Older
+A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one lookup in a dict. Older
 stores may also contain patterns with a star before the end. All such patterns that begin with the same prefix form one
 nondeterministic automaton, which reads the name character by character. Each position in a pattern is one bit of a
 large integer, and one shift advances all positions together (the Shift-And algorithm: Baeza-Yates and Gonnet 1992).
@@ -28,11 +28,11 @@ _STAR_AND_TEXT: Final = re.compile(r"(\*\*?)([^*]*)")
 _END: Final = "\n"
 """Character that marks the end of a pattern in an automaton. No name contains it."""
 _BITS_PER_STEP: Final = 1024
-"""Number of bits that an operation on an integer processes in about the time that Python needs to start any
-operation."""
+"""An operation on an integer of up to this number of bits takes about as long as any other operation in Python. On a
+larger integer, the time grows with the number of bits."""
 _MIN_SHARED_CHARACTERS: Final = 4096
-"""Smallest total length of the patterns whose matcher `SharedMatcher` shares. A matcher takes about ten bytes of memory
-per character of its patterns, so sharing smaller matchers would save too little."""
+"""`SharedMatcher` shares the matchers of patterns with at least this number of characters in total. A matcher takes
+about ten bytes of memory per character of its patterns, so sharing smaller matchers would save too little."""
 _MAX_SHARED_MATCHERS: Final = 64
 """Largest number of shared matchers that a process keeps in memory."""
 
@@ -42,28 +42,28 @@ class _Steps(dict[str, tuple[int, int]]):
     first set, the automaton advances by one when it reads the character. In the positions in the second set, which
     follow a star, it may stay. A set is an integer with one bit per position."""
 
-    def __init__(self, letters: str, loops: str) -> None:
-        """`letters`: for each position, the character of the pattern that it expects. `loops`: for each position, "1"
-        if a `*` is right before it, "2" if a `**` is, and "0" if no star is."""
+    def __init__(self, expected: str, stars: str) -> None:
+        """Both texts have one character per position. `expected`: the character of the pattern that the position
+        expects. `stars`: "1" if a `*` is right before the position, "2" if a `**` is, and "0" if no star is."""
         super().__init__()
-        # Both texts are reversed, because `_number` makes bit 0 from the last character.
-        self._letters = letters[::-1].encode("ascii")
-        self._loops = loops[::-1].encode("ascii")
-        self._all_stars = _number(self._loops, "12")
-        self._double_stars = _number(self._loops, "2")
+        # Both texts are reversed, because `_bit_mask` makes bit 0 from the last character.
+        self._expected = expected[::-1].encode("ascii")
+        self._stars = stars[::-1].encode("ascii")
+        self._all_stars = _bit_mask(self._stars, "12")
+        self._double_stars = _bit_mask(self._stars, "2")
 
-    def __missing__(self, letter: str) -> tuple[int, int]:
-        """Returns the two sets for `letter`, and stores them in the dict if names may contain the character."""
-        advancing = _number(self._letters, letter) if letter in _NAME_CHARACTERS else 0
-        step = advancing, self._double_stars if letter == "/" else self._all_stars  # a single star matches no slash
-        if letter in _NAME_CHARACTERS:
-            self[letter] = step
+    def __missing__(self, character: str) -> tuple[int, int]:
+        """Returns the two sets for `character`, and stores them in the dict if names may contain it."""
+        advancing = _bit_mask(self._expected, character) if character in _NAME_CHARACTERS else 0
+        step = advancing, self._double_stars if character == "/" else self._all_stars  # a single star matches no slash
+        if character in _NAME_CHARACTERS:
+            self[character] = step
         return step
 
 
-def _number(text: bytes, characters: str) -> int:
-    """Returns a number with one binary digit per character of `text`, in the same order. The digit is 1 if the
-    character is one of `characters`, and 0 if not."""
+def _bit_mask(text: bytes, characters: str) -> int:
+    """Returns a bit mask with one bit per character of `text`, in the same order. The bit is 1 if the character is one
+    of `characters`, and 0 if not."""
     digits = bytearray(b"0" * 256)
     for character in characters:
         digits[ord(character)] = ord("1")
@@ -84,53 +84,53 @@ class _OneSegment:
 class _Automaton:
     """Matcher for the rests of several patterns that begin with the same prefix."""
 
-    __slots__ = ("_end", "_later_steps", "_start", "_steps")
+    __slots__ = ("_accepting_later", "_end", "_start", "_steps")
 
     def __init__(self, rests: Iterable[str]) -> None:
         texts: list[str] = []
-        loop_digits: list[str] = []
+        star_digits: list[str] = []
         starts: list[int] = []
         size = 0
         for rest in rests:
             starts.append(size)
-            loop_digit = text = ""
+            star_digit = text = ""
             for star, text in _STAR_AND_TEXT.findall(rest):
-                loop_digit = "2" if star == "**" else "1"
+                star_digit = "2" if star == "**" else "1"
                 texts.append(text)
-                loop_digits.append(loop_digit + "0" * (len(text) - 1) if text else "")
+                star_digits.append(star_digit + "0" * (len(text) - 1) if text else "")
                 size += len(text)
             # If the pattern ends with a star, the automaton may stay in the end position, as after any star.
             texts.append(_END)
-            loop_digits.append("0" if text else loop_digit)
+            star_digits.append("0" if text else star_digit)
             size += 1
-        letters, loops = "".join(texts), "".join(loop_digits)
-        self._steps = _Steps(letters, loops)
-        self._end = _number(letters[::-1].encode("ascii"), _END)
+        expected, stars = "".join(texts), "".join(star_digits)
+        self._steps = _Steps(expected, stars)
+        self._end = _bit_mask(expected[::-1].encode("ascii"), _END)
         start_digits = bytearray(b"0" * size)
         for start in starts:
             start_digits[size - 1 - start] = ord("1")
         self._start = int(bytes(start_digits), 2)
-        self._later_steps: dict[str, int] = {}
-        """For each character, the positions at which the automaton accepts a character that sorts after it. Empty until
-        the first use."""
+        self._accepting_later: dict[str, int] = {}
+        """For each character, the positions that accept some character that sorts after it. Empty until the first
+        use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""
         steps, positions = self._steps, self._start
-        for letter in name[prefix_length:]:
-            advancing, staying = steps[letter]
+        for character in name[prefix_length:]:
+            advancing, staying = steps[character]
             positions = ((positions & advancing) << 1) | (positions & staying)
             if not positions:
                 return False
         return positions & self._end != 0
 
     def seek(self, text: str, prefix_length: int) -> str | None:
-        """Does what `Matcher.seek` does, but looks only for names that begin with the first `prefix_length` characters
-        of `text`."""
+        """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
+        `text`."""
         steps, positions = self._steps, self._start
         passed = []  # for each character read so far, the positions before it
-        for letter in text[prefix_length:]:
-            advancing, staying = steps[letter]
+        for character in text[prefix_length:]:
+            advancing, staying = steps[character]
             passed.append(positions)
             positions = ((positions & advancing) << 1) | (positions & staying)
             if not positions:
@@ -139,31 +139,31 @@ class _Automaton:
             return text  # some position is left after all of `text`, and from every position a match is possible
         while passed:
             index = prefix_length + len(passed) - 1
-            letter = self._next_letter(passed.pop(), text[index])
-            if letter:
-                return text[:index] + letter
+            character = self._next_character(passed.pop(), text[index])
+            if character:
+                return text[:index] + character
         return None
 
-    def _next_letter(self, positions: int, after: str) -> str:
+    def _next_character(self, positions: int, after: str) -> str:
         """Returns the first character after `after`, in byte order, that one of `positions` accepts. Returns an empty
         text if they accept no such character."""
-        later_steps = self._later_steps or self._build_later_steps()
-        if after in later_steps and not positions & later_steps[after]:
+        accepting_later = self._accepting_later or self._build_accepting_later()
+        if after in accepting_later and not positions & accepting_later[after]:
             return ""
-        for letter in _NAME_CHARACTERS[bisect_left(_NAME_CHARACTERS, after) :]:
-            advancing, staying = self._steps[letter]
-            if letter > after and positions & (advancing | staying):
-                return letter
+        for character in _NAME_CHARACTERS[bisect_left(_NAME_CHARACTERS, after) :]:
+            advancing, staying = self._steps[character]
+            if character > after and positions & (advancing | staying):
+                return character
         return ""
 
-    def _build_later_steps(self) -> dict[str, int]:
-        """Fills `_later_steps` and returns it."""
+    def _build_accepting_later(self) -> dict[str, int]:
+        """Fills `_accepting_later` and returns it."""
         positions = 0
-        for letter in reversed(_NAME_CHARACTERS):
-            self._later_steps[letter] = positions
-            advancing, staying = self._steps[letter]
+        for character in reversed(_NAME_CHARACTERS):
+            self._accepting_later[character] = positions
+            advancing, staying = self._steps[character]
             positions |= advancing | staying
-        return self._later_steps
+        return self._accepting_later
 
 
 class Matcher:
@@ -187,11 +187,11 @@ class Matcher:
         sizes = [sum(map(len, found)) for found in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
-        """Upper bound for the cost of matching one character of a name, in units of the cost of one look-up. It is 1
+        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. It is 1
         unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
-        """Builds the automaton of the prefix with the most patterns now. Without this call, the first look-up of a name
+        """Builds the automaton of the prefix with the most patterns now. Without this call, the first lookup of a name
         with this prefix builds it."""
         if self._rests:
             self._automaton(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
@@ -224,21 +224,21 @@ class Matcher:
         return False
 
     def seek(self, text: str) -> str | None:
-        """For a scan of all names in byte order that has reached `text`: returns the position to which the scan may
-        jump without missing a matching name. The position is a text that is equal to `text` or sorts after it. No
-        matching name sorts between the two. The position is `text` itself if a name that begins with `text` may match;
-        another position need not be a name. Returns None if no matching name is equal to `text` or sorts after it."""
+        """Returns a text to which a scan of all names in byte order may jump from `text` without missing a matching
+        name. The result is equal to `text` or sorts after it, and no matching name sorts between the two. It is `text`
+        itself if a name that begins with `text` may match. Otherwise it need not be a name. Returns None if no matching
+        name is equal to `text` or sorts after it."""
         index = bisect_left(self._starts, text)
-        position = self._starts[index] if index < len(self._starts) else None
+        found = self._starts[index] if index < len(self._starts) else None
         for length in self._prefix_lengths:
             prefix = text[:length]
             if len(prefix) < length or prefix not in self._rests:
                 continue
             automaton = self._automaton(prefix)
             candidate = text if automaton is None else automaton.seek(text, length)
-            if candidate is not None and (position is None or candidate < position):
-                position = candidate
-        return position
+            if candidate is not None and (found is None or candidate < found):
+                found = candidate
+        return found
 
 
 def _build_automaton(rests: list[str]) -> _OneSegment | _Automaton:
@@ -247,10 +247,10 @@ def _build_automaton(rests: list[str]) -> _OneSegment | _Automaton:
 
 
 class SharedMatcher:
-    """Gives access to the `matcher` of a set of patterns. It bounds the memory that all matchers of the process take,
-    because a thousand users may have many patterns each. This object stores a small matcher itself. Large matchers are
-    in a cache of the process, where equal sets of patterns share one. A matcher that the cache has evicted is built
-    again at its next use."""
+    """Gives access to the `matcher` of a set of patterns. A small matcher is stored in this object. Large matchers are
+    in a cache of the process, where equal sets of patterns share one. The cache bounds the memory that matchers take,
+    because a thousand users may have many patterns each. A matcher that the cache has evicted is built again at its
+    next use."""
 
     __slots__ = ("_own", "_patterns")
 

@@ -25,7 +25,8 @@ _SIMPLE = re.compile(r"[^*]*\*{0,2}")
 _MAX_LENGTH = 255
 """Longest pattern, in characters."""
 _MAX_SEEK_ROUNDS: Final = 4
-"""How often `NameSet.seek` alternates between patterns and limits before it returns the position found so far."""
+"""Largest number of times that `NameSet.seek` searches the patterns and then the limits, before it returns what it has
+found so far."""
 
 
 class NamePattern(str):
@@ -82,9 +83,9 @@ class NameSet:
     """A set of repository names. A name is in the set if it matches one of `patterns` and, unless `limits` is None, one
     of `limits`.
 
-    `guarded` contains first segments below which only special patterns match: a name below a guarded segment matches
-    only patterns that begin with that segment and a slash. If `ghcr.io` is guarded, `**` does not match `ghcr.io/app`,
-    but `ghcr.io/**` does. This rule does not apply to `limits`, because limits only remove names.
+    `guarded` contains first segments. A name below a guarded segment matches only patterns that begin with that segment
+    and a slash. If `ghcr.io` is guarded, `**` does not match `ghcr.io/app`, but `ghcr.io/**` does. This rule does not
+    apply to `limits`, because limits only remove names.
     """
 
     patterns: frozenset[NamePattern]
@@ -99,7 +100,7 @@ class NameSet:
         return cls(frozenset(map(NamePattern, patterns)), frozenset(guarded), valid_limits)
 
     def limited_to(self, limits: Iterable[NamePattern]) -> NameSet:
-        """Returns the set of those names of this set that match one of `limits`. `limits` of this set must be None."""
+        """Returns the set of the names in this set that match one of `limits`. This set must have no limits yet."""
         assert self.limits is None
         return NameSet(self.patterns, self.guarded, frozenset(limits))
 
@@ -109,12 +110,12 @@ class NameSet:
         return self._limit_matcher is None or self._limit_matcher.matches(name)
 
     def covers(self, pattern: NamePattern) -> bool:
-        """Returns True only if every name that matches `pattern` is in the set. Takes one look-up per character of
+        """Returns True only if every name that matches `pattern` is in the set. Takes one lookup per character of
         `pattern`.
 
-        The method checks only whether `pattern` itself or a simple pattern that matches all its names is one of the
-        set's patterns. So the result is False, although it should be True, if only several patterns together match all
-        these names, or only one that is not simple.
+        The method checks only whether the set's patterns contain `pattern` itself or a simple pattern that matches all
+        its names. So it wrongly returns False if these names are matched only by several patterns together, or only by
+        a pattern that is not simple.
         """
         if "*" not in pattern:
             return pattern in self
@@ -124,7 +125,7 @@ class NameSet:
         return covered and (self.limits is None or _has_cover(self.limits, pattern))
 
     def without_names_below(self, first_segments: Iterable[str]) -> NameSet:
-        """Returns the set of those names of this set that are not below one of these first segments."""
+        """Returns the set of the names in this set that are not below one of these first segments."""
         removed = frozenset(first_segments)
         # The patterns that begin with a removed segment are left out. All others do not match below it, because the new
         # set guards the segment.
@@ -133,25 +134,25 @@ class NameSet:
 
     @cached_property
     def has_every_name(self) -> bool:
-        """True only if the set contains every name. False does not prove that a name is missing."""
+        """True only if the set contains every name. May be False although it does."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     def prepare(self) -> None:
-        """Builds the look-up structure of the patterns now, which takes milliseconds for many patterns. Without this
-        call, the first look-up builds it."""
+        """Builds the lookup structure of the patterns now, which takes milliseconds for many patterns. Without this
+        call, the first lookup builds it."""
         self._general_matcher.prepare()
 
     @property
     def match_cost(self) -> int:
-        """Upper bound for the cost of matching one character of a name, in units of the cost of one look-up. It is 1
+        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. It is 1
         without limits and 2 with limits, or more if many patterns are not simple."""
         return self._general_matcher.match_cost + (0 if self._limit_matcher is None else self._limit_matcher.match_cost)
 
     def seek(self, text: str) -> str | None:
-        """For a scan of all names in byte order that has reached `text`: returns the position to which the scan may
-        jump without missing a name of the set. The position is a text that is equal to `text` or sorts after it. No
-        name of the set sorts between the two. The position need not be a name, and need not be right before the next
-        name of the set. Returns None if no name of the set is equal to `text` or sorts after it.
+        """Returns a text to which a scan of all names in byte order may jump from `text` without missing a name of the
+        set. The result is equal to `text` or sorts after it, and no name of the set sorts between the two. The result
+        need not be a name, and names outside the set may sort between it and the next name of the set. Returns None if
+        no name of the set is equal to `text` or sorts after it.
         """
         for _ in range(_MAX_SEEK_ROUNDS):
             found = self._seek_patterns(text)
@@ -165,7 +166,7 @@ class NameSet:
 
     def _seek_patterns(self, text: str) -> str | None:
         """Does what `seek` does, but ignores the limits. In byte order, the names below one guarded segment follow each
-        other. Among these names, only the patterns for that segment apply; among all other names, all patterns do."""
+        other. To these names, only the patterns for that segment apply; to all other names, all patterns apply."""
         while True:
             segment, slash, _ = text.partition("/")
             is_guarded = bool(slash) and segment in self.guarded
@@ -223,7 +224,7 @@ class NameSet:
 
 def _has_cover(patterns: Collection[NamePattern], pattern: NamePattern, min_prefix: int = 0) -> bool:
     """Returns whether `patterns` contains `pattern` itself, or a simple pattern that matches all names that `pattern`
-    matches. `pattern` must contain a star. `min_prefix`: patterns with a prefix of fewer characters are left out."""
+    matches. `pattern` must contain a star. `min_prefix`: ignores simple patterns whose prefix has fewer characters."""
     if pattern in patterns:
         return True
     end = len(pattern.prefix) + 1

@@ -1,10 +1,9 @@
-"""Digests that are computed while bytes arrive (`RunningDigest`). The state of a computation can be saved, and the
-computation continued later from the saved state.
+"""Digests that are computed while bytes arrive (`RunningDigest`). A computation can be saved and continued later.
 
 `hashlib` cannot export the state of a computation. OpenSSL's libcrypto can: its SHA256_CTX and SHA512_CTX are plain C
 structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to (`LibcryptoDigest`). If
-that is not possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and a computation that is to be
-continued later must read all bytes again.
+that is not possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and to continue a computation
+later, the caller must append all bytes again.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _SIZES = {"sha256": (112, 32), "sha512": (216, 64)}
 
 
 class LibcryptoDigest:
-    """A `RunningDigest` in a structure of libcrypto."""
+    """A `RunningDigest` that libcrypto computes, with its state in a C structure."""
 
     def __init__(self, algorithm: str, functions: _LibcryptoHash, state: bytes | None = None) -> None:
         """`state`: a saved state to continue from; None: starts a new computation."""
@@ -95,7 +94,7 @@ class LibcryptoDigest:
 
 
 class HashlibDigest:
-    """A `RunningDigest` over `hashlib`, whose state cannot be saved."""
+    """A `RunningDigest` that `hashlib` computes. Its state cannot be saved."""
 
     def __init__(self, algorithm: str) -> None:
         self.algorithm = algorithm
@@ -113,9 +112,9 @@ class HashlibDigest:
 
 @cache
 def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
-    """Returns libcrypto's functions for the algorithm. Returns None if they cannot be found, or if a test computation
-    with a copied structure gives a wrong digest, which shows that the structure does not have the size in `_SIZES`.
-    Returns None also on machines that are not little-endian, which this module does not support."""
+    """Returns libcrypto's functions for the algorithm. Returns None if they cannot be found; if a test computation with
+    a copied structure gives a wrong digest, because then the structure does not have the size in `_SIZES`; or if the
+    machine is not little-endian, because this module does not support that."""
     state_bytes, digest_bytes = _SIZES[algorithm]
     try:
         import _hashlib
@@ -139,8 +138,7 @@ def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
 
 
 def start_digest(algorithm: str) -> RunningDigest:
-    """Returns a new computation, to which no bytes have been appended. Raises DigestInvalid for an algorithm that is
-    not supported."""
+    """Returns a new computation without any bytes. Raises DigestInvalid for an algorithm that is not supported."""
     functions = _libcrypto(as_algorithm(algorithm))
     return LibcryptoDigest(algorithm, functions) if functions else HashlibDigest(algorithm)
 

@@ -1,4 +1,4 @@
-"""The interface of what a mirror, a cache of other registries, stores about these registries, its *upstreams*
+"""The interface of the records that the mirror stores about its *upstreams*, the registries that it caches
 (`UpstreamRecords`)."""
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from storage.names import Digest, Reference, RepositoryName
 
 class UpstreamRecords(Protocol):
     """Records of what the mirror has learned from its upstreams. All processes share them, and they survive restarts of
-    the server. A power cut may lose recent changes, except those of `confirm`; the mirror then asks the upstream again.
-    Changes raise StorageFull, StorageFailed.
+    the server. A power cut may lose recent changes, except changes by `confirm`; the mirror then asks the upstream
+    again. Changes raise StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
-    upstream, named by its URL. *Corrupt* bytes are bytes that an endpoint sent for a blob and that do not have the
+    upstream, named by its URL. *Corrupt* bytes are bytes that an endpoint sent for a blob, but that do not have the
     blob's digest."""
 
     async def last_check(
@@ -35,8 +35,8 @@ class UpstreamRecords(Protocol):
     async def forget_checks(
         self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
     ) -> None:
-        """Deletes the check of the manifest `reference` or, with `blob=True`, of the blob `reference`. With None,
-        deletes all checks of manifests and blobs in `repo`."""
+        """Deletes the check of the manifest `reference` or, with `blob=True`, of the blob `reference`. If `reference`
+        is None, deletes all checks of manifests and blobs in `repo`."""
         ...
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
@@ -65,8 +65,8 @@ class UpstreamRecords(Protocol):
         ...
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores for each of the endpoints (URLs) that it has sent corrupt bytes for the blob once more. Deletes the
-        records of corrupt bytes, of all blobs, that are older than `seconds` seconds."""
+        """Stores that each of the endpoints (URLs) sent corrupt bytes for the blob one more time. Deletes all records
+        of corrupt bytes, for any blob, that are older than `seconds` seconds."""
         ...
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
@@ -95,6 +95,6 @@ class UpstreamRecords(Protocol):
         ...
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """Stores the state of a rate limit. If another process has stored a different state, combines the two: takes
-        `remaining` and `limit` from the state with the later `at`, and the later `until`."""
+        """Stores the state of a rate limit. If a state is stored already, combines the two: takes `remaining` and
+        `limit` from the state with the later `at`, and the later `until` of the two."""
         ...

@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 MAX_VALUE_DIVISOR: Final = 16
-"""The capacity of a cache divided by this number is the size of the largest value that it caches. So no single value
-evicts most others."""
+"""A cache does not store values larger than its capacity divided by this number, so that no single value evicts most
+others."""
 MAX_REMEMBERED_KEYS: Final = 4096
-"""Largest number of requested keys that `should_cache` remembers. When it remembers so many, it forgets the older
+"""Largest number of requested keys that `should_cache` remembers. Before it would remember more, it forgets the older
 half."""
 V = TypeVar("V")
 
@@ -30,7 +30,7 @@ class VersionedCache(Generic[V]):
         self._capacity = capacity
         self._free_bytes = capacity
         self._entries: dict[Hashable, tuple[V, int]] = {}
-        """The value and its size in bytes, by key. In the order in which they were put into the cache."""
+        """The value and its size in bytes, by key, in the order of the `put` calls."""
         self._recent_hashes: set[int] = set()
         """Hashes of the keys that `should_cache` was asked about last."""
         self._older_hashes: set[int] = set()
@@ -46,8 +46,8 @@ class VersionedCache(Generic[V]):
         return None if entry is None else entry[0]
 
     def should_cache(self, key: Hashable) -> bool:
-        """Returns whether the caller should cache a value for `key`. It should if this method remembers an earlier call
-        for the key. A client that reads the whole store requests most keys only once. Caching their values would save
+        """Returns whether the caller should cache a value for `key`: True if this method remembers an earlier call for
+        the key. A client that reads the whole store requests most keys only once. Caching their values would save
         nothing and would evict other values."""
         key_hash = hash(key)
         if key_hash in self._recent_hashes or key_hash in self._older_hashes:

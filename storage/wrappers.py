@@ -166,8 +166,8 @@ class RefusingRegistry(Registry):
 
 class ForwardingRegistry(RefusingRegistry):
     """A registry that makes every call on the registry `inner`. A subclass overrides `handle` to do something before or
-    after the call, and makes the call with `await self.forward(call)`. After that it must not read the `Call` object,
-    because `inner` may have changed it."""
+    after the call, and makes the call with `await self.forward(call)`. After that, the subclass must not read the
+    `Call` object, because `inner` may have changed it."""
 
     def __init__(self, inner: Registry) -> None:
         self.inner = inner

@@ -22,30 +22,27 @@ from storage.errors import Denied, Unauthorized
 
 _MAX_GRANTS: Final = 200
 """Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` lists all of them, in pages."""
-_FIRST_ACCOUNT_ADMIN_MESSAGE: Final = (
-    "the first account has to be an admin: no other account could add accounts or grants"
-)
+_FIRST_ACCOUNT_ADMIN_MESSAGE: Final = "the first account has to be an admin, because only an admin can add accounts"
 
 router = APIRouter(route_class=ManagementRoute)
 
 
 @router.get("/me", tags=["me"])
 async def get_me(caller: AnyCaller) -> models.CallerResponse:
-    """Shows your account and its rights. Answers 401 without a login, unless there are no accounts yet."""
-    if not caller.is_open and caller.principal.is_anonymous:
+    """Shows your account and its rights. Answers 401 without a login as soon as the registry has accounts."""
+    if not caller.is_registry_open and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     identity = caller.principal.identity
     grants: Page[Grant] = Page([]) if identity.name is None else _first_grants(caller, identity.name, identity.groups)
     account = None
-    # An identity has a version if its account is in the store. An account that exists only in an htpasswd file or at an
-    # external issuer of tokens has none.
+    # The identity has no version if its account is in an htpasswd file and not in the store.
     if identity.name is not None and identity.version is not None:
         account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
     return models.CallerResponse(
         name=identity.name,
         account=account,
         admin=caller.rights.admin,
-        open=caller.is_open,
+        open=caller.is_registry_open,
         grants=[models.GrantResponse.from_stored(grant) for grant in grants.items],
         more_grants=grants.more,
     )
@@ -63,7 +60,7 @@ async def list_users(
 async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUser:
     """Adds a person. The first account has to be an admin, and only a request from the registry's own machine may add
     it. As soon as there is an account, everyone has to log in."""
-    if caller.is_open and not body.admin:
+    if caller.is_registry_open and not body.admin:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     password = None if body.password is None else body.password.get_secret_value()
     added = await caller.administration.add_user(
@@ -90,10 +87,10 @@ async def change_user(caller: AdminCaller, name: PathName, body: models.UserChan
 
 @router.put("/users/{name}/password", tags=["users"])
 async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
-    """Sets your own password. For this you have to send the old one as well. An admin may set the password of any other
-    person without the old one. The person's browser sessions end, and the tokens that `/token` issued to them are
-    refused from now on; API tokens stay valid."""
-    caller.rights.check_may_add_credential(name)
+    """Sets your own password; you have to send the old one as well. An admin may set the password of any other person
+    without the old one. The person's browser sessions end, and the tokens that `/token` issued to them are refused from
+    now on; API tokens stay valid."""
+    caller.rights.check_may_change_credentials(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, body)
     new = None if body.new is None else body.new.get_secret_value()
@@ -101,16 +98,16 @@ async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewP
 
 
 async def _check_old_password(caller: Caller, account: AccountName, body: models.NewPassword) -> None:
-    """Checks the old password by a login with it, so that guesses of the old password count as failed logins. Raises
-    Denied if the password is wrong, and TooManyRequests after too many failed logins."""
+    """Checks the old password by logging in with it, so that wrong guesses count as failed logins. Raises Denied if the
+    password is wrong, and TooManyRequests after too many failed logins."""
     old = "" if body.old is None else body.old.get_secret_value()
     credentials = base64.b64encode(f"{account}:{old}".encode())
     try:
         principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
     except Unauthorized:
         raise Denied("the old password is not right") from None
-    # The login accepts an API token in place of the password; `is_person` is false after a login with a token.
-    if principal.name != account or not management_rights_of(principal).is_person:
+    # `authenticate` also accepts an API token in place of the password. That is not the old password.
+    if principal.name != account or not management_rights_of(principal).is_logged_in_as_person:
         raise Denied("the old password is not right")
 
 
@@ -132,7 +129,7 @@ async def list_robots(
 async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AccountResponse:
     """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It logs in with API tokens
     only. The first account cannot be a robot."""
-    if caller.is_open:
+    if caller.is_registry_open:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
     return models.AccountResponse.from_stored(added.account)
@@ -167,7 +164,7 @@ def _list_accounts(
 async def _set_enabled(
     caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
 ) -> models.AccountResponse:
-    """Enables or disables an account, or changes nothing if `enabled` is None. Returns the account after that."""
+    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account as it is then."""
     if enabled is not None:
         await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, kind))
@@ -183,7 +180,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to an account: its own, and those to its groups, to
-    `authenticated` and to `everyone`. `groups` are groups that the caller's login named, in addition to those in the
-    store."""
+    `authenticated` and to `everyone`. `groups` are the groups that an issuer or the OpenID provider named at the
+    caller's login, in addition to those in the store."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: from the first grant on

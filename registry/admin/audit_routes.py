@@ -32,8 +32,7 @@ async def list_audit(
     """Lists the entries of the audit log that match all given conditions, newest first: changes of content, accounts
     and rights, logins, and denied requests. Logins and denied requests appear up to a second late."""
     since_seconds = None if since is None else since.timestamp()
-    # The list begins with the newest entry. `after` is the id of the last entry of the page before, so this page has
-    # the entries that are older than that entry.
+    # The newest entry comes first, so the next page has the entries that are older than the entry with the id `after`.
     query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=since_seconds, before=after)
     return models.list_page(
         await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id

@@ -40,8 +40,8 @@ class ManagementComponents:
     - `administration` reads and changes accounts, groups, grants and tokens.
     - `authenticator` checks the credentials or the login session of a request.
     - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
-    - `cursors` encrypts list cursors that name an entry which the caller is not allowed to see. A *cursor* is the
-      position from which the client gets the next page.
+    - `cursors` encrypts list cursors that name an entry that the caller may not see. A *cursor* is the position where
+      the next page begins.
     - `is_proxied` means that a reverse proxy may be in front of the server, because the settings have `public_url` or
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.
@@ -64,8 +64,9 @@ class Caller:
 
     - `principal` is the account that the credentials of the request belong to, or the anonymous principal.
     - `rights` say what the caller may do in the management API.
-    - `actor` is what the audit log records about the caller: the account's name, the client's address and others.
-    - `is_open` means that the registry is open: there are no accounts yet.
+    - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
+      and the User-Agent.
+    - `is_registry_open` means that the registry is open: there are no accounts yet.
     - `administration`, `authenticator`, `cursors` and `upkeep` are those of `ManagementComponents`.
     """
 
@@ -74,7 +75,7 @@ class Caller:
     principal: Principal
     rights: ManagementRights
     actor: Actor
-    is_open: bool
+    is_registry_open: bool
     cursors: SealedCursors
     upkeep: UpkeepComponents
 
@@ -103,11 +104,11 @@ _BEARER: Final = _SecurityScheme("bearer", "An API token")
 async def identify_caller(
     request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
 ) -> Caller:
-    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor` for logs. `_basic` and
+    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor`, for the logs. `_basic` and
     `_bearer` only make FastAPI list both authentication schemes in the OpenAPI document.
 
-    If the request has an Authorization header, the session cookie of the browser is ignored. Raises Unauthorized for
-    wrong credentials, TooManyRequests after too many failed logins, and HTTPException (403) if a page of another site
+    Ignores the browser's session cookie if the request has an Authorization header. Raises Unauthorized for wrong
+    credentials, TooManyRequests after too many failed logins, and HTTPException (403) if a page of another site
     uses the session cookie for a change."""
     management: ManagementComponents = request.app.service.access.management
     actor = unauthenticated_actor(request.scope)
@@ -126,7 +127,7 @@ async def identify_caller(
         principal=principal,
         rights=ALL_MANAGEMENT_RIGHTS if may_add_first_account else management_rights_of(principal),
         actor=actor,
-        is_open=principal.open,
+        is_registry_open=principal.open,
         cursors=management.cursors,
         upkeep=management.upkeep,
     )
@@ -138,12 +139,12 @@ AnyCaller = Annotated[Caller, Depends(identify_caller)]
 async def require_login(caller: AnyCaller) -> Caller:
     """Returns a caller who has an account. Raises Unauthorized for an anonymous caller.
 
-    While the registry is open, nobody has an account. Then returns a caller on the registry's own machine, and raises
-    Denied for every other caller."""
-    # A caller on the registry's own machine has ALL_MANAGEMENT_RIGHTS then, which include those of an admin.
-    if caller.is_open and not caller.rights.admin:
+    While the registry is open, nobody has an account. The function then returns a caller on the registry's own machine,
+    and raises Denied for any other caller."""
+    # While the registry is open, only a caller on its own machine has the rights of an admin (ALL_MANAGEMENT_RIGHTS).
+    if caller.is_registry_open and not caller.rights.admin:
         raise Denied(
-            "there are no accounts yet, so only the registry's own machine may do this: run there "
+            "there are no accounts yet: add the first one on the registry's own machine, with "
             "entrepot user add NAME --admin"
         )
     if not caller.rights.admin and caller.principal.is_anonymous:

@@ -66,7 +66,7 @@ class BrowserCookies:
         )
 
     def delete(self, response: Response, name: str) -> None:
-        """Makes the browser delete a cookie, by a response that sets it to expire now."""
+        """Makes the browser delete a cookie: sets it again, to expire now."""
         self.set(response, name, "", 0)
 
     def check_same_origin(self) -> None:
@@ -82,7 +82,7 @@ class BrowserCookies:
         if site is not None:
             is_same_origin = site == "same-origin"
         else:
-            # The second origin is for people who use another address of the registry than `public_url`.
+            # The second origin is for people who reach the registry at another address than `public_url`.
             is_same_origin = self._request.headers.get("origin") in (self.origin, self._request_origin)
         if not is_same_origin:
             raise HTTPException(403, "with a browser session, only a page of this registry may change something")

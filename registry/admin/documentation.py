@@ -52,7 +52,8 @@ _PAGE: Final = """<!doctype html>
 </head>
 <body>
 <div id="docs"></div>
-<noscript>The same as JSON: <a href="/api/openapi.json">/api/openapi.json</a></noscript>
+<noscript>This page needs JavaScript. The API description as JSON:
+<a href="/api/openapi.json">/api/openapi.json</a></noscript>
 <script src="/api/docs/swagger-ui-bundle.js"></script>
 <script src="/api/docs/start.js"></script>
 </body>
@@ -116,7 +117,7 @@ class OpenAPIDocument:
     does not block the event loop."""
 
     def __init__(self, build: Callable[[], dict[str, Any]]) -> None:
-        """`build` returns the document as a dict, such as `FastAPI.openapi`."""
+        """`build`, such as `FastAPI.openapi`, returns the document as a dict."""
         self._build = build
         self._lock = asyncio.Lock()
         self._json: bytes | None = None

@@ -2,7 +2,7 @@
 
 A *grant* allows a *subject* some actions on the repositories whose names match a *pattern*. The subject is an account,
 a group, `authenticated` (all accounts) or `everyone` (even without a login). The docstrings of the routes are the
-descriptions in the OpenAPI document.
+descriptions in the OpenAPI document; "you" is the caller, the account that sends the request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from storage.content import Page
 _BATCH_SIZE: Final = 100
 """Number of grants to read and filter before the event loop may run other requests."""
 _MAX_BATCHES: Final = 100
-"""Maximum number of batches to read for one page. Without it, a request of a caller who is allowed to see only few
+"""Maximum number of batches to read for one page. Without this limit, one request of a caller who may see only few
 grants could read all grants in the store."""
 SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
@@ -62,8 +62,8 @@ async def remove_group(caller: AdminCaller, name: PathName) -> None:
 
 @router.put("/groups/{name}/members/{member}", status_code=204, tags=["groups"])
 async def join_group(caller: AdminCaller, name: PathName, member: PathMember) -> None:
-    """Adds a member to a group. The member need not have an account in this registry: it may be an account of an
-    htpasswd file, or of an issuer (an external service whose signed tokens the registry accepts as logins)."""
+    """Adds a member to a group. The member need not have an account in the store: it may be an account in an htpasswd
+    file."""
     await caller.accounts.add_member(name, member, by=caller.actor)
 
 
@@ -85,10 +85,9 @@ async def list_grants(
     ] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.GrantResponse]:
-    """Lists grants. An admin sees all grants. Any other account sees a grant if it has the action `admin` on everything
-    that the pattern of the grant matches. With `for`, which must then name the account itself, it sees all grants that
-    apply to it. A page may have fewer than `limit` grants although more pages follow; only a null `next` marks the last
-    page."""
+    """Lists grants. An admin sees all grants. If you are not an admin, you see a grant if you have the action `admin`
+    on everything that its pattern matches. With `for` and your own name, you see all grants that apply to you. A page
+    may have fewer than `limit` grants although more pages follow; only a null `next` marks the last page."""
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
     response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
@@ -98,8 +97,9 @@ async def list_grants(
 
 
 def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[Grantee] | None:
-    """Returns the subjects whose grants the query asks for with `subject` or `for` (`account`), or None for all
-    subjects. Raises AccountInvalid if the query has both, and AccountUnknown if the caller may not see the account."""
+    """Returns the subjects whose grants the caller asks for: `subject`, or all subjects whose grants apply to `account`
+    (the query parameter `for`). None: all subjects. Raises AccountInvalid if the query has both parameters, and
+    AccountUnknown if the caller may not see the account."""
     if account is None:
         return None if subject is None else [Grantee.parse(subject)]
     if subject is not None:

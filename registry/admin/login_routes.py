@@ -141,7 +141,7 @@ def _error_page(error: RegistryError) -> HTMLResponse:
     """Returns a page with the error's message and a link to log in. Logs the error if its status is 500 or above."""
     status = status_of(error)
     if status >= 500:
-        log.error("a login with the OpenID provider failed with status %d: %s", status, error)
+        log.error("a login at the OpenID provider failed with status %d: %s", status, error)
     text = html.escape(error.message[:1].upper() + error.message[1:])
     response = _page(status, "Not logged in", f'<p>{text}.</p>\n<p><a href="/login">Log in</a></p>')
     if isinstance(error, TooManyRequests):

@@ -42,12 +42,12 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "users", "description": "People's accounts."},
     {"name": "robots", "description": "Accounts of programs, such as CI jobs. They log in with API tokens only."},
     {"name": "groups", "description": "A grant to a group applies to all of its members."},
-    {"name": "grants", "description": "Who may do what to which repositories. No grant takes away from another."},
-    {"name": "tokens", "description": "API tokens: secrets to log in with in place of a password."},
-    {"name": "keys", "description": "The keys that sign the tokens of `/token`."},
+    {"name": "grants", "description": "Who may do what to which repositories. Grants only add rights."},
+    {"name": "tokens", "description": "API tokens: long-lived secrets that replace a password at a login."},
+    {"name": "keys", "description": "The keys that sign the bearer tokens of `/token`."},
     {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
     {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
-    {"name": "token", "description": "Tokens for clients: what `docker login` and `docker pull` ask for."},
+    {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
 """The tags of the OpenAPI document."""
@@ -67,7 +67,7 @@ _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
 def _error_responses() -> dict[int | str, dict[str, Any]]:
     """Returns the descriptions of the error responses, which every route has. Only the first names the model `Errors`,
     and so adds its schema to the document. The others refer to that schema, because FastAPI takes 0.3 ms to prepare a
-    model for a response of a route."""
+    model, for each response of each route."""
     first, *others = _ERROR_DESCRIPTIONS.items()
     schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Errors"}}}
     return {

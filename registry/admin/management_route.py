@@ -86,8 +86,8 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request) -> None:
-    """Raises HTTPException if the request comes from another site (403), has a body that is too long (413) or not
-    JSON (415), and RequestInvalid if the query has too many parameters."""
+    """Raises HTTPException for a change that a page of another site sends (403), and for a body that is too long (413)
+    or not JSON (415). Raises RequestInvalid if the query has too many parameters."""
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return
@@ -134,7 +134,7 @@ def _audit_denial(request: Request, operation: str) -> None:
 
 
 def _log_call(request: Request, operation: str, outcome: str, seconds: float) -> None:
-    """Logs a call: its operation, outcome, duration and actor. Does not log the query and the body, because they may
+    """Logs a call: its operation, outcome, duration and actor. Logs neither the query nor the body, because they may
     contain secrets."""
     actor: Actor = getattr(request.state, "actor", Actor(address=request.client.host if request.client else ""))
     log.info(

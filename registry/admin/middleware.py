@@ -49,8 +49,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, TooManyRequests | TooManyOpenFiles):
         response.headers["retry-after"] = str(error.retry_after)
     if status >= 500:
-        # A storage failure needs a traceback in the log, except TooManyOpenFiles. The messages of TooManyOpenFiles and
-        # of errors that are no storage failures say everything.
+        # Only a storage failure needs a traceback in the log: the messages of other errors say everything. So does the
+        # message of TooManyOpenFiles, although it is a storage failure.
         needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
     return response
@@ -70,7 +70,7 @@ async def _on_unexpected_exception(_: Request, error: Exception) -> Response:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Makes all error responses of `app` have the format of the OCI distribution spec."""
+    """Gives all error responses of `app` the format of the OCI distribution spec."""
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RegistryError, _on_registry_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

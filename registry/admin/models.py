@@ -2,8 +2,7 @@
 commands with `--json` print the same models.
 
 The class names, docstrings and field descriptions appear in the OpenAPI document. A method `from_stored` builds a
-response from the stored object of the same meaning (`storage.access`). Times are in UTC. An *issuer* is an external
-service whose signed tokens the registry accepts as logins.
+response from the stored object (`storage.access`). Times are in UTC.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ class AddedUser(AccountResponse):
 
 
 class UserChange(BodyModel):
-    """Changes of a person's account. A field that is omitted or null changes nothing."""
+    """Changes to a person's account. A field that is omitted or null changes nothing."""
 
     enabled: bool | None = None
     admin: bool | None = None
@@ -165,7 +164,7 @@ class NewRobot(BodyModel):
 
 
 class RobotChange(BodyModel):
-    """A change of a robot account."""
+    """A change to a robot account."""
 
     enabled: bool
 
@@ -222,7 +221,7 @@ class RepositoryLimit(BodyModel):
         return cls(pattern=limit.pattern, actions=action_words(limit.actions))
 
     def to_token_limit(self) -> access.TokenLimit:
-        """Returns the limit in the form in which it is stored. Raises AccountInvalid for an invalid pattern."""
+        """Returns the limit as the store keeps it. Raises AccountInvalid for an invalid pattern."""
         return access.TokenLimit(parse_pattern(self.pattern), parse_action_words(self.actions))
 
 
@@ -266,7 +265,7 @@ class NewToken(BodyModel):
     account: Annotated[str | None, Field(description="If omitted, your own", examples=["ci"])] = None
     note: NoteText = ""
     expires_in: Annotated[
-        str | None, Field(description="If omitted, it never expires", examples=["90d"], max_length=20)
+        str | None, Field(description="Lifetime; if omitted, the token never expires", examples=["90d"], max_length=20)
     ] = None
     limits: Annotated[
         list[RepositoryLimit],
@@ -334,9 +333,9 @@ class AuditEntryResponse(BaseModel):
 
 class CallerResponse(BaseModel):
     """The account that sent the request. `name` is null without a login. `account` is null without a login, and for an
-    account that exists only in an htpasswd file or at an issuer. If `open` is true, there are no accounts yet, and
-    everyone may pull, push and delete. If `more_grants` is true, `grants` has only the first grants that apply to the
-    account; `/api/v1/grants?for=NAME` lists all of them."""
+    account that exists only in an htpasswd file. If `open` is true, there are no accounts yet, and everyone may pull,
+    push and delete. If `more_grants` is true, `grants` has only the first grants that apply to the account;
+    `/api/v1/grants?for=NAME` lists all of them."""
 
     name: str | None
     account: AccountResponse | None

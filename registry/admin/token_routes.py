@@ -38,12 +38,12 @@ async def list_tokens(
 
 @router.post("/tokens", status_code=201, tags=["tokens"])
 async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.AddedToken:
-    """Adds an API token for your own account. For this you have to log in with your password or at the OpenID provider,
-    not with another token. An admin may add one for any account. A token never has more rights than its account;
+    """Adds an API token for your own account. You have to be logged in with your password or at the OpenID provider,
+    not with another token. An admin may add a token for any account. A token never has more rights than its account;
     `limits` restrict it further. Only this response shows the secret."""
-    # While there are no accounts, the caller has no name. The empty name then raises AccountInvalid.
+    # While there are no accounts, the caller has no name, and AccountName("") raises AccountInvalid.
     name = AccountName(body.account or caller.rights.name or "")
-    caller.rights.check_may_add_credential(name)
+    caller.rights.check_may_change_credentials(name)
     token, secret = await caller.administration.add_token(
         name,
         note=body.note,

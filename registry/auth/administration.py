@@ -39,8 +39,8 @@ from storage.content import Actor, Page
 from storage.names import shown
 from storage.patterns import NamePattern, require_simple
 
-PAGE_ENTRIES = 1000
-"""The number of groups that `all_groups` reads from the store in one step."""
+_GROUPS_PER_PAGE = 1000
+"""The number of groups that `all_groups` reads from the store at a time."""
 MAX_NOTE_CHARACTERS = 200
 """The longest note."""
 MAX_API_TOKEN_SECONDS = 36525 * 86400.0
@@ -55,8 +55,8 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
-    """A new account. `password` is the generated password; None: none was generated. `is_first` tells whether it is the
-    first account that the registry ever had. If so, requests need a login, or a grant to everyone, from now on."""
+    """A new account. `password` is the generated password; None: none was generated. `is_first` tells whether this is
+    the first account that the registry ever had. If so, requests need a login, or a grant to everyone, from now on."""
 
     account: Account
     password: str | None
@@ -92,18 +92,26 @@ class Administration:
             raise AccountUnknown(f"{name} is a {account.kind}, not a {kind}")
         return account
 
+    def has_account(self, name: AccountName) -> bool:
+        """Returns whether the store has an account of this name. Accounts in an htpasswd file are not in the store."""
+        try:
+            self.accounts.account(name)
+        except AccountUnknown:
+            return False
+        return True
+
     async def add_user(
         self, name: AccountName, password: str | None, *, admin: bool = False, note: str = "", by: Actor
     ) -> AddedAccount:
         """Adds a person's account, as an admin if `admin` is true. Generates a password if `password` is None."""
         check_note(note)
-        chosen = self._make_password() if password is None else password
-        hashed = await self._hashed(name, chosen)
+        new_password = self._make_password() if password is None else password
+        hashed = await self._hashed(name, new_password)
         is_first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(
             name, AccountKind.USER, password_hash=hashed, admin=admin, note=note, by=by
         )
-        return AddedAccount(account, chosen if password is None else None, is_first)
+        return AddedAccount(account, new_password if password is None else None, is_first)
 
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> AddedAccount:
         """Adds a robot's account. A robot has no password. It logs in with API tokens, or with tokens of trusted
@@ -117,9 +125,9 @@ class Administration:
         """Sets a person's password. If `password` is None, generates a password and returns it. If not, returns
         None."""
         self.find(name, AccountKind.USER)
-        chosen = self._make_password() if password is None else password
-        await self.accounts.set_password(name, await self._hashed(name, chosen), by=by)
-        return chosen if password is None else None
+        new_password = self._make_password() if password is None else password
+        await self.accounts.set_password(name, await self._hashed(name, new_password), by=by)
+        return new_password if password is None else None
 
     async def _hashed(self, name: AccountName, password: str) -> str:
         """Returns the hash of a password for the account `name`. Raises AccountInvalid if the password is not
@@ -163,19 +171,11 @@ class Administration:
         """Yields every group with its members, in the order of the groups' names."""
         after = None
         while True:
-            page = self.accounts.groups(after, PAGE_ENTRIES)
+            page = self.accounts.groups(after, _GROUPS_PER_PAGE)
             yield from page.items
             if not page.more:
                 return
             after = page.items[-1][0]
-
-    def is_known(self, name: AccountName) -> bool:
-        """Returns whether the store has an account of this name. Accounts in an htpasswd file are not in the store."""
-        try:
-            self.accounts.account(name)
-        except AccountUnknown:
-            return False
-        return True
 
     # Grants
 
@@ -197,7 +197,7 @@ class Administration:
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
         """Stores grants. Each replaces an older grant to the same subject for the same pattern. A pattern must be
         *simple*: an exact name, or a prefix with `*` or `**` at its end. If one is not, raises AccountInvalid and
-        stores no grant. If a later error occurs, some of the grants can already be stored."""
+        stores no grant. If the store fails in between, the grants before that stay stored."""
         _require_simple(grant.pattern for grant in grants)
         for grant in grants:
             await self.accounts.put_grant(grant, by=by)
@@ -221,8 +221,8 @@ class Administration:
         """Makes an API token for an account and stores it. Returns its stored part, and its full text with the secret,
         which is shown once.
 
-        `expires_in` is the lifetime in seconds; None: the token never expires. `limits` are the only actions that the
-        token allows, of those that the account may do; empty: all of them.
+        `expires_in` is the lifetime in seconds; None: the token never expires. `limits` restrict the token to some of
+        the actions that the account may do; empty: no restriction.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:
@@ -261,7 +261,7 @@ class Administration:
         )
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Returns a page of at most `limit` lines of the audit log that match `query`, the newest line first."""
+        """Returns a page of at most `limit` entries of the audit log that match `query`, newest first."""
         return self.accounts.audit(query, limit)
 
 

@@ -31,9 +31,9 @@ from storage.leases import Leases
 
 @dataclass(frozen=True, slots=True)
 class AuthComponents:
-    """The objects that authenticate requests, as far as other packages use them. `openid_login` is None if the settings
-    name no OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds
-    since 1970. `cursors` encrypts the cursors of lists."""
+    """The objects that authenticate requests and that other packages use. `openid_login` is None if the settings name
+    no OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
+    1970. `cursors` encrypts the cursors of lists."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -79,12 +79,12 @@ async def open_auth_components(
 ) -> AsyncIterator[AuthComponents]:
     """Yields the objects for this process and its running event loop. Contacts no token issuer and no OpenID provider.
 
-    - `leases`: slots that all workers share; they limit how many hash a password at the same time.
+    - `leases`: slots that all workers share; they limit how many passwords are hashed at the same time.
     - `clock`: returns seconds since 1970.
     - `monotonic`: returns monotonic seconds, which measure the age of documents fetched from issuers and the provider.
 
-    When the `async with` block ends, cancels running verifications and writes the collected lines of the audit log. So
-    the store must be open until then.
+    When the `async with` block ends, cancels running verifications and writes the collected entries of the audit log.
+    The store must still be open then.
     """
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None

@@ -1,10 +1,10 @@
 """Records logins and denied requests in the audit log, and the time of the last use of each API token.
 
-`AuditBuffer` collects lines of the audit log for a second before it writes them to the store. It replaces equal lines
-by one line with a count, and bounds the number of different lines, so that clients cannot fill the disk. If the process
-dies, the collected lines are lost.
+`AuditBuffer` collects entries of the audit log for a second before it writes them to the store. It combines equal
+entries into one with a count, and bounds the number of different entries, so that clients cannot fill the disk. If the
+process dies, the collected entries are lost.
 
-Lines about changes, such as a new account, do not pass through this module. The store writes each of them in the
+Entries about changes, such as a new account, do not pass through this module. The store writes each of them in the
 transaction of its change.
 """
 
@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
-from registry.auth.token.api_tokens import is_use_due
+from registry.auth.token.api_tokens import should_record_use
 from registry.single_flight import start_detached
 from storage.access import AccountInvalid, AccountName, ApiToken, AuditEntry
 from storage.accounts import Accounts
@@ -29,26 +29,26 @@ from storage.errors import RegistryError
 log = logging.getLogger(__name__)
 
 AUDIT_FLUSH_SECONDS: Final = 1.0
-"""How long lines are collected before they are written."""
-MAX_LINES: Final = 1000
-"""The largest number of different lines that are collected before they are written. It is also the largest number of
-lines about refusals (failed logins and denied requests) that are added in a burst. Further lines are discarded, and
-only their number is recorded."""
+"""How long entries are collected before they are written."""
+MAX_COLLECTED_ENTRIES: Final = 1000
+"""The largest number of different entries that are collected before they are written. It is also the largest burst of
+entries about refusals (failed logins and denied requests). Further entries are discarded, and only their number is
+recorded."""
 REFUSALS_PER_SECOND: Final = 5.0
-"""The highest rate at which lines about refusals are added in the long run, in lines per second. Under a steady attack,
-these lines take about 100 MB a day for each worker."""
+"""The highest rate at which entries about refusals are added in the long run, in entries per second. Under a steady
+attack, these entries take about 100 MB a day for each worker."""
 OVERFLOW_ACTION: Final = "audit.overflow"
-"""The action in the line that says how many lines were discarded."""
+"""The action in the entry that says how many entries were discarded."""
 LOGIN_ACTION: Final = "login"
-"""The action in lines about logins."""
+"""The action in entries about logins."""
 REPEAT_SECONDS: Final = 3600.0
-"""After a login was recorded, the same login is not recorded again for this time. The "same login" has the same
-account, method, API token and address."""
+"""How long a login is not recorded again after it was recorded. Two logins are the same if they have the same account,
+method, API token and address."""
 
 
 class AuditBuffer:
-    """Collects lines of the audit log and writes them to the store, for one process and its event loop. `interval` is
-    the time for which lines are collected, in seconds. `clock` returns seconds since 1970."""
+    """Collects entries of the audit log and writes them to the store, for one process and its event loop. `interval` is
+    the time for which entries are collected, in seconds. `clock` returns seconds since 1970."""
 
     def __init__(
         self, accounts: Accounts, clock: Callable[[], float], *, interval: float = AUDIT_FLUSH_SECONDS
@@ -57,23 +57,23 @@ class AuditBuffer:
         self._clock = clock
         self._interval = interval
         self._collected: dict[tuple[object, ...], AuditEntry] = {}
-        """The collected lines, by `_entry_key`."""
+        """The collected entries, by `_entry_key`."""
         self._discarded = 0
-        """The number of lines that were discarded since the last writing."""
-        self._allowed_refusals = float(MAX_LINES)
-        """The number of lines about refusals that could be added at the time `_allowance_updated_at`."""
+        """The number of entries that were discarded since the last flush."""
+        self._allowed_refusals = float(MAX_COLLECTED_ENTRIES)
+        """The number of entries about refusals that could be added at the time `_allowance_updated_at`."""
         self._allowance_updated_at = clock()
         self._timer: asyncio.Task[None] | None = None
-        """The task that waits for the end of the interval and then writes the lines; None if there is none."""
+        """The task that waits for the end of the interval and then writes the entries; None if there is none."""
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
-        """Adds a line. If there are too many lines, discards it and counts it. Never waits and never raises."""
+        """Adds an entry. If there are too many, discards and counts it. Never waits and never raises."""
         key = _entry_key(entry)
         same = self._collected.get(key)
         if same is not None:
             self._collected[key] = replace(same, count=same.count + entry.count)
-        elif len(self._collected) < MAX_LINES and (entry.outcome == "ok" or self._take_refusal_allowance()):
+        elif len(self._collected) < MAX_COLLECTED_ENTRIES and (entry.outcome == "ok" or self._take_refusal()):
             self._collected[key] = entry
         else:
             self._discarded += entry.count
@@ -88,8 +88,8 @@ class AuditBuffer:
         outcome: Literal["ok", "denied", "failed"],
         detail: Mapping[str, object] | None = None,
     ) -> None:
-        """Adds a line that says that the actor `by` now did `action` on `target`, or tried to; `outcome` says which.
-        Never waits and never raises."""
+        """Adds an entry: the actor `by` now did `action` on `target`, or tried to; `outcome` says which. Never waits
+        and never raises."""
         self.add(
             AuditEntry(
                 self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
@@ -97,8 +97,7 @@ class AuditBuffer:
         )
 
     async def flush(self) -> None:
-        """Writes the collected lines to the store. If the store cannot be written, logs an error, and the lines are
-        lost."""
+        """Writes the collected entries to the store. If that fails, logs an error, and the entries are lost."""
         entries, self._collected = list(self._collected.values()), {}
         discarded, self._discarded = self._discarded, 0
         if discarded:
@@ -108,10 +107,10 @@ class AuditBuffer:
         try:
             await self._accounts.add_audit_entries(entries)
         except RegistryError as error:
-            log.error("could not write %d lines of the audit log, which are lost: %s", len(entries), error)
+            log.error("could not write %d entries of the audit log, which are lost: %s", len(entries), error)
 
     async def aclose(self) -> None:
-        """Writes the collected lines now. May be called more than once."""
+        """Writes the collected entries now. May be called more than once."""
         self._closed = True
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -119,12 +118,12 @@ class AuditBuffer:
             await asyncio.gather(timer, return_exceptions=True)
         await self.flush()
 
-    def _take_refusal_allowance(self) -> bool:
-        """Returns whether a line about a refusal may be added now, and if so, counts it. Between calls, the number of
-        allowed lines grows by `REFUSALS_PER_SECOND`, to `MAX_LINES` at most."""
+    def _take_refusal(self) -> bool:
+        """Takes an entry about a refusal from the allowance (a token bucket). Returns False if the allowance is used
+        up. The allowance grows by `REFUSALS_PER_SECOND`, to `MAX_COLLECTED_ENTRIES` at most."""
         now = self._clock()
         gained = max(0.0, now - self._allowance_updated_at) * REFUSALS_PER_SECOND
-        self._allowed_refusals = min(float(MAX_LINES), self._allowed_refusals + gained)
+        self._allowed_refusals = min(float(MAX_COLLECTED_ENTRIES), self._allowed_refusals + gained)
         self._allowance_updated_at = now
         if self._allowed_refusals < 1.0:
             return False
@@ -132,15 +131,15 @@ class AuditBuffer:
         return True
 
     async def _flush_later(self) -> None:
-        """Waits for the interval and then writes the collected lines."""
+        """Waits for the interval and then writes the collected entries."""
         await asyncio.sleep(self._interval)
         self._timer = None
         await self.flush()
 
 
 def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
-    """Returns a key that contains all parts of a line except its time, its request id and its count. Lines with equal
-    keys are combined into one line."""
+    """Returns a key that contains all parts of an entry except its time, its request id and its count. Entries with
+    equal keys are combined into one."""
     detail = json.dumps(entry.detail, sort_keys=True, default=str) if entry.detail else ""
     return (entry.actor, entry.action, entry.target, entry.outcome, entry.address, entry.user_agent, detail)
 
@@ -161,7 +160,7 @@ class LoginAudit:
         """The running tasks that write the use of an API token to the store, by the token's id."""
 
     def record_success(self, identity: Identity, method: str, by: Actor) -> None:
-        """Records a login that succeeded, unless an equal login was recorded in the last `REPEAT_SECONDS`."""
+        """Records a login that succeeded, unless the same login was recorded in the last `REPEAT_SECONDS`."""
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         if now - (self._recorded_at.get(key) or -REPEAT_SECONDS) < REPEAT_SECONDS:
@@ -180,14 +179,14 @@ class LoginAudit:
         self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name(user), "failed", detail)
 
     def record_token_use(self, token: ApiToken) -> None:
-        """Starts to record in the store that an API token is used now. Does nothing if a use was recorded in the last
-        hour."""
+        """Starts a task that records in the store that an API token is used now. Does nothing if a use was recorded in
+        the last hour."""
         now = self._clock()
-        if is_use_due(token, now) and token.id not in self._use_writes:
+        if should_record_use(token, now) and token.id not in self._use_writes:
             self._use_writes[token.id] = start_detached(self._write_use(token.id, now))
 
     async def aclose(self) -> None:
-        """Waits until the uses of API tokens that are being written have been written."""
+        """Waits until the running writes of uses of API tokens have ended."""
         await asyncio.gather(*self._use_writes.values(), return_exceptions=True)
 
     async def _write_use(self, token_id: str, now: float) -> None:

@@ -1,7 +1,7 @@
 """Authenticators: find the principal of a request from its headers. The principal is the account, or anonymous client,
 that makes the request, with its rights.
 
-- `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one look-up in the cache of
+- `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one lookup in the cache of
   verified credentials, which also contains their principals (`registry.auth.credential_cache`). Each request reads the
   *epoch*, a number in the store that every change of rights increases. So a change by any worker takes effect with the
   next request (`registry.auth.revocation_across_workers`).
@@ -9,8 +9,9 @@ that makes the request, with its rights.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
   accepts, and also an API token as Bearer, and the session cookie of a login at the OpenID provider.
 
-The first and the third ignore all credentials while the registry is *open*, that is until its first account is added.
-It is never open if the settings allow logins in another way, such as by an htpasswd file.
+`HeaderAuthenticator` and `ManagementAuthenticator` ignore all credentials while the registry is *open*, that is until
+its first account is added. A registry is never open if the settings allow logins in another way, such as by an htpasswd
+file.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ token (RFC 6750, 3.1)."""
 
 
 class HeaderAuthenticator:
-    """Authenticates by the Authorization header. Implements `registry.http.www_authenticate.Authenticator`. While this
-    registry is open, ignores the header, because some clients send their login for another registry to it."""
+    """Authenticates by the Authorization header. Implements `registry.http.www_authenticate.Authenticator`. Ignores the
+    header while this registry is open, because some clients send it their login for another registry."""
 
     def __init__(
         self,
@@ -52,22 +53,22 @@ class HeaderAuthenticator:
         self._guard = guard
         self._policy = policy
         self._credentials = credentials
-        self._current_epoch = policy.accounts.epoch
+        self._read_epoch = policy.accounts.epoch
         self._clock = clock
         self._cache = credentials.cache
-        self._epoch: int | None = None
+        self._last_epoch: int | None = None
         """The epoch at the last request; None before the first request."""
         self._anonymous = UNPRIVILEGED
-        """The principal of requests without a credential, with its rights under that epoch."""
+        """The principal of requests without a credential, with its rights at `_last_epoch`."""
 
     async def authenticate(self, request: RequestContext) -> None:
         """Sets the principal of the request. Raises Unauthorized for a credential that is not valid. Raises
         TooManyRequests after too many failed logins, or if too many logins wait for hashing."""
-        epoch = self._current_epoch()
-        if epoch != self._epoch:
+        epoch = self._read_epoch()
+        if epoch != self._last_epoch:
             await self._policy.prepare(ANONYMOUS)
-            epoch = self._current_epoch()  # may have changed again during `prepare`
-            self._anonymous, self._epoch = self._policy.anonymous(), epoch
+            epoch = self._read_epoch()  # may have changed again during `prepare`
+            self._anonymous, self._last_epoch = self._policy.anonymous(), epoch
         principal = self._anonymous
         if not principal.open:
             headers = request.headers(b"authorization")
@@ -95,11 +96,10 @@ class HeaderAuthenticator:
         self._guard.check_push(repo)
 
     def _cached(self, key: bytes) -> Principal | None:
-        """Returns the cached principal of a credential. Returns None if there is none, if its rights were read under
-        another epoch than that of the last request, or if the credential is not valid any more. `key` is the
-        credential's key in the cache of verified credentials."""
+        """Returns the cached principal of the credential with the cache key `key`. Returns None if there is none, if
+        its rights were read at another epoch than `_last_epoch`, or if the credential is not valid any more."""
         found = self._cache.get(key)
-        if found is None or found.principal is None or found.principal.epoch != self._epoch:
+        if found is None or found.principal is None or found.principal.epoch != self._last_epoch:
             return None
         if found.until <= self._clock():
             return None
@@ -108,8 +108,8 @@ class HeaderAuthenticator:
         return found.principal
 
     async def _verify(self, headers: list[bytes], request: RequestContext) -> Principal:
-        """Returns the principal of a credential for which `_cached` returned None. `headers` are the values of the
-        Authorization headers. Raises Unauthorized, TooManyRequests."""
+        """Verifies a credential for which `_cached` returned None, and returns its principal. `headers` are the values
+        of the Authorization headers. Raises Unauthorized, TooManyRequests."""
         credential = parse_authorization(headers)
         if credential is None:
             return self._anonymous
@@ -122,9 +122,8 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """The authenticator of a registry without a store of accounts. `guarded` contains names of mirrored registries,
-    such as `ghcr.io`. Every request may pull, push and delete, except in the repositories whose names begin with one of
-    these, such as `ghcr.io/app`."""
+    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, except in
+    the repositories of the mirrored registries `guarded`: if `ghcr.io` is one of them, this excludes `ghcr.io/app`."""
 
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard
@@ -163,7 +162,7 @@ class ManagementAuthenticator:
             return self._policy.anonymous()
         match parse_authorization([value for name, value in headers if name == b"authorization"]):
             case Bearer(token) if api_tokens.is_well_formed(token):
-                return await self._api_token(token, by)
+                return await self._api_token_principal(token, by)
             case Basic() | Bearer() as credential:
                 return await principal_of(self._policy, await self._credentials.verify(credential, by))
         return await (self._principal(ANONYMOUS) if session is None else self._session_principal(session))
@@ -180,10 +179,10 @@ class ManagementAuthenticator:
         except Unauthorized:
             raise Unauthorized(SESSION_ENDED) from None
 
-    async def _api_token(self, text: str, by: Actor) -> Principal:
+    async def _api_token_principal(self, text: str, by: Actor) -> Principal:
         """Returns the principal of the API token `text`. Raises Unauthorized if it is not valid, or if it is a refresh
         token, which only `/token` accepts. `by` describes the client, for the audit log."""
-        identity = await self._credentials.verify_refresh(text, by)  # accepts every API token
+        identity = await self._credentials.verify_api_token(text, by)
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":
             raise Unauthorized(REFUSED)

@@ -2,9 +2,9 @@
 with its rights.
 
 The cache key of a credential is a keyed hash of its Authorization header and the client's address, with a random key
-that each cache makes for itself. So the cache contains no secret. The hash includes the address for this reason: logins
-with a cached password are not throttled, and this must help only clients at the address that sent the right password,
-not a guesser at another address.
+that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. The
+hash includes the address so that this helps only clients at the address that sent the right password: a guesser at
+another address finds no entry.
 
 An entry can be outdated, because rights and accounts change. It contains the *epoch* at which it was verified: a number
 in the store that every change of rights increases. `registry.auth.revocation_across_workers` compares it with the
@@ -64,7 +64,7 @@ class CredentialCache:
         self._bearer_entries: dict[bytes, VerifiedCredential] = {}
 
     def key_of(self, header: bytes, address: str) -> bytes:
-        """Returns the cache key of a credential: `header` is the value of its Authorization header, `address` the
+        """Returns the cache key of a credential: `header` is the value of an Authorization header, `address` the
         address of the client that sent it."""
         if address != self._address:
             address_hash = self._hash.copy()
@@ -98,9 +98,10 @@ class CredentialCache:
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the value of the Authorization header for a credential, in the form that most clients send. The cache key
-    is made from this form. `registry.auth.authenticators` first looks up the header as the client sent it. If that is
-    another form, such as `bearer` in lower case, it finds the entry only after it has parsed the header."""
+    """Returns the value of the Authorization header for a credential, in its usual form. An entry is stored under the
+    cache key of this form. `registry.auth.authenticators` first looks up the header as the client sent it, because that
+    needs no parsing. A header in another form, such as `bearer` in lower case, is found only by its usual form, after
+    parsing."""
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
     # A user name with a colon can come only from a form sent to `/token`. In a Basic header, the user "a:b" with the

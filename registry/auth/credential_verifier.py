@@ -1,7 +1,7 @@
 """Verifies credentials: passwords, API tokens, bearer tokens that `/token` issued, and tokens of trusted issuers.
 
 Each process caches verified credentials for an hour, so that it need not hash a password that a client sends with every
-request. Each look-up in the cache checks whether the credential is still valid
+request. Each lookup in the cache checks whether the credential is still valid
 (`registry.auth.revocation_across_workers`). For this purpose, an entry contains the *epoch* at which the credential was
 verified. The epoch is a number in the store that increases when an account, a grant or a signing key changes, or an API
 token is revoked.
@@ -74,7 +74,7 @@ class CredentialVerifier:
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a credential, and returns what it proves. Uses the cache if the credential is there. `by` describes
-        the client, for the audit log and for the limits on failed logins, some of which are per address.
+        the client, for the audit log and for the limits on failed logins per address.
 
         If necessary, waits for the download of an issuer's key set, or for the hashing of a password. Concurrent
         requests with the same password from the same address share one hashing. If the caller is cancelled, the
@@ -86,7 +86,7 @@ class CredentialVerifier:
         cache_key = self.cache.key_of(header_of(credential), by.address)
         found = self.cache.get(cache_key)
         if found is not None:
-            if self.cached_credential_check.is_valid(found):
+            if self.cached_credential_check.revalidate(found):
                 return found
             self.cache.remove(cache_key)
         if isinstance(credential, Bearer):
@@ -107,12 +107,12 @@ class CredentialVerifier:
         issuer's token. Raises what `verify` raises."""
         return (await self.verify(Basic(user, secret), by)).identity
 
-    async def verify_refresh(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token without a user name proves. A *refresh token* is an API token that
-        `/token` issued to a client for later requests to `/token`. Accepts both refresh tokens and the API tokens that
-        people made. Raises Unauthorized if the token is not valid."""
+    async def verify_api_token(self, text: str, by: Actor) -> Identity:
+        """Returns the identity that an API token proves, if the client sent no user name with it. Accepts the API
+        tokens that people made, and refresh tokens: API tokens that `/token` issued to a client for later requests to
+        `/token`. Raises Unauthorized if the token is not valid."""
         try:
-            identity = self._api_token(user=None, text=text)
+            identity = self._api_token_identity(user=None, text=text)
         except Unauthorized as error:
             self._logins.record_failure("", "token", error.message, by)
             raise Unauthorized(REFUSED) from None
@@ -132,8 +132,9 @@ class CredentialVerifier:
                 identity, key_id = await self._issuers.verify(token), None  # no signing key of this store
             else:
                 identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
-            # Refuses the token if its account was disabled, or its API token was revoked, after it was issued. Adds the
-            # current limits of the API token to the identity, because a bearer token does not contain them.
+            # Refuses a bearer token if, after it was issued, its account was disabled or the API token behind it was
+            # revoked. Adds the current limits of that API token to the identity, because a bearer token does not
+            # contain them.
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -150,7 +151,7 @@ class CredentialVerifier:
         method = self._login_method(secret)
         try:
             if method == "token":
-                identity = self._api_token(user, secret)
+                identity = self._api_token_identity(user, secret)
             elif method == "issuer":
                 identity = await self._issuers.verify(secret)
                 if identity.name != user:
@@ -182,13 +183,13 @@ class CredentialVerifier:
         of this store that signed a bearer token; None: the credential is not a bearer token of this registry.
 
         `epoch` must be read before the verification. If it changes during the verification, the entry contains the old
-        number, and the next look-up checks the credential again.
+        number, and the next lookup checks the credential again.
         """
         verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS, key_id)
         self.cache.put(cache_key, verified, credential)
         return verified
 
-    def _api_token(self, user: str | None, text: str) -> Identity:
+    def _api_token_identity(self, user: str | None, text: str) -> Identity:
         """Returns the identity that the API token `text` proves. Raises Unauthorized if the token is not valid.
 
         `user` is the user name that the client sent. The token must belong to this account, and must not be a refresh

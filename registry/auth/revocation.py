@@ -1,8 +1,9 @@
-"""`RevocationCheck`: checks whether an identity that a credential once proved is still valid. An identity is the
+"""`RevocationCheck`: checks whether the identity that a credential proved earlier is still valid. An identity is the
 account of a client, with the limits of its credential.
 
-The check reads the account and the API token in the store. If something outside the store proved the identity, it
-compares that as well: the account's line in the htpasswd file, or the settings of the token issuer or OpenID provider.
+The check reads the account and the API token from the store. Some identities depend on a *source outside the store*:
+the account's line in the htpasswd file, or the settings of a token issuer or of the OpenID provider. Such an identity
+has a *stamp*, a hash of its source. The check compares the stamp with a hash of the source as it is now.
 `registry.auth.revocation_across_workers` says when this check runs, and how a worker notices what another worker
 revoked.
 """
@@ -20,9 +21,8 @@ from storage.errors import Unauthorized
 
 
 class RevocationCheck:
-    """Checks identities. A *stamp* is a hash of the source outside the store that proved an identity; an identity
-    contains the stamp. `stamps` are those of the issuers and of the OpenID provider in the current settings. `htpasswd`
-    is None if the settings name no htpasswd file."""
+    """Checks identities. `stamps` are the stamps of the issuers and of the OpenID provider in the current settings.
+    `htpasswd` is None if the settings name no htpasswd file."""
 
     def __init__(self, accounts: Accounts, htpasswd: HtpasswdFile | None = None, stamps: Collection[str] = ()) -> None:
         self._accounts = accounts
@@ -34,9 +34,9 @@ class RevocationCheck:
         identity, the result has the token's expiry. Raises Unauthorized if the identity is not valid any more. Does not
         check whether the identity has expired.
 
-        Takes about ten microseconds. The check need not be repeated before the store's *epoch* changes or
-        `is_stamp_current` returns False. The epoch is a number in the store that increases when an account, a grant or
-        a signing key changes, or an API token is revoked.
+        Takes about ten microseconds. The result stays right until the store's *epoch* changes or `is_stamp_current`
+        returns False. The epoch is a number in the store that increases when an account, a grant or a signing key
+        changes, or an API token is revoked.
         """
         if identity.name is None:
             return identity
@@ -44,7 +44,7 @@ class RevocationCheck:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
             raise Unauthorized("the htpasswd line, or the settings, that the login depends on have changed")
-        # Without a version, the account is one of the htpasswd file, and must have a stamp.
+        # An account without a version comes from the htpasswd file, so it must have a stamp.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
             raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
         if identity.token is None:
@@ -54,9 +54,9 @@ class RevocationCheck:
         return replace(identity, limits=token.limits, expires=expires)
 
     def is_stamp_current(self, identity: Identity) -> bool:
-        """Returns whether the source outside the store that proved the identity is unchanged, which its stamp tells.
-        True for an identity without a stamp. Takes two microseconds for an account in the htpasswd file, because the
-        file needs a `stat`, and no measurable time for other identities."""
+        """Returns whether the identity's source outside the store still has the same stamp. True for an identity
+        without a stamp. Takes two microseconds for an account in the htpasswd file, because this calls `stat` on the
+        file, and no measurable time for other identities."""
         if identity.stamp is None or identity.name is None:
             return True
         if identity.stamp.startswith(f"{STAMP_PREFIX}:"):
@@ -96,6 +96,6 @@ class RevocationCheck:
 
 
 def _trusted_name(name: str) -> AccountName:
-    """Returns `name` as an account's name without the check of its characters, which takes longer than the look-up of
-    the account. The name comes from an identity, so it was checked before."""
+    """Returns `name` as an `AccountName`. Does not check its characters, because that takes longer than looking up the
+    account. The name comes from an identity, so it was checked before."""
     return str.__new__(AccountName, name)

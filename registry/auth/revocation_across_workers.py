@@ -1,22 +1,22 @@
-"""How a revoked right or credential takes effect on all workers, with the next request.
+"""How a revocation of a right or credential takes effect on all workers, at their next request.
 
 Workers are processes that share one database. They do not send each other messages about revocations. A number in the
 database, the *epoch*, tells each worker that rights have changed:
 
 1. The worker that revokes something (disables an account, removes a grant, revokes an API token, …) increments the
    epoch in the same transaction (`storage.accounts.Accounts.epoch`).
-2. Every worker reads the epoch at each request. This takes microseconds, because the number is read from the database
-   only if something was committed since the worker's last request. A counter in shared memory tells whether that is so
-   (`storage.metadata.sqlite.cross_process_change_counter`).
+2. Every worker gets the epoch at each request. This takes microseconds, because the worker reads the database only if
+   something was committed since its last request. A counter in shared memory tells the worker whether there was a
+   commit (`storage.metadata.sqlite.cross_process_change_counter`).
 3. A cached credential and its principal (the account with its rights) contain the epoch at which they were last
    checked. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if its epoch is the current
    one.
-4. If the epoch of the cached principal is older, `CachedCredentialCheck.is_valid` in this module checks the credential
-   again, and `principal_of` computes the rights again.
+4. If the epoch of the cached principal is older, `CachedCredentialCheck.revalidate` in this module checks the
+   credential again, and `principal_of` computes the rights again.
 
-Changes outside the database do not change the epoch: changes of the htpasswd file, and of the settings of a token
-issuer or of the OpenID provider. An identity from such a source contains a *stamp*, a hash of that source. Each request
-compares the stamp with that of the current source.
+The epoch does not change with the sources outside the database: the htpasswd file, and the settings of a token issuer
+or of the OpenID provider. An identity from such a source contains a *stamp*, a hash of the source. At each request, the
+worker compares the stamp with a hash of the source as it is now.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class CachedCredentialCheck:
 
     def is_current(self, verified: VerifiedCredential) -> bool:
         """Returns whether the cached credential has not expired, and its source outside the database is unchanged. Does
-        not check whether the epoch has changed; `is_valid` does."""
+        not check whether the epoch has changed; `revalidate` does."""
         return verified.until > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
 
-    def is_valid(self, verified: VerifiedCredential) -> bool:
+    def revalidate(self, verified: VerifiedCredential) -> bool:
         """Returns whether the cached credential is still valid. If the epoch has changed since the last check, checks
-        the account, the API token and the signing key again, and updates the entry's identity and epoch."""
+        the account, the API token and the signing key again, and updates the identity and the epoch in `verified`."""
         if not self.is_current(verified):
             return False
         epoch = self._accounts.epoch()
@@ -70,9 +70,9 @@ class CachedCredentialCheck:
 
 
 async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principal:
-    """Returns the principal of a verified credential. If the epoch has changed since the cached principal was made, or
-    there is none, makes a new one with the current rights and caches it. Raises Unauthorized if the identity is not
-    valid any more."""
+    """Returns the principal of a verified credential. If no principal is cached, or the epoch has changed since it was
+    made, makes a new one with the current rights and caches it. Raises Unauthorized if the identity is not valid any
+    more."""
     principal = verified.principal
     if principal is None or principal.epoch != policy.accounts.epoch():
         await policy.prepare(verified.identity)

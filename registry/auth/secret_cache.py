@@ -17,8 +17,8 @@ DEFAULT_MAX_ENTRIES = 4096
 
 
 class SecretCache(Generic[T]):
-    """Values by cache key; `key_of` makes the cache key from secrets. A cache with `max_entries` entries evicts the
-    oldest one for a new one."""
+    """Values by cache key; `key_of` makes the cache key from secrets. When it has `max_entries` entries, the cache
+    evicts the oldest one for a new one."""
 
     def __init__(self, max_entries: int = DEFAULT_MAX_ENTRIES) -> None:
         self._hash_key = os.urandom(32)
@@ -32,7 +32,8 @@ class SecretCache(Generic[T]):
             return self._hash(secrets[0].encode("utf-8", "surrogatepass"))
         parts = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
         text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
-        return self._hash(text, personalization=b"list")  # differs from the hash of one secret with this text
+        # The personalization makes this hash differ from that of a single secret with the same text.
+        return self._hash(text, personalization=b"list")
 
     def get(self, key: bytes) -> T | None:
         """Returns the value under the cache key `key`, or None if there is none."""

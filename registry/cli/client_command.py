@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, ListenOption, MirrorOption, fail, load_or_fail
-from registry.cli.registry_address import RegistryAddress, client_address, listens_everywhere
+from registry.cli.registry_address import RegistryAddress, listens_everywhere, registry_address
 from registry.config import Settings, Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
@@ -61,8 +61,8 @@ def client(
     listen: ListenOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Prints the files on stdout, and on stderr hints that say what to do with them. `data` has no effect; the command
-    accepts the option because people repeat the options with which they run `entrepot serve`."""
+    """Prints the files on stdout, and on stderr hints that say what to do with them. `data` has no effect. The command
+    accepts it because people use the same options as with `entrepot serve`."""
     from registry.cli import client_setup
 
     settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
@@ -88,21 +88,21 @@ def _parse_address(url: str) -> RegistryAddress:
 
 
 def _address_in_settings(settings: Settings) -> RegistryAddress:
-    """Returns the address that the settings give. If the setting `listen` has a wildcard host, such as `0.0.0.0`, the
-    returned address has the host `localhost`; then prints a hint on stderr, because other machines cannot use that
-    address. Ends the command if the settings leave the port to the system."""
+    """Returns the address that the settings give. If the address comes from `listen` and its host is a wildcard, such
+    as `0.0.0.0`, the result has the host `localhost` in its place. Other machines cannot use this address, so this
+    prints a hint on stderr. Ends the command if the settings leave the port to the system."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
-            "with port 0 the server picks its port when it starts, so the settings do not hold it; "
-            "name its address with --url",
+            "with port 0 the server picks a free port when it starts, so the settings do not tell the port; "
+            "give the server's address with --url",
             USAGE_ERROR,
         )
     if not settings.public_url and listens_everywhere(settings):
         typer.echo(
-            "# this address is for clients on the same machine; for other machines name the address with --url",
+            "# this address is for clients on the same machine; for other machines give the address with --url",
             err=True,
         )
-    return _parse_address(client_address(settings).url)
+    return _parse_address(registry_address(settings).url)
 
 
 def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
@@ -126,9 +126,9 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. `host.prefix` is the host at the beginning of the
-    client's image names; a `name` that equals the prefix of a host selects that host alone. `host.name` is the name of
-    the host's upstream. It selects all hosts of the upstream, unless it is also the prefix of a host."""
+    """Returns whether `name`, a value of --upstream, selects `host`. If `name` is the prefix of a host (the host in the
+    client's image names), it selects that host alone. Otherwise `name` is the name of an upstream, and selects all
+    hosts of the upstream."""
     return host.prefix == name or (host.name == name and all(other.prefix != name for other in all_hosts))
 
 
@@ -143,11 +143,11 @@ def _default_upstream(name: str) -> Upstream:
 
 def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None:
     """Ends the command if docker would get images of another registry in place of those of Docker Hub. docker asks the
-    mirror in daemon.json for `library/ubuntu` without the host `docker.io`, and this registry then asks its default
-    upstream, whichever that is."""
+    mirror in daemon.json for `library/ubuntu`, without the host `docker.io`. So this registry asks its default
+    upstream, which must be docker.io."""
     if any(host.name == DOCKER_HUB for host in hosts) and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(
-            "docker asks its mirror for names without a host, and here those names do not mean docker.io; "
+            "docker asks its mirror for names without a host, and in these settings such names do not mean docker.io; "
             "set default = true for the upstream docker.io",
             USAGE_ERROR,
         )

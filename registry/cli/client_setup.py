@@ -2,7 +2,7 @@
 
 An *upstream* is a remote registry that this registry mirrors. containerd and BuildKit name the upstream's host in the
 query of each request, as `?ns=HOST`. podman puts the upstream's name in front of the repository name. docker does
-neither when it uses a mirror: it uses mirrors for Docker Hub only.
+neither, because it uses mirrors for Docker Hub only.
 
 Sources: moby, "Registry as a pull through cache" (daemon.json); containerd, docs/hosts.md (hosts.toml);
 containers-registries.conf(5); BuildKit, docs/buildkitd.toml.md.
@@ -46,8 +46,8 @@ class MirroredHost:
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:
-    """Returns one host for the upstream's name and one for each of its aliases (further host names). If there are
-    aliases and the upstream's name has no dot, leaves out that name, because it is then no host name."""
+    """Returns one host for the upstream's name and one for each of its aliases (further host names). Leaves out the
+    upstream's name if it has no dot and there are aliases, because then it is no host name."""
     name_is_host = "." in upstream.name or not upstream.aliases
     prefixes = [upstream.name, *upstream.aliases] if name_is_host else upstream.aliases
     return [MirroredHost(prefix, upstream.name, _server_url(prefix, upstream)) for prefix in prefixes]
@@ -83,8 +83,8 @@ def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
 
 
 def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns one hosts.toml for each host. containerd adds `?ns=HOST` to each request to a mirror, so this registry
-    knows which upstream is meant."""
+    """Returns one hosts.toml for each host. containerd adds `?ns=HOST` to each request to a mirror, which tells this
+    registry the upstream."""
     files = []
     for host in hosts:
         path = f"/etc/containerd/certs.d/{host.prefix}/hosts.toml"
@@ -99,18 +99,18 @@ def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) ->
         ]
         files.append((path, _join_lines(lines)))
     hints = [
-        "Kubernetes (CRI) reads them if /etc/containerd/config.toml sets config_path to /etc/containerd/certs.d;",
-        "nerdctl always reads them; ctr reads them with --hosts-dir /etc/containerd/certs.d",
+        "Kubernetes (CRI) reads these files if /etc/containerd/config.toml sets config_path to /etc/containerd/certs.d",
+        "nerdctl always reads these files; ctr reads them with --hosts-dir /etc/containerd/certs.d",
     ]
     if len(files) > 1:
-        hints.append(f"this output holds {len(files)} files; --upstream NAME prints one of them alone")
+        hints.append(f"this output contains {len(files)} files; --upstream NAME prints only the file of that upstream")
     return ClientSetup(tuple(files), tuple(hints))
 
 
 def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
     """Returns a registries.conf of version 2. podman sends no `?ns=`, so the location of each mirror contains the
     upstream's name. podman itself expands Docker Hub's short names, such as `ubuntu` to `library/ubuntu`. If the
-    address has no TLS, `insecure` allows plain HTTP."""
+    address has no TLS, the key `insecure` allows plain HTTP."""
     path = "/etc/containers/registries.conf.d/50-entrepot.conf"
     lines = [
         f"# {path}",

@@ -33,7 +33,8 @@ def become_owner(data: Path) -> None:
     leaves all other groups.
 
     Does nothing if the process is not root, or if `data` belongs to root or does not exist. Must be called while the
-    process has only one thread. Raises OwnerError if the kernel does not allow the switch, as in some containers."""
+    process has only one thread, because capset(2) changes only the calling thread. Raises OwnerError if the kernel does
+    not allow the switch, as in some containers."""
     if os.geteuid() != 0 or not data.exists():
         return
     status = data.stat()
@@ -59,8 +60,8 @@ def _switch_user(uid: int, gid: int, *, keep_read_access: bool) -> None:
     os.setgid(gid)
     os.setuid(uid)
     if keep_read_access:
-        # The command imports modules later, and root's Python may be installed where only root can read, such as in
-        # /root. This capability allows the process to read all files, but not to create or change them.
+        # The command imports modules later, and Python may be installed where only root can read, such as in /root.
+        # This capability allows the process to read all files, but not to create or change them.
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)  # 0: this process
         # Effective, permitted and inheritable capabilities: the lower 32 of each, then the upper 32 of each.
         capability_sets = (ctypes.c_uint32 * 6)(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
@@ -76,8 +77,7 @@ def _raise_on_error(result: int) -> None:
 
 def _can_read_program(uid: int, gid: int) -> bool:
     """Returns whether the user can read the directories from which Python imports modules. Starts a child process that
-    becomes the user and asks the kernel, because the permission bits alone do not decide: access control lists also
-    do."""
+    becomes the user and asks the kernel, because access control lists count as well as the permission bits."""
     folders = [folder for folder in sys.path if os.path.isdir(folder)]
     child = os.fork()
     if child == 0:

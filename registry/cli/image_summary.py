@@ -26,7 +26,7 @@ IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/v
 """Config media types of ordinary images, which are also the artifact types of such images. The text summary does not
 show them as the artifact type, because they tell people nothing new."""
 MAX_LISTED = 20
-"""Maximum number of tags, and of referrers, that the text summary lists; it gives only the number of the others."""
+"""Maximum number of tags, and of referrers, that the text summary lists. Of the others it shows only the number."""
 
 
 async def summarize_image(registry: Registry, image_reference: ImageReference) -> dict[str, Any]:

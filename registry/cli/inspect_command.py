@@ -52,8 +52,8 @@ def inspect(
 
 def parse_image_reference(text: str) -> ImageReference:
     """Parses a reference as people paste it, such as `http://localhost:5000/team/app:1.2`. Removes the scheme, and a
-    host in front of the repository name: a first segment with a port, or `localhost`. Without a tag or digest, the
-    reference means the tag `latest`. Raises NameInvalid, TagInvalid and DigestInvalid."""
+    host in front of the repository name. A first segment with a port, or `localhost`, is such a host. Without a tag or
+    digest, the reference means the tag `latest`. Raises NameInvalid, TagInvalid and DigestInvalid."""
     from storage.names import parse_reference
 
     text = text.strip().removeprefix("http://").removeprefix("https://")

@@ -4,8 +4,8 @@ Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait 
 does not exit before such threads have ended. A command may end abruptly without losing data, because the storage makes
 each write durable before it acknowledges the write. A later command or server removes incomplete files.
 
-`entrepot serve` uses this module only while its modules are imported. After that, the server installs its own signal
-handlers.
+For `entrepot serve`, this module is used only until the server installs its own signal handlers, mainly while Python
+imports the modules.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class SignalExit:
     """A callable that prints one line with the reason on stderr and ends the process immediately, with the exit code
     128 + the signal's number. It can be called in any thread.
 
-    The constructor saves the terminal's settings, and the call restores them. So construct the object before the
-    command changes the terminal, for example for a password prompt.
+    The constructor saves the terminal's settings, and the call restores them. So the object must be constructed before
+    the command changes the terminal, for example for a password prompt.
     """
 
     def __init__(self) -> None:
@@ -98,8 +98,8 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
             return loop.run_until_complete(task)
         except BaseException:
             if watch.first_signal is not None:
-                # Ends the process here, because closing the loop would wait for its threads, as would the normal exit
-                # of Python, and a thread may be waiting for the network.
+                # Ends the process here. Closing the loop or exiting normally would wait for the threads, and a thread
+                # may be waiting for the network.
                 watch.exit_now(watch.first_signal, reason)
             raise
 
@@ -128,7 +128,7 @@ class _SignalWatch:
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
         self._previous_wakeup_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        # These handlers do nothing. They replace the earlier handlers, so that only the thread reacts to a signal.
+        # These handlers do nothing. They replace the earlier ones, so that only the signal thread reacts to a signal.
         self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         return self
 
@@ -136,7 +136,7 @@ class _SignalWatch:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_wakeup_fd)
-        os.close(self._write_fd)  # the thread then reads the end of the pipe and ends
+        os.close(self._write_fd)  # so that the signal thread reads the end of the pipe and ends
         self._thread.join()
         os.close(self._read_fd)
 

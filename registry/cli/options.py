@@ -67,9 +67,10 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
-    """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. `flags`
-    has the value of each flag by the name of its setting; None or an empty list means that the flag was not given. Ends
-    the command if a setting is invalid."""
+    """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. Ends the
+    command if a setting is invalid.
+
+    `flags` maps the name of a setting to the value of its flag; None or an empty list: the flag was not given."""
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
         loaded = load_settings(given, file)

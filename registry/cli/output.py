@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _UNWRAPPED_COLUMNS = ("role", "platform", "size")
-"""Columns whose cells never wrap to a second line."""
+"""Names of columns whose cells never wrap to a second line."""
 
 
 def plain_console() -> Console:
@@ -31,8 +31,8 @@ def plain_console() -> Console:
 
 
 def new_table(*columns: str) -> Table:
-    """Returns a table without rows. A cell that is too wide for its column wraps and is never truncated, except in the
-    columns of `_UNWRAPPED_COLUMNS`."""
+    """Returns a table without rows. Text that is too wide for its column wraps; in the columns of `_UNWRAPPED_COLUMNS`
+    it is cut off instead."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -56,7 +56,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty_mess
 
 
 def _printable(text: str) -> str:
-    """Replaces each control character by `?`, because a terminal would obey it: move the cursor or change colours."""
+    """Replaces each control character by `?`, because it could move a terminal's cursor or change its colours."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

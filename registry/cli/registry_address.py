@@ -1,4 +1,5 @@
-"""The URL at which clients reach this registry, and what follows from it for image names and for docker."""
+"""The URL at which clients reach this registry. Its host begins the names of images, and determines whether docker
+accepts plain HTTP."""
 
 from __future__ import annotations
 
@@ -41,12 +42,11 @@ class RegistryAddress:
 
 
 def listens_everywhere(settings: Settings) -> bool:
-    """Returns whether the setting `listen` has a wildcard host such as 0.0.0.0. A client cannot connect to such a
-    host."""
+    """Returns whether the setting `listen` has a wildcard host such as 0.0.0.0, to which no client can connect."""
     return settings.listen.rpartition(":")[0] in _WILDCARD_HOSTS
 
 
-def client_address(settings: Settings) -> RegistryAddress:
+def registry_address(settings: Settings) -> RegistryAddress:
     """Returns the address in the setting `public_url`. If it is not set, returns the address in `listen`, with
     `localhost` in place of a wildcard host."""
     if settings.public_url:

@@ -1,7 +1,7 @@
 """The command `entrepot serve`: checks the settings and the data directory, and runs the server.
 
 A registry is *closed* if clients must log in: it has or had accounts, or the settings name another source of accounts,
-such as an htpasswd file. If not, it is *open*: anyone who can connect can pull, push and delete.
+such as an htpasswd file. Otherwise it is *open*: anyone who can connect can pull, push and delete.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ def serve(
 def run_server(settings: Settings) -> int:
     """Runs the server until a signal stops it, and returns the exit code.
 
-    If root starts the command and the data directory belongs to another user, the process becomes that user. It binds
-    the port first, because only root may bind a port below 1024. Ends the command with an error message if it cannot
-    bind the port, or if a file or a setting cannot be used. Raises DataDirectoryError if the data directory cannot be
-    used, and OwnerError if the process may not become the user who owns it."""
+    If root starts the command and the data directory belongs to another user, the process becomes that user. Before
+    that, it binds the port, because only root may bind a port below 1024.
+
+    Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
+    DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
     from registry.app import create_app
     from registry.cli.startup_banner import startup_banner
     from registry.log_output import log_to_stderr
@@ -122,7 +123,7 @@ def _prepare(settings: Settings, listener: socket.socket) -> tuple[ListenerOptio
         has_other_logins = has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer)
         closed = has_other_logins or has_had_account(settings.data)
         check_insecure_open(
-            bound_is_loopback=is_loopback(listener.getsockname()[0]),
+            bound_to_loopback=is_loopback(listener.getsockname()[0]),
             closed=closed,
             insecure_open=settings.insecure_open,
         )
@@ -140,8 +141,11 @@ def _print_banner(text: str) -> None:
 
 def build_listener_options(settings: Settings) -> ListenerOptions:
     """Returns the options of the listener, which apply to a connection before a request is read: TLS, trusted proxies
-    and the limit of connections for each client address. If root started the command, this must run as root, because
-    only root may be able to read the TLS key. Raises CertificateError if the TLS files or settings cannot be used."""
+    and the limit of connections for each client address. Raises CertificateError if the TLS files or settings cannot be
+    used.
+
+    If root started the command, this must run while the process is still root, because only root may be able to read
+    the TLS key."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates
     from registry.server.gate.listener import ListenerOptions
     from registry.server.gate.per_address_limit import PerAddressLimit
@@ -153,8 +157,8 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
         raise CertificateError("[tls] has settings, but names no certificate; set tls.certificate")
     if client_auth != "off" and tls.client_ca is None:
         raise CertificateError(
-            f"tls.client_auth is {client_auth}, but nobody signs for clients: set tls.client_ca to the file with the "
-            "certificate of the authority that signs the clients' certificates"
+            f"tls.client_auth is {client_auth}, but there is no authority for client certificates: set tls.client_ca "
+            "to the file with the certificate of the authority that signs them"
         )
     certificates = None
     if tls.certificate is not None:
@@ -170,11 +174,11 @@ class InsecureOpenError(Exception):
     """The registry would be open and other machines could reach it. The text is one line for people."""
 
 
-def check_insecure_open(*, bound_is_loopback: bool, closed: bool, insecure_open: bool) -> None:
+def check_insecure_open(*, bound_to_loopback: bool, closed: bool, insecure_open: bool) -> None:
     """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
-    `insecure_open` allows this. `bound_is_loopback` means that the socket is bound to a loopback address, which only
-    this machine can reach."""
-    if not (bound_is_loopback or closed or insecure_open):
+    `insecure_open` allows this. `bound_to_loopback`: whether the socket is bound to a loopback address, which only this
+    machine can reach."""
+    if not (bound_to_loopback or closed or insecure_open):
         raise InsecureOpenError(
             "this address can be reached from other machines, and there are no accounts: add one with "
             "`entrepot user add NAME --admin`, or let anyone push and delete with --insecure-open"

@@ -71,11 +71,11 @@ If an upstream needs no more than its defaults, `mirror = ["docker.io"]`, `--mir
 - A name that neither begins with an upstream's name nor belongs to this registry is pulled from the default upstream,
   if there is one. But no upstream is asked for a name that begins with the host of a registry that is not mirrored.
 
-If a client pulls a name that is meant for private images before anything was pushed to it, this registry asks the
-default upstream for that name, so the upstream learns the name. To prevent that, add the name to `hosted.prefixes`. A
-push contacts an upstream only if content was pulled under the same name before.
+If a client pulls the name of a private image before its first push, this registry asks the default upstream for that
+name, so the upstream learns the name. To prevent that, add the name to `hosted.prefixes`. A push contacts an upstream
+only if content was pulled under the same name before.
 """
-"""The end of the page. `render_settings_page` replaces the line `TOML` by an example file."""
+"""The end of the page. `render_settings_page` replaces the line `TOML` with an example file."""
 
 
 def render_settings_page() -> str:

@@ -66,17 +66,16 @@ def display_text(value: Any) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Returns a plain value as TOML. All but a dict is written as JSON, which has the same syntax for strings, numbers,
-    booleans and lists."""
+    """Returns a plain value as TOML. Writes all values except dicts as JSON, which has the same syntax as TOML for
+    strings, numbers, booleans and lists."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 
 def toml_lines(settings: Iterable[tuple[SettingPath, Sequence[str]]]) -> list[str]:
-    """Returns the lines of a TOML file: those of the settings, and before each group its header, such as `[gc]`.
-    `settings` are pairs of a setting's path and the lines for that setting, sorted so that the settings of a group
-    follow one another."""
+    """Returns the lines of a TOML file: the lines of the settings, with a header such as `[gc]` before each group.
+    `settings`: the path and the lines of each setting. The settings of a group must follow one another."""
     lines: list[str] = []
     group: SettingPath = ()
     for path, setting_lines in settings:

@@ -12,8 +12,9 @@ from registry.config import DOCKER_HUB, Settings
 
 def startup_banner(settings: Settings, address: str, listener: socket.socket, *, closed: bool) -> str:
     """Returns the lines with the address, the data directory and the commands to try first, without a newline at the
-    end. `address` is HOST:PORT of the socket `listener`; `closed` says whether clients must log in. Other programs
-    parse the first line, so its format must stay the same in all versions."""
+    end. Other programs parse the first line, so its format must stay the same in all versions.
+
+    `address`: HOST:PORT of the socket `listener`. `closed`: whether clients must log in."""
     from registry import __version__
 
     scheme = "http" if settings.tls.certificate is None else "https"

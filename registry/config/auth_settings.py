@@ -18,8 +18,8 @@ from storage.access import AccountInvalid, AccountName
 DEFAULT_SERVICE = "entrepot"
 """The name of this registry in tokens and challenges if neither `service` nor `public_url` is set."""
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""The signature algorithms that can be accepted. All of them use a key pair. If an algorithm with a shared secret were
-accepted, such as HS256, an attacker could sign tokens with the issuer's public key as the secret."""
+"""The signature algorithms that can be accepted. All of them use a key pair. If an algorithm with a shared secret, such
+as HS256, were accepted, an attacker could sign tokens with the issuer's public key as the secret."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
 _SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
@@ -35,13 +35,14 @@ def _check_service(value: str) -> str:
 
 
 def check_identity_url(value: str, example: str, attacker_gains: str) -> None:
-    """Raises ValueError unless `value` can be the URL of a service on which logins depend, such as an OpenID provider:
-    https, or http on this machine, and without a user name and a fragment. `example` is a valid URL for the message.
-    `attacker_gains` is the end of the message about plain http, "whoever can change its answers …": for example "can
-    log in"."""
+    """Raises ValueError unless `value` can be the URL of a service on which logins depend, such as an OpenID provider.
+    The URL must have https, or http on this machine, and must not have a user name, a password or a fragment.
+
+    `example`: a valid URL for the message. `attacker_gains`: the end of the message that refuses plain http, after
+    "whoever can change its answers"; for example "can log in"."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
-        raise ValueError("such an address holds no user and no password")
-    parts = split_http_url(value, example, fragment=False)
+        raise ValueError("such an address must not contain a user name or password")
+    parts = split_http_url(value, example, allow_fragment=False)
     if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
         raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {attacker_gains}")
 
@@ -67,7 +68,7 @@ def _check_account(value: str) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """Returns a list with the text if `value` is one text. Returns any other value unchanged, for pydantic to check."""
+    """Returns a list with the one text `value`. Returns a value that is not text unchanged, for pydantic to check."""
     return [value] if isinstance(value, str) else value
 
 
@@ -96,7 +97,7 @@ class AuthSettings(SettingsGroup):
 
 class Issuer(SettingsGroup):
     """An outside service whose tokens (JWTs) are accepted as a password or as a bearer token, such as a CI that gives
-    each job a token. For each token, the first table whose issuer, audience and required claims match it is used."""
+    each job a token. Each token uses the first table whose issuer, audience and required claims match."""
 
     issuer: str = Field(min_length=1, description="The exact `iss` claim of its tokens")
     audience: str = Field(
@@ -129,7 +130,7 @@ class Issuer(SettingsGroup):
     groups_claim: str | None = Field(
         default=None,
         min_length=1,
-        description="The claim with the groups of which the robot is a member while it uses this token",
+        description="The claim that lists the groups to which the robot belongs while it uses this token",
     )
 
     @model_validator(mode="after")
@@ -144,15 +145,15 @@ class Issuer(SettingsGroup):
 
 
 def token_service_name(auth: AuthSettings, public_url: str | None) -> str:
-    """Returns the name of this registry in tokens and challenges: the first of these that is set: `service`, host and
-    port of `public_url`, DEFAULT_SERVICE. It does not depend on the `Host` header of a request."""
+    """Returns the name of this registry in tokens and challenges: `service`; if it is not set, the host and port of
+    `public_url`; if that is not set either, DEFAULT_SERVICE. The name never depends on a request's `Host` header."""
     return auth.service or urlsplit(public_url or "").netloc or DEFAULT_SERVICE
 
 
 def has_external_logins(auth: AuthSettings, issuers: Sequence[Issuer], provider: str | None) -> bool:
     """Returns whether the settings configure logins outside the metadata store: an htpasswd file, issuers of tokens, or
-    an OpenID provider. If they do, the registry requires a login even if the metadata store has no accounts. `provider`
-    is the URL of the OpenID provider; None if there is none."""
+    an OpenID provider. If they do, the registry requires a login even if the metadata store has no accounts.
+    `provider`: the URL of the OpenID provider; None: there is none."""
     return auth.htpasswd is not None or bool(issuers) or provider is not None
 
 

@@ -25,20 +25,20 @@ class SettingsGroup(BaseModel):
 
 
 def split_commas(value: object) -> object:
-    """Returns the list of the texts between the commas if `value` is text, as in a flag or an environment variable.
-    Returns any other value unchanged, for pydantic to check."""
+    """Splits a text with commas, such as the value of a flag or an environment variable, into a list. Returns a value
+    that is not text unchanged, for pydantic to check."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def split_http_url(value: str, example: str, *, query: bool = True, fragment: bool = True) -> SplitResult:
-    """Returns the parts of an http or https URL with a host. Raises ValueError for any other value; the message
-    contains `example`, a valid URL. `query` and `fragment`: whether a URL that has such a part is accepted."""
+def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_fragment: bool = True) -> SplitResult:
+    """Returns the parts of an http or https URL with a host. Raises ValueError for any other value, and for a URL with
+    a query or fragment that is not allowed. The message contains `example`, a valid URL."""
     try:
         parts = urlsplit(value)
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         valid = False
-    if not valid or (parts.query and not query) or (parts.fragment and not fragment):
+    if not valid or (parts.query and not allow_query) or (parts.fragment and not allow_fragment):
         raise ValueError(f"{value!r} is not an address like {example}")
     return parts
 
@@ -61,8 +61,8 @@ def parse_duration(value: object) -> object:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a text from which `parse_duration` returns this duration: `1h30m` for `5400.0`. Fractions of a second are
-    rounded to milliseconds."""
+    """Returns a duration as text that `parse_duration` accepts: `1h30m` for `5400.0`. Rounds fractions of a second to
+    milliseconds."""
     if seconds != int(seconds):
         return f"{round(seconds * 1000)}ms"
     remaining, parts = int(seconds), []
@@ -76,8 +76,8 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(size_bytes: int) -> str:
-    """Returns a text that pydantic's `ByteSize` parses to this size: `8MiB` for `8388608`. A size that is not a
-    multiple of 1 KiB is written as a number of bytes."""
+    """Returns a size as text that pydantic's `ByteSize` accepts: `8MiB` for `8388608`. Writes a size that is not a
+    multiple of 1 KiB as a number of bytes."""
     for unit, unit_bytes in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", MIB), ("KiB", KIB)):
         if size_bytes and size_bytes % unit_bytes == 0:
             return f"{size_bytes // unit_bytes}{unit}"

@@ -36,8 +36,7 @@ followed by the name."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
-"""Longest host name, in characters. A name of this length has 255 bytes in the binary form, the limit of RFC 1035,
-section 2.3.4."""
+"""Longest host name, in characters. Its binary form has 255 bytes, the limit of RFC 1035, section 2.3.4."""
 _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
@@ -56,8 +55,8 @@ def _split_upstream_url(value: str, example: str) -> SplitResult:
     """Returns the parts of an http or https URL without user name, query and fragment. Raises ValueError for any other
     value. `example`: a valid URL for the error message."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
-        raise ValueError("an address holds no user and no password; set username and password_file")
-    parts = split_http_url(value, example, query=False, fragment=False)
+        raise ValueError("an address must not contain a user name or password; set username and password_file")
+    parts = split_http_url(value, example, allow_query=False, allow_fragment=False)
     try:
         normalized_host(parts.hostname or "")
     except ValueError:
@@ -234,9 +233,9 @@ class Upstream(SettingsGroup):
 
     @property
     def has_private_repositories(self) -> bool:
-        """Whether this upstream may have repositories that only some clients are allowed to read: if it has a login,
-        which may see such repositories, or if pulls need a grant for this upstream. The mirror then serves a cached
-        blob from a repository only after the upstream has confirmed that this repository has the blob."""
+        """Whether this upstream may have repositories that only some clients are allowed to read. That is so if it has
+        a login, which may see such repositories, or if pulls need a grant for this upstream. The mirror then serves a
+        cached blob from a repository only after the upstream has confirmed that this repository has the blob."""
         return self._has_login or self.needs_named_grant
 
     @property
@@ -257,9 +256,9 @@ class HostedSettings(SettingsGroup):
 
 
 def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `values`, the values of all settings, with an upstream added for each name in the setting `mirror` that
-    has none. If no upstream is the default upstream, the first one in `mirror` becomes it. Returns the values unchanged
-    if `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
+    """Returns `values`, the values of all settings, and adds an upstream for each name in the setting `mirror` that is
+    not yet in `upstream`. If no upstream is the default, makes the first one in `mirror` the default. Returns the
+    values unchanged if `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
     names, upstreams = split_commas(values.get("mirror", [])), values.get("upstream", [])
     if not isinstance(names, list) or not isinstance(upstreams, list):
         return dict(values)
@@ -275,14 +274,14 @@ def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_upstream_name(value: Any) -> bool:
-    """Returns whether a value looks like a valid name of an upstream. Does not check the length, which the validator
-    `_check_upstream_name` does later."""
+    """Returns whether a value looks like a valid name of an upstream. Leaves the length to the validator
+    `_check_upstream_name`, which runs later."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_HOSTS, HUB_LIBRARY)
 
 
 def _get(upstream: Any, field: str) -> Any:
-    """Returns the value of a field of an upstream, which is a mapping or already an `Upstream`; None if it has no such
-    field."""
+    """Returns the value of a field of an upstream, which is a mapping or already an `Upstream`; None if the field is
+    missing."""
     return upstream.get(field) if isinstance(upstream, Mapping) else getattr(upstream, field, None)
 
 
@@ -312,8 +311,7 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(f"two upstreams are called {duplicate}, by name or alias")
     if conflict := next((alias for alias in aliases if alias in hosts), None):
         raise ValueError(
-            f"{conflict} cannot be an alias, which is the upstream's own name, and also be in hosts, "
-            "which lists names of this server"
+            f"{conflict} is in aliases and in hosts; aliases lists names of the upstream, hosts those of this server"
         )
     mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)  # a default upstream serves `library/…`
     for pattern in hosted.prefixes:

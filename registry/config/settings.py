@@ -31,16 +31,16 @@ from registry.config.worker_count import default_worker_count
 
 
 def _check_network(value: str) -> str:
-    """Returns a network in its normal form; for an IP address, the network that consists of it. Raises ValueError for
+    """Returns a network in its normal form; for an IP address, the network of only this address. Raises ValueError for
     other text, for a network whose address has bits set after the prefix, and for a network of all addresses."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
         raise ValueError(f"{value!r} is not a network like 10.0.0.0/8, nor an address") from None
     if ip_address(value.partition("/")[0]) != network.network_address:
-        raise ValueError(f"{value!r} has more bits than its network; write {network}, or an address without /")
+        raise ValueError(f"{value!r} has bits set after its prefix; write {network}, or an address without /")
     if network.prefixlen == 0:
-        raise ValueError(f"{value!r} is every address: then everybody could forge their address")
+        raise ValueError(f"{value!r} covers every address: then every client could forge its address")
     return str(network)
 
 
@@ -93,7 +93,7 @@ def _check_directory(value: object) -> object:
     return value
 
 
-class CollectionSettings(SettingsGroup):
+class GarbageCollectionSettings(SettingsGroup):
     """Garbage collection, which removes content that nothing refers to any more. It runs while the registry serves."""
 
     grace: Duration = Field(
@@ -201,7 +201,7 @@ class Settings(BaseSettings):
         "that name. The first one is the default upstream, unless an `[[upstream]]` has `default = true`",
     )
     tls: TLSSettings = TLSSettings()
-    gc: CollectionSettings = CollectionSettings()
+    gc: GarbageCollectionSettings = GarbageCollectionSettings()
     uploads: UploadSettings = UploadSettings()
     audit: AuditSettings = AuditSettings()
     limits: LimitSettings = LimitSettings()

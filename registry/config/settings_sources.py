@@ -28,8 +28,8 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """The environment variable with the path of the settings file."""
 
 _KUBERNETES_VARIABLE = re.compile(rf"{ENV_PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
-"""Names of variables that Kubernetes sets in each container if a service named `entrepot` exists. They are no settings,
-so there is no warning about them."""
+"""Names of variables that Kubernetes sets in each container if a service named `entrepot` exists. They are not meant
+as settings and cause no warning."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
@@ -260,7 +260,7 @@ def _check_source(source: SettingsSource) -> None:
 def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
     """Returns the name of a setting for messages, such as `upstream[docker.io].tag_ttl` for the path `("upstream", 0,
     "tag_ttl")`. `values` are the values of the source, from which the name of a table is taken. For a table without a
-    name, and for an entry of another list, the name has the position instead, counted from 1."""
+    name, and for an entry of another list, the position stands in its place, counted from 1."""
     text = ""
     for part in path:
         if isinstance(part, str):
@@ -274,8 +274,8 @@ def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
 
 
 def _problem_text(problem: ErrorDetails) -> str:
-    """Returns the text of an error of pydantic about a setting. Replaces pydantic's terms by those of the settings
-    file."""
+    """Returns the text for pydantic's error about a setting, in the terms of the settings file instead of those of
+    pydantic."""
     if problem["type"] == "extra_forbidden":
         tables = (*setting_fields(Upstream, ("upstream",)), *setting_fields(Issuer, ("issuer",)))
         known = [".".join(path) for path, _ in (*setting_fields(), *tables)]

@@ -1,5 +1,4 @@
-"""The default of the setting `workers`, the number of server processes. `registry.config.settings` uses it where the
-settings give no number."""
+"""The default of the setting `workers`, the number of server processes."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """Response cache: returns a stored response when the same client repeats a request and the store has not changed.
 
-An *answer* is a complete response to a GET or HEAD. Our server calls `DistributionAPI.answer_at_once` before it calls
-the application, so a cached answer needs no task and no call on the registry. Only answers that depend on nothing but
-the request and the store are cached. So an answer for a mirrored repository is not cached: it also depends on the time
-since the mirror asked the upstream. The answer to a HEAD of a blob is not cached either: each HEAD has to reach the
-store, which then protects the blob from the garbage collector for a while. docs/adr/0013-answers-that-are-ready.md
-gives the reasons and the savings.
+An *answer* is a complete response to a GET or HEAD. Our server first calls the plain function
+`DistributionAPI.answer_at_once`, which returns the cached answer. If there is none, the server starts a task that calls
+the application through ASGI. So a cached answer needs no task and no call on the registry.
+
+Only answers that depend on nothing but the request and the store are cached. An answer for a mirrored repository is not
+cached, because it also depends on the time since the mirror asked the upstream. The answer to a HEAD of a blob is not
+cached either: each HEAD has to reach the store, which then protects the blob from the garbage collector for a while.
+docs/adr/0013-answers-that-are-ready.md gives the reasons and the savings.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from storage.versioned_cache import VersionedCache
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key in `scope["extensions"]` that our server sets if it calls `answer_at_once`. Its value is a dictionary."""
-_STORE_AS: Final = "store"
+_CACHE_AS: Final = "cache_as"
 """Key in that dictionary. `AnswerCache.find` adds it if the answer is worth caching. Its value is a pair: the cache key
 for the answer, and the store's version before the answer was made. The answer is cached only if this version has not
 changed since."""
@@ -45,9 +47,9 @@ _READS: Final = ("GET", "HEAD")
 _ENTRY_BYTES: Final = 2048
 """Approximate memory of a cached answer without its body and cache key."""
 
-CredentialKey = Callable[[Sequence[bytes], str], Hashable | None]
+MakeCredentialKey = Callable[[Sequence[bytes], str], Hashable | None]
 """Returns a key for the principal (account or anonymous client) of a request, from the values of its Authorization
-headers and the client's address. Returns None if the request bypasses the cache
+headers and the client's address. Returns None if the request has to bypass the cache
 (`registry.http.www_authenticate.Authenticator.credential_key`)."""
 
 
@@ -57,7 +59,8 @@ class CachedAnswer:
 
     - `before` and `after`: the headers before and after the one with the request's id, which is new for each request.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
-    - `logged_calls`: functions that write again the log lines of the calls on the registry that made the answer."""
+    - `logged_calls`: one function for each call on the registry that was needed to make the answer. Whenever the cached
+      answer is used, each function writes the log line of its call again."""
 
     before: list[Header]
     after: list[Header]
@@ -85,50 +88,50 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
-        # Names of headers that have the same value, or are missing, in all requests with the same cache key. A cached
-        # answer may depend on these headers, and on no others.
-        self._headers_in_key = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
+        # Names of the headers on which a cached answer may depend: those that no request for a cached answer has, and
+        # those from which the cache key is made.
+        self._covered_headers = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 
-    def find(self, scope: Scope, credential_key: CredentialKey) -> CachedAnswer | None:
+    def find(self, scope: Scope, make_credential_key: MakeCredentialKey) -> CachedAnswer | None:
         """Returns the cached answer to a request; None: no answer is cached.
 
         If no answer is cached and the same request was made before, the answer is worth caching. Then this adds the
-        cache key and the store's version to the scope, for `record` and `store`."""
-        key = self._key(scope, credential_key)
+        cache key and the store's version to the scope, for `record` and `save`."""
+        key = self._key(scope, make_credential_key)
         if key is None:
             return None
         answer = self._answers.get(key)
         if answer is None and self._answers.should_cache(key):
-            scope["extensions"][CACHED_ANSWER_EXTENSION][_STORE_AS] = key, self._answers.last_version
+            scope["extensions"][CACHED_ANSWER_EXTENSION][_CACHE_AS] = key, self._answers.last_version
         return answer
 
     def record(self, exchange: Exchange) -> bool:
-        """If `find` has found the answer worth caching, makes `exchange` record it and returns True. Then the caller
-        has to call `store` after the answer was sent. Otherwise returns False."""
-        if _STORE_AS not in (exchange.scope.get("extensions") or {}).get(CACHED_ANSWER_EXTENSION, ()):
+        """If `find` decided that the answer is worth caching, makes `exchange` record it and returns True. Then the
+        caller has to call `save` after the answer was sent. Otherwise returns False."""
+        if _CACHE_AS not in (exchange.scope.get("extensions") or {}).get(CACHED_ANSWER_EXTENSION, ()):
             return False
         exchange.sent_messages, exchange.logged_calls = [], []
         return True
 
-    def store(self, exchange: Exchange) -> None:
-        """Caches the answer that `exchange` has recorded, if it is complete and small and if the next request with the
+    def save(self, exchange: Exchange) -> None:
+        """Caches the answer that `exchange` has recorded, if it is complete and small, and if the next request with the
         same cache key has to get the same answer."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
             return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
         if exchange.repo and not self._is_always_hosted(exchange.repo):
             return
         complete = _complete_answer(exchange.sent_messages or ())
-        if complete is None or not exchange.headers_read <= self._headers_in_key:
+        if complete is None or not exchange.headers_read <= self._covered_headers:
             return  # the answer may depend on a header that is not in the cache key
-        key, version = exchange.scope["extensions"][CACHED_ANSWER_EXTENSION][_STORE_AS]
+        key, version = exchange.scope["extensions"][CACHED_ANSWER_EXTENSION][_CACHE_AS]
         before, after, body = complete
         answer = CachedAnswer(before, after, body, exchange.name, exchange.is_account, exchange.logged_calls or [])
         _, path, _, host = key
         size = _ENTRY_BYTES + len(path) + len(host) + 2 * len(body)  # `rendered` contains the body once more
         self._answers.put(key, answer, size, version)
 
-    def _key(self, scope: Scope, credential_key: CredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
+    def _key(self, scope: Scope, make_credential_key: MakeCredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
         """Returns the cache key of a request; None: the request bypasses the cache."""
         if scope["method"] not in _READS or scope["query_string"]:
             return None
@@ -141,10 +144,10 @@ class AnswerCache:
             elif name == b"host":
                 host = value
         client = scope["client"]
-        credential = credential_key(authorization, client[0] if client else "")
-        if credential is None:
+        credential_key = make_credential_key(authorization, client[0] if client else "")
+        if credential_key is None:
             return None
-        return scope["method"], scope["raw_path"], credential, host if self._by_host else b""
+        return scope["method"], scope["raw_path"], credential_key, host if self._by_host else b""
 
 
 def _complete_answer(sent: Sequence[Message]) -> tuple[list[Header], list[Header], bytes] | None:

@@ -34,8 +34,8 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.http")
 
 Handler = Callable[[Exchange], Awaitable[None]]
-"""Sends the response to one request, or raises an error. If it raises the error after it has sent the status, the
-response ends there and the connection is closed."""
+"""Sends the response to one request, or raises an error. If the status was sent before the error, the response ends
+early and the connection is closed."""
 
 
 async def ping(exchange: Exchange) -> None:
@@ -107,17 +107,17 @@ class DistributionAPI:
         - `service`: the name of this registry as a service in tokens, for the challenges in 401 responses.
         - `rate_limit`: counts the requests of each client; None: there is no limit.
         - `answer_cache`: the response cache; None: no response is cached.
-        - `cross_site`: refuses requests that other sites make a browser send; None: a check for a registry that has no
-          accounts and no host name except that in `public_url`.
+        - `cross_site`: refuses requests that other sites make a browser send; None: a default check, as for a registry
+          that has no accounts and no host name except that in `public_url`.
         - `body_memory`: the memory budgets of the worker; None: new ones."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
         self._namespaces = namespaces
         self._authenticator = authenticator
-        # Makes the credential key of a request: the part of the response cache's key that stands for the principal (the
-        # account or anonymous client).
-        self._credential_key = _same_credential_key if authenticator is None else authenticator.credential_key
+        # A function that returns the credential key of a request. This key stands for the principal (account or
+        # anonymous client) in the key of the response cache.
+        self._make_credential_key = _same_credential_key if authenticator is None else authenticator.credential_key
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
         self._answer_cache = answer_cache
@@ -129,10 +129,10 @@ class DistributionAPI:
         enter_request(exchange)
         try:
             # If the response is worth caching, `record` makes the exchange record it and returns True; after the
-            # response was sent, `store` caches it.
+            # response was sent, `save` caches it.
             if self._answer_cache is not None and self._answer_cache.record(exchange):
                 await self._answer(exchange)
-                self._answer_cache.store(exchange)
+                self._answer_cache.save(exchange)
             else:
                 await self._answer(exchange)
         except ClientGone:
@@ -162,9 +162,9 @@ class DistributionAPI:
         """Returns the cached response to a request without a body, with a new request id for its header. Returns None
         if no such response is cached: then the server has to call the application with the request.
 
-        If this returns a response, it has counted the request under the rate limit. It has also written the log lines
-        of the calls on the registry that the application would have made for this request."""
-        answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._credential_key)
+        Before it returns a response, counts the request under the rate limit. Also writes the log lines that the
+        application's calls on the registry would have written for this request."""
+        answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
             return None
         address = scope["client"][0] if scope["client"] else ""
@@ -214,8 +214,8 @@ class DistributionAPI:
             check_rate(self._rate_limit, rate_key(exchange.name, exchange.is_account, exchange.address))
 
     def _route(self, exchange: Exchange) -> None:
-        """Sets the attributes of `exchange` that name the resource, from the path. Raises PathUnknown, NameInvalid, and
-        RequestInvalid for an invalid query."""
+        """Sets those attributes of `exchange` that name the resource, from the path. Raises PathUnknown, NameInvalid,
+        and RequestInvalid for an invalid query."""
         resource = parse_path(raw_path(exchange.scope))
         exchange.kind = resource.kind
         exchange.allowed_methods = _ALLOWED_METHODS[resource.kind]
@@ -233,6 +233,6 @@ class DistributionAPI:
 
 
 def _same_credential_key(authorization: Sequence[bytes], address: str) -> bytes:
-    """Returns the same credential key for every request, because without an authenticator all requests have the same
-    principal (account or anonymous client)."""
+    """Returns the same credential key for every request, because all requests have the same principal if there is no
+    authenticator."""
     return b""

@@ -3,6 +3,7 @@ section 14).
 
 An *incomplete* blob is a blob that a mirror is still downloading from its upstream. A client gets its bytes as they
 arrive. Whether the bytes have the requested digest is not known before the last byte, so the blob has no entity tag.
+PartialLost is the error for an incomplete blob whose remaining bytes cannot be sent.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ async def get_blob(exchange: Exchange) -> None:
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
         if is_conditional and spans and etag_digest is not None and reader.is_incomplete:
-            # The blob was deleted after the condition was checked, and its mirror downloads it again. It may turn out
-            # to have other bytes than the client has already.
+            # The blob was deleted after the condition was checked, and its mirror downloads it again. The new download
+            # may have other bytes than those that the client has already.
             raise PartialLost("the blob was removed from this registry while the request was being answered; try again")
         await _send_span(exchange, reader, is_range=bool(spans))
     finally:
@@ -85,8 +86,8 @@ def _etag_digest(found: Descriptor) -> Digest | None:
 
 
 async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) -> None:
-    """Sends the span of the blob that `reader` reads. `is_range`: True if the client requested a range, so that the
-    status is 206; False if the span is the whole blob, which is sent with 200."""
+    """Sends the span of the blob that `reader` reads. `is_range`: whether the client requested a range, which is sent
+    with 206; False: the span is the whole blob, which is sent with 200."""
     start, stop = reader.span
     size = reader.descriptor.size
     identity = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
@@ -106,8 +107,8 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
 
 
 async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """Returns those of `spans` that have bytes in the blob, in their order. Cuts each at the end of the blob, so `stop`
-    is an offset in every result.
+    """Returns those of `spans` that have bytes in the blob, in their order. Cuts off what lies beyond the end of the
+    blob. In every returned span, `start` is not negative and `stop` is not None.
 
     Returns an empty list if the spans together are longer than the blob. Then the caller sends the whole blob, so that
     overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Does not merge spans, because
@@ -124,7 +125,7 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
 
 
 async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
-    """Sends several spans as `multipart/byteranges` (RFC 9110, 14.6).
+    """Sends several spans, which `_existing_spans` returned, as `multipart/byteranges` (RFC 9110, 14.6).
 
     Opens the first span before it sends the status, so an error of that span gets an error response. An error of a
     later span ends the response early, and the server closes the connection."""
@@ -145,7 +146,8 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
                 if opened.is_incomplete and not reader.is_incomplete:
-                    # The blob was deleted meanwhile, and its mirror downloads it again, maybe with other bytes.
+                    # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
+                    # bytes.
                     raise PartialLost(
                         "the blob was removed from this registry after its first part was sent; try again"
                     )
@@ -189,9 +191,9 @@ BodyPart = bytes | FilePart
 
 
 async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
-    """Yields the span that `reader` reads, in parts. Yields a `FilePart` for each part if the blob is in a file and the
-    server can send files (ASGI's zero-copy extension); if not, yields bytes. Yields each part of an incomplete blob
-    when the part arrives. Raises ClientGone if the client disconnects while this waits for bytes of the file."""
+    """Yields the span that `reader` reads, in parts. A part is a `FilePart` if the blob is in a file and the server can
+    send files (ASGI's zero-copy extension), and bytes otherwise. Yields each part of an incomplete blob when the part
+    arrives. Raises ClientGone if the client disconnects while this waits for bytes of the file."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         offset, stop = reader.span
@@ -210,9 +212,10 @@ async def _send_stream(
 ) -> None:
     """Sends the parts of `stream`, which have `length` bytes together, as the body of the response.
 
-    Watches the client from the second part on, because some servers accept data for a client that has disconnected.
-    Raises ClientGone, and the errors of reading the blob. After such an error, the server closes the connection,
-    because the body is shorter than its Content-Length."""
+    Watches the client, because some servers accept data for a client that has disconnected. Starts to watch before the
+    second part, so that a response of one part needs no task for that. Raises ClientGone, and the errors of reading the
+    blob. After such an error, the server closes the connection, because the body is shorter than its
+    Content-Length."""
     is_first = True
     remaining_bytes = length
     async for part in stream:

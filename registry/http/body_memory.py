@@ -30,17 +30,17 @@ RESPONSES_BUDGET_BYTES: Final = 24 * MIB
 """Size of a worker's budget for the bodies of large responses, which stay in memory until the client has received
 them."""
 UNCOUNTED_RESPONSE_BYTES: Final = 256 * 1024
-"""Responses up to this size do not count against the budget: nearly always the kernel's socket buffer takes the whole
-response immediately."""
+"""Responses up to this size do not count against the budget, because the kernel's socket buffer nearly always takes
+the whole response immediately."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While a request waits for memory, responses that take longer than this to send are cut off."""
 SHARE_STEP_BYTES: Final = 64 * 1024
-"""If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this,
-the share grows by multiples of this."""
+"""If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this
+many bytes, the share grows in steps of this many bytes."""
 SMALL_BODY_BYTES: Final = 16 * 1024
 """Bodies up to this size do not count against the budget if they were received together with the request's head."""
 BODY_STALL_SECONDS: Final = 20.0
-"""Seconds that the client may pause within a body, or fall behind the minimum rate."""
+"""Seconds for which the client may pause within a body, or by which it may fall behind the minimum rate."""
 MIN_BYTES_PER_SECOND: Final = 8 * 1024
 """Minimum rate at which a client has to send a body that takes longer than `BODY_STALL_SECONDS`."""
 
@@ -83,8 +83,8 @@ class BodyMemory:
     """The memory budgets of one worker, and the minimum rate of request bodies.
 
     `manifests`: the budget for manifests that clients push. `forms`: the budget for the bodies of requests outside
-    `/v2`. `responses`: the budget for large responses. None for one of them: a budget of the default size. A request is
-    refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
+    `/v2`. `responses`: the budget for large responses. None for one of the three: a budget of the default size. A
+    request is refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
 
     def __init__(
         self,
@@ -100,15 +100,15 @@ class BodyMemory:
         self.responses = responses or MemoryBudget(RESPONSES_BUDGET_BYTES, "answers", slow_seconds=SLOW_CLIENT_SECONDS)
         self.stall_seconds = stall_seconds
         self.bytes_per_second = bytes_per_second
-        self._heavy_call = asyncio.Semaphore(1)  # held while `run_one_at_a_time` runs a call
+        self._call_slot = asyncio.Semaphore(1)  # held while `run_one_at_a_time` runs a call
 
     @staticmethod
     def take_small_body(exchange: BodyExchange) -> bytes | None:
-        """Returns the request's whole body if it is small and was received already. That is so for most manifests.
-        Returns None for any other body, which the caller then receives with `receive_body`.
+        """Returns the request's whole body if it is small and was received already, as most manifests are. Returns None
+        for any other body, which the caller then receives with `receive_body`.
 
-        A body that this returns does not count against the budget, because the connection has a buffer of that size
-        anyway. It needs no timeout, because it has been received already."""
+        The returned body does not count against a budget, because the connection has a buffer of that size anyway. It
+        needs no timeout, because it has been received already."""
         length = exchange.length
         return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 
@@ -117,7 +117,7 @@ class BodyMemory:
         self, exchange: BodyExchange, max_bytes: int, too_large: Callable[[], RegistryError]
     ) -> AsyncIterator[bytes]:
         """A context manager that receives the request's whole body and yields it. The body counts against the budget
-        until the block ends.
+        `manifests` until the block ends.
 
         Raises the error that `too_large` returns if the body is larger than `max_bytes`; BodyTooSlow; TooManyRequests
         if no memory becomes free in time; ClientGone."""
@@ -182,13 +182,13 @@ class BodyMemory:
         This is for work that needs much memory and much processor time. `call` must not wait for a network. Raises
         ClientGone if the client of `exchange` disconnects during the wait, and then does not run `call`."""
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
-            await watch.cancel_on_disconnect(self._heavy_call.acquire())
+            await watch.cancel_on_disconnect(self._call_slot.acquire())
         try:
             if exchange.is_disconnected:
                 raise ClientGone
             return await call()
         finally:
-            self._heavy_call.release()
+            self._call_slot.release()
 
     @property
     def is_response_budget_half_full(self) -> bool:
@@ -196,14 +196,14 @@ class BodyMemory:
         return self.responses.used > self.responses.size // 2
 
     def response_share(self, key: str | None = None) -> Share:
-        """Returns a share of the budget for responses, of size 0, for `hold_response`. `key`: responses with the same
-        key hold the same bytes in memory, so the budget counts these bytes only once. None: no other response holds the
-        bytes of this one."""
+        """Returns a new share of the budget for responses. It has size 0: the caller grows it, or `hold_response` does.
+        `key`: responses with the same key hold the same bytes in memory, so the budget counts these bytes only once;
+        None: no other response holds the bytes of this one."""
         return self.responses.share(key)
 
     @asynccontextmanager
     async def hold_response(self, share: Share, size: int) -> AsyncIterator[None]:
-        """A context manager that counts a response of `size` bytes against the budget until the block ends.
+        """A context manager that counts a response of `size` bytes against the budget `responses` until the block ends.
 
         `share`: from `response_share`. If its size is still 0, this first waits until it has grown to `size`. Raises
         TooManyRequests if no memory becomes free in time. Cancels the block and raises TooManyRequests if the client
@@ -250,13 +250,13 @@ class BodyMemory:
 
 
 class _MinimumRate:
-    """A context manager around the receipt of a body. It makes the share grow with the body and enforces the minimum
-    rate.
+    """A context manager for a block that receives a body. It makes the share grow with the body and enforces the
+    minimum rate.
 
     The client has a time allowance for the body, at first `stall_seconds`. Time that passes uses up the allowance, and
-    each received byte adds to it. It never becomes larger than `stall_seconds`, so a client that was fast at first
-    cannot pause for longer than any other. When the allowance is used up, the context manager cancels its block and
-    raises BodyTooSlow. It may be entered again for the next piece of the body."""
+    each received byte adds to it. The allowance never becomes larger than `stall_seconds`, so a client that was fast at
+    first cannot pause for longer than any other. When the allowance is used up, the context manager cancels its block
+    and raises BodyTooSlow. It may be entered again for the next piece of the body."""
 
     def __init__(self, memory: BodyMemory, share: Share) -> None:
         self._memory = memory
@@ -281,8 +281,8 @@ class _MinimumRate:
         except TimeoutError:
             raise BodyTooSlow(
                 f"the body comes too slowly: after {self._memory.stall_seconds:g} s at least "
-                f"{self._memory.bytes_per_second:g} bytes a second are expected, and less time is allowed while other "
-                "requests wait for memory"
+                f"{self._memory.bytes_per_second:g} bytes a second are expected; while other requests wait for memory, "
+                "the whole body has less time"
             ) from None
 
     async def count(self, received: int) -> None:

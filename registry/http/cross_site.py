@@ -1,8 +1,8 @@
 """Refuses requests that a web page of another site makes a browser send.
 
 Any page can make a browser send requests, even to a registry on the browser's own machine or network. The header
-Sec-Fetch-Site says whether the page is of another site. Browsers omit this header over plain HTTP to another machine,
-and then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
+Sec-Fetch-Site says whether the page is of another site. Over plain HTTP to another machine, browsers omit this header;
+then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
 
 - Requests other than GET and HEAD from a page of another site. These include the browser's preflight request (OPTIONS).
 - Requests from a browser on the registry's machine, while there are no accounts, if the Host header is not known to
@@ -38,7 +38,7 @@ class CrossSiteCheck:
     """Refuses requests that a page of another site may have made a browser send.
 
     `public_url`: the registry's URL for clients; None: the setting is not set. `hosts`: further host names of the
-    registry. `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything."""
+    registry. `has_no_accounts`: returns whether there are no accounts yet, so that every client may do everything."""
 
     def __init__(self, public_url: str | None, hosts: Collection[str], has_no_accounts: Callable[[], bool]) -> None:
         self._public_netloc = _netloc(public_url or "")
@@ -62,8 +62,8 @@ class CrossSiteCheck:
             )
 
     def _check_site(self, browser_headers: Sequence[Header], host: str) -> None:
-        """Raises Denied if a page of another site caused the request. `browser_headers`: those of the request's headers
-        that are in `BROWSER_HEADERS`. `host`: the request's Host."""
+        """Raises Denied if a page of another site caused the request. `browser_headers`: the request's headers that are
+        in `BROWSER_HEADERS`. `host`: the request's Host."""
         origins = {value.decode("latin-1").lower() for name, value in browser_headers if name == b"origin"}
         fetch_sites = {value.strip().lower() for name, value in browser_headers if name == b"sec-fetch-site"}
         if fetch_sites:
@@ -91,7 +91,7 @@ def is_local_name(name: str) -> bool:
 
 
 def _is_address(name: str) -> bool:
-    """Returns whether a host is an IP address, with which DNS rebinding is not possible."""
+    """Returns whether a host is an IP address. DNS rebinding is not possible with an address."""
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 WATCH_AFTER_SECONDS: Final = 1.0
 """Seconds that a call runs before `DisconnectWatch.cancel_on_disconnect` starts to watch the client. Most calls take
-less time, so no task has to be started for them."""
+less time, so they need no task that watches."""
 
 
 class ClientGone(Exception):
@@ -20,8 +20,8 @@ class DisconnectWatch:
     """Watches whether the client of one request disconnects. It must not be used before the request's body has been
     received, because it discards what the client sends.
 
-    `wait_disconnected` is a coroutine function that returns when the client has disconnected. The watch is a task that
-    awaits it. The task starts when it is first needed, and `close` cancels it."""
+    `wait_disconnected`: a coroutine function that returns when the client has disconnected. A task awaits it. The task
+    starts when it is first needed, and `close` cancels it."""
 
     def __init__(self, wait_disconnected: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._wait_disconnected = wait_disconnected
@@ -36,8 +36,8 @@ class DisconnectWatch:
             raise ClientGone
 
     async def cancel_on_disconnect(self, call: Awaitable[T]) -> T:
-        """Awaits `call` and returns its result. If `call` runs for more than `WATCH_AFTER_SECONDS`, watches the client
-        from then on. If the client has disconnected, cancels `call` and raises ClientGone."""
+        """Awaits `call` and returns its result. Once `call` has run for `WATCH_AFTER_SECONDS`, watches the client: if
+        the client disconnects, or has disconnected already, cancels `call` and raises ClientGone."""
         loop, self._calling_task = asyncio.get_running_loop(), asyncio.current_task()
         timer = loop.call_later(WATCH_AFTER_SECONDS, self._watch_call)
         try:

@@ -34,14 +34,14 @@ async def send_error(exchange: Exchange, error: RegistryError, *extra_headers: H
 
 
 async def send_internal_error(exchange: Exchange) -> None:
-    """Sends 500 for an unexpected exception. The response does not describe the exception, which the log does. It gives
-    the request's id, by which an operator finds the entry in the log."""
+    """Sends 500 for an unexpected exception. The response does not describe the exception. It gives the request's id,
+    with which an operator finds the exception in the log."""
     message = f"the registry failed; its log has the reason, under the request id {exchange.request_id}"
     await exchange.send_whole(500, error_json("UNKNOWN", message), JSON, NEVER_STORE)
 
 
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
-    """Returns the headers with which the client can react to the error: the allowed methods, the seconds after which to
+    """Returns the headers that help the client to react to the error: the allowed methods, the seconds after which to
     retry, the size of the blob, or the state of the upload session. Returns an empty list for other errors."""
     if status == 405:  # the resource has no such method, or the settings forbid the method
         return [allow_header(method for method in exchange.allowed_methods if method != exchange.method)]
@@ -85,6 +85,6 @@ def _with_cause(error: RegistryError) -> str:
 
 
 def _needs_traceback(error: RegistryError) -> bool:
-    """Returns whether the storage failed because of an exception that is no error of the operating system. For other
+    """Returns whether the storage failed because of an exception that is not from the operating system. For other
     errors, the traceback would tell no more than the text."""
     return isinstance(error, StorageFailed) and error.__cause__ is not None and not isinstance(error.__cause__, OSError)

@@ -21,14 +21,14 @@ from storage.names import RepositoryName
 _BODY_EXTENSION: Final = "entrepot.body"
 """Key of an ASGI extension of our server. Its value is a dictionary of three functions. `receive` returns the next
 pieces of the request's body without copying them. `take_whole` returns all pieces, if the whole body was received
-already. `left` returns whether the client has disconnected."""
+already. `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
 """An empty repository name, for requests that name no repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Limits of one request. In a request for a list, the query parameter `n` is the number of entries that the client
+    """Limits of one request. `n` is a query parameter of requests for a list: the number of entries that the client
     wants on a page."""
 
     manifest_bytes: int = 8 * MIB
@@ -61,7 +61,7 @@ class Exchange(RequestContext):
 
     - `kind`: the kind of the resource, such as `manifests` (`registry.http.resource_path.Resource`).
     - `repo`: the repository's name; empty: the request names no repository. If the request names an upstream, by `ns`
-      or by the host that it was sent to, the upstream's name is the first part.
+      or by its Host header, the upstream's name is the first part.
     - `item`: a tag, a digest or the id of an upload session, from the end of the path; empty: the path has none.
     - `allowed_methods`: the methods that the resource supports.
     - `namespace`: the value of the query parameter `ns`, if it names a mirrored upstream; None: it does not.
@@ -173,7 +173,7 @@ class Exchange(RequestContext):
         """Yields the request's body in pieces, as they arrive. Raises ClientGone if the client disconnects before the
         end of the body. The caller may store the memoryviews, because the server does not reuse their memory."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
-        receive = extension["receive"] if extension else self._receive_copied
+        receive = extension["receive"] if extension else self._receive_message
         more = True
         while more:
             received = await receive()
@@ -192,9 +192,9 @@ class Exchange(RequestContext):
         pieces = take() if take else None
         return None if pieces is None else b"".join(pieces)
 
-    async def _receive_copied(self) -> tuple[Sequence[bytes], bool] | None:
-        """Returns the next pieces of the body and whether more follow. Returns None if the client has disconnected.
-        Used on servers without the extension `entrepot.body`."""
+    async def _receive_message(self) -> tuple[Sequence[bytes], bool] | None:
+        """Receives one ASGI message. Returns the pieces of the body in it and whether more follow. Returns None if the
+        client has disconnected. Used on servers without the extension `entrepot.body`."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             return None
@@ -205,7 +205,7 @@ class Exchange(RequestContext):
     def is_disconnected(self) -> bool:
         """Whether the server has already seen the client disconnect."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
-        return bool(extension and extension["left"]())
+        return bool(extension and extension["is_disconnected"]())
 
     async def wait_disconnected(self) -> None:
         """Waits until the client has disconnected. Discards everything that the client sends until then."""
@@ -245,8 +245,7 @@ class Exchange(RequestContext):
         await self.send_part(b"")
 
     async def send_whole(self, status: int, body: bytes, *headers: Header) -> None:
-        """Sends a response with the whole body `body`. In the response to a HEAD, leaves out the body, but not its
-        length."""
+        """Sends a response with the whole body `body`. For a HEAD, sends the length of the body, but not the body."""
         await self.send_head(status, (*headers, (b"content-length", b"%d" % len(body))))
         await self.send_part(b"" if self.method == "HEAD" else body)
 

@@ -1,7 +1,7 @@
 """Handlers that list tags, repositories and referrers, in pages (OCI distribution spec, "Content Discovery").
 
-The Link header of a page has the URL of the next page. In the query of a request, `n` is the number of entries that the
-client wants on a page, and `last` is the entry after which the page starts.
+The Link header of a page has the URL of the next page. A request has two query parameters: `n` is the number of entries
+that the client wants on a page, and `last` is the entry after which the page starts.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ it would block the loop."""
 
 
 async def list_tags(exchange: Exchange) -> None:
-    """Lists a repository's tags. With `n=0`, the list is empty, as the spec says, but the response for an unknown
-    repository is still 404."""
+    """Lists a repository's tags. With `n=0`, the list is empty, as the spec says. An unknown repository gets 404 even
+    with `n=0`."""
     requested, last = _read_count(exchange), exchange.query.one("last")
     max_tags = exchange.limits.tags_per_page
     limit = max_tags if requested is None else min(requested, max_tags)
 
     async def make_response() -> tuple[bytes, list[Header]]:
-        # With `n=0`, this asks for one tag and drops it below, only to find out whether the repository exists.
+        # With `n=0`, this asks for one tag to find out whether the repository exists, and then drops the tag.
         page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
         tags = page.items[:limit]
         headers = [JSON, REVALIDATE, *warning_headers(exchange.notice)]
@@ -125,8 +125,8 @@ async def list_referrers(exchange: Exchange) -> None:
 
 
 def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
-    """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and how many these
-    are. The index contains the first referrer even if the index is then larger than `max_bytes`."""
+    """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and the number of
+    those. The index always contains the first referrer, even if it is too large alone."""
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:

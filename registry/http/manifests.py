@@ -15,8 +15,8 @@ from storage.errors import ManifestInvalid, ManifestTooLarge, ManifestUnknown, P
 from storage.names import Digest, Reference, Tag, as_reference
 
 _MAX_PARSED_ON_LOOP_BYTES = SMALL_BODY_BYTES
-"""Largest manifest that is parsed on the event loop, which takes less than a millisecond. Larger ones, which are rare,
-are parsed in a thread."""
+"""Largest manifest that is parsed on the event loop; the parsing takes less than a millisecond. Larger manifests, which
+are rare, are parsed in a thread."""
 
 
 async def get_manifest(exchange: Exchange) -> None:
@@ -67,9 +67,9 @@ async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Dige
 
 
 def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
-    """Returns the headers of a response with a manifest, except its type and length. `reference`: the tag or digest in
-    the request. With them, a client can cache a manifest that it requested by digest, and use it without asking
-    again."""
+    """Returns the headers of a response with a manifest, except its type and length. They allow a client to cache a
+    manifest that it requested by digest, and to use it without asking again. `reference`: the tag or digest in the
+    request."""
     caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
     return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
@@ -97,7 +97,7 @@ async def put_manifest(exchange: Exchange) -> None:
     expected = reference if isinstance(reference, Digest) else None
     max_bytes = exchange.limits.manifest_bytes
     small_body: bytes | None = None
-    if max_bytes >= SMALL_BODY_BYTES:  # then no small body exceeds the limit for manifests
+    if max_bytes >= SMALL_BODY_BYTES:  # so no small body exceeds the limit for manifests
         small_body = exchange.body_memory.take_small_body(exchange)
     if small_body is not None:
         parsed = Manifest.parse(small_body, media_type, expected)
@@ -130,7 +130,7 @@ async def _store(
     exchange: Exchange, manifest: Manifest, reference: Reference, query_tags: list[Tag], condition: Condition | None
 ) -> list[Header]:
     """Stores the manifest and returns the headers of the response. `condition`: from If-Match or If-None-Match; None:
-    the request has neither. Raises PreconditionFailed if the condition is not fulfilled, and the errors of
+    the request has neither. Raises PreconditionFailed if the condition does not hold, and the errors of
     `Registry.put_manifest`."""
     tags = query_tags
     if isinstance(reference, Tag):
@@ -188,11 +188,11 @@ def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
 
 
 async def _check_condition_on_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
-    """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it is not fulfilled.
+    """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it does not hold.
 
     A condition keeps a PUT from overwriting what another client has just stored. A PUT by digest cannot overwrite other
-    content. So unlike the condition for a tag, this one need not be checked in the transaction that stores the
-    manifest."""
+    content. So this condition need not be checked in the transaction that stores the manifest, unlike a condition for a
+    tag."""
     try:
         current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
     except ManifestUnknown:

@@ -1,8 +1,8 @@
 """Finds the upstream that a request names. An *upstream* is a registry that this one mirrors.
 
 A request can name an upstream by the query parameter `ns`, or by the host name to which the client sends the request.
-The value of `ns` and the host name are only looked up in the settings. The server never connects to a host because a
-request names that host.
+The value of `ns` and the host name are only looked up in the settings: the server never connects to a host just
+because a request names it.
 
 Source: OCI distribution spec, "Registry Proxying".
 """
@@ -24,8 +24,8 @@ class Namespaces:
     """The upstreams that requests can name.
 
     - `naming`: the rules for repository names, with the names of the upstreams. Each of these names is a value of `ns`.
-    - `upstream_by_host`: maps host names of this server to upstreams. A request that was sent to such a host names its
-      upstream.
+    - `upstream_by_host`: maps host names of this server to upstreams. A request to such a host is for the upstream that
+      the host is mapped to.
     - `own_hosts`: other host names of this server, such as the one in `public_url`. Some clients send one of them as
       `ns`, which then has no effect.
     - `upstream_by_alias`: maps further values of `ns`, such as the upstream's host and port, to upstreams."""
@@ -41,7 +41,7 @@ class Namespaces:
 
         Does not change an `exchange.repo` that begins with the upstream's name already, because some clients send the
         upstream in `ns` and in the path. If `ns` names the upstream, also sets `exchange.namespace`, so that the
-        response repeats the `ns`. Does nothing if the request names no upstream. Raises NameUnknown if `ns` is neither
+        response repeats `ns`. Does nothing if the request names no upstream. Raises NameUnknown if `ns` is neither
         an upstream nor a host of this server, and RequestInvalid if `ns` occurs twice."""
         requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = ""

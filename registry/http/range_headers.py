@@ -25,8 +25,8 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
     """Returns the spans that the Range header asks for (RFC 9110, 14.2).
 
     Returns None if the whole content has to be sent: if there is no Range or several, if it has another unit than
-    bytes, if it cannot be parsed, or if If-Range does not match. Does not check that each span ends after its start:
-    opening the blob with any other span raises RangeInvalid (416).
+    bytes, if it cannot be parsed, or if If-Range does not match. Does not check that each span ends after its start: if
+    one does not, opening the blob with it raises RangeInvalid (416).
 
     `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so If-Range never
     matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
@@ -61,7 +61,7 @@ def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
     """Returns the offset of an uploaded chunk and its length in bytes. Reads them from Content-Range in the form of the
     OCI spec, such as `0-99` for 100 bytes: first and last position, without a unit.
 
-    Returns None if the request has no Content-Range: the chunk then follows the bytes that the session has. Raises
+    Returns None if the request has no Content-Range: then the chunk follows the bytes that the session has. Raises
     BlobUploadInvalid for a header that cannot be parsed, and SizeInvalid if its length differs from Content-Length."""
     values = exchange.headers(b"content-range")
     if not values:

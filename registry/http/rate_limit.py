@@ -18,8 +18,8 @@ HEALTH_KEY_PREFIX: Final = "health "
 """Prefix of the keys under which health checks are counted, so that they have a limit of their own."""
 
 RateLimit = Callable[[str], float]
-"""Counts a request under a key, such as a client network, and returns 0.0 if the key is within its limit. If it is not,
-does not count the request and returns the seconds after which the client may send it again."""
+"""Counts a request under a key, such as a client network, and returns 0.0 if the key is within its limit. Otherwise
+does not count the request, and returns the seconds after which the client may send it again."""
 
 
 def rate_key(name: str, is_account: bool, address: str) -> str:
@@ -29,8 +29,8 @@ def rate_key(name: str, is_account: bool, address: str) -> str:
 
 
 def check_rate(rate_limit: RateLimit | None, key: str) -> None:
-    """Counts a request under `key`. Raises TooManyRequests if the limit is reached. The error has the seconds to wait,
-    rounded up, for Retry-After. If `rate_limit` is None, there is no limit."""
+    """Counts a request under `key`. If the limit is reached, raises TooManyRequests with the seconds to wait, rounded
+    up, for Retry-After. If `rate_limit` is None, there is no limit."""
     if rate_limit is not None and (wait := rate_limit(key)):
         raise TooManyRequests(retry_after=max(1, ceil(wait)))
 

@@ -1,6 +1,6 @@
 """Parses the path of a request below `/v2` into the resource that it names.
 
-A part of a repository name may be any word, even one of the API such as `blobs`. So a path is parsed from its end. A
+A part of a repository name may be any word, even a word of the API such as `blobs`. So a path is parsed from its end. A
 path with an escaped '/' (`%2F`) is refused, because another parser could take it for the end of a segment.
 """
 
@@ -63,8 +63,8 @@ def _segments(path: bytes) -> list[str]:
 
 
 def _parse_segments(segments: list[str]) -> Resource | None:
-    """Returns the resource that the segments name; None: they name none."""
-    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # the assignment needs at least two
+    """Returns the resource that the segments name, or None if there is no such resource."""
+    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # the assignment needs two or more
     if kind == "uploads" and name and name[-1] == "blobs":
         return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
     if kind == "blobs" and item == "uploads":

@@ -38,8 +38,8 @@ def content_headers(digest: Digest) -> list[Header]:
 def blob_headers(digest: Digest, *, verified: bool) -> list[Header]:
     """Returns the headers that identify a blob and say whether a cache may store it.
 
-    `verified`: True if the registry has the whole blob and has checked its digest. If False, the bytes may turn out not
-    to have the digest that the client requested. So the response has no ETag, and no cache may store it."""
+    `verified`: whether the registry has the whole blob and has checked its digest. If not, the bytes may turn out not
+    to have the digest that the client requested, so the response has no ETag, and no cache may store it."""
     if verified:
         return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
     return [(b"docker-content-digest", digest.encode("ascii")), NEVER_STORE, ACCEPT_RANGES]
@@ -49,8 +49,8 @@ def upload_headers(location: bytes, upload: str, offset: int) -> list[Header]:
     """Returns the headers that describe the upload session with the id `upload`, which has received `offset` bytes and
     is continued at the URL `location`.
 
-    Range names the last byte that was received, so it has no right value for a session without bytes. It is `0-0` then,
-    because clients expect the header."""
+    Range names the last byte that was received. For a session without bytes no value is right, but clients expect the
+    header, so it is `0-0`."""
     return [
         (b"location", location),
         (b"range", b"0-%d" % max(offset - 1, 0)),

@@ -27,9 +27,9 @@ request resumes the session between these two steps."""
 
 
 async def start_upload(exchange: Exchange) -> None:
-    """Answers a POST. Its query decides what this does: with `mount`, it mounts a blob of another repository; with
-    `digest`, it stores the body as a blob; with neither, it starts an upload session. If the blob cannot be mounted, it
-    goes on as if there were no `mount` ("Mounting a blob from another repository")."""
+    """Answers a POST. With `mount` in the query, mounts a blob of another repository. With `digest`, stores the body as
+    a blob. With neither, starts an upload session. If the blob cannot be mounted, goes on as if there were no `mount`
+    ("Mounting a blob from another repository")."""
     mount, digest = _read_digest(exchange, "mount"), _read_digest(exchange, "digest")
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:
@@ -51,8 +51,7 @@ async def start_upload(exchange: Exchange) -> None:
 
 
 async def append_chunk(exchange: Exchange) -> None:
-    """Appends the body to a session. If the request has Content-Range, the range must start at the session's end; a
-    request with another range gets 416."""
+    """Appends the body to a session. A request whose Content-Range does not start at the session's end gets 416."""
     upload = UploadID(exchange.item)
     offset, declared_bytes = read_content_range(exchange) or (None, None)
     writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
@@ -62,8 +61,8 @@ async def append_chunk(exchange: Exchange) -> None:
 
 
 async def close_upload(exchange: Exchange) -> None:
-    """Appends the body, which may be empty, to a session, and then stores all bytes of the session as a blob. That ends
-    the session."""
+    """Appends the body, which may be empty, to a session. Then stores all bytes of the session as a blob and ends the
+    session."""
     upload = UploadID(exchange.item)
     digest = _read_digest(exchange, "digest")
     if digest is None:
@@ -85,7 +84,7 @@ async def get_upload(exchange: Exchange) -> None:
 
 async def cancel_upload(exchange: Exchange) -> None:
     """Cancels a session. Resumes it first, which takes the session over from any request that writes to it. Tries up to
-    `CANCEL_ATTEMPTS` times, because an earlier request of the client may still be in progress and make attempts
+    `CANCEL_ATTEMPTS` times, because an earlier request of the client may still be in progress and make an attempt
     fail."""
     upload = UploadID(exchange.item)
     for attempt in range(1, CANCEL_ATTEMPTS + 1):

@@ -44,19 +44,19 @@ class Authenticator(Protocol):
 
     def check_push(self, repo: RepositoryName) -> None:
         """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The API calls this
-        before it receives a manifest, because the registry checks the same right only after that."""
+        before it receives a manifest, because the registry checks the right only after the manifest was received."""
         ...
 
 
 class Challenges:
-    """Builds WWW-Authenticate headers (challenges). Each tells the client the URL that issues tokens (realm), and for
-    what to request a token (service and scope).
+    """Builds WWW-Authenticate headers (challenges). A challenge tells the client the URL that issues tokens (realm),
+    and what the token must be valid for (service and scope).
 
     `public_url`: the realm is below this URL; None: the realm is at the host to which the client sent the request.
     `service`: the name of this registry as a service in tokens."""
 
     def __init__(self, public_url: str | None, service: str) -> None:
-        """Raises ValueError if `service` has characters that a quoted string needs escapes for."""
+        """Raises ValueError if `service` has characters that must be escaped in a quoted string."""
         if not _QUOTABLE.fullmatch(service):
             raise ValueError(f"{service!r} cannot be a service's name: it has characters that have to be escaped")
         self._base_url = public_url.rstrip("/").encode("ascii") if public_url else None
@@ -90,8 +90,8 @@ def scope_of(exchange: Exchange) -> str:
 
 
 def _mount_source(exchange: Exchange) -> str | None:
-    """Returns the repository from which the request asks to mount a blob. Returns None if it asks for no mount, names
-    no repository for it, or has an invalid query."""
+    """Returns the repository from which the request asks to mount a blob. Returns None if the request asks for no
+    mount, names no source repository, or has an invalid query."""
     try:
         given = exchange.query.one("from") if exchange.query.all("mount") else None
         return None if given is None else RepositoryName(given)
@@ -101,8 +101,8 @@ def _mount_source(exchange: Exchange) -> str | None:
 
 def base_url_of(scope: Scope, host: bytes | None) -> bytes:
     """Returns the URL at which the client reached this server, such as `https://registry.example.com`. `scope`: the
-    ASGI scope of the request. `host`: the Host header. If it is missing or does not have the form HOST[:PORT], the URL
-    has the IP address of this server."""
+    ASGI scope of the request. `host`: the Host header. If this header is missing or does not have the form HOST[:PORT],
+    the URL has the IP address of this server."""
     if host is None or len(host) > _MAX_HOST_BYTES or not _HOST.fullmatch(host):
         host = _own_address(scope)
     return b"%b://%b" % (b"https" if scope.get("scheme") == "https" else b"http", host)

@@ -1,12 +1,11 @@
 """Serves blobs of an upstream registry (`MirroredBlobs`): from the local registry, or while they are being downloaded.
 
-A *fill* is the download of one blob. It writes the bytes into a file that all readers of the blob share. Such a reader
-gets the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`). *Prefetching*
-starts fills for blobs that a client will probably request next.
+A *fill* is the download of one blob. It writes the bytes into a file that all readers of the blob share. A reader gets
+the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`). *Prefetching* starts
+fills for blobs that a client will probably request next.
 
-The *entitlement* of a repository is its right to serve a cached blob. A *private* upstream is one whose content cannot
-be read without a login or a grant. There, the upstream must have *confirmed* that the repository has the blob
-(`registry.mirror.entitlement`).
+The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). A *private*
+upstream is one whose content cannot be read without a login or a grant.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
 SMALL_BLOB_BYTES: Final = 64 * 1024
-"""A blob of up to this size is served only after its fill is complete and its digest is verified. For such a blob, that
-takes little longer than waiting for the first byte."""
+"""A blob of up to this size is served only after its fill is complete and its digest is verified. This takes
+little longer than waiting for the first byte."""
 MAX_FILL_ATTEMPTS: Final = 5
 """Largest number of fills that are tried for one request. Another fill is tried if the last one got bytes with a wrong
 digest, or stopped before it was complete."""
@@ -60,10 +59,10 @@ class MirroredBlobs:
         """Returns the blob's descriptor, without downloading the blob. Raises BlobUnknown, and the errors of the
         upstream client."""
         deadline = self._deadline()
-        if await self._entitlement.is_confirmed(repo, digest):
+        if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(repo, digest)
-        size, _ = await self._prove(repo, digest, deadline)
+        size, _ = await self._check_entitlement(repo, digest, deadline)
         if self._entitlement.private and (stored_in := await self._entitlement.mount(repo, digest, size)):
             # `mount` has also recorded that `repo` may serve the blob, so the next call does not ask the upstream.
             with suppress(BlobUnknown):
@@ -75,16 +74,16 @@ class MirroredBlobs:
         until the upstream starts to send. If the blob has at most `SMALL_BLOB_BYTES`, waits until it is complete and
         verified.
 
-        If the start timeout passes during the wait, raises UpstreamTimeout, with one exception: if the fill of a larger
-        blob is still waiting for a free connection, returns a reader, whose reads wait for the bytes. Raises
-        BlobUnknown, RangeInvalid, and the errors of the upstream client."""
+        If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill of a larger blob is then
+        still waiting for a free connection, returns a reader, which waits for the bytes. Raises BlobUnknown,
+        RangeInvalid, and the errors of the upstream client."""
         deadline = self._deadline()
-        if await self._entitlement.is_confirmed(repo, digest):
+        if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
                 reader = await self._local.open_blob(repo, digest, span)
                 self._prefetch.on_stored_blob(repo, digest)
                 return reader
-        size, manifests = await self._prove(repo, digest, deadline)
+        size, manifests = await self._check_entitlement(repo, digest, deadline)
         offsets = span.to_offsets(size) if span else (0, size)
         for _ in range(MAX_FILL_ATTEMPTS):
             if stored_in := await self._entitlement.mount(repo, digest, size):
@@ -98,7 +97,7 @@ class MirroredBlobs:
             except BlobUnknown:
                 if fill.repo == repo:
                     raise
-                # That fill requested the blob from another repository. The next one requests it from `repo`.
+                # The fill requested the blob from another repository. The next fill requests it from `repo`.
             except (DigestInvalid, PartialLost):
                 continue  # the client has got no byte of the failed fill, so another fill can serve it
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
@@ -106,15 +105,15 @@ class MirroredBlobs:
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
         """Returns whether to download `blob`, which a manifest of `repo` names, before a client requests it. Returns
         False if the blob is stored, or if the upstream said a short time ago that it does not have the blob. At a
-        private upstream, also returns False if the manifest states a wrong size. If the blob is stored, but only in
-        other repositories of the upstream, adds it to `repo`. Raises the errors of `resolve`."""
+        private upstream, also returns False if the manifest states a wrong size. If only other repositories of the
+        upstream have the blob in the store, adds it to `repo`. Raises the errors of `resolve`."""
         entitlement, digest = self._entitlement, blob.digest
-        if await entitlement.is_confirmed(repo, digest):
+        if await entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
                 await self._local.resolve_blob(repo, digest)
                 return False
         if entitlement.private:
-            size, _ = await self._prove(repo, digest, self._deadline())
+            size, _ = await self._check_entitlement(repo, digest, self._deadline())
             if size != blob.size:
                 return False
         elif await entitlement.is_known_missing(repo, digest):
@@ -122,20 +121,22 @@ class MirroredBlobs:
         return not await entitlement.mount(repo, digest, blob.size)
 
     def _deadline(self) -> float:
-        """Returns the time when the start timeout of a request that has just arrived ends, in seconds of the event
-        loop's clock."""
+        """Returns when the start timeout ends for a request that arrives now, in seconds of the loop's clock."""
         return asyncio.get_running_loop().time() + self._start_timeout
 
-    async def _prove(self, repo: RepositoryName, digest: Digest, deadline: float) -> tuple[int, Sequence[Manifest]]:
+    async def _check_entitlement(
+        self, repo: RepositoryName, digest: Digest, deadline: float
+    ) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size and the stored manifests that name it."""
         fill = self._fills.find_running(repo, digest)
-        return await self._entitlement.prove(repo, digest, deadline, download_size=fill.size if fill else None)
+        return await self._entitlement.check(repo, digest, deadline, download_size=fill.size if fill else None)
 
     async def _wait_started(self, fill: Fill, deadline: float) -> bool:
         """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if
-        the blob is then stored. Returns True if a reader has to wait for bytes of the fill. That is also the case if
-        the deadline passes while the fill of a larger blob waits for a free connection. If the deadline passes in any
-        other case, raises UpstreamTimeout. If the fill fails, raises its error."""
+        the blob is then stored, or True if its bytes have to be read from the running fill.
+
+        If the deadline passes while the fill of a larger blob waits for a free connection, returns True. If it passes
+        in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error."""
         try:
             async with asyncio.timeout_at(deadline):
                 if fill.size > SMALL_BLOB_BYTES:

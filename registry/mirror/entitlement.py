@@ -4,13 +4,13 @@ A blob is stored once, even if several repositories of the upstream contain it. 
 repository just because it knows the digest. The rule depends on the upstream:
 
 - An upstream is *public* if clients need no login and no grant to read its content. Every client could download the
-  blob there. So a repository may serve the blob if a manifest in the repository names the blob.
+  blob from the upstream itself. So a repository may serve the blob if a manifest in the repository names the blob.
 - Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.
 
-The name of the error `UnconfirmedBlobUnknown` uses the word in another sense. An answer "not found" is *unconfirmed* if
-it possibly does not come from the upstream itself, but from a proxy in front of it.
+In the error `UnconfirmedBlobUnknown`, the word has another sense: the answer "not found" possibly comes from a proxy in
+front of the upstream, and not from the upstream itself.
 """
 
 from __future__ import annotations
@@ -61,28 +61,28 @@ class BlobEntitlement:
         self._size_requests: SingleFlight[int] = SingleFlight()
         """The running requests for the size of a blob. Calls for the same blob share one request."""
 
-    async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether `repo` may serve the blob without asking the upstream, provided that the blob is stored in
-        `repo`. Always True at a public upstream. At a private one, True if the blob is confirmed for `repo`."""
+    async def may_serve_if_stored(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether `repo` may serve the blob without asking the upstream, if `repo` has the blob in the store.
+        Always True at a public upstream. At a private one, True if the blob is confirmed for `repo`."""
         return not self.private or await self._records.is_confirmed(repo, digest)
 
     async def is_known_missing(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the upstream said a short time ago that `repo` does not have the blob."""
         return await self._negative_cache.has(repo, digest)
 
-    async def prove(
+    async def check(
         self, repo: RepositoryName, digest: Digest, deadline: float, download_size: int | None
     ) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
         that name it (at most 8: see `UpstreamRecords.referring_manifests`).
 
-        Asks the upstream for the size in two cases: at a public upstream, if none of these manifests names the blob; at
-        a private one, if `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short
-        time ago that `repo` does not have the blob.
+        Asks the upstream for the size in two cases: at a public upstream, if there is no such manifest; at a private
+        one, if `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short time ago
+        that `repo` does not have the blob.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
-        downloaded for `repo`, otherwise None. The right of `repo` was checked when that download started. Raises
-        BlobUnknown, UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
+        downloaded for `repo`, whose right was checked when that download started; otherwise None. Raises BlobUnknown,
+        UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
         if await self._negative_cache.has(repo, digest):
             raise BlobUnknown("the upstream does not have this blob; this answer is cached for a short time")
         manifests = await self._records.referring_manifests(repo, digest)
@@ -101,14 +101,13 @@ class BlobEntitlement:
             raise start_timeout_error(digest) from None
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
-        """Adds the blob to `repo`, if it is stored in any repository of this upstream. Call it only after `prove` has
-        returned this `size` for `repo`. Returns the repository to read the blob from. That is `repo`, or, if the disk
-        is too full to add the blob to `repo`, another repository that has it. Returns None if no repository of this
-        upstream has the blob.
+        """Adds the blob to `repo`, if any repository of this upstream has it in the store. Call this only after `check`
+        has returned this `size` for `repo`. Returns the repository to read the blob from: `repo`, or, if the disk is
+        too full to add the blob, another repository that has it. Returns None if no repository of this upstream has it.
 
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
-        not give access to them. At a private upstream, returns None if the stored blob does not have this size: what
-        looked like a confirmation may have been a login page, which also has status 200 and a length."""
+        not give access to them. At a private upstream, returns None if the stored blob does not have this size:
+        `check` may have taken a login page, which also has status 200 and a length, for a confirmation."""
         prefix = f"{self._upstream.name}/"  # all repositories of this upstream have names with this prefix
         holder = await self._records.find_holder(prefix, digest)
         if holder is None:
@@ -145,6 +144,6 @@ class BlobEntitlement:
 
 
 def start_timeout_error(digest: Digest) -> UpstreamTimeout:
-    """Returns the error for a client that has waited for the first byte of a blob until the deadline of its request.
-    The *start timeout* is the time from the request to this deadline."""
+    """Returns the error for a client that has waited for the first byte of a blob until the *start timeout* of its
+    request has passed."""
     return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")

@@ -3,8 +3,8 @@ asking the upstream registry again. The rules follow RFC 9111 and RFC 5861, whic
 
 A cached manifest that is requested by digest never expires. After the upstream has answered about a tag, the tag is
 *fresh* for its time to live (TTL): the cached copy is served. Then the tag is *stale* for another TTL: the cached copy
-is served, and the upstream is asked in the background. After that the upstream is asked before the tag is served. "Not
-found" answers are cached for a short time.
+is served, and the upstream is asked in the background. After both periods, the upstream is asked before the tag is
+served. "Not found" answers are cached for a short time.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Freshness:
         return self._settings.tag_ttl
 
     def age(self, check: UpstreamCheck) -> float:
-        """Returns the seconds since `check`, a recorded answer of the upstream. If the clock was set back after the
-        answer, by so much that the age would be -1 or less, returns infinity, so that the upstream is asked again."""
+        """Returns the seconds since `check`, a recorded answer of the upstream. If they are -1 or less, because the
+        clock was set back after the answer, returns infinity, so that the upstream is asked again."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 
@@ -90,8 +90,8 @@ class NegativeCache:
         return self._freshness.judge(digest, check) is Verdict.UNKNOWN
 
     async def add(self, repo: RepositoryName, digest: Digest) -> None:
-        """Records that the repository does not have the blob. If that cannot be stored, ignores the error: the upstream
-        is then asked again for the next request."""
+        """Records that the repository does not have the blob. If that cannot be stored, ignores the error: the next
+        request then asks the upstream again."""
         with suppress(StorageFull, StorageFailed):
             await self._records.save_check(repo, digest, found=False, blob=True)
 

@@ -78,8 +78,9 @@ class MirroredManifests:
         """The running flights. A flight returns a notice, or None if the manifest in the local registry is current."""
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
-        """Returns the result of `look_up` for the manifest. Before that, asks the upstream if necessary (`Freshness`).
-        Raises ManifestUnknown, and, if the manifest is not cached, the errors of the upstream client."""
+        """Returns the result of `look_up` for the manifest. If necessary, asks the upstream before, or in the
+        background (`Freshness`). Raises ManifestUnknown, and, if the manifest is not cached, the errors of the upstream
+        client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 return await look_up(repo, reference)
@@ -89,7 +90,7 @@ class MirroredManifests:
         if verdict in (Verdict.FRESH, Verdict.STALE):
             with suppress(ManifestUnknown):
                 found = await look_up(repo, reference)
-                if verdict is Verdict.STALE and not self._upstream.is_exhausted():
+                if verdict is Verdict.STALE and not self._upstream.is_nearly_exhausted():
                     with suppress(UpstreamUnavailable):  # raised only when the server is stopping
                         self._start_flight(repo, reference)
                 return found
@@ -144,9 +145,9 @@ class MirroredManifests:
         or None if the cached copy is current afterwards.
 
         A process that had to wait for the lease uses the answer that the previous holder of the lease has recorded. If
-        nothing is cached afterwards and the wait took longer than `stale_wait`, raises UpstreamTimeout instead of
-        sending a request of its own, because its clients have already waited for one. `force`: asks the upstream in any
-        case."""
+        nothing is cached afterwards and the wait took longer than `stale_wait`, raises UpstreamTimeout and sends no
+        request of its own, because its clients have already waited for that of another process. `force`: asks the
+        upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.last_check(repo, reference)
@@ -170,7 +171,7 @@ class MirroredManifests:
         with ShareScope() as memory:
             try:
                 manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
-            except UnconfirmedManifestUnknown:  # not recorded: possibly sent by a proxy before the upstream
+            except UnconfirmedManifestUnknown:  # not recorded: possibly sent by a proxy in front of the upstream
                 raise
             except ManifestUnknown:
                 await self._record_check(repo, reference, found=False)
@@ -184,7 +185,7 @@ class MirroredManifests:
         moved. Returns None if the cached copy is current afterwards, or a notice if the upstream gave no usable answer
         or the manifest cannot be stored. Raises ManifestUnknown if the upstream has deleted the tag. `cached`: the
         manifest that the cached tag names. `check`: the last recorded answer of the upstream."""
-        if self._upstream.is_exhausted() and not force:
+        if self._upstream.is_nearly_exhausted() and not force:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
             at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
@@ -229,7 +230,7 @@ class MirroredManifests:
 
     async def _record_check(self, repo: RepositoryName, reference: Reference, *, found: bool) -> None:
         """Records that the upstream has the manifest (`found`) or does not have it. If the answer cannot be recorded,
-        only logs that: the upstream is then asked again for the next request."""
+        only logs that: the next request then asks the upstream again."""
         try:
             await self._records.save_check(repo, reference, found)
         except (StorageFull, StorageFailed) as error:

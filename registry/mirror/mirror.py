@@ -1,8 +1,8 @@
 """A pull-through cache of one upstream registry, with the interface of a registry (`Mirror`).
 
-A *fill* is the download of one blob, which all clients that request the blob share. *Prefetching* starts fills for
-blobs that a client will probably request next. A *notice* is a text that the response carries to the client, for
-example to say that cached content may be out of date.
+A *fill* is the download of one blob. All clients that request the blob share it. *Prefetching* starts fills for blobs
+that a client will probably request next. A *notice* is a text for the client in the response, for example that cached
+content may be out of date.
 
 The upstream is *exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the upstream that
 sent bytes with a wrong digest. The *entitlement* of a repository is its right to serve a cached blob. A "not found"
@@ -92,7 +92,7 @@ class Mirror(RefusingRegistry):
         queue = PrefetchQueue(
             lambda repo, blob: self._blobs.should_prefetch(repo, blob), slots.wait_for_spare, self._fills.start_prefetch
         )
-        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_exhausted(), monotonic)
+        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
@@ -150,7 +150,7 @@ class Mirror(RefusingRegistry):
         `within`: at most `limit` repositories that sort after `after`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
-        # After the repositories of this upstream, `local` lists those of others, which are left out.
+        # After the repositories of this upstream, `local` lists others, which are left out.
         own = [repo for repo in page.items if repo.startswith(prefix)]
         more = page.more and len(own) == len(page.items) and (page.next_after or prefix).startswith(prefix)
         return Page(own, more, page.next_after if more else None)

@@ -5,7 +5,7 @@ A *fill* is the download of one blob. When a client gets the manifest of an imag
 the config is small and is needed next. When a client requests one layer of an image, the other layers are queued. A
 HEAD request queues nothing, nor does the manifest of an index.
 
-The queue starts a fill whenever the upstream has a connection to spare that no client waits for. A queued blob costs
+The queue starts a fill whenever a connection to the upstream is free and no client waits for it. A queued blob costs
 only the memory for its descriptor: it has no open file and no timer.
 """
 
@@ -100,12 +100,12 @@ class Prefetcher:
     def on_missing_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
         blob, newest first. If some of their images are remembered as being pulled, queues the other layers of those
-        images. If none is, queues the other layers of the newest image only, because many images may share the blob as
+        images. Otherwise queues only the other layers of the newest image, because many images may share the blob as
         their base layer."""
         if self._mode != "layers" or not self._has_requests_left():
             return
-        recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
-        for manifest in recent or manifests[:1]:
+        remembered = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
+        for manifest in remembered or manifests[:1]:
             self._queue_layers(repo, manifest.digest, self._remember_image(repo, manifest), digest)
 
     def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:
@@ -123,8 +123,8 @@ class Prefetcher:
 
     @property
     def busy(self) -> bool:
-        """Whether blobs are queued, or a fill is running that was started for prefetching and that no client has
-        requested."""
+        """Whether blobs are queued, or a fill that was started for prefetching is running and no client has requested
+        its blob."""
         return self._queue.busy
 
     async def aclose(self) -> None:
@@ -143,11 +143,11 @@ class Prefetcher:
         self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
     def _remember_image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
-        """Returns the remembered image with this manifest, and records a request of its pull. If the image is new, or
-        if its pull is no longer active, remembers a new image."""
+        """Returns the remembered image with this manifest, and records a request that belongs to its pull. If the image
+        is new, or if its pull is no longer active, remembers a new object for it."""
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        # If the last pull is over, its blobs may have been deleted and must be queued again, so a new object is made.
+        # If the last pull is over, its blobs may have been deleted since. With a new object, they are queued again.
         if image is None or not image.pull.is_active():
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
@@ -172,7 +172,7 @@ log = logging.getLogger("registry.mirror")
 MAX_QUEUED_BLOBS: Final = 1024
 """Largest length of the queue. Further blobs are not prefetched."""
 MAX_RUNNING_FILLS: Final = 4
-"""Largest number of running fills, in one process, that no client has requested."""
+"""Largest number of running fills, in one process, whose blobs no client has requested."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
 """Returns whether to download the blob, that is, whether it is not stored and the upstream may have it. Raises
@@ -189,8 +189,8 @@ class PrefetchQueue:
     def __init__(
         self, should_prefetch: ShouldPrefetch, wait_for_spare: Callable[[], Awaitable[None]], start_fill: StartFill
     ) -> None:
-        """`should_prefetch`: called before a fill is started. `wait_for_spare`: waits until the upstream has a
-        connection to spare that no client waits for."""
+        """`should_prefetch`: called before a fill is started. `wait_for_spare`: waits until a connection to the
+        upstream is free and no client waits for it."""
         self._should_prefetch = should_prefetch
         self._wait_for_spare = wait_for_spare
         self._start_fill = start_fill
@@ -221,7 +221,7 @@ class PrefetchQueue:
     @property
     def busy(self) -> bool:
         """Whether the queue has work: blobs that wait for their fill, or running fills that the queue has started and
-        that no client has requested."""
+        whose blobs no client has requested."""
         return bool(self._runners)
 
     async def aclose(self) -> None:

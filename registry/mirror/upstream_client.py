@@ -75,7 +75,7 @@ class UpstreamClient(Protocol):
     endpoints: Sequence[str]
     """The base URLs of the upstream, in the order of the settings."""
     connections: int
-    """Largest number of connections for downloads of blobs at a time, over all processes."""
+    """Largest number of simultaneous connections for downloads of blobs, over all processes."""
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         """Returns a manifest's descriptor. Sends a HEAD request, which does not use up the rate limit of Docker Hub. If
@@ -116,7 +116,7 @@ class UpstreamClient(Protocol):
         upstream has none, the fallback tag (spec: "Referrers Tag Schema")."""
         ...
 
-    def is_exhausted(self) -> bool:
+    def is_nearly_exhausted(self) -> bool:
         """Returns whether the upstream's rate limit leaves only few requests. The mirror then sends only requests for
         which a client waits."""
         ...

@@ -34,7 +34,7 @@ class UnverifiedBlobReader:
 
     def __init__(self, fill: Fill, span: tuple[int, int], pulls: Iterable[ImagePull]) -> None:
         """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
-        that contain the blob. While this reader is open, each of them counts as still in progress."""
+        that contain the blob. While this reader is open, each of them counts as active."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill

@@ -23,8 +23,8 @@ class ServerLimits:
     one of the two takes longer, the connection is closed."""
     header_seconds: float = 15.0
     """Longest time from a request's first byte to the end of its head. If it takes longer, the request is refused with
-    408. A new connection waits as long for the first byte of its first request. If it takes longer, the connection is
-    closed."""
+    408. Also the longest time from the opening of a connection to its first byte. If that takes longer, the connection
+    is closed without a response."""
     keep_alive_seconds: float = 75.0
     """How long an idle connection stays open for its next request."""
     body_idle_seconds: float = 60.0
@@ -35,12 +35,12 @@ class ServerLimits:
     """How long the server waits until the client has received more of a response. If it takes longer, the connection is
     aborted."""
     response_slice_seconds: float = 30.0
-    """Longest time for one slice of a large response that is in memory, such as a manifest. The server passes such a
-    response to the kernel in slices of 256 KiB. The kernel accepts them only as fast as the client receives them. If
-    one slice takes longer, the connection is aborted."""
+    """How long a client may take to receive one slice (256 KiB) of a large response that is in memory, such as a
+    manifest. If it takes longer, the connection is aborted, even if the client goes on receiving bytes, because
+    the slice takes memory until it is sent."""
     half_close_seconds: float = 5.0
-    """How long the server waits for the next bytes of the response if the client has shut down its sending side after a
-    complete request. If it takes longer, the server assumes that the client has disconnected, and closes the
+    """How long the application may take for the next bytes of the response if the client has shut down its sending side
+    after a complete request. If it takes longer, the server assumes that the client has disconnected, and closes the
     connection."""
     linger_seconds: float = 2.0
     """How long a connection stays open after its last response if the client could still be sending: after a response

@@ -52,6 +52,7 @@ class ApiClient:
         self._trust = trust
         self._policy = policy
         self._resolver = Resolver(settings.name)
+        # Requests to an endpoint may connect to every address. The hosts in the settings stay allowed after redirects.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
@@ -116,7 +117,7 @@ class ApiClient:
         UpstreamTimeout."""
         client = await self._client(route)
         if attempt is not None:
-            attempt.on_sent()
+            attempt.on_send()
         for is_second_try in (False, True):
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
@@ -151,7 +152,7 @@ class ApiClient:
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:
-                length = _ASSUMED_BODY_BYTES  # the connection may receive this much before the loop counts it
+                length = _ASSUMED_BODY_BYTES  # this much may be in memory before the loop below counts it
             if SMALL_BODY_BYTES < length <= max_bytes:
                 await share.grow(2 * length)  # twice, because `complete_body` is a copy of `body`
             async for piece in response.aiter_raw():
@@ -183,8 +184,8 @@ class ApiClient:
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
         """Returns the httpx2 client for the current step of `route`. There is one client, which has its own connection
         pool, for each pair of proxy and reach (set of allowed addresses). Therefore a redirect cannot use an open
-        connection to an address that is not allowed for it. And if the target of a redirect does not respond, requests
-        that wait for it take no connections from the endpoints."""
+        connection to an address that is not allowed for it. And if the target of a redirect does not respond, the
+        requests that wait for it use up no connections to the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
@@ -209,7 +210,7 @@ class ApiClient:
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
-        """Stops look-ups of host names and closes the connections. Idempotent."""
+        """Stops lookups of host names and closes the connections. Idempotent."""
         await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client in clients.values():

@@ -6,6 +6,8 @@ RFC 6750). The requirement of a challenge is cached for its endpoint and scope o
 that fulfils the requirement. For another scope of that endpoint, the first request uses the same token service as a
 guess. Without the guess, a request without a token would come first, only to get a challenge that names that service.
 If no token can be obtained from the guessed service, the request is sent without a token.
+
+An *offer* (`AuthorizationOffer`) is the header for one request, with the way in which it was chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from registry.upstream.destinations import Reach, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.rate_limits import RateLimitBackoff, RequestKind
 from registry.upstream.request_limits import REQUEST_TIMEOUT_SECONDS, time_limit
-from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenEndpoint
+from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenService
 from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.leases import Leases
@@ -38,13 +40,13 @@ MAX_CACHED_CHALLENGES = 1000
 CHALLENGE_VALID_SECONDS = 3600.0
 """Time for which the requirement of a challenge is cached, from the last time that the endpoint accepted it."""
 OFFER_SECONDS = 3.0
-"""Time limit for the steps before the request itself: GET `/v2/`, and getting a token. After that time the request is
-sent without a token. If it needs one, its response contains the challenge."""
+"""Time limit for making the first offer: for GET `/v2/`, and for getting a token. After that time the request is sent
+without a token. If it needs one, its response contains the challenge."""
 OFFER_TIME_DIVISOR = 3
-"""The steps before the request take at most a third of the time limit for the endpoint (1 divided by this number), so
-that time is left for the request itself."""
+"""Making the first offer may also take at most the time limit for the endpoint, divided by this number, so that time is
+left for the request itself."""
 GUESS_SECONDS = 2.0
-"""Time limit for the steps before the request if the token service is a guess. It replaces OFFER_SECONDS."""
+"""Replaces OFFER_SECONDS if the token service is a guess."""
 MAX_WRONG_GUESSES = 3
 """Failed guesses in a row after which an endpoint's token service is no longer used as a guess. More than one, because
 a single repository may use another token service than the other repositories of the endpoint."""
@@ -52,14 +54,14 @@ MAX_PARAMETER_LENGTH = 4096
 """Longest parameter of a challenge, such as its realm, in characters. A challenge with a longer one is ignored."""
 
 _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
-"""Errors of the steps before the request, after which the request is sent without a token."""
+"""Errors of making an offer after which the request is sent without a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginRequirement:
     """What an endpoint requires in the `Authorization` header of a request."""
 
-    service: TokenEndpoint | None
+    service: TokenService | None
     """The token service that issues the required token; None: the password itself is required (Basic)."""
     scope: str
     """The scope that the token must have."""
@@ -69,7 +71,7 @@ class LoginRequirement:
 class TokenServiceGuess:
     """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since."""
 
-    service: TokenEndpoint
+    service: TokenService
     failures: int = 0
 
 
@@ -85,12 +87,12 @@ class AuthorizationOffer:
     possibly requires something else. None: no requirement is known, or a cached token made it unnecessary to look for
     one."""
     failure: Exception | None = None
-    """The error because of which there is no header; None if there was none."""
+    """The error that left the offer without a header; None if there was no error."""
     guess: TokenServiceGuess | None = None
     """The guess from which `requirement` was made; None: it is not a guess, or no token could be obtained."""
-    has_new_token: bool = False
-    """Whether `authorization` has a token that was just issued and comes from no cache, or a password. If the endpoint
-    refuses that, another try is useless."""
+    is_fresh: bool = False
+    """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
+    endpoint refuses it, another try is useless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class UpstreamAuthorizer:
 
     @property
     def has_login(self) -> bool:
-        """Whether a login is configured and can be used now, so that a refusal by the upstream is a refusal of that
+        """Whether a login is configured and can be used now. If so, a refusal by the upstream is a refusal of this
         login. Raises UpstreamUnavailable if the configured login cannot be read."""
         return self._login.current() is not None
 
@@ -149,11 +151,10 @@ class UpstreamAuthorizer:
         return self._login.is_configured and not self.has_login
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
-        """Returns the offer with which to send a request for the first time. The offer has no header if nothing shows
-        that the endpoint requires a login. It has no header, but a `failure`, if no token could be obtained. Raises
-        UpstreamUnavailable if the configured login cannot be read, and TooManyRequests if the endpoint answers GET
-        `/v2/` with 429. `attempt` has the time limit for the endpoint, and gets reports on the response to GET
-        `/v2/`."""
+        """Returns the first offer for a request. The offer has no header if nothing shows that the endpoint requires a
+        login. It has no header, but a `failure`, if no token could be obtained. Raises UpstreamUnavailable if the
+        configured login cannot be read, and TooManyRequests if the endpoint answers GET `/v2/` with 429. `attempt` has
+        the time limit for the endpoint, and gets reports on the response to GET `/v2/`."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
         if token := await self._tokens.cached(key):
@@ -174,8 +175,8 @@ class UpstreamAuthorizer:
                     requirement = await self._requirement_from_ping(endpoint, scope, login, attempt)
                 if requirement is None:
                     return AuthorizationOffer()
-                authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, refused=None)
-                return AuthorizationOffer(authorization, requirement, guess=guess, has_new_token=is_new)
+                authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=None)
+                return AuthorizationOffer(authorization, requirement, guess=guess, is_fresh=is_fresh)
         except _NO_TOKEN_ERRORS as error:
             if requirement is None and isinstance(error, TooManyRequests):
                 raise  # GET /v2/ got a 429: the client gets this error and can try again after the pause
@@ -201,7 +202,7 @@ class UpstreamAuthorizer:
         self, endpoint: str, scope: str, response: UpstreamResponse, offer: AuthorizationOffer
     ) -> AuthorizationOffer | None:
         """Returns another offer after the endpoint has refused `offer` with `response`. Returns None if the response
-        has no challenge that can be fulfilled, or if the header would be the refused one. Raises Denied,
+        has no challenge that can be fulfilled, or if the new header would equal the refused one. Raises Denied,
         AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout if no token can be obtained."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
@@ -219,13 +220,13 @@ class UpstreamAuthorizer:
             and requirement == offer.requirement
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
-            # The endpoint requires just what could not be obtained, and a second try would fail in the same way. Only
-            # after a timeout a second try may succeed.
+            # The endpoint requires just what could not be obtained. A second try can succeed after a timeout; after any
+            # other error it would fail in the same way.
             raise offer.failure
-        authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, refused=token)
+        authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=token)
         if authorization == offer.authorization:
             return None
-        return AuthorizationOffer(authorization, requirement, has_new_token=is_new)
+        return AuthorizationOffer(authorization, requirement, is_fresh=is_fresh)
 
     def on_accepted(self, endpoint: str, scope: str, offer: AuthorizationOffer) -> None:
         """Caches the requirement of an offer that the endpoint has accepted. Does nothing for an offer without a
@@ -273,7 +274,7 @@ class UpstreamAuthorizer:
         A 404 has no challenge, so the challenge has to come from GET `/v2/`. docker sends GET `/v2/` first as well."""
         ping = self._pings.get(endpoint)
         if ping is None or not 0 < ping.valid_until - self._clock() <= PING_VALID_SECONDS:
-            attempt.on_sent()
+            attempt.on_send()
             ping = await self._running_pings.run(endpoint, lambda: self._ping(endpoint, login))
             attempt.on_headers(ping.status)
         return LoginRequirement(ping.requirement.service, scope) if ping.requirement is not None else None
@@ -288,7 +289,7 @@ class UpstreamAuthorizer:
         if response.status == 429 or response.status >= 500:
             raise UpstreamUnavailable(f"the upstream registry {loggable_origin(endpoint)} answers {response.status}")
         asks_for_login = response.status == 401 and not response.is_cross_origin
-        # `_requirement_from_ping` sets the scope of the request in its copy of this requirement.
+        # The scope is empty, because the result is cached for all scopes. `_requirement_from_ping` sets it in a copy.
         requirement = self._requirement_of(response, scope="", login=login) if asks_for_login else None
         is_clear = requirement is not None or response.status == 200
         ping = PingResult(
@@ -315,7 +316,7 @@ class UpstreamAuthorizer:
             return None
         reach = Reach(response.network, self._allowed_hosts)
         return LoginRequirement(
-            TokenEndpoint(parameters["realm"], parameters.get("service", ""), reach),
+            TokenService(parameters["realm"], parameters.get("service", ""), reach),
             parameters.get("scope") or scope,
         )
 

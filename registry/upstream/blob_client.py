@@ -56,8 +56,7 @@ class _ThreadState(threading.local):
     buffer: bytearray | None = None
     """The buffer for the bytes of blobs; None until the thread reads its first body."""
     peer: str | None = None
-    """The IP address of the server on whose connection the thread last waited for a response; None: that connection
-    led to a proxy."""
+    """The IP address of the server that got the thread's last request; None: the request was sent to a proxy."""
 
 
 class BlobClient:
@@ -71,6 +70,7 @@ class BlobClient:
         # request to the endpoint and one to the target of a redirect.
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
+        # Requests to an endpoint may connect to every address. The hosts in the settings stay allowed after redirects.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
@@ -93,7 +93,7 @@ class BlobClient:
         Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink.
         After a cancellation the connection is closed. The sink is never called after this method has returned or
         raised."""
-        transfer.on_sent()
+        transfer.on_send()  # called here, because it must be called on the event loop
         future = self._threads.submit(self._run, transfer, url, headers)
         waiting = asyncio.wrap_future(future)
         self._running.add(transfer)
@@ -132,7 +132,7 @@ class BlobClient:
                 transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT
                 or transfer.sink_called != sink_called
             )
-            # While a call of the sink runs, or the transfer waits for a thread, it is not the upstream that is slow.
+            # While a call of the sink runs, or the transfer waits for a thread, the upstream is not to blame.
             if has_progress or transfer.is_in_sink or not transfer.has_started:
                 received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
             elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):
@@ -157,7 +157,7 @@ class BlobClient:
         route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._endpoint_reach)
         try:
             while True:
-                transfer.use_socket(None)
+                transfer.use_socket(None)  # raises TransferAbandoned after `abandon`
                 response = self._send(transfer, route)
                 if not route.has_moved:
                     transfer.on_headers(response.status)
@@ -219,8 +219,8 @@ class BlobClient:
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
-        """Returns the network class of the server that has just responded to the request of this thread for the current
-        step of `route`."""
+        """Returns the network class of the server that has just responded to this thread, for the current step of
+        `route`."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
         return self._policy.classify(self._thread_state.peer)
@@ -263,8 +263,8 @@ class BlobClient:
         return pool
 
     def _on_connection(self, connection: Connection, peer: str | None) -> None:
-        """urllib3 connections call this in the download thread, just before it waits for a response on `connection`.
-        `peer` is the IP address of the server; None: the connection leads to a proxy."""
+        """urllib3 connections call this in the download thread, just before the thread waits for a response on
+        `connection`. `peer` is the IP address of the server; None: the connection leads to a proxy."""
         self._thread_state.peer = peer
         if self._thread_state.transfer is not None:
             self._thread_state.transfer.use_socket(connection)
@@ -365,7 +365,7 @@ def _is_connection_failure(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """Returns a short text for the error: the system's text of an OSError, and the class name of any other error. An
-    error's own text is not used, because urllib3's texts may contain a whole URL, which may give access."""
+    error's own text is not used, because urllib3's texts may contain a whole URL, and a signed URL is a secret."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
     return str(text)[:200]

@@ -1,15 +1,15 @@
 """Parses `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3) and decides which token services may be used.
 
-A challenge names the URL of a token service, the realm. The challenge comes from an endpoint, one of the URLs of the
-upstream. Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy`
-checks each realm:
+An endpoint (one of the URLs of the upstream) sends a challenge, which names the URL of a token service, the *realm*.
+Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy` checks each
+realm:
 
-- An https realm is used if its registrable domain (such as `docker.io`) is that of an endpoint or of the upstream's
-  name, if its host is the endpoint's, or if the setting `realms` lists it.
+- An https realm is used if it is on the endpoint's host, if its registrable domain (such as `docker.io`) is that of any
+  endpoint or of the upstream's name, or if the setting `realms` lists it.
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
-- A request that contains the password is sent only to a realm that is listed, that has the same port as the endpoint,
-  or that has port 443 and another host than the endpoint. On any other port there may be a service of somebody else.
+- The password is sent only to a realm that is listed or has the endpoint's port. On another host, the port may also be
+  443. Any other port may belong to a service of somebody else, and so may port 443 of the endpoint's own host.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class RealmProblem(NamedTuple):
 
     text: str
     """The end of a sentence whose subject is the token service."""
-    is_unlisted: bool
-    """Whether the realm could be used if the setting `realms` listed it."""
+    is_solved_by_listing: bool
+    """Whether the realm may be used once it is added to the setting `realms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ def _parse_parameters(text: str, offset: int) -> tuple[dict[str, str], int]:
 
 
 def choose_challenge(challenges: list[LoginChallenge], has_password: bool) -> LoginChallenge | None:
-    """Returns the challenge to use: the first Bearer challenge with a realm; if there is none, the first Basic
-    challenge, but only if a password for it is configured (`has_password`). Returns None if there is neither."""
+    """Returns the challenge to use: the first Bearer challenge with a realm; if there is none, and a password is
+    configured (`has_password`), the first Basic challenge; otherwise None."""
     for challenge in challenges:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge
@@ -129,42 +129,42 @@ class RealmPolicy:
         problem = self._problem(realm, endpoint, sends_password)
         if problem is None:
             return
-        shown = _loggable_realm(realm)
-        if shown not in self._logged_realms and len(self._logged_realms) < MAX_LOGGED_REALMS:
-            self._logged_realms.add(shown)
+        loggable = _loggable_realm(realm)
+        if loggable not in self._logged_realms and len(self._logged_realms) < MAX_LOGGED_REALMS:
+            self._logged_realms.add(loggable)
             log.warning(
                 "upstream %s: %s names the token service %r, which %s, so it is not used%s",
                 self._name,
                 loggable_origin(endpoint),
-                shown,
+                loggable,
                 problem.text,
-                "; if you trust that service, add it to the upstream's realms" if problem.is_unlisted else "",
+                "; if you trust that service, add it to the upstream's realms" if problem.is_solved_by_listing else "",
             )
         raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {problem.text}")
 
     def _problem(self, realm: str, endpoint: str, sends_password: bool) -> RealmProblem | None:
-        """Returns why the realm must not be used; None if it may be used. The arguments are those of
-        `raise_if_refused`."""
+        """Returns why the realm must not be used; None if it may be used. `raise_if_refused` describes the
+        arguments."""
         try:
             scheme, host, port = origin(realm)
             endpoint_scheme, endpoint_host, endpoint_port = origin(endpoint)
         except ValueError:
-            return RealmProblem("has no valid http or https address", is_unlisted=False)
+            return RealmProblem("has no valid http or https address", is_solved_by_listing=False)
         if urlsplit(realm).username is not None:
-            return RealmProblem("has a user name in its address", is_unlisted=False)
+            return RealmProblem("has a user name in its address", is_solved_by_listing=False)
         is_listed, is_on_own_host = self._is_listed(realm), host == endpoint_host
         if scheme == "http" and endpoint_scheme == "https":
             # An https endpoint protects the password, so the token service must protect it as well.
-            return RealmProblem("uses http although the endpoint uses https", is_unlisted=False)
+            return RealmProblem("uses http although the endpoint uses https", is_solved_by_listing=False)
         is_on_own_domain = scheme == "https" and registrable_domain(host) in self._own_domains
         if not (is_listed or is_on_own_host or is_on_own_domain):
             return RealmProblem(
-                "is neither on a registrable domain of the upstream nor in its realms", is_unlisted=True
+                "is neither on a registrable domain of the upstream nor in its realms", is_solved_by_listing=True
             )
         if sends_password and not (is_listed or port == endpoint_port or (not is_on_own_host and port == 443)):
             return RealmProblem(
                 "would get the password on another port than the endpoint's and is not in the upstream's realms",
-                is_unlisted=True,
+                is_solved_by_listing=True,
             )
         return None
 

@@ -5,8 +5,8 @@ It requests manifests, blobs and lists. An upstream has one or more endpoints (U
 all other requests.
 
 "The errors of a failed upstream request" are UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and
-StorageFailed. A "not found" error such as BlobUnknown may be of its *unconfirmed* subclass (UnconfirmedBlobUnknown).
-The response then possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
+StorageFailed. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown), for
+a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
 
 Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
 endpoint does not have the content, the next one is tried. For tags, the first endpoint decides.
@@ -57,9 +57,9 @@ such a response a GET is sent."""
 
 
 class FetchEnded(Exception):
-    """Wraps an error that ends the download of a blob, so that `try_endpoints` raises it and tries no other endpoint.
-    That is needed if the sink (the object that receives the bytes) raised the error, or if it was already called.
-    `HttpUpstreamClient.fetch_blob` raises the wrapped error."""
+    """Wraps an error after which no other endpoint may be tried, because the sink (the object that receives the bytes)
+    raised the error or was already called. `try_endpoints` does not catch this class. `HttpUpstreamClient.fetch_blob`
+    raises the wrapped error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -94,8 +94,8 @@ class HttpUpstreamClient:
         type, digest and size. Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
-            # After ManifestUnknown the mirror deletes a cached tag. A 404 to HEAD has no body that would show whether
-            # the registry itself sent it. It therefore causes UnconfirmedManifestUnknown, after which a GET is sent.
+            # A 404 to HEAD raises UnconfirmedManifestUnknown: without a body, it does not show whether the registry
+            # itself sent it. Then a GET decides, because the mirror deletes a cached tag after ManifestUnknown.
             with suppress(UnconfirmedManifestUnknown):
                 response = await self._request_manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else response.digest
@@ -113,9 +113,9 @@ class HttpUpstreamClient:
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest after checking its bytes against the digest, if one is known. `memory`: the scope at whose
-        end the memory of a large body is given back to the memory budget; None: it is given back before the body is
-        parsed. Raises ManifestUnknown, and the errors of a failed upstream request."""
+        """Returns a manifest after checking its bytes against the digest, if one is known. `memory`: a large body
+        counts against the memory budget until the `with` block of this scope ends; None: only while it is received.
+        Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
@@ -163,8 +163,8 @@ class HttpUpstreamClient:
         """Returns the blob's size in bytes. Sends a HEAD request, and a GET of the first byte if the response to HEAD
         does not show the size."""
         path = f"blobs/{digest}"
-        # The mirror caches BlobUnknown. A 404 to HEAD has no body that would show whether the registry itself sent it.
-        # It therefore causes UnconfirmedBlobUnknown, after which a GET is sent.
+        # A 404 to HEAD raises UnconfirmedBlobUnknown: without a body, it does not show whether the registry itself sent
+        # it. Then a GET decides, because the mirror caches BlobUnknown.
         with suppress(UnconfirmedBlobUnknown):
             response = await self._requester.request(
                 endpoint,
@@ -211,8 +211,8 @@ class HttpUpstreamClient:
         loop = asyncio.get_running_loop()
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
-            # `attempt` reports the endpoint as working as soon as it responds. An error later in the transfer does not
-            # change that.
+            # `attempt` reports the endpoint as working as soon as the endpoint responds. A later error of the transfer
+            # does not change that.
             transfer = BlobTransfer(endpoint.url, span, sink, attempt, loop.call_soon_threadsafe)
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
@@ -248,10 +248,10 @@ class HttpUpstreamClient:
         """See `UpstreamLists.referrers`."""
         return await self._lists.referrers(repo, subject, artifact_type, after, limit)
 
-    def is_exhausted(self) -> bool:
+    def is_nearly_exhausted(self) -> bool:
         """Returns whether the upstream has reported that it allows only few more requests before it responds with
         429."""
-        return self._requester.remaining_requests.is_exhausted()
+        return self._requester.remaining_requests.is_nearly_exhausted()
 
     async def aclose(self) -> None:
         """Cancels running requests and closes the connections. Idempotent."""
@@ -268,10 +268,10 @@ def make_upstream_client(
     clock: Callable[[], float] = time.time,
     classify: NetworkClassifier = classify_address,
 ) -> UpstreamClient:
-    """Returns the client for the upstream in `settings`. Reads the proxies from environment variables, but no file, and
-    does not connect. `records` stores the tokens and the rate limits of the upstream for all worker processes. `leases`
-    let one process at a time request a token. `clock` returns seconds since 1970. `classify` returns the network class
-    of an IP address, such as public or loopback."""
+    """Returns the client for the upstream in `settings`. Reads the proxies from environment variables. Reads no file,
+    and does not connect. `records` stores the tokens and the rate limits of the upstream for all worker processes.
+    `leases` let one process at a time request a token. `clock` returns seconds since 1970. `classify` returns the
+    network class of an IP address, such as public or loopback."""
     return HttpUpstreamClient(settings, records, leases, clock, classify)
 
 

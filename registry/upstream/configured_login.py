@@ -32,8 +32,8 @@ class UpstreamLogin:
     identity: str = field(default="", repr=False)
     """The identity token; empty for a login with a password."""
     version: str = ""
-    """Changes when the file of the login changes; empty for a password from an environment variable. Tokens are
-    cached under a key that contains it, so that a token that was obtained with an earlier login is not used."""
+    """Changes when the file of the login changes; empty for a password from an environment variable. The key of a
+    cached token contains the version, so that a token from an earlier login is not used."""
 
     def basic(self) -> str:
         """Returns the value of an `Authorization` header with the user name and the password (RFC 7617)."""
@@ -47,7 +47,7 @@ class ConfiguredLogin:
     def __init__(self, settings: Upstream) -> None:
         self._settings = settings
         self._file = settings.docker_config or settings.password_file
-        self._read_state: tuple[int, int, int] | None = None
+        self._state_when_read: tuple[int, int, int] | None = None
         """Modification time, size and inode of the file when it was last read; None: it was not read yet."""
         self._login: UpstreamLogin | None = None
         """The login that was last read from the file; None: the file has none for this upstream, or was not read
@@ -68,11 +68,11 @@ class ConfiguredLogin:
         try:
             state = os.stat(self._file)
             file_state = (state.st_mtime_ns, state.st_size, state.st_ino)
-            if file_state != self._read_state:
+            if file_state != self._state_when_read:
                 self._login = self._read(self._file, f"{file_state[0]:x}-{file_state[2]:x}")
-                self._read_state = file_state
+                self._state_when_read = file_state
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # Only the text of an OSError or a JSONDecodeError is logged. That of another error could contain the
+            # Only the text of an OSError or a JSONDecodeError is logged. The text of other errors could contain the
             # password.
             reason = error if isinstance(error, OSError | json.JSONDecodeError) else "its content is not valid"
             log.error("the login for %s cannot be read from %s: %s", self._settings.name, self._file, reason)
@@ -97,7 +97,7 @@ class ConfiguredLogin:
 
     def _read(self, file: Path, version: str) -> UpstreamLogin | None:
         """Returns the login in `file`, which is a password file or docker's `config.json`; None if it is a
-        `config.json` without a login for this upstream. `version` is that of the returned login."""
+        `config.json` without a login for this upstream. `version`: the version of the returned login."""
         text = file.read_text(encoding="utf-8")
         if self._settings.docker_config is None:
             return UpstreamLogin(self._settings.username or "", text.rstrip("\r\n"), version=version)

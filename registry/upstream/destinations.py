@@ -97,9 +97,9 @@ class Reach:
 
     def after(self, network: NetworkClass) -> Reach:
         """Returns the reach of the next request in a chain of redirects, after a server of the class `network` has
-        responded to the request with this reach. A redirect may lead to the network class of the first server. Once a
-        redirect has left that class, further redirects may only lead to public addresses. Hosts in `listed` are always
-        allowed."""
+        responded to the request that had this reach. A redirect may lead to the network class of the first server. Once
+        a redirect has left that class, further redirects may only lead to public addresses. Hosts in `listed` are
+        always allowed."""
         if self.network is None:
             return replace(self, network=network)
         return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
@@ -135,7 +135,7 @@ class AddressPolicy:
             return NetworkClass.PUBLIC
 
     def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
-        """Returns those of a host's IP `addresses` to which a request with this reach may connect. Raises
+        """Returns the IP `addresses` of a host to which a request with this reach may connect. Raises
         UpstreamUnavailable if none of them is allowed; returns an empty list if `addresses` is empty."""
         if reach.is_unrestricted(host, port):
             return list(addresses)
@@ -153,7 +153,7 @@ class AddressPolicy:
 
     def classify_proxied(self, host: str) -> NetworkClass:
         """Returns the network class of a host that has responded through a proxy: that of the IP address if the host is
-        written as one; PUBLIC for a host name, whose addresses are not known."""
+        written as one; PUBLIC for a host name, because its addresses are not known."""
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
@@ -226,9 +226,9 @@ one. The public suffix list has thousands of such domains. These are the ones on
 
 
 def registrable_domain(host: str) -> str:
-    """Returns the domain to which a host name belongs and which has one owner: `docker.io` for `registry-1.docker.io`.
-    Returns an IP address, and a name of more than MAX_HOST_LENGTH characters, in lower case and without a dot at the
-    end."""
+    """Returns the part of a host name that belongs to one owner: `docker.io` for `registry-1.docker.io`. Returns an
+    IP address, or a name of more than MAX_HOST_LENGTH characters, as a whole. The result is in lower case, without a
+    dot at the end."""
     host = host.rstrip(".").lower()
     if len(host) > MAX_HOST_LENGTH:
         return host
@@ -250,7 +250,7 @@ def registrable_domain(host: str) -> str:
 
 def loggable_origin(url: str) -> str:
     """Returns the origin of a URL for logs and messages, without user name and password. Leaves out the path and the
-    query, because those of a redirect may contain a signature that gives access."""
+    query, because in the URL of a redirect they may contain a signature that gives access."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
@@ -275,13 +275,13 @@ class RedirectChain:
         return origin(self.url) != self._first_origin
 
     def on_response(self, network: NetworkClass) -> None:
-        """Limits `reach` for the next step, after a server of the class `network` has responded. The caller must call
-        it for each response, before `follow`."""
+        """Limits `reach` for the next step, after a server of the class `network` has responded. Must be called for
+        each response, before `follow`."""
         self.reach = self.reach.after(network)
 
     def follow(self, status: int, location: str | None) -> bool:
         """Returns whether a response with this status and `Location` header is a redirect. If so, sets `url` and
-        `headers` to those of the next step. Raises UpstreamUnavailable for the redirect after MAX_REDIRECTS, for a
+        `headers` to those of the next step. Raises UpstreamUnavailable for more than MAX_REDIRECTS redirects, for a
         missing, invalid or too long URL, and for a redirect from https to http."""
         if status not in _REDIRECT_STATUSES:
             return False
@@ -297,7 +297,7 @@ class RedirectChain:
             next_url = target._replace(netloc=target.netloc.rpartition("@")[2], fragment="").geturl()
             scheme, _, _ = origin(next_url)
         except ValueError:
-            raise UpstreamUnavailable(f"{source} redirects to what is no http address") from None
+            raise UpstreamUnavailable(f"{source} redirects to something that is no http address") from None
         if scheme == "http" and self.url.startswith("https:"):
             raise UpstreamUnavailable(f"{source} redirects from https to http, which is refused")
         self.url = next_url

@@ -1,17 +1,17 @@
 """The endpoints of one upstream (URLs that serve the same content), with a circuit breaker for each.
 
 A breaker is closed while the endpoint responds. After FAILURES_TO_OPEN failures in a row it is open for some time, and
-the endpoint gets no requests. Then the breaker is half-open: one request is sent to the endpoint as a try. If it
-succeeds, the breaker is closed; if it fails, the breaker is open again. Each process has its own breakers.
+the endpoint gets no requests. Then the breaker is half-open: one request is sent to the endpoint as a *trial*. If the
+trial succeeds, the breaker is closed; if it fails, the breaker is open again. Each process has its own breakers.
 
-A failure is a request to the endpoint that gets no response, or a response with a status of 501 or more. A status of
-500 may concern one request only, so it is no failure, and it does not end a row of failures. Any other status ends the
-row; a 401 does so only if no request with a token follows. Responses of token services and of servers to which the
-endpoint redirects are not counted.
+A request to the endpoint is a failure if it gets no response, or a response with a status of 501 or more. Any other
+status closes the breaker and resets the count of failures, with two exceptions. A 500 changes nothing, because it may
+concern one request only. After a 401, the request may be sent again with a token; then only the last response counts.
+Responses of token services and of servers to which the endpoint redirects do not count.
 
-If no connection to the endpoint can be made, all repositories are *affected*: the breaker applies to their requests. If
-a request gets no response, or one with such a status, only its repository is affected, because it may be that only the
-storage of that repository is broken. Once FAILURES_TO_OPEN repositories are affected, all repositories are.
+If no connection to the endpoint can be made, all repositories are *affected*: the breaker applies to their requests.
+After any other failure, only the repository of the failed request is affected, because possibly only the storage of
+that repository is broken. Once FAILURES_TO_OPEN repositories are affected, all repositories are.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 FAILURES_TO_OPEN = 3
-"""Number of failures in a row that open the breaker. Also the number of repositories with failures from which on all
-repositories are affected."""
+"""Number of failures in a row that open the breaker. Also, once this many repositories are affected, all repositories
+are."""
 FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
-"""First and longest time for which the breaker stays open. Each failed try of a half-open breaker doubles the time."""
+"""First and longest time for which the breaker stays open. Each failed trial doubles the time."""
 
 
 class EndpointAttempt:
@@ -54,11 +54,11 @@ class EndpointAttempt:
         self._report_working = report_working
 
     @property
-    def failed(self) -> bool:
-        """Whether the attempt is a failure of the endpoint if an error ends it now."""
+    def counts_as_failure(self) -> bool:
+        """Whether an error that ends the attempt now would count as a failure of the endpoint."""
         return not self.is_working and (self._awaits_response or self._has_server_error)
 
-    def on_sent(self) -> None:
+    def on_send(self) -> None:
         """Called just before a request is sent to the endpoint."""
         self._awaits_response = True
 
@@ -96,8 +96,8 @@ class UpstreamEndpoint:
         """When the last failure was counted."""
         self._open_seconds = FIRST_OPEN_SECONDS
         """How long the breaker is open after `_failed_at`."""
-        self._is_half_open_try_running = False
-        """Whether the one request that tries the endpoint while the breaker is half-open is running."""
+        self._is_trial_running = False
+        """Whether the breaker is half-open and its trial is running."""
         self._failing_repos: set[str] = set()
         """The affected repositories, if not all are: those with failures since the endpoint last worked."""
         self._is_failing_for_all = False
@@ -105,41 +105,41 @@ class UpstreamEndpoint:
 
     def is_open_for(self, repo: str) -> bool:
         """Returns whether requests for the repository must not be sent to the endpoint now: the repository is affected,
-        and the breaker is open, or half-open while another request is its try."""
+        and the breaker is open, or half-open with a trial running."""
         if self.failures < FAILURES_TO_OPEN or not self._is_affected(repo):
             return False
-        return self._is_half_open_try_running or self.retry_in_seconds > 0
+        return self._is_trial_running or self.retry_in_seconds > 0
 
     def is_failing_for(self, repo: str) -> bool:
         """Returns whether requests for the repository should go to the other endpoints first: the repository is
-        affected, and the breaker is still closed. Returns False if the breaker is half-open. If the endpoint came last
-        then, no request would try it as long as another endpoint works."""
+        affected, and the breaker is still closed. Returns False if the breaker is half-open, because an endpoint in
+        last place would get no trial as long as another endpoint works."""
         return 0 < self.failures < FAILURES_TO_OPEN and self._is_affected(repo)
 
     @property
     def retry_in_seconds(self) -> float:
         """Seconds until the open breaker becomes half-open; 0 or less if it already is."""
-        # At most the time for which the breaker is open. The difference can be larger if the clock was set back.
+        # At most `_open_seconds`, because the difference is larger if the clock was set back.
         return min(self._failed_at + self._open_seconds - self._clock(), self._open_seconds)
 
     @contextmanager
     def attempt(self, repo: str) -> Iterator[EndpointAttempt]:
         """Context manager for the requests for one manifest, blob or list of a repository. The `with` block sends them.
-        If the block raises UpstreamUnavailable and `EndpointAttempt.failed` is true, a failure of the endpoint is
-        counted. If the block raises nothing, the endpoint works."""
-        started_at, is_half_open_try = self._clock(), self.failures >= FAILURES_TO_OPEN and self._is_affected(repo)
+        If the block raises UpstreamUnavailable and `EndpointAttempt.counts_as_failure` is true, a failure of the
+        endpoint is counted. If the block raises nothing, the endpoint works."""
+        started_at, is_trial = self._clock(), self.failures >= FAILURES_TO_OPEN and self._is_affected(repo)
         attempt = EndpointAttempt(report_working=self._on_success)
-        self._is_half_open_try_running = self._is_half_open_try_running or is_half_open_try
+        self._is_trial_running = self._is_trial_running or is_trial
         try:
             yield attempt
             attempt.on_working()
         except UpstreamUnavailable:
-            if attempt.failed:
+            if attempt.counts_as_failure:
                 self._on_failure(started_at, None if attempt.has_no_connection else repo)
             raise
         finally:
-            if is_half_open_try and not attempt.is_working:
-                self._is_half_open_try_running = False
+            if is_trial and not attempt.is_working:
+                self._is_trial_running = False
 
     def _is_affected(self, repo: str) -> bool:
         """Returns whether the breaker applies to requests for the repository."""
@@ -149,7 +149,7 @@ class UpstreamEndpoint:
         """Closes the breaker, after a response has shown that the endpoint works."""
         if self.failures >= FAILURES_TO_OPEN:
             log.info("the upstream endpoint %s responds again", self.url)
-        self.failures, self._open_seconds, self._is_half_open_try_running = 0, FIRST_OPEN_SECONDS, False
+        self.failures, self._open_seconds, self._is_trial_running = 0, FIRST_OPEN_SECONDS, False
         self._failing_repos.clear()
         self._is_failing_for_all = False
 
@@ -161,8 +161,8 @@ class UpstreamEndpoint:
         if repo is None or len(self._failing_repos) >= FAILURES_TO_OPEN:
             self._is_failing_for_all = True
             self._failing_repos.clear()
-        # Concurrent requests fail together in one outage, and only the first of these failures is counted. Therefore a
-        # failure is not counted if its attempt started before the last counted failure.
+        # Concurrent requests fail together in one outage, which should count as one failure. Therefore a failure is
+        # not counted if its attempt started before the last counted failure.
         if self.failures and started_at < self._failed_at:
             return
         if self.failures >= FAILURES_TO_OPEN:
@@ -193,15 +193,15 @@ class UpstreamEndpoints:
 
     def in_order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
-        Leaves out those whose breaker is open for the repository (`is_open_for`). Endpoints whose URL is in `avoid`
-        come last. Among the others, and among these, endpoints with recent failures (`is_failing_for`) come after those
-        without. Endpoints that these rules do not order stay in the order of the settings."""
+        Leaves out those whose breaker is open for the repository (`is_open_for`). Puts endpoints whose URL is in
+        `avoid` last, and in each of the two groups, endpoints with recent failures (`is_failing_for`) last. Otherwise
+        keeps the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 
     def circuit_open_errors(self, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
         """Returns a list with one error that stands for all endpoints whose breaker is open; an empty list if there is
-        no such endpoint. `usable` has all other endpoints; it is the result of `in_order`."""
+        no such endpoint. `usable`: the other endpoints, as `in_order` returns them."""
         waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []

@@ -26,7 +26,7 @@ LIST_TIMEOUT_SECONDS = 25.0
 MAX_CONCURRENT_LISTS = 4
 """Largest number of lists of one kind (tags or referrers) that are read from one upstream at a time."""
 LIST_CACHED_SECONDS = 30.0
-"""Time for which a cached list is used (see `ListCache.get` for the exception)."""
+"""Time for which a cached list is used. `ListCache.get` has one exception."""
 LIST_CACHE_BYTES = 16 * MIB
 """Approximate limit of the memory for cached lists of one kind. The list that was read last is cached even if it is
 larger than this."""
@@ -72,8 +72,8 @@ class ListCache(Generic[T]):
         self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]], *, is_first_page: bool
     ) -> Sequence[T]:
         """Returns the items of the list `key`, from the cache or from `read`. `is_first_page`: whether the client has
-        requested the first page. If so, a cached list is not used if it took only one upstream request to read: the
-        list may have changed, and to read it again costs little.
+        requested the first page. If so, a cached list that took only one upstream request is read again, because it may
+        have changed and reading it costs little.
 
         Concurrent callers with the same key share one call of `read`. If a caller is cancelled, the call continues for
         the others. Raises what `read` raises, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
@@ -112,8 +112,8 @@ class ListCache(Generic[T]):
 
 def cut_page(items: Sequence[T], sort_key: Callable[[T], str], after: str | None, limit: int) -> Page[T]:
     """Returns a page with at most `limit` items: those whose key follows `after`, or the first ones if `after` is None.
-    `sort_key` returns an item's key. `items` must be sorted by these keys in byte order. No item needs to have the key
-    `after`."""
+    `sort_key` returns an item's key. `items` must be sorted by these keys in byte order. `after` need not be the key of
+    an item."""
     start = 0
     if after is not None:  # any text from a client, even text that UTF-8 cannot encode
         start = bisect_right(items, after.encode(errors="surrogatepass"), key=lambda item: sort_key(item).encode())

@@ -30,12 +30,12 @@ STORED_VALUES_CACHED_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 3600.0
 """Longest pause after a 429, even if the upstream asks for a longer one."""
 DEFAULT_PAUSE_SECONDS = 5.0
-"""Pause after a 429 that has no `Retry-After`, or one that is not valid."""
+"""Pause after a 429 without a valid `Retry-After`."""
 MAX_DATE_LENGTH = 64
 """Longest date in `Retry-After` that is parsed, in characters."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Time after which a stored number of remaining requests is ignored. Responses to HEAD requests, which Docker Hub does
-not count against the limit, bring new numbers."""
+"""Time after which a stored number of remaining requests is ignored. Newer numbers come with the responses to HEAD
+requests, which Docker Hub does not count against the limit."""
 REMAINING_REWRITE_SECONDS = 60.0
 """Time for which an unchanged number of remaining requests is not stored again. This saves writes."""
 
@@ -134,9 +134,8 @@ class RateLimitBackoff:
 async def manifests_limited_until(
     records: UpstreamRecords, upstream_name: str, endpoints: Iterable[str], now: float
 ) -> float | None:
-    """Returns when the first of the endpoints (URLs) will be available for GET requests for manifests, in seconds since
-    1970. Returns None if one of them is available now, because it is not paused after a 429. `now` is in seconds since
-    1970."""
+    """Returns when the first of the endpoints (URLs) ends its pause for GET requests for manifests. Returns None if an
+    endpoint is not paused now, or if there are no endpoints. Times are in seconds since 1970."""
     ends = []
     for url in endpoints:
         stored = await records.allowance(_pause_key(upstream_name, url, RequestKind.MANIFEST))
@@ -188,7 +187,7 @@ class RemainingRequests:
             self._latest = await self._records.allowance(self._upstream_name)
             self._read_at = now
 
-    def is_exhausted(self) -> bool:
+    def is_nearly_exhausted(self) -> bool:
         """Returns whether at most a tenth of the requests that the upstream allows is left. Uses the numbers of the
         last `refresh` or `record`. Returns False if these are unknown or older than REMAINING_VALID_SECONDS."""
         latest = self._latest

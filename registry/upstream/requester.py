@@ -52,8 +52,8 @@ MAX_RENEWALS = 3
 """Largest number of times that one request is sent again with another `Authorization` header."""
 
 EndpointOperation = Callable[[UpstreamEndpoint, EndpointAttempt], Awaitable[T]]
-"""A function that gets something from one endpoint, with one or more requests. The attempt is an object to which the
-function reports how the endpoint responds."""
+"""A function that gets something from one endpoint, with one or more requests. It reports to the EndpointAttempt how
+the endpoint responds."""
 SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
 """A function that sends a request and returns the response. Its argument has the headers to add to the request:
 `Authorization`, or none."""
@@ -67,8 +67,8 @@ _TRY_NEXT = (
 )
 """Errors after which the next endpoint is always tried, because they do not show whether the content exists."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
-"""Errors of an endpoint that does not have the content, or refuses it. Another endpoint may have it. `try_endpoints`
-says when it is tried."""
+"""Errors of an endpoint that does not have the content, or refuses it. `try_endpoints` says when another endpoint,
+which may have the content, is tried."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
 """Statuses with which a registry may refuse a request without a login, although it would accept the request with a
 login."""
@@ -191,11 +191,10 @@ class UpstreamRequester:
         not_found_error: RegistryError,
         accepted_statuses: Collection[int] = (),
     ) -> UpstreamResponse:
-        """Sends a request with `send`, which may be called several times, until the endpoint accepts the
-        `Authorization` header or no other one is left to try. Returns the last response if its status is 200, 206 or in
-        `accepted_statuses`. For any other response, raises the error that it stands for: `not_found_error` for a 404,
-        or its unconfirmed variant. Raises TooManyRequests without a request if the endpoint is paused for this kind of
-        request after a 429."""
+        """Calls `send` with one `Authorization` header after another, until the endpoint accepts one or none is left to
+        try. Returns the last response if its status is 200, 206 or in `accepted_statuses`. For any other response,
+        raises the error that it stands for: `not_found_error` for a 404, or its unconfirmed variant. Raises
+        TooManyRequests without a request if the endpoint is paused for this kind of request after a 429."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:  # with the login, the upstream might show the content
             not_found_error = as_unconfirmed(not_found_error)
@@ -218,8 +217,8 @@ class UpstreamRequester:
     async def _send_with_login(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
     ) -> tuple[UpstreamResponse, bool]:
-        """Calls `send`, with another `Authorization` header if the endpoint refuses one. Returns the last response, and
-        whether its request contained a token."""
+        """Calls `send`, and calls it again with another `Authorization` header if the endpoint refuses the first one.
+        Returns the last response, and whether its request contained a token."""
         url, auth = endpoint.url, self._auth
         offer = await auth.offer(url, scope, attempt)
         response = await send(_headers(offer))
@@ -242,14 +241,14 @@ class UpstreamRequester:
         """Sends the request again with another `Authorization` header, after the endpoint has refused `offer` with
         `response`. Returns the last offer and the response to it; the given ones if there is no other header to try.
 
-        A token from a cache may be refused because it is old, so another one is tried, at most MAX_RENEWALS times. If
-        the endpoint refuses a token that was just issued, no other one is tried."""
+        A cached token may be refused because it is old, so other tokens are tried, at most MAX_RENEWALS. If the
+        endpoint refuses a token that was just issued, no other one is tried."""
         for _ in range(MAX_RENEWALS):
             other = await self._auth.renew(url, scope, response, offer)
             if other is None:
                 break
             offer, response = other, await send(_headers(other))
-            if offer.has_new_token or not _asks_for_login(response):
+            if offer.is_fresh or not _asks_for_login(response):
                 break
         return offer, response
 
@@ -273,11 +272,11 @@ class UpstreamRequester:
         """Sends a request for anything but the bytes of a blob. Returns the response and raises errors as
         `send_authorized` does.
 
-        `path`: relative to `/v2/<repository>/`, or a complete URL. `linked_from`: the response that contains the
-        complete URL, which may lead only to the addresses that `ApiClient.reach_from` returns for this response; None:
+        `path`: relative to `/v2/<repository>/`, or a complete URL. `linked_from`: the response that contained the
+        complete URL; the request may connect only to the addresses that `ApiClient.reach_from` returns for it. None:
         `path` is relative. `max_bytes`: the largest body. `read_body`: if False, a successful response is returned
-        without its body. `memory`: the scope at whose end the memory of a large body is given back to the memory
-        budget; None: it is given back before this method returns.
+        without its body. `memory`: a large body counts against the memory budget until the `with` block of this scope
+        ends; None: only while it is received.
         """
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         reach = self._api.reach_from(linked_from) if linked_from is not None else None

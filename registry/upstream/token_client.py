@@ -34,8 +34,7 @@ log = logging.getLogger("registry.upstream")
 DEFAULT_LIFETIME_SECONDS = 60.0
 """Lifetime of a token if the token service does not state one (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""The last part of a token's lifetime, in which it is no longer used. If a fifth of the lifetime is shorter than this,
-it is the last fifth."""
+"""A token is not used in this last part of its lifetime, or in the last fifth if that is shorter."""
 MAX_CACHED_TOKENS = 1000
 """Largest number of tokens of one upstream in the memory of a process. Also the largest number of token requests that
 are paused after a 429."""
@@ -51,15 +50,15 @@ class AnonymousRefused(Exception):
 
 
 class ObtainedToken(NamedTuple):
-    """A token. `is_new`: whether the token service has just issued it. If not, it comes from a cache, so the endpoint
-    may refuse it by now."""
+    """A token. `is_new`: whether the token service has just issued it. If False, the token comes from a cache, so the
+    endpoint may refuse it by now."""
 
     text: str
     is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
-class TokenEndpoint:
+class TokenService:
     """A token service, as a challenge names it: its URL (`realm`), the parameter `service` for requests to it, and the
     IP addresses to which these requests may connect (`reach`)."""
 
@@ -114,11 +113,11 @@ class TokenClient:
             del self._tokens[key]
         try:
             await self._records.delete_token(key, token)
-        except (StorageFailed, StorageFull) as error:  # a worker that uses the token is refused and gets a new one
+        except (StorageFailed, StorageFull) as error:  # a worker that still uses the token gets a refusal
             log.warning("cannot delete a token for %s for the other workers: %s", self._upstream_name, error)
 
     async def obtain(
-        self, key: str, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, refused: str | None
+        self, key: str, service: TokenService, scope: str, login: UpstreamLogin | None, refused: str | None
     ) -> ObtainedToken:
         """Returns a token for `scope`, from the caches or from the token service, and caches it under `key`. Does not
         return `refused`, a token that the endpoint has refused (None or "": there is none). Concurrent callers that
@@ -127,12 +126,12 @@ class TokenClient:
         # The key of the request includes the token service, so that callers share a request only to the same service.
         request_key = f"{key} {scope} {service.service} {service.realm}"
 
-        async def obtain() -> ObtainedToken:
+        async def obtain_unshared() -> ObtainedToken:
             return await self._obtain(request_key, key, service, scope, login, refused)
 
-        token = await self._running_requests.run(request_key, obtain)
+        token = await self._running_requests.run(request_key, obtain_unshared)
         if token.text == refused:  # another caller started the request, with another `refused` token or none
-            token = await self._running_requests.run(request_key, obtain)
+            token = await self._running_requests.run(request_key, obtain_unshared)
         return token
 
     async def aclose(self) -> None:
@@ -143,7 +142,7 @@ class TokenClient:
         self,
         request_key: str,
         key: str,
-        service: TokenEndpoint,
+        service: TokenService,
         scope: str,
         login: UpstreamLogin | None,
         refused: str | None,
@@ -171,11 +170,11 @@ class TokenClient:
             return ObtainedToken(token, is_new=True)
 
     async def _request(
-        self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, memory: ShareScope
+        self, service: TokenService, scope: str, login: UpstreamLogin | None, memory: ShareScope
     ) -> UpstreamResponse:
-        """Returns the response of the token service, with any status. Sends a GET without a login or with a password,
-        and a POST with an identity token. If the response to a GET with a password has the status 404 or 405, the
-        service may support only POST, so the method sends a POST with the password as well."""
+        """Returns the response of the token service, with any status. Sends a POST if the login has an identity token,
+        and a GET otherwise. If a GET with a password gets a 404 or 405, the service may support only POST, so a POST
+        with the password follows."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
             query = parse_qsl(parts.query, keep_blank_values=True)
@@ -226,9 +225,9 @@ def _token_fields(body: bytes) -> tuple[Any, Any]:
 
 
 def _parse_token(response: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
-    """Returns the token in a response of a token service, and its lifetime in seconds. `login` is that of the request.
-    Raises AnonymousRefused or Denied if the token service refuses the request, and UpstreamUnavailable for any other
-    response without a token."""
+    """Returns the token in a response of a token service, and its lifetime in seconds. `login`: the login in the
+    request. Raises AnonymousRefused or Denied if the token service refuses the request, and UpstreamUnavailable for any
+    other response without a token."""
     service_name = f"the token service {loggable_origin(response.url)}"
     if response.status in (401, 403) or (response.status == 400 and login and login.identity):
         raise login_denied(loggable_origin(response.url)) if login else AnonymousRefused

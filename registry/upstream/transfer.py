@@ -103,9 +103,9 @@ class BlobTransfer:
         with self._lock:
             self._socket = None
 
-    def on_sent(self) -> None:
+    def on_send(self) -> None:
         """Reports that the request to the endpoint is about to be sent. Must be called on the event loop."""
-        self._attempt.on_sent()
+        self._attempt.on_send()
 
     def on_headers(self, status: int) -> None:
         """Reports that the endpoint has responded with this status. Must be called in the thread."""
@@ -146,8 +146,8 @@ class BlobTransfer:
 
 
 def _tcp_socket(connection: Connection) -> socket.socket:
-    """Returns the TCP socket below all TLS layers. Another thread than the one that reads must not use the TLS layers,
-    so it shuts down this socket."""
+    """Returns the socket of the TCP connection, which may be an `ssl.SSLSocket`. Only the reading thread may change the
+    TLS state of a connection. Therefore `abandon` calls the `shutdown` of `socket.socket`, not that of SSLSocket."""
     while isinstance(connection, SSLTransport):
         connection = connection.socket
     return connection
@@ -180,7 +180,7 @@ class SocketBody:
 
     def read_into(self, memory: memoryview) -> int:
         """Waits until bytes have arrived, and reads them into `memory`, as far as they fit. Returns their number; 0
-        after `length` bytes, or if the body ends before. Raises OSError, http.client.HTTPException, and urllib3's
+        after `length` bytes, or if the body ends earlier. Raises OSError, http.client.HTTPException, and urllib3's
         HTTPError."""
         memory = memory[: self._remaining_bytes]
         file, max_bytes = self._raw.fp, len(memory)
@@ -193,7 +193,8 @@ class SocketBody:
         elif file is None:
             return 0
         else:
-            # With TLS, one read returns at most 16 KiB. Therefore it is repeated while more bytes have arrived.
+            # With TLS, one read returns at most 16 KiB. Therefore the read is repeated as long as more bytes have
+            # arrived.
             read, poll = file.readinto1, self._poll.poll
             count = read(memory) or 0
             while 0 < count < max_bytes and poll(0):
@@ -214,7 +215,7 @@ class SocketBody:
         if self._remaining_bytes or not has_ended:
             self.discard()
             return
-        self._raw.close()  # closes the response and not the connection, unless the server wants to close that
+        self._raw.close()  # closes only the response, unless the server wants the connection closed
         self._response.release_conn()
 
     def _consume_last_chunk(self) -> bool:

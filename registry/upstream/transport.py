@@ -1,4 +1,4 @@
-"""Connections to upstreams for both HTTP libraries (httpx2 for small requests, urllib3 for blobs): DNS look-ups, checks
+"""Connections to upstreams for both HTTP libraries (httpx2 for small requests, urllib3 for blobs): DNS lookups, checks
 of addresses, TLS certificates, and proxies.
 
 An upstream chooses the hosts in its redirects and challenges, so requests to them may only go to addresses that are
@@ -42,14 +42,14 @@ from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
-"""Largest number of threads, and so of concurrent look-ups, for one upstream. The requests for one repository cannot
-occupy all threads. At most 16 of its requests run at a time, for at most 10 s each, and each can leave behind a look-up
-that takes the operating system about 30 s. So at most about 3 times 16 look-ups run for that repository."""
+"""Largest number of threads, and so of concurrent lookups, for one upstream. The requests for one repository cannot
+occupy all threads. At most 16 of its requests run at a time, for at most 10 s each, and each can leave behind a lookup
+that takes the operating system about 30 s. So at most about 3 times 16 lookups run for that repository."""
 RESOLVER_THREADS_PER_DOMAIN = 2
-"""Largest number of concurrent look-ups for names of one registrable domain, such as `example.com`."""
+"""Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
-"""Longest time for which a look-up waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. After that time,
-a request for a manifest that needs the look-up has timed out."""
+"""Longest time for which a lookup waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. After that time,
+a request for a manifest that needs the lookup has timed out."""
 NEXT_ADDRESS_SECONDS = 1.0
 """Time limit for a connection attempt to an address of a host, if the host has another address to try next. Used for
 httpx2 only."""
@@ -62,7 +62,7 @@ end)."""
 
 class PeerStream(httpcore2.AsyncNetworkStream):
     """A connection of httpx2 that returns the address of the server at its other end (`server_addr`) even after it is
-    closed. The other methods are those of `stream`."""
+    closed. Passes all other calls on to `stream`."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
         """`peer` is the address of the server: its IP address and the port."""
@@ -120,7 +120,7 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
 
 class Resolver:
     """Resolves the host names in redirects and challenges of one upstream, in threads of its own. Concurrent calls for
-    the same host and port share one look-up. At most RESOLVER_THREADS_PER_DOMAIN look-ups run at a time for one
+    the same host and port share one lookup. At most RESOLVER_THREADS_PER_DOMAIN lookups run at a time for one
     registrable domain: the upstream can redirect to any name, and names that resolve slowly must not occupy all
     threads."""
 
@@ -131,7 +131,7 @@ class Resolver:
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """Returns the IP addresses of a host. Raises OSError if it has none, or if it cannot be resolved. If the caller
-        is cancelled, the look-up continues for other callers."""
+        is cancelled, the lookup continues for other callers."""
         return await self._running_lookups.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
@@ -144,7 +144,7 @@ class Resolver:
             return await asyncio.get_running_loop().run_in_executor(self._threads, resolve_host, host, port)
 
     async def aclose(self) -> None:
-        """Cancels look-ups that have not started, and does not wait for those that run in threads. Idempotent."""
+        """Cancels lookups that have not started, and does not wait for those that run in threads. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._running_lookups.aclose()
 
@@ -359,5 +359,5 @@ def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
     try:
         return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:
-        shown = f"[{host}]" if ":" in host else host
-        return entry in (f"{shown}:{port}", shown)
+        host_in_url = f"[{host}]" if ":" in host else host
+        return entry in (f"{host_in_url}:{port}", host_in_url)

@@ -122,8 +122,8 @@ class UpstreamLists:
         memory: ShareScope,
     ) -> UpstreamResponse:
         """Returns the response with the page of tags at `path`. `previous` is the response with the page before, which
-        has the link to this page; None: this is the first page. `memory`: the scope at whose end the memory of a large
-        body is given back to the memory budget."""
+        has the link to this page; None: this is the first page. `memory`: a large body counts against the memory budget
+        until the `with` block of this scope ends."""
         response = await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
             not_found_error=NameUnknown(),
@@ -146,7 +146,7 @@ class UpstreamLists:
         """Returns the tags in byte order. Sorts more than TAGS_PER_SORT tags in a thread."""
         if len(tags) <= TAGS_PER_SORT:
             return sorted(tags)
-        # The parser runs the function in a thread, because the size is that of a large document.
+        # The parser calls the function in a thread, because `size_bytes` is larger than UNCHECKED_BYTES.
         return await self._parser.run(size_bytes=BYTES_PER_TAG * len(tags), parse=lambda: _sort_in_parts(list(tags)))
 
     async def referrers(
@@ -197,8 +197,8 @@ class UpstreamLists:
                     if response.status in _NO_REFERRERS_API:
                         listed = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(listed, artifact_type)
-                        # The cache treats a list with a request count of 1 like a list of one page. So 1 is given
-                        # here, although reading the fallback tag took a second request.
+                        # Although the fallback tag took a second request, the count is 1, so that `ListCache.get` reads
+                        # the list again whenever a client requests the first page.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)
@@ -227,8 +227,8 @@ class UpstreamLists:
     ) -> UpstreamResponse:
         """Returns the response with the page of referrers at `path`. `previous` is the response with the page before,
         which has the link to this page. If `previous` is None, this is the first page, and the response may have a
-        status of _NO_REFERRERS_API. `memory`: the scope at whose end the memory of a large body is given back to the
-        memory budget."""
+        status of _NO_REFERRERS_API. `memory`: a large body counts against the memory budget until the `with` block of
+        this scope ends."""
         return await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
             not_found_error=NameUnknown(),

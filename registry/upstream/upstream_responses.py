@@ -66,9 +66,9 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class, such as public or loopback, that limits where the URLs in this response may lead, such as the
-    URL of a token service: only to addresses of this class and to public addresses. It is the class of the first server
-    that responded. If a redirect left that class, it is public."""
+    """Limits where URLs in this response, such as that of a token service, may lead: to addresses of this network
+    class, and to public addresses. It is the class of the first server that responded, or PUBLIC if a redirect has left
+    that class."""
 
     @property
     def length(self) -> int | None:
@@ -85,13 +85,13 @@ class UpstreamResponse:
 
     @property
     def media_type(self) -> str | None:
-        """The media type in `Content-Type`; None if it is missing, or not that of a manifest or an index."""
+        """The media type in `Content-Type`; None if it is missing, or is not a type of manifest or index."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         return kind if kind in MANIFESTS | INDEXES else None
 
 
 def parse_count(text: str | None) -> int | None:
-    """Returns the integer that a header's value consists of, in at most 19 digits; None for any other text, and for
+    """Returns the number in a header value that has 1 to 19 digits and nothing else; None for any other text, and for
     None."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
@@ -122,9 +122,9 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
     """Returns whether a 401 or 403 to a request without a login shows that the registry has no such content for
     anonymous clients. `sent_token`: whether the request contained a token.
 
-    With a token, it does if the registry accepted the token and refused access: the response says `insufficient_scope`,
-    or it does not say `invalid_token` and has an error code of a refusal other than UNAUTHORIZED. Without a token, it
-    does if the response is a 403 with such a code and without a challenge."""
+    If it did, the registry must have accepted the token and refused access: the challenge says `insufficient_scope`, or
+    the challenge does not say `invalid_token` and the body has a refusal code other than UNAUTHORIZED. If it did not,
+    the response must be a 403 with such a code and without a challenge."""
     challenge = response.headers.get("www-authenticate", "")
     has_refusal_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
     if sent_token:
@@ -139,7 +139,7 @@ def is_from_registry(response: UpstreamResponse) -> bool:
 
 
 def as_unconfirmed(not_found_error: RegistryError) -> RegistryError:
-    """Returns the unconfirmed variant of an unknown error; any other error unchanged."""
+    """Returns the unconfirmed variant of an unknown error. Returns any other error unchanged."""
     if isinstance(not_found_error, NameUnknown):
         return UnconfirmedNameUnknown()
     if isinstance(not_found_error, BlobUnknown):
@@ -169,8 +169,8 @@ T = TypeVar("T")
 
 class DocumentParser:
     """Parses the JSON documents of one upstream. Documents up to UNCHECKED_BYTES are parsed on the event loop. Larger
-    ones are parsed in a thread, so that they do not block the event loop, and one at a time, because parsing may take
-    ten times the size of the document in memory."""
+    ones are parsed in a thread, so that they do not block the event loop. Only one is parsed at a time, because parsing
+    may take ten times as much memory as the document."""
 
     def __init__(self) -> None:
         self._large_document_lock = asyncio.Semaphore(1)
@@ -214,7 +214,7 @@ class DocumentParser:
 
     async def descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
         """Returns the descriptors in the index that the response contains; an empty tuple if the response contains
-        another manifest than an index. A response without the media type of a manifest is parsed as an index. Raises
+        a manifest that is not an index. A response without the media type of a manifest is parsed as an index. Raises
         UpstreamUnavailable if the content is not valid."""
         try:
             index = await self._parse_manifest(response, response.media_type or OCI_INDEX, None)

@@ -5,9 +5,9 @@ rename, a path, a file descriptor, or a second write to a stored object. The sto
 the metadata database does.
 
 Words: a *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with
-the blob, but only the store knows how to find the bytes by it. To *publish* verified bytes is to store them durably at
-their place. A session's *owner* is the caller that may write to it; a newer caller can take the session over at any
-time. Bytes are *durable* if they survive a crash of the machine.
+the blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
+session's *owner* is the caller that may write to it; a newer caller can take the session over at any time. Bytes are
+*durable* if they survive a crash of the machine.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ class Checkpoint:
     boot: str
 
     def check_not_truncated(self, stored_bytes: int) -> None:
-        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says. That means that a commit
-        has already moved the bytes to the place of the blob. `stored_bytes`: number of bytes that the session has
-        now."""
+        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says, because then a commit has
+        already moved the bytes to the place of the blob. `stored_bytes`: number of bytes that the session has now."""
         if stored_bytes < self.offset:
             raise BlobUploadUnknown()
 
@@ -70,7 +69,7 @@ class VerifiedContent(Protocol):
 
 
 class UploadSession(Protocol):
-    """The bytes of an upload session, of which this caller is the owner until a newer caller takes the session over.
+    """The bytes of an upload session. This caller is the session's owner until a newer caller takes the session over.
     After the takeover, a method of this object that reads, writes or deletes stored bytes raises BlobUploadInvalid. The
     async methods also raise StorageFull and StorageFailed."""
 

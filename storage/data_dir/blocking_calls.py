@@ -1,8 +1,8 @@
 """Runs blocking calls in a thread pool, and turns an OSError that they raise into an error of `storage.errors`.
 
 `run_in_thread` exists because it is cheaper than asyncio's `shield(run_in_executor(…))`: it takes two iterations of the
-event loop per call instead of seven. The cost matters for small blobs: more than half of the time of their push is
-needed to pass calls to threads and results back. A larger upload makes one call per 2 MiB.
+event loop per call instead of seven. The cost matters for small blobs: passing calls to threads and results back takes
+more than half of the time of their push. A larger upload makes one call per 2 MiB.
 """
 
 from __future__ import annotations

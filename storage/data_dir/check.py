@@ -51,7 +51,7 @@ def describe_error(error: OSError) -> str:
     return f"{error.strerror}{advice}"
 
 
-def check_writable(root: Path) -> None:
+def ensure_usable(root: Path) -> None:
     """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
     be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
     WAL needs memory that all processes share, which processes on different machines do not have.

@@ -39,8 +39,8 @@ class FileDigestLocks:
         async with self._task_locks.setdefault(lock_file.name, asyncio.Lock()):
             fd = await self._open(lock_file)
             try:
-                # Polls, because tasks that wait in threads could use up the thread pool. The task that holds the lock
-                # needs a thread for its disk operations.
+                # Polls, because tasks that wait in threads could use up the thread pool. Then the task that holds the
+                # lock would get no thread for its disk operations.
                 back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 while not try_flock(fd):
                     await back_off.pause()
@@ -50,8 +50,8 @@ class FileDigestLocks:
 
     async def _open(self, lock_file: Path) -> int:
         """Opens the lock file and returns its descriptor. The file is missing only if the disk was full when the data
-        directory was created. Then this call creates it; if the disk is still full, with space from the disk reserve, a
-        file that is shortened to free space."""
+        directory was created; then this call creates it. If the disk is still full, the call takes the space for it
+        from the disk reserve, a file that is shortened to free space."""
 
         def open_or_create() -> int:
             return self._disk.system.open(lock_file, os.O_RDWR | os.O_CREAT)

@@ -23,9 +23,9 @@ MAX_CHUNKS_PER_CALL = 512
 """Largest number of chunks that are passed to one call of pwritev(2). Linux accepts at most 1024 (IOV_MAX)."""
 
 
-def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-    """Writes the chunks one after another, the first one at `offset`, and returns the offset after the last byte. If a
-    write fails, truncates the file to the length `offset` and raises OSError."""
+def append_chunks(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
+    """Writes the chunks one after another at `offset`, the end of the file, and returns the new end. If a write fails,
+    truncates the file to its previous length and raises OSError."""
     start, remaining = offset, list(chunks)
     try:
         while remaining:
@@ -50,7 +50,7 @@ def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], off
 
 def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
     """Writes all of `data` at `offset`. Raises OSError if a write fails. The file may then contain a part of `data`,
-    because this function does not truncate it, unlike `write_all`."""
+    because this function does not truncate it, unlike `append_chunks`."""
     while data:
         written = system.write(fd, [data], offset)
         data, offset = data[written:], offset + written

@@ -88,8 +88,8 @@ class Layout:
     @staticmethod
     def partial_name(digest: Digest, size: int, source: str = "") -> str:
         """Returns the name of a partial blob: the name of its files without their suffix. `size`: in bytes. `source`:
-        the name of the upstream registry that sends the bytes. If it is empty, which it never is for downloads of the
-        mirror, the name does not contain a source.
+        the name of the upstream registry that sends the bytes; if it is empty, the name has no source. The downloads of
+        the mirror always have a source.
 
         The size is a part of the name because it comes from a manifest, which may state a wrong size. A request with
         the right size then uses other files."""

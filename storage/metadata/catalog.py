@@ -1,9 +1,9 @@
 """The interface of the metadata store (`Metadata`): which blobs, manifests, tags and upload sessions exist.
 
-The bytes of blobs are in a separate blob store. The metadata store has a *row* for each blob. It contains the *place*
-of the blob: the key under which the blob store has the bytes. Only the blob store knows what the key means. A *link*
-is the right of a repository to serve a blob: if two repositories have the same blob, there are two links to one row. A
-blob is *published* as soon as the blob store has stored its bytes durably at their place.
+The bytes of blobs are in a separate blob store. The metadata store has a *row* for each blob. The row contains the
+*place* of the blob: the key under which the blob store has the bytes. Only the blob store knows what the key means. A
+*link* is the right of a repository to serve a blob: if two repositories have the same blob, there are two links to one
+row. A blob is *published* as soon as the blob store has stored its bytes durably at their place.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Metadata(Protocol):
     @property
     def version(self) -> Callable[[], object]:
         """A function that returns the current version of all stored data, including accounts. If it returns equal
-        versions twice, no process has changed anything between the two calls. A lookup sees the data of the version
-        that was returned last before the lookup, or newer data."""
+        versions twice, no process has changed anything between the two calls. A lookup sees data that is at least
+        as new as the version that the function returned before the lookup."""
         ...
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
@@ -164,7 +164,8 @@ class Metadata(Protocol):
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
         """Deletes the link of an entry, and the entry, if no manifest of the repository refers to the blob and the blob
         was last used before the time `before` (seconds since 1970). Returns whether it deleted the link. If a manifest
-        refers to the blob, deletes only the entry. If only the time is too late, the entry stays for a later call."""
+        refers to the blob, deletes only the entry. If none does and the blob was used later, keeps the entry for a
+        later call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:

@@ -24,15 +24,16 @@ class Publication:
         self._locks = locks
 
     async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID) -> None:
-        """Makes the content of the upload session `upload` a blob of `repo`. `add_blob` deletes the session's row
-        in the same transaction. Raises BlobUploadUnknown, BlobUploadInvalid, StorageFull, StorageFailed."""
+        """Makes a blob of `repo` from the content of the upload session `upload`. Deletes the session's row in the
+        transaction that commits the blob's row. Raises BlobUploadUnknown, BlobUploadInvalid, StorageFull,
+        StorageFailed."""
         await self._commit(
             content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload)
         )
 
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent) -> None:
-        """Makes content that did not come through an upload session a blob of `repo`. `adopt_blob` differs from
-        `add_blob` only in that it deletes no session's row. Raises StorageFull, StorageFailed."""
+        """Makes a blob of `repo` from content that did not come through an upload session, so there is no session's row
+        to delete. Raises StorageFull, StorageFailed."""
         await self._commit(
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place)
         )
@@ -45,8 +46,8 @@ class Publication:
                 await commit_row()
             except StorageFull:
                 # After StorageFull the new row is certainly not committed. If there is no older row with this digest
-                # either, nothing needs the bytes, and deleting them frees space on the full disk. After other errors,
-                # such as a failed fsync, the bytes must stay, because the row may exist after a crash.
+                # either, nothing needs the bytes, so they are deleted to free space on the full disk. After other
+                # errors, such as a failed fsync, the bytes must stay, because the row may exist after a crash.
                 if not await self._metadata.known_blobs([content.digest]):
                     await self._blobs.remove(content.place)
                     await self._blobs.reclaim_space()

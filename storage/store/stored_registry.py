@@ -25,15 +25,15 @@ from storage.upstream_records import UpstreamRecords
 
 TOUCH_INTERVAL_SECONDS = 60.0
 """Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
-and each update is a write. Half of the garbage collector's grace time replaces it if that is shorter."""
+and each update is a write. If half of the garbage collector's grace period is shorter, that is used instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
-    """What a `StoredRegistry` knows about a full disk. `problem`: a function that returns a sentence that says why
-    nothing can be stored now; it returns None if no problem is known. `retire`: None if the metadata was opened for
-    changes. If the full disk had no space for that, the metadata was opened read-only, and `retire` is a function that
-    ends this (see `StoredRegistry.retire`)."""
+    """What a `StoredRegistry` knows about a full disk. `problem`: a function that returns a sentence on why nothing can
+    be stored now, or None if no problem is known. `retire`: None if the metadata was opened for changes. If the full
+    disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops reading from it
+    (see `StoredRegistry.retire`)."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
@@ -76,7 +76,7 @@ class StoredRegistry:
         self.jobs = jobs
 
     def storage_problem(self) -> str | None:
-        """Returns a sentence that says why nothing can be stored now; None if no problem is known."""
+        """Returns a sentence on why nothing can be stored now; None if no problem is known."""
         return self._health.problem()
 
     @property
@@ -85,9 +85,9 @@ class StoredRegistry:
         return self._health.retire is not None
 
     def retire(self) -> None:
-        """If the metadata is open read-only, stops reading from it, so that other processes can change it again. From
-        then on the calls of this registry raise StorageFull. Called when another registry has replaced this one. Does
-        nothing if the metadata is open for changes."""
+        """Called when another registry has replaced this one. If the metadata is open read-only, stops reading from it,
+        so that processes can change it again. From then on the calls of this registry raise StorageFull. Does nothing
+        if the metadata is open for changes."""
         if self._health.retire is not None:
             self._health.retire()
 
@@ -150,8 +150,8 @@ class StoredRegistry:
             checkpoint_of(row).check_not_truncated(stored)
             check_offset(stored)
 
-        # If the machine was restarted since the row was saved, some stored bytes may be unusable. Then only
-        # `check_offset`, which runs when the usable bytes have been found, can decide.
+        # If the machine was restarted since the row was saved, some stored bytes may be unusable. Then the number of
+        # stored bytes is not checked, but only the number of usable bytes, once it is known.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
             *(self.blobs, self.metadata, self._publication, repo, upload),

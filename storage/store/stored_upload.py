@@ -28,8 +28,8 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
 
 SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
-"""The progress is saved each time this number of bytes was written, and not only at the end of the request. If the
-process crashes, only about this number of bytes must be hashed again when the session is resumed."""
+"""The progress is saved each time this number of bytes was written, and at the end of the request. So if the process
+crashes, at most about this number of bytes must be hashed again when the session is resumed."""
 log = logging.getLogger("storage")
 
 
@@ -98,7 +98,7 @@ class StoredUpload:
                 raise
             await self._publication.commit_upload(self.repository, content, self.id)
         except (StorageFull, StorageFailed):
-            # After a failed fsync, the kernel does not tell which bytes are on the disk. So the session is deleted.
+            # After a failed fsync, the kernel does not tell which bytes are on the disk, so the session is deleted.
             await self._give_up()
             raise
         self._is_closed = True
@@ -119,8 +119,8 @@ class StoredUpload:
         await self._session.close()
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
-        # Another request may have resumed the session before the row was deleted, and have stored bytes. They are
-        # useless without the row.
+        # Another request may have resumed the session and stored bytes before the row was deleted. They are useless
+        # without the row.
         await self._blobs.discard_upload(self.id)
 
     async def aclose(self) -> None:
@@ -173,12 +173,12 @@ async def resume(
     check_before_take_over: Callable[[int], None] | None,
     check_after_take_over: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session `upload` over from the request that owns it, and returns the writer of its new owner.
+    """Takes the session `upload` over from the request that owns it, and returns a writer for the new owner.
 
-    Both checks are called with the number of bytes in the session, and refuse to resume it by raising an error. The
-    first (None: no check) runs while the session still has its old owner, and gets the number of stored bytes. The
-    second runs when the old owner has lost the session, and gets the number of usable bytes: bytes that were stored
-    before a restart of the machine may be unusable. Raises BlobUploadUnknown."""
+    Each check gets a number of bytes, and raises an error if the session must not be resumed. `check_before_take_over`
+    (None: no check) gets the number of stored bytes, while the session still has its old owner. `check_after_take_over`
+    gets the number of usable bytes, when the old owner has lost the session. Bytes that were stored before a restart of
+    the machine may be unusable. Raises BlobUploadUnknown, and what the checks raise."""
     claimed = await blobs.take_over(upload, check_before_take_over)
     try:
         # The row is read only now, because the old owner could change or delete it until it had lost the session.
@@ -190,7 +190,7 @@ async def resume(
             await metadata.save_upload(upload, saved_bytes, checkpoint.state, checkpoint.boot)
         check_after_take_over(session.offset)
     except BlobUploadUnknown:
-        await claimed.discard()  # the session was committed or cancelled, so bytes that are left of it are useless
+        await claimed.discard()  # the session was committed or cancelled, so its remaining bytes are useless
         raise
     except BaseException:
         claimed.release()

@@ -1,16 +1,16 @@
 """Garbage collection (`Collector`): removes content that nothing refers to, while the registry serves requests.
 
 The bytes of a blob are in the blob store; the metadata store has a *row* for each blob. A *link* is the right of one
-repository to serve the blob. The metadata store puts a link into a queue when it creates the link while no manifest of
-the repository refers to the blob, and when it deletes the last manifest of the repository that refers to the blob. The
-collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
+repository to serve the blob. The metadata store queues a link in two cases: when it creates the link and no manifest of
+the repository refers to the blob yet, and when it deletes the last manifest of the repository that refers to the blob.
+The collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
 
 The blob store deletes bytes in two steps. `remove` makes them unreachable, and `reclaim_space` frees their disk space.
 With files, `FileBlobStore.remove` moves the file to the trash, and `FileBlobStore.reclaim_space` unlinks the files in
 the trash (module `storage.blobs.files.file_blob_store`).
 
-A *stray* is a blob in the blob store that has no row, because a process crashed between the two steps of a push: first
-it stores the bytes, then the row. The blob store is divided into *shards*. To find strays, the collector lists the
+A push stores the bytes first, and then the row. If the process crashes between these steps, it leaves a *stray*: a blob
+in the blob store that has no row. The blob store is divided into *shards*. To find strays, the collector lists the
 blobs of some shards in each round.
 """
 
@@ -32,8 +32,8 @@ BATCH_SIZE = 500
 IDLE_SECONDS_ON_FULL_DISK = 60.0
 """Seconds after which a partial blob without progress is deleted while the disk is full."""
 MIN_STRAY_AGE_SECONDS = 60.0
-"""Shortest time in seconds for which bytes without a row are kept. A push stores the bytes first and the row shortly
-after them."""
+"""Bytes without a row are kept for at least this time in seconds, because a push stores the row shortly after the
+bytes."""
 SHARDS_PER_ROUND = 16
 """Number of shards of the blob store that are listed in one round."""
 log = logging.getLogger("storage.collect")
@@ -88,8 +88,8 @@ class Collector:
 
     async def collect(self) -> CollectionReport:
         """Runs one round, and returns how much it removed. If a step raises StorageFull, the later steps still run, and
-        the round then raises that error. If a step raises StorageFailed, the round raises it without running the later
-        steps. What was removed before an error or a cancellation stays removed."""
+        the round then raises that error. If a step raises StorageFailed, the round raises it at once. What was removed
+        before an error or a cancellation stays removed."""
         report = CollectionReport()
         failure: StorageFull | None = None
         for step in (
@@ -115,7 +115,7 @@ class Collector:
         return report
 
     async def _reclaim_space(self, _report: CollectionReport) -> None:
-        """Frees the disk space of removed bytes. `_report` is not used, because removals are counted by other steps."""
+        """Frees the disk space of removed bytes. `_report` is not used, because other steps count the removals."""
         await self._blobs.reclaim_space()
 
     async def _expire_partials(self, report: CollectionReport) -> None:
@@ -139,7 +139,7 @@ class Collector:
                 await self._blobs.discard_upload(upload)
 
     async def _remove_links(self, report: CollectionReport) -> None:
-        """Removes the links to blobs to which no manifest of the repository has referred for the grace time."""
+        """Removes the links whose blobs no manifest of the repository has referred to for the grace period."""
         before = self._clock() - self.grace
         while entries := await self._metadata.queued_links(before, BATCH_SIZE):
             for entry in entries:
@@ -148,7 +148,7 @@ class Collector:
     async def _remove_blobs(self, report: CollectionReport) -> None:
         """Removes blobs without a link: first the row, then the bytes, which the blob store finds under the key in the
         row (`place`). A push of the same blob waits for the lock of the digest and then stores the bytes again, so
-        these blobs need no grace time."""
+        these blobs need no grace period."""
         while digests := await self._metadata.unlinked_blobs(BATCH_SIZE):
             for digest in digests:
                 async with self._locks.hold(digest):

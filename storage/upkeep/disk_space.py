@@ -36,7 +36,7 @@ class DiskSpaceMonitor:
 
     async def check(self) -> None:
         """Extends the reserve if it does not have its full size. If the disk has become full since the last check, or
-        the reason has changed, logs the reason. If the disk has space again, logs that."""
+        is full for another reason, logs the reason. If the disk has space again, logs that."""
         reserve, root = self._disk.reserve, self._disk.layout.root
         if not reserve.is_whole:
             with suppress(RegistryError):

@@ -26,9 +26,9 @@ async def run_rounds(
     work: Callable[[], Awaitable[None]], leases: Leases, every: float, is_urgent: Callable[[], bool]
 ) -> None:
     """Calls `work` at the interval `every` (seconds) until the task is cancelled. While `is_urgent` returns True, the
-    interval is at most `URGENT_SECONDS`. Every process runs this function. A process calls `work` only while no other
-    process does: it must get the slot `UPKEEP_SLOT` first, and skips the round if another process holds the slot. If a
-    process dies, its slot becomes free. Logs a `RegistryError` of `work` and continues with the next round."""
+    interval is at most `URGENT_SECONDS`. Every process runs this function, but only one process at a time calls `work`:
+    the one that holds the slot `UPKEEP_SLOT`. The others skip the round. If a process dies, its slot becomes free. Logs
+    a `RegistryError` of `work` and continues with the next round."""
     await _wait_until_due(min(every, FIRST_ROUND_SECONDS), is_urgent, min_seconds=0.0)
     while True:
         try:
@@ -50,7 +50,7 @@ async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _wait_until_due(seconds: float, is_urgent: Callable[[], bool], *, min_seconds: float) -> None:
-    """Waits for `seconds`. If `is_urgent` returns True, waits only until `min_seconds` of them have passed."""
+    """Waits for `seconds`. While `is_urgent` returns True, returns as soon as `min_seconds` have passed."""
     time = asyncio.get_running_loop().time
     start = time()
     while (remaining := start + seconds - time()) > 0:

@@ -62,7 +62,7 @@ def test_deleting_blobs_in_use(push: Pusher) -> None:
     answer = push.client.delete(f"{push.root}/blobs/{config}")
     assert (answer.status_code, error_codes(answer)) == (405, ["UNSUPPORTED"])
     assert "DELETE" not in answer.headers["allow"]
-    assert f"delete those first, such as {digest}" in answer.json()["errors"][0]["message"]
+    assert f"such as {digest}, refer to the blob {config}; delete" in answer.json()["errors"][0]["message"]
     assert everywhere(push.client, "GET", f"{push.root}/blobs/{config}") == {200}
     assert push.client.delete(f"{push.root}/manifests/{digest}").status_code == 202
     assert push.client.delete(f"{push.root}/blobs/{config}").status_code == 202

@@ -393,7 +393,7 @@ class Agreement(RuleBasedStateMachine):
     @precondition(lambda self: self.placed)
     @rule(number=st.integers(0, 100))
     def ask_for_its_blobs(self, number: int) -> None:
-        """A client that finds a blob there relies on it for the grace time."""
+        """A client that finds a blob there relies on it for the grace period."""
         repo, manifest = self.placed[number % len(self.placed)]
         for part in manifest.blobs:
             self.resolve_blob(repo, part.digest)

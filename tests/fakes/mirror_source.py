@@ -126,7 +126,7 @@ class FakeSource:
         }
         return Page([found[digest] for digest in sorted(found)][:limit])
 
-    def is_exhausted(self) -> bool:
+    def is_nearly_exhausted(self) -> bool:
         return self.faults.few_left
 
     async def aclose(self) -> None:

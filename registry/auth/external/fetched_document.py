@@ -14,7 +14,7 @@ from registry.single_flight import SingleFlight
 T = TypeVar("T")
 
 _FETCH_KEY: Final = "fetch"
-"""The one key in `FetchedDocument._fetches`, which runs at most one task per key. So one fetch runs at a time."""
+"""The one key in `FetchedDocument._fetches`, which runs at most one task per key. So at most one fetch runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ class FetchedDocument(Generic[T]):
         """Fetches the document and waits until the fetch has ended. If a fetch is running already, waits for that one.
         Does nothing during the pause after a fetch, or after `aclose`. If the caller is cancelled, the fetch
         continues."""
-        if self._may_fetch:
+        if self._can_refresh:
             await self._fetches.settle(_FETCH_KEY, work=self._fetch_and_store)
 
     def start_refresh(self) -> None:
         """Does what `refresh` does, but does not wait for the fetch."""
-        if self._may_fetch:
+        if self._can_refresh:
             self._fetches.start(_FETCH_KEY, work=self._fetch_and_store)
 
     async def aclose(self) -> None:
@@ -85,8 +85,8 @@ class FetchedDocument(Generic[T]):
         return self._clock() - self._fetched_at
 
     @property
-    def _may_fetch(self) -> bool:
-        """Whether a fetch is running, or a new one may start now. False after `aclose`."""
+    def _can_refresh(self) -> bool:
+        """Whether `refresh` can join a running fetch, or start one now. False after `aclose`."""
         return not self._closed and (len(self._fetches) > 0 or self._clock() >= self._next_fetch_at)
 
     async def _fetch_and_store(self) -> None:

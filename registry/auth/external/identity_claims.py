@@ -15,8 +15,8 @@ from storage.access import AccountInvalid, AccountName
 MAX_CLAIM_GROUPS: Final = 100
 """The largest number of groups that are read from one claim. Further groups are ignored."""
 _MAX_CLAIM_TEXTS: Final = 10 * MAX_CLAIM_GROUPS
-"""The largest number of texts in one claim that are checked for being group names. Further texts are ignored, so that a
-claim with many invalid names takes little time."""
+"""The largest number of texts in one claim that are tried as group names. Further texts are ignored, so that a claim
+with many invalid names takes little time."""
 
 
 def claim_values(claim: object) -> set[str]:
@@ -43,8 +43,8 @@ def groups_from_claim(claim: object) -> tuple[str, ...]:
 
 
 def settings_stamp(source: str, settings: BaseModel) -> str:
-    """Returns a stamp: a hash of `settings`, which begins with `source`. `source` is `issuer` for the settings of a
-    token issuer, and `openid` for those of the OpenID provider.
+    """Returns a stamp: `source` and a hash of `settings`. `source` is `issuer` for the settings of a token issuer, and
+    `openid` for those of the OpenID provider.
 
     A login under these settings stores the stamp in the identity of the account. When the settings have changed, the
     identity's stamp differs from the current one, and the identity is refused.

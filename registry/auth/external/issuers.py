@@ -26,7 +26,7 @@ from storage.errors import Unauthorized
 LEEWAY_SECONDS: Final = 10.0
 """How far the issuer's clock may be ahead of this machine's clock, or behind it."""
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
-"""Largest length of an issuer's token. A longer text is not accepted as a token of an issuer."""
+"""The longest text that is accepted as a token of an issuer."""
 _JWT_OPTIONS: Final = {"verify_sub": False, "verify_jti": False}
 """Options for `jwt.decode`: accept the claims `sub` and `jti` even if they are not texts. `Issuers._identity` checks
 the type of the claim that it reads."""
@@ -73,7 +73,7 @@ class Issuers:
         header, unverified_claims = found
         issuer = self._choose_issuer(unverified_claims)
         algorithm, key_id = header.get("alg"), header.get("kid")
-        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This one supports none.
+        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This registry supports none.
         if algorithm not in issuer.algorithms or "crit" in header or not isinstance(key_id, str | None):
             raise Unauthorized("the token's header names an algorithm or an extension that is not accepted")
         key = await self._key_sets[_key_set_id(issuer)].find(key_id, algorithm)

@@ -77,8 +77,8 @@ class KeySet(Protocol):
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
         """Returns the key that fits a token whose header names `key_id` and `algorithm`; `VerificationKey.fits`
-        defines which keys fit. If several keys fit, returns the first of them, or None if the token names no key
-        (`key_id` is None). Returns None if no key fits."""
+        defines which keys fit. Returns None if no key fits. If several keys fit, returns the first if the token names a
+        key, and None if it does not (`key_id` is None)."""
         ...
 
     async def aclose(self) -> None:

@@ -80,10 +80,11 @@ class LoginAttempts:
         self._clock = clock
         self._random = random
 
-    def begin(self, redirect_uri: str, back: str) -> LoginAttempt:
-        """Returns a new attempt that starts now. `LoginAttempt` describes the arguments."""
+    def begin(self, redirect_uri: str, return_path: str) -> LoginAttempt:
+        """Returns a new attempt that starts now. `LoginAttempt` describes the arguments; `return_path` becomes
+        `back`."""
         state, nonce, verifier = (_base64url(self._random(32)) for _ in range(3))
-        return LoginAttempt(state, nonce, verifier, redirect_uri, back, self._clock())
+        return LoginAttempt(state, nonce, verifier, redirect_uri, return_path, self._clock())
 
     async def seal(self, attempt: LoginAttempt) -> str:
         """Returns the attempt as an encrypted text, for a cookie. Creates a signing key if the store has none, and then

@@ -121,15 +121,15 @@ class OpenIDLogin:
         self._running_exchanges = 0
         """The number of logins that exchange a code now."""
 
-    async def begin(self, redirect_uri: str, back: str) -> tuple[str, str]:
+    async def begin(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
         """Starts a login. Returns the URL of the provider's login page, and the encrypted attempt for a cookie.
 
         - `redirect_uri`: the URL of this registry to which the provider sends the browser with its response.
-        - `back`: the path on this registry to which the browser goes after the login.
+        - `return_path`: the path on this registry to which the browser goes after the login.
 
         Raises LoginFailed if the provider's metadata cannot be fetched. Raises StorageFull, StorageFailed.
         """
-        attempt = self._attempts.begin(redirect_uri, back)
+        attempt = self._attempts.begin(redirect_uri, return_path)
         parameters = {
             "response_type": "code",
             "client_id": self._provider.client_id,
@@ -258,8 +258,8 @@ class OpenIDLogin:
             raise LoginFailed(_no_account(name), "a group has this name", user=name) from None
 
     def _session_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns those of `groups` that exist in the store; the others can have no grants. If their names are longer
-        than `MAX_GROUP_CHARACTERS` together, logs a warning and leaves out the last ones."""
+        """Returns those of `groups` that exist in the store; the others can have no grants. If these names together are
+        longer than `MAX_GROUP_CHARACTERS`, logs a warning and leaves out the last ones."""
         if not groups:
             return ()
         known = self._accounts.known_groups(groups)
@@ -269,7 +269,7 @@ class OpenIDLogin:
             if group in known:
                 remaining_characters -= len(group) + len('"",')  # the name in JSON
                 if remaining_characters < 0:
-                    log.warning("a session cookie has no space for all groups of a person; it has only %d", len(found))
+                    log.warning("not all groups of a person fit into a session cookie: it has only %d", len(found))
                     break
                 found.append(group)
         return tuple(found)

@@ -292,7 +292,7 @@ async def verify_id_token(
     try:
         header = read_header(text, MAX_ID_TOKEN_CHARACTERS)
         algorithm, key_id = header.get("alg"), header.get("kid")
-        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This one supports none.
+        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This registry supports none.
         if algorithm not in ASYMMETRIC_ALGORITHMS or "crit" in header or not isinstance(key_id, str | None):
             raise TokenInvalid("has a header that names an algorithm or an extension that is not accepted")
         key = await keys.find(key_id, algorithm)

@@ -4,9 +4,9 @@ The hashes in the store are argon2id (RFC 9106), with the parameters that OWASP 
 hashes in an htpasswd file are bcrypt. A hashing is the computation of one hash, for a new password or to check one. It
 blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
-All workers together run at most two hashings at the same time, in threads of low priority. In each worker, a bounded
-number of calls waits for them. So even a large number of logins takes little processor time and memory away from pushes
-and pulls.
+All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
+bounded number of further calls may wait. So even a large number of logins takes little processor time and memory away
+from pushes and pulls.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def verify_password(password: str, stored: StoredHash) -> bool:
     """Returns whether a password matches an account's hash.
 
     A wrong password takes the same time for all accounts, so the time does not reveal whether the account exists, or
-    whether it is in the store or in the htpasswd file. It is the time of one argon2id hashing, plus that of one bcrypt
-    hashing with the highest cost in the htpasswd file. For a password of more than 72 bytes, which bcrypt refuses, it
-    is only the former.
+    whether it is in the store or in the htpasswd file. That time is one argon2id hashing plus one bcrypt hashing with
+    the highest cost in the htpasswd file. A password of more than 72 bytes takes only the argon2id hashing, because
+    bcrypt refuses it.
     """
     raw = password.encode()
     if stored.bcrypt is not None and _matches_bcrypt(raw, stored.bcrypt):
@@ -156,11 +156,11 @@ NICENESS: Final = 10
 
 class HashingPool:
     """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
-    `waiting` is the largest number of calls that wait for a slot."""
+    `max_waiting` is the largest number of calls that wait for a slot."""
 
-    def __init__(self, leases: Leases, *, waiting: int = MAX_WAITING_CALLS) -> None:
+    def __init__(self, leases: Leases, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
-        self._max_waiting = waiting
+        self._max_waiting = max_waiting
         self._pending_calls = 0
         self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 

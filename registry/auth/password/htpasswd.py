@@ -1,6 +1,6 @@
 """Accounts in an htpasswd file: lines with a name and a bcrypt hash, as `htpasswd -B` writes them.
 
-Each look-up of a line checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it
+Each lookup of a line checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it
 again. So a changed line takes effect with the next request. If the store has an account of the same name,
 `registry.auth.password.password_check` uses that account and not the line.
 """
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 """The size of the largest file that is accepted. Such a file has about a hundred thousand lines."""
 SETTLED_NANOSECONDS: Final = 100_000_000
-"""If the file changed less than this time before it was read, the next look-up reads it again. The timestamps can stay
+"""If the file changed less than this time before it was read, the next lookup reads it again. The timestamps can stay
 the same when the file changes twice in a short time, and then `stat` alone would miss the second change."""
 STAMP_PREFIX: Final = "htpasswd"
 """The prefix of the *stamp* of a line, a hash of that line. An identity that the line's password proved contains the
@@ -53,7 +53,7 @@ class _ParsedFile:
     - `lines`: the valid lines by account name.
     - `highest_bcrypt_cost`: the highest bcrypt cost in these lines; 0 if there are none.
     - `version`: a hash of the whole file; empty if it could not be read.
-    - `state`: the file's times, inode and size. None: the next look-up must read the file again.
+    - `state`: the file's times, inode and size. None: the next lookup must read the file again.
     """
 
     lines: Mapping[str, HtpasswdLine]
@@ -63,19 +63,19 @@ class _ParsedFile:
 
 
 _EMPTY_FILE = _ParsedFile(lines={}, highest_bcrypt_cost=0, version="", state=None)
-"""What is used before the first look-up, and while the file cannot be read."""
+"""What is used before the first lookup, and while the file cannot be read."""
 
 
 class HtpasswdFile:
     """The current lines of the file at `path`. While the file cannot be read, there are no lines."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
-        """Does not read the file; the first look-up does. `clock` returns nanoseconds since 1970."""
+        """Does not read the file; the first lookup does. `clock` returns nanoseconds since 1970."""
         self._path = path
         self._clock = clock
         self._parsed = _EMPTY_FILE
         self._logged_problem = ""
-        """The problem that was logged last; empty if the last reading found none."""
+        """The problem that was logged last; empty if the last read found none."""
 
     def check(self) -> None:
         """Reads and checks the file. The server calls this when it starts. Raises HtpasswdError if the file cannot be
@@ -107,7 +107,7 @@ class HtpasswdFile:
         return self._current().version
 
     def _current(self) -> _ParsedFile:
-        """Returns the current content of the file. Reads the file again if it has changed since the last reading."""
+        """Returns the current content of the file. Reads the file again if it has changed since the last read."""
         try:
             status = os.stat(self._path)
         except OSError as error:
@@ -120,7 +120,7 @@ class HtpasswdFile:
         return self._parsed
 
     def _reread(self, state: tuple[int, ...]) -> None:
-        """Reads and parses the file. `state` has the times, inode and size that `stat` reported before the reading."""
+        """Reads and parses the file. `state` has the times, inode and size that `stat` reported before this read."""
         is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # `state` begins with the file's two times
         try:
             raw = _load(self._path)
@@ -174,7 +174,7 @@ def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
         if problem := _problem(name, password_hash):
             problems.append(f"line {number} {problem}")
         elif name in lines:
-            problems.append(f"line {number} has a name for the second time")
+            problems.append(f"line {number} has the same name as an earlier line")
         else:
             stamp = hashlib.blake2b(f"{name}:{password_hash}".encode(), digest_size=12).hexdigest()
             lines[name] = HtpasswdLine(password_hash, f"{STAMP_PREFIX}:{stamp}")
@@ -199,5 +199,5 @@ def _problem(name: str, password_hash: str) -> str:
     except AccountInvalid:
         return "has a name that no account may have: lower-case letters, digits, '.', '_' and '-' are allowed"
     if not BCRYPT_HASH.fullmatch(password_hash):
-        return "is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such"
+        return "is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such lines"
     return ""

@@ -74,7 +74,7 @@ class PasswordCheck:
         self._htpasswd = htpasswd
         self._failed_checks = SecretCache[_FailedCheck]()
         self._rehashes: set[asyncio.Task[None]] = set()
-        """The running tasks, each of which replaces a hash that has outdated parameters."""
+        """The running tasks that replace hashes with outdated parameters."""
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
         """Checks the password of an account, and returns the account's identity. `address` is the client's. Raises
@@ -141,7 +141,7 @@ class PasswordCheck:
             line = self._htpasswd.line(name) if self._htpasswd else None
             if line is None:
                 return StoredHash(highest_bcrypt_cost=highest_bcrypt_cost), None
-            # The stamp changes with the line. The identity is then refused.
+            # When the line changes, its stamp changes, and an identity with the old stamp is refused.
             identity = Identity(name, stamp=line.stamp)
             return StoredHash(bcrypt=line.hash, highest_bcrypt_cost=highest_bcrypt_cost), identity
         argon2 = self._accounts.password_hash(name)

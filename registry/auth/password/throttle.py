@@ -1,4 +1,4 @@
-"""Throttles logins with a password after failures. The store counts the failures, so all workers share the counts.
+"""Throttles password logins after failures. The store counts the failures, so all workers share the counts.
 
 There are three limits. Each allows a burst of failures; after that, the next attempt must wait. Each failure adds a
 fixed number of seconds to the wait (the generic cell rate algorithm, a form of leaky bucket). Names of accounts that do
@@ -9,8 +9,8 @@ not exist are throttled like those of existing accounts.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So it does
   not apply to *familiar* addresses: those from which the account has logged in during the last 30 days.
 
-A login with a password in the cache of verified credentials (`registry.auth.credential_cache`) is not throttled. If a
-client repeats the same wrong password, `registry.auth.password.password_check` counts one failure.
+If the cache of verified credentials (`registry.auth.credential_cache`) has a login's password, the login is not
+throttled. If a client repeats the same wrong password, `registry.auth.password.password_check` counts one failure.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class FailureRate:
     burst: int
 
     def wait(self, until: float, now: float) -> float:
-        """Returns how many seconds the next attempt must wait. `until` is the time at which the costs of all earlier
-        failures have passed. It and `now` are in seconds since 1970."""
+        """Returns how many seconds the next attempt must wait. `until` is when the costs of all earlier
+        failures have passed. `until` and `now` are in seconds since 1970."""
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))
 
 
@@ -133,6 +133,6 @@ def _account_key(name: str) -> str:
 
 
 def _familiar_key(name: str, network: str) -> str:
-    """Returns the key under which the store has the time until which an address is familiar to an account. This is not
-    a failure, but the store treats it like one: it maps a key to a time."""
+    """Returns the key for the time until which an address is familiar to an account. This is no failure, but the store
+    can keep it in the same table, which maps keys to times."""
     return f"known {name} {network}"

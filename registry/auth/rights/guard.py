@@ -3,14 +3,14 @@
 The principal is the account, or anonymous client, that makes the request. A client without the right to read a
 repository gets the same error whether or not the content exists, so a refusal does not reveal what is stored.
 
-Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. The name
-of a repository in a call, `repo`, can lead to one of several *stored names*, its candidates: to content that was pushed
-to `repo`, or to content that is mirrored. The rights of the account must allow reads and deletes on the stored name,
-and pushes on `repo` itself.
+Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. So the
+repository name in a call, `repo`, has one or two candidates, its *stored names*: `repo` itself, for content that was
+pushed to it, and the name of mirrored content. At each moment, `repo` leads to one of them. The rights of the account
+must allow reads and deletes on the stored name, and pushes on `repo` itself.
 
 The *requested name* is the name in the path of the request. It differs from `repo` if the Host header or the query
 names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. The access of a
-bearer token must allow the action on the requested name or on the name that is checked against the account's rights.
+bearer token must allow the action on the requested name, or on the name on which the account's rights must allow it.
 
 A call that this module does not know is refused.
 """
@@ -47,7 +47,7 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 """The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
 3.1)."""
 _PUSH: Final = Action.PUSH.value
-"""The bits of the action as a plain int, which is faster to compare."""
+"""The bits of the action push, as a plain int, which is faster to compare."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """How error texts name an action on a repository."""
 
@@ -73,11 +73,11 @@ def _repository_not_found(call: Call[Any]) -> RegistryError:
 class _Rule(NamedTuple):
     """How the guard checks one kind of read or delete.
 
-    - `action`: the action that the principal must have the right to do.
+    - `action`: the action that must be allowed.
     - `bits`: the bits of `action` as a plain int, which is faster to compare.
     - `not_found`: returns the error that a call gets if the repository never had content. For deletes of manifests and
-      tags this is NameUnknown, because the store then raises NameUnknown and not ManifestUnknown.
-    - `hides_content`: whether an account without the right gets the error of `not_found` and not Denied, so that it
+      tags this is NameUnknown, because the store raises NameUnknown in this case, not ManifestUnknown.
+    - `hides_content`: whether an account without the right gets the error of `not_found` instead of Denied, so that it
       does not learn whether the content exists.
     """
 
@@ -125,9 +125,9 @@ class Guarded(ForwardingRegistry):
     """A registry that checks the rights of the current request's principal before it forwards a call to `inner`.
 
     - `naming`: tells to which stored names the name `repo` of a call can lead. None: each name leads only to itself.
-    - `resolve_name`: tells to which of these a name leads now. A push to a name makes it lead to itself from then on.
+    - `resolve_name`: tells to which stored name a name leads now. After a push to a name, the name leads to itself.
       None: a name leads to its first candidate.
-    - `denied`: is called when an account is refused an action.
+    - `denied`: called when an account is refused an action.
     - `renew`: returns a principal with the rights that its account has now. Raises Unauthorized if the credential was
       revoked.
     - `cursors`: encrypts the cursors of lists. None: they are encrypted with a random key of this process.
@@ -150,7 +150,7 @@ class Guarded(ForwardingRegistry):
         self._renew = renew
         self._cursors = cursors or SealedCursors(process_secrets())
         self._list_locks: KeyedLocks[str] = KeyedLocks()
-        """A lock for each account name, so that one list of its repositories runs at a time."""
+        """A lock for each account name, so that only one list of its repositories runs at a time."""
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
@@ -183,7 +183,7 @@ class Guarded(ForwardingRegistry):
                 return await self.forward(call)
             case "put_manifest":
                 # The client may have sent the body slowly, so the rights may have changed since the request was
-                # authenticated. The check below uses the current rights.
+                # authenticated. `check_push` below uses the current rights.
                 principal = current_principal()
                 if (renewed := await self._renew(principal)) is not principal:
                     current_request().principal = renewed
@@ -215,9 +215,9 @@ class Guarded(ForwardingRegistry):
         """Returns the stored name that `repo` leads to now, if the rule's action is allowed on that name. The call must
         use the returned name, because a push to `repo` after this check could change where `repo` leads.
 
-        If the action is not allowed, raises Unauthorized or Denied; `not_found` in place of Denied if the rule hides
-        content. There is one other case: the action is allowed on `repo` itself, but `repo` leads to mirrored content,
-        on which the action is not allowed. Then this raises `not_found`, because nothing was pushed to `repo`.
+        If the action is not allowed, raises Unauthorized or Denied. If the rule hides content, raises `not_found` in
+        place of Denied. Also raises `not_found` if the action is allowed on `repo` itself, but `repo` leads to mirrored
+        content, on which it is not allowed. The reason is that nothing was pushed to `repo`.
         """
         principal, requested = current_principal(), current_request().requested_name or repo
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
@@ -245,23 +245,23 @@ class Guarded(ForwardingRegistry):
         names: Sequence[RepositoryName],
         not_found: RegistryError | None = None,
     ) -> RegistryError:
-        """Returns the error that refuses `action` on `repo`, which leads to one of the stored `names`. `not_found` is
-        the error to return in place of Denied; None: Denied. The table in docs/adr/0011-who-may-do-what.md lists the
-        errors."""
+        """Returns the error for a refusal of `action` on `repo`, which leads to one of the stored `names`. `not_found`
+        is the error to return in place of Denied; None: return Denied. The table in docs/adr/0011-who-may-do-what.md
+        lists the errors."""
         requested, action_phrase = current_request().requested_name or repo, _ACTION_PHRASES[action]
         if any(principal.account_may(action, name) for name in names):
             return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
         if principal.is_anonymous:
-            # `principal.open` says that the registry has no accounts yet, so that nobody can log in.
+            # If `principal.open` is true, the registry has no accounts yet, so nobody can log in.
             return Unauthorized(_grant_needed(names) if principal.open else f"log in to {action_phrase} {requested}")
         self._denied(principal, action, requested)
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Resolves a blob by `repo`, and not by the stored name as other reads do. `inner` chooses between pushed and
-        mirrored content, and needs `repo` to recognize a client that is about to push: for such a client it contacts no
-        upstream. A push during the call could change where `repo` leads, so this checks the rights before the call and
-        again after it."""
+        """Resolves a blob by `repo`, not by the stored name as other reads do. `inner` chooses between pushed and
+        mirrored content. It needs `repo` to recognize a client that is about to push, because it contacts no upstream
+        for such a client. A push during the call could change where `repo` leads, so this method checks the rights
+        before the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         found = await self.forward(call)
@@ -270,11 +270,11 @@ class Guarded(ForwardingRegistry):
 
     async def _allowed_mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
         """Returns the stored name of `source`, the repository from which the client mounts the blob `digest`. If the
-        client names no repository, `source` is the set of all names; then returns the set of names from which the
+        client names no repository, `source` is the set of all names, and the result is the set of names from which the
         principal may pull.
 
-        Raises BlobUnknown if the principal may not pull from `source`. With a bearer token, this right comes from the
-        access to `source`, not from the access to the repository that the request pushes to.
+        Raises BlobUnknown if the principal may not pull from `source`. With a bearer token, the token's
+        access to `source` counts, not its access to the repository that the request pushes to.
         """
         principal = current_principal()
         if isinstance(source, NameSet):
@@ -289,9 +289,9 @@ class Guarded(ForwardingRegistry):
     async def _repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
         """Returns a page of the repositories in `names` that the principal may pull.
 
-        `after` is the cursor that the client sent: the position after which the page starts; None: the first page. This
-        process runs one list of an account at a time, so that many requests of one account do not delay the lists of
-        other accounts.
+        `after` is the cursor that the client sent: the position after which the page starts; None: the first page. For
+        each account, this process makes one page at a time, so that many requests of one account do not delay the lists
+        of other accounts.
 
         Raises RequestInvalid for an unknown cursor. Raises Unauthorized if the client sent no credential, or a bearer
         token without the catalog in its access: after this error, the client can log in or get another token.

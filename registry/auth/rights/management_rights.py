@@ -20,16 +20,16 @@ class ManagementRights:
 
     - `name`: the caller's account. None: the caller has no account.
     - `admin`: whether the caller may do everything.
-    - `is_person`: whether the caller is a person with an account in the store, who logged in with the account's
-      password or at the OpenID provider. False for robots (accounts for programs), and for logins with a token of any
-      kind.
+    - `is_logged_in_as_person`: whether the caller is a person with an account in the store, who logged in with the
+      account's password or at the OpenID provider. False for robots (accounts for programs), and for logins with a
+      token of any kind.
     - `token`: the id of the API token with which the caller logged in. None: the caller used no API token.
     - `grantable_names`: the names of the repositories on which the caller may give rights to others.
     """
 
     name: str | None
     admin: bool = False
-    is_person: bool = False
+    is_logged_in_as_person: bool = False
     token: str | None = None
     grantable_names: NameSet = NO_NAMES
 
@@ -53,16 +53,16 @@ class ManagementRights:
         if not self.admin and self.account_name != name:
             raise AccountUnknown(f"there is no account {name}")
 
-    def check_may_add_credential(self, name: AccountName) -> None:
+    def check_may_change_credentials(self, name: AccountName) -> None:
         """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
         so for all accounts, and people for their own account.
 
-        A person who logged in with a token may not, because the new credential would still be valid after that token
-        was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see the
-        account `name`, and Denied if it is the caller's own account but `is_person` is false.
+        A person who logged in with a token may do neither, because the new credential would still be valid after that
+        token was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see
+        the account `name`, and Denied if it is the caller's own account but `is_logged_in_as_person` is false.
         """
         self.check_may_see(name)
-        if not self.admin and not self.is_person:
+        if not self.admin and not self.is_logged_in_as_person:
             raise Denied(
                 "this takes a person's login, with the password of an account of this registry or at the OpenID "
                 "provider, and not with a token"
@@ -71,13 +71,13 @@ class ManagementRights:
     def check_may_revoke(self, token: ApiToken) -> None:
         """Checks that the caller may revoke `token`. An admin may revoke all tokens, and a person those of the person's
         own account. A caller who logged in with an API token may revoke that token. If the caller has no right to
-        revoke `token`, raises AccountUnknown for a token of another account, and Denied for one of the caller's
-        own."""
+        revoke `token`, raises AccountUnknown if the token belongs to another account, and Denied if it belongs to
+        the caller's own."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
             raise AccountUnknown("there is no such API token; it was revoked, or has expired")
-        self.check_may_add_credential(token.account)
+        self.check_may_change_credentials(token.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:
         """Returns whether the caller may give others rights on all names that `pattern` matches. A caller without an
@@ -100,15 +100,15 @@ everything, such as add the first account."""
 
 
 def management_rights_of(principal: Principal) -> ManagementRights:
-    """Returns the management rights of a principal. Those of a principal without an account permit nothing."""
+    """Returns the management rights of a principal. A principal without an account may do nothing."""
     identity = principal.identity
-    # A client with an API token or a bearer token is not treated as a person (see `check_may_add_credential`). A client
-    # with a token of a trusted issuer is a robot. An identity without a version has no account in the store.
+    # A client with an API token or a bearer token is not treated as a person (see `check_may_change_credentials`). A
+    # client with a token of a trusted issuer is a robot. An identity without a version has no account in the store.
     used_token = identity.token is not None or identity.access is not None
     return ManagementRights(
         identity.name,
         admin=principal.admin,
-        is_person=identity.version is not None and not identity.robot and not used_token,
+        is_logged_in_as_person=identity.version is not None and not identity.robot and not used_token,
         token=identity.token,
         grantable_names=principal.names(Action.ADMIN),
     )

@@ -28,15 +28,15 @@ _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
 requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""If a grantee has more grants than this, its name sets are cached, and all identities to which the grants apply share
-them. The patterns of grantees with fewer grants are merged for each identity, into one name set for each combination of
-actions."""
+"""If a grantee has more grants than this, all identities to which the grants apply share the grantee's cached name
+sets. The patterns of grantees with at most this many grants are merged for each identity, into one name set for each
+combination of actions."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
-"""The time to look up one grantee, measured by the number of grants that can be read in that time."""
+"""Looking up one grantee takes as long as reading this many grants."""
 _MAX_CACHED_GRANTS: Final = 100_000
-"""The cache of grants is emptied when the number of grants and grantees in it exceeds this."""
+"""The cache of grants is emptied when it has more grants and grantees together than this."""
 
 
 class GranteeGrants(NamedTuple):
@@ -55,9 +55,9 @@ class IdentityCheck(Protocol):
         ...
 
     def is_stamp_current(self, identity: Identity) -> bool:
-        """Returns whether the source outside the store that proved the identity is unchanged: its line of the htpasswd
-        file, or the settings of a token issuer or of the OpenID provider. A change of such a source does not change the
-        epoch."""
+        """Returns whether the identity's source outside the store is unchanged: its line of the htpasswd file, or the
+        settings of a token issuer or of the OpenID provider. The identity's *stamp* is a hash of this source. A change
+        of the source does not change the epoch."""
         ...
 
 
@@ -104,8 +104,8 @@ class Policy:
         return self._closed
 
     async def prepare(self, identity: Identity) -> None:
-        """Reads and caches the grants that the method `principal` needs for this identity, in steps between which other
-        tasks run. Without a call of this method before, `principal` reads all the grants in one step, and blocks the
+        """Reads and caches the grants that the method `principal` needs for this identity. Lets other tasks run in
+        between. If this method is not called first, `principal` reads all the grants in one step, which blocks the
         event loop."""
         if not self.closed:
             return
@@ -118,7 +118,7 @@ class Policy:
                 cost_since_pause = 0
             if granted.size > _MANY_GRANTS:
                 for names in granted.names.values():
-                    names.prepare()  # builds what a look-up needs, which takes milliseconds
+                    names.prepare()  # builds the matcher, which takes milliseconds
                     await asyncio.sleep(0)
 
     def anonymous(self) -> Principal:
@@ -130,13 +130,13 @@ class Policy:
         principal that all clients share.
 
         First checks whether the identity is still valid, and raises Unauthorized if it is not. `checked_at` is the
-        epoch under which the identity was last checked; None: it was not. If that is still the current epoch, only
-        checks the source outside the store.
+        epoch under which the identity was last checked; None: it was not. If `checked_at` is still the current epoch
+        and the identity's source outside the store is unchanged, skips this check.
         """
         if not self.closed:
             return self._open
-        # The epoch is read before the rights. If the rights change between the two, the principal has an old epoch, and
-        # the next request computes a new principal.
+        # The epoch is read before the rights. If the rights change between these two reads, the principal has an old
+        # epoch, and the next request computes a new principal.
         epoch = self.accounts.epoch()
         is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
         current = identity if is_checked else self.identity_check.check(identity)
@@ -172,7 +172,8 @@ class Policy:
         for name in names:
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
-            found[name] = Action(principal.actions(name, name)) | await self._allowed_on_mirrored(principal, name)
+            allowed_on_hosted = Action(principal.actions(stored_name=name, requested_name=name))
+            found[name] = allowed_on_hosted | await self._allowed_on_mirrored(principal, name)
         return found
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
@@ -210,8 +211,8 @@ class Policy:
         return Rights(merged_names, more_names=unmerged)
 
     def _grants_of(self, grantee: Grantee) -> GranteeGrants:
-        """Returns the grants of a grantee, from the cache if the epoch has not changed. They are cached because many
-        accounts share a grantee, such as a group or everyone."""
+        """Returns the grants of a grantee, from the cache if the epoch has not changed. The cache saves time because
+        many accounts share a grantee, such as a group or everyone."""
         epoch = self.accounts.epoch()
         if epoch != self._cache_epoch or self._cached_count > _MAX_CACHED_GRANTS:
             self._cached_grants, self._cache_epoch, self._cached_count = {}, epoch, 0

@@ -3,8 +3,8 @@
 - An `Identity` is what a credential proved: the account, and the limits of the credential.
 - `Rights` are the actions that an account may do on each repository. A grant gives an account, a group or everyone some
   actions on all repositories whose names match a pattern.
-- A `Principal` joins an identity with the rights that its account has at one moment. Each request has one;
-  `current_principal` returns it.
+- A `Principal` is an identity with the rights that its account has at one moment. Each request has a principal, which
+  `current_principal` returns.
 
 The *epoch* is a number in the store. It increases when an account, a group, a grant or a signing key changes, and when
 an API token is revoked. A principal contains the epoch at which its rights were read. When the store has a newer epoch,
@@ -73,7 +73,7 @@ _MAX_CACHED_REPOSITORIES: Final = 64
 """The largest number of repositories for which one principal caches the allowed actions. It is small because a process
 caches a thousand principals or more: one for each bearer token, and every client can get bearer tokens."""
 _SLOW_WEIGHT: Final = 8
-"""If the patterns of a principal have a larger weight than this, a match of a name with them is slow. `Rights.weight`
+"""If the patterns of a principal have a larger weight than this, matching a name against them is slow. `Rights.weight`
 defines the weight."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 """The actions on content. The remaining action, `ADMIN`, is the right to give rights to others."""
@@ -88,13 +88,12 @@ class Rights:
 
     - `names`: by combination of actions, the names of the repositories on which these actions are allowed.
     - `admin`: whether the account is an admin, who may also manage accounts, groups, grants and tokens.
-    - `more_names`: further pairs like those in `names`. The same combination of actions can occur in several pairs.
+    - `more_names`: further pairs like the items of `names`. The same combination of actions can occur in several pairs.
 
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
-    *guarded* upstream needs grants of its own: the pattern `**` matches no name below it, but `ghcr.io/**` does. All
-    sets in `names` and `more_names` must have the same guarded upstreams, and no limits. The constructor raises
-    ValueError if not, because the union that `names_allowing` returns could then contain names that are in none of the
-    sets.
+    *guarded* upstream needs grants of its own: the pattern `**` matches no name below it, but `ghcr.io/**` does. The
+    constructor raises ValueError unless all sets in `names` and `more_names` have the same guarded upstreams and no
+    limits. Otherwise, the union that `names_allowing` returns could contain names that are in none of the sets.
     """
 
     names: Mapping[Action, NameSet]
@@ -242,12 +241,13 @@ class Principal:
 
     def account_may(self, action: Action, stored_name: str) -> bool:
         """Returns whether the account's rights allow `action` on a repository. Ignores the limits of the credential,
-        which can forbid it."""
+        which can forbid the action."""
         return self.rights.action_bits(stored_name) & action.value == action.value
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
-        """Returns the bits of the actions that the credential allows on a repository: a bearer token by its access to
-        either of the two names, an API token by its limits. Ignores the rights of the account."""
+        """Returns the bits of the actions that the credential allows on a repository. A bearer token allows what its
+        access contains for either of the two names; an API token, what its limits allow. Ignores the rights of the
+        account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:
@@ -262,18 +262,17 @@ class Principal:
 
     @property
     def is_slow_to_match(self) -> bool:
-        """Whether the match of one name can take a millisecond, because the rights and the limits have many
-        patterns."""
-        limits = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
-        return self.rights.weight + limits > _SLOW_WEIGHT
+        """Whether matching one name can take a millisecond, because the rights and the limits have many patterns."""
+        limits_weight = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
+        return self.rights.weight + limits_weight > _SLOW_WEIGHT
 
     # Rights on sets of repositories
 
     def names(self, action: Action) -> NameSet:
-        """Returns the stored names on which `action` is allowed. With a bearer token, these are names in the token's
-        access. Repositories that are stored under another name than the token contains are left out."""
+        """Returns the stored names on which `action` is allowed. With a bearer token, returns only names that are in
+        the token's access. This leaves out repositories that are stored under another name than the token contains."""
         if self.identity.access is None:
-            return self._names_without_access(action)
+            return self._names_ignoring_access(action)
         granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))
         return NameSet.of(name for name in granted if self.may(action, name))
 
@@ -288,10 +287,10 @@ class Principal:
         """The names that a list of repositories shows: those that the account's rights and the API token's limits allow
         to pull. The access of a bearer token does not shorten the list."""
         if self._listable_names is None:
-            self._listable_names = self._names_without_access(Action.PULL)
+            self._listable_names = self._names_ignoring_access(Action.PULL)
         return self._listable_names
 
-    def _names_without_access(self, action: Action) -> NameSet:
+    def _names_ignoring_access(self, action: Action) -> NameSet:
         """Returns the names on which the account's rights and the API token's limits allow `action`. Ignores the access
         of a bearer token."""
         names = self.rights.names_allowing(action)
@@ -319,8 +318,8 @@ def _is_name(text: str) -> bool:
 
 
 def open_principal(guarded: Iterable[str] = ()) -> Principal:
-    """Returns the principal of every request while there are no accounts. It may pull, push and delete, except below
-    the `guarded` upstreams, and may not give rights to others."""
+    """Returns the principal that every request has while there are no accounts. It may pull, push and delete, except
+    below the `guarded` upstreams. It may not give rights to others."""
     return Principal(ANONYMOUS, Rights.everything(guarded), open=True)
 
 

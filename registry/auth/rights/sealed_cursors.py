@@ -1,10 +1,10 @@
 """Encrypted cursors for lists that show a client only the entries that it may see.
 
 A cursor is the name of the entry after which the next page of a list starts. The server bounds its work for one page,
-so a page can end at an entry that the client must not see. Then the client must not learn the name in the cursor, so
-the cursor is *sealed*: encrypted and authenticated, and padded so that all sealed cursors are equally long. The key is
-derived from a signing key of the store, so every worker can decrypt the cursor. A cursor that names an entry that the
-client may see is sent in plain text.
+so a page can end at an entry that the client must not see. In that case the client must not learn the name in the
+cursor. So the server *seals* the cursor: encrypts and authenticates it, and pads it so that all sealed cursors are
+equally long. The encryption key is derived from a signing key of the store, so every worker can decrypt the cursor. If
+the client may see the entry, the server sends its name as a plain cursor.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from registry.request import RequestInvalid
 
 _PREFIX: Final = "~"
-"""The first character of a sealed cursor. A plain cursor is a name of a repository or an account, or a pattern, and
-none of these begins with it."""
+"""The first character of a sealed cursor. No plain cursor begins with it: a plain cursor is a name of a repository or
+an account, or a pattern."""
 _NONCE_BYTES: Final = 12
 """The length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2)."""
 _TAG_BYTES: Final = 16
@@ -45,13 +45,13 @@ class CursorKind(StrEnum):
 
 Secrets = Callable[[], Awaitable[Sequence[bytes]]]
 """A function that returns the secrets from which the encryption keys are derived, the newest first. If the secrets are
-the signing keys of a store, and the store has none yet, the function creates one. It then may raise StorageFull or
+the signing keys of a store, and the store has no key yet, the function creates one, and may raise StorageFull or
 StorageFailed."""
 
 
 def process_secrets() -> Secrets:
-    """Returns a function that always returns the same random secret, which only this process knows. It is for a
-    registry without a store of accounts, which has no signing keys."""
+    """Returns a function that always returns the same random secret, which only this process knows. This is for a
+    registry without a store of accounts, because such a registry has no signing keys."""
     secret = os.urandom(32)
 
     async def secrets() -> Sequence[bytes]:
@@ -61,8 +61,8 @@ def process_secrets() -> Secrets:
 
 
 class SealedCursors:
-    """Seals cursors, and reads cursors that clients send. New cursors are sealed with the first of the `secrets`; a
-    cursor is decrypted with the one of them that fits."""
+    """Seals cursors, and reads cursors that clients send. Seals with the first of the `secrets`, and decrypts with the
+    one that fits."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets

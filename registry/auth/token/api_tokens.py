@@ -1,8 +1,8 @@
 """API tokens: secrets that people and robots (accounts for programs) use to log in instead of a password.
 
 An API token is a text `ent_ID_SECRET`. The prefix `ent_` lets scanners for leaked secrets find it. `ID` is the key of
-the token's row in the store. The store has no `SECRET`, but its SHA-256. No salt is needed, because the secret has 256
-random bits and nobody can guess it.
+the token's row in the store. The store keeps only the SHA-256 of `SECRET`. The hash needs no salt, because the secret
+has 256 random bits, so nobody can guess it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from storage.errors import Unauthorized
 _BASE62_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """The digits with which ids and secrets are written."""
 _ID_LENGTH, _SECRET_LENGTH = 12, 43
-"""The numbers of digits of an id and of a secret. They can hold 71 and 256 bits."""
+"""The numbers of digits of an id and of a secret, which are enough for 71 and 256 bits."""
 _TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH}}})")
 _USE_RECORD_SECONDS: Final = 3600.0
-"""The store records the time of a token's last use at most once in this time. That is enough to see which tokens are in
-use."""
+"""The store records the time of a token's last use at most once in this many seconds. That is enough to see which
+tokens are in use."""
 
 Random = Callable[[int], bytes]
 """A function that returns the given number of random bytes."""
@@ -77,14 +77,14 @@ def find(accounts: Accounts, text: str) -> ApiToken:
         raise Unauthorized("this is not an API token")
     try:
         token, secret_hash = accounts.token(parts[1])
-    except AccountUnknown:
+    except AccountUnknown:  # also for a revoked or expired token
         raise Unauthorized("there is no such API token") from None
     if not hmac.compare_digest(_hash_secret(parts[2]), secret_hash):
         raise Unauthorized("the secret of the API token is wrong")
     return token
 
 
-def is_use_due(token: ApiToken, now: float) -> bool:
+def should_record_use(token: ApiToken, now: float) -> bool:
     """Returns whether the store should record a use of the token at the time `now`, in seconds since 1970. If the last
     recorded use is less than an hour ago, it should not."""
     return token.used is None or now - token.used >= _USE_RECORD_SECONDS
@@ -95,7 +95,7 @@ def _hash_secret(secret: str) -> bytes:
 
 
 def _encode(raw: bytes, length: int) -> str:
-    """Returns random bytes as the lowest `length` digits of a number in base 62, the lowest first."""
+    """Reads `raw` as a number, and returns the lowest `length` digits of that number in base 62, the lowest first."""
     number, digits = int.from_bytes(raw, "big"), []
     for _ in range(length):
         number, value = divmod(number, len(_BASE62_DIGITS))

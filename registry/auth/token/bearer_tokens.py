@@ -1,8 +1,8 @@
 """Bearer tokens: the tokens that the endpoint `/token` issues for requests to the distribution API.
 
-A bearer token is a JWT (RFC 7519), signed with HMAC-SHA-256 by a key of this store, so no other registry accepts it.
-Its claim `access` lists the repositories and actions that it grants, in the format of Distribution's "Docker Registry
-v2 Bearer token specification".
+A bearer token is a JWT (RFC 7519), signed with HMAC-SHA-256 and a key of this registry, so no other registry accepts
+it. Its claim `access` lists the repositories and actions that it grants, in the format of Distribution's "Docker
+Registry v2 Bearer token specification".
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from storage.errors import Unauthorized
 TOKEN_TYPE: Final = "JWT"
 """The `typ` in the header of a bearer token."""
 MAX_TOKEN_CHARACTERS: Final = 24 * 1024
-"""The longest token that is verified. The server accepts at most 32 KiB for all headers of a request together."""
+"""A longer token is refused without verification. The server accepts at most 32 KiB for all headers of a request
+together."""
 MIN_LIFETIME_SECONDS: Final = 60
 """The shortest lifetime of a token. Older clients use each token for 60 seconds without a look at its expiry
 (Distribution's "Token Authentication Specification")."""
@@ -76,9 +77,9 @@ class BearerTokens:
     async def issue(self, identity: Identity, access: Mapping[str, Action]) -> IssuedToken:
         """Returns a token for `identity` that grants `access`: actions by repository name.
 
-        The token has the usual lifetime, or expires with the credential of `identity` if that is earlier. In the second
-        case, it is valid for `MIN_LIFETIME_SECONDS` at least. Creates a signing key if the store has none, and then can
-        raise StorageFull or StorageFailed.
+        The token has the usual lifetime. If the credential of `identity` expires earlier, the token expires with it,
+        but is valid for at least `MIN_LIFETIME_SECONDS`. If the store has no signing key, creates one, and raises
+        StorageFull or StorageFailed if that fails.
         """
         now = int(self._clock())
         expires = now + int(self._lifetime)
@@ -96,8 +97,8 @@ class BearerTokens:
         return IssuedToken(await self._signed.sign(claims), now, expires - now)
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity (account and access) in a token. Raises Unauthorized if this store did not sign the
-        token, or if it has expired. Does not check whether the account still exists; `registry.auth.revocation`
+        """Returns the identity (account and access) in a token. Raises Unauthorized if this registry did not sign the
+        token, or if the token has expired. Does not check whether the account still exists; `registry.auth.revocation`
         does."""
         try:
             return _identity_of(self._signed.verify(text, self._clock()))
@@ -139,15 +140,16 @@ def _parse_access(claim: object) -> dict[str, Action]:
         raise TypeError("the claim `access` is not a list")
     for entry in claim:
         if entry["type"] == "registry":
-            access[f"registry:{entry['name']}"] = Action.PULL  # `CATALOG`, if the name is `catalog`
+            # For the name `catalog`, the key is `CATALOG`. Keys with other names are never looked up.
+            access[f"registry:{entry['name']}"] = Action.PULL
         else:
             access[str(entry["name"])] = Action.parse(",".join(entry["actions"])) & _GRANTABLE
     return access
 
 
 def _identity_claims(identity: Identity) -> dict[str, object]:
-    """Returns the claims for those fields of an identity that have no standard claim. There is no claim for the limits
-    of an API token, because `registry.auth.revocation` reads them from the store."""
+    """Returns the claims for those fields of an identity that have no standard claim. `Identity` describes the fields.
+    There is no claim for the limits of an API token, because `registry.auth.revocation` reads them from the store."""
     return {
         "robot": identity.robot,
         "version": identity.version,

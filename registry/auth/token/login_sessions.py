@@ -1,8 +1,7 @@
 """Browser sessions of people who logged in at the OpenID provider.
 
-A session is a token (JWT, RFC 7519) in a cookie, signed by a key of the account store. Its type and audience differ
-from those of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and
-3.12).
+A session is a token (JWT, RFC 7519) in a cookie, signed with a key of this registry. Its type and audience differ from
+those of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and 3.12).
 
 A session becomes invalid before it expires if the account is removed or disabled, if its password or its admin right
 changes, or if the settings of the OpenID provider change.
@@ -23,10 +22,10 @@ from storage.errors import Unauthorized
 SESSION_TYPE: Final = "entrepot-session+jwt"
 """The `typ` in the header of a session's token."""
 SESSION_SECONDS: Final = 8 * 3600.0
-"""The lifetime of a session: a working day. If the signing key is replaced meanwhile, the session becomes invalid about
-an hour later, when the old key is not accepted any more."""
+"""The lifetime of a session: a working day. If the signing key is replaced during this time, the session becomes
+invalid about an hour later, when the old key is no longer accepted."""
 MAX_COOKIE_CHARACTERS: Final = 4096
-"""The longest text of a session that is accepted. Every browser stores a cookie of this size (RFC 6265, 6.1)."""
+"""The longest session text that is accepted. Every browser stores a cookie of this size (RFC 6265, 6.1)."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 
@@ -77,9 +76,9 @@ class LoginSessions:
         )
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity (the account) in a session. Raises Unauthorized if `text` is not a session that a key
-        of the account store signed, or if the session has expired. Does not check whether something else made it
-        invalid, such as the removal of the account; `registry.auth.revocation` does."""
+        """Returns the identity (the account) in a session. Raises Unauthorized if `text` is not a session that this
+        registry signed, or if the session has expired. Does not check whether something else made it invalid, such as
+        the removal of the account; `registry.auth.revocation` does."""
         try:
             claims = self._signed.verify(text, self._clock())
             return Identity(

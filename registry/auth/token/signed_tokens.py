@@ -1,8 +1,8 @@
 """Signed tokens (JWT, RFC 7519): signing, and the checks that all kinds of tokens share.
 
-`SignedTokens` signs and verifies the tokens of this store: bearer tokens and login sessions. It uses the functions
-`read_header`, `read_claims` and `check_times`. The modules that verify tokens signed by others use them as well: tokens
-of trusted issuers, and ID tokens of the OpenID provider.
+`SignedTokens` signs and verifies the tokens of this registry: bearer tokens and login sessions. It uses the functions
+`read_header`, `read_claims` and `check_times`. The modules that verify tokens signed by others use these functions as
+well: tokens of trusted issuers, and ID tokens of the OpenID provider.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from storage.access import SigningKey
 from storage.accounts import Accounts
 
 ALGORITHM: Final = "HS256"
-"""The signature algorithm of this store's tokens. A token that names another algorithm is refused (RFC 8725, 3.1)."""
+"""The signature algorithm of this registry's tokens. A token that names another algorithm is refused (RFC 8725,
+3.1)."""
 LEEWAY_SECONDS: Final = 5.0
-"""How far in the future a token's time of issue may be. It is in the future if this machine's clock was set back after
-the token was issued."""
+"""How far in the future a token's time of issue may be. This time is in the future if the clock of this machine was set
+back after the token was issued."""
 
 
 class TokenInvalid(Exception):
@@ -29,15 +30,15 @@ class TokenInvalid(Exception):
 
 
 class SignedTokens:
-    """Signs and verifies one kind of token of this store.
+    """Signs and verifies one kind of token of this registry.
 
     - `token_type`: the `typ` in the header of a token. Each kind of token has its own.
     - `audience`: the claim `aud`, which names whom the token is for.
     - `required`: the names of the claims that a token must have.
-    - `max_characters`: the longest token that is verified.
+    - `max_characters`: a longer token is refused without verification.
 
-    The claim `iss`, which names the issuer, is the random id of this store. So tokens of another store are refused,
-    even if it has the same signing key.
+    The claim `iss`, which names the issuer, is the random id of the registry's store. So tokens of another store are
+    refused, even if that store has the same signing key.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class SignedTokens:
         self._max_characters = max_characters
 
     async def sign(self, claims: Mapping[str, Any]) -> str:
-        """Returns a token with `claims`, and with the claims `iss` and `aud`. Creates a signing key if the store has
-        none, and then may raise StorageFull or StorageFailed."""
+        """Returns a token with `claims`, and with the claims `iss` and `aud`. If the store has no signing key, creates
+        one, and raises StorageFull or StorageFailed if that fails."""
         key = await self._keys.current()
         header = {"kid": key.id, "typ": self._token_type}
         payload = {"iss": self._accounts.instance_id(), "aud": self._audience, **claims}
@@ -75,7 +76,7 @@ class SignedTokens:
         return key_id
 
     def verify(self, text: str, now: float) -> dict[str, Any]:
-        """Returns the claims of the token `text`. Raises TokenInvalid if this store did not sign it, or if it is not
+        """Returns the claims of the token `text`. Raises TokenInvalid if this registry did not sign it, or if it is not
         valid at the time `now`, in seconds since 1970."""
         claims = read_claims(
             text,

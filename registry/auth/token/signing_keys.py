@@ -1,8 +1,8 @@
-"""The keys that sign this store's tokens: bearer tokens and login sessions.
+"""The keys that sign this registry's tokens: bearer tokens and login sessions. The keys are in the store of accounts.
 
-One key at a time signs new tokens. It is created when the store first needs a key, and `entrepot key rotate` replaces
-it. A replaced key stays accepted for about an hour: until the last bearer token that it signed has expired. Login
-sessions that it signed become invalid then.
+One key at a time signs new tokens. It is created when a key is first needed, and `entrepot key rotate` replaces it. A
+replaced key stays accepted for about an hour, until the last bearer token that it signed has expired. A login session
+that it signed can last longer, but becomes invalid with the key.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ class SigningKeys:
         return key
 
     async def current(self) -> SigningKey:
-        """Returns the key that signs new tokens. Creates it if the store has none, and then may raise StorageFull or
-        StorageFailed."""
+        """Returns the key that signs new tokens. If the store has no such key, creates it, and raises StorageFull or
+        StorageFailed if that fails."""
         for key in self._keys().values():
             if key.retired is None:  # no newer key has replaced it
                 return key
         return await self._accounts.ensure_key(lambda: make_key(self._clock()), by=Actor("system"))
 
     async def secrets(self) -> list[bytes]:
-        """Returns the secrets of all keys. The first is that of the key that signs new tokens. Creates that key if the
-        store has none, and then may raise StorageFull or StorageFailed."""
+        """Returns the secrets of all keys, that of the key that signs new tokens first. If the store has no such key,
+        creates it, and raises StorageFull or StorageFailed if that fails."""
         current = await self.current()
         return [current.secret, *(key.secret for key in self._keys().values() if key.id != current.id)]
 

@@ -1,4 +1,4 @@
-"""Parses and formats scopes. A scope is a text with which a client requests access when it requests a token.
+"""Parses and formats scopes. A scope is a text in a client's request for a token. It says what access the client wants.
 
 Examples are `repository:team/app:pull,push` and, for the list of repositories, `registry:catalog:*`. A request can have
 several scopes: in one parameter, separated by spaces, or in several parameters. Source: Distribution's "Token Scope
@@ -21,8 +21,8 @@ from storage.names import RepositoryName
 MAX_NAMES: Final = 100
 """The largest number of repositories in one request for a token."""
 MAX_NAME_CHARACTERS: Final = 8 * 1024
-"""The largest number of characters in the names of all these repositories together. The token contains the names, and
-must fit into the headers of a request."""
+"""The largest number of characters in all repository names of one request for a token together. The token contains the
+names, and must fit into the headers of a request."""
 CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
 """The actions that a token can grant on a repository. No token can grant `ADMIN`, the right to give rights to
 others."""

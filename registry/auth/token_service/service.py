@@ -6,9 +6,9 @@ credential gets an *anonymous* token, which grants what everyone may do.
 
 Wrong credentials, and logins after too many failures, are refused, with one exception: if the client only requests to
 pull what everyone may pull, it gets an anonymous token. The reason is that docker sends its Docker Hub login to every
-mirror of Docker Hub, where this login is wrong.
+mirror of Docker Hub, and this registry does not know that login.
 
-Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 for the latter.
+Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 (OAuth 2.0).
 """
 
 from __future__ import annotations
@@ -141,12 +141,12 @@ class TokenService:
             case Basic(user, secret):
                 return await self._credentials.verify_basic(user, secret, by)
             case RefreshToken(text):
-                return await self._credentials.verify_refresh(text, by)
+                return await self._credentials.verify_api_token(text, by)
             case Bearer(text):
                 identity = await self._credentials.verify_bearer(text, by)
                 if identity.access is not None:
-                    # The credential is a bearer token of this token service, and not one of a trusted issuer. A client
-                    # that could exchange it for a new one could do so forever.
+                    # This service issued the bearer token; a trusted issuer did not. If a client could exchange it for
+                    # a new one, the client could do so again and again, and stay logged in for ever.
                     raise Unauthorized(REFUSED)
                 return identity
 
@@ -191,7 +191,7 @@ class TokenService:
 
     async def _revoke_excess(self, account: AccountName, by: Actor) -> None:
         """Revokes the least recently used refresh tokens of an account, if it has more than `MAX_REFRESH_TOKENS`."""
-        # The page is larger than that, because it also contains the API tokens that people made.
+        # The page can also contain API tokens that people made, so it is larger than `MAX_REFRESH_TOKENS`.
         page = self._accounts.tokens(account, after=None, limit=10 * MAX_REFRESH_TOKENS)
         refresh_tokens = [token for token in page.items if token.purpose == "login"]
         refresh_tokens.sort(key=lambda token: token.used or token.created)

@@ -35,8 +35,8 @@ NameArgument = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class AccountWords:
-    """What the commands for people and for robots differ in: the words of their help texts, and whether the account can
-    be an admin."""
+    """The differences between the commands for people and for robots: the words of their help texts, and whether the
+    account can be an admin."""
 
     kind: AccountKind
     """The kind of account. Its value, such as `user`, is also the name of the command."""
@@ -49,8 +49,8 @@ class AccountWords:
     example_name: str
     """The account name in the examples of the help texts."""
     can_be_admin: bool
-    """Whether an account of this kind can be an admin. If so, disable and remove have the option --force, which allows
-    them to leave the registry without an enabled admin."""
+    """Whether an account of this kind can be an admin. If so, the subcommands disable and remove have the option
+    --force, which allows them to leave the registry without an enabled admin."""
 
     def examples(self, *lines: str) -> str:
         """Returns the end of a help page, which shows examples of the command. Each of `lines` is what follows

@@ -1,8 +1,8 @@
 """Functions and options that the account commands share: access to the accounts in a data directory, output of lists,
 and input of passwords.
 
-The *actor* is the person whom the audit log names as the one who made a change. Methods that change something take it
-as `by`.
+The *actor* is the person whom the audit log names as the one who made a change. Methods that change something take the
+actor as `by`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import USAGE_ERROR, fail, load_or_fail, one_line_errors
 from registry.cli.output import print_json, print_rows
-from registry.cli.registry_address import client_address
+from registry.cli.registry_address import registry_address
 from registry.config import Settings
 from storage.access import AccountName
 
@@ -55,8 +55,8 @@ def administer(
     *,
     create_data_directory: bool = False,
 ) -> T:
-    """Opens the accounts in the data directory, calls `work` with them and the actor of this command, and returns the
-    result of `work`. This is also safe while a server uses the same directory.
+    """Opens the accounts in the data directory, calls `work` with them and with the actor of this command, and returns
+    the result of `work`. This is also safe while a server uses the same directory.
 
     `config` and `data` are the values of --config and --data. `create_data_directory` allows the command to create the
     data directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
@@ -71,7 +71,7 @@ def administer(
         prepare_data_directory(settings, create_if_missing=create_data_directory)
 
         async def hash_in_event_loop(password: str) -> str:
-            return hash_password(password)  # blocks the event loop, in which nothing else runs
+            return hash_password(password)  # may block the event loop, because nothing else runs in it
 
         async def run_work() -> T:
             async with open_accounts(settings.data) as accounts:
@@ -144,7 +144,7 @@ def parse_name_or_fail(text: str) -> AccountName:
 
 def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> str | None:
     """Returns the password for the account `name`: reads it from `file`, or asks for it at the terminal. Returns None
-    if `generate` is true; the caller then lets the registry generate a password.
+    if `generate` is true, so that the registry generates a password.
 
     The password cannot be an argument of the command, because every process of the machine can read the arguments. Ends
     the command if there is no password or it is not acceptable."""
@@ -177,7 +177,7 @@ def _first_line(file: Path) -> str:
         fail(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}")
     line = text.partition("\n")[0].removesuffix("\r")
     if not line:
-        fail("there is no password on stdin" if str(file) == "-" else f"{file}: the first line holds no password")
+        fail("there is no password on stdin" if str(file) == "-" else f"{file}: there is no password in the first line")
     return line
 
 
@@ -187,7 +187,7 @@ def print_first_account_notice(settings: Settings, name: str, admin: bool) -> No
     lines = [
         f"The registry at {settings.data.absolute()} is closed from now on: everyone has to log in,",
         "and can do only what an admin granted them. Running servers know this already. What to do next:",
-        f"  log in          docker login {client_address(settings).host} --username {name}",
+        f"  log in          docker login {registry_address(settings).host} --username {name}",
     ]
     if not admin:
         lines.append("  an admin        entrepot user add NAME --admin   (there is none yet)")

@@ -24,8 +24,8 @@ Examples:
   entrepot audit --actor alice --action tag.delete --limit 1000 --json
   entrepot audit --target team/app
 
-A line is shown if it meets all conditions. Logins and refused requests appear about a second late; equal ones within
-that second share a line, which gives their number."""
+The command shows the lines that meet all conditions. Logins and refused requests appear about a second late; equal
+ones within that second share one line, with a count."""
 
 
 def audit(
@@ -47,8 +47,8 @@ def audit(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the entries of the audit log that match all given conditions, newest first. `since` is a duration, such as
-    `24h`; ends the command if it is not."""
+    """Prints the entries of the audit log that match all given conditions, newest first. Ends the command if `since` is
+    not a duration, such as `24h`."""
     from registry.admin import models
 
     with one_line_errors():
@@ -74,7 +74,8 @@ def audit(
 
 
 def _detail_text(entry: AuditEntry) -> str:
-    """Returns the number of equal events in the entry if there are several, and the details of the event as JSON."""
+    """Returns the details of the event as JSON. If the entry stands for several equal events, puts their number in
+    front."""
     count = f"{entry.count} times" if entry.count > 1 else ""
     detail = json.dumps(dict(entry.detail), ensure_ascii=False) if entry.detail else ""
     return " ".join(filter(None, (count, detail)))

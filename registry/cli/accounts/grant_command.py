@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Add, list and remove rights on repositories. Grants add up; no grant takes away from another."
+HELP = "Add, list and remove rights on repositories. Grants only add rights; no grant takes a right away."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -42,7 +42,7 @@ SubjectsArgument = Annotated[
 
 @app.command(
     "add",
-    help="Grant actions on repositories. Replaces what the subject was granted for the same pattern.",
+    help="Grant actions on repositories. Replaces the subject's earlier grant for the same pattern.",
     epilog="""\b
 Examples:
   entrepot grant add 'team/**' pull,push group:dev

@@ -81,25 +81,24 @@ def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption =
 Examples:
   entrepot group join dev alice bob
 
-A member need not have an account in this registry: it may be an account of an htpasswd file, or of an issuer (an
-external service whose signed tokens the registry accepts as logins).""",
+A member need not have an account in the data directory: it may be an account of an htpasswd file.""",
 )
 def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds the members. Prints a note about each member that has no account in this registry, because its name may be
-    mistyped."""
+    """Adds the members. Prints a note about each member that has no account in the data directory, because its name may
+    be mistyped."""
     group_name, member_names = _parse_names(group, members)
 
     async def work(administration: Administration, actor: Actor) -> list[AccountName]:
         for member in member_names:
             await administration.accounts.add_member(group_name, member, by=actor)
-        return [member for member in member_names if not administration.is_known(member)]
+        return [member for member in member_names if not administration.has_account(member)]
 
     without_account = administer(config, data, work)
     typer.echo(f"{', '.join(member_names)} joined {group_name}", err=True)
     for member in without_account:
         typer.echo(
-            f"note: there is no account {member} here; if an htpasswd file or an issuer has an account of that name, "
-            "that account is now a member",
+            f"note: there is no account {member} here; if an htpasswd file has an account of that name, that account "
+            "is now a member",
             err=True,
         )
 

@@ -1,4 +1,5 @@
-"""The command `entrepot key`: rotates and lists the keys that sign the bearer tokens of the endpoint `/token`."""
+"""The command `entrepot key`: rotates and lists the keys that sign the bearer tokens of the endpoint `/token` and the
+login sessions of browsers."""
 
 from __future__ import annotations
 
@@ -10,28 +11,29 @@ from registry.cli.accounts.account_admin import administer, print_list
 from registry.cli.options import ConfigOption, DataOption, JsonOption
 from registry.cli.output import local_time
 
-HELP = "Rotate and list the keys that sign the tokens of /token."
+HELP = "Rotate and list the keys that sign the tokens of /token and the sessions of browsers."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command(
     "rotate",
-    help="Sign new tokens with a new key from now on. Tokens that the old key signed stay valid until they expire.",
+    help="Sign new tokens with a new key from now on. Tokens that the old key signed stay valid until they expire. "
+    "Browser sessions signed with the old key end after about an hour.",
     epilog="\b\nExamples:\n  entrepot key rotate\n  entrepot key rotate --at-once",
 )
 def rotate(
     at_once: Annotated[
         bool,
         typer.Option(
-            "--at-once", help="Reject tokens of older keys immediately: use this if an older key was possibly stolen."
+            "--at-once", help="Reject tokens of older keys immediately. Use this if an older key may have been stolen."
         ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds a signing key, which signs all new tokens from then on. With `at_once`, tokens that an older key signed are
-    refused from then on."""
+    """Adds a signing key, which signs all new tokens from now on. With `at_once`, tokens that an older key signed are
+    refused from now on."""
     key = administer(
         config,
         data,
@@ -47,8 +49,8 @@ def rotate(
     epilog="\b\nExamples:\n  entrepot key list\n  entrepot key list --json",
 )
 def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the keys without their secrets. The column `retired` shows when a key was replaced; for the key that
-    signs new tokens, it shows `signs`."""
+    """Prints the keys without their secrets. The column `retired` shows when a newer key replaced the key in the
+    row. In the row of the key that signs new tokens, it shows `signs`."""
     from registry.admin import models
 
     print_list(

@@ -20,7 +20,7 @@ from registry.cli.accounts.account_admin import (
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
 from registry.cli.output import local_time
-from registry.cli.registry_address import client_address
+from registry.cli.registry_address import registry_address
 from storage.access import ApiToken
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def add(
     token, secret = administer(config, data, work)
     typer.echo(secret)
     valid = f"valid until {local_time(token.expires)}" if token.expires else "valid for ever"
-    host = client_address(load_or_fail(config, data=data).settings).host
+    host = registry_address(load_or_fail(config, data=data).settings).host
     lines = [
         f"token {token.id} of {name}, {valid}; its secret is not shown again",
         f'  log in   echo "$TOKEN" | docker login {host} --username {name} --password-stdin',

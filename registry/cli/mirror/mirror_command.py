@@ -1,8 +1,8 @@
 """The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
 cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`).
 
-An *upstream* is a remote registry that this registry mirrors, which means that it caches the content of the upstream.
-Modules that take long to import are imported inside the functions, so that `entrepot --help` is quick.
+An *upstream* is a remote registry that this registry mirrors: this registry caches the content of the upstream. Modules
+that take long to import are imported inside the functions, so that `entrepot --help` is quick.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HELP = (
     "Fetch images before they are pulled; show, refresh and drop cached images. This is also possible while a server "
     "is running."
 )
-INTERRUPTED_WARM = "interrupted; what has come stays, and the same command continues from there"
+INTERRUPTED_WARM = "interrupted; what was fetched stays cached, and the same command fetches the rest"
 """What `warm` prints on stderr if SIGINT or SIGTERM ends it."""
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
@@ -64,7 +64,7 @@ Examples:
   entrepot mirror warm --config entrepot.toml
 
 Without REF and --file it fetches the images in [warm] of the settings. Content that is cached already is not
-fetched again: after an interruption, run the same command again and it continues.""",
+fetched again: after an interruption, run the same command again to fetch the rest.""",
 )
 def warm(
     references: OptionalReferencesArgument = None,
@@ -85,8 +85,8 @@ def warm(
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Fetches the images. Ends the command with exit code 1 if a part of an image could not be fetched, and with 0 if
-    not."""
+    """Fetches the images. Ends the command with exit code 1 if a part of an image could not be fetched, otherwise with
+    0."""
     settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.warm_progress import total_text
@@ -175,8 +175,8 @@ Examples:
 def refresh(
     references: ReferencesArgument, config: ConfigOption = None, data: DataOption = None, mirror: MirrorOption = None
 ) -> None:
-    """Asks the upstream about each reference. Ends the command with exit code 1 if this failed for one of them, and
-    with 0 if not."""
+    """Asks the upstream about each reference. Ends the command with exit code 1 if this failed for one of them,
+    otherwise with 0."""
     settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import refresh_reference
@@ -202,8 +202,9 @@ def purge(
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Deletes what is cached of each reference, or with `everything` of its whole repository. Ends the command with
-    exit code 1 if this failed for one of them, and with 0 if not."""
+    """Deletes the cached content of each reference. If `everything` is true, deletes the cached content of the whole
+    repository that the reference names. Ends the command with exit code 1 if this failed for one reference, otherwise
+    with 0."""
     settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import purge_reference
@@ -226,7 +227,7 @@ def _run_for_each(
     whole_repositories: bool = False,
 ) -> int:
     """Runs `action` for each image and prints the text that it returns. After an error, prints it on stderr and
-    continues with the next image. Returns the exit code of the command: 1 if there was an error, 0 if not.
+    continues with the next image. Returns the exit code of the command: 1 if there was an error, otherwise 0.
 
     `create_data_directory`: create the data directory if there is none. `whole_repositories`: `action` acts on whole
     repositories, so the printed lines begin with the name of the repository, without a tag or digest."""
@@ -268,13 +269,14 @@ def _run_on_mirrors(
 
 @asynccontextmanager
 async def _open_registry(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistry]]:
-    """Opens the registry in this process until the block ends; a server can have it open at the same time. Yields the
-    router, which finds the mirror of a repository, and the registry in the data directory, which stores the content."""
+    """Opens the registry in this process until the block ends. A server can have the same data directory open. Yields
+    the router, which finds the mirror of a repository, and the registry in the data directory, which stores the
+    content."""
     import logging
 
     from registry.backend import open_backend
 
-    # Without a handler, Python would print the warnings of the log on stderr. The command prints its own error texts.
+    # Without a handler, Python would print logged warnings on stderr. The command prints its own error texts.
     logging.getLogger("registry").addHandler(logging.NullHandler())
     async with open_backend(settings) as backend:
         yield backend.router, backend.store

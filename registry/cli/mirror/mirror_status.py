@@ -64,8 +64,8 @@ async def _count_stale_tags(upstream: Upstream, records: UpstreamRecords, invent
 
 def _allowance_values(allowance: Allowance | None, paused_until: float | None) -> dict[str, Any] | None:
     """Returns the state of the rate limit for JSON; None if nothing is known about it. `paused_until`: the time until
-    which the mirror requests no manifests, because the upstream refused such a request with status 429; None: there is
-    no such pause. The key "at" has the time at which the upstream reported "remaining" and "limit"."""
+    which the mirror requests no manifests, because the upstream refused a request for a manifest with status 429; None:
+    there is no such pause. The key "at" has the time at which the upstream reported "remaining" and "limit"."""
     if allowance is None and paused_until is None:
         return None
     return {

@@ -45,7 +45,7 @@ async def refresh_reference(router: Router, stored: StoredRegistry, image: Image
         unblocked_blobs += await _forget_bad_senders(stored, mirrored, image)  # the tag may refer to a new manifest now
     if not unblocked_blobs:
         return result
-    return f"{result}; {plural(unblocked_blobs, 'blob')} that came with wrong bytes may be asked for again at once"
+    return f"{result}; {plural(unblocked_blobs, 'blob')} that came with corrupt bytes can be requested again at once"
 
 
 async def _refresh_digest(
@@ -54,7 +54,7 @@ async def _refresh_digest(
     """Fetches the manifest with this digest if it is not cached. Returns a text for the user. `unblocked_blobs`: the
     number of blobs for which records of corrupt bytes were deleted. Raises ManifestUnknown, UpstreamUnavailable."""
     if await _cached_digest(stored, mirrored.repo, image) is not None:
-        return "a digest means the same for ever; it is here"
+        return "cached; the content of a digest never changes"
     if unblocked_blobs:
         # No manifest of this digest is cached, so the deleted record was for a blob with this digest.
         return "the next pull fetches it"
@@ -81,11 +81,10 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
 
 
 async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, image: ImageReference) -> int:
-    """Deletes the records of the endpoints that sent corrupt bytes for a blob of the image. Finds the blobs in the
-    cached manifests of the image, and leaves out manifests that are not cached. Returns for how many blobs there was a
-    record."""
+    """Deletes the records of endpoints that sent corrupt bytes for a blob of the image. Finds the blobs in the cached
+    manifests of the image. Returns the number of blobs that had such a record."""
     assert mirrored.upstream is not None
-    # A digest in the reference may be that of a blob, in place of a manifest's.
+    # The digest in a reference may be that of a blob and not of a manifest.
     blobs = {image.reference} if isinstance(image.reference, Digest) else set()
     unread: list[Reference] = [image.reference]
     seen: set[Reference] = set()
@@ -116,7 +115,7 @@ async def purge_reference(
             if everything
             else inventory.plan_removal(mirrored.repo, image.reference)
         )
-    # Deletes what the mirror recorded at its last checks with the upstream: of this reference, or of all (None).
+    # Deletes the records of the mirror's last checks at the upstream, for this reference or for all (None).
     await stored.records.forget_checks(mirrored.repo, None if everything else image.reference)
     for tag in removal.tags:
         with suppress(ManifestUnknown):  # another process deleted it meanwhile
@@ -129,7 +128,7 @@ async def purge_reference(
         return f"{dropped}; no blobs will be freed, because other content uses them"
     return (
         f"{dropped}; {human_size(removal.size)} are freed after {local_time(time.time() + grace)} "
-        f"(gc.grace is {format_duration(grace)}), if nobody pulls it again until then"
+        f"(gc.grace is {format_duration(grace)}), unless a pull uses them again before"
     )
 
 

@@ -29,7 +29,7 @@ from storage.content import Descriptor
 from storage.names import Digest, ImageReference
 
 SHORT_DIGEST_LENGTH = len("sha256:") + 12
-"""Number of characters of a digest that a bar shows. They suffice to tell the blobs of an image apart."""
+"""Number of characters of a digest that a bar shows: enough to tell the blobs of an image apart."""
 
 
 class LineProgress(WarmObserver):
@@ -61,8 +61,8 @@ class BarProgress(LineProgress):
         self._total_bytes = 0
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Adds a bar for the blob, which is shown from the first call of `on_bytes` on. Does nothing if the blob has a
-        bar already, because another image has the same blob."""
+        """Adds a hidden bar for the blob; the first call of `on_bytes` shows it. Does nothing if the blob has a bar
+        already, because another image has the same blob."""
         if blob.digest in self._blob_tasks:
             return
         text = f"{image.repository.rpartition('/')[2]} {blob.digest[:SHORT_DIGEST_LENGTH]}"
@@ -73,7 +73,7 @@ class BarProgress(LineProgress):
     def on_bytes(self, blob: Digest, count: int) -> None:
         """Moves the bar of the blob to `count` bytes, the number of bytes received so far. Hides the bar of a complete
         blob."""
-        # A download that starts again reports smaller counts than before. The bar then does not move back.
+        # If a download starts again, its counts are smaller than before. The bar does not move back.
         count = max(count, self._fetched_bytes.get(blob, 0))
         self._fetched_bytes[blob] = count
         task = self._progress.tasks[self._progress.task_ids.index(self._blob_tasks[blob])]
@@ -103,7 +103,7 @@ def show_progress() -> Iterator[WarmObserver]:
 
 def result_text(result: WarmResult) -> str:
     """Returns the text of an image's line, such as `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`. The last
-    size is that of the blobs that were cached before."""
+    number is the size of the blobs that were cached already."""
     return (
         f"{plural(result.manifests, 'manifest')}, {plural(result.blobs, 'blob')}: "
         f"{human_size(result.fetched)} fetched, {human_size(result.already_stored)} were here"

@@ -1,9 +1,10 @@
-"""Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Uses more connections
-as long as that makes the download faster.
+"""Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Adds connections as
+long as that makes the download faster.
 
-The bytes are written into a *partial blob*: a file with the bytes that have arrived. A *piece* is the byte range of one
-request. The *plan* has the missing byte ranges that no running request covers. A *sink* writes the bytes of one
-response into the partial blob. An *endpoint* is one of the base URLs of the upstream.
+The bytes are written into a *partial blob*: a file with the bytes that have arrived. Only one process downloads them at
+a time: it is the *owner* of the partial blob. A *piece* is the byte range of one request. The *plan* has the missing
+byte ranges that no running request covers. A *sink* writes the bytes of one response into the partial blob. An
+*endpoint* is one of the base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from registry.mirror.fill.pieces import MIB, AdaptiveConcurrency, PiecePlan, StragglerDetector
-from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, EndpointChoice, RetryPolicy
+from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, AvoidedEndpoints, RetryPolicy
 from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slots import ConnectionSlots, Demand
 from registry.mirror.upstream_client import RangesUnsupported, UpstreamClient
@@ -46,8 +47,8 @@ DEMAND_POLL_SECONDS: Final = 0.1
 
 
 class NoReaders(Exception):
-    """The download was stopped, because no client has requested the blob, and none is expected to request it any more.
-    Such a download was started only to prefetch the blob."""
+    """The download was started only to prefetch the blob. It was stopped, because no client has requested the blob, and
+    none is expected to do so any more."""
 
 
 class _RunningRequest:
@@ -70,26 +71,26 @@ class Download:
         repo: RepositoryName,
         partial: Partial,
         demand: Demand,
-        choice: EndpointChoice,
+        avoided: AvoidedEndpoints,
         on_response: Callable[[], None],
         *,
         has_response: bool = False,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         """`slots`: limits the connections to the upstream. `repo`: the repository's name at the upstream. `demand`:
-        says who needs the blob. `choice`: which endpoints to avoid. `on_response`: called on the event loop each time
+        says who needs the blob. `avoided`: the endpoints to avoid. `on_response`: called on the event loop each time
         the upstream starts to send the response to a request.
 
-        `has_response`: whether readers may have got bytes already, which a previous owner of the partial blob has
-        downloaded. If readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
-        new bytes. If they cannot have got any yet, it is retried at most once, after a short pause (`RetryPolicy`)."""
+        `has_response`: whether readers may already have got bytes that a previous owner of the partial blob has
+        downloaded. Once readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
+        new bytes. Before that, it is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
         self._repo = repo
         self._partial = partial
         self._demand = demand
-        self._choice = choice
-        self._broken_endpoint: set[str] = set()
+        self._avoided = avoided
+        self._last_broken: set[str] = set()
         """The endpoint whose connection broke last; empty if none has broken. It is asked only if no other endpoint has
         the blob."""
         self._report_response = on_response
@@ -107,7 +108,7 @@ class Download:
         self._changed = asyncio.Event()
         """Set when a request is sent, when its response starts, and when a connection ends."""
         self._received_before = 0
-        """Number of bytes that the requests that have ended have stored."""
+        """Number of bytes stored by the requests that have ended."""
         self._has_response = has_response
         """Whether the upstream has started to send, so that readers may have got bytes."""
         self._ranges_work = False
@@ -138,15 +139,15 @@ class Download:
                 self._concurrency.observe(
                     self._loop.time(), self._received, running=len(self._connections), is_waiting=is_waiting
                 )
-                self._cut_stragglers()
+                self._cancel_stragglers()
             if self._fatal_error is not None:
                 raise self._fatal_error
         finally:
             await cancel_and_wait(self._connections)
 
     def _should_continue(self) -> bool:
-        """Removes the connections that have ended, and returns whether bytes are missing and no fatal error has
-        occurred. Clears `_changed`, so that `_wait` waits for the next change."""
+        """Removes the connections that have ended. Returns whether bytes are missing and no fatal error has occurred.
+        Clears `_changed`, so that `_wait` waits for the next change."""
         self._changed.clear()
         ended = {task for task in self._connections if task.done()}
         self._connections -= ended
@@ -188,7 +189,7 @@ class Download:
 
     def _wait_seconds(self) -> float | None:
         """Returns the seconds until the next check of the progress or the demand, or until the pause before a retry
-        ends. Returns None if only a change has to be waited for."""
+        ends. Returns None if there is nothing to do before `_changed` is set."""
         if self._requests:
             return PROGRESS_POLL_SECONDS
         pause = self._retry.resume_at - self._loop.time()
@@ -241,12 +242,12 @@ class Download:
             self._partial.mark_started()
             async with cancel_scope:
                 await self._upstream.fetch_blob(
-                    self._repo, self._partial.digest, span, sink, self._choice.ask_last | self._broken_endpoint
+                    self._repo, self._partial.digest, span, sink, self._avoided.ask_last | self._last_broken
                 )
         except TimeoutError:
             if not cancel_scope.expired():
                 raise
-            return True  # `_cut_stragglers` has cancelled the request; its missing bytes go back to the plan below
+            return True  # `_cancel_stragglers` has cancelled the request
         except RegistryError as error:
             self._on_error(sink, error, has_range=span != Span(0))
             return False
@@ -265,15 +266,15 @@ class Download:
     def _next_sink(self) -> PieceSink | WholeSink | None:
         """Returns the sink for the next request, or None if no byte is left to request."""
         if self._needs_whole:
-            return WholeSink(self._partial, self._partial.missing(), self._on_response, self._choice.refused)
+            return WholeSink(self._partial, self._partial.missing(), self._on_response, self._avoided.refused)
         remaining = self._plan.remaining
         length = remaining if self._is_small else self._concurrency.next_length(remaining)
         piece = self._plan.take(length, self._demand.offsets)
-        return PieceSink(self._partial, piece, self._on_response, self._choice.refused) if piece else None
+        return PieceSink(self._partial, piece, self._on_response, self._avoided.refused) if piece else None
 
-    def _cut_stragglers(self) -> None:
+    def _cancel_stragglers(self) -> None:
         """If all missing bytes have been requested, cancels the requests that are much slower than the others
-        (*stragglers*). Their missing bytes are then requested again."""
+        (*stragglers*), so that their missing bytes are requested again."""
         now = self._loop.time()
         pieces = {sink: sink.piece for sink in self._requests if isinstance(sink, PieceSink) and sink.endpoint}
         self._stragglers.observe(now, {sink: piece.next_offset - piece.start for sink, piece in pieces.items()})
@@ -315,11 +316,11 @@ class Download:
             self._on_broken_connection(sink, error, has_range=has_range)
 
     def _on_broken_connection(self, sink: PieceSink | WholeSink, error: RegistryError, *, has_range: bool) -> None:
-        """Schedules a retry. If there were too many failures, schedules a last attempt without a byte range, or, if
-        that is pointless (`_should_try_whole`), sets the fatal error."""
+        """Schedules a retry. After too many failures, schedules a last attempt without a byte range if that can help
+        (`_should_try_whole`); otherwise sets the fatal error."""
         now = self._loop.time()
         if sink.endpoint is not None:
-            self._broken_endpoint = {sink.endpoint}
+            self._last_broken = {sink.endpoint}
         if now < self._retry.resume_at:
             return  # a retry is scheduled already: connections that break at the same time are one failure
         if not self._retry.should_retry(error, now, self._received, has_response=self._has_response):
@@ -338,8 +339,8 @@ class Download:
         self._concurrency.note_broken_connection(now)
 
     def _should_try_whole(self, error: RegistryError, has_range: bool) -> bool:
-        """Returns whether to request the blob once more without a byte range, because some upstreams respond with an
-        error to a `Range` header."""
+        """Returns whether to request the blob once more without a byte range. This can help, because some upstreams
+        respond to a `Range` header with an error."""
         if self._has_response or self._needs_whole or not has_range:
             return False
         return not isinstance(error, UpstreamTimeout | TooManyRequests)

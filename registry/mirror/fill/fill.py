@@ -1,11 +1,11 @@
 """Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`), and keeps track
 of the downloads of this process (`Fills`).
 
-A *fill* is the download of one blob, as one process sees it. It uses a *partial blob*: a file with the bytes that have
-arrived, which all processes see. Each process that has readers for a blob has one fill of the blob. Only one of these
-fills downloads: it is the *owner* of the partial blob. The fills of the other processes are its *followers*: they wait
-for the bytes. If the owner dies, a follower becomes the owner and downloads the bytes that are still missing. A fill
-continues after the request that started it has ended.
+A *fill* is the work of one process to get one blob. The bytes arrive in a *partial blob*, a file that all processes
+see. Each process that has readers for a blob has one fill of the blob. Only one of these fills downloads: it is the
+*owner* of the partial blob. The fills of the other processes are its *followers*: they wait for the bytes. If the owner
+dies, a follower becomes the owner and downloads the bytes that are still missing. A fill continues after the request
+that started it has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders, decode
 from registry.mirror.fill.slots import ConnectionSlots, Demand, ImagePull
 from registry.mirror.freshness import NegativeCache
 from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClient
-from registry.single_flight import cancel_and_wait, server_stopping, start_detached
+from registry.single_flight import cancel_and_wait, server_stopping_error, start_detached
 from storage.content import Descriptor, OpenFile
 from storage.errors import (
     BlobUnknown,
@@ -38,10 +38,10 @@ from storage.partials import Partial, Partials
 
 log = logging.getLogger("registry.mirror")
 
-OWNER_POLL_SECONDS: Final = 0.05
-"""Time after which a reader checks again for an owner, when the owner has disappeared."""
-OWNERSHIP_PAUSE_SECONDS: Final = 0.01
-"""Pause of a follower when the owner has disappeared and the follower could not become the owner itself."""
+READER_POLL_SECONDS: Final = 0.05
+"""After the owner has disappeared: longest time that a reader waits before it tries to read from a new owner."""
+FOLLOWER_PAUSE_SECONDS: Final = 0.01
+"""After the owner has disappeared: pause of a follower that could not take over, before it tries again."""
 MAX_LOST_OWNERS: Final = 40
 """Largest number of owners that can disappear, one after another, before a follower gives up."""
 
@@ -52,7 +52,7 @@ class FillContext:
     connections to the upstream. `entitlement`: decides through which repositories a blob may be read. `negative_cache`:
     says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream sent corrupt bytes
     for a blob. `to_upstream_name`: returns the name that a repository has at the upstream. `stall_timeout`: seconds
-    without new bytes after which a fill fails if its readers have got bytes."""
+    without new bytes after which a fill fails, once readers may have got its first bytes."""
 
     upstream: UpstreamClient
     partials: Partials
@@ -67,7 +67,7 @@ class FillContext:
 class Fill:
     """The fill of one blob in this process. `repo`: the repository from which the blob is requested at the upstream.
     `size`: size of the blob in bytes. `repositories`: the repositories that the blob is added to when it is complete,
-    `repo` among them; the caller has checked for each of them that it may serve the blob. `demand`: who needs the blob.
+    including `repo`; the caller has checked for each of them that it may serve the blob. `demand`: who needs the blob.
     `error`: why the fill failed; None while it is running and after it has succeeded."""
 
     def __init__(self, context: FillContext, repo: RepositoryName, digest: Digest, size: int) -> None:
@@ -82,10 +82,10 @@ class Fill:
         self._started = asyncio.Event()
         """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
         self._ended = asyncio.Event()
-        self._owner_changes = 0
-        """Number of times that the owner of the partial blob may have changed."""
-        self._owner_changed = asyncio.Event()
-        """Set when the owner may have changed, and then replaced by a new event."""
+        self._owner_change_count = 0
+        """How often this fill has noticed that the owner of the partial blob may have changed."""
+        self._owner_change_event = asyncio.Event()
+        """Set when `_owner_change_count` grows, and then replaced by a new event. Also set when the fill ends."""
 
     @property
     def ended(self) -> bool:
@@ -133,11 +133,11 @@ class Fill:
         assert self._partial is not None
         with self.demand.waiting(offset):
             while not self.ended:
-                changes = self._owner_changes
+                change_count = self._owner_change_count
                 try:
                     return await self._partial.wait(offset)
                 except PartialLost:
-                    await self._wait_for_owner(changes)
+                    await self._wait_for_owner(change_count)
                 except DigestInvalid:
                     await self._ended.wait()  # the fill is about to end with its error, which is raised below
         if self.error is not None:
@@ -145,9 +145,9 @@ class Fill:
         return self.size
 
     async def run(self) -> None:
-        """Runs the fill to its end, and sets `error` if it fails. Raises nothing, except that it can be cancelled. Then
-        the bytes that are stored are kept for the next fill of the blob."""
-        error: RegistryError | None = server_stopping()  # the error if this call is cancelled
+        """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
+        stored bytes are kept for the next fill of the blob."""
+        error: RegistryError | None = server_stopping_error()  # the error if this call is cancelled
         try:
             await self._run()
             error = None
@@ -168,8 +168,8 @@ class Fill:
             self._end(error)
 
     async def _tell_followers(self, failure: RegistryError) -> None:
-        """Stores the failure for the followers in other processes. If they did not know of it, they would become the
-        owner one after another, and each would wait for the same timeouts.
+        """Stores the failure for the followers in other processes. Otherwise they would become the owner one after
+        another, and each would wait for the same timeouts.
 
         If the upstream has not started to send, stores only timeouts: a follower that becomes the owner gets any other
         error quickly by itself. Does nothing if this fill is not the owner."""
@@ -184,17 +184,16 @@ class Fill:
             await partial.report_failure(reason)
 
     def abandon(self) -> None:
-        """Ends the fill with an error if `run` has not ended it. That happens if its task is cancelled before it has
-        started."""
+        """Ends the fill with an error if `run` has not ended it, because its task was cancelled before it started."""
         if not self.ended:
-            self._end(server_stopping())
+            self._end(server_stopping_error())
 
     def _end(self, error: RegistryError | None) -> None:
         """Sets the result of the fill, wakes everything that waits for the fill, and closes the partial blob."""
         self.error = error
         self._ended.set()
         self._started.set()
-        self._owner_changed.set()
+        self._owner_change_event.set()
         if self._partial is not None:
             self._partial.close()
 
@@ -209,7 +208,7 @@ class Fill:
             if not self.demand.requested.is_set():
                 # The fill was started only to prefetch the blob, and another process downloads the blob already.
                 raise NoReaders
-            failures_before = partial.owner_failures
+            failures_before = partial.owner_failures  # their number, and the reason of the last one
             partial.add_waiter()
             if await self._follow(partial):
                 return await self._mount_in(self.repositories)
@@ -222,7 +221,7 @@ class Fill:
                 lost_owners += 1
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
-                await asyncio.sleep(OWNERSHIP_PAUSE_SECONDS)
+                await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
         return await self._download(partial)
 
     async def _follow(self, partial: Partial) -> bool:
@@ -240,8 +239,9 @@ class Fill:
         return True
 
     async def _signal_start(self, partial: Partial, first_missing: int) -> None:
-        """Sets `_started` as soon as the owner has stored the byte at `first_missing`. If some bytes are stored and
-        others are missing, sets it immediately."""
+        """Sets `_started`: immediately if some bytes are stored and others are missing, because readers can get the
+        stored ones. If all bytes are missing, first waits until the owner has stored the byte at `first_missing`. If no
+        byte is missing, first waits until the blob is stored."""
         if partial.missing() in ([], [(0, self.size)]):  # no byte is missing, or all are
             await partial.wait(first_missing)
         self._started.set()
@@ -252,7 +252,8 @@ class Fill:
         context = self._context
         if not self._started.is_set() and await self._mount_if_stored():
             return
-        if self._owner_changes and await context.negative_cache.has(self.repo, self.digest):
+        # If there was another owner, it may have learned that the upstream does not have the blob.
+        if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
         download = Download(
             context.upstream,
@@ -260,7 +261,7 @@ class Fill:
             context.to_upstream_name(self.repo),
             partial,
             self.demand,
-            await context.bad_senders.choose(self.repo, self.digest),
+            await context.bad_senders.find_avoided(self.repo, self.digest),
             self._started.set,
             has_response=self._started.is_set(),
             stall_timeout=context.stall_timeout,
@@ -290,18 +291,17 @@ class Fill:
 
     def _note_owner_change(self) -> None:
         """Wakes the readers that wait for a new owner."""
-        self._owner_changes += 1
-        self._owner_changed.set()
-        self._owner_changed = asyncio.Event()
+        self._owner_change_count += 1
+        self._owner_change_event.set()
+        self._owner_change_event = asyncio.Event()
 
-    async def _wait_for_owner(self, changes: int) -> None:
-        """Waits until the owner has changed, that is, until `_owner_changes` differs from its earlier value `changes`.
-        Waits for `OWNER_POLL_SECONDS` at most, because this process does not notice when another process becomes the
-        owner."""
-        if self._owner_changes == changes and not self.ended:
+    async def _wait_for_owner(self, previous_count: int) -> None:
+        """Waits until `_owner_change_count` differs from its earlier value `previous_count`. Waits at most
+        `READER_POLL_SECONDS`, because this process does not notice when another process becomes the owner."""
+        if self._owner_change_count == previous_count and not self.ended:
             with suppress(TimeoutError):
-                async with asyncio.timeout(OWNER_POLL_SECONDS):
-                    await self._owner_changed.wait()
+                async with asyncio.timeout(READER_POLL_SECONDS):
+                    await self._owner_change_event.wait()
 
 
 class Fills:
@@ -329,7 +329,7 @@ class Fills:
         return fill
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
-        """Returns the running fill of a blob if `repo` is among the fill's `repositories`; otherwise None."""
+        """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""
         for (fill_digest, _), (fill, _) in self._fills.items():
             if fill_digest == digest and repo in fill.repositories and not fill.ended:
                 return fill
@@ -352,7 +352,7 @@ class Fills:
             fill.repositories.add(repo)
             return fill
         if self._closed:
-            raise server_stopping()
+            raise server_stopping_error()
         fill = Fill(self._context, repo, digest, size)
         task = start_detached(self._run(fill))
         task.add_done_callback(lambda _: fill.abandon())

@@ -9,8 +9,8 @@ bytes that are already on their way would be wasted.
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
 not help if all connections were slow. So a connection's rate is not compared with a fixed rate, but with the rates of
-the other connections and of pieces that ended a short time ago. After a cancellation, it is no longer compared with the
-pieces that had ended before.
+the other connections and of pieces that ended a short time ago. The pieces that ended before a cancellation no longer
+count after it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MIN_SPEEDUP: Final = 1.25
 """Factor by which the rate must grow after the number of connections was doubled. If the rate grows less, the doubling
 is undone."""
 WINDOWS_WITHOUT_SPEEDUP: Final = 2
-"""Number of windows in a row without that growth after which the doubling is undone. It is more than one, because many
-upstreams send in bursts."""
+"""Number of windows in a row with less growth after which the doubling is undone. One such window is not enough,
+because many upstreams send in bursts."""
 FAST_CONNECTION_RATE: Final = 64 * MIB
 """Rate in bytes per second. If the connections are faster than this on average, more connections would not help."""
 GROWTH_PAUSE_SECONDS: Final = 2.0
@@ -42,7 +42,7 @@ LONGEST_GROWTH_PAUSE_SECONDS: Final = 16.0
 """First and longest pause until the number of connections may be doubled again. Each doubling that is undone makes the
 next pause twice as long."""
 FIRST_BYTES_SECONDS: Final = 1.0
-"""Time that new connections get for their first bytes. Until then, no window is evaluated."""
+"""Longest time that new connections get for their first bytes. While they wait, no window is evaluated."""
 
 
 class Piece:
@@ -57,8 +57,7 @@ class Piece:
 
 
 class PiecePlan:
-    """The byte ranges of a blob that are missing and that no connection is requesting. Not for use in several
-    threads."""
+    """The missing byte ranges of a blob that no connection is requesting. Not thread-safe."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
         """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one."""
@@ -128,7 +127,7 @@ class AdaptiveConcurrency:
         """Number of windows in a row, since the last doubling, in which the rate was less than `MIN_SPEEDUP` times
         `_previous_rate`."""
         self._is_paused = False
-        """Whether the number of connections is not doubled until `_paused_until`."""
+        """Whether the number of connections is not doubled at present, at the latest until `_paused_until`."""
         self._paused_until = 0.0
         self._rate_at_pause = 0.0
         """The `rate` of `_pause_growth` for the present pause."""
@@ -245,8 +244,8 @@ class StragglerDetector(Generic[K]):
         """For each running connection: its rate in its last complete window."""
 
     def note_piece(self, now: float, length: int, seconds: float) -> None:
-        """Records that a piece has ended, of which `length` bytes have arrived. `seconds`: time from its first byte to
-        its last one."""
+        """Records the end of a piece. `length`: number of its bytes that have arrived. `seconds`: time from its first
+        byte to its last one."""
         self._ended_rates.append((now, length / max(seconds, 0.001)))
 
     def observe(self, now: float, received_by_connection: Mapping[K, int]) -> None:

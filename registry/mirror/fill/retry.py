@@ -1,9 +1,9 @@
 """Retries of a blob's download: how long to wait and when to give up (`RetryPolicy`), and which endpoints to avoid
 because they sent corrupt bytes (`BadSenders`).
 
-An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the download of one blob in one process. Its
-*followers* are the fills of the same blob in other processes, which wait for its bytes. `encode_failure` and
-`decode_failure` pass the error of a fill to its followers.
+An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the work of one process to get one blob. Only
+one fill of a blob downloads; its *followers*, the fills of the same blob in other processes, wait for its bytes.
+`encode_failure` and `decode_failure` pass the error of a fill to its followers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
-"""Time without progress after which a download fails if its readers have got bytes. It is longer than an upstream takes
-to restart. It is also longer than the first pauses of the circuit breaker, during which the upstream client sends no
-requests to a failing endpoint."""
+"""Time without progress after which a download fails, once readers may have got its first bytes. (Before that, see
+`MAX_ATTEMPTS_BEFORE_FIRST_BYTE`.) It is longer than an upstream takes to restart. It is also longer than the first
+pauses of the circuit breaker, during which the upstream client sends no requests to a failing endpoint."""
 MIN_PROGRESS_BYTES: Final = 64 * 1024
 """Smallest number of new bytes since the last failure that is treated as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
@@ -46,7 +46,8 @@ class RetryPolicy:
     """Decides when one blob's download is retried, and when it fails. Times are seconds of any monotonic clock."""
 
     def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
-        """`stall_timeout`: seconds without progress after which a download fails if its readers have got bytes."""
+        """`stall_timeout`: seconds without progress after which the download fails, once readers may have got its first
+        bytes."""
         self.resume_at = 0.0
         """No request should be sent before this time."""
         self._stall_timeout = stall_timeout
@@ -54,7 +55,7 @@ class RetryPolicy:
         """Number of failures since the last progress."""
         self._first_failure_at = 0.0
         """Time of the first failure since the last progress."""
-        self._received_bytes = 0
+        self._received_at_last_failure = 0
         """Number of bytes that had been received at the last failure."""
 
     def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_response: bool) -> bool:
@@ -62,9 +63,9 @@ class RetryPolicy:
         call sets. Returns False if the download should fail. `received_bytes`: number of bytes received so far.
         `has_response`: whether the upstream has started to send, so that readers may have got bytes. Call this method
         also for a request that was not sent because of a rate limit or an open circuit breaker."""
-        if received_bytes - self._received_bytes >= MIN_PROGRESS_BYTES or not self._failures_in_row:
+        if received_bytes - self._received_at_last_failure >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
-        self._received_bytes = received_bytes
+        self._received_at_last_failure = received_bytes
         pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)
         self._failures_in_row += 1
         if has_response:
@@ -97,7 +98,7 @@ _TIMEOUT_KIND: Final = "late"
 
 def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
     """Returns the error of a fill as text, for its followers. `repo`: the repository from which the fill has requested
-    the blob. Returns None if a follower might succeed, so that it should try the download itself."""
+    the blob. Returns None if a follower might succeed, and so should try the download itself."""
     if not isinstance(error, UpstreamUnavailable | TooManyRequests):
         return None
     kind = _TIMEOUT_KIND if isinstance(error, UpstreamTimeout) else error.code
@@ -116,8 +117,8 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
         return None
     if kind == TooManyRequests.code:
         return TooManyRequests(message, retry_after=int(wait))
-    failure = UpstreamTimeout if kind == _TIMEOUT_KIND else UpstreamUnavailable
-    return failure(message, retry_after=wait)
+    error_class = UpstreamTimeout if kind == _TIMEOUT_KIND else UpstreamUnavailable
+    return error_class(message, retry_after=wait)
 
 
 log = logging.getLogger("registry.mirror")
@@ -136,8 +137,8 @@ def sender_pause(times: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointChoice:
-    """The endpoints of an upstream that one download should avoid. `ask_last`: endpoints that are asked only if no
+class AvoidedEndpoints:
+    """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no
     other endpoint has the blob. `refused`: endpoints whose bytes are not accepted in this download, with the error to
     raise for each."""
 
@@ -155,13 +156,13 @@ class BadSenders:
         self._upstream = upstream
         self._clock = clock
 
-    async def choose(self, repo: RepositoryName, digest: Digest) -> EndpointChoice:
+    async def find_avoided(self, repo: RepositoryName, digest: Digest) -> AvoidedEndpoints:
         """Returns which endpoints to avoid for a blob. An endpoint that sent corrupt bytes more often than others is
         asked last. An endpoint whose pause (`sender_pause`) has not ended is refused. If all endpoints are refused,
         raises UpstreamUnavailable, with the number of seconds until the first pause ends."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         if not bad_senders:
-            return EndpointChoice()
+            return AvoidedEndpoints()
         waits = {
             endpoint: self._remaining_pause(bad_senders[endpoint]) if endpoint in bad_senders else 0.0
             for endpoint in self._upstream.endpoints
@@ -171,7 +172,7 @@ class BadSenders:
             raise self._refusal(repo, digest, ", ".join(waits), min(waits.values()))
         fewest_times = min(bad_senders[each].times if each in bad_senders else 0 for each in usable)
         ask_last = frozenset(endpoint for endpoint, bad in bad_senders.items() if bad.times > fewest_times)
-        return EndpointChoice(
+        return AvoidedEndpoints(
             ask_last, {each: self._refusal(repo, digest, each, wait) for each, wait in waits.items() if wait > 0}
         )
 
@@ -192,13 +193,13 @@ class BadSenders:
 
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
         """Records that `endpoints` sent corrupt bytes for a blob. Call it once for each download with a wrong digest,
-        in the process that has downloaded the blob. If the record cannot be stored, only logs that: the endpoints are
-        then asked again without a pause."""
+        in the process that has found it. `endpoints` is empty if other processes have downloaded all bytes. If the
+        record cannot be stored, only logs that: the endpoints are then asked again without a pause."""
         log.error(
             "the bytes of %s of %s, received from %s, do not match the digest and are deleted",
             digest,
             repo,
-            ", ".join(sorted(endpoints)) or "an endpoint asked by another process",
+            ", ".join(sorted(endpoints)) or "endpoints that another process asked",
         )
         try:
             await self._records.save_bad_senders(self._upstream.name, digest, endpoints, FORGET_SENDER_SECONDS)

@@ -91,7 +91,7 @@ class WholeSink:
         if the endpoint is refused or states another size of the blob."""
         _check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (0, size):
-            raise UpstreamUnavailable(f"{endpoint} sent a part of a blob that was asked for whole")
+            raise UpstreamUnavailable(f"{endpoint} sent only a part of the blob, but all of it was requested")
         self.endpoint = endpoint
         self._on_response()
 
@@ -109,9 +109,9 @@ class WholeSink:
 
 
 def _check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected_size: int) -> None:
-    """Raises UpstreamUnavailable if the endpoint is refused, or if the blob does not have the expected size in bytes. A
-    response with another size may be an error page, or the manifest states a wrong size."""
+    """Raises UpstreamUnavailable if the endpoint is refused, or if the blob does not have the expected size in bytes.
+    With another size, the response may be an error page, or the manifest may state a wrong size."""
     if endpoint in refused:
         raise refused[endpoint]
     if size != expected_size:
-        raise UpstreamUnavailable(f"{endpoint} has {size} bytes where the manifest says {expected_size}")
+        raise UpstreamUnavailable(f"{endpoint} has a blob of {size} bytes; {expected_size} bytes were expected")

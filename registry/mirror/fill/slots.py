@@ -1,9 +1,10 @@
 """Limits the connections to one upstream over all processes, and decides which download gets a connection first
 (`ConnectionSlots`).
 
-A *fill* is the download of one blob. Before each request to the upstream, a fill takes a *connection slot*, one of a
-limited number of permits, and holds it until the request has ended. A *prefetch fill* was started because a client will
-probably request the blob soon, and no client has requested it yet. Other fills get slots before prefetch fills.
+A *fill* is the work of one process to get one blob. Before each request to the upstream, a fill takes a *connection
+slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
+because a client will probably request the blob soon, and no client has requested it yet. Other fills get slots before
+prefetch fills.
 `Demand` says whether a client has requested the blob of a fill. `ImagePull` says whether a client is still pulling the
 image for which a blob is prefetched.
 """
@@ -104,7 +105,7 @@ class ConnectionSlots:
 
 
 PULL_IDLE_SECONDS: Final = 60.0
-"""Time after the last request of a pull after which the pull is no longer active."""
+"""A pull is no longer active when its last request was this long ago."""
 
 
 class ImagePull:

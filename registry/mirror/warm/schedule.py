@@ -19,12 +19,12 @@ from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"
-"""Name of the slot of the process that warms. A slot is a permit; only one process at a time can hold this one."""
-FIRST_ROUND_SECONDS = 60.0
-"""Longest time from the start of the server to the first round. It is not 0, because the server should not send
-requests to an upstream as soon as it starts."""
+"""Name of the slot (a permit) that the warming process holds. Only one process at a time can hold it."""
+FIRST_ROUND_DELAY_SECONDS = 60.0
+"""Time from the start of the server to the first round; shorter only if the interval between rounds is shorter. The
+delay keeps the server from sending requests to an upstream as soon as it starts."""
 TAKEOVER_POLL_SECONDS = 15.0
-"""Longest time between two attempts of a process to become the process that warms."""
+"""Longest time between two attempts of a process to become the warming process."""
 log = logging.getLogger("registry.mirror.warm")
 
 
@@ -68,9 +68,9 @@ async def warm_on_schedule(
 
 
 async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases) -> None:
-    """Waits until this process can become the process that warms, and then runs one round after another. Ends only when
-    it is cancelled."""
-    await asyncio.sleep(min(FIRST_ROUND_SECONDS, settings.interval))
+    """Waits until this process can become the warming process, and then runs one round after another. Ends only when it
+    is cancelled."""
+    await asyncio.sleep(min(FIRST_ROUND_DELAY_SECONDS, settings.interval))
     while True:
         try:
             async with leases.try_slot(WARM_SLOT, count=1) as has_slot:

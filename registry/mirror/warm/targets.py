@@ -67,8 +67,8 @@ class Platform:
         return properties.get("os") == self.os and properties.get("architecture") == self.architecture
 
     def matches_variant(self, entry: Descriptor) -> bool:
-        """Returns whether this platform and an index entry of the same architecture have the same variant. The one
-        that names no variant has the usual variant of the architecture."""
+        """Returns whether this platform and an index entry of the same architecture have the same variant. If either of
+        them names no variant, it counts as the usual variant of the architecture."""
         usual = _USUAL_VARIANTS.get(self.architecture, "")
         return ((entry.platform or {}).get("variant") or usual) == (self.variant or usual)
 
@@ -128,8 +128,8 @@ def read_references(file: Path) -> list[str]:
 
 
 def parse_references(texts: Iterable[str]) -> list[ImageReference]:
-    """Parses image references. Returns them in their order, each one once. Raises ReferencesError, whose message names
-    the invalid reference."""
+    """Parses image references. Returns them in their order, without duplicates. Raises ReferencesError, whose message
+    names the invalid reference."""
     found: dict[ImageReference, None] = {}
     for text in texts:
         try:

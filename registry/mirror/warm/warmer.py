@@ -22,8 +22,7 @@ FindStored = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
 """Returns which of the given digests belong to blobs that are completely stored."""
 Locate = Callable[[RepositoryName], Awaitable[tuple[Registry, RepositoryName, str | None]]]
 """For a repository name, returns three things: the registry that serves the repository, the repository's name in that
-registry, and the name of its upstream registry. The upstream is None if the repository is *hosted*: clients push to
-it."""
+registry, and the name of its upstream registry, or None if the repository is *hosted*: clients push to it."""
 
 MAX_RUNNING_REFERENCES = 4
 MAX_RUNNING_BLOBS = 8
@@ -47,7 +46,7 @@ class WarmObserver(Protocol):
         ...
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
-        """Called when the image has been fetched, or when that has failed."""
+        """Called when the image has been fetched, or when fetching it has failed."""
         ...
 
 
@@ -119,7 +118,7 @@ class Warmer:
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
         """Fetches one image, and adds its numbers to `result`. If a manifest that an index lists is missing, or a blob
         cannot be fetched, still fetches the rest of the image, and then raises the first such error. If a manifest
-        cannot be fetched for another reason, raises that error immediately."""
+        cannot be fetched for another reason, raises the error immediately."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
@@ -131,7 +130,9 @@ class Warmer:
         )
         if notice is not None:  # says why the cached copy of the tag may be out of date
             problem = problem or UpstreamUnavailable(notice)
-        tasks = {digest: self._start_fetch(registry, repo, image, each.blob) for digest, each in image_blobs.items()}
+        tasks = {
+            digest: self._find_or_start_fetch(registry, repo, image, each.blob) for digest, each in image_blobs.items()
+        }
         if tasks:
             await asyncio.wait(tasks.values())
         for digest, task in tasks.items():
@@ -183,8 +184,9 @@ class Warmer:
     async def _add_blobs(
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], image_blobs: dict[Digest, _ImageBlob]
     ) -> None:
-        """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up now which
-        of them are stored. So `WarmResult.fetched` includes blobs that the mirror prefetches later."""
+        """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up which of
+        them are stored before any of them is requested. So blobs that the mirror prefetches later count as fetched, not
+        as already stored."""
         stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:
@@ -201,13 +203,13 @@ class Warmer:
         if not missing:
             return chosen, None
         missing_names = ", ".join(map(str, missing))
-        return chosen, ManifestUnknown(f"it is not there for {missing_names}; there are: {', '.join(offered)}")
+        return chosen, ManifestUnknown(f"the image does not exist for {missing_names}, only for {', '.join(offered)}")
 
-    def _start_fetch(
+    def _find_or_start_fetch(
         self, registry: Reader, repo: RepositoryName, image: ImageReference, blob: Descriptor
     ) -> asyncio.Task[None]:
-        """Returns the task that fetches a blob of a repository. Starts a task unless there is one already, because
-        another image has the same blob."""
+        """Returns the task that fetches a blob of a repository. Starts a task only if there is none: another image may
+        have the same blob."""
         key = (repo, blob.digest)
         if key not in self._blob_tasks:
             self._observer.on_blob_wanted(image, blob)
@@ -229,7 +231,7 @@ class Warmer:
         try:
             offset, stop = reader.span
             while offset < stop:
-                offset = await reader.readable_until(offset)
+                offset = await reader.readable_until(offset)  # waits for the byte at `offset`
                 self._observer.on_bytes(digest, offset)
         finally:
             await reader.aclose()

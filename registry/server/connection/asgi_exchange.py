@@ -72,7 +72,7 @@ class AsgiExchange:
         self._unsent_head = b""
         """The response's head, until it is written together with the first part of the body."""
         self._has_written = False
-        """Some of the response was passed to the transport or the kernel."""
+        """A part of the response was passed to the transport or the kernel."""
 
     @property
     def progress_count(self) -> int:
@@ -143,7 +143,7 @@ class AsgiExchange:
 
     async def send(self, message: Message) -> None:
         """Sends what one ASGI message of the application contains. First waits while the transport's write buffer is
-        full, because the client receives too slowly.
+        full: the client receives too slowly.
 
         Raises ClientDisconnected once the client has disconnected. Raises RuntimeError for a message that is not
         allowed at this point, for invalid headers, and for a body whose length differs from the declared one. Raises
@@ -221,13 +221,13 @@ class AsgiExchange:
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
         """Writes a large body, or a large part of a body. `more` says that other parts follow. For a whole body,
-        first reserves memory for one slice in the worker's budget; if that is used up, sends a 503 response instead."""
+        first reserves memory for one slice in the worker's budget; if the budget is used up, sends a 503 response."""
         is_whole = bool(self._unsent_head) and not more
         if is_whole:
             slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
             if not self._context.unsent.reserve(slice_bytes):
-                log.warning("%s: answered 503, since too many answers wait for their clients", self._request_line())
-                body = self._start_error(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
+                log.warning("%s: answered 503: too many responses wait for slow clients", self._request_line())
+                body = self._start_error(503, "too many responses wait for slow clients; try again", "UNAVAILABLE")
         else:  # a part reserves nothing: the application has to wait for the client before it sends the next part
             self._context.unsent.release()  # what an earlier response on this connection has reserved
         if is_whole and len(body) > RESPONSE_SLICE_BYTES:
@@ -306,7 +306,7 @@ class AsgiExchange:
     async def _write_file(self, message: Message) -> None:
         """Handles a message of ASGI's zero-copy extension: sends `count` bytes of the open `file` from `offset`.
 
-        Without `offset`, sends from the file's current position, and moves the position behind the sent bytes. Without
+        Without `offset`, sends from the file's current position, and moves the position past the sent bytes. Without
         `count`, sends up to the end of the file. Does not close the file.
         """
         file = message["file"] if isinstance(message["file"], int) else message["file"].fileno()

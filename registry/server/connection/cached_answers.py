@@ -7,8 +7,8 @@ scope of each request tells the application that the server calls this method. A
 Most of its bytes are built only once; the date and the request id are different each time it is sent.
 
 Of all requests that arrive in one read from the socket, at most one gets a cached response. The others are answered in
-later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration. To answer all requests
-in these 2 MiB in one iteration would block the worker's other connections for a third of a second.
+later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration. If the server answered
+all requests in these 2 MiB at once, it would block the worker's other connections for a third of a second.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class RenderableAnswer(Protocol):
     """Headers after X-Request-Id. One of the headers is Content-Length."""
     body: bytes
     rendered: Any
-    """The parts of the response that are always the same, as the server has built them. None until the server sends the
-    response for the first time."""
+    """The bytes of the parts of the response that are always the same. None until the server sends the response for the
+    first time."""
 
 
 class CachedAnswers:

@@ -39,15 +39,15 @@ class OpenConnection(EvictableConnection, Protocol):
 
 @dataclass(slots=True)
 class WorkerState:
-    """The connections and requests of one worker process. The attributes have the names of those of uvicorn's
-    `ServerState`, because an object of that class is used instead when uvicorn runs the server."""
+    """The connections and requests of one worker process. The attributes have the same names as in uvicorn's
+    `ServerState`, because that class takes the place of this one when uvicorn serves the connections."""
 
     connections: set[OpenConnection] = field(default_factory=set)
     """The open connections. Each adds and removes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    """The tasks of the requests in progress, one for each."""
+    """The tasks of the requests in progress, one for each request."""
     default_headers: Headers = field(default_factory=list)
-    """The headers with which every response begins: the Date header, which the worker updates."""
+    """The headers at the start of every response: the Date header, which the worker updates."""
     total_requests: int = 0
     """Number of completed requests."""
 

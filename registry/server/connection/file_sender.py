@@ -8,8 +8,8 @@ the server and 0.24 for the client, from a mapping 0.27 and 0.14.
 
 sendfile blocks the calling thread if a page is not in memory, even with a non-blocking socket. So before each slice the
 sender asks the kernel which pages are in memory. As soon as some are missing, threads read the rest of the file ahead
-of the sender, and the sender sends only what they have read. These reads have a second effect: the kernel marks some
-pages, and sendfile would start a read-ahead from the disk at a marked page; the reads clear the marks.
+of the sender, and the sender sends only what they have read. These reads have a second effect. The kernel marks some
+pages, and at a marked page sendfile would start a read-ahead from the disk. The reads clear these marks.
 
 The sender uses a duplicate (dup) of the connection's socket for two reasons: uvloop refuses `add_writer` for a
 descriptor that a transport owns, and the duplicate stays valid when the transport is closed.
@@ -76,7 +76,7 @@ class FileSender:
         self._unsent_head = b""
         self._offset = self._stop = 0  # offsets in the file: of the next byte to send, and after the last one
         self._read_ahead: ReadAhead | None = None
-        """Reads the file in threads. None while all pages that were needed have been in memory."""
+        """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._mapped_file: MappedFile | None = None
         self._is_local = is_local_peer(sock) if is_local is None else is_local
         """The client is on this machine, so the file is sent from the mapping and not by sendfile."""

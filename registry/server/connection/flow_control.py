@@ -46,8 +46,8 @@ class FlowControl:
             self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Lets `drain` return. The transport calls this when its write buffer falls below its low-water mark, and the
-        protocol object when the connection is lost."""
+        """Lets `drain` return. The transport calls this when its write buffer falls below its low-water mark. The
+        protocol object calls this when the connection is lost."""
         if self.write_paused:
             self.write_paused = False
             self._writable.set()

@@ -56,8 +56,8 @@ class HeadParser:
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
-        # The parser has a setting to accept requests after one with `Connection: close`. The setting stays off.
-        # Otherwise the application would handle requests whose responses cannot be sent.
+        # The parser has a setting to accept requests after one with `Connection: close`. It stays off: with it,
+        # the application would handle requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
         self._tail = b""  # the last bytes, up to three, of an incomplete head: they could begin the CRLFCRLF at its end
         self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
@@ -66,15 +66,15 @@ class HeadParser:
         self._expects_continue = False
         self._size = 0
         self.is_in_head = False
-        """The first byte of a head was received, but not all of it."""
+        """A part of a head was received, but not all of it."""
 
     def feed(self, data: bytes, start: int) -> tuple[int, RequestHead | None]:
         """Parses the bytes of one head in `data`: from the offset `start` to the head's end, or to the end of `data` if
         the head does not end in it.
 
         Returns the offset after the parsed bytes, and the head, or None if it is not complete yet. Raises
-        RefusedRequest for a head that is malformed or too large, and any exception of `on_start`. Do not call it again
-        after an exception.
+        RefusedRequest for a head that is malformed or too large, and any exception of `on_start`. Do not call `feed`
+        again after an exception.
         """
         stop = find_head_end(self._tail, data, start)
         part = data if stop - start == len(data) else data[start:stop]

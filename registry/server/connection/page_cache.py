@@ -20,10 +20,10 @@ from mmap import MAP_SHARED, PAGESIZE
 from typing import NamedTuple
 
 READ_PIECE_BYTES = 2 * 1024 * 1024
-"""A *piece*: how many bytes a thread reads of one file before it can read another one. All senders of a worker share
-the threads."""
+"""Size of a *piece*: the bytes of one file that a thread reads before it can read another file. All senders of a
+worker share the threads."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""How far ahead of the sender a piece may begin: at most this many bytes after the next byte to send."""
+"""A piece begins at most this many bytes after the next byte to send."""
 _READ_BUFFER_BYTES = 64 * 1024
 """Size of the buffer into which a file is read. Only the page cache matters; the content of the buffer is not used."""
 

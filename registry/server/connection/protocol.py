@@ -50,14 +50,14 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
-        """Number (`RequestReader.reads`) of the last read of which a request was answered from the cache. At most one
-        request of each read is answered in this way."""
+        """Number (see `RequestReader.reads`) of the last read with a request that was answered from the cache. Only one
+        request of each read is answered in this way, so that a large read does not block the event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
         self._queue: deque[AsgiExchange] = deque()
         """Requests that the client has sent without waiting for the response to the active one (pipelining)."""
         self._queued_bytes = 0
-        """Size of the heads of all requests that were queued since the queue was last empty."""
+        """Total size of the heads that were queued since the queue was last empty."""
         self._latest: AsgiExchange | None = None
         """The request whose head was received last, not counting requests that were answered from the cache."""
         self._requests_started = 0
@@ -127,8 +127,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Called by the request reader
 
     def on_request_start(self) -> None:
-        """Counts a request whose first byte was received. Raises RequestAfterLast if the client has sent too many
-        requests without waiting for responses: the latest complete request becomes the last one of the connection."""
+        """Counts a request whose first byte was received. Raises RequestAfterLast if the queue is full: then the
+        server ignores this request, and closes the connection after the response to the request before it."""
         is_queue_full = (
             len(self._queue) >= self._limits.max_pipelined_requests
             or self._queued_bytes > 2 * self._limits.header_bytes  # so that heads take a bounded amount of memory
@@ -195,9 +195,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Responses
 
     def _answer_from_cache(self, scope: Scope) -> bool:
-        """If the application has cached the response to the request, writes it and returns True. Returns False if the
-        application has not, if another request is being answered, if earlier responses fill the write buffer, or if
-        another request of the same read was answered from the cache."""
+        """If the application has cached the response to the request, writes it and returns True. Returns False if no
+        response is cached, if another request is being answered, if earlier responses fill the write buffer, if the
+        connection is being closed, or if another request of the same read was answered from the cache."""
         is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
         if is_busy or self._last_cached_read == self._reader.reads:
             return False
@@ -302,22 +302,21 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns why the connection can be closed to make room for another one. Returns None if it must stay open or
-        is being closed already. A TLS connection that is being closed still waits for the client, so it is treated like
-        an open one. `now` is in seconds of the event loop's clock."""
+        """Describes the connection as a candidate for eviction: for being closed to make room for another one. Returns
+        None if it must stay open or is being closed already. A TLS connection that is being closed still waits for the
+        client, so it is treated like an open one. `now` is in seconds of the event loop's clock."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:
             return None
-        is_proxy, address = self._context.proxies is not None, self._context.client
-        client = None if is_proxy or address is None else address[0]  # without the port
+        is_from_proxy, peer = self._context.proxies is not None, self._context.client
+        client = None if is_from_proxy or peer is None else peer[0]  # without the port
         return self._timeouts.eviction_candidate(
             self._current_wait(), now, requests_started=self._requests_started, client=client
         )
 
     def _current_wait(self) -> Wait:
-        """Returns what the connection is waiting for, its progress, and the timeout. The progress is two numbers; a
-        change of one of them restarts the timeout."""
+        """Returns what the connection is waiting for, its progress, and the timeout."""
         limits, active, started = self._limits, self._active, self._requests_started
         unsent = self._transport.get_write_buffer_size()
         if self._context.is_tls and (unsent or self._is_lingering or self._transport.is_closing()):
@@ -344,8 +343,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _current_tls_wait(self, unsent: int) -> Wait:
         """Returns the same as `_current_wait`, for a TLS connection that has bytes to send or is being closed. `unsent`
-        is the size of the transport's write buffer. The transport has a second buffer, for encrypted bytes, whose size
-        it does not tell. So the progress is how many bytes the client's kernel has acknowledged."""
+        is the size of the transport's write buffer. The transport has a second buffer, for encrypted bytes, of
+        unknown size. So the progress is measured by the bytes that the client's kernel has acknowledged."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)

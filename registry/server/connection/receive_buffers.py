@@ -16,15 +16,15 @@ from registry.server.kernel import uninitialized_bytearray
 
 BODY_EXTENSION = "entrepot.body"
 """Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions. `receive` waits for
-the next part of the body, and `take_whole` returns the whole body if it was received already; neither copies it. `left`
-returns whether the client has disconnected."""
+the next part of the body, and `take_whole` returns the whole body if it was received already; neither copies it.
+`is_disconnected` returns whether the client has disconnected."""
 HEAD_BUFFER_BYTES = 64 * 1024
 """Size of the buffer for the heads of requests."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
 """Size of a body's first buffer, and the maximum for its other buffers. Each new buffer of a body is twice as large as
-the one before, up to this maximum. There are three exceptions. While a body is fragmented, and while the worker
-receives many bodies, new buffers have `MIN_BUFFER_BYTES`. No buffer is larger than the rest of a body whose length is
-declared."""
+the one before, up to this maximum. But new buffers have `MIN_BUFFER_BYTES` while the body comes in tiny chunks, or
+while the worker receives more than `MAX_LARGE_BODIES` bodies. If the length of a body is declared, no buffer is larger
+than the rest of the body."""
 MAX_LARGE_BODIES = 16
 """While a worker receives more bodies than this, new buffers have `MIN_BUFFER_BYTES`. Otherwise clients that send many
 bodies slowly would keep too much memory in use."""
@@ -39,8 +39,8 @@ class IncomingBodies:
         self.count = 0
 
     @property
-    def has_many(self) -> bool:
-        """There are so many bodies that new buffers must have `MIN_BUFFER_BYTES`."""
+    def requires_small_buffers(self) -> bool:
+        """There are so many bodies that each may only take about `MIN_BUFFER_BYTES` of memory."""
         return self.count > MAX_LARGE_BODIES
 
 
@@ -64,8 +64,8 @@ class BodyBuffer:
         self._filled_bytes = 0  # how many bytes of `_buffer` were received
         self._unparsed: deque[memoryview] = deque()
         self.is_fragmented = False
-        """The bytes parsed last had tiny chunks. To parse tiny chunks takes the event loop much time, so reads are
-        small while this is True."""
+        """The bytes parsed last had tiny chunks. Tiny chunks take much time to parse, so reads are small while this is
+        True."""
 
     @property
     def is_complete(self) -> bool:
@@ -84,9 +84,9 @@ class BodyBuffer:
         if self._filled_bytes == len(self._buffer):
             self._buffer = memoryview(uninitialized_bytearray(self._framing.max_receive(self._next_buffer_bytes)))
             self._filled_bytes = 0
-            self._next_buffer_bytes = (
-                MIN_BUFFER_BYTES if self._incoming.has_many else min(2 * self._next_buffer_bytes, MAX_BUFFER_BYTES)
-            )
+            self._next_buffer_bytes = min(2 * self._next_buffer_bytes, MAX_BUFFER_BYTES)
+            if self._incoming.requires_small_buffers:
+                self._next_buffer_bytes = MIN_BUFFER_BYTES
         max_bytes = MIN_BUFFER_BYTES if self.is_fragmented else MAX_BUFFER_BYTES
         return self._buffer[self._filled_bytes : self._filled_bytes + self._framing.max_receive(max_bytes)]
 
@@ -112,8 +112,8 @@ class BodyBuffer:
         return self.parse(self._buffer[start : self._filled_bytes])
 
     def parse(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
-        """Parses `data`, which was received into other memory. If there are unparsed bytes, only adds `data` to them.
-        Returns and raises the same as `parse_received`."""
+        """Parses `data`, which was not received into the memory of this object. If there are unparsed bytes, only adds
+        `data` to them. Returns and raises the same as `parse_received`."""
         self._unparsed.append(data)
         return self.parse_unparsed() if len(self._unparsed) == 1 else ([], memoryview(b""))
 

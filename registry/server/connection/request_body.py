@@ -43,8 +43,8 @@ class RequestBody:
         (Continue) response before it sends the body."""
         self._context = context
         self._changed = asyncio.Event()
-        """Set if `receive` need not wait, because there is something that it has not returned yet: pieces, the body's
-        end, or that the body is closed."""
+        """Set if the application has not been told yet about received pieces, the body's end, or the closing of the
+        body. `receive` waits for this."""
         self.is_closed = False
         """The application receives nothing more, because the response is complete or the client has disconnected."""
         self._pieces: list[memoryview] = []
@@ -76,10 +76,10 @@ class RequestBody:
 
     @property
     def is_rest_short(self) -> bool:
-        """The bytes of the body that were not received yet are so few that the server can receive and discard them, and
-        then use the connection for the next request. False if their number is unknown. False if the client waits for a
-        100 response: without one it can send the body or leave it out, so the next bytes could be either the body or
-        the next request."""
+        """So few bytes of the body are missing that the server can receive and discard them, and then use the
+        connection for the next request. False if their number is unknown. False if the client waits for a 100 response:
+        without one it can send the body or leave it out, so the next bytes could be either the body or the next
+        request."""
         remaining = self.remaining_bytes
         max_bytes = self._context.worker.limits.drain_bytes
         return not self.expects_continue and remaining is not None and remaining <= max_bytes
@@ -98,7 +98,8 @@ class RequestBody:
         if len(self._pieces) > _MAX_PIECES:
             self._pieces = [memoryview(b"".join(self._pieces))]
         worker = self._context.worker
-        max_held_bytes = MIN_BUFFER_BYTES if worker.incoming_bodies.has_many else worker.limits.buffer_bytes
+        must_be_small = worker.incoming_bodies.requires_small_buffers
+        max_held_bytes = MIN_BUFFER_BYTES if must_be_small else worker.limits.buffer_bytes
         if self.held_bytes >= max_held_bytes:
             self._context.flow.pause_reading()
         self._changed.set()
@@ -130,7 +131,7 @@ class RequestBody:
         return {
             "receive": self.receive_pieces,
             "take_whole": self.take_whole,
-            "left": lambda: self.is_disconnected,
+            "is_disconnected": lambda: self.is_disconnected,
         }
 
     async def receive(self) -> Message:
@@ -178,8 +179,8 @@ class RequestBody:
 
     async def discard_short_rest(self) -> bool:
         """Called before a response starts. If the rest of the body is short, receives and discards it. Returns False if
-        the client sends the rest too slowly; True if all of it was discarded, or if it is not short and was left alone.
-        Raises ClientDisconnected.
+        the client sends the rest too slowly. Returns True if all of the rest was discarded, or if it is not short, so
+        that nothing was done. Raises ClientDisconnected.
 
         Servers written in Go do the same. The client containerd 1.6 relies on it: it hangs if it gets a response before
         it has sent a whole manifest.

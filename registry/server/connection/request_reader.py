@@ -59,7 +59,7 @@ class RequestReader:
         self.is_finished = False
         """The reader parses nothing more, and discards all bytes that it still receives."""
         self.reads = 0
-        """Number of reads so far whose bytes could contain a head."""
+        """Number of reads so far that could contain a head."""
         self.discarded_bytes = 0
         """How many bytes were discarded since `is_finished` became True. `discard_input` sets the number to 0 again."""
 
@@ -138,8 +138,8 @@ class RequestReader:
         return offset
 
     def _parse_body(self, data: bytes, offset: int) -> int:
-        """Parses the bytes of a body in `data`, which begin at `offset`. Returns the offset after the body's end; the
-        length of `data` if the body does not end in it."""
+        """Parses the bytes of a body in `data`, which begin at `offset`. Returns the offset after the body's end, or
+        the length of `data` if the body does not end in `data`."""
         assert self._body_buffer is not None
         try:
             pieces, rest = self._body_buffer.parse(memoryview(data)[offset:])
@@ -163,7 +163,7 @@ class RequestReader:
 
     def _add_to_body(self, buffer: BodyBuffer, pieces: list[memoryview]) -> None:
         """Adds pieces to the body, and reports the body's end if the body is complete. If the buffer has bytes that are
-        not parsed yet, pauses reading, and plans their parsing for the next iteration of the event loop."""
+        not parsed yet, pauses reading, and has them parsed in the next iteration of the event loop."""
         self._completed_parts += 1
         body = self._body
         if body is None:

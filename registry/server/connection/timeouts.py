@@ -1,7 +1,7 @@
 """Timeouts of one connection.
 
-A connection starts no timers when it reads and writes. Instead it is checked once a second: it tells what it is waiting
-for, and a measure of its progress. If neither has changed for too long, the timeout has passed. So any progress
+A connection starts no timers when it reads and writes. Instead the worker checks once a second what the connection is
+waiting for, and a measure of its progress. If neither has changed for too long, the timeout has passed. So any progress
 restarts the timeout. The wait for a request's head is an exception: its measure of progress never changes, so its
 timeout runs from the head's first byte. Otherwise a client could keep a connection open by sending one byte of a head
 per minute.
@@ -23,7 +23,7 @@ WaitReason = Literal["send", "linger", "body", "half_closed", "application", "dr
 - `application`: the response, or its next part, from the application. There is no timeout.
 - `half_closed`: the same as `application`, but with a timeout, because the client has shut down its sending side.
 - `send`: the client has to receive more of a response.
-- `drain`: the rest of a request's body, after the response was sent. The server discards this rest.
+- `drain`: the rest of a request's body, which the server reads and discards after it has sent the response.
 - `idle`: the next request.
 - `linger`: the last response was sent, and the client has to receive it and close the connection.
 """
@@ -61,9 +61,9 @@ class ConnectionTimeouts:
     def eviction_candidate(
         self, wait: Wait, now: float, *, requests_started: int, client: str | None
     ) -> EvictionCandidate | None:
-        """Returns why the connection can be closed to make room for another one. Returns None if it must stay open:
-        because it waits for the `application`, or because its wait for `send`, `body`, `half_closed` or `drain` has
-        made progress in the last `STALLED_SECONDS`.
+        """Describes the connection as a candidate for eviction: for being closed to make room for another one. Returns
+        None if it must stay open: because it waits for the `application`, or because its wait for `send`, `body`,
+        `half_closed` or `drain` has made progress in the last `STALLED_SECONDS`.
 
         `wait` is what the connection is waiting for now. `requests_started` is the number of requests of which at least
         one byte was received. `client` is the client's address; None for a trusted proxy.

@@ -70,8 +70,8 @@ class UnsentShare:
 
     def reserve(self, size: int) -> bool:
         """Sets the number of reserved bytes to `size` and returns True. Returns False, and leaves the number unchanged,
-        if `size` more bytes do not fit into the budget. Bytes that this connection reserved before use the budget until
-        they are sent."""
+        if `size` more bytes do not fit into the budget. In this check, bytes that this connection has reserved before
+        count until they are sent."""
         if not self._budget.try_add(self, size):
             return False
         self.reserved_bytes = size

@@ -16,6 +16,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 
 from registry.client_addresses import network_of, plain_address
@@ -30,7 +31,8 @@ from registry.server.server_log import log
 OnLost = Callable[[], None]
 """Called when a connection is lost, in rare cases twice."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
-"""Returns the protocol object of a new connection. The argument is None if nothing has to be called when it is lost."""
+"""Returns the protocol object of a new connection. The argument is None if nothing has to be called when the
+connection is lost."""
 
 _ERROR_PAUSE_SECONDS = 0.5
 """How long the worker accepts no connections after an error that is not one of `_CONNECTION_ERRORS`."""
@@ -55,7 +57,7 @@ _TLS_FIRST_BYTE = b"\x16"
 _TLS_EXPECTED = "this port speaks TLS: use https://"
 
 
-class Handshake:
+class PendingConnection:
     """An accepted connection that has no protocol object yet, usually because its TLS handshake is in progress."""
 
     def __init__(self, network: str | None, since: float) -> None:
@@ -67,12 +69,12 @@ class Handshake:
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`, because the connection can always be closed to make room for another
-        one. Returns None if it is being closed already."""
+        """Returns a candidate of the kind `new`: the connection can always be closed to make room for another one.
+        Returns None if it is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:
-        """Cancels the handshake and closes the connection."""
+        """Cancels `task`, which then closes the connection."""
         if self.task is not None:
             self.task.cancel()
 
@@ -88,9 +90,9 @@ class Acceptor:
         listener_options: ListenerOptions,
         limits: ServerLimits,
         connection_limit: ConnectionLimit,
-        handshakes: set[Handshake],
+        pending: set[PendingConnection],
     ) -> None:
-        """`sock` must be listening; `close` closes it. `handshakes` is the worker's set of connections without a
+        """`sock` must be listening; `close` closes it. `pending` is the worker's set of connections without a
         protocol object: the acceptor keeps it up to date, and `connection_limit` counts its members."""
         self._loop = loop
         self._sock = sock
@@ -98,7 +100,7 @@ class Acceptor:
         self._listener_options = listener_options
         self._limits = limits
         self._connection_limit = connection_limit
-        self._handshakes = handshakes
+        self._pending = pending
         self._handshake_start = asyncio.Lock()
         self._logged_at = -_LOG_INTERVAL_SECONDS
         self._resume_timer: asyncio.TimerHandle | None = None
@@ -113,8 +115,8 @@ class Acceptor:
             self._loop.remove_reader(self._sock)
             self._sock.close()
         if self._listener_options.certificates is not None:
-            for handshake in self._handshakes:
-                handshake.evict()
+            for connection in self._pending:
+                connection.evict()
 
     def _resume(self) -> None:
         self._resume_timer = None
@@ -144,10 +146,25 @@ class Acceptor:
             sock.close()
             return
         sock.setblocking(False)
-        handshake = Handshake(None if trusted else network_of(plain_address(peer[0])), self._loop.time())
-        handshake.task = self._loop.create_task(self._set_up(sock, counted))
-        self._handshakes.add(handshake)
-        handshake.task.add_done_callback(lambda _: self._handshakes.discard(handshake))
+        connection = PendingConnection(None if trusted else network_of(plain_address(peer[0])), self._loop.time())
+        connection.task = self._loop.create_task(self._set_up(sock, counted))
+        self._pending.add(connection)
+        connection.task.add_done_callback(partial(self._on_set_up_done, connection, sock, counted))
+
+    def _on_set_up_done(
+        self,
+        connection: PendingConnection,
+        sock: socket.socket,
+        counted: CountedConnection | None,
+        task: asyncio.Task[None],
+    ) -> None:
+        """Called when the task that sets up the connection has ended. If it was cancelled, closes the socket and stops
+        counting the connection: a task that is cancelled before its first step cannot do so itself."""
+        self._pending.discard(connection)
+        if task.cancelled():
+            sock.close()
+            if counted is not None:
+                counted.release()
 
     def _on_error(self, error: OSError) -> None:
         if error.errno in _CONNECTION_ERRORS:
@@ -157,13 +174,15 @@ class Acceptor:
         now = self._loop.time()
         if now - self._logged_at >= _LOG_INTERVAL_SECONDS:
             self._logged_at = now
-            log.error("cannot take connections: %s; retrying every %g s", error.strerror or error, _ERROR_PAUSE_SECONDS)
+            log.error(
+                "cannot accept connections: %s; retrying every %g s", error.strerror or error, _ERROR_PAUSE_SECONDS
+            )
         self._pause(_ERROR_PAUSE_SECONDS)
 
     async def _set_up(self, sock: socket.socket, counted: CountedConnection | None) -> None:
-        """Creates the protocol object of an accepted connection; with TLS, after the handshake. If that fails or is
-        cancelled, closes the socket and stops counting the connection. `counted` is None if the connection does not
-        count against the limit of its client's address."""
+        """Creates the protocol object of an accepted connection; with TLS, after the handshake. If that fails, closes
+        the socket and stops counting the connection. `counted` is None if the connection does not count against the
+        limit of its client's address."""
         on_lost = None if counted is None else counted.release
         try:
             if self._listener_options.certificates is None:
@@ -175,7 +194,7 @@ class Acceptor:
             sock.close()
             if on_lost is not None:
                 on_lost()
-        except BaseException:  # among others a cancellation
+        except Exception:
             sock.close()
             if on_lost is not None:
                 on_lost()
@@ -227,7 +246,7 @@ def _set_result(future: asyncio.Future[None]) -> None:
 
 def _answer_plain_http(sock: socket.socket, first_byte: bytes) -> None:
     """Sends an error response to a client that speaks HTTP without TLS. Does nothing if the first byte is not a letter,
-    because an HTTP request begins with one. Raises OSError if the connection fails."""
+    because every HTTP request begins with a letter. Raises OSError if the connection fails."""
     if first_byte.isalpha():
         # The request is read and discarded: if a socket with unread data is closed, the kernel resets the connection,
         # and the client could lose the response.

@@ -51,8 +51,8 @@ class CertificateFiles:
     client_ca: Path | None = None
     """The authorities that sign the certificates of clients; None: the server does not ask for client certificates."""
     client_auth: ClientAuth = "off"
-    """Whether clients may (`optional`) or must (`required`) have a certificate of `client_ca`. With `off`, the server
-    does not ask for one."""
+    """Whether clients may (`optional`) or must (`required`) present a certificate signed by `client_ca`. With `off`,
+    the server does not ask for one."""
 
     @property
     def paths(self) -> list[Path]:
@@ -76,7 +76,7 @@ class Certificates:
         """Reloads the files if they have changed since the last attempt to load them. If the server cannot use them,
         logs why and keeps the old context.
 
-        If the states of the files differ from those at the call before, perhaps a program is still writing them. Then
+        If the states of the files differ from those at the previous call, perhaps a program is still writing them. Then
         this call loads nothing; the next one does, if it finds the same states. `settled` says that the files are
         complete, so that this call can load them. This function blocks, but only for microseconds if nothing has
         changed.
@@ -90,7 +90,7 @@ class Certificates:
         try:
             self.context = make_context(self.files, self._clock())
         except CertificateError as error:
-            log.warning("new connections go on with the certificate from before: %s", error.message)
+            log.warning("new connections still use the old certificate: %s", error.message)
         else:
             log.info("reloaded the certificate %s: new connections use it", self.files.certificate)
 
@@ -109,7 +109,7 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
-        # `load_verify_locations` reads the file again, but if it cannot, its error does not name the file.
+        # Called only for its error, which names the file. The error of `load_verify_locations` does not.
         _read(files.client_ca, "certificates of the authorities for clients")
         try:
             context.load_verify_locations(files.client_ca)
@@ -122,7 +122,7 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
 def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
     """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
     key = files.key or files.certificate
-    # `load_cert_chain` reads the file again, but if it cannot, its error does not name the file.
+    # Called only for its error, which names the file. The error of `load_cert_chain` does not.
     _read(key, "key of the certificate")
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
@@ -155,8 +155,8 @@ def _check_expiry(path: Path, now: float) -> None:
 
 
 def _read(path: Path, what: str) -> bytes:
-    """Returns the content of the file. Raises CertificateError if it cannot be read; `what` says in the text of the
-    error what the file contains."""
+    """Returns the content of the file. Raises CertificateError if it cannot be read. `what` is what the file
+    contains, for the text of the error."""
     try:
         return path.read_bytes()
     except OSError as error:

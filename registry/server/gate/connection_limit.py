@@ -1,7 +1,7 @@
 """Limits how many connections one worker process has open, because each takes a file descriptor.
 
-A connection takes one descriptor. A request in progress takes up to three more: one for the file that it sends, one for
-a duplicate of the connection's socket, and one for the same file, opened again to be read in advance. The worker keeps
+A connection takes one descriptor. A request in progress takes up to three more: one for the file that it sends, a
+second one of this file for read-ahead, and one for a duplicate of the connection's socket. The worker keeps
 a reserve of descriptors for other files and for connections to upstream registries.
 
 When no descriptor is left for a new connection, the worker *evicts* silent connections: it closes them. `EvictionKind`
@@ -24,8 +24,8 @@ FILES_PER_REQUEST = 3
 MAX_CONNECTIONS = 16384
 """Upper bound of a worker's connections, even if the limit of descriptors allows more, because each takes memory."""
 FAIR_SHARE = 16
-"""The share of each client address in the silent connections. If an address has more than this, its oldest ones are
-evicted before the connections of other addresses."""
+"""How many silent connections a client address may have. If it has more, its oldest ones are evicted before the
+connections of other addresses."""
 STALLED_SECONDS = 10.0
 """A connection with a request in progress is stalled if no byte was sent or received on it for this long."""
 MAX_EXAMINED = 2000
@@ -41,14 +41,14 @@ _LOW_CAPACITY = 256
 """A worker with room for fewer connections logs a warning at its start."""
 _MIN_SELECTED = 32
 """Smallest number of silent connections that one search selects for eviction, if it finds so many."""
-_ADMISSIONS_PER_STAND_BACK = 32
-"""How many new connections a full worker accepts, by evicting silent ones, before it *stands back* again: before it
-leaves new connections to the other workers for `_STAND_BACK_SECONDS`."""
-_STAND_BACK_SECONDS = 0.01
+_ACCEPTS_PER_PAUSE = 32
+"""How many new connections a full worker accepts, by evicting silent ones, between two pauses of `_PAUSE_SECONDS`. In a
+pause it accepts none, so that other workers can accept them."""
+_PAUSE_SECONDS = 0.01
 _NOTHING_FOUND_SECONDS = 0.25
-"""How long the worker does not search again after a search that found no silent connection."""
+"""Pause between a search that found no silent connection and the next search."""
 _BUSY_SECONDS = 0.1
-"""How long a worker accepts no connection if it is full and has no silent connection."""
+"""How long a worker that is full and has no silent connection waits before it tries again to accept a connection."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines with the same text."""
 
@@ -64,7 +64,7 @@ EvictionKind = Literal["lingering", "new", "idle", "stalled"]
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """Why a connection can be evicted, and since when."""
+    """Describes a connection that can be evicted."""
 
     kind: EvictionKind
     since: float
@@ -76,11 +76,11 @@ class EvictionCandidate:
 
 
 class EvictableConnection(Protocol):
-    """What `ConnectionLimit` needs from a connection. The TLS handshake of the connection may still be in progress."""
+    """What `ConnectionLimit` needs from a connection: an open one, or one that has no protocol object yet."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns why the connection can be evicted; None if it is not silent or is closing already. `now` is in
-        seconds of the event loop's clock."""
+        """Describes the connection as a candidate for eviction; None if it is not silent or is closing already. `now`
+        is in seconds of the event loop's clock."""
         ...
 
     def evict(self) -> None:
@@ -93,23 +93,23 @@ _Selected = tuple[EvictableConnection, EvictionCandidate]
 
 
 class ConnectionLimit:
-    """The connection limit of one worker. Create it after the application has started: the files that are open at that
-    moment are never available for connections."""
+    """The connection limit of one worker. Create it after the application has started: the descriptors that are in
+    use at that moment are set aside for good."""
 
     def __init__(
         self,
         connections: Collection[EvictableConnection],
-        handshakes: Collection[EvictableConnection],
+        pending: Collection[EvictableConnection],
         requests: Sized,
         clock: Callable[[], float],
         *,
         limit: int | None = None,
     ) -> None:
-        """The worker keeps the three collections up to date: its open connections, its TLS handshakes in progress, and
-        its requests in progress. `clock` is the event loop's, in seconds. `limit` is how many descriptors the process
-        may have open; None: the limit that the system sets."""
+        """The worker keeps the three collections up to date: its open connections, its pending ones (they have no
+        protocol object yet), and its requests in progress. `clock` is the event loop's, in seconds. `limit` is how many
+        descriptors the process may have open; None: the limit that the system sets."""
         self._connections = connections
-        self._handshakes = handshakes
+        self._pending = pending
         self._requests = requests
         self._clock = clock
         self._limit = file_limit() if limit is None else limit
@@ -120,7 +120,7 @@ class ConnectionLimit:
         self._evicted: set[EvictableConnection] = set()  # evicted, but perhaps still in the worker's collections
         self._search_offset = 0  # position in the collections where the next search begins
         self._no_search_until = -_NOTHING_FOUND_SECONDS
-        self._admissions_left = 0  # new connections to accept before the worker stands back again
+        self._accepts_left = 0  # new connections to accept before the next pause
         self._unlogged_evictions = 0  # since the last log line
         self._evictions_logged_at = -_LOG_INTERVAL_SECONDS
         self._busy_logged_at = -_LOG_INTERVAL_SECONDS
@@ -145,16 +145,16 @@ class ConnectionLimit:
         before each connection is accepted.
 
         If there is no room, the first call returns a short time, in which another worker can accept the connection. The
-        next calls evict silent connections to make room, up to `_ADMISSIONS_PER_STAND_BACK` times.
+        next calls evict silent connections to make room, up to `_ACCEPTS_PER_PAUSE` times.
         """
         if self._free_descriptors() > 0:
             return 0.0
-        if not self._admissions_left:
-            self._admissions_left = _ADMISSIONS_PER_STAND_BACK
-            return _STAND_BACK_SECONDS
+        if not self._accepts_left:
+            self._accepts_left = _ACCEPTS_PER_PAUSE
+            return _PAUSE_SECONDS
         missing = 1 - self._free_descriptors()  # free descriptors are negative if too many are in use
         if self.evict_connections(missing):
-            self._admissions_left -= 1
+            self._accepts_left -= 1
             return 0.0
         self._log_busy()
         return _BUSY_SECONDS
@@ -177,13 +177,12 @@ class ConnectionLimit:
             self._log_evictions(count, now)
         return count > 0
 
-    def count_other_files(self) -> None:
-        """Counts the open files that belong to no connection and no request, such as downloads from upstream
-        registries, and changes the number of descriptors for connections accordingly. Evicts silent connections if too
-        many descriptors are in use then. Does nothing if more than `_MAX_FILES_TO_COUNT` files may be open. Call it
-        once a second."""
+    def adapt_to_open_files(self) -> None:
+        """Adapts the number of descriptors for connections to how many files are open for other purposes, such as
+        downloads from upstream registries. Evicts silent connections if too many descriptors are in use then. Does
+        nothing if more than `_MAX_FILES_TO_COUNT` files may be open. Call it once a second."""
         if self._limit <= _MAX_FILES_TO_COUNT:
-            own = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
+            own = len(self._connections) + len(self._pending) + FILES_PER_REQUEST * len(self._requests)
             self._set_budget(max(self._files_at_start, count_open_files() - own))
             if (free := self._free_descriptors()) < 0:
                 self.evict_connections(-free)
@@ -194,15 +193,15 @@ class ConnectionLimit:
     def _free_descriptors(self) -> int:
         """Returns how many descriptors are left for new connections; negative if too many are in use. With
         `MAX_CONNECTIONS` connections none is left."""
-        count = len(self._connections) + len(self._handshakes)
+        count = len(self._connections) + len(self._pending)
         if self._evicted:
-            self._evicted = {each for each in self._evicted if each in self._connections or each in self._handshakes}
+            self._evicted = {each for each in self._evicted if each in self._connections or each in self._pending}
             count -= len(self._evicted)
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), MAX_CONNECTIONS - count)
 
     def _next_to_evict(self, now: float) -> EvictableConnection | None:
         """Returns the silent connection to evict next; None if there is none. Takes it from those that the last search
-        selected, without those that were active since. If none of them is left, searches again."""
+        selected, and skips those that were active since. If none of them is left, searches again."""
         for must_search in (False, True):
             if must_search:
                 if now < self._no_search_until:
@@ -221,15 +220,15 @@ class ConnectionLimit:
         of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in reverse order
         of eviction. The list is empty if no silent connection was found.
 
-        Selects lingering connections if there are any. If not, selects new or idle ones: those of which there are more,
-        so that a client that opens many connections of one kind does not evict the other kind. Selects stalled ones
-        only if there are no others.
+        Selects lingering connections if there are any. If not, selects new ones or idle ones, whichever are more, so
+        that a client that opens many connections of one kind does not evict the other kind. Selects stalled ones only
+        if there are no others.
         """
         by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
-        count = len(self._connections) + len(self._handshakes)
+        count = len(self._connections) + len(self._pending)
         start = self._search_offset if self._search_offset < count else 0
         self._search_offset = start + MAX_EXAMINED
-        for each in tuple(islice(chain(self._connections, self._handshakes), start, self._search_offset)):
+        for each in tuple(islice(chain(self._connections, self._pending), start, self._search_offset)):
             candidate = each.eviction_candidate(now)
             if candidate is not None:
                 by_kind[candidate.kind].append((each, candidate))

@@ -86,16 +86,16 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
 
 def _explain(error: OSError, listen: str, host: str, port: int) -> str:
     """Returns the text of a ListenError: why bind(2) or listen(2) failed, and what to do."""
-    shown = f"[{host}]" if ":" in host else host
+    url_host = f"[{host}]" if ":" in host else host
     if error.errno == errno.EADDRINUSE:
         return (
             f"cannot listen on {listen}: the port is in use by another program; "
-            f"stop that one or choose another port, for example --listen {shown}:{port % 65535 + 1}"
+            f"stop that one or choose another port, for example --listen {url_host}:{port % 65535 + 1}"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
             f"cannot listen on {listen}: no permission for port {port} (ports below 1024 need special rights); "
-            f"choose another, for example --listen {shown}:5000"
+            f"choose another, for example --listen {url_host}:5000"
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return (

@@ -4,8 +4,8 @@ Any client can send these headers, so the server uses them only on connections f
 settings list.
 
 Each proxy appends the address of its peer to the end of X-Forwarded-For. So the server goes through the addresses from
-the last one to the first. The client's address is the first one on this way that does not belong to a trusted proxy.
-The rest is ignored, because the client could have invented it.
+the last one back, and stops at an address that does not belong to a trusted proxy: this is the client's address. The
+addresses before it are ignored, because the client could have invented them.
 
 The header `Forwarded` (RFC 7239) is ignored. A proxy sets either `Forwarded` or the X-Forwarded headers, and passes on
 the other kind as the client sent it. So if the server read both kinds, clients could forge their address.
@@ -24,7 +24,7 @@ from registry.server.http1.response_head import Headers
 IpNetwork = IPv4Network | IPv6Network
 
 _MAX_CACHED_VALUES = 4096
-"""For how many values of X-Forwarded-For the client's address is cached. Parsing a value is slow."""
+"""How many values of X-Forwarded-For are cached, each with its client's address. Parsing a value is slow."""
 _MAX_CACHED_VALUE_BYTES = 200
 """Longer values of X-Forwarded-For are not cached."""
 _SCHEMES = {b"http": "http", b"https": "https"}
@@ -106,13 +106,13 @@ def _last_value(headers: Headers, header_name: bytes) -> bytes:
 def _parse_address(text: bytes) -> IPv4Address | IPv6Address | None:
     """Parses an address as proxies write it: a port can follow it, and an IPv6 address can be in brackets. Returns None
     if it is malformed."""
-    shown = text.decode("latin-1")
-    if shown.startswith("["):
-        shown = shown[1:].partition("]")[0]
-    elif shown.count(":") == 1:
-        shown = shown.partition(":")[0]
+    host = text.decode("latin-1")
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
     try:
         # An address with a zone, such as fe80::1%eth0, counts as malformed.
-        return None if "%" in shown else ip_address(plain_address(shown))
+        return None if "%" in host else ip_address(plain_address(host))
     except ValueError:
         return None

@@ -1,4 +1,4 @@
-"""Finds the end of a request's head (request line and headers), checks it, and parses its target (RFC 9112, 3.2).
+"""Finds the end of a request's head (request line and headers), checks the head, and parses its target (RFC 9112, 3.2).
 
 The parser httptools splits a head into method, target, version and headers. The functions here check and parse these
 parts further.

@@ -14,16 +14,16 @@ import sys
 from collections.abc import Sized
 
 TRIM_BYTES = 32 * 1024 * 1024
-"""A process returns memory if it is larger than its smallest size so far by more than this many bytes."""
+"""A process returns memory if it has grown by more than this many bytes over its smallest size so far."""
 TRIM_PAUSES = (5.0, 600.0)
-"""Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt,
-and is the shortest again after the process's size has changed much or has become small."""
+"""Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt.
+It starts again at the shortest when the process's size has changed much or has become small."""
 FEW_CONNECTIONS = 256
-"""Highest number of open connections at which an attempt makes a full garbage collection, which then takes a few
-milliseconds."""
+"""Up to this number of open connections, an attempt includes a full garbage collection. With so few connections it
+takes a few milliseconds."""
 
 
-class FreeMemory:
+class MemoryTrimmer:
     """Watches how much memory this process uses, and returns free memory to the system when the process has grown."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connections: Sized) -> None:

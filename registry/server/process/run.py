@@ -37,7 +37,7 @@ def serve(
     listener_options: ListenerOptions | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a stop by a signal, 1 if the server could not
-    start. In the second case prints the reason to stderr, in one line. Raises ValueError if `workers` is below 1.
+    start. If it could not, prints the reason to stderr, in one line. Raises ValueError if `workers` is below 1.
 
     With several `workers`, this process becomes their supervisor: it forks them, and restarts those that die. A single
     worker runs in this process, without a supervisor, to save memory.

@@ -4,8 +4,8 @@ SIGHUP *renews* the workers: the supervisor replaces them by new processes, one 
 number from 0. A new process gets the index of the worker whose place it takes.
 
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
-pipe*. The supervisor never writes to it, but holds its only writing end. So the workers read the end of the pipe when
-the supervisor has ended, however it ended.
+pipe*. The supervisor never writes to it, but holds its only writing end. So the workers get an end of file from the
+pipe when the supervisor has ended, however it ended.
 
 A worker's *column* is its part of the shared table in which the workers count the connections of each client address.
 """
@@ -42,8 +42,8 @@ _REAP_SECONDS = 5.0
 _RENEWAL_SECONDS = 60.0
 """Time for a new worker to become ready in a renewal. If it takes longer, the supervisor abandons the renewal."""
 _FIRST_BACKOFF_SECONDS = 0.1
-"""The *back-off* (pause) before the second restart of a worker that dies repeatedly. Its first restart has no back-off.
-Before each restart after the second the back-off doubles."""
+"""The *back-off* (pause) before the second restart of a worker that dies repeatedly. The first restart has no back-off.
+From the third restart on, the back-off doubles each time."""
 _MAX_BACKOFF_SECONDS = 10.0
 _STABLE_SECONDS = 10.0
 """If a worker was ready and has run for this long when it dies, its restart counts as the first one again."""
@@ -84,7 +84,7 @@ class Supervisor:
         self._children: dict[int, WorkerProcess] = {}  # pid -> process
         self._starts_due: dict[int, float] = {}  # index of a worker that does not run -> when to start it
         self._next_backoffs: dict[int, float] = {}  # index -> back-off before the next restart, in seconds
-        self._exit_messages: dict[int, str] = {}  # index -> how its worker ended; to be logged at the restart
+        self._exit_messages: dict[int, str] = {}  # index -> how the worker ended, for the log line at its restart
         self._to_replace: list[WorkerProcess] = []  # workers that the renewal has not replaced yet
         self._replacement: WorkerProcess | None = None  # the process that is to replace the first of `_to_replace`
         self._start_succeeded = False  # all workers have been ready at the same time
@@ -161,30 +161,30 @@ class Supervisor:
         """Forks a worker. Returns only in the supervisor; the child runs the worker and exits."""
         limit = self._listener_options.per_address_limit
         column = None if limit is None else limit.claim_column()
-        status, status_writer = os.pipe()
+        status_reader, status_writer = os.pipe()
         flush_output()  # otherwise the child inherits the buffered output, and writes it a second time
         # In the child the signals stay blocked until it has set its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
-                os._exit(self._run_worker(status, status_writer, column))
+                os._exit(self._run_worker(status_reader, status_writer, column))
         except OSError:
-            os.close(status)
+            os.close(status_reader)
             raise
         finally:
             os.close(status_writer)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        os.set_blocking(status, False)
-        child = WorkerProcess(pid, index, status, time.monotonic(), column)
+        os.set_blocking(status_reader, False)
+        child = WorkerProcess(pid, index, status_reader, time.monotonic(), column)
         self._children[pid] = child
-        self._selector.register(status, selectors.EVENT_READ, child)
+        self._selector.register(status_reader, selectors.EVENT_READ, child)
         return child
 
-    def _run_worker(self, status: int, status_writer: int, column: int | None) -> int:
+    def _run_worker(self, status_reader: int, status_writer: int, column: int | None) -> int:
         """Runs in the child process: serves until the worker stops, and returns the exit code. Closes the child's
-        copies of the descriptors that only the supervisor uses. `status` is the reading end of the worker's status
-        pipe, and `status_writer` its writing end."""
+        copies of the descriptors that only the supervisor uses. `status_reader` and `status_writer` are the two ends of
+        the worker's status pipe."""
         code = 1
         try:
             if not die_with_parent(self._supervisor_pid):
@@ -193,7 +193,7 @@ class Supervisor:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             ends = [child.status_pipe for child in self._children.values()]
-            for end in (self._signal_reader, self._signal_writer, self._alive_pipe_writer, status, *ends):
+            for end in (self._signal_reader, self._signal_writer, self._alive_pipe_writer, status_reader, *ends):
                 os.close(end)
             if self._listener_options.per_address_limit is not None:
                 self._listener_options.per_address_limit.use_column(column)

@@ -23,11 +23,11 @@ from registry.asgi import AsgiApp
 from registry.server.connection.context import WorkerContext, WorkerState
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
-from registry.server.gate.acceptor import Acceptor, Handshake, OnLost
+from registry.server.gate.acceptor import Acceptor, OnLost, PendingConnection
 from registry.server.gate.connection_limit import ConnectionLimit
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import tune_malloc
-from registry.server.process.free_memory import FreeMemory
+from registry.server.process.free_memory import MemoryTrimmer
 from registry.server.process.lifespan import Lifespan
 from registry.server.server_limits import ServerLimits
 from registry.server.server_log import LoopErrors, log
@@ -67,8 +67,8 @@ class Worker:
         and closes them when it stops. `grace_seconds` is how long requests in progress may continue after the worker is
         told to stop. `on_ready` is called when the worker accepts connections.
 
-        `alive_pipe` is the reading end of a pipe to which nothing is written and whose writing end only the supervisor
-        holds. So it becomes readable when the supervisor has ended. None: there is no supervisor.
+        `alive_pipe` is the reading end of a pipe to which nothing is written. Only the supervisor holds the writing
+        end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
         """
         self._make_app = make_app
         self._sockets = sockets
@@ -78,7 +78,7 @@ class Worker:
         self._listener_options = listener_options or ListenerOptions()
         self._alive_pipe = alive_pipe
         self._state = WorkerState()
-        self._handshakes: set[Handshake] = set()
+        self._pending: set[PendingConnection] = set()
         self._stop = asyncio.Event()
         self._interrupted = False  # a first SIGINT has arrived
 
@@ -116,7 +116,7 @@ class Worker:
         starting.result()
         gc.collect()
         gc.freeze()  # later collections skip the objects created so far; to examine them would take 50 ms each time
-        limit = ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
+        limit = ConnectionLimit(self._state.connections, self._pending, self._state.tasks, loop.time)
         limit.warn_if_low()
         maintenance = asyncio.create_task(self._run_maintenance(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
@@ -145,9 +145,7 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
     def _refresh_certificates(self, *, settled: bool = False) -> None:
-        """Reloads the TLS certificate if its files have changed. `settled` says that the files are complete, so that
-        this call can load them. If it is False, a program may still be writing them; then they are loaded by the first
-        call that finds them in the same state as the call before."""
+        """Reloads the TLS certificate if its files have changed. See `Certificates.refresh` for `settled`."""
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
@@ -179,22 +177,22 @@ class Worker:
             return RegistryProtocol(worker, on_lost)
 
         return [
-            Acceptor(loop, sock, make_protocol, self._listener_options, self._limits, limit, self._handshakes)
+            Acceptor(loop, sock, make_protocol, self._listener_options, self._limits, limit, self._pending)
             for sock in self._sockets
         ]
 
     async def _run_maintenance(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
-        """Does this once a second: updates the Date header, checks the timeouts of each connection, counts open files,
-        and returns free memory to the system. Every few seconds it checks whether the certificate's files have
-        changed."""
+        """Once a second updates the Date header, checks the timeouts of each connection, adapts the number of allowed
+        connections to the open files, and returns free memory to the system. Every few seconds checks whether the
+        certificate's files have changed."""
         certificates_checked_at = loop.time()
-        memory = FreeMemory(loop, self._state.connections)
+        memory = MemoryTrimmer(loop, self._state.connections)
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
             for connection in list(self._state.connections):
                 connection.check_timeouts(now)
-            limit.count_other_files()  # adapts the number of allowed connections to the files that are open
+            limit.adapt_to_open_files()
             memory.release_if_due(now)
             if now - certificates_checked_at >= self._limits.certificate_check_seconds:
                 certificates_checked_at = now

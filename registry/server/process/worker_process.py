@@ -19,14 +19,14 @@ class WorkerProcess:
 
     pid: int
     index: int
-    """The place of the worker among the workers: a number from 0. A process that replaces a worker has its index."""
+    """A number from 0, different for each worker. A process that replaces a worker gets the same number."""
     status_pipe: int
     """Reading end of the worker's status pipe, a file descriptor that does not block."""
     started: float
     """When the process was forked."""
     column: int | None
-    """The part of the per-address connection limit's table in which the worker counts its connections. None: the worker
-    does not count them."""
+    """The worker's column in the shared table of connection counts (see `PerAddressLimit`). None: the worker does not
+    count its connections."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     ready: bool = False
@@ -39,12 +39,12 @@ class WorkerProcess:
     def read_status(self) -> bool:
         """Reads from the status pipe once. Returns False at the end of the pipe, when no process can write to it any
         more. Raises BlockingIOError if the pipe is empty."""
-        text = os.read(self.status_pipe, 65536)
-        self.output += text
+        data = os.read(self.status_pipe, 65536)
+        self.output += data
         if not self.ready and self.output.startswith(_READY_LINE):
             self.ready = True
             del self.output[: len(_READY_LINE)]
-        return bool(text)
+        return bool(data)
 
     def read_remaining_status(self) -> None:
         """Reads all that is in the status pipe of a worker that has ended."""
@@ -78,7 +78,7 @@ def report_failure(status_writer: int, reason: str) -> None:
 
 
 def reap(pid: int) -> bool:
-    """Returns whether the child process has ended. If so, the kernel forgets it."""
+    """Returns whether the child process has ended. If so, reaps it: after that, its pid can be used again."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:  # the process was reaped before

@@ -11,8 +11,8 @@ Extent = tuple[int, int]
 
 
 class Extents:
-    """A set of byte positions, stored as extents. Extents that touch or overlap are merged into one. The time of `add`
-    and `remove` is logarithmic in the number of extents, plus the time to shift the items of a list of that length."""
+    """A set of byte positions, stored as extents. Extents that touch or overlap are merged into one. `add` and `remove`
+    search in logarithmic time, and then shift the items of a list whose length is twice the number of extents."""
 
     __slots__ = ("_bounds",)
 

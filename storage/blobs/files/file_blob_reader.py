@@ -16,7 +16,7 @@ from storage.data_dir.blocking_calls import as_storage_errors
 from storage.errors import StorageFailed
 
 CHUNK_BYTES = 256 * 1024
-"""Largest number of bytes that one read, and so one step of an iteration, returns."""
+"""Largest number of bytes in one read, and so in one chunk of an iteration."""
 
 
 class FileBlobReader:

@@ -100,9 +100,9 @@ class FileBlobStore:
     def take_over(
         self, upload: UploadID, check: Callable[[int], None] | None = None
     ) -> UncancellableFuture[ClaimedUploadFile]:
-        """Takes the session over from its owner, the request that may write to it. `check` is called in a thread with
-        the number of stored bytes. If `check` raises, the owner keeps the session, and this call raises the same error.
-        Raises BlobUploadUnknown, StorageFull, StorageFailed."""
+        """Takes the session over: the caller becomes its owner, and the request that was the owner may no longer write
+        to it. `check` is called first, in a thread, with the number of stored bytes. If `check` raises, the owner keeps
+        the session, and this call raises the same error. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
         directory = self._disk.layout.upload(upload)
 
         def check_and_take() -> ClaimedUploadFile:

@@ -34,8 +34,8 @@ DIGEST_THREADS = 4
 """Number of threads that compute digests while the bytes arrive."""
 FIRST_PAUSE_SECONDS = 0.001
 LONGEST_PAUSE_SECONDS = 0.02
-"""First and longest pause between attempts to open a partial blob whose files another process is creating or deleting
-at the moment."""
+"""First and longest pause between attempts to open a partial blob while another process is creating or deleting its
+files."""
 
 
 class PartialHandle:
@@ -136,8 +136,7 @@ class DownloadedContent:
         self.size = shared.size
         self.place = disk.layout.blob_place(shared.digest)
         self.file = OpenFile(shared.data_fd)
-        """The data file. A blob store that does not store blobs as files, but in a bucket for example, copies the bytes
-        from it."""
+        """The data file. A blob store that keeps blobs in a bucket, for example, copies the bytes from this file."""
         self._disk = disk
         self._shared = shared
 
@@ -219,7 +218,7 @@ class FilePartialStore:
         opening = disk.run(lambda: open_file_pair(disk.system, paths, size, self._boot, disk.reserve))
         try:
             files = await opening
-        except asyncio.CancelledError:  # the call has ended, because its future cannot be cancelled
+        except asyncio.CancelledError:  # raised only after the call has ended (`UncancellableFuture`)
             if opening.done() and opening.exception() is None and (unused := opening.result()) is not None:
                 unused.close()
             raise

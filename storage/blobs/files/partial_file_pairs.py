@@ -103,7 +103,7 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
 
 
 def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:
-    """Returns the names (`Layout.partial_name`) and digests of the partial blobs of which at least one file exists."""
+    """Returns the names (`Layout.partial_name`) and digests of the partial blobs that have at least one file."""
     found = set()
     for file_name in os.listdir(layout.partials):
         with suppress(DigestInvalid):
@@ -149,8 +149,8 @@ def write_progress(system: System, state_fd: int, progress: Progress) -> None:
 
 
 def _open_or_create(system: System, path: Path) -> int | None:
-    """Opens a state file, or creates it, and returns its descriptor. Returns None if another process created the file
-    after this call had found none. Raises OSError."""
+    """Opens a state file, or creates it, and returns its descriptor. Returns None if another process creates the file
+    at the same moment. Raises OSError."""
     with suppress(FileNotFoundError):
         return system.open(path, os.O_RDWR)
     with suppress(FileExistsError):

@@ -25,7 +25,7 @@ class GrowingFile(Protocol):
 
     is_notified: bool
     """Whether the waiters have to be checked, because `notify` was called. Only `PartialWaiters` sets it."""
-    refreshed_at: float
+    checked_at: float
     """When the waiters were last checked, in seconds of the event loop's clock. Only `PartialWaiters` sets it."""
 
     @property
@@ -37,7 +37,7 @@ class GrowingFile(Protocol):
         """If another process is the owner, reads the progress that it has stored. Raises RegistryError."""
         ...
 
-    def available_from(self, offset: int) -> int | None:
+    def stored_until(self, offset: int) -> int | None:
         """Returns the offset of the first byte after `offset` that is not stored. Returns None if the byte at `offset`
         is not stored yet. Raises RegistryError if the download has ended without that byte."""
         ...
@@ -54,8 +54,8 @@ class PartialWaiters:
         """The timer of the next poll; None if no poll is needed."""
 
     async def wait(self, file: GrowingFile, offset: int) -> int:
-        """Waits until `file.available_from(offset)` returns a number, and returns that number. Raises the errors of
-        `available_from` and `refresh`. A cancelled call leaves no waiter behind."""
+        """Waits until `file.stored_until(offset)` returns a number, and returns that number. Raises the errors of
+        `stored_until` and `refresh`. A cancelled call leaves no waiter behind."""
         future: asyncio.Future[int] = self._loop.create_future()
         futures = self._waiting.setdefault(file, {})
         futures[future] = offset
@@ -78,8 +78,8 @@ class PartialWaiters:
                 self._loop.call_soon_threadsafe(self._on_notify, file)
 
     def _on_notify(self, file: GrowingFile) -> None:
-        """Wakes the waiters, but not sooner than `MIN_WAKE_SECONDS` after the last time."""
-        delay = file.refreshed_at + MIN_WAKE_SECONDS - self._loop.time()
+        """Checks the waiters now, or as soon as `MIN_WAKE_SECONDS` have passed since their last check."""
+        delay = file.checked_at + MIN_WAKE_SECONDS - self._loop.time()
         if delay > 0:
             self._loop.call_later(delay, self._on_notify, file)
         else:
@@ -87,8 +87,8 @@ class PartialWaiters:
 
     def _wake_ready(self, file: GrowingFile) -> None:
         """Refreshes `file`, and wakes the waiters whose byte is stored or whose wait has failed. Sets the poll timer if
-        others still wait for bytes that another process downloads."""
-        file.is_notified, file.refreshed_at = False, self._loop.time()
+        a task still waits and another process downloads the bytes."""
+        file.is_notified, file.checked_at = False, self._loop.time()
         if (futures := self._waiting.get(file)) is None:
             return  # no task waits any more, and the file may be closed
         try:
@@ -101,7 +101,7 @@ class PartialWaiters:
             if future.done():
                 continue
             try:
-                end = file.available_from(offset)
+                end = file.stored_until(offset)
             except RegistryError as error:
                 _set_error(future, error)
             else:

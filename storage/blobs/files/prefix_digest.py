@@ -60,8 +60,8 @@ class PrefixDigest:
         """Whether a step could not read the file."""
 
     def notify(self) -> None:
-        """Starts a step if none is running and the prefix has enough bytes that are not hashed. Call it each time after
-        bytes were written."""
+        """Starts a step if none is running and the prefix has enough bytes that are not hashed. Call it after each
+        write."""
         with self._step_ended:
             if self._step_is_running or self._is_stopped or self._has_failed or not self._next_length():
                 return
@@ -83,13 +83,13 @@ class PrefixDigest:
 
     def _next_length(self) -> int:
         """Returns the number of bytes to hash next: a whole piece, or the rest of the file if that is smaller. Returns
-        0 if the prefix has fewer bytes that are not hashed."""
+        0 if the prefix does not have that many unhashed bytes yet."""
         prefix_bytes = self._prefix_bytes()
         new_bytes = min(PIECE_BYTES, prefix_bytes - self._hashed_bytes)
         return new_bytes if new_bytes == PIECE_BYTES or prefix_bytes == self._size else 0
 
     def _run_step(self) -> None:
-        """Hashes the pieces of one step. If the prefix has more bytes then, starts another step."""
+        """Hashes the pieces of one step. After `PIECES_PER_STEP` pieces, submits another step to go on."""
         needs_another_step = False
 
         def hash_prefix() -> None:

@@ -74,7 +74,7 @@ class ProcessPartial:
         self.data_fd = files.data_fd
         self.is_notified = False
         """Set by `PartialWaiters`."""
-        self.refreshed_at = 0.0
+        self.checked_at = 0.0
         """Set by `PartialWaiters`."""
         self.flags = CrossProcessFlags(files.state_fd)
         self._system = system
@@ -93,13 +93,13 @@ class ProcessPartial:
         self._owner: object | None = None
         """The owner, if it is a user of this process; otherwise None."""
         self._owner_is_leaving = False
-        """Whether the owner has given up ownership, which ends when its running steps (`owner_step`) have ended."""
+        """Whether the owner has given up ownership and only finishes its running steps (`owner_step`)."""
         self._running_steps = 0
         """Number of steps of the owner that are running."""
         self._users = 0
-        """Number of calls of `retain` without their `release`, and of running steps."""
+        """Number of `retain` calls without a `release` so far, plus the number of running steps."""
         self._has_no_owner = False
-        """Whether there was no owner in any process at the last `refresh`."""
+        """Whether no process had an owner at the last `refresh` or change of the owner in this process."""
         self._version = 0
         """Number of changes of the progress so far."""
         self._stored_version = 0
@@ -128,8 +128,8 @@ class ProcessPartial:
         return self._state_fd >= 0
 
     def retain(self) -> bool:
-        """Adds a user, for which the files stay open, and returns True. Returns False if the files are already
-        closed."""
+        """Adds a user and returns True; the files then stay open until the user calls `release`. Returns False if the
+        files are already closed."""
         with self._lock:
             if self._state_fd < 0:
                 return False
@@ -256,7 +256,7 @@ class ProcessPartial:
                 if progress.status is PartialStatus.INCOMPLETE:
                     self._extents = Extents(progress.extents)
 
-    def available_from(self, offset: int) -> int | None:
+    def stored_until(self, offset: int) -> int | None:
         """Returns the offset of the first byte after `offset` that is not stored, or `size` if the blob is committed.
         Returns None if the byte at `offset` is not stored yet, or if `offset` is equal to `size` and the blob is not
         committed yet. Raises PartialLost (no owner is left to download the byte), DigestInvalid."""
@@ -272,13 +272,13 @@ class ProcessPartial:
             return None
 
     async def wait(self, offset: int) -> int:
-        """Waits until `available_from(offset)` returns a number, and returns that number. Raises PartialLost,
+        """Waits until `stored_until(offset)` returns a number, and returns that number. Raises PartialLost,
         DigestInvalid, StorageFailed."""
         if not self.retain():
             raise PartialLost("this process has closed the partial blob")
         try:
             self.refresh()
-            if (end := self.available_from(offset)) is not None:
+            if (end := self.stored_until(offset)) is not None:
                 return end
             return await self._waiters.wait(self, offset)
         finally:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.data_dir.durable_files import sync_directory, write_all
+from storage.data_dir.durable_files import append_chunks, sync_directory
 from storage.data_dir.locks import Flock
 from storage.data_dir.system import System
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown
@@ -40,7 +40,7 @@ class UploadFile:
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
         """Creates the file of a new session in `directory`. Raises BlobUploadInvalid if another request has already
-        taken the session over, which also creates the file."""
+        taken the session over and so created the file."""
         path = directory / "1"
         try:
             system.mkdir(directory)
@@ -102,7 +102,7 @@ class UploadFile:
     def append(self, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         """Writes the chunks at `offset`, which is the end of the file, and returns the new end."""
         with self._locked_as_owner():
-            return write_all(self._system, self._fd, chunks, offset)
+            return append_chunks(self._system, self._fd, chunks, offset)
 
     def truncate(self, size: int) -> None:
         """Deletes all bytes after the first `size`."""

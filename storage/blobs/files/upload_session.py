@@ -20,8 +20,8 @@ from storage.names import Digest, UploadID
 from storage.running_digest import RunningDigest, restore_digest, start_digest
 
 BATCH_BYTES = 2 * 1024 * 1024
-"""Size of a batch. A larger batch costs memory. A smaller one costs time, because passing a call to a thread and back
-takes about a tenth of the time of writing and hashing 1 MiB."""
+"""Size of a batch. A larger batch costs memory. A smaller one costs time: passing a call to a thread and the result
+back takes about a tenth as long as writing and hashing 1 MiB."""
 BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
 """If all uploads of the process together hold more bytes than this in memory, each upload uses batches of
 `SMALL_BATCH_BYTES`."""
@@ -194,9 +194,8 @@ class FileUploadSession:
         return new_digest.digest()
 
     async def _finish_write(self) -> Digest | None:
-        """Waits for the running write, if there is one. Returns the digest that it has computed, or None if it has
-        computed none because its batch was not the last. If a write has failed, this and every later call raises its
-        error."""
+        """Waits for the running write, if there is one. Returns the digest that the write has computed; None if its
+        batch was not the last. If a write has failed, this and every later call raises its error."""
         writing = self._writing
         if writing is None:
             return None
@@ -234,9 +233,10 @@ class ClaimedUploadFile:
         self._file = file
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> FileUploadSession:
-        """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session. Does not read
-        the file if the checkpoint is from the present boot of the machine and covers all bytes of the file, which is
-        usual. Otherwise a thread reads and hashes the file."""
+        """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
+
+        Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
+        not read. Otherwise a thread reads and hashes it."""
         same_boot = checkpoint.boot == self._boot
         resumed = _resume_from_checkpoint(self._file, algorithm, checkpoint) if same_boot else None
         if resumed is None:
@@ -263,9 +263,9 @@ class ClaimedUploadFile:
         and their number. Blocks.
 
         If the machine has not rebooted since the checkpoint (`same_boot`), all bytes in the file are right, and only
-        the bytes after the checkpoint have to be hashed. If the file has fewer bytes than the checkpoint says, an
-        earlier request published the file as a blob, but its process died before it deleted the session's metadata row.
-        Then this raises BlobUploadUnknown.
+        the bytes after the checkpoint have to be hashed. Raises BlobUploadUnknown if the file has fewer bytes than
+        the checkpoint says: an earlier request published the file as a blob, and its process died before it deleted the
+        session's metadata row.
 
         After a reboot the file may contain garbage, because it was not synced. The bytes that the checkpoint covers are
         hashed again, and the bytes after them are deleted. If the digest differs from the saved one, or no digest was

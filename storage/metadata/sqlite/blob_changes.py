@@ -5,8 +5,8 @@ seconds since 1970.
 
 - A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob.
   The column `needed` of a link is the time at which a client last added the blob to the repository or asked for it.
-- The *collect queue* lists what garbage collection may have to remove. An entry is a link to a blob to which no
-  manifest of the repository refers, or a blob without any link. A link stays for a *grace period* after it was queued.
+- The *collect queue* lists what garbage collection may have to remove. An entry is a blob without any link, or a link
+  whose blob no manifest of the repository refers to. A link stays for a *grace period* after it was queued.
 - The functions `drop_…` are the steps of garbage collection: each deletes one row if it is still unused.
 - `place` is the key under which the blob store finds the blob's bytes.
 - `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
@@ -29,9 +29,9 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
-"""Largest number of repositories with the blob among which `mount_blob` looks for one that the client may read."""
+"""Largest number of repositories with the blob that `mount_blob` checks, to find one that the client may read."""
 WHOLE_STORE = 0
-"""Stands in the collect queue in place of a repository's row id: the entry is a blob without any link."""
+"""Value in the collect queue instead of a repository's row id, if the entry is a blob without any link."""
 _BLOB_IN_REPOSITORY = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
@@ -103,8 +103,8 @@ def add_blob(
 
 
 def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> None:
-    """Adds a blob to the repository that did not come through an upload session, such as a mirrored one; `add_blob` is
-    for the others. The blob store must have the blob's bytes at `place`."""
+    """Adds to the repository a blob that did not come through an upload session, such as a mirrored one. (`add_blob`
+    adds an uploaded blob.) The blob store must have the blob's bytes at `place`."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
@@ -127,8 +127,8 @@ def mount_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor, now: float
 ) -> int:
     """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`: the
-    other repository, or a set of repositories that the client may read, any of which may have the blob. Raises
-    BlobUnknown if none of them is found to have it."""
+    other repository, or the set of repositories that the client may read. Raises BlobUnknown if the blob is not found
+    in any of them."""
     if isinstance(source, NameSet):
         blob, size, found_in = _find_mount_source(db, digest, source)
     else:
@@ -144,9 +144,9 @@ def mount_blob(
 def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> tuple[int, int, str]:
     """Returns the blob's row id, its size in bytes, and a repository of the set `names` that has the blob.
 
-    Searches a limited number of repositories, because other changes wait for this transaction. It may thus miss a
-    repository that has the blob; the client then has to upload the blob. Raises BlobUnknown if it finds none."""
-    # `match_cost`: what it costs to match a name against this set, as a multiple of the cost with the simplest set.
+    Searches a limited number of repositories, because other changes wait for this transaction. So it may miss a
+    repository that has the blob, and then the client has to upload the blob. Raises BlobUnknown if it finds none."""
+    # `match_cost`: the cost of matching a name against this set, as a multiple of the cost for the simplest set.
     max_rows = MAX_MOUNT_SOURCES_SEARCHED // names.match_cost + 1
     rows: list[Any] = db.execute(_BLOB_IN_REPOSITORY + " LIMIT ?", (digest, max_rows)).fetchall()
     for blob, size, repository_name in rows:
@@ -190,8 +190,8 @@ def _referring_manifest(db: apsw.Connection, repository: int, digest: Digest) ->
 
 
 def remove_link(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> bool:
-    """Removes the repository's link to the blob, and queues the blob if that was its last link. Returns False if the
-    repository had no link to it."""
+    """Removes the repository's link to the blob, and queues the blob if this was the blob's last link. Returns False if
+    there was no such link."""
     db.execute("DELETE FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob))
     if db.changes() == 0:
         return False
@@ -247,7 +247,8 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
     The period is over if the link was queued by the time `before`, no manifest of the repository refers to the blob,
     and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a manifest
-    refers to the blob, takes the entry off the queue. If a client used the blob, restarts the period at that time."""
+    refers to the blob, takes the entry off the queue. If a client used the blob after `before`, restarts the period at
+    that time."""
     since = db.execute(
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
     ).get
@@ -282,8 +283,8 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 
 
 def unlinked_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
-    """Returns at most `limit` blobs that were queued because they had lost their last link. Such a blob may have got a
-    link again since then, so `drop_blob` checks this once more."""
+    """Returns at most `limit` blobs that were queued because they had lost their last link. A blob may have got a link
+    since then, so `drop_blob` checks this again."""
     found: list[Any] = db.execute(
         "SELECT digest FROM collect_queue WHERE repository = ? LIMIT ?", (WHOLE_STORE, limit)
     ).fetchall()

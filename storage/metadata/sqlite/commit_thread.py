@@ -8,8 +8,8 @@ starve for seconds. So each process holds an exclusive `flock` during its transa
 Changes that arrive while a transaction runs share the next transaction and its fsync.
 
 SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. Checkpoints run
-in the same thread and with the same lock. On a disk with space they run only after the results of a batch were
-delivered, so that no change of that batch waits for one.
+in the same thread and with the same lock. Unless the disk is full, a checkpoint runs only after the results of a batch
+were delivered, so that no change of the batch waits for it.
 
 The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, checkpoints use it, and
 so do changes that free space or take rights away. Changes that store content are refused (`StorageFull`).
@@ -42,8 +42,8 @@ from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_
 from storage.metadata.sqlite.database import connect, is_full
 
 MAX_BATCH_CHANGES = 256
-"""Largest number of changes in one transaction. It is limited so that the first of them does not wait long for its
-commit."""
+"""Largest number of changes in one transaction. The number is limited so that the first change does not wait long for
+its commit."""
 CHECKPOINT_LOG_PAGES = 1000
 """A checkpoint runs after a commit if the log then has at least this number of pages. SQLite's own default."""
 RESTART_LOG_PAGES = 16_000
@@ -65,9 +65,9 @@ Change = Callable[[apsw.Connection], T]
 class _PendingChange:
     """A change whose outcome has not been delivered to its future.
 
-    `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, `future` is what `run` returned.
-    `result` is what `change` returned, and `error` why the change failed, both at the latest attempt. `committed` is
-    true once the transaction with the change is committed."""
+    `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, `future` is what `run` returned. At
+    the latest attempt, `change` returned `result` or failed with `error`. `committed` is true once the transaction with
+    the change is committed."""
 
     change: Change[Any]
     durable: bool
@@ -99,15 +99,15 @@ class CommitThread:
 
     def __init__(self, layout: Layout, system: System, version: Callable[[], object], reserve: Reserve) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. The thread calls `version` and uses `reserve` until `close` returns, so the caller must
-        not close `reserve`, or the connection that `version` uses, before that. Raises apsw.Error, OSError."""
+        of any process changes. The thread calls `version` and uses `reserve` until `close` returns, so until then the
+        caller must not close `reserve` or the connection that `version` uses. Raises apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
         self._reserve = reserve
         self._rights_changed = False
         self._versions_with_same_rights: tuple[object, object] = (None, None)
-        """Data versions before and after the last commit for which `has_same_rights` returns True."""
+        """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
         self._log_pages = 0
         self._fsync_enabled: bool | None = None
@@ -124,10 +124,10 @@ class CommitThread:
         transaction is committed.
 
         `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
-        full disk; GROWTH: nothing, because the change stores content. If the change fails, it is rolled back, and the
-        future raises a RegistryError: the one that `change` raised, StorageFull, or StorageFailed for any other error.
-        A cancellation of the task that awaits the future does not stop the change; the task gets its cancellation when
-        the change has ended."""
+        full disk. (`ReserveUse.GROWTH`: nothing, because the change makes the data grow.) If the change fails, it is
+        rolled back, and the future raises a RegistryError: the one that `change` raised, StorageFull, or StorageFailed
+        for any other error. A cancellation of the task that awaits the future does not stop the change; the task gets
+        its cancellation when the change has ended."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
         return future
@@ -136,7 +136,7 @@ class CommitThread:
         """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
-        Returns False if this is not so or not known. The thread knows it only of the last such commit that it made."""
+        Returns False otherwise, or if this is not known: the thread remembers only its last such commit."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class CommitThread:
             while batch := self._next_batch():
                 try:
                     with Flock(lock):
-                        self._commit_with_room(db, batch)
+                        self._commit_with_reserve(db, batch)
                 except BaseException as error:
                     # The lock failed, or the error is unexpected. The thread continues, because without it this process
                     # could make no more changes.
@@ -168,7 +168,7 @@ class CommitThread:
                     self._roll_back(db)
                     for pending in batch:
                         pending.fail(error)
-                # Outcomes are delivered after the file lock is released, because the event loop then wakes up and
+                # Outcomes are delivered only after the file lock is released: delivery wakes the event loop, which then
                 # competes with this thread for Python's global interpreter lock.
                 for pending in batch:
                     pending.deliver()
@@ -194,12 +194,13 @@ class CommitThread:
                 batch.append(following)
         return batch
 
-    def _commit_with_room(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits the batch. On a full disk, refuses the changes that are not allowed to use the reserve, commits the
-        others, with the space of the reserve if there is no other space, and then runs a checkpoint."""
-        has_space = self._reserve.is_whole or self._reserve.restore()
+    def _commit_with_reserve(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
+        """Commits the batch. If the reserve cannot be restored to its full size, the disk counts as full: refuses the
+        changes that must not use the reserve. If a commit finds no space, frees a part of the reserve and tries again
+        those changes that may use it. On a full disk, finally runs a checkpoint."""
+        disk_is_full = not (self._reserve.is_whole or self._reserve.restore())
         uncommitted = batch
-        if not has_space:
+        if disk_is_full:
             for pending in batch:
                 pending.error = None if self._reserve.allows(pending.reserve_use) else StorageFull()
             uncommitted = [pending for pending in batch if pending.error is None]
@@ -220,17 +221,17 @@ class CommitThread:
         try:
             attempt()
         except StorageFull:
-            has_space = False
+            disk_is_full = True
             with suppress(StorageFull):
                 # Frees a part of the reserve and calls `attempt` again. If the disk is still full, repeats this.
                 self._reserve.spend(attempt, StorageFull)
-        if not has_space:
-            # After a checkpoint of all of the log, the next commits overwrite the log and need no new space for it.
+        if disk_is_full:
+            # Once a checkpoint has copied all of the log, the next commits overwrite it and need no new space.
             self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _commit(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits all changes in one transaction. If the transaction fails, commits each change in one of its own,
-        because the disk may have space for some of them. Raises an error only if it occurs after a commit."""
+        """Commits all changes in one transaction. If the transaction fails, commits each change in a transaction of its
+        own, because the disk may have space for some of them. Raises only errors that occur after a commit."""
         try:
             self._transact(db, batch)
         except BaseException as error:
@@ -282,8 +283,8 @@ class CommitThread:
                 self._versions_with_same_rights = before, after
 
     def _make_log_name_durable(self, db: apsw.Connection) -> None:
-        """Before the first commit, syncs the directory, so that the log's file name survives a power cut. SQLite does
-        not do this if another connection than the one that created the log is the first to sync the log."""
+        """Before the first commit, syncs the directory, so that the log's file name survives a power cut. SQLite itself
+        does this only if the connection that created the log is also the first to sync it."""
         if not self._log_name_is_durable:
             db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log
             with as_storage_errors():
@@ -317,8 +318,8 @@ class CommitThread:
             log.warning(_CHECKPOINT_FAILED, error, exc_info=error)
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> None:
-        """Runs a checkpoint, on a full disk with the reserve. Logs a failure of SQLite instead of raising it. The
-        caller holds the lock. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`."""
+        """Runs a checkpoint. If the disk is full, uses the reserve. Logs apsw.Error and StorageFull instead of raising
+        them. The caller holds the lock. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`."""
         self._log_pages = 0  # the next commit sets it to the length that the log then has
 
         def attempt() -> None:
@@ -343,8 +344,8 @@ def _execute_commit(db: apsw.Connection) -> None:
 
 
 def _as_registry_error(error: BaseException, *, full: bool = False) -> RegistryError:
-    """Returns `error` itself if it is a RegistryError; otherwise StorageFull if `error` means that the disk is `full`,
-    and StorageFailed if it means something else."""
+    """Returns `error` itself if it is a RegistryError. Otherwise returns StorageFull if `full` (the error means that
+    the disk is full), else StorageFailed."""
     if isinstance(error, RegistryError):
         return error
     if full:

@@ -43,8 +43,8 @@ _MIN_METHODS_VERSION: Final = 2
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _LAYOUT_ATTEMPTS: Final = 20
-"""Largest number of times that the header is read to recognize its layout. The first time may fail, because the layout
-cannot be recognized while a commit writes the two copies."""
+"""Largest number of times that the header is read to recognize its layout. One read may fail, because a commit may be
+writing the two copies at that time."""
 log = logging.getLogger("storage.metadata")
 
 
@@ -104,8 +104,8 @@ class DataVersion:
     def __init__(
         self, db: apsw.Connection, find_index_address: Callable[[apsw.Connection], int] = _log_index_address
     ) -> None:
-        """Finds the log's index of the database that `db` has open. `find_index_address` returns the memory address of
-        that index. Raises apsw.Error, UnknownLayout."""
+        """Finds the index of the log in memory. `find_index_address` returns its address. Raises apsw.Error,
+        UnknownLayout."""
         db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log and map its index
         headers = (ctypes.c_char * _BOTH_HEADERS_BYTES).from_address(find_index_address(db))
         page_size = int(db.pragma("page_size"))
@@ -158,9 +158,8 @@ def open_data_version(
     connect: Callable[[], apsw.Connection],
     find_index_address: Callable[[apsw.Connection], int] = _log_index_address,
 ) -> DataVersion | PragmaDataVersion:
-    """Returns a `DataVersion` that reads the version of the database which `db` has open. If the layout of the log's
-    index is unknown, logs a warning and returns a `PragmaDataVersion`, which opens connections with `connect`. Raises
-    apsw.Error."""
+    """Returns a `DataVersion` for the database that `db` has open. If the layout of the log's index is unknown, logs a
+    warning and returns a `PragmaDataVersion`, which opens connections with `connect`. Raises apsw.Error."""
     try:
         return DataVersion(db, find_index_address)
     except UnknownLayout:
@@ -172,12 +171,12 @@ def open_data_version(
 
 
 def is_exactly_one_commit_later(before: object, after: object) -> bool:
-    """Returns True if exactly one commit lies between the versions `before` and `after`. So that this is its own
-    commit, the caller must read `before` inside its write transaction and `after` when it has committed. As long as the
-    transaction is open, no other connection can commit.
+    """Returns True if exactly one commit lies between the versions `before` and `after`. If the caller read `before`
+    inside its write transaction, and `after` when it had committed, this is its own commit, because no other connection
+    can commit while the transaction is open.
 
-    Returns False if there were more commits, or if their number is unknown. It is unknown for versions of
-    `PragmaDataVersion`, and for an `after` that was read while another commit wrote the copies of the header."""
+    Returns False if there were more commits, or if their number is unknown. It is unknown if the versions are those of
+    a `PragmaDataVersion`, or if `after` was read while another commit wrote the copies of the header."""
     if not isinstance(before, bytes) or not isinstance(after, bytes):
         return False
     if after[:_HEADER_BYTES] != after[_HEADER_BYTES:]:  # another commit was writing the two copies

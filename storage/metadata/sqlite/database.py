@@ -32,8 +32,9 @@ ALLOCATED_INDEX_BYTES: Final = 160 * 1024
 """Bytes of the log's index that are allocated when the database is opened, if the file system has small blocks
 (`_has_small_blocks`). They suffice for a log of 80 MiB."""
 MIN_FREE_BYTES_TO_OPEN: Final = 512 * 1024
-"""Free bytes on the disk without which the database is not opened, if the file system has small blocks. It is more than
-the index needs, because the process would be killed if the space ran out while SQLite writes to the index."""
+"""Smallest free space on the disk, in bytes, with which the database is opened if the file system has small blocks. The
+index needs less. The rest is a margin, because the process would be killed if the space ran out while SQLite writes to
+the index."""
 LOG_SIZE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """Size to which SQLite truncates a longer log, after it has copied all of the log into the database file."""
 
@@ -49,9 +50,8 @@ def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
 def create(path: Path) -> apsw.Connection:
     """Opens the database at `path` in WAL mode, and creates it if it is missing. On a full disk, uses the reserve.
 
-    The database stores secrets, such as tokens for upstream registries. So users of the machine other than the owner
-    and group of its files lose all permissions on them. Raises apsw.FullError if there is no space; other apsw.Error,
-    OSError."""
+    The database stores secrets, such as tokens for upstream registries. So its files lose all permissions for users
+    other than their owner and group. Raises apsw.FullError if there is no space; other apsw.Error, OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660))
     for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
         with suppress(FileNotFoundError, PermissionError):  # PermissionError: another user owns the file
@@ -81,7 +81,7 @@ def _connect(path: Path, read_only: bool) -> apsw.Connection:
             db.pragma("query_only", True)
         db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log
 
-    return _set_up(db, set_up)
+    return _run_or_close(db, set_up)
 
 
 def _create(path: Path) -> apsw.Connection:
@@ -92,7 +92,7 @@ def _create(path: Path) -> apsw.Connection:
         db.pragma("journal_mode", "wal")
         db.pragma("synchronous", "FULL")
 
-    return _set_up(db, set_up)
+    return _run_or_close(db, set_up)
 
 
 def _configure_files(db: apsw.Connection) -> None:
@@ -109,11 +109,11 @@ def _configure_files(db: apsw.Connection) -> None:
     db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(on))
 
 
-def _set_up(db: apsw.Connection, set_up: Callable[[], None]) -> apsw.Connection:
-    """Calls `set_up` and returns `db`. If `set_up` raises apsw.Error, closes `db`, and raises apsw.FullError if the
-    disk is full, otherwise the same error."""
+def _run_or_close(db: apsw.Connection, action: Callable[[], None]) -> apsw.Connection:
+    """Calls `action`, which uses `db`, and returns `db`. If `action` raises apsw.Error, closes `db`, and raises
+    apsw.FullError if the disk is full, otherwise the same error."""
     try:
-        set_up()
+        action()
     except apsw.Error as error:
         full = is_full(db, error)
         with suppress(apsw.Error):
@@ -125,15 +125,15 @@ def _set_up(db: apsw.Connection, set_up: Callable[[], None]) -> apsw.Connection:
 
 
 def _open_with_reserve(path: Path, open_connection: Callable[[], apsw.Connection]) -> apsw.Connection:
-    """Returns what `open_connection` returns. If the disk is full, calls it again while the reserve is freed. Raises
-    apsw.FullError if there is no space for the log's index even then; what `open_connection` raises; OSError."""
+    """Returns what `open_connection` returns. If the disk is full, frees the reserve step by step and calls it again.
+    Raises apsw.FullError if there is still no space for the log's index; what `open_connection` raises; OSError."""
     has_small_blocks = _has_small_blocks(path)
 
     def attempt() -> apsw.Connection:
         if has_small_blocks and _free_bytes(path) < MIN_FREE_BYTES_TO_OPEN:
             raise apsw.FullError("there is no room for the index of the log")
         db = open_connection()
-        return _set_up(db, lambda: _allocate_index(path)) if has_small_blocks else db
+        return _run_or_close(db, lambda: _allocate_index(path)) if has_small_blocks else db
 
     try:
         return attempt()
@@ -157,8 +157,8 @@ def _free_bytes(path: Path) -> int:
 
 
 def _allocate_index(path: Path) -> None:
-    """Allocates disk space for the log's index. Uses the file descriptor that SQLite has open: if this function opened
-    and closed one of its own for the same file, this process would lose SQLite's locks. Raises apsw.FullError."""
+    """Allocates disk space for the log's index. Uses the file descriptor that SQLite has open. If this function opened
+    and closed the file itself, the process would lose SQLite's locks on it. Raises apsw.FullError."""
     index_path = os.path.realpath(f"{path}-shm")
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
@@ -181,8 +181,8 @@ def migrations() -> list[tuple[int, str]]:
 
 
 def newest_table_version() -> int:
-    """Returns the number of the last migration. It is the version of the tables that this program needs. A database
-    stores the number of the last migration that was applied to it as its `user_version`."""
+    """Returns the number of the last migration. This is the version of the tables that this program needs. A database's
+    `user_version` is the number of the last migration that was applied to it."""
     return migrations()[-1][0]
 
 

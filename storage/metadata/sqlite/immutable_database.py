@@ -42,7 +42,7 @@ RETIRED = "the database was just opened again for writing; retry the request"
 class ImmutableDatabase:
     """A connection that reads the database without its log. `db` is the connection itself.
 
-    It replaces three objects of a process, whose methods it has: `DataVersion` (a call returns the data version),
+    It replaces three objects of a process, and has their methods: `DataVersion` (a call returns the data version),
     `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data version* is a
     value that every commit to the database changes.
 
@@ -98,13 +98,12 @@ class ImmutableDatabase:
         return refused
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns False: it is not known whether rights that were read at the data version `before` are still valid at
-        the version `after`, so the caller has to read them again."""
+        """Returns False, so that the caller reads the rights again. See `CommitThread.has_same_rights`."""
         return False
 
 
 class ImmutableScans:
-    """Runs lookups that read many rows, in place of a `ScanThread`. They run on the event loop with the connection of
+    """Replaces a `ScanThread`: runs lookups that read many rows, but on the event loop and with the connection of
     `database`. A second connection for a thread is not possible: when it is closed, this process loses all its POSIX
     locks on the file (see `ImmutableDatabase`)."""
 

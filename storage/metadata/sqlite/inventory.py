@@ -1,4 +1,4 @@
-"""Counts the content of the metadata database, and plans what a command removes with a tag or manifest
+"""Counts the content of the metadata database, and lists what else a command removes when it removes a tag or manifest
 (`SqliteInventory`).
 
 Commands use it while a server may be running on the same database. It has a connection of its own.
@@ -33,7 +33,7 @@ SELECT r.name, t.name FROM repository r JOIN tag t ON t.repository = r.id
 _CHILDREN = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
  WHERE c.manifest = ?1"""
-"""Row ids of the manifests that the manifest with row id ?1, an index, lists."""
+"""Row ids of the children of the index with row id ?1: the manifests that it lists."""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
 """Row ids of the manifests whose subject is the manifest with row id ?1."""
@@ -72,7 +72,7 @@ class SqliteInventory:
 
     def totals_below(self, name: str) -> ContentTotals:
         """Counts the manifests, tags, blobs and bytes of blobs of the repositories whose names begin with `name` and a
-        slash. Also counts those of these repositories that have manifests."""
+        slash. Also counts the repositories among them that have a manifest."""
         name_range = _range_below(name)
         counts: tuple[Any, ...] = self._db.execute(_COUNT_CONTENT, name_range).get
         blobs: tuple[Any, ...] = self._db.execute(_COUNT_BLOBS, name_range).get
@@ -86,9 +86,9 @@ class SqliteInventory:
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
-        A tag is removed with the manifest that it points at, unless the manifest has other tags or an index lists it. A
-        manifest is removed with its tags, and with those of its children (the manifests that it lists) and referrers
-        that have no tag and that no remaining index lists. Raises NameUnknown, ManifestUnknown."""
+        With a tag, the manifest that it points at is removed too, unless the manifest has other tags or an index lists
+        it. With a manifest, its tags are removed too, and those children (the manifests that it lists) and referrers
+        that have no tag and are in no remaining index. Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(
@@ -103,7 +103,7 @@ class SqliteInventory:
         tags = self._tags(root)
         if isinstance(reference, Tag) and (tags != [reference] or self._column(_INDEXES, root)):
             return RemovalPlan(repo, (reference,), manifests=(), size=0)
-        return self._plan(repo, repository, tags, self._removed_with(root))
+        return self._plan(repo, repository, tags, self._with_dependents(root))
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
         """Plans the removal of all tags and manifests of the repository. Changes nothing. Raises NameUnknown if it has
@@ -116,10 +116,9 @@ class SqliteInventory:
         tags = self._column("SELECT name FROM tag WHERE repository = ?1 ORDER BY name", repository)
         return self._plan(repo, repository, [Tag(name) for name in tags], removed)
 
-    def _removed_with(self, root: int) -> list[int]:
-        """Returns the row ids of the manifest `root` and of those to remove with it: its children and referrers, and
-        the children and referrers of these. Leaves out manifests that have a tag, and manifests listed by an index that
-        is not removed."""
+    def _with_dependents(self, root: int) -> list[int]:
+        """Returns the row ids of the manifests to remove: `root`, its children and referrers, and the children and
+        referrers of these. Leaves out manifests that have a tag or that a remaining index lists."""
         removed = [root]
         for manifest in removed:  # also visits the manifests that are appended during the loop
             for dependent in [*self._column(_CHILDREN, manifest), *self._column(_REFERRERS, manifest)]:
@@ -132,9 +131,9 @@ class SqliteInventory:
         return removed
 
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
-        """Returns the plan that removes `tags` and the manifests with the row ids `removed`. Its `size` is that of the
-        blobs that become unused."""
-        digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", number)[0]) for number in removed]
+        """Returns the plan that removes `tags` and the manifests with the row ids `removed`. `RemovalPlan.size` is the
+        total size of the blobs that become unused."""
+        digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", row_id)[0]) for row_id in removed]
         size: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
         return RemovalPlan(repo, tuple(tags), tuple(digests), size)
 
@@ -148,6 +147,6 @@ class SqliteInventory:
 
 
 def _range_below(name: str) -> tuple[str, str]:
-    """Returns two bounds for the names that begin with `name` and a slash: such names are equal to or greater than the
-    first, and less than the second."""
+    """Returns the bounds of the names that begin with `name` and a slash: each is at least the first bound and less
+    than the second."""
     return f"{name}/", f"{name}0"  # in byte order, "0" follows "/"

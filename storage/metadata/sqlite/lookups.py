@@ -22,18 +22,18 @@ from storage.patterns import NameSet
 
 PAGE_BYTES = 1024 * 1024
 """Approximate size of a full page of referrers in bytes. A page is larger only if it consists of one large referrer."""
-ANNOTATIONS_BYTES = 1024 * 1024
-"""Largest annotations of a manifest, in bytes of JSON, that a page of referrers contains. A referrer with larger
-annotations is listed without annotations, because most clients refuse a whole page of more than 4 MiB."""
+MAX_ANNOTATIONS_BYTES = 1024 * 1024
+"""Largest size of a manifest's annotations, in bytes of JSON, in a page of referrers. A referrer with larger
+annotations is listed without them, because most clients refuse a whole page of more than 4 MiB."""
 PAGE_COST_LIMIT = 200_000
 """Cost at which a page of repositories ends. Matching one character of a repository's name against the simplest set of
-names costs 1. A page that costs as much as the limit takes about 0.1 s."""
+names costs 1. A page with this cost takes about 0.1 s."""
 STATEMENT_COST = 100
 """Cost of an SQL statement."""
 NAME_COST = 10
 """Cost of reading a name, in addition to matching its characters."""
 SKIP_COST_PER_CHARACTER = 2
-"""Additional cost per character of a name outside the set, because the next name in the set has to be found."""
+"""Additional cost per character of a name outside the set, for finding the next name in the set."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
 before. After names outside the set were skipped, the next statement starts with the smallest number again."""
@@ -64,11 +64,11 @@ _REPOSITORY_NAMES = "SELECT name FROM repository WHERE manifests > 0 AND name >=
 _REFERRER = f"""
 SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.artifact_type) <= {4 * MAX_TYPE_LENGTH}, m.artifact_type, NULL),
-       iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
+       iif(octet_length(m.annotations) <= {MAX_ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
 """Returns NULL for an artifact type that is too long, and the length 0 for annotations that are too long. Earlier
-versions of this registry accepted manifests that have them."""
+versions of this registry accepted such manifests."""
 _REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
@@ -135,8 +135,8 @@ def manifest(
 ) -> Manifest:
     """Returns the manifest. Raises ManifestUnknown.
 
-    `large_manifests` contains, by digest, the manifests of more than `LARGE_MANIFEST_BYTES` that somebody is using.
-    Returns such a manifest from there, or reads it and adds it there, so that concurrent readers share one copy."""
+    `large_manifests` maps digests to the manifests larger than `LARGE_MANIFEST_BYTES` that are in use now. Takes a
+    large manifest from there, or reads it and adds it there, so that concurrent readers share one copy."""
     body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
     if body is not None:
         return Manifest(body, media_type, _digest(digest))
@@ -161,8 +161,8 @@ def repositories(db: apsw.Connection, after: str | None, limit: int, within: Nam
 
 
 def _names_from(db: apsw.Connection, start: str, limit: int) -> list[str]:
-    """Returns the first `limit` names of repositories with manifests that are equal to or greater than `start`, in
-    order; fewer if there are fewer."""
+    """Returns at most `limit` names of repositories that have manifests, in order, from the first name that is equal to
+    `start` or sorts after it."""
     rows: list[Any] = db.execute(_REPOSITORY_NAMES, (start, limit)).fetchall()
     return [name for (name,) in rows]
 
@@ -185,7 +185,7 @@ class _RepositoryPageReader:
         self._remaining_cost = PAGE_COST_LIMIT
 
     def read(self, start: str) -> Page[RepositoryName]:
-        """Returns the page. Its first name is the first one of the set that is equal to or greater than `start`."""
+        """Returns the page. It starts with the first name of the set that is equal to `start` or sorts after it."""
         next_name = self._within.seek(start)  # no name of the set lies between `start` and this text
         batch_size = MIN_BATCH_NAMES
         while next_name is not None:
@@ -238,13 +238,12 @@ def referrers(
     max_page_bytes: int = PAGE_BYTES,
 ) -> Page[Descriptor]:
     """Returns a page of the manifests whose subject is `subject`, in the order of their digests. The page starts with
-    the first digest that sorts after `after` (None: with the first of all digests). With `artifact_type`, it has only
-    manifests of that type.
+    the first digest that sorts after `after` (None: with the first of all digests). With `artifact_type`, the page has
+    only manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    If `max_page_bytes` is less than `PAGE_BYTES` and the first referrer is larger than it, the page is empty, with
-    `more` set, so that the caller can read a larger page. If `max_page_bytes` is at least `PAGE_BYTES`, the page then
-    has the first referrer alone."""
+    If the first referrer is larger than `max_page_bytes`, the page has only this referrer. But if `max_page_bytes` is
+    less than `PAGE_BYTES`, such a page is empty, with `more` set, so that the caller can read a larger page."""
     found: list[Descriptor] = []
     page_bytes = 0
     values = (repo, subject, after or "", max_read + 1)
@@ -266,6 +265,6 @@ def referrers(
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
-    """Returns those of `values` that occur in the column of the table."""
+    """Returns the `values` that occur in the column of the table."""
     sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
     return {value for value in values if db.execute(sql, (value,)).get is not None}

@@ -57,8 +57,8 @@ def put_manifest(
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags it is ignored. `sparse`: the repository may lack content that the manifest refers
-    to; if `sparse` is false and it does, raises ManifestBlobUnknown."""
+    PreconditionFailed. Without tags it is ignored. `sparse`: accepts the manifest even if the repository lacks content
+    that it refers to. If `sparse` is false, raises ManifestBlobUnknown for such a manifest."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -89,8 +89,8 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     layers, which clients fetch from elsewhere.
 
     The children of an index are the entries of its list `manifests`. The repository must have each child as a manifest.
-    If a child is in `manifest.blob_children`, its media type is not that of a manifest; then it suffices that the
-    repository has it as a blob."""
+    But a child in `manifest.blob_children` has a media type other than that of a manifest, so the repository may have
+    it as a blob instead."""
     foreign = manifest.foreign
     blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
     children = {d.digest for d in manifest.manifests}
@@ -109,15 +109,15 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
 
 
 def _json_array(digests: Iterable[Digest]) -> str:
-    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`. So one statement handles all
-    digests, and SQLite runs it without Python's global interpreter lock."""
+    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`. With it, one statement handles all
+    digests, and SQLite runs without Python's global interpreter lock."""
     # No character of a digest needs escaping in JSON.
     return '["' + '","'.join(sorted(digests)) + '"]'
 
 
 def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest]) -> list[Digest]:
-    """Returns those of `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` or
-    `_MANIFESTS_NOT_IN_REPOSITORY`, depending on whether they are digests of blobs or of manifests."""
+    """Returns the `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` or
+    `_MANIFESTS_NOT_IN_REPOSITORY`, for digests of blobs or of manifests."""
     if not digests:
         return []
     rows: list[Any] = db.execute(sql, (repository, _json_array(digests))).fetchall()
@@ -125,8 +125,8 @@ def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest
 
 
 def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
-    """Stores the manifest, and what it refers to. If the repository already has the manifest, only updates its media
-    type. Returns its row id, and True if it is new to the repository."""
+    """Stores the manifest, and the digests that it refers to. If the repository already has the manifest, only updates
+    its media type. Returns the manifest's row id, and True if the manifest is new to the repository."""
     existing = db.execute(
         "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get
@@ -151,7 +151,8 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
             manifest.body,
         ),
     ).get
-    # A child that may be a blob or a manifest is stored as both, so that neither is removed while it is referred to.
+    # A child that may be a blob or a manifest is stored as both, so that neither is removed while this manifest refers
+    # to it.
     blobs = {d.digest for d in manifest.blobs} | manifest.blob_children
     _store_references(db, "manifest_blob", repository, manifest_id, blobs)
     _store_references(db, "manifest_child", repository, manifest_id, {d.digest for d in manifest.manifests})

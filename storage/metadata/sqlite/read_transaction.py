@@ -3,10 +3,10 @@
 Starting and ending a transaction takes SQLite as long as a lookup in a small store. A loaded server makes several
 lookups per iteration of the event loop, so sharing one transaction saves time.
 
-The *data version* is a value that every commit to the database changes. A caller reads it before each lookup. If it has
-changed since the transaction started, the lookup starts a new transaction. So no lookup returns data older than the
-version that the caller has read. The transaction ends with the iteration at the latest, because SQLite cannot reuse the
-space of its write-ahead log while a transaction reads from the log.
+The *data version* is a value that every commit to the database changes. A caller reads it before each lookup. If the
+version has changed since the transaction started, the lookup starts a new transaction. So no lookup returns data older
+than the version that its caller has read. The transaction ends with the iteration at the latest, because SQLite cannot
+reuse the space of its write-ahead log while a transaction reads from the log.
 """
 
 from __future__ import annotations

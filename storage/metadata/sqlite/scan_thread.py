@@ -1,6 +1,6 @@
 """A thread for database lookups that read many rows (`ScanThread`).
 
-The event loop runs on during such a lookup, because SQLite reads each row without Python's global interpreter lock.
+Such a lookup does not block the event loop, because SQLite reads each row without Python's global interpreter lock.
 """
 
 from __future__ import annotations

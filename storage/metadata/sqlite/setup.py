@@ -42,10 +42,10 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
 
 
 def check_readable_on_full_disk(layout: Layout) -> None:
-    """Checks, after `prepare_database` raised StorageFull, that a server can at least read the database. Raises
-    DataDirectoryError, which says that the disk is full, if it cannot: the database cannot be opened read-only, or has
-    another table version than this program needs. The caller must not hold the writers' lock, because the check locks
-    it itself, in shared mode."""
+    """Called after `prepare_database` raised StorageFull. Checks that a server can at least read the database: that it
+    can be opened read-only and has the table version that this program needs. Raises DataDirectoryError if not. In both
+    cases the error says that the disk is full, because the full disk also prevented the migration. The caller must not
+    hold the writers' lock, because the check takes it in shared mode."""
     if not _is_readable_on_full_disk(layout):
         raise DataDirectoryError(
             f"the disk is full, and there is no room to open {layout.metadata}; free some space there"

@@ -27,7 +27,8 @@ class SqliteDatabase:
 
     `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
     about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep. `immutable`
-    is the connection that reads the database on a full disk; None if the database was opened normally."""
+    is the read-only connection that replaces all others when a full disk has no space to open the database normally;
+    otherwise None."""
 
     def __init__(
         self,

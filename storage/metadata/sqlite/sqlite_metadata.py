@@ -42,15 +42,15 @@ MEMORY_PER_MANIFEST_BYTE: Final = 8
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages that
-leave out repositories, are read in the thread."""
+"""Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages of a
+`NameSet` that leaves out names, are read in the thread."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
 whose `subject` field has the digest of that manifest."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
 _ROWS_PER_ITERATION: Final = 500
-"""Number of rows that are looked up in one iteration of the event loop. Looking them up takes about 5 ms."""
+"""Number of rows that are looked up in one iteration of the event loop. This takes about 5 ms."""
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
@@ -83,9 +83,9 @@ class SqliteMetadata:
         writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
     ) -> None:
-        """`db` and `shared_reads` are connections for short lookups; `shared_reads` combines those of one iteration of
-        the event loop into one transaction. `scans` runs long lookups, `writer` runs changes. `clock` returns the time
-        in seconds since 1970."""
+        """`db` and `shared_reads` are connections for short lookups; `shared_reads` combines the lookups of one
+        iteration of the event loop into one transaction. `scans` runs long lookups, `writer` runs changes. `clock`
+        returns the time in seconds since 1970."""
         self._db = db
         self.version = version
         self._shared_reads = shared_reads
@@ -96,9 +96,9 @@ class SqliteMetadata:
         self._clock = clock
 
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Returns what `lookup` returns for a connection and `arguments`, or the cached result of an equal lookup since
-        the last commit of any process. `memory_of` returns the approximate bytes of memory that a result takes. If
-        `lookup` raises an error, caches nothing."""
+        """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
+        equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
+        bytes of memory that a result takes. If `lookup` raises an error, caches nothing."""
         key = (lookup, *arguments)
         cached = self._cache.get(key)
         if cached is not None:
@@ -126,7 +126,7 @@ class SqliteMetadata:
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Stores that a client was just told that the repository has the blob. Garbage collection then keeps the blob
-        there for a grace period, so that the client can push a manifest that refers to it."""
+        there for a grace period, so that the client can push a manifest that refers to the blob."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.touch_blob(db, repo, digest, now), durable=False)
 
@@ -145,7 +145,7 @@ class SqliteMetadata:
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
         """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`:
-        the other repository, or a set of repositories, any of which may have the blob."""
+        the other repository, or a set of repositories to search for the blob."""
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
@@ -272,11 +272,11 @@ class SqliteMetadata:
 
     async def drop_blob(self, digest: Digest) -> str | None:
         """If no repository has a link to the blob, deletes its row and returns its place, so that the caller can delete
-        the bytes there. Returns None if a repository has a link to it or it has no row."""
+        the bytes there. Returns None if a repository has a link to the blob, or the blob has no row."""
         return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), reserve_use=ReserveUse.RELIEF)
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Returns those of `digests` that are digests of blobs in the database."""
+        """Returns the `digests` whose blobs are in the database."""
         return await self._existing(digests, table="blob", column="digest")
 
     async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
@@ -290,12 +290,12 @@ class SqliteMetadata:
         )
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
-        """Returns those of `uploads` that are ids of upload sessions in the database."""
+        """Returns the `uploads` whose sessions are in the database."""
         return await self._existing(uploads, table="upload", column="id")
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
-        """Returns those of `values` that occur in the column of the table. There may be tens of thousands of values, so
-        the event loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
+        """Returns the `values` that occur in the column of the table. There may be tens of thousands of values, so the
+        event loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
         found: set[S] = set()
         for start in range(0, len(values), _ROWS_PER_ITERATION):
             if start:

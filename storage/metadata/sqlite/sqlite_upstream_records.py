@@ -1,10 +1,12 @@
 """Stores what the mirror learned about its upstream registries in the metadata database (`SqliteUpstreamRecords`).
 
 - An *upstream* is a registry that this registry mirrors. An *endpoint* is one of its servers.
-- A *check* records an answer of an upstream: at that time it had a manifest or blob, or it did not ("not found").
-- A *link* is a row that lets a repository serve a blob. It is *confirmed* if the blob was pushed to or fetched for this
-  repository, or if the upstream said that it has the blob in this repository.
-- A *bad sender* is an endpoint that sent bytes with another digest for a blob. The store counts how often it did so.
+- A *check* is a request that asked an upstream whether it has a manifest or blob. The store records the time and the
+  answer: found, or "not found".
+- A *link* is a row that lets a repository serve a blob. It is *confirmed* if the blob was pushed to this repository or
+  fetched for it, or if the upstream said that it has the blob in this repository.
+- A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
+  store counts how often each endpoint did so.
 - An *allowance* is the rate limit that an upstream stated.
 """
 
@@ -26,14 +28,14 @@ MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
 does not exist."""
 CHECKS_PER_PRUNE = 64
-"""Number of 'not found' checks that a process stores from one deletion of the oldest ones to the next."""
+"""A process deletes the oldest 'not found' checks each time it has stored this number of them."""
 MAX_REFERRING_MANIFESTS = 8
 """Largest number of manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because they are
 parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Largest number of references to a blob among which `referring_manifests` looks for the newest manifests."""
+"""Largest number of references to a blob that `referring_manifests` searches for the newest manifests."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
@@ -80,7 +82,7 @@ class SqliteUpstreamRecords:
         return None if row is None else UpstreamCheck(row[0], bool(row[1]))
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
-        """Stores a check that was made now. `found`: True if the upstream has the manifest `reference`, or with `blob`
+        """Stores a check that was made now. `found`: whether the upstream has the manifest `reference`, or with `blob`
         the blob with the digest `reference`."""
         now, key = self._clock(), _check_key(reference, blob)
         should_prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
@@ -126,9 +128,9 @@ class SqliteUpstreamRecords:
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         """Returns at most `MAX_REFERRING_MANIFESTS` of the manifests of the repository that refer to the blob as config
-        or layer, newest first. Leaves out manifests that are larger than `MAX_PARSED_BYTES` or cannot be parsed, and
-        returns fewer if their bodies together have more than `MAX_PARSED_BYTES`."""
-        # Bodies are read one by one afterwards, because a statement that sorts rows with bodies reads all bodies.
+        or layer, newest first. Leaves out manifests that are larger than `MAX_PARSED_BYTES` or cannot be parsed.
+        Returns fewer if their bodies together are larger than `MAX_PARSED_BYTES`."""
+        # The statement reads no bodies: a statement that sorts rows with bodies reads the bodies of all rows.
         limits = MAX_REFERRING_MANIFESTS, MAX_PARSED_BYTES, MAX_ROWS_SEARCHED
         rows: list[Any] = self._db.execute(_REFERRING_MANIFESTS, (repo, digest, *limits)).fetchall()
         found, remaining_bytes = [], MAX_PARSED_BYTES
@@ -145,10 +147,11 @@ class SqliteUpstreamRecords:
         return found
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
-        """Returns the endpoints of the upstream that sent wrong bytes for the blob within the last `seconds`, each with
-        how often it did so and when it last did."""
+        """Returns the endpoints of the upstream that sent corrupt bytes for the blob within the last `seconds`, each
+        with the number of times and the last time."""
         now = self._clock()
-        # The upper bound leaves out times in the future, which are stored if the clock was set back since.
+        # If the clock was set back after a record was stored, its time is in the future. The upper bound leaves out
+        # such records.
         rows: list[Any] = self._db.execute(
             "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
             (upstream, digest, now - seconds, now + 1.0),
@@ -156,8 +159,8 @@ class SqliteUpstreamRecords:
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores that each of the endpoints sent wrong bytes for the blob once more. Deletes all bad senders that last
-        did so more than `seconds` ago."""
+        """Stores that each of the endpoints sent corrupt bytes for the blob one more time. Deletes the records of all
+        bad senders that last did so more than `seconds` ago."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
@@ -172,7 +175,7 @@ class SqliteUpstreamRecords:
         await self._writer.run(store, durable=False)
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
-        """Deletes the bad senders of these blobs. Returns the number of blobs that had bad senders."""
+        """Deletes the records of the bad senders of these blobs. Returns the number of blobs that had such records."""
 
         def forget(db: apsw.Connection) -> int:
             blobs_with_records = 0

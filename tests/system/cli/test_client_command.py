@@ -161,7 +161,7 @@ def test_address_from_the_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["docker", "--listen", "127.0.0.1:0"], "name its address with --url"),
+        (["docker", "--listen", "127.0.0.1:0"], "give the server's address with --url"),
         (["docker", "--url", "ftp://x"], "--url: 'ftp://x' is not an address like"),
         (["docker", "--url", "https://x/registry"], "--url: 'https://x/registry' must end after the host and port"),
         (["docker", "--url", "http://"], "--url: 'http://' is not an address like"),

@@ -165,7 +165,7 @@ def test_warm_says_which_platforms_there_are(tmp_path: Path, upstream: Hub) -> N
     """For a platform that is not in the index, the error lists those that are. The other platforms are fetched."""
     ended = mirror(tmp_path, "warm", "app:1", "--platform", "linux/s390x", *FOR_AMD64)
     assert ended.returncode == 1
-    assert "is not there for linux/s390x; there are: linux/amd64, linux/arm64" in ended.stderr
+    assert "does not exist for linux/s390x, only for linux/amd64, linux/arm64" in ended.stderr
     assert "3.0 MiB fetched" in ended.stdout
 
 
@@ -207,7 +207,7 @@ def test_interrupted_warming_goes_on(tmp_path: Path, upstream: Hub, images: dict
         running.send_signal(signal.SIGINT)
         out, err = wait_for_output(running)
     assert (running.returncode, out) == (130, "")
-    assert err.startswith("entrepot: interrupted; what has come stays")
+    assert err.startswith("entrepot: interrupted; what was fetched stays cached")
     upstream.clear()
     upstream.release()
     fills = {fill["digest"]: fill for fill in status(tmp_path)["fills"]}  # a small one may have been on its way as well
@@ -379,7 +379,7 @@ def test_refresh(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) ->
     content.add("library/app", second, "1")
     upstream.put(content)
     assert done(tmp_path, "refresh", "app:1") == [f"app:1: changed: {first} -> {second.digest}"]
-    assert done(tmp_path, "refresh", f"app@{first}") == [f"app@{first}: a digest means the same for ever; it is here"]
+    assert done(tmp_path, "refresh", f"app@{first}") == [f"app@{first}: cached; the content of a digest never changes"]
 
 
 @pytest.mark.parametrize("by_digest", [False, True])
@@ -404,7 +404,7 @@ def test_refresh_after_wrong_bytes(
         sentence = refused.json()["errors"][0]["message"]
         reference = sentence.split()[-1] if by_digest else "app:1"
         (said,) = done(tmp_path, "refresh", reference)
-        assert "1 blob that came with wrong bytes may be asked for again at once" in said
+        assert "1 blob that came with corrupt bytes can be requested again at once" in said
         got = client.get(f"/v2/app/blobs/{layer}")
         assert got.content == images["amd64"].layers[1].read()
 
@@ -473,7 +473,7 @@ def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     (line,) = done(tmp_path, "purge", "app:1")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; 3.0 MiB are freed after ")
-    assert line.endswith("(gc.grace is 24h), if nobody pulls it again until then")
+    assert line.endswith("(gc.grace is 24h), unless a pull uses them again before")
     assert status(tmp_path)["upstreams"][0]["manifests"] == 0
     upstream.forget()
     done(tmp_path, "refresh", "app:1")

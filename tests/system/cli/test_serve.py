@@ -86,7 +86,7 @@ def test_who_may_be_let_in(loopback: bool, closed: bool, insecure: bool) -> None
     """Only an open registry that other machines reach, without insecure_open, does not start."""
     allowed = loopback or closed or insecure
     with nullcontext() if allowed else pytest.raises(InsecureOpenError):
-        check_insecure_open(bound_is_loopback=loopback, closed=closed, insecure_open=insecure)
+        check_insecure_open(bound_to_loopback=loopback, closed=closed, insecure_open=insecure)
 
 
 def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def test_a_start_that_cannot_be(tmp_path: Path, authority: CertificateAuthority,
     assert "protected by a password" in fails(tmp_path, certificate=certificate, key=authority.locked(pair).key)
     assert "no such file" in fails(tmp_path, certificate=certificate, key=key, client_ca=tmp_path / "none.pem")
     assert "names no certificate" in fails(tmp_path, key=key)
-    assert "nobody signs for clients" in fails(tmp_path, certificate=certificate, key=key, client_auth="optional")
+    assert "no authority for client certificates" in fails(
+        tmp_path, certificate=certificate, key=key, client_auth="optional"
+    )
 
 
 def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:

@@ -193,9 +193,16 @@ def store_counts(server: RegistryServer) -> StoreCounts:
 
 
 def settled(server: RegistryServer) -> StoreCounts:
-    """The same, once no session is left of a request that an earlier test sent and did not wait for."""
-    eventually(lambda: ("upload", 0) in store_counts(server).rows)
-    return store_counts(server)
+    """The same, at a moment without a session of a request that an earlier test sent and did not wait for."""
+    counts = store_counts(server)
+
+    def has_no_session() -> bool:
+        nonlocal counts
+        counts = store_counts(server)
+        return ("upload", 0) in counts.rows
+
+    assert eventually(has_no_session), f"an earlier test has left an upload session: {counts}"
+    return counts
 
 
 def sound_request(server: RegistryServer) -> None:

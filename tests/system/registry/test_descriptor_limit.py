@@ -184,13 +184,13 @@ def test_without_descriptors_a_request_is_told_to_come_again(stack: ExitStack, t
     late = KeptClient(server)
     stack.callback(late.close)
     late.connect()
-    wait_for(lambda: bool(lines(server, "cannot take connections")))
+    wait_for(lambda: bool(lines(server, "cannot accept connections")))
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     late.pull("team/app", layer)
     assert late.call("PATCH", place, b"abc")[0] == 202
     assert "Traceback" not in server.log_text()
     assert len(lines(server, " 503 ")) == 2
-    assert len(lines(server, "cannot take connections")) == 1
+    assert len(lines(server, "cannot accept connections")) == 1
 
 
 def test_the_soft_limit_is_raised(tmp_path: Path) -> None:

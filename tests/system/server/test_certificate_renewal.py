@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_told_once(
             certificates.refresh()
         assert certificates.context is before
         (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith("new connections go on with the certificate from before: the key in ")
+        assert line.startswith("new connections still use the old certificate: the key in ")
         live.certificate.unlink()
         for _ in range(4):
             certificates.refresh()
@@ -221,7 +221,7 @@ def test_renewal_under_load(
         for thread in threads:
             thread.join()
     assert wrong == []
-    assert "go on with the certificate from before" not in running.errors
+    assert "still use the old certificate" not in running.errors
 
 
 def other_than(running: AppProcess, context: ssl.SSLContext, old: str) -> str:
@@ -235,7 +235,7 @@ def test_a_renewal_that_went_wrong(
     """A certificate without its key changes nothing, and each worker logs it once; with its key it is loaded."""
     old = shown(running, context)
     shutil.copy(second.certificate, live.certificate)
-    line = "new connections go on with the certificate from before: the key in"
+    line = "new connections still use the old certificate: the key in"
     wait_for(lambda: running.errors.count(line) == 2)
     assert everywhere(running, context, old)
     shutil.copy(second.key, live.key)

@@ -390,7 +390,7 @@ def test_answers_that_clients_do_not_take(start: Start) -> None:
         assert found.count(b"503") >= 8
         assert status() == 503
     wait_for(lambda: status() == 200)
-    assert "too many answers wait for their clients" in running.errors
+    assert "too many responses wait for slow clients" in running.errors
     assert "Traceback" not in running.errors
 
 

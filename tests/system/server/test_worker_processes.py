@@ -308,18 +308,25 @@ def _sockets(running: AppProcess) -> dict[int, int]:
 
 
 def test_connections_are_shared(start: Start) -> None:
-    """Of many connections at once each worker accepts some."""
+    """Each worker accepts some connections. How many is the scheduler's choice, so more are opened until both have
+    some."""
     running = start(workers=2)
     before = _sockets(running)
-    socks = [running.connect() for _ in range(64)]
-    try:
-        for sock in socks:
+    socks: list[socket.socket] = []
+
+    def each_worker_has_some() -> bool:
+        opened = [running.connect() for _ in range(64)]
+        socks.extend(opened)
+        for sock in opened:
             sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
-        assert all(read_response(sock)[0] == 200 for sock in socks)
+        assert all(read_response(sock)[0] == 200 for sock in opened)
         gained = {worker: sockets - before[worker] for worker, sockets in _sockets(running).items()}
         assert len(gained) == 2
         assert sum(gained.values()) == len(socks)
-        assert min(gained.values()) > 0  # how many is the scheduler's choice: 5 of 64 was seen on a busy machine
+        return min(gained.values()) > 0
+
+    try:
+        assert any(each_worker_has_some() for _ in range(8))
     finally:
         for sock in socks:
             sock.close()

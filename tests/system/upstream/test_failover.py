@@ -564,7 +564,7 @@ def test_a_retry_after_that_is_none(text: str) -> None:
 
 
 async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
-    """`is_exhausted` holds from a tenth of the limit on, in every process, and expires after an hour."""
+    """`is_nearly_exhausted` holds from a tenth of the limit on, in every process, and expires after an hour."""
     clock = UpstreamClock()
     upstream.set(limit=20)
     async with (
@@ -574,10 +574,10 @@ async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
         upstream_source(two, upstream.url, clock=clock) as there,
     ):
         for number in range(1, 19):
-            assert not here.is_exhausted()
+            assert not here.is_nearly_exhausted()
             await here.get_manifest(REPO, TAG)
-            assert here.is_exhausted() is (number == 18)
+            assert here.is_nearly_exhausted() is (number == 18)
         await there.resolve_manifest(REPO, TAG)
-        assert there.is_exhausted()
+        assert there.is_nearly_exhausted()
         clock.now += 3601
-        assert not there.is_exhausted()
+        assert not there.is_nearly_exhausted()

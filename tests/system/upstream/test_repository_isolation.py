@@ -343,7 +343,7 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
 async def test_a_name_that_resolves_slowly(
     registry: StoredRegistry, held: ImageTree, monkeypatch: pytest.MonkeyPatch, names: str
 ) -> None:
-    """Slow look-ups of any names that one repository's redirects lead to do not delay the look-ups of others."""
+    """Slow lookups of any names that one repository's redirects lead to do not delay the lookups of others."""
     resolve, go, asked = socket.getaddrinfo, threading.Event(), asyncio.Event()
 
     def resolving(host: Any, port: Any, *more: Any, **named: Any) -> Any:

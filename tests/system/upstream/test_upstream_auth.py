@@ -174,7 +174,7 @@ async def test_nothing_is_contacted_before_it_is_needed(
     """Creating a client contacts nobody and reads no file."""
     absent = tmp_path / "absent"
     async with upstream_source(registry, upstream.url, username="ann", password_file=absent, ca_file=absent) as source:
-        assert (source.name, source.connections, source.is_exhausted()) == ("far.test", 8, False)
+        assert (source.name, source.connections, source.is_nearly_exhausted()) == ("far.test", 8, False)
     assert upstream.opened == 0
 
 

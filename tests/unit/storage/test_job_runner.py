@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.errors import StorageFailed
-from storage.jobs import Job, JobRunning, JobState, JobStopped, JobUnknown, Progress, slot_name
+from storage.jobs import JSON, Job, JobRunning, JobState, JobStopped, JobUnknown, Progress, slot_name
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, JobRunner, run_in_command
 
@@ -23,14 +23,16 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 async def wait_for_end(store: StoredRegistry, job: Job) -> Job:
-    async with asyncio.timeout(20):
-        while (found := await store.jobs.job(job.id)).ended is None:
-            await asyncio.sleep(0.02)
-    return found
+    for _ in range(1000):
+        found = await store.jobs.job(job.id)
+        if found.ended is not None:
+            return found
+        await asyncio.sleep(0.02)
+    pytest.fail(f"job {job.id} has not ended")
 
 
 async def test_a_job_tells_what_it_did(store: StoredRegistry) -> None:
-    steps = []
+    steps: list[Mapping[str, JSON]] = []
 
     async def work(context: JobContext) -> object:
         context.step(blob="one")
@@ -74,7 +76,10 @@ async def test_a_server_runs_queued_jobs(store: StoredRegistry) -> None:
 
 
 async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
+    started = asyncio.Event()
+
     async def work(context: JobContext) -> object:
+        started.set()
         for number in range(10_000):
             await context.report(number, save_now=True)
             await asyncio.sleep(0.01)
@@ -84,8 +89,7 @@ async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
     running = await store.jobs.add("count", {}, actor="alice")
     queued = await store.jobs.add("count", {}, actor="alice")
     async with asyncio.timeout(20):
-        while (await store.jobs.job(running.id)).state is not JobState.RUNNING:
-            await asyncio.sleep(0.02)
+        await started.wait()
 
     assert (await store.jobs.request_stop(queued.id)).state is JobState.STOPPED
     assert (await store.jobs.request_stop(running.id)).is_stopping

@@ -316,7 +316,7 @@ def test_limits_cover_too() -> None:
 
 
 def test_covering_is_quick() -> None:
-    """Whatever patterns a set has, a question takes one look-up for each character of the pattern."""
+    """Whatever patterns a set has, a question takes one lookup for each character of the pattern."""
     names = NameSet.of([*(f"*{'a*' * 50}{number}" for number in range(200)), *(f"team{n}/**" for n in range(5000))])
     begun = time.process_time()
     for number in range(200):

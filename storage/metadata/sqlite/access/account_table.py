@@ -2,9 +2,9 @@
 
 An account belongs to a person or to a robot, which is a program.
 
-The *epoch* is a number in the database. It increases in the transaction of every change that affects the rights of
-somebody. Each request reads it, and what a process has cached about rights is valid for one epoch only. So a worker (a
-server process) notices a revoked right at the next request, whichever process revoked it.
+The *epoch* is a number in the database. Each transaction that changes somebody's rights increments it. Each request
+reads it, and the rights that a process has cached are valid for one epoch only. So a worker (a server process) notices
+a revoked right at the next request, whichever process revoked it.
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.

@@ -1,11 +1,11 @@
-"""The table of API tokens: secrets that an account uses in place of its password. A token with the purpose `personal`
-was made by a person, one with the purpose `login` is a refresh token that `docker login` got.
+"""The table of API tokens: secrets that an account uses in place of its password. A person has made each token with
+the purpose `personal`. A token with the purpose `login` is a refresh token that `docker login` got.
 
 An expired token is treated as if it did not exist. All functions take a connection; those that change something run
 inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,
 `now` the time in seconds since 1970.
 
-The *epoch* is a number in the database. What a process has cached about rights is valid for one epoch only, so a change
+The *epoch* is a number in the database. The rights that a process has cached are valid for one epoch only, so a change
 that takes a right away increments the epoch.
 """
 
@@ -71,34 +71,38 @@ def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str 
     )
 
 
-def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash: bytes) -> None:
-    """Adds the token `made`. Does not increment the epoch, because no process can have cached anything about the token.
-    Raises AccountUnknown if its account does not exist; AccountExists if its id is in use; AccountInvalid if its
-    account has too many personal tokens."""
+def add(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken, secret_hash: bytes) -> None:
+    """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. Raises
+    AccountUnknown if its account does not exist; AccountExists if its id is in use; AccountInvalid if its account has
+    too many personal tokens."""
     _delete_expired(db, now)
-    account(db, made.account)  # raises AccountUnknown
-    if db.execute("SELECT 1 FROM api_token WHERE id = ?", (made.id,)).get is not None:
+    account(db, new_token.account)  # raises AccountUnknown
+    if db.execute("SELECT 1 FROM api_token WHERE id = ?", (new_token.id,)).get is not None:
         raise AccountExists("there is an API token with that id already")
-    _check_token_count(db, made)
-    limits = None if made.limits is None else json.dumps([(one.pattern, int(one.actions)) for one in made.limits])
+    _check_token_count(db, new_token)
+    limits = (
+        None
+        if new_token.limits is None
+        else json.dumps([(limit.pattern, int(limit.actions)) for limit in new_token.limits])
+    )
     db.execute(
         "INSERT INTO api_token (id, account, purpose, note, secret, created, expires, limits, used) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(made.id, made.account, made.purpose, made.note, secret_hash),
-            *(made.created, made.expires, limits, made.used),
+            *(new_token.id, new_token.account, new_token.purpose, new_token.note, secret_hash),
+            *(new_token.created, new_token.expires, limits, new_token.used),
         ),
     )
-    record(db, by, now, "token.add", made.account, _detail(made))
+    record(db, by, now, "token.add", new_token.account, _detail(new_token))
 
 
-def _check_token_count(db: apsw.Connection, made: ApiToken) -> None:
+def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
     """Raises AccountInvalid if the token is a personal one and its account already has `MOST_TOKENS` personal tokens.
     Does not limit refresh tokens: the code that adds them revokes the least recently used ones."""
     count_sql = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
-    if made.purpose == "personal" and db.execute(count_sql, (made.account,)).get >= MOST_TOKENS:
+    if new_token.purpose == "personal" and db.execute(count_sql, (new_token.account,)).get >= MOST_TOKENS:
         raise AccountInvalid(
-            f"{made.account} has {MOST_TOKENS} API tokens, as many as an account can have; revoke some first"
+            f"{new_token.account} has {MOST_TOKENS} API tokens, as many as an account can have; revoke some first"
         )
 
 
@@ -115,13 +119,13 @@ def _delete_expired(db: apsw.Connection, now: float) -> None:
     db.execute("DELETE FROM api_token WHERE expires IS NOT NULL AND expires <= ?", (now,))
 
 
-def _detail(described: ApiToken) -> dict[str, object]:
+def _detail(api_token: ApiToken) -> dict[str, object]:
     """Returns the detail of a line of the audit log: id, purpose, note and limits of the token."""
-    detail: dict[str, object] = {"token": described.id, "purpose": described.purpose}
-    if described.note:
-        detail["note"] = described.note
-    if described.limits is not None:
-        detail["limits"] = [f"{one.pattern} {','.join(one.actions.words)}" for one in described.limits]
+    detail: dict[str, object] = {"token": api_token.id, "purpose": api_token.purpose}
+    if api_token.note:
+        detail["note"] = api_token.note
+    if api_token.limits is not None:
+        detail["limits"] = [f"{limit.pattern} {','.join(limit.actions.words)}" for limit in api_token.limits]
     return detail
 
 

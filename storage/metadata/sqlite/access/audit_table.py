@@ -94,8 +94,8 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def prune(db: apsw.Connection, before: float, limit: int) -> int:
-    """Deletes the oldest lines of the table `audit`, at most `limit`, that are older than the time `before`. Returns
-    how many it deleted. Lines of `tag_history` stay."""
+    """Deletes lines of the table `audit` that are older than the time `before`: the oldest ones, and at most `limit`.
+    Returns how many it deleted. Lines of `tag_history` stay."""
     db.execute("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY at LIMIT ?)", (before, limit))
     return db.changes()
 

@@ -3,7 +3,7 @@ as `team/**`. A subject is a user, a robot, a group, everyone, or everyone who i
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
-increments the *epoch*, a number in the database: what a process has cached about rights is valid for one epoch only.
+increments the *epoch*, a number in the database: the rights that a process has cached are valid for one epoch only.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _split_key(key: str) -> tuple[str, str, str]:
 def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
     """Sets the actions of the grant's subject for the grant's pattern. Does nothing if they are set already. Raises
     AccountUnknown if the subject is a robot or group that does not exist; AccountInvalid if its name belongs to another
-    kind of subject, if the grant has no actions, or if the subject would have too many grants."""
+    kind of subject, if the grant has no actions, or if the subject would exceed a limit (`_check_limit`)."""
     subject = grant.subject
     _check_subject(db, subject)
     if not grant.actions:
@@ -132,8 +132,8 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 def _check_limit(db: apsw.Connection, grant: Grant) -> None:
     """Raises AccountInvalid if with this grant the subject would have more grants than `MOST_GRANTS`, or more wild
     characters in its patterns than `MOST_WILD_CHARACTERS`. Raises nothing if the subject has a grant for the same
-    pattern already: replacing its actions adds no grant. (A subject may have too many grants from the time before there
-    was a limit.)"""
+    pattern already: replacing its actions adds no grant. (A subject may exceed the limits, because earlier versions of
+    this program had none.)"""
     subject, pattern = grant.subject, grant.pattern
     existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(existing, (subject.kind, subject.name, pattern)).get is not None:

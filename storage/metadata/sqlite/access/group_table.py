@@ -3,7 +3,7 @@ this database: a person may come from an htpasswd file or from an external issue
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
-increments the *epoch*, a number in the database: what a process has cached about rights is valid for one epoch only.
+increments the *epoch*, a number in the database: the rights that a process has cached are valid for one epoch only.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ A *signing key* signs the tokens that the endpoint `/token` issues. One key sign
 accepted for a while.
 
 A *throttling key* is a text that names an account, a client's network, or both. The table has a time for each
-throttling key. Each failed login under a key moves the key's time some seconds further into the future, starting from
-now if the time has passed (GCRA, the generic cell rate algorithm). While the time of a key lies too far in the future,
-the caller refuses logins under the key.
+throttling key. Each failed login under a key adds some seconds to the key's time, or to the current time if the key's
+time has passed (GCRA, the generic cell rate algorithm). While the time of a key lies too far in the future, the caller
+refuses logins under the key.
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. A change of signing
-keys increments the *epoch*, a number in the database: what a process has cached about keys is valid for one epoch only.
+keys increments the *epoch*, a number in the database: a process may use what it has cached about keys only as long as
+the epoch stays the same.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[]
     for key in signing_keys(db, now):
         if key.retired is None:
             return key
-    made = make_key()
-    _add_signing_key(db, made)
+    new_key = make_key()
+    _add_signing_key(db, new_key)
     increment_epoch(db)
-    record(db, by, now, "key.make", made.id)
-    return made
+    record(db, by, now, "key.make", new_key.id)
+    return new_key
 
 
 def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep: float) -> None:
@@ -71,8 +72,8 @@ def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
 
 
 def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, float]) -> None:
-    """Stores a failed login under each of the throttling keys. `keys` maps each of them to the seconds by which its
-    time moves into the future. Deletes all throttling keys whose time has passed."""
+    """Stores a failed login under each throttling key in `keys`, which maps the key to the seconds to add to its time.
+    Deletes all throttling keys whose time has passed."""
     db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
     db.executemany(
         "INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?3) "

@@ -2,8 +2,8 @@
 (`SqliteAccounts`).
 
 - The *data version* is a value that every commit to the database changes.
-- The *epoch* is a number in the database that increases with every change which affects somebody's rights. What a
-  process has cached about rights is valid for one epoch only.
+- The *epoch* is a number in the database that increases with every change of somebody's rights. A process may use what
+  it has cached about rights only as long as the epoch stays the same.
 - `by` is the actor (an account or a command) that the audit log names.
 - The *reserve* is disk space that was allocated in advance; on a full disk, some changes may use it (`ReserveUse`).
 
@@ -83,7 +83,7 @@ class SqliteAccounts:
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
         """Makes a change that takes rights away or stores a new secret: calls `change` with the connection, `by`, the
-        time and the other arguments. On a full disk it may use all of the reserve."""
+        time and the other arguments. On a full disk the change may use all of the reserve."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.RELIEF)
 
@@ -95,18 +95,18 @@ class SqliteAccounts:
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
         """Makes a change that adds something: calls `change` with the connection, `by`, the time and the other
-        arguments. On a full disk it may use half of the reserve."""
+        arguments. On a full disk the change may use half of the reserve."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.SMALL)
 
     def epoch(self) -> int:
         """Returns the epoch after the last commit of any process. Does not read the database if nothing was committed
-        since the last call, or only one commit of this process which changed no rights."""
+        since the last call, or if the only commit was one of this process and changed no rights."""
         self._refresh_epoch()
         return self._epoch
 
     def has_had_account(self) -> bool:
-        """Returns whether there ever was an account. Until then, everybody may do everything."""
+        """Returns whether there ever was an account. As long as there was none, everybody may do everything."""
         self._refresh_epoch()
         return self._has_had_account
 
@@ -202,8 +202,8 @@ class SqliteAccounts:
         return grant_table.page(self._db, subjects, after, limit)
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of the subjects together. The result maps a set of actions to the patterns for which one
-        of the subjects has a grant of exactly these actions."""
+        """Returns the grants of all the subjects, by actions: maps a set of actions to the patterns for which one of
+        the subjects has a grant of exactly these actions."""
         return grant_table.patterns_by_actions(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
@@ -255,8 +255,8 @@ class SqliteAccounts:
         return login_tables.throttled_until(self._db, self._clock(), key)
 
     async def add_failures(self, keys: Mapping[str, float]) -> None:
-        """Stores a failed login under each of the throttling keys. `keys` maps each of them to the seconds by which its
-        time moves into the future."""
+        """Stores a failed login under each throttling key in `keys`, which maps the key to the seconds to add to its
+        time."""
         now = self._clock()
         await self._writer.run(
             lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.SMALL

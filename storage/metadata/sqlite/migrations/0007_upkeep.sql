@@ -11,7 +11,7 @@ CREATE TABLE manifest_pull (
 ) STRICT;
 CREATE INDEX manifest_pull_last ON manifest_pull (upstream, last);
 
--- Deleted manifests that can still be put back. Garbage collection deletes a row when its grace time is over.
+-- Deleted manifests that can still be put back. Garbage collection deletes a row when its grace period is over.
 CREATE TABLE deleted_manifest (
     repository INTEGER NOT NULL REFERENCES repository (id),
     digest     TEXT NOT NULL,

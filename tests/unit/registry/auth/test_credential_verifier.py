@@ -11,7 +11,7 @@ import argon2
 import bcrypt
 import pytest
 
-from registry.auth.audit_log import MAX_LINES, OVERFLOW_ACTION, REFUSALS_PER_SECOND, AuditBuffer
+from registry.auth.audit_log import MAX_COLLECTED_ENTRIES, OVERFLOW_ACTION, REFUSALS_PER_SECOND, AuditBuffer
 from registry.auth.password import hashing
 from registry.auth.password.hashing import hash_password
 from registry.auth.secret_cache import SecretCache
@@ -325,11 +325,11 @@ async def test_notes_are_gathered(worker: AuthWorker, clock: AuthClock) -> None:
 async def test_notes_are_bounded(worker: AuthWorker, clock: AuthClock) -> None:
     """Above the bound, the log only records how many lines there were."""
     notes = AuditBuffer(worker.accounts, clock, interval=3600.0)
-    for number in range(MAX_LINES + 50):
+    for number in range(MAX_COLLECTED_ENTRIES + 50):
         notes.add(entry(clock, address=f"10.0.{number // 250}.{number % 250}"))
     await notes.aclose()
-    page = worker.accounts.audit(AuditQuery(action="login"), 2 * MAX_LINES)
-    assert len(page.items) == MAX_LINES
+    page = worker.accounts.audit(AuditQuery(action="login"), 2 * MAX_COLLECTED_ENTRIES)
+    assert len(page.items) == MAX_COLLECTED_ENTRIES
     [overflow] = worker.accounts.audit(AuditQuery(action=OVERFLOW_ACTION), 10).items
     assert overflow.count == 50
 
@@ -338,17 +338,17 @@ async def test_refusals_do_not_fill_the_disk(worker: AuthWorker, clock: AuthCloc
     """Failures under ever new names add a bounded number of lines a second, and logins are recorded all the same."""
     notes = AuditBuffer(worker.accounts, clock, interval=3600.0)
     for second in range(10):
-        for number in range(MAX_LINES):
+        for number in range(MAX_COLLECTED_ENTRIES):
             notes.add(entry(clock, target=f"name{second}-{number}", outcome="failed"))
         await notes.flush()
         clock.now += 1.0
     notes.add(entry(clock, target="alice"))
     await notes.aclose()
-    lines = worker.accounts.audit(AuditQuery(action="login"), 3 * MAX_LINES).items
-    assert len(lines) == MAX_LINES + 9 * REFUSALS_PER_SECOND + 1
+    lines = worker.accounts.audit(AuditQuery(action="login"), 3 * MAX_COLLECTED_ENTRIES).items
+    assert len(lines) == MAX_COLLECTED_ENTRIES + 9 * REFUSALS_PER_SECOND + 1
     assert lines[0].target == "alice"
     overflows = worker.accounts.audit(AuditQuery(action=OVERFLOW_ACTION), 100).items
-    assert sum(line.count for line in overflows) == 9 * MAX_LINES - 9 * REFUSALS_PER_SECOND
+    assert sum(line.count for line in overflows) == 9 * MAX_COLLECTED_ENTRIES - 9 * REFUSALS_PER_SECOND
 
 
 # The cache of secrets

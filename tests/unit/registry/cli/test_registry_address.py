@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.registry_address import RegistryAddress, client_address, listens_everywhere
+from registry.cli.registry_address import RegistryAddress, listens_everywhere, registry_address
 from registry.config import Settings, TLSSettings
 
 
@@ -26,20 +26,20 @@ def test_the_address_in_listen(listen: str, everywhere: bool, host: str) -> None
     """An address that means every interface becomes `localhost`; any other is used as it is."""
     settings = Settings(listen=listen)
     assert listens_everywhere(settings) is everywhere
-    assert client_address(settings) == RegistryAddress(f"http://{host}")
-    assert client_address(settings).host == host
+    assert registry_address(settings) == RegistryAddress(f"http://{host}")
+    assert registry_address(settings).host == host
 
 
 def test_public_url_wins() -> None:
     """Behind a proxy, clients use `public_url`, whatever the server listens on."""
     settings = Settings(listen="0.0.0.0:5000", public_url="https://registry.example.com")
-    address = client_address(settings)
+    address = registry_address(settings)
     assert (address.url, address.host) == ("https://registry.example.com", "registry.example.com")
     assert not address.is_plain_http
 
 
 def test_tls_changes_the_scheme() -> None:
     """With a certificate the port speaks https."""
-    assert client_address(Settings()).is_plain_http
+    assert registry_address(Settings()).is_plain_http
     settings = Settings(tls=TLSSettings(certificate=Path("cert.pem")))
-    assert client_address(settings).url == "https://127.0.0.1:5000"
+    assert registry_address(settings).url == "https://127.0.0.1:5000"

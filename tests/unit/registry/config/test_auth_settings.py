@@ -75,11 +75,11 @@ ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwk
         (ISSUER + 'acount = "x"', "issuer[https://ci].acount: unknown setting; did you mean issuer.account?"),
         (ISSUER + 'algorithms = ["HS256"]', "'HS256' is not an algorithm for tokens of others"),
         (ISSUER + 'jwks_url = "http://ci.example.com/k"', "must begin with https://"),
-        (ISSUER + 'jwks_url = "https://u:hush@ci.example.com/k"', "holds no user and no password"),
+        (ISSUER + 'jwks_url = "https://u:hush@ci.example.com/k"', "must not contain a user name or password"),
         (ISSUER + 'jwks_url = "https://ci.example.com/k"', "needs jwks_url or jwks_file, and not both"),
         (ISSUER + 'account_claim = "sub"', "needs account or account_claim, and not both"),
         ('[oidc]\nissuer = "http://sso.example.com"', "oidc.issuer: 'http://sso.example.com' must begin with https://"),
-        ('[oidc]\nissuer = "https://u:hush@sso.example.com"', "holds no user and no password"),
+        ('[oidc]\nissuer = "https://u:hush@sso.example.com"', "must not contain a user name or password"),
         ('[oidc]\nissuer = "https://sso.example.com?a=b"', "has a query"),
         ('[oidc]\nscopes = "profile"', "openid has to be among them"),
         (

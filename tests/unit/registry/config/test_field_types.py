@@ -29,6 +29,6 @@ def test_queries_and_fragments() -> None:
     parts = split_http_url("https://a:8443/b?c#d", "https://example.com")
     assert (parts.hostname, parts.port, parts.path, parts.query, parts.fragment) == ("a", 8443, "/b", "c", "d")
     with pytest.raises(ValueError, match="is not an address"):
-        split_http_url("https://a?c", "https://example.com", query=False)
+        split_http_url("https://a?c", "https://example.com", allow_query=False)
     with pytest.raises(ValueError, match="is not an address"):
-        split_http_url("https://a#d", "https://example.com", fragment=False)
+        split_http_url("https://a#d", "https://example.com", allow_fragment=False)

@@ -45,7 +45,7 @@ class PiecewiseSender:
         headers = {**PUT, **({"content-length": str(len(body))} if declared else {"transfer-encoding": "chunked"})}
         self.scope = scope_of("PUT", f"{V2}/manifests/{name}", headers)
         self.left: bool = False
-        self.scope["extensions"] = {"entrepot.body": {"receive": self._receive, "left": lambda: self.left}}
+        self.scope["extensions"] = {"entrepot.body": {"receive": self._receive, "is_disconnected": lambda: self.left}}
         self.body = body
         self.status = 0
         self.headers: dict[bytes, bytes] = {}

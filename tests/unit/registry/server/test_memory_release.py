@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.server.process.free_memory import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, FreeMemory
+from registry.server.process.free_memory import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, MemoryTrimmer
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def by_hand() -> Iterator[None]:
 async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connections: int, collected: bool) -> None:
     """With many connections only new garbage is collected: examining all objects of thousands of connections takes 100
     ms."""
-    memory = FreeMemory(asyncio.get_running_loop(), range(connections))
+    memory = MemoryTrimmer(asyncio.get_running_loop(), range(connections))
     old, new = Cycle(), None
     gc.collect()  # it is old now
     new = Cycle()
@@ -47,7 +47,7 @@ async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connection
 
 async def test_memory_that_comes_and_goes_is_given_back_soon(by_hand: None) -> None:
     """Attempts become rare while they find nothing, and frequent again once memory is used."""
-    memory = FreeMemory(asyncio.get_running_loop(), ())
+    memory = MemoryTrimmer(asyncio.get_running_loop(), ())
     held, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
     for _ in range(10):
         now += TRIM_PAUSES[1]

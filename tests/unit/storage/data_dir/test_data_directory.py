@@ -15,7 +15,7 @@ import pytest
 
 from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import Actor, digest_of
-from storage.data_dir.check import DataDirectoryError, check_writable, filesystem_of
+from storage.data_dir.check import DataDirectoryError, ensure_usable, filesystem_of
 from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.database import migrations
@@ -173,7 +173,7 @@ def test_a_directory_that_cannot_be_used_is_refused_in_one_line(
     """The message names the directory and what is wrong with it."""
     path = make(tmp_path)
     with pytest.raises(DataDirectoryError, match=says) as caught:
-        check_writable(path)
+        ensure_usable(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -184,8 +184,8 @@ def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> No
     data.mkdir(mode=0o555)
     data.chmod(0o555)
     tmp_path.chmod(0o755)
-    script = "import os, sys; from pathlib import Path; from storage.data_dir.check import check_writable\n"
-    script += "os.geteuid() or os.setuid(65534)\ncheck_writable(Path('.'))"
+    script = "import os, sys; from pathlib import Path; from storage.data_dir.check import ensure_usable\n"
+    script += "os.geteuid() or os.setuid(65534)\nensure_usable(Path('.'))"
     run = subprocess.run(
         [sys.executable, "-c", script],
         cwd=data,

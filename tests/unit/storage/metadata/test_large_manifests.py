@@ -14,7 +14,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.content import OCI_INDEX, OCI_MANIFEST, Actor, Manifest, digest_of
 from storage.errors import ManifestUnknown
 from storage.manifest_parser import MAX_REFERENCES
-from storage.metadata.sqlite.lookups import ANNOTATIONS_BYTES, PAGE_BYTES
+from storage.metadata.sqlite.lookups import MAX_ANNOTATIONS_BYTES, PAGE_BYTES
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -108,7 +108,7 @@ async def pages(registry: StoredRegistry, kind: str | None = None) -> list[list[
     while True:
         page = await registry.referrers(APP, SUBJECT, kind, after, 1000)
         size = sum(len(each.as_json_text()) for each in page.items)
-        assert size <= PAGE_BYTES + ANNOTATIONS_BYTES + 1000
+        assert size <= PAGE_BYTES + MAX_ANNOTATIONS_BYTES + 1000
         found.append([each.digest for each in page.items])
         if not page.more:
             return found
@@ -127,7 +127,7 @@ async def test_pages_of_referrers_are_bounded_by_what_they_hold(registry: Stored
 
 async def test_annotations_that_no_list_can_show(registry: StoredRegistry) -> None:
     """The referrer is listed without them; the manifest has them."""
-    put = [referrer(1, annotations={"a": "x" * ANNOTATIONS_BYTES}), referrer(2)]
+    put = [referrer(1, annotations={"a": "x" * MAX_ANNOTATIONS_BYTES}), referrer(2)]
     for each in put:
         await registry.put_manifest(APP, each, by=BY, sparse=True)
     listed = (await registry.referrers(APP, SUBJECT, None, None, 10)).items

@@ -222,7 +222,7 @@ async def test_makes_nothing_that_outlives_it(worker: AuthWorker, key: IssuerKey
         authority = management_rights_of(policy.principal(proof))
         authority.check_may_see(CI)
         with pytest.raises(Denied, match="takes a person's login"):
-            authority.check_may_add_credential(CI)
+            authority.check_may_change_credentials(CI)
 
 
 async def test_required_claims_choose(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey) -> None:

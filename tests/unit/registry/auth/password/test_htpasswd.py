@@ -65,7 +65,7 @@ def test_change_counts_at_the_next_look(path: Path) -> None:
 
 
 def test_unchanged_file_is_not_read_again(path: Path) -> None:
-    """Once the file is older than a moment, a look-up makes one stat call and reads nothing."""
+    """Once the file is older than a moment, a lookup makes one stat call and reads nothing."""
     path.write_text(f"alice:{HASH}\n")
     now = HtpasswdClock()
     file = HtpasswdFile(path, now)
@@ -93,11 +93,11 @@ def test_without_the_file_there_are_no_lines(path: Path, caplog: pytest.LogCaptu
 
 
 BAD = [
-    (f"alice:{HASH}\ncarol:{SECRET}\n", "line 2 is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such"),
+    (f"alice:{HASH}\ncarol:{SECRET}\n", "line 2 is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such lines"),
     (f"alice:{HASH}\nnonsense\n", "line 2 is not NAME:HASH"),
     (f"alice:{HASH}\nCarol X:{OTHER}\n", "line 2 has a name that no account may have"),
     (f"alice:{HASH}\neveryone:{OTHER}\n", "line 2 has a name that no account may have"),
-    (f"alice:{HASH}\nalice:{OTHER}\n", "line 2 has a name for the second time"),
+    (f"alice:{HASH}\nalice:{OTHER}\n", "line 2 has the same name as an earlier line"),
     (f"alice:{HASH}\ncarol:{OTHER.replace('$05$', '$31$')}\n", "line 2 is not bcrypt with a cost of 4 to 16"),
     (f"alice:{HASH}\ncarol:{OTHER}:x\n", "line 2 is not bcrypt"),
 ]

@@ -166,7 +166,7 @@ async def test_two_at_once_over_all_workers(tmp_path: Path, turns: FileLeases) -
 
 async def test_queue_is_bounded(turns: FileLeases) -> None:
     """When the queue is full, a further call is refused at once. Calls in the queue get their turn."""
-    gate = HashingPool(turns, waiting=3)
+    gate = HashingPool(turns, max_waiting=3)
     free = threading.Event()
     inside = [asyncio.create_task(gate.run(lambda: free.wait(30))) for _ in range(MAX_PARALLEL_HASHINGS + 3)]
     await asyncio.sleep(0)
@@ -182,7 +182,7 @@ async def test_queue_is_bounded(turns: FileLeases) -> None:
 async def test_who_leaves_the_queue_makes_room(turns: FileLeases) -> None:
     """A cancelled call in the queue is not hashed. A cancelled call that is being hashed holds its slot until the
     hashing is done."""
-    gate = HashingPool(turns, waiting=1)
+    gate = HashingPool(turns, max_waiting=1)
     free, begun = threading.Event(), threading.Semaphore(0)
 
     def work() -> bool:

@@ -20,7 +20,7 @@ def test_nobody_is_told_to_log_in() -> None:
     for refused in (
         nobody.check_admin,
         lambda: nobody.check_may_see(ALICE),
-        lambda: nobody.check_may_add_credential(ALICE),
+        lambda: nobody.check_may_change_credentials(ALICE),
         lambda: nobody.check_grant(NamePattern("team/**")),
     ):
         with pytest.raises(Unauthorized):
@@ -31,7 +31,7 @@ def test_others_are_not_there() -> None:
     """For a caller who is no admin, another's account and another's token do not exist."""
     alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
     alice.check_may_see(ALICE)
-    alice.check_may_add_credential(ALICE)
+    alice.check_may_change_credentials(ALICE)
     with pytest.raises(AccountUnknown, match="there is no account bob"):
         alice.check_may_see(BOB)
     with pytest.raises(AccountUnknown, match="there is no such API token"):
@@ -53,7 +53,7 @@ def test_others_are_not_there() -> None:
 def test_only_a_person_makes_credentials(proof: Identity) -> None:
     """A credential of a program cannot make another credential."""
     with pytest.raises(Denied, match="takes a person's login"):
-        management_rights_of(Principal(proof, TEAM)).check_may_add_credential(ALICE)
+        management_rights_of(Principal(proof, TEAM)).check_may_change_credentials(ALICE)
 
 
 def test_a_token_may_end_itself() -> None:

@@ -50,9 +50,9 @@ async def test_log_in(worker: AuthWorker) -> None:
         used = api_tokens.find(worker.accounts, made.text).used
     assert used == worker.clock()
     worker.clock.now += 60
-    assert not api_tokens.is_use_due(api_tokens.find(worker.accounts, made.text), worker.clock())
+    assert not api_tokens.should_record_use(api_tokens.find(worker.accounts, made.text), worker.clock())
     worker.clock.now += 3600
-    assert api_tokens.is_use_due(api_tokens.find(worker.accounts, made.text), worker.clock())
+    assert api_tokens.should_record_use(api_tokens.find(worker.accounts, made.text), worker.clock())
 
 
 @pytest.mark.parametrize("change", ["secret", "id", "user", "shorter", "prefix"])
@@ -108,7 +108,7 @@ async def test_a_refresh_token_is_no_password(worker: AuthWorker) -> None:
     made = await worker.add_token(ALICE, purpose="login")
     with pytest.raises(Unauthorized):
         await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
-    assert (await worker.access.credential_verifier.verify_refresh(made.text, AT_HOME)).token == made.token.id
+    assert (await worker.access.credential_verifier.verify_api_token(made.text, AT_HOME)).token == made.token.id
 
 
 async def test_token_of_a_disabled_account(worker: AuthWorker) -> None:
@@ -118,7 +118,7 @@ async def test_token_of_a_disabled_account(worker: AuthWorker) -> None:
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
     for verify in (
         worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME),
-        worker.access.credential_verifier.verify_refresh(made.text, AT_HOME),
+        worker.access.credential_verifier.verify_api_token(made.text, AT_HOME),
     ):
         with pytest.raises(Unauthorized):
             await verify

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.data_dir.durable_files import write_all
+from storage.data_dir.durable_files import append_chunks
 from storage.data_dir.system import System
 
 
@@ -45,7 +45,7 @@ def test_every_byte_in_its_place(fd: int, sizes: tuple[int, ...], most: int) -> 
     """Large chunks, tiny ones and empty ones; a disk that takes all, and one that takes a part each time."""
     chunks = _chunks(*sizes)
     os.pwrite(fd, b"before", 0)
-    assert write_all(PartialWrites(most), fd, chunks, 6) == 6 + sum(sizes)
+    assert append_chunks(PartialWrites(most), fd, chunks, 6) == 6 + sum(sizes)
     assert os.pread(fd, 6 + sum(sizes) + 1, 0) == b"before" + b"".join(chunks)
 
 
@@ -53,5 +53,5 @@ def test_a_full_disk_leaves_what_was_there(fd: int) -> None:
     """A write that fails in its middle is taken back, and what was written before it stays."""
     os.pwrite(fd, b"before", 0)
     with pytest.raises(OSError, match="No space"):
-        write_all(PartialWrites(100_000, calls=2), fd, _chunks(900_000), 6)
+        append_chunks(PartialWrites(100_000, calls=2), fd, _chunks(900_000), 6)
     assert os.pread(fd, 100, 0) == b"before"

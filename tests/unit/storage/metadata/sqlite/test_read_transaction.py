@@ -1,4 +1,4 @@
-"""Look-ups that share a read transaction for a turn of the event loop."""
+"""Lookups that share a read transaction for a turn of the event loop."""
 
 from __future__ import annotations
 

@@ -1,0 +1,50 @@
+"""What becomes of a connection that is closed before it is set up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from registry.server.gate.acceptor import Acceptor, PendingConnection
+from registry.server.gate.connection_limit import ConnectionLimit
+from registry.server.gate.listener import ListenerOptions, bind
+from registry.server.gate.per_address_limit import PerAddressLimit
+from registry.server.server_limits import ServerLimits
+
+
+class NewConnections(set[PendingConnection]):
+    """The worker's set of connections without a protocol object. Evicts each one as soon as it is added, which is
+    before the task that sets it up has made its first step."""
+
+    def add(self, connection: PendingConnection) -> None:
+        super().add(connection)
+        connection.evict()
+
+
+async def test_an_evicted_connection_is_no_longer_counted() -> None:
+    loop = asyncio.get_running_loop()
+    pending = NewConnections()
+    per_address = PerAddressLimit(1, workers=1)
+    per_address.use_column(per_address.claim_column())
+    listening = bind("127.0.0.1:0")
+    acceptor = Acceptor(
+        loop,
+        listening,
+        lambda _: pytest.fail("the connection was set up"),
+        ListenerOptions(per_address_limit=per_address),
+        ServerLimits(),
+        ConnectionLimit(set(), pending, set(), loop.time, limit=400),
+        pending,
+    )
+    try:
+        for _ in range(3):  # with one connection left in the count, the limit would refuse the next one
+            with socket.create_connection(listening.getsockname()) as client:
+                client.setblocking(False)
+                async with asyncio.timeout(5):
+                    assert await loop.sock_recv(client, 1) == b""
+            assert not pending
+            per_address.admit("127.0.0.1").release()
+    finally:
+        acceptor.close()
