@@ -74,7 +74,7 @@ class Entrepot(FastAPI):
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, with a new request id. Returns None if there is no
-        such response, and the server has to call the application (see `DistributionAPI.answer_at_once`)."""
+        such response; the server then has to call the application (see `DistributionAPI.answer_at_once`)."""
         return self.service.distribution.answer_at_once(scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,8 +135,8 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
         except StorageFull:
             continue
         except Exception as error:
-            # Retry after any error: as long as this worker has the store open read-only, no other process can write to
-            # it either.
+            # Retry after any error: this worker holds a lock as long as it has the store open read-only, and until then
+            # no other process can write to the store either.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS

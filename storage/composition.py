@@ -70,8 +70,9 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
     it leaves no file open.
 
     On a full disk it makes room: it shrinks the reserve, and deletes the files in the trash and the partial blobs that
-    no process is downloading. If there is still no room, it returns without a change if the directory has this version,
-    and raises DataDirectoryError if not. Raises DataDirectoryError also if a file cannot be created or read."""
+    no process is downloading. If there is still no room, it leaves the database as it is. That suffices if the
+    directory has this version already; otherwise it raises DataDirectoryError. Raises DataDirectoryError also if a file
+    cannot be created or read."""
     layout = layout_of(data)
     system = system or System()
     ensure_usable(layout.root)

@@ -23,9 +23,10 @@ class ContentTotals:
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """The tags and manifests of `repository` to remove, in this order. In `manifests`, an index comes before the
-    manifests that it lists. `size`: total size in bytes of the blobs that garbage collection would delete after the
-    removal, because no other repository has them and no other manifest refers to them."""
+    """The tags and manifests of `repository` to remove: first all tags, then the manifests in the order of `manifests`.
+    There, an index comes before the manifests that it lists. `size`: total size in bytes of the blobs that garbage
+    collection would delete after the removal, because no other repository has them and no other manifest refers to
+    them."""
 
     repository: RepositoryName
     tags: tuple[Tag, ...]
@@ -49,8 +50,9 @@ class Inventory(Protocol):
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Returns what to remove to get rid of `reference`. Removes nothing itself. A plan for a tag includes its
         manifest, unless another tag or an index refers to that manifest. A plan that includes a manifest includes its
-        tags, its referrers and, for an index, the manifests that the index lists. It leaves out those referrers and
-        listed manifests to which a tag or an index outside the plan refers. Raises NameUnknown, ManifestUnknown."""
+        tags, its referrers and, for an index, the manifests that the index lists. A referrer or listed manifest stays
+        out of the plan if something that is not removed, a tag or an index, still refers to it. Raises NameUnknown,
+        ManifestUnknown."""
         ...
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:

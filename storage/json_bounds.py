@@ -17,7 +17,8 @@ UNCHECKED_BYTES: Final = 16 * 1024
 _SLICE_BYTES: Final = 64 * 1024
 """Size of the slices in which a document is checked."""
 _VALUE_MARKS: Final = b"[{,"
-"""Bytes that are counted outside strings. The parser creates at most one value for each of them."""
+"""Bytes that are counted outside strings. Their number bounds the number of values that the parser creates: a list or
+an object begins with one of them, and a comma precedes each further element."""
 
 
 class OutOfBounds(ValueError):

@@ -187,8 +187,8 @@ class Matcher:
         sizes = [sum(map(len, found)) for found in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
-        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. It is 1
-        unless many patterns have a star before the end."""
+        """Upper bound for the cost of matching one character of a name. The unit is the cost with a few patterns. It is
+        1 unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
         """Builds the automaton of the prefix with the most patterns now. Without this call, the first lookup of a name

@@ -56,7 +56,8 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
     """A new account. `password` is the generated password; None: none was generated. `is_first` tells whether this is
-    the first account that the registry ever had. If so, requests need a login, or a grant to everyone, from now on."""
+    the first account that the registry ever had. Before it, everybody could do everything; from now on, requests need a
+    login or a grant to everyone."""
 
     account: Account
     password: str | None

@@ -23,8 +23,8 @@ memory."""
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Config media types of ordinary images, which are also the artifact types of such images. The text summary does not
-show them as the artifact type, because they tell people nothing new."""
+"""Config media types of ordinary images. The artifact type of an image is the media type of its config; the text
+summary does not show these two, because they tell people nothing new."""
 MAX_LISTED = 20
 """Maximum number of tags, and of referrers, that the text summary lists. Of the others it shows only the number."""
 

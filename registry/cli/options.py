@@ -54,7 +54,8 @@ MirrorOption = Annotated[
     typer.Option(
         "--mirror",
         metavar="NAME",
-        help="Mirror a registry, such as docker.io. Repeat for more; the first one serves names without a host.",
+        help="Mirror a registry, such as docker.io. Repeat for more; the first one serves image names without a host, "
+        "such as ubuntu.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

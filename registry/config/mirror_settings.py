@@ -84,7 +84,7 @@ def _check_redirect_host(value: str) -> str:
     except ValueError:
         is_valid = False
     if not is_valid:
-        raise ValueError(f"{value!r} is not a host like storage.corp:9000; it has no scheme and no path")
+        raise ValueError(f"{value!r} is not a host like storage.corp:9000; write it without a scheme and a path")
     return value.lower()
 
 
@@ -317,7 +317,7 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
     for pattern in hosted.prefixes:
         if pattern.partition("/")[0] in mirrored_prefixes:
             raise ValueError(
-                f"hosted.prefixes: {pattern!r} names what is mirrored; an upstream's repositories cannot be hosted here"
+                f"hosted.prefixes: {pattern!r} covers mirrored names; an upstream's repositories cannot be hosted here"
             )
 
 
@@ -336,7 +336,7 @@ def _check_reference(value: str) -> str:
 
 def _check_platform(value: str) -> str:
     if not _PLATFORM.fullmatch(value):
-        raise ValueError(f"{value!r} is not a platform like linux/amd64 or linux/arm/v7, and not {ALL_PLATFORMS}")
+        raise ValueError(f"{value!r} is not a platform like linux/amd64 or linux/arm/v7, and not {ALL_PLATFORMS!r}")
     return value
 
 

@@ -43,8 +43,9 @@ class Authenticator(Protocol):
         ...
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The API calls this
-        before it receives a manifest, because the registry checks the right only after the manifest was received."""
+        """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The handler of a
+        manifest PUT calls this before it receives the body, so that nobody sends a manifest in vain. The guard checks
+        the right once more when the manifest is complete."""
         ...
 
 

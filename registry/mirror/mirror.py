@@ -4,9 +4,10 @@ A *fill* is the download of one blob. All clients that request the blob share it
 that a client will probably request next. A *notice* is a text for the client in the response, for example that cached
 content may be out of date.
 
-The upstream is *exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the upstream that
-sent bytes with a wrong digest. The *entitlement* of a repository is its right to serve a cached blob. A "not found"
-response is *unconfirmed* if a proxy or firewall in front of the upstream possibly sent it.
+The upstream is *nearly exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the
+upstream that sent bytes with a wrong digest. The repositories of an upstream share cached blobs; the *entitlement* of a
+repository is its right to serve a blob that was cached for another one. A "not found" response is *unconfirmed* if a
+proxy or firewall in front of the upstream possibly sent it.
 """
 
 from __future__ import annotations
@@ -191,8 +192,8 @@ class Mirror(RefusingRegistry):
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         """Deletes the cached blob, even if cached manifests refer to it (`even_if_referenced` has no effect), because
-        the next pull fetches it again. Also deletes the record that the upstream does not have the blob. `by`: the
-        actor that the audit log names."""
+        the next pull fetches it again. Also deletes the cached "not found" answer of the upstream about the blob. `by`:
+        the actor that the audit log names."""
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:

@@ -36,10 +36,10 @@ PrefetchMode = Literal["off", "config", "layers"]
 
 
 class _PulledImage:
-    """An image that a client is pulling. `pull`: says whether the client still requests parts of the image (the pull is
-    then *active*). `config`: descriptor of the image's config. `blobs`: descriptors of the config and the layers,
-    without foreign layers, which registries do not serve. `digests`: the digests of `blobs`. `config_queued`,
-    `layers_queued`: whether the config and the layers have been queued."""
+    """An image that a client is pulling. `pull`: the pull of the image, which is *active* as long as the client keeps
+    requesting parts of the image. `config`: descriptor of the image's config. `blobs`: descriptors of the config and
+    the layers, without foreign layers, which registries do not serve. `digests`: the digests of `blobs`.
+    `config_queued`, `layers_queued`: whether the config and the layers have been queued."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = ImagePull(clock)
@@ -143,8 +143,8 @@ class Prefetcher:
         self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
     def _remember_image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
-        """Returns the remembered image with this manifest, and records a request that belongs to its pull. If the image
-        is new, or if its pull is no longer active, remembers a new object for it."""
+        """Returns the remembered image with this manifest, and marks its pull as active. If the image is new, or if its
+        pull is no longer active, remembers a new object for it."""
         key = (repo, manifest.digest)
         image = self._images.get(key)
         # If the last pull is over, its blobs may have been deleted since. With a new object, they are queued again.
@@ -172,7 +172,7 @@ log = logging.getLogger("registry.mirror")
 MAX_QUEUED_BLOBS: Final = 1024
 """Largest length of the queue. Further blobs are not prefetched."""
 MAX_RUNNING_FILLS: Final = 4
-"""Largest number of running fills, in one process, whose blobs no client has requested."""
+"""Largest number of fills that one process runs for blobs which no client has requested yet."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
 """Returns whether to download the blob, that is, whether it is not stored and the upstream may have it. Raises

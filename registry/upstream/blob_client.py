@@ -70,7 +70,8 @@ class BlobClient:
         # request to the endpoint and one to the target of a redirect.
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
-        # Requests to an endpoint may connect to every address. The hosts in the settings stay allowed after redirects.
+        # A request to an endpoint may connect to every address (None). After a redirect, only addresses of the same
+        # kind of network and the hosts in the settings are allowed.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
@@ -117,8 +118,8 @@ class BlobClient:
             self._running.discard(transfer)
 
     async def _wait_for_end(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits until the transfer has ended, so that `waiting` is done, and returns True. Returns False if the
-        transfer makes no progress for `idle_timeout`, or for `_start_timeout` before the first call of the sink.
+        """Waits until the transfer has ended and returns True; the future `waiting` then has its result. Returns False
+        if the transfer makes no progress for `idle_timeout`, or for `_start_timeout` before the first call of the sink.
         Progress means the first call of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`.
         Socket timeouts are not enough: each read has its own timeout, so a server that sends a few bytes now and then
         could occupy a thread and a connection for ever."""

@@ -26,7 +26,7 @@ LIST_TIMEOUT_SECONDS = 25.0
 MAX_CONCURRENT_LISTS = 4
 """Largest number of lists of one kind (tags or referrers) that are read from one upstream at a time."""
 LIST_CACHED_SECONDS = 30.0
-"""Time for which a cached list is used. `ListCache.get` has one exception."""
+"""Time for which a cached list is used. `ListCache.get` says in which case it is not used."""
 LIST_CACHE_BYTES = 16 * MIB
 """Approximate limit of the memory for cached lists of one kind. The list that was read last is cached even if it is
 larger than this."""

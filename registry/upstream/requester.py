@@ -1,9 +1,9 @@
 """Sends requests to one upstream (`UpstreamRequester`): tries its endpoints one after another, logs in where required,
 and raises errors for refusals.
 
-An upstream has one or more endpoints (URLs that serve the same content). An *unknown error* is a BlobUnknown,
-ManifestUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant, for a "not found" that possibly comes
-from a proxy or firewall in front of the registry, and not from the registry itself.
+An upstream has one or more endpoints (URLs that serve the same content). A "not found" is a BlobUnknown,
+ManifestUnknown or NameUnknown. Each has an *unconfirmed* variant, for a "not found" that possibly comes from a proxy or
+firewall in front of the registry, and not from the registry itself.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from storage.upstream_records import UpstreamRecords
 T = TypeVar("T")
 
 REQUESTS_PER_REPOSITORY = 16
-"""Largest number of concurrent requests for one repository, not counting those for the bytes of blobs. If these
-requests get no response, connections are left for other repositories."""
+"""Largest number of concurrent requests for one repository, not counting those for the bytes of blobs. So requests that
+hang for one repository leave connections for the others."""
 
 MAX_RENEWALS = 3
 """Largest number of times that one request is sent again with another `Authorization` header."""

@@ -6,8 +6,8 @@ of the lease's key, or of the slots' name, gives the offset of the first byte. O
 practically never share a byte.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
-process. A waiting task polls: a system call that waits for a lock would occupy a thread, and no system call waits
-for any one of several bytes. A poll takes one or two microseconds.
+process. A waiting task polls. A system call that waits for a lock would occupy a thread, and it could only wait for one
+byte, not for the first free one of several. A poll takes one or two microseconds.
 """
 
 from __future__ import annotations

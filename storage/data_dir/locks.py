@@ -29,7 +29,8 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
 def lock_byte_shared(fd: int, offset: int) -> None:
     """Locks the byte at `offset` with a shared lock, which other openings of the file can hold on the same byte at the
     same time. `is_byte_locked` tells the other openings that the lock is held. Never waits. Raises OSError, also if
-    another opening holds an exclusive lock on the byte; so never call `try_lock_byte` for the same byte."""
+    another opening holds an exclusive lock on the byte. So a byte that is locked by this function must never be locked
+    by `try_lock_byte`, which locks exclusively."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 

@@ -95,8 +95,8 @@ class Metadata(Protocol):
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Adds a link from `repo` to a blob that `source` has: a repository, or any repository of a set of names.
-        Returns the blob's size in bytes. Raises BlobUnknown."""
+        """Adds a link from `repo` to a blob that `source` has. `source` is a repository, or a set of repositories of
+        which any may have the blob. Returns the blob's size in bytes. Raises BlobUnknown."""
         ...
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...

@@ -139,7 +139,7 @@ class Collector:
                 await self._blobs.discard_upload(upload)
 
     async def _remove_links(self, report: CollectionReport) -> None:
-        """Removes the links whose blobs no manifest of the repository has referred to for the grace period."""
+        """Removes the links that no manifest of their repository has needed during the whole grace period."""
         before = self._clock() - self.grace
         while entries := await self._metadata.queued_links(before, BATCH_SIZE):
             for entry in entries:

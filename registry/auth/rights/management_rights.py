@@ -57,15 +57,14 @@ class ManagementRights:
         """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
         so for all accounts, and people for their own account.
 
-        A person who logged in with a token may do neither, because the new credential would still be valid after that
-        token was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see
-        the account `name`, and Denied if it is the caller's own account but `is_logged_in_as_person` is false.
-        """
+        A person who is not an admin and logged in with a token may do neither, because the new credential would still
+        be valid after that token was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the
+        caller may not see the account `name`, and Denied if it is the caller's own account but `is_logged_in_as_person`
+        is false."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person:
             raise Denied(
-                "this takes a person's login, with the password of an account of this registry or at the OpenID "
-                "provider, and not with a token"
+                "log in as a person for this, with a password or at the OpenID provider; a token does not suffice"
             )
 
     def check_may_revoke(self, token: ApiToken) -> None:
@@ -80,8 +79,8 @@ class ManagementRights:
         self.check_may_change_credentials(token.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:
-        """Returns whether the caller may give others rights on all names that `pattern` matches. A caller without an
-        account may not, even if there is a grant of the action `admin` to everyone."""
+        """Returns whether the caller may give others rights on all names that `pattern` matches. An anonymous caller
+        may not, even if there is a grant of the action `admin` to everyone."""
         return self.admin or (self.name is not None and self.grantable_names.covers(pattern))
 
     def check_grant(self, pattern: NamePattern) -> None:

@@ -270,7 +270,7 @@ class Principal:
 
     def names(self, action: Action) -> NameSet:
         """Returns the stored names on which `action` is allowed. With a bearer token, returns only names that are in
-        the token's access. This leaves out repositories that are stored under another name than the token contains."""
+        the token's access. A repository that is stored under another name than the one in the token is missing."""
         if self.identity.access is None:
             return self._names_ignoring_access(action)
         granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))

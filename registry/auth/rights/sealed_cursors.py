@@ -93,7 +93,7 @@ class SealedCursors:
                 continue
             return padded.rstrip(b"\0").decode("utf-8", "surrogatepass")
         raise RequestInvalid(
-            "this registry does not know that place in the list; request the list from its start, without a place"
+            "the cursor is not one of this registry; request the list from its start, without a cursor"
         )
 
 

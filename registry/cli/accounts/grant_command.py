@@ -131,7 +131,7 @@ def list_grants(
 
 @app.command(
     "remove",
-    help="Remove the grants for a pattern from subjects.",
+    help="Remove from each of the subjects its grant for the pattern.",
     epilog="\b\nExamples:\n  entrepot grant remove 'team/**' group:dev",
 )
 def remove(

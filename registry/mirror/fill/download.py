@@ -61,8 +61,8 @@ class _RunningRequest:
 
 
 class Download:
-    """The download of one partial blob whose owner is in this process. `senders`: the endpoints that have started to
-    send bytes."""
+    """The download of one partial blob that this process owns. `senders`: the endpoints that have started to send
+    bytes."""
 
     def __init__(
         self,

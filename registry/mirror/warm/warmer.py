@@ -38,7 +38,8 @@ class WarmObserver(Protocol):
     block."""
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Called before a blob of `image` is fetched, once for each blob of a repository."""
+        """Called before a blob of `image` is fetched. If several images of one repository have the blob, it is called
+        for the first of them only."""
         ...
 
     def on_bytes(self, blob: Digest, count: int) -> None:

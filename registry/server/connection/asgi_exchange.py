@@ -67,8 +67,8 @@ class AsgiExchange:
         self._is_chunked: bool | None = None
         """The response is chunked (True) or not (False). None: this is not decided yet, or the response has no body."""
         self._remaining_length = 0
-        """Bytes of the declared length that the application has not sent yet; -1 if it has declared no length and the
-        body is not chunked."""
+        """Bytes of the declared Content-Length that the application has not sent yet; 0 for a chunked body; -1 if the
+        end of the connection ends the body."""
         self._unsent_head = b""
         """The response's head, until it is written together with the first part of the body."""
         self._has_written = False
@@ -238,7 +238,8 @@ class AsgiExchange:
             self._write_part(body, more=more)
 
     async def _write_whole(self, body: memoryview) -> None:
-        """Writes a whole body in slices. Aborts the connection if the client takes too long to receive a slice."""
+        """Writes a body of more than a slice in slices. Aborts the connection if the client takes too long to receive
+        one."""
         try:
             await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.response_slice_seconds)
         finally:

@@ -27,9 +27,9 @@ class UnsentBudget:
         """The shares that have reserved bytes."""
 
     def try_add(self, share: UnsentShare, size: int) -> bool:
-        """If `size` more bytes fit into the budget, counts the reserved bytes of `share` from now on, and returns True.
-        If not, closes connections whose clients have received nothing for a while, and checks once more. Returns False
-        if the bytes do not fit even then."""
+        """Returns whether `size` more bytes fit into the budget. If they do, adds `share` to the shares that the budget
+        counts; the caller then sets the number of its bytes. If they do not fit, first closes connections whose clients
+        have received nothing for a while, and checks once more."""
         max_used_bytes = max(self._limit_bytes - size, 0)
         if self._unsent_bytes() > max_used_bytes:
             self._evict_stalled()

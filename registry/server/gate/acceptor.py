@@ -6,8 +6,8 @@ the other cores would have nothing to do. With one connection per iteration, a b
 because its iterations take longer. Connections wait in the kernel until a worker accepts them. Every worker has the
 listening socket open, so waiting connections are not lost if a worker dies.
 
-Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so the
-first steps of hundreds in one iteration would block the event loop.
+Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so
+hundreds of handshakes that start in one iteration would block the event loop.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class PendingConnection:
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`: the connection can always be closed to make room for another one.
-        Returns None if it is being closed already."""
+        """Returns a candidate of the kind `new`: such a connection may be closed at any time (`now` is not used) to
+        make room for another one. Returns None if it is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:

@@ -39,8 +39,8 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the file of a new session in `directory`. Raises BlobUploadInvalid if another request has already
-        taken the session over and so created the file."""
+        """Creates the file of a new session in `directory`. Raises BlobUploadInvalid if another request has resumed the
+        session before this call, and so has created the file itself."""
         path = directory / "1"
         try:
             system.mkdir(directory)

@@ -87,8 +87,9 @@ class SqliteInventory:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
         With a tag, the manifest that it points at is removed too, unless the manifest has other tags or an index lists
-        it. With a manifest, its tags are removed too, and those children (the manifests that it lists) and referrers
-        that have no tag and are in no remaining index. Raises NameUnknown, ManifestUnknown."""
+        it. Whenever a manifest is removed, its tags are removed too, and so are its children (the manifests that it
+        lists) and its referrers, unless they have a tag or are in an index that stays. Raises NameUnknown,
+        ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(

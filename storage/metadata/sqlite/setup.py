@@ -43,9 +43,9 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
 
 def check_readable_on_full_disk(layout: Layout) -> None:
     """Called after `prepare_database` raised StorageFull. Checks that a server can at least read the database: that it
-    can be opened read-only and has the table version that this program needs. Raises DataDirectoryError if not. In both
-    cases the error says that the disk is full, because the full disk also prevented the migration. The caller must not
-    hold the writers' lock, because the check takes it in shared mode."""
+    can be opened read-only and has the table version that this program needs. Raises DataDirectoryError if not. The
+    error says that the disk is full, also if the table version is wrong, because the full disk has prevented the
+    migration. The caller must not hold the writers' lock, because the check takes it in shared mode."""
     if not _is_readable_on_full_disk(layout):
         raise DataDirectoryError(
             f"the disk is full, and there is no room to open {layout.metadata}; free some space there"

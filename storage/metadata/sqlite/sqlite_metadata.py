@@ -43,7 +43,7 @@ _SMALL_VALUE_BYTES: Final = 1024
 """Approximate memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
 """Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages of a
-`NameSet` that leaves out names, are read in the thread."""
+set that does not contain every name, are read in the thread."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
 whose `subject` field has the digest of that manifest."""
@@ -83,9 +83,10 @@ class SqliteMetadata:
         writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
     ) -> None:
-        """`db` and `shared_reads` are connections for short lookups; `shared_reads` combines the lookups of one
-        iteration of the event loop into one transaction. `scans` runs long lookups, `writer` runs changes. `clock`
-        returns the time in seconds since 1970."""
+        """`db` and `shared_reads` are connections for short lookups. `shared_reads` is for lookups whose results are
+        cached, and combines those of one iteration of the event loop into one transaction. `scans` runs long lookups,
+        `writer` runs changes. On a full disk, a read-only database can take the place of the last three; it refuses
+        every change. `clock` returns the time in seconds since 1970."""
         self._db = db
         self.version = version
         self._shared_reads = shared_reads
@@ -253,8 +254,8 @@ class SqliteMetadata:
         return await self._scans.run(lambda db: lookups.referrers(db, *arguments, limit=limit))
 
     async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
-        """Returns at most `limit` links that were put into the collect queue by the time `before`, because no manifest
-        of the repository referred to the blob."""
+        """Returns at most `limit` links that were put into the collect queue at the time `before` or earlier, because
+        no manifest of the repository referred to the blob."""
         return blob_changes.queued_links(self._db, before, limit)
 
     async def unlinked_blobs(self, limit: int) -> list[Digest]:

@@ -137,7 +137,7 @@ WRONG_UPSTREAMS = [
     ("mirror = ['index.docker.io']", "a.toml: mirror[1]: 'index.docker.io' is called 'docker.io' in names"),
     ("[upstream]\nname = 'docker.io'", "a.toml: upstream: a table is no list; write [[upstream]]"),
     ("[hosted]\nprefixes = ['team/']", "a.toml: hosted.prefixes[1]: 'team/' is not a pattern of names like team/** "),
-    ("[hosted]\nprefixes = ['ghcr.io/**']\n" + GHCR, "a.toml: hosted.prefixes: 'ghcr.io/**' names what is mirrored"),
+    ("[hosted]\nprefixes = ['ghcr.io/**']\n" + GHCR, "a.toml: hosted.prefixes: 'ghcr.io/**' covers mirrored names"),
     ("mirror = ['docker.io']\n[hosted]\nprefixes = ['library/*']", "a.toml: hosted.prefixes: 'library/*' names what"),
 ]
 
@@ -175,7 +175,7 @@ def test_wrong_value_is_told_even_where_another_wins(tmp_path: Path) -> None:
         (
             ["--mirror", "docker.io"],
             {"ENTREPOT_HOSTED__PREFIXES": "team/**,library/x"},
-            "variables, flags together: hosted.prefixes: 'library/x' names what is mirrored",
+            "variables, flags together: hosted.prefixes: 'library/x' covers mirrored names",
         ),
     ],
 )

@@ -1,5 +1,5 @@
-"""The table of API tokens: secrets that an account uses in place of its password. A person has made each token with
-the purpose `personal`. A token with the purpose `login` is a refresh token that `docker login` got.
+"""The table of API tokens: secrets that an account uses in place of its password. Tokens with the purpose `personal`
+were made by people. Tokens with the purpose `login` are refresh tokens that `docker login` got.
 
 An expired token is treated as if it did not exist. All functions take a connection; those that change something run
 inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,

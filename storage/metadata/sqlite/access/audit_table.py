@@ -41,9 +41,9 @@ def record(
     *,
     part: str = "",
 ) -> None:
-    """Writes a line about a change that succeeded. `action`: the kind of change, such as `account.add`. `target`: the
-    account, group, subject of a grant, key or repository that was changed. `part`: the changed part of a repository, as
-    `:tag` or `@digest`. `detail`: more about the change; the line stores it as JSON."""
+    """Writes a line about a change that succeeded. `action`: the kind of change, such as `account.add`. `target`: what
+    was changed: an account, a group, a key, a repository, or the subject of a grant. `part`: the changed part of a
+    repository, as `:tag` or `@digest`. `detail`: more about the change; the line stores it as JSON."""
     db.execute(
         _INSERT,
         (
@@ -160,9 +160,9 @@ _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Returns a page of at most `limit` lines that match the query, newest first. The lines of the page come after the
-    line with the id `query.before`. If `query.before` is None, the page starts with the newest line that matches.
-    Raises AccountInvalid if `query.before` does not have the form of an id.
+    """Returns a page of at most `limit` lines that match the query, newest first. The page has only lines that are
+    older than the line with the id `query.before`. If `query.before` is None, the page starts with the newest line that
+    matches. Raises AccountInvalid if `query.before` does not have the form of an id.
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
     the first `limit` lines shows that more lines follow."""

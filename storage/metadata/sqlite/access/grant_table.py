@@ -37,9 +37,9 @@ MOST_GRANTS = 5_000
 """Largest number of grants of one subject. The limit exists because a request of the subject may have to read all of
 them."""
 MOST_WILD_CHARACTERS = 64 * 1024
-"""Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are
-those from its first star to its end. Matching takes time for each of them. A pattern whose only stars are a `**` at its
-end has no wild characters."""
+"""Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are all
+characters from its first star to its end, because matching takes time for each of them. A pattern whose only stars are
+a `**` at its end has none."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
@@ -142,13 +142,13 @@ def _check_limit(db: apsw.Connection, grant: Grant) -> None:
     count, wild_characters = row
     if count >= MOST_GRANTS:
         raise AccountInvalid(
-            f"{subject} has {MOST_GRANTS} grants, as many as one can have; "
-            "grant on a pattern that covers several of them"
+            f"{subject} has {MOST_GRANTS} grants, and no subject can have more; "
+            "replace several of them by one with a wider pattern"
         )
     added = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
     if added and wild_characters + added > MOST_WILD_CHARACTERS:
         raise AccountInvalid(
-            f"the patterns of {subject} have more than {MOST_WILD_CHARACTERS} characters from their first stars on; "
+            f"the patterns of {subject} with a star before their end are too long together; "
             "grant on patterns like team/**, or to groups"
         )
 

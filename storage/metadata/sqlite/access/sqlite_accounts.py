@@ -82,7 +82,7 @@ class SqliteAccounts:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that takes rights away or stores a new secret: calls `change` with the connection, `by`, the
+        """Makes a change that takes rights away or replaces a secret: calls `change` with the connection, `by`, the
         time and the other arguments. On a full disk the change may use all of the reserve."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.RELIEF)

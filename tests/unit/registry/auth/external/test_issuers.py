@@ -221,7 +221,7 @@ async def test_makes_nothing_that_outlives_it(worker: AuthWorker, key: IssuerKey
     ):
         authority = management_rights_of(policy.principal(proof))
         authority.check_may_see(CI)
-        with pytest.raises(Denied, match="takes a person's login"):
+        with pytest.raises(Denied, match="log in as a person"):
             authority.check_may_change_credentials(CI)
 
 

@@ -52,7 +52,7 @@ def test_others_are_not_there() -> None:
 )
 def test_only_a_person_makes_credentials(proof: Identity) -> None:
     """A credential of a program cannot make another credential."""
-    with pytest.raises(Denied, match="takes a person's login"):
+    with pytest.raises(Denied, match="log in as a person"):
         management_rights_of(Principal(proof, TEAM)).check_may_change_credentials(ALICE)
 
 
