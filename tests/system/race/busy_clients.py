@@ -1,0 +1,216 @@
+"""Clients that push, mount, tag, delete and pull at random, and know what the server has acknowledged.
+
+Each client has repositories of its own, so it knows what must be there. `kept/…` is under no retention rule;
+`scratch/…` is. All clients share a pool of layers, so that blobs are pushed and collected at the same time.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, field
+
+from tests.fakes.raw_http import RawAnswer, RawConnection
+from tests.fakes.raw_pushes import OCI_INDEX, OCI_MANIFEST, describe, digest_of, encode, image
+
+SHARED_LAYERS = 12
+LAYER_BYTES = 40_000
+TAGS = 6
+
+
+def shared_layer(number: int) -> bytes:
+    return random.Random(f"layer {number}").randbytes(LAYER_BYTES)
+
+
+@dataclass
+class Acknowledged:
+    """What the server said it has: for each manifest its type, the digests of its blobs, and of its children."""
+
+    manifests: dict[tuple[str, str], tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    tags: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+@dataclass
+class Counts:
+    """What the clients did, to show that the load was one."""
+
+    pushed: int = 0
+    refused: int = 0
+    deleted: int = 0
+    pulled: int = 0
+    mounted: int = 0
+
+
+class BusyClient(threading.Thread):
+    """One client. `failure` says what it saw that must not be."""
+
+    def __init__(self, port: int, number: int, stop: threading.Event, mirrored: tuple[str, ...] = ()) -> None:
+        super().__init__(name=f"client {number}")
+        self._port = port
+        self._random = random.Random(number)
+        self._stop_event = stop
+        self._mirrored = mirrored
+        self.kept, self.scratch = f"kept/app{number}", f"scratch/app{number}"
+        self.acknowledged = Acknowledged()
+        self.counts = Counts()
+        self.failure: str | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._stop_event.is_set():
+                with RawConnection(("127.0.0.1", self._port)) as wire:
+                    for _ in range(20):
+                        self._act(wire)
+                        if self._stop_event.is_set():
+                            break
+        except BaseException as error:
+            self.failure = f"{self.name}: {type(error).__name__}: {error}"
+
+    def _act(self, wire: RawConnection) -> None:
+        chance = self._random.random()
+        repo = self._random.choice((self.kept, self.scratch))
+        if chance < 0.45:
+            self._push_image(wire, repo, self._tag())
+        elif chance < 0.55:
+            self._push_index(wire, repo, self._tag())
+        elif chance < 0.65:
+            self._delete(wire, repo)
+        elif chance < 0.75 and self._mirrored:
+            self._pull_mirrored(wire, self._random.choice(self._mirrored))
+        else:
+            self._pull(wire)
+
+    def _tag(self) -> str:
+        return f"t{self._random.randrange(TAGS)}"
+
+    def _blob(self, wire: RawConnection, repo: str, data: bytes) -> None:
+        """Makes sure that the repository has the blob: a HEAD, a mount, or a push, as a client does."""
+        digest = digest_of(data)
+        way = self._random.random()
+        if way < 0.3 and wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}").status == 200:
+            return
+        if way < 0.5:
+            source = self._random.choice((self.kept, self.scratch))
+            answer = wire.ask("POST", f"/v2/{repo}/blobs/uploads/?mount={digest}&from={source}")
+            if answer.status == 201:
+                self.counts.mounted += 1
+                return
+        else:
+            answer = wire.ask("POST", f"/v2/{repo}/blobs/uploads/")
+        expect(answer, 202)
+        expect(wire.ask("PUT", f"{answer['location']}?digest={digest}", body=data), 201)
+
+    def _push_image(self, wire: RawConnection, repo: str, reference: str | None) -> str | None:
+        """Pushes an image of one own and two shared layers. Returns its digest, or None if the collector has taken a
+        blob before the manifest came, so that the server refused it."""
+        config = b'{"architecture":"amd64","os":"linux","n":%d}' % self._random.getrandbits(60)
+        layers = [shared_layer(number) for number in self._random.sample(range(SHARED_LAYERS), 2)]
+        layers.append(self._random.randbytes(2_000))
+        for data in (config, *layers):
+            self._blob(wire, repo, data)
+        blobs = tuple(digest_of(data) for data in (config, *layers))
+        return self._put(wire, repo, reference, image(config, *layers), OCI_MANIFEST, blobs, ())
+
+    def _push_index(self, wire: RawConnection, repo: str, tag: str) -> None:
+        bodies = []
+        for _ in range(2):
+            digest = self._push_image(wire, repo, None)
+            if digest is None:
+                return
+            answer = wire.ask("GET", f"/v2/{repo}/manifests/{digest}")
+            if answer.status == 404 and repo == self.scratch:
+                return  # retention has deleted the untagged child already
+            expect(answer, 200)
+            bodies.append(answer.body)
+        index = encode(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_INDEX,
+                "manifests": [describe(body, OCI_MANIFEST, platform={"os": "linux"}) for body in bodies],
+            }
+        )
+        self._put(wire, repo, tag, index, OCI_INDEX, (), tuple(digest_of(body) for body in bodies))
+
+    def _put(
+        self,
+        wire: RawConnection,
+        repo: str,
+        reference: str | None,
+        body: bytes,
+        media_type: str,
+        blobs: tuple[str, ...],
+        children: tuple[str, ...],
+    ) -> str | None:
+        digest = digest_of(body)
+        answer = wire.ask("PUT", f"/v2/{repo}/manifests/{reference or digest}", {"Content-Type": media_type}, body)
+        if answer.status == 404 and answer.codes == ["MANIFEST_BLOB_UNKNOWN"]:
+            self.counts.refused += 1
+            return None
+        expect(answer, 201)
+        self.counts.pushed += 1
+        self.acknowledged.manifests[repo, digest] = media_type, blobs, children
+        if reference is not None:
+            self.acknowledged.tags[repo, reference] = digest
+        return digest
+
+    def _delete(self, wire: RawConnection, repo: str) -> None:
+        """Deletes a tag, or a manifest that no acknowledged index lists."""
+        known = self.acknowledged
+        tags = [tag for name, tag in known.tags if name == repo]
+        if tags and self._random.random() < 0.5:
+            tag = self._random.choice(tags)
+            del known.tags[repo, tag]
+            expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{tag}"), 202, 404)
+        else:
+            listed = {child for _, _, children in known.manifests.values() for child in children}
+            digests = [digest for name, digest in known.manifests if name == repo and digest not in listed]
+            if not digests:
+                return
+            digest = self._random.choice(digests)
+            del known.manifests[repo, digest]
+            known.tags = {key: value for key, value in known.tags.items() if (key[0], value) != (repo, digest)}
+            expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{digest}"), 202, 404)
+        self.counts.deleted += 1
+
+    def _pull(self, wire: RawConnection) -> None:
+        if not self.acknowledged.manifests:
+            return
+        repo, digest = self._random.choice(list(self.acknowledged.manifests))
+        self.pull_whole(wire, repo, digest)
+
+    def pull_whole(self, wire: RawConnection, repo: str, digest: str) -> None:
+        """Pulls an acknowledged manifest with all that it refers to. Only what a retention rule covers may be gone, and
+        then as a whole."""
+        _, blobs, children = self.acknowledged.manifests[repo, digest]
+        answer = wire.ask("GET", f"/v2/{repo}/manifests/{digest}")
+        if answer.status == 404 and repo == self.scratch:
+            del self.acknowledged.manifests[repo, digest]
+            return
+        expect(answer, 200)
+        assert digest_of(answer.body) == digest
+        for blob in blobs:
+            answer = wire.ask("GET", f"/v2/{repo}/blobs/{blob}")
+            if answer.status == 404 and repo == self.scratch:
+                expect(wire.ask("GET", f"/v2/{repo}/manifests/{digest}"), 404)
+                return
+            expect(answer, 200)
+            assert digest_of(answer.body) == blob
+        for child in children:
+            if (repo, child) in self.acknowledged.manifests:
+                self.pull_whole(wire, repo, child)
+        self.counts.pulled += 1
+
+    def _pull_mirrored(self, wire: RawConnection, name: str) -> None:
+        """Pulls an image through the mirror, whose cache is being evicted meanwhile."""
+        answer = wire.ask("GET", f"/v2/{name}/manifests/latest")
+        expect(answer, 200)
+        document = answer.json()
+        for blob in (document["config"], *document["layers"]):
+            answer = wire.ask("GET", f"/v2/{name}/blobs/{blob['digest']}")
+            expect(answer, 200)
+            assert digest_of(answer.body) == blob["digest"]
+        self.counts.pulled += 1
+
+
+def expect(answer: RawAnswer, *statuses: int) -> None:
+    assert answer.status in statuses, f"{answer.status} {answer.body[:300]!r}"
