@@ -22,6 +22,7 @@ from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName
 from tests.fakes.object_store.multipart_blob_store import open_objects
+from tests.fakes.small_reserve import small_reserve as small_reserve
 from tests.fakes.store_accounts import acting_as
 
 PART_BYTES = 64 * 1024

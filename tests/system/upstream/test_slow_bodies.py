@@ -44,7 +44,7 @@ async def dripping(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterat
         running = [task for task in tasks if task is not None]
         for task in running:
             task.cancel()
-        await asyncio.wait(running)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\n0", b"\r\n0\r\n", b"\r\n0\r\nTrailer: x\r\n"])

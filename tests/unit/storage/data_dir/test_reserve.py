@@ -28,6 +28,13 @@ from storage.patterns import NamePattern
 pytestmark = pytest.mark.real_disk
 
 MIB = 1024 * 1024
+
+
+@pytest.fixture(autouse=True)
+def small_reserve() -> None:
+    """These tests are about a reserve of the usual size."""
+
+
 APP = RepositoryName("team/app")
 
 
