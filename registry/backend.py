@@ -44,7 +44,9 @@ def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], f
     from registry.upstream.client import make_upstream_client
 
     client = make_upstream_client(upstream, store.records, store.leases, clock)
-    return Mirror(store, client, store.partials, store.records, store.leases, upstream, clock)
+    return Mirror(
+        *(store, client, store.partials, store.records, store.leases, upstream, clock), tags=store.upstream_tags
+    )
 
 
 def preload_mirrors(settings: Settings) -> None:

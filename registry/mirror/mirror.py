@@ -24,6 +24,7 @@ from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.freshness import Freshness, NegativeCache
 from registry.mirror.manifests import STALE_WAIT_SECONDS, MirroredManifests
 from registry.mirror.prefetch import Prefetcher, PrefetchQueue
+from registry.mirror.served_tags import ServedTags
 from registry.mirror.upstream_client import UnconfirmedNameUnknown, UpstreamClient
 from registry.request import set_notice
 from storage.access import Action
@@ -35,6 +36,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.upstream_records import UpstreamRecords
+from storage.upstream_tags import UpstreamTags
 from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")
@@ -58,12 +60,15 @@ class Mirror(RefusingRegistry):
         stale_wait: float = STALE_WAIT_SECONDS,
         start_timeout: float = START_TIMEOUT_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
+        *,
+        tags: UpstreamTags,
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
-        manifests it has. `leases`: locks across processes. `clock`: returns seconds since 1970. `monotonic`: returns
-        seconds of a monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if there is
-        one, although the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of
-        a blob. `stall_timeout`: seconds without new bytes after which the download of a blob fails."""
+        manifests it has. `tags`: what the upstream's tags pointed at, and which are frozen. `leases`: locks across
+        processes. `clock`: returns seconds since 1970. `monotonic`: returns seconds of a monotonic clock. `stale_wait`:
+        seconds after which a client gets a cached manifest, if there is one, although the upstream has not answered.
+        `start_timeout`: seconds that a client waits for the first byte of a blob. `stall_timeout`: seconds without new
+        bytes after which the download of a blob fails."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -86,7 +91,9 @@ class Mirror(RefusingRegistry):
             stall_timeout=stall_timeout,
         )
         self._manifests = MirroredManifests(
-            local, upstream, records, leases, settings, freshness, self.upstream_name, stale_wait
+            *(local, upstream, records, leases, settings, freshness),
+            ServedTags(tags, settings, self.upstream_name, clock),
+            *(self.upstream_name, stale_wait),
         )
         self._fills = Fills(context)
         queue = PrefetchQueue(
