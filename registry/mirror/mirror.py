@@ -73,6 +73,7 @@ class Mirror(RefusingRegistry):
         self._upstream = upstream
         self._records = records
         self._name = settings.name
+        self.served_tags = ServedTags(tags, settings, clock)
         freshness = Freshness(settings, clock)
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
@@ -92,7 +93,7 @@ class Mirror(RefusingRegistry):
         )
         self._manifests = MirroredManifests(
             *(local, upstream, records, leases, settings, freshness),
-            ServedTags(tags, settings, self.upstream_name, clock),
+            self.served_tags,
             *(self.upstream_name, stale_wait),
         )
         self._fills = Fills(context)

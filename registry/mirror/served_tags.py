@@ -24,18 +24,10 @@ log = logging.getLogger("registry.mirror")
 class ServedTags:
     """The cooldown of one upstream, over the stored sightings of its tags, and its frozen tags."""
 
-    def __init__(
-        self,
-        tags: UpstreamTags,
-        settings: Upstream,
-        to_upstream_name: Callable[[RepositoryName], RepositoryName],
-        clock: Callable[[], float],
-    ) -> None:
-        """`to_upstream_name`: returns the name that a repository has at the upstream. `clock`: returns seconds since
-        1970."""
+    def __init__(self, tags: UpstreamTags, settings: Upstream, clock: Callable[[], float]) -> None:
+        """`clock`: returns seconds since 1970."""
         self._tags = tags
         self._settings = settings
-        self._to_upstream_name = to_upstream_name
         self._clock = clock
         self._serves_new = settings.cooldown_new == "serve"
         exemptions = [entry.partition(":") for entry in settings.cooldown_exempt]
@@ -46,7 +38,7 @@ class ServedTags:
         settings = self._settings
         if not settings.cooldown or not any(fnmatchcase(tag, pattern) for pattern in settings.cooldown_tags):
             return 0.0
-        names: set[str] = {repo, self._to_upstream_name(repo)}
+        names: set[str] = {repo, repo.removeprefix(f"{settings.name}/")}
         if settings.name == DOCKER_HUB:
             names |= {name.removeprefix(f"{HUB_LIBRARY}/") for name in names}  # people write `ubuntu`
         for pattern, tag_pattern in self._exemptions:
@@ -62,10 +54,11 @@ class ServedTags:
         self,
         repo: RepositoryName,
         tag: Tag,
-        find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]],
+        find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]] | None = None,
     ) -> TagChoice | None:
         """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or nothing
-        is known about it. `find_cached`: returns the manifest at which the tag is cached, or None if there is none."""
+        is known about it. `find_cached`: returns the manifest at which the tag is cached, or None if there is none. It
+        is used for a tag without a sighting."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown:
             return None
@@ -73,7 +66,7 @@ class ServedTags:
         sightings = await self._tags.sightings(repo, tag)
         if not sightings:
             # The sighting could not be recorded, because the disk was full. The next answer of the upstream records it.
-            cached = await find_cached(repo, tag)
+            cached = await find_cached(repo, tag) if find_cached else None
             if cached is None:
                 return None
             sightings = [Sighting(now, cached.digest)]
