@@ -44,6 +44,11 @@ log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
 """Longest time that a client waits for the upstream if the manifest is cached. After it, the cached copy is served."""
+_NO_USABLE_ANSWER: Final = (
+    *(UnconfirmedManifestUnknown, Denied, UpstreamUnavailable, TooManyRequests),
+    *(StorageFull, StorageFailed),
+)
+"""Errors after which a cached copy is served: the upstream gave no usable answer, or the answer cannot be stored."""
 T = TypeVar("T")
 LocalLookup = Callable[[RepositoryName, Reference], Awaitable[T]]
 """A method of the local registry that looks up a manifest, and raises ManifestUnknown if the manifest is not stored."""
@@ -103,7 +108,16 @@ class MirroredManifests:
                     with suppress(UpstreamUnavailable):  # raised only when the server is stopping
                         self._start_flight(repo, reference)
                 return found
-        notice = await self._ask(repo, reference)
+        try:
+            notice = await self._ask(repo, reference)
+        except _NO_USABLE_ANSWER as error:
+            if isinstance(reference, Digest) or not self._served_tags.cooldown(repo, reference):
+                raise
+            # The tag is not cached, but the digest that the cooldown lets through may be.
+            with suppress(RegistryError):
+                notice = f"asking {self._name} failed: {error.message}"
+                return await self._look_up(look_up, repo, reference, notice)
+            raise
         return await self._look_up(look_up, repo, reference, notice)
 
     async def _look_up(
@@ -240,14 +254,7 @@ class MirroredManifests:
                     await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory))
             else:
                 await self._record_check(repo, tag, found=True)
-        except (
-            UnconfirmedManifestUnknown,
-            Denied,
-            UpstreamUnavailable,
-            TooManyRequests,
-            StorageFull,
-            StorageFailed,
-        ) as error:
+        except _NO_USABLE_ANSWER as error:
             notice = self._outdated_notice(repo, tag, check, f"asking {self._name} failed: {error.message}")
             log.warning("%s", notice)
             return notice

@@ -8,6 +8,7 @@ how many requests it still accepts. Times are in seconds since 1970.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from storage.content import Allowance
 from storage.inventory import Inventory
 from storage.store.stored_registry import StoredRegistry
 from storage.upstream_records import UpstreamRecords
-from storage.upstream_tags import FrozenTag, UpstreamTags
+from storage.upstream_tags import UpstreamTags
 
 
 async def read_status(settings: Settings, stored: StoredRegistry) -> dict[str, Any]:
@@ -40,6 +41,7 @@ async def read_status(settings: Settings, stored: StoredRegistry) -> dict[str, A
 async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory: Inventory) -> dict[str, Any]:
     """Returns the entry of one upstream for JSON. `size` is in bytes."""
     records = stored.records
+    frozen = await _frozen_tags(upstream, stored.upstream_tags)
     totals = inventory.totals_below(upstream.name)  # mirrored repositories are stored below the upstream's name
     allowance = await records.allowance(upstream.name)
     paused_until = await manifests_limited_until(records, upstream.name, upstream.endpoints, time.time())
@@ -49,37 +51,40 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
         "endpoints": list(upstream.endpoints),
         "repositories": totals.repositories,
         "tags": totals.tags,
-        "stale": await _count_stale_tags(upstream, records, inventory),
+        "stale": await _count_stale_tags(upstream, records, inventory, frozen),
         "manifests": totals.manifests,
         "blobs": totals.blobs,
         "size": totals.size,
         "allowance": _allowance_values(allowance, paused_until),
-        "frozen": [str(frozen) for frozen in await _frozen_tags(upstream, stored.upstream_tags)],
-        "held_back": await _held_back_tags(upstream, stored.upstream_tags, inventory),
+        "frozen": frozen,
+        "held_back": await _held_back_tags(upstream, stored.upstream_tags, inventory, frozen),
     }
 
 
-async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[FrozenTag]:
-    """Returns the frozen tags of the upstream."""
-    prefix, found = f"{upstream.name}/", list[FrozenTag]()
+async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
+    """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
+    prefix, found = f"{upstream.name}/", list[str]()
     after = f"{prefix}:"  # sorts before all tags of the upstream
     while True:
         page = await tags.frozen_tags(after, 1000)
-        found += [frozen for frozen in page.items if frozen.repository.startswith(prefix)]
+        found += [str(frozen) for frozen in page.items if frozen.repository.startswith(prefix)]
         if not page.more or not page.items[-1].repository.startswith(prefix):
             return found
         after = str(page.items[-1])
 
 
-async def _held_back_tags(upstream: Upstream, tags: UpstreamTags, inventory: Inventory) -> list[dict[str, Any]]:
-    """Returns for JSON the cached tags that the cooldown holds back: the digest that is served ("served"; None: none
-    is), the digest that the tag points at at the upstream ("newest"), and from when on that one is served ("from")."""
+async def _held_back_tags(
+    upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`: the digest that is
+    served ("served"; None: none is), the digest that the tag points at at the upstream ("newest"), and from when on
+    that one is served ("from")."""
     if not upstream.cooldown:
         return []
-    served_tags, found = ServedTags(tags, upstream, time.time), []
+    served_tags, ignored, found = ServedTags(tags, upstream, time.time), set(frozen), []
     for repo, tag in inventory.tags_below(upstream.name):
-        choice = None if await tags.frozen(repo, tag) else await served_tags.choose(repo, tag)
-        if choice is not None and choice.newest_from is not None:
+        choice = await served_tags.choose(repo, tag)
+        if choice is not None and choice.newest_from is not None and f"{repo}:{tag}" not in ignored:
             served = choice.candidates[0] if choice.candidates else None
             found.append(
                 {"tag": f"{repo}:{tag}", "served": served, "newest": choice.newest, "from": choice.newest_from}
@@ -87,13 +92,16 @@ async def _held_back_tags(upstream: Upstream, tags: UpstreamTags, inventory: Inv
     return found
 
 
-async def _count_stale_tags(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> int:
+async def _count_stale_tags(
+    upstream: Upstream, records: UpstreamRecords, inventory: Inventory, frozen: Sequence[str]
+) -> int:
     """Returns how many cached tags are stale: the last check at the upstream is so long ago that the next pull of the
-    tag makes the mirror ask the upstream."""
-    freshness = Freshness(upstream, time.time)
+    tag makes the mirror ask the upstream. That never happens for a frozen tag."""
+    freshness, ignored = Freshness(upstream, time.time), set(frozen)
     count = 0
     for repo, tag in inventory.tags_below(upstream.name):
-        count += freshness.judge(tag, await records.last_check(repo, tag)) is not Verdict.FRESH
+        if f"{repo}:{tag}" not in ignored:
+            count += freshness.judge(tag, await records.last_check(repo, tag)) is not Verdict.FRESH
     return count
 
 
