@@ -168,7 +168,8 @@ class Upstream(SettingsGroup):
     cooldown: Duration = Field(
         default=0.0,
         description="How long a digest must have held a tag at the upstream before pulls of the tag get it. Until then "
-        "they get the newest digest that has. 0: no delay. Pulls by digest are never delayed",
+        "they get the newest digest that has. 0: no delay. Pulls by digest, and of the tags of signatures, are never "
+        "delayed",
     )
     cooldown_tags: list[TagPattern] = Field(
         default=["*"], min_length=1, description="Patterns of the tags to which `cooldown` applies, such as `v*`"

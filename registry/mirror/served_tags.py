@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from typing import Final
 
 from registry.config import DOCKER_HUB, HUB_LIBRARY, Upstream, format_duration
 from registry.mirror.cooldown import TagChoice, add_sighting, choose_digest
@@ -19,6 +21,10 @@ from storage.patterns import NamePattern
 from storage.upstream_tags import FrozenTag, Sighting, UpstreamTags
 
 log = logging.getLogger("registry.mirror")
+
+_TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[a-zA-Z0-9._-]+)?")
+"""The tags under which clients find what belongs to a digest, such as its signatures: the fallback tag of the OCI spec
+("Referrers Tag Schema"), and the tags of cosign, as in `sha256-….sig`."""
 
 
 class ServedTags:
@@ -34,9 +40,14 @@ class ServedTags:
         self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]
 
     def cooldown(self, repo: RepositoryName, tag: Tag) -> float:
-        """Returns the cooldown of a tag in seconds; 0.0: moves of the tag are not delayed."""
+        """Returns the cooldown of a tag in seconds; 0.0: moves of the tag are not delayed. Tags that name a digest are
+        never delayed: a signature has to be there together with what it signs."""
         settings = self._settings
-        if not settings.cooldown or not any(fnmatchcase(tag, pattern) for pattern in settings.cooldown_tags):
+        if (
+            not settings.cooldown
+            or _TAG_OF_DIGEST.fullmatch(tag)
+            or not any(fnmatchcase(tag, pattern) for pattern in settings.cooldown_tags)
+        ):
             return 0.0
         names: set[str] = {repo, repo.removeprefix(f"{settings.name}/")}
         if settings.name == DOCKER_HUB:

@@ -187,6 +187,18 @@ async def test_what_the_cooldown_applies_to(site: MirrorStore) -> None:
             assert (found != second.digest) is is_delayed, (repo, tag)
 
 
+@pytest.mark.parametrize("suffix", ["", ".sig"])
+async def test_signatures_are_not_held_back(site: MirrorStore, suffix: str) -> None:
+    """The tags of signatures and other referrers of a digest are neither refused nor delayed."""
+    site.configure(tag_ttl=HOUR, cooldown=3 * DAY, cooldown_new="refuse")
+    tag = Tag(f"sha256-{'0a' * 32}{suffix}")
+    async with site.worker() as worker:
+        for layer in (b"first", b"second"):
+            image = site.far.add_image(UPSTREAM_REPO, layer, tags=(tag,))
+            assert await served(worker, tag) == image.digest
+            site.clock.now += DAY
+
+
 async def test_a_cooldown_that_is_set_later(site: MirrorStore) -> None:
     """What a tag pointed at before the cooldown was set counts."""
     site.configure(tag_ttl=HOUR)
