@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from storage.content import Actor, Page
 from storage.errors import RegistryError
@@ -31,6 +31,15 @@ class Sighting:
 
     since: float
     digest: Digest
+
+
+class TagMove(NamedTuple):
+    """The mirror saw at `since` that a tag pointed at another digest than before, or saw the tag for the first time.
+    Moves are sorted by these fields."""
+
+    since: float
+    repository: RepositoryName
+    tag: Tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,11 @@ class UpstreamTags(Protocol):
     async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
         """Replaces the stored sightings of the tag. Their times must increase. The caller makes sure that no other
         process changes them meanwhile. A power cut may lose the change: then the digest is seen later."""
+        ...
+
+    async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
+        """Returns at most `limit` stored moves of all tags that were seen at `since` or later, in order. With `after`,
+        only those that sort after this move."""
         ...
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from registry.config import Upstream
@@ -29,7 +30,7 @@ from registry.mirror.upstream_client import UnconfirmedNameUnknown, UpstreamClie
 from registry.request import set_notice
 from storage.access import Action
 from storage.content import Actor, Descriptor, Manifest, Page, Span
-from storage.errors import Denied, NameUnknown, TooManyRequests, UpstreamUnavailable
+from storage.errors import Denied, ManifestUnknown, NameUnknown, TooManyRequests, UpstreamUnavailable
 from storage.interface import BlobReader, Registry
 from storage.leases import Leases
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -117,6 +118,17 @@ class Mirror(RefusingRegistry):
         is current afterwards, otherwise a notice that says why it may be out of date. Raises ManifestUnknown, and, if
         nothing is cached, the errors of the upstream client."""
         return await self._manifests.revalidate(repo, tag, force=force)
+
+    async def recheck_young_tags(self) -> None:
+        """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh: a digest
+        must not become mature because nobody has pulled the tag since. Stops if the upstream gives no usable answer, or
+        if its rate limit leaves only few requests."""
+        async for repo, tag in self.served_tags.young_tags():
+            if self._upstream.is_nearly_exhausted():
+                return
+            with suppress(ManifestUnknown):  # the upstream has deleted the tag
+                if await self.revalidate(repo, tag, force=True) is not None:
+                    return
 
     @property
     def running_fills(self) -> Sequence[Fill]:

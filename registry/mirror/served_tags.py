@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
@@ -25,6 +25,8 @@ log = logging.getLogger("registry.mirror")
 _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[a-zA-Z0-9._-]+)?")
 """The tags under which clients find what belongs to a digest, such as its signatures: the fallback tag of the OCI spec
 ("Referrers Tag Schema"), and the tags of cosign, as in `sha256-….sig`."""
+_MOVES_PER_READ: Final = 100
+"""Number of moves of tags that are read at once."""
 
 
 class ServedTags:
@@ -82,6 +84,20 @@ class ServedTags:
                 return None
             sightings = [Sighting(now, cached.digest)]
         return choose_digest(sightings, cooldown, now, serves_new=self._serves_new)
+
+    async def young_tags(self) -> AsyncIterator[tuple[RepositoryName, Tag]]:
+        """Yields the tags of this upstream that have pointed at their newest digest for less than their cooldown."""
+        now, last = self._clock(), None
+        while moves := await self._tags.moves(now - self._settings.cooldown, last, _MOVES_PER_READ):
+            for last in moves:
+                since, repo, tag = last
+                if since >= now:  # seen after this call has begun
+                    return
+                if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
+                    continue
+                sightings = await self._tags.sightings(repo, tag)
+                if sightings and sightings[-1].since == since:
+                    yield repo, tag
 
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
         """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that

@@ -28,6 +28,9 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
 
+_SHORT_DIGEST = len("sha256:") + 12
+"""Number of characters of a digest that a table shows. JSON has the whole digest."""
+
 
 async def read_status(settings: Settings, stored: StoredRegistry) -> dict[str, Any]:
     """Returns the state of the mirrors as JSON types, in two lists: "upstreams" has the endpoints (URLs), the numbers
@@ -158,8 +161,8 @@ def _print_delayed_tags(console: Console, upstreams: list[dict[str, Any]]) -> No
     if held_back:
         table = new_table("held back", "served", "newer", "served from")
         for held in held_back:
-            served = held["served"] or "nothing yet"
-            table.add_row(*map(Text, (held["tag"], served, held["newest"], _local_time(held["from"]))))
+            served, newest = (held["served"] or "nothing yet")[:_SHORT_DIGEST], held["newest"][:_SHORT_DIGEST]
+            table.add_row(*map(Text, (held["tag"], served, newest, _local_time(held["from"]))))
         console.print()
         console.print(table)
 

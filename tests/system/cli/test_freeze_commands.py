@@ -130,7 +130,7 @@ def test_a_cooldown_in_the_commands(tmp_path: Path, upstream: Hub) -> None:
     assert said.endswith(f"UTC, and {FIRST.digest} is served")
     (held,) = status(tmp_path)["held_back"]
     assert (held["tag"], held["served"], held["newest"]) == ("docker.io/library/app:1", FIRST.digest, SECOND.digest)
-    assert FIRST.digest in "\n".join(done(tmp_path, "status"))
+    assert FIRST.digest[:19] in "\n".join(done(tmp_path, "status"))
     upstream.forget()
     done(tmp_path, "warm", "app:1")
     assert {seen.digest for seen in upstream.requests("blob", "GET")} == set(FIRST.blobs)

@@ -54,6 +54,7 @@ CREATE TABLE upstream_tag (
     digest     TEXT NOT NULL,
     PRIMARY KEY (repository, tag, since)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX upstream_tag_since ON upstream_tag (since);
 -- Tags that are cached already point at what the mirror saw at its last change of them.
 INSERT INTO upstream_tag (repository, tag, since, digest)
 SELECT r.name, t.name, t.updated, m.digest

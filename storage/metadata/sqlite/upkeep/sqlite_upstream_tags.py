@@ -13,7 +13,7 @@ from storage.metadata.sqlite.access import audit_table
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
 from storage.names import Digest, RepositoryName, Tag
-from storage.upstream_tags import FrozenTag, Sighting, TagNotFrozen
+from storage.upstream_tags import FrozenTag, Sighting, TagMove, TagNotFrozen
 
 _FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
 
@@ -45,6 +45,15 @@ class SqliteUpstreamTags:
             )
 
         await self._writer.run(replace, durable=False)
+
+    async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
+        position = (since, "", "") if after is None else after
+        rows: list[Any] = self._db.execute(
+            "SELECT since, repository, tag FROM upstream_tag WHERE (since, repository, tag) > (?, ?, ?) "
+            "ORDER BY since, repository, tag LIMIT ?",
+            (*position, limit),
+        ).fetchall()
+        return [TagMove(at, RepositoryName(repo), Tag(tag)) for at, repo, tag in rows]
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
         return _find_frozen(self._db, repo, tag)

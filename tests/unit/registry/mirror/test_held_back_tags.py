@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
+from registry.mirror.cooldown_watch import round_interval, watch_young_tags
 from registry.request import RequestContext, enter_request
 from storage.content import Actor, Manifest
 from storage.errors import Denied, ManifestUnknown, UpstreamUnavailable
 from storage.names import RepositoryName, Tag
 from storage.upstream_tags import TagNotFrozen
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
+from tests.unit.registry.mirror.conftest import (
+    MIRRORED_REPO,
+    UPSTREAM_REPO,
+    MirrorStore,
+    MirrorWorker,
+    source_of_another_worker,
+    wait_until,
+)
 
 TAG = Tag("1")
 HOUR = 3600.0
@@ -185,6 +194,69 @@ async def test_what_the_cooldown_applies_to(site: MirrorStore) -> None:
             second = site.far.add_image(repo, b"second", tags=(tag,))
             found = await served(worker, Tag(tag), RepositoryName(f"docker.io/{repo}"))
             assert (found != second.digest) is is_delayed, (repo, tag)
+
+
+async def test_young_tags_are_looked_at(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Although nobody pulls a tag, a digest that the upstream withdraws within the cooldown does not become mature.
+    Only tags that have moved within the cooldown are asked for, and not while few requests are left."""
+    first = moved(site, b"first")
+    site.far.add_image(UPSTREAM_REPO, b"other", tags=("old",))
+    await served(worker)
+    await served(worker, Tag("old"))
+    site.clock.now += 10 * DAY
+    moved(site, b"second")
+    assert await served(worker) == first.digest
+    third = moved(site, b"third")
+    site.far.calls.clear()
+    site.far.faults.few_left = True
+    await worker.mirror.recheck_young_tags()
+    assert site.far.calls == {}
+    site.far.faults.few_left = False
+    for _ in range(3):
+        site.clock.now += DAY
+        await worker.mirror.recheck_young_tags()
+    assert site.far.calls == {"head manifest": 3, "get manifest": 1}
+    assert await served(worker) == first.digest
+    site.clock.now += 2 * DAY
+    await worker.mirror.recheck_young_tags()
+    assert await served(worker) == third.digest
+    moved(site, b"fourth")
+    await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True)
+    del site.far.manifests[UPSTREAM_REPO, TAG]
+    site.clock.now += HOUR
+    await worker.mirror.recheck_young_tags()
+    with pytest.raises(ManifestUnknown):
+        await served(worker)
+    site.far.faults.down = UpstreamUnavailable("it refuses connections")
+    with pytest.raises(UpstreamUnavailable):
+        await worker.mirror.recheck_young_tags()
+
+
+async def test_one_process_looks_at_young_tags(site: MirrorStore, worker: MirrorWorker) -> None:
+    """The rounds go on after one in which the upstream is down. Only one of two processes runs them; the other one
+    takes over when that process ends."""
+    moved(site, b"first")
+    await served(worker)
+    site.clock.now += HOUR
+    far = source_of_another_worker(site)
+    async with site.worker(far) as other, AsyncExitStack() as first:
+        await first.enter_async_context(watch_young_tags([worker.mirror], 0.01, worker.store.leases))
+        await wait_until(lambda: site.far.calls["head manifest"] > 0)
+        async with watch_young_tags([other.mirror], 0.01, other.store.leases):
+            site.far.faults.down = UpstreamUnavailable("it refuses connections")
+            failed = site.far.calls["head manifest"]
+            await wait_until(lambda: site.far.calls["head manifest"] > failed + 5)
+            site.far.faults.down = None
+            assert far.calls == {}
+            await first.aclose()
+            await wait_until(lambda: far.calls["head manifest"] > 1)
+
+
+def test_the_time_between_rounds() -> None:
+    """It follows the shortest cooldown, within limits."""
+    assert round_interval([3 * DAY, 30 * DAY]) == HOUR
+    assert round_interval([30 * DAY, 10 * HOUR]) == HOUR / 2
+    assert round_interval([1.0]) == 60
 
 
 @pytest.mark.parametrize("suffix", ["", ".sig"])
