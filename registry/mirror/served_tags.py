@@ -112,6 +112,10 @@ class ServedTags:
             await self._tags.save_sightings(repo, tag, updated)
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record what %s:%s points at: %s", repo, tag, error.message)
+            return
+        choice = choose_digest(updated, cooldown, now, serves_new=self._serves_new)
+        if choice.newest_from is not None:
+            log.info("%s", self.notice(repo, tag, choice))
 
     def refusal(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> Denied:
         """Returns the error for a tag of which no digest may be served yet."""
