@@ -21,8 +21,8 @@ from storage.leases import Leases
 WATCH_SLOT: Final = "cooldown"
 """Name of the slot that the watching process holds. Only one process at a time can hold it."""
 ROUNDS_PER_COOLDOWN: Final = 20
-"""Number of rounds within the shortest cooldown. So a digest counts for at most a twentieth of its cooldown longer than
-it held the tag."""
+"""Number of rounds within the shortest cooldown, unless the limits below say otherwise. So a digest counts for at most
+a twentieth of its cooldown longer than it held the tag."""
 MIN_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two rounds."""
 MAX_INTERVAL_SECONDS: Final = 3600.0

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.fakes.commands import entrepot, error_line
+from tests.fakes.commands import entrepot, entrepot_output, error_line
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
@@ -120,7 +120,7 @@ def test_what_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_a_cooldown_in_the_commands(tmp_path: Path, upstream: Hub) -> None:
-    """`refresh`, `status` and `warm` agree with what a pull gets while a cooldown holds a tag back."""
+    """`refresh`, `status`, `inspect` and `warm` agree with what a pull gets while a cooldown holds a tag back."""
     configure(tmp_path, upstream, 'cooldown = "3d"\n')
     assert done(tmp_path, "refresh", "app:1") == [f"app:1: new here: {FIRST.digest}"]
     assert status(tmp_path)["held_back"] == []
@@ -131,6 +131,8 @@ def test_a_cooldown_in_the_commands(tmp_path: Path, upstream: Hub) -> None:
     (held,) = status(tmp_path)["held_back"]
     assert (held["tag"], held["served"], held["newest"]) == ("docker.io/library/app:1", FIRST.digest, SECOND.digest)
     assert FIRST.digest[:19] in "\n".join(done(tmp_path, "status"))
+    reference = ("docker.io/library/app:1", "--json", "--config", "entrepot.toml")
+    assert json.loads(entrepot_output("inspect", *reference, folder=tmp_path))["digest"] == FIRST.digest
     upstream.forget()
     done(tmp_path, "warm", "app:1")
     assert {seen.digest for seen in upstream.requests("blob", "GET")} == set(FIRST.blobs)
