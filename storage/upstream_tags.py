@@ -74,6 +74,11 @@ class UpstreamTags(Protocol):
         only those that sort after this move."""
         ...
 
+    async def forget_unused(self, before: float) -> int:
+        """Deletes the sightings of the tags that are not cached any more and whose newest sighting is older than
+        `before`. Returns the number of these tags. Reads all sightings older than `before`, in a thread."""
+        ...
+
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
         """Returns at which digest the tag is frozen; None if it is not frozen."""
         ...

@@ -55,7 +55,7 @@ class SqliteDatabase:
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
         self.jobs = SqliteJobs(self._db, writer, clock)
-        self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock)
+        self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

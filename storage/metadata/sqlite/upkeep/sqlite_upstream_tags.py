@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import apsw
@@ -11,10 +12,25 @@ from storage.content import Actor, Page
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.access import audit_table
 from storage.metadata.sqlite.commit_thread import CommitThread
-from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.names import Digest, RepositoryName, Tag
 from storage.upstream_tags import FrozenTag, Sighting, TagMove, TagNotFrozen
 
+TAGS_PER_CHANGE = 200
+"""Largest number of tags whose sightings are deleted in one transaction."""
+MAX_UNUSED_TAGS = 10_000
+"""Largest number of tags whose sightings one call deletes. The next call deletes more."""
+_CACHED = "EXISTS (SELECT 1 FROM repository r JOIN tag t ON t.repository = r.id WHERE r.name = {} AND t.name = {})"
+_UNUSED = f"""
+SELECT repository, tag FROM upstream_tag u
+ WHERE since < ?1 AND NOT {_CACHED.format("u.repository", "u.tag")}
+   AND NOT EXISTS (
+       SELECT 1 FROM upstream_tag n WHERE n.repository = u.repository AND n.tag = u.tag AND n.since > u.since)
+ LIMIT {MAX_UNUSED_TAGS}"""
+"""The tags whose newest sighting is older than ?1 and that are not cached."""
+_NEWEST_AND_CACHED = f"""
+SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
 _FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
 
 
@@ -23,11 +39,17 @@ class SqliteUpstreamTags:
     and unfreezing write a line of the audit log."""
 
     def __init__(
-        self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
+        self,
+        db: apsw.Connection,
+        writer: CommitThread | ImmutableDatabase,
+        clock: Callable[[], float],
+        scans: ScanThread | ImmutableScans,
     ) -> None:
-        """Reads with `db` and changes through `writer`. `clock` returns the time in seconds since 1970."""
+        """Reads with `db`, or with `scans` what takes long, and changes through `writer`. `clock` returns the time in
+        seconds since 1970."""
         self._db = db
         self._writer = writer
+        self._scans = scans
         self._clock = clock
 
     async def sightings(self, repo: RepositoryName, tag: Tag) -> Sequence[Sighting]:
@@ -54,6 +76,16 @@ class SqliteUpstreamTags:
             (*position, limit),
         ).fetchall()
         return [TagMove(at, RepositoryName(repo), Tag(tag)) for at, repo, tag in rows]
+
+    async def forget_unused(self, before: float) -> int:
+        found: list[Any] = await self._scans.run(lambda db: db.execute(_UNUSED, (before,)).fetchall())
+        forgotten = 0
+        for start in range(0, len(found), TAGS_PER_CHANGE):
+            batch = found[start : start + TAGS_PER_CHANGE]
+            forgotten += await self._writer.run(
+                partial(_forget_unused, tags=batch, before=before), durable=False, reserve_use=ReserveUse.RELIEF
+            )
+        return forgotten
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
         return _find_frozen(self._db, repo, tag)
@@ -97,6 +129,18 @@ class SqliteUpstreamTags:
             return before
 
         return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+
+
+def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before: float) -> int:
+    """Deletes the sightings of those of the tags that are still unused. Returns the number of these tags."""
+    forgotten = 0
+    for repo, tag in tags:
+        row: Any = db.execute(_NEWEST_AND_CACHED, (repo, tag)).fetchone()
+        newest, is_cached = row
+        if newest is not None and newest < before and not is_cached:
+            db.execute("DELETE FROM upstream_tag WHERE repository = ? AND tag = ?", (repo, tag))
+            forgotten += 1
+    return forgotten
 
 
 def _find_frozen(db: apsw.Connection, repo: RepositoryName, tag: Tag) -> FrozenTag | None:

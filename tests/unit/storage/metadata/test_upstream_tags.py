@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from storage.composition import open_registry
-from storage.content import digest_of
+from storage.content import Actor, digest_of
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upstream_tags import Sighting, TagMove
+from tests.fakes.registry_content import descriptor_of, image_of
 
 APP, TOOL = RepositoryName("docker.io/library/app"), RepositoryName("ghcr.io/org/tool")
 ONE, TWO = Tag("1"), Tag("2")
@@ -30,6 +31,24 @@ async def test_sightings(registry: StoredRegistry, data: Path) -> None:
         await other.upstream_tags.save_sightings(APP, ONE, second)
     assert list(await tags.sightings(APP, ONE)) == second
     assert list(await tags.sightings(APP, TWO)) == [Sighting(5.0, C)]
+
+
+async def test_unused_tags_are_forgotten(registry: StoredRegistry) -> None:
+    """Only tags that are not cached and have not moved for long are forgotten."""
+    tags = registry.upstream_tags
+    manifest = image_of(descriptor_of(b"{}"), [])
+    await registry.put_manifest(APP, manifest, [ONE], by=Actor(name="mirror"), sparse=True)
+    old = [Sighting(100.0, A), Sighting(200.0, B)]
+    for repo, tag in ((APP, ONE), (APP, TWO), (TOOL, ONE)):
+        await tags.save_sightings(repo, tag, old)
+    await tags.save_sightings(TOOL, TWO, [*old, Sighting(1000.0, C)])
+    assert await tags.forget_unused(200.0) == 0
+    assert await tags.forget_unused(500.0) == 2
+    assert list(await tags.sightings(APP, ONE)) == old  # it is cached
+    assert len(await tags.sightings(TOOL, TWO)) == 3  # it has moved since
+    for repo, tag in ((APP, TWO), (TOOL, ONE)):
+        assert list(await tags.sightings(repo, tag)) == []
+    assert await tags.forget_unused(500.0) == 0
 
 
 async def test_moves_in_pages(registry: StoredRegistry) -> None:
