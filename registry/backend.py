@@ -18,7 +18,6 @@ from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.components import UpkeepComponents, upkeep_components
 from storage.composition import open_registry
-from storage.interface import Registry
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.schedule import cancel_all
@@ -44,13 +43,16 @@ def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], f
     from registry.upstream.client import make_upstream_client
 
     client = make_upstream_client(upstream, store.records, store.leases, clock)
-    return Mirror(store, client, store.partials, store.records, store.leases, upstream, clock)
+    return Mirror(
+        *(store, client, store.partials, store.records, store.leases, upstream, clock), tags=store.upstream_tags
+    )
 
 
 def preload_mirrors(settings: Settings) -> None:
     """Imports the modules of mirrors if the settings have an upstream. The server calls this before it forks the
     workers, so that they share the memory of these modules."""
     if settings.upstream:
+        import registry.mirror.cooldown_watch
         import registry.mirror.mirror
         import registry.mirror.warm.schedule
         import registry.upstream.client  # noqa: F401
@@ -71,9 +73,9 @@ async def open_backend(
     The data directory must have been prepared by `storage.composition.prepare_data_dir`.
 
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
-    - `serving`: whether the process is a server. Until the block ends, a server runs the queued jobs and fetches the
-      images in the setting `[warm]` before clients request them, unless another process does that. It also logs when
-      the disk becomes full.
+    - `serving`: whether the process is a server. Until the block ends, a server runs the queued jobs, fetches the
+      images in the setting `[warm]` before clients request them, and looks at tags whose cooldown runs, unless another
+      process does that. It also logs when the disk becomes full.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970."""
@@ -90,7 +92,7 @@ async def open_backend(
                 clock=clock,
             )
         )
-        mirrors: dict[str, Registry] = {}
+        mirrors: dict[str, Mirror] = {}
         for upstream in settings.upstream:
             mirror = make_mirror(upstream, store, clock)
             stack.push_async_callback(mirror.aclose)
@@ -111,6 +113,12 @@ async def open_backend(
             await stack.enter_async_context(
                 warm_on_schedule(settings.warm, router.locate, store.metadata.known_blobs, store.leases)
             )
+            if cooldowns := {upstream.name: upstream.cooldown for upstream in settings.upstream if upstream.cooldown}:
+                from registry.mirror.cooldown_watch import round_interval, watch_young_tags
+
+                watched = [mirrors[name] for name in cooldowns]
+                interval = round_interval(cooldowns.values())
+                await stack.enter_async_context(watch_young_tags(watched, interval, store.leases))
         upkeep = upkeep_components(settings, store, router)
         if serving and not store.is_read_only:
             runner = JobRunner(store.jobs, store.leases, upkeep.works)

@@ -58,6 +58,8 @@ from storage.upkeep.disk_space import DiskSpaceMonitor
 from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
+KEEP_UNUSED_TAGS_SECONDS = 365 * DAY_SECONDS
+"""How long after its last move the store remembers what a mirrored tag pointed at, if the tag is no longer cached."""
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
@@ -201,6 +203,7 @@ async def open_registry(
             leases=leases,
             accounts=database.accounts,
             jobs=database.jobs,
+            upstream_tags=database.upstream_tags,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)
@@ -215,6 +218,7 @@ async def open_registry(
             async def do_upkeep() -> None:
                 await collector.collect()
                 await database.accounts.prune_audit(clock() - keep_audit)
+                await database.upstream_tags.forget_unused(clock() - KEEP_UNUSED_TAGS_SECONDS)
 
             rounds = run_rounds(do_upkeep, leases, collect_every, is_urgent=is_full)
             background_tasks.append(asyncio.create_task(rounds))

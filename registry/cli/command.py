@@ -16,7 +16,7 @@ from registry.cli.accounts import (
     token_command,
     user_command,
 )
-from registry.cli.mirror import mirror_command
+from registry.cli.mirror import freeze_command, mirror_command
 from registry.cli.upkeep import jobs_command
 
 app = typer.Typer(
@@ -32,6 +32,15 @@ app.command("config", help=config_command.HELP, epilog=config_command.EXAMPLES)(
 app.command("inspect", help=inspect_command.HELP, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 app.command("client", help=client_command.HELP, epilog=client_command.EXAMPLES)(client_command.client)
 app.add_typer(mirror_command.app, name="mirror")
+mirror_command.app.command("freeze", help=freeze_command.FREEZE_HELP, epilog=freeze_command.FREEZE_EXAMPLES)(
+    freeze_command.freeze
+)
+mirror_command.app.command("unfreeze", help=freeze_command.UNFREEZE_HELP, epilog=freeze_command.UNFREEZE_EXAMPLES)(
+    freeze_command.unfreeze
+)
+mirror_command.app.command("frozen", help=freeze_command.FROZEN_HELP, epilog=freeze_command.FROZEN_EXAMPLES)(
+    freeze_command.list_frozen
+)
 app.add_typer(user_command.app, name="user")
 app.add_typer(robot_command.app, name="robot")
 app.add_typer(token_command.app, name="token")

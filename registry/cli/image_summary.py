@@ -29,12 +29,15 @@ MAX_LISTED = 20
 """Maximum number of tags, and of referrers, that the text summary lists. Of the others it shows only the number."""
 
 
-async def summarize_image(registry: Registry, image_reference: ImageReference) -> dict[str, Any]:
+async def summarize_image(
+    registry: Registry, image_reference: ImageReference, served: Digest | None = None
+) -> dict[str, Any]:
     """Returns the summary of a manifest as a dict of JSON values. An index has the key `manifests` with its children;
     any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises
-    ManifestUnknown if there is no such manifest."""
+    ManifestUnknown if there is no such manifest. `served`: the digest that pulls of the reference get; None: that of
+    the stored tag."""
     repo = image_reference.repository
-    manifest = await registry.get_manifest(repo, image_reference.reference)
+    manifest = await registry.get_manifest(repo, served or image_reference.reference)
     summary: dict[str, Any] = {
         "reference": str(image_reference),
         "repository": repo,

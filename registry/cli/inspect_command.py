@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,9 @@ from registry.cli.interrupts import run_interruptible
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
 
 if TYPE_CHECKING:
-    from storage.names import ImageReference
+    from registry.config import Settings
+    from storage.names import Digest, ImageReference
+    from storage.store.stored_registry import StoredRegistry
 
 HELP = "Show an image's digest, size, platforms, layers and tags."
 EXAMPLES = """\b
@@ -41,13 +44,33 @@ def inspect(
 
         async def summarize() -> dict[str, object]:
             async with open_registry(settings.data) as registry:
-                return await summarize_image(registry, image_reference)
+                served = await _served_digest(settings, registry, image_reference)
+                return await summarize_image(registry, image_reference, served)
 
         summary = run_interruptible(summarize())
     if as_json:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         print_image_summary(summary)
+
+
+async def _served_digest(settings: Settings, stored: StoredRegistry, image: ImageReference) -> Digest | None:
+    """Returns the digest that pulls of a mirrored tag get, if the tag is frozen or has a cooldown; None: they get what
+    the stored tag points at, or nothing yet."""
+    from storage.names import Tag
+
+    repo, tag = image
+    if not isinstance(tag, Tag):
+        return None
+    if (frozen := await stored.upstream_tags.frozen(repo, tag)) is not None:
+        return frozen.digest
+    upstream = next((each for each in settings.upstream if repo.startswith(f"{each.name}/")), None)
+    if upstream is None or not upstream.cooldown:
+        return None
+    from registry.mirror.served_tags import ServedTags
+
+    choice = await ServedTags(stored.upstream_tags, upstream, time.time).choose(repo, tag)
+    return choice.candidates[0] if choice is not None and choice.candidates else None
 
 
 def parse_image_reference(text: str) -> ImageReference:

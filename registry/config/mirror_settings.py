@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
+from registry.config.cooldown_settings import CooldownExemption, TagPattern
 from registry.config.field_types import Duration, SettingsGroup, split_commas, split_http_url
 from storage.errors import RegistryError
 from storage.names import parse_reference
@@ -37,7 +38,6 @@ _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
 """Longest host name, in characters. Its binary form has 255 bytes, the limit of RFC 1035, section 2.3.4."""
-_TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
 def normalized_host(host: str) -> str:
@@ -108,12 +108,6 @@ def _check_name_pattern(value: str) -> str:
     return NamePattern(value)
 
 
-def _check_tag_pattern(value: str) -> str:
-    if not _TAG_PATTERN.fullmatch(value):
-        raise ValueError(f"{value!r} is not a pattern of tags like v* or *-nightly")
-    return value
-
-
 UpstreamName = Annotated[str, AfterValidator(_check_upstream_name)]
 """The name of an upstream in image names, such as `ghcr.io`."""
 
@@ -166,11 +160,30 @@ class Upstream(SettingsGroup):
     tag_ttl: Duration = Field(
         default=300.0, description="How long a cached tag is fresh. After that the upstream is asked again"
     )
-    tag_ttls: dict[Annotated[str, AfterValidator(_check_tag_pattern)], Duration] = Field(
+    tag_ttls: dict[TagPattern, Duration] = Field(
         default={},
         description='`tag_ttl` by tag pattern; the first match is used: `{ "v*" = "1h", "*-nightly" = "1m" }`',
     )
     miss_ttl: Duration = Field(default=60.0, description="How long a 'not found' answer is cached")
+    cooldown: Duration = Field(
+        default=0.0,
+        description="How long a digest must have held a tag at the upstream before pulls of the tag get it. Until then "
+        "they get the newest digest that has. 0: no delay. Pulls by digest, and of the tags of signatures, are never "
+        "delayed",
+    )
+    cooldown_tags: list[TagPattern] = Field(
+        default=["*"], min_length=1, description="Patterns of the tags to which `cooldown` applies, such as `v*`"
+    )
+    cooldown_exempt: list[CooldownExemption] = Field(
+        default=[],
+        description="What `cooldown` does not apply to: patterns of repositories as the upstream names them, each with "
+        'a pattern of tags if needed: `["library/**", "team/app:nightly-*", "**:edge"]`',
+    )
+    cooldown_new: Literal["serve", "refuse"] = Field(
+        default="serve",
+        description="While no digest has held a tag for the cooldown, because the mirror has not known the tag for so "
+        "long: `serve` the first digest that the mirror saw, or `refuse` the tag",
+    )
     connections: int = Field(
         default=8, ge=1, le=64, description="Maximum number of connections for blobs at a time, of all workers together"
     )
@@ -205,6 +218,13 @@ class Upstream(SettingsGroup):
             raise ValueError(f"username {self.username!r} has no password; set password_file or password_env")
         if self.username is None and sources and sources != ["docker_config"]:
             raise ValueError(f"{sources[0]} is set without a username")
+        return self
+
+    @model_validator(mode="after")
+    def _check_cooldown(self) -> Self:
+        others = sorted({"cooldown_tags", "cooldown_exempt", "cooldown_new"} & self.model_fields_set)
+        if others and "cooldown" not in self.model_fields_set:
+            raise ValueError(f'{others[0]} has no effect without a cooldown; set one, such as cooldown = "3d"')
         return self
 
     @property

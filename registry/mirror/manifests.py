@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -20,6 +20,7 @@ from registry.config import Upstream, format_duration
 from registry.memory_budget import ShareScope
 from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.freshness import Freshness, Verdict
+from registry.mirror.served_tags import ServedTags, frozen_notice
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
 from registry.request import set_notice
 from registry.single_flight import SingleFlight, wait_for_outcome
@@ -27,6 +28,7 @@ from storage.content import Descriptor, Manifest, UpstreamCheck
 from storage.errors import (
     Denied,
     ManifestUnknown,
+    RegistryError,
     StorageFailed,
     StorageFull,
     TooManyRequests,
@@ -42,6 +44,11 @@ log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
 """Longest time that a client waits for the upstream if the manifest is cached. After it, the cached copy is served."""
+_NO_USABLE_ANSWER: Final = (
+    *(UnconfirmedManifestUnknown, Denied, UpstreamUnavailable, TooManyRequests),
+    *(StorageFull, StorageFailed),
+)
+"""Errors after which a cached copy is served: the upstream gave no usable answer, or the answer cannot be stored."""
 T = TypeVar("T")
 LocalLookup = Callable[[RepositoryName, Reference], Awaitable[T]]
 """A method of the local registry that looks up a manifest, and raises ManifestUnknown if the manifest is not stored."""
@@ -60,18 +67,20 @@ class MirroredManifests:
         leases: Leases,
         settings: Upstream,
         freshness: Freshness,
+        served_tags: ServedTags,
         to_upstream_name: ToUpstreamName,
         stale_wait: float = STALE_WAIT_SECONDS,
     ) -> None:
         """`local`: the registry in which the mirror stores manifests. `records`: the recorded answers of the upstream.
-        `stale_wait`: seconds after which a client gets the cached copy, if there is one, although the upstream has not
-        answered."""
+        `served_tags`: knows the tags that are served at another digest than the cached one. `stale_wait`: seconds after
+        which a client gets the cached copy, if there is one, although the upstream has not answered."""
         self._local = local
         self._upstream = upstream
         self._records = records
         self._leases = leases
         self._name = settings.name
         self._freshness = freshness
+        self._served_tags = served_tags
         self._to_upstream_name = to_upstream_name
         self._stale_wait = stale_wait
         self._flights: SingleFlight[str | None] = SingleFlight()
@@ -79,28 +88,81 @@ class MirroredManifests:
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
         """Returns the result of `look_up` for the manifest. If necessary, asks the upstream before, or in the
-        background (`Freshness`). Raises ManifestUnknown, and, if the manifest is not cached, the errors of the upstream
-        client."""
+        background (`Freshness`). A tag can be frozen at a digest, or be held back at an older one by a cooldown; the
+        client then gets a notice. Raises ManifestUnknown, Denied if the cooldown lets no digest of the tag be served
+        yet, and, if the manifest is not cached, the errors of the upstream client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 return await look_up(repo, reference)
+        elif (frozen := await self._served_tags.frozen(repo, reference)) is not None:
+            found = await self.read(look_up, repo, frozen.digest)
+            set_notice(frozen_notice(frozen))
+            return found
         verdict = self._freshness.judge(reference, await self._records.last_check(repo, reference))
         if verdict is Verdict.UNKNOWN:
             raise ManifestUnknown(f"{self._name} does not have this manifest; this answer is cached for a short time")
         if verdict in (Verdict.FRESH, Verdict.STALE):
             with suppress(ManifestUnknown):
-                found = await look_up(repo, reference)
+                found = await self._look_up(look_up, repo, reference)
                 if verdict is Verdict.STALE and not self._upstream.is_nearly_exhausted():
                     with suppress(UpstreamUnavailable):  # raised only when the server is stopping
                         self._start_flight(repo, reference)
                 return found
-        await self._ask(repo, reference)
-        return await look_up(repo, reference)
+        try:
+            notice = await self._ask(repo, reference)
+        except _NO_USABLE_ANSWER as error:
+            if isinstance(reference, Digest) or not self._served_tags.cooldown(repo, reference):
+                raise
+            # The tag is not cached, but the digest that the cooldown lets through may be.
+            with suppress(RegistryError):
+                notice = f"asking {self._name} failed: {error.message}"
+                return await self._look_up(look_up, repo, reference, notice)
+            raise
+        return await self._look_up(look_up, repo, reference, notice)
+
+    async def _look_up(
+        self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference, notice: str | None = None
+    ) -> T:
+        """Returns the result of `look_up` for the manifest; for a tag with a cooldown, that of the digest that is
+        served. Sets `notice` and, if the cooldown holds the tag back, a notice about that. Raises the errors of
+        `read`."""
+        if isinstance(reference, Digest):
+            found = await look_up(repo, reference)
+        else:
+            choice = await self._served_tags.choose(repo, reference, self._find_cached)
+            if choice is None:
+                found = await look_up(repo, reference)
+            elif not choice.candidates:
+                raise self._served_tags.refusal(repo, reference, choice)
+            else:
+                found, problem = await self._look_up_first(look_up, repo, choice.candidates)
+                held_back = self._served_tags.notice(repo, reference, choice)
+                notice = "; ".join(filter(None, (held_back, problem, notice))) or None
+        if notice is not None:
+            set_notice(notice)
+        return found
+
+    async def _look_up_first(
+        self, look_up: LocalLookup[T], repo: RepositoryName, digests: Sequence[Digest]
+    ) -> tuple[T, str | None]:
+        """Returns the result of `look_up` for the first of the digests, which is fetched if it is not cached. If that
+        fails, returns the result for the next digest that is cached, and a notice. Raises the error of the first
+        one."""
+        try:
+            return await self.read(look_up, repo, digests[0]), None
+        except RegistryError as error:
+            for digest in digests[1:]:
+                with suppress(ManifestUnknown):
+                    return await look_up(repo, digest), f"{digests[0]} cannot be had: {error.message}"
+            raise
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
         """Asks the upstream about a tag that is not fresh. With `force`, also asks about a fresh tag, and asks even if
         the upstream's rate limit leaves few requests. Returns None if the cached copy is current afterwards, otherwise
-        a notice. Raises ManifestUnknown, and, if nothing is cached, the errors of the upstream client."""
+        a notice. A frozen tag is always current: the upstream is not asked. Raises ManifestUnknown, and, if nothing is
+        cached, the errors of the upstream client."""
+        if await self._served_tags.frozen(repo, tag) is not None:
+            return None
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
             return None
@@ -119,19 +181,16 @@ class MirroredManifests:
         """Returns the running flight for the manifest, or starts one."""
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
-    async def _ask(self, repo: RepositoryName, reference: Reference) -> None:
-        """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached. Sets a
-        notice for the client if the cached copy may be out of date. Raises the error of the flight."""
+    async def _ask(self, repo: RepositoryName, reference: Reference) -> str | None:
+        """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached. Returns a
+        notice for the client if the cached copy may be out of date, otherwise None. Raises the error of the flight."""
         flight = self._start_flight(repo, reference)
         if await self._find_cached(repo, reference) is not None:
             await asyncio.wait({flight}, timeout=self._stale_wait)
             if not flight.done():
                 check = await self._records.last_check(repo, reference)
-                set_notice(self._outdated_notice(repo, reference, check, f"{self._name} is slow to answer"))
-                return
-        notice = await wait_for_outcome(flight)
-        if notice is not None:
-            set_notice(notice)
+                return self._outdated_notice(repo, reference, check, f"{self._name} is slow to answer")
+        return await wait_for_outcome(flight)
 
     async def _find_cached(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
         """Returns the descriptor of the cached manifest, or None if the manifest is not cached."""
@@ -189,19 +248,13 @@ class MirroredManifests:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
             at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
+            await self._served_tags.record(repo, tag, at_upstream.digest)
             if at_upstream.digest != cached.digest:
                 with ShareScope() as memory:
                     await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory))
             else:
                 await self._record_check(repo, tag, found=True)
-        except (
-            UnconfirmedManifestUnknown,
-            Denied,
-            UpstreamUnavailable,
-            TooManyRequests,
-            StorageFull,
-            StorageFailed,
-        ) as error:
+        except _NO_USABLE_ANSWER as error:
             notice = self._outdated_notice(repo, tag, check, f"asking {self._name} failed: {error.message}")
             log.warning("%s", notice)
             return notice
@@ -224,6 +277,8 @@ class MirroredManifests:
         """Stores a manifest in the local registry, although its blobs are not stored yet (`sparse`). If `reference` is
         a tag, makes the tag name the manifest, and records the upstream's answer."""
         tags = [] if isinstance(reference, Digest) else [reference]
+        for tag in tags:
+            await self._served_tags.record(repo, tag, manifest.digest)
         await self._local.put_manifest(repo, manifest, tags, by=MIRROR_ACTOR, sparse=True)
         if tags:
             await self._record_check(repo, reference, found=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from registry.config import Upstream
@@ -25,17 +26,19 @@ from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.freshness import Freshness, NegativeCache
 from registry.mirror.manifests import STALE_WAIT_SECONDS, MirroredManifests
 from registry.mirror.prefetch import Prefetcher, PrefetchQueue
+from registry.mirror.served_tags import ServedTags
 from registry.mirror.upstream_client import UnconfirmedNameUnknown, UpstreamClient
 from registry.request import set_notice
 from storage.access import Action
 from storage.content import Actor, Descriptor, Manifest, Page, Span
-from storage.errors import Denied, NameUnknown, TooManyRequests, UpstreamUnavailable
+from storage.errors import Denied, ManifestUnknown, NameUnknown, TooManyRequests, UpstreamUnavailable
 from storage.interface import BlobReader, Registry
 from storage.leases import Leases
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.upstream_records import UpstreamRecords
+from storage.upstream_tags import UpstreamTags
 from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")
@@ -59,16 +62,20 @@ class Mirror(RefusingRegistry):
         stale_wait: float = STALE_WAIT_SECONDS,
         start_timeout: float = START_TIMEOUT_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
+        *,
+        tags: UpstreamTags,
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
-        manifests it has. `leases`: locks across processes. `clock`: returns seconds since 1970. `monotonic`: returns
-        seconds of a monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if there is
-        one, although the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of
-        a blob. `stall_timeout`: seconds without new bytes after which the download of a blob fails."""
+        manifests it has. `tags`: what the upstream's tags pointed at, and which are frozen. `leases`: locks across
+        processes. `clock`: returns seconds since 1970. `monotonic`: returns seconds of a monotonic clock. `stale_wait`:
+        seconds after which a client gets a cached manifest, if there is one, although the upstream has not answered.
+        `start_timeout`: seconds that a client waits for the first byte of a blob. `stall_timeout`: seconds without new
+        bytes after which the download of a blob fails."""
         self._local = local
         self._upstream = upstream
         self._records = records
         self._name = settings.name
+        self.served_tags = ServedTags(tags, settings, clock)
         freshness = Freshness(settings, clock)
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
@@ -87,7 +94,9 @@ class Mirror(RefusingRegistry):
             stall_timeout=stall_timeout,
         )
         self._manifests = MirroredManifests(
-            local, upstream, records, leases, settings, freshness, self.upstream_name, stale_wait
+            *(local, upstream, records, leases, settings, freshness),
+            self.served_tags,
+            *(self.upstream_name, stale_wait),
         )
         self._fills = Fills(context)
         queue = PrefetchQueue(
@@ -110,6 +119,17 @@ class Mirror(RefusingRegistry):
         is current afterwards, otherwise a notice that says why it may be out of date. Raises ManifestUnknown, and, if
         nothing is cached, the errors of the upstream client."""
         return await self._manifests.revalidate(repo, tag, force=force)
+
+    async def recheck_young_tags(self) -> None:
+        """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh: a digest
+        must not become mature because nobody has pulled the tag since. Stops if the upstream gives no usable answer, or
+        if its rate limit leaves only few requests."""
+        async for repo, tag in self.served_tags.young_tags():
+            if self._upstream.is_nearly_exhausted():
+                return
+            with suppress(ManifestUnknown):  # the upstream has deleted the tag
+                if await self.revalidate(repo, tag, force=True) is not None:
+                    return
 
     @property
     def running_fills(self) -> Sequence[Fill]:

@@ -22,6 +22,7 @@ from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
+from storage.upstream_tags import UpstreamTags
 
 TOUCH_INTERVAL_SECONDS = 60.0
 """Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
@@ -41,8 +42,8 @@ class StorageHealth:
 
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
-    the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
+    the registry: the accounts, the partial blobs, upstream records and upstream tags of the mirror (a cache of other
+    registries), the locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
     `storage.composition.open_registry` creates the object. The methods without a description implement
     `storage.interface.Registry`, which describes them."""
 
@@ -60,6 +61,7 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
         jobs: Jobs,
+        upstream_tags: UpstreamTags,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -74,6 +76,7 @@ class StoredRegistry:
         self.leases = leases
         self.accounts = accounts
         self.jobs = jobs
+        self.upstream_tags = upstream_tags
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

@@ -44,6 +44,9 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "mirror freeze": ("PUT", "/mirror/frozen"),
+    "mirror unfreeze": ("DELETE", "/mirror/frozen"),
+    "mirror frozen": ("GET", "/mirror/frozen"),
 }
 
 ONLY_API = {

@@ -1,5 +1,6 @@
 """The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
-cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`).
+cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`). The
+commands about frozen tags are in `registry.cli.mirror.freeze_command`.
 
 An *upstream* is a remote registry that this registry mirrors: this registry caches the content of the upstream. Modules
 that take long to import are imported inside the functions, so that `entrepot --help` is quick.
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HELP = (
-    "Fetch images before they are pulled; show, refresh and drop cached images. This is also possible while a server "
-    "is running."
+    "Fetch images before they are pulled; show, refresh and drop cached images; freeze tags. This is also possible "
+    "while a server is running."
 )
 INTERRUPTED_WARM = "interrupted; what was fetched stays cached, and the same command fetches the rest"
 """What `warm` prints on stderr if SIGINT or SIGTERM ends it."""
@@ -87,7 +88,7 @@ def warm(
 ) -> None:
     """Fetches the images. Ends the command with exit code 1 if a part of an image could not be fetched, otherwise with
     0."""
-    settings = _load_settings(config, data, mirror)
+    settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.warm_progress import total_text
 
@@ -96,7 +97,7 @@ def warm(
         platforms = _parse_platforms(["all"] if all_platforms else platform or settings.warm.platforms)
         images = _images_to_warm(settings, references or [], file)
         start_time = time.monotonic()
-        results = _run_on_mirrors(
+        results = run_on_mirrors(
             settings,
             partial(_warm, images=images, platforms=platforms),
             create_data_directory=True,
@@ -152,13 +153,11 @@ def status(
     config: ConfigOption = None, data: DataOption = None, mirror: MirrorOption = None, as_json: JsonOption = False
 ) -> None:
     """Prints the state of all mirrors. Sends no request to an upstream."""
-    settings = _load_settings(config, data, mirror)
+    settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.mirror_status import print_status, read_status
 
-        mirrors = _run_on_mirrors(
-            settings, lambda _, stored: read_status(settings, stored.records), create_data_directory=False
-        )
+        mirrors = run_on_mirrors(settings, lambda _, stored: read_status(settings, stored), create_data_directory=False)
     if as_json:
         typer.echo(json.dumps(mirrors, indent=2))
     else:
@@ -177,7 +176,7 @@ def refresh(
 ) -> None:
     """Asks the upstream about each reference. Ends the command with exit code 1 if this failed for one of them,
     otherwise with 0."""
-    settings = _load_settings(config, data, mirror)
+    settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import refresh_reference
 
@@ -205,7 +204,7 @@ def purge(
     """Deletes the cached content of each reference. If `everything` is true, deletes the cached content of the whole
     repository that the reference names. Ends the command with exit code 1 if this failed for one reference, otherwise
     with 0."""
-    settings = _load_settings(config, data, mirror)
+    settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import purge_reference
 
@@ -244,10 +243,10 @@ def _run_for_each(
                 exit_code = 1
         return exit_code
 
-    return _run_on_mirrors(settings, work, create_data_directory=create_data_directory)
+    return run_on_mirrors(settings, work, create_data_directory=create_data_directory)
 
 
-def _run_on_mirrors(
+def run_on_mirrors(
     settings: Settings,
     work: Callable[[Router, StoredRegistry], Awaitable[T]],
     *,
@@ -282,7 +281,7 @@ async def _open_registry(settings: Settings) -> AsyncIterator[tuple[Router, Stor
         yield backend.router, backend.store
 
 
-def _load_settings(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:
+def load_mirror_settings(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:
     """Returns the settings. Ends the command with an error if they are not valid or name no upstream."""
     settings = load_or_fail(config, data=data, mirror=mirror).settings
     if not settings.upstream:

@@ -8,33 +8,43 @@ how many requests it still accepts. Times are in seconds since 1970.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
-from registry.cli.output import human_size, new_table, plain_console
+from registry.cli.output import human_size, new_table, plain_console, plural
 from registry.config import Settings, Upstream
 from registry.mirror.freshness import Freshness, Verdict
+from registry.mirror.served_tags import ServedTags
 from registry.upstream.rate_limits import manifests_limited_until
 from storage.composition import list_partials, open_inventory
 from storage.content import Allowance
 from storage.inventory import Inventory
+from storage.store.stored_registry import StoredRegistry
 from storage.upstream_records import UpstreamRecords
+from storage.upstream_tags import UpstreamTags
+
+_SHORT_DIGEST = len("sha256:") + 12
+"""Number of characters of a digest that a table shows. JSON has the whole digest."""
 
 
-async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:
+async def read_status(settings: Settings, stored: StoredRegistry) -> dict[str, Any]:
     """Returns the state of the mirrors as JSON types, in two lists: "upstreams" has the endpoints (URLs), the numbers
-    of cached objects and the rate limit of each upstream in the settings; "fills" has the unfinished downloads from all
-    upstreams."""
+    of cached objects, the rate limit, and the tags that are frozen or held back by a cooldown, of each upstream in the
+    settings; "fills" has the unfinished downloads from all upstreams."""
     with open_inventory(settings.data) as inventory:
-        upstreams = [await _upstream_status(upstream, records, inventory) for upstream in settings.upstream]
+        upstreams = [await _upstream_status(upstream, stored, inventory) for upstream in settings.upstream]
     return {"upstreams": upstreams, "fills": _fills(settings.data)}
 
 
-async def _upstream_status(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> dict[str, Any]:
+async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory: Inventory) -> dict[str, Any]:
     """Returns the entry of one upstream for JSON. `size` is in bytes."""
+    records = stored.records
+    frozen = await _frozen_tags(upstream, stored.upstream_tags)
     totals = inventory.totals_below(upstream.name)  # mirrored repositories are stored below the upstream's name
     allowance = await records.allowance(upstream.name)
     paused_until = await manifests_limited_until(records, upstream.name, upstream.endpoints, time.time())
@@ -44,21 +54,57 @@ async def _upstream_status(upstream: Upstream, records: UpstreamRecords, invento
         "endpoints": list(upstream.endpoints),
         "repositories": totals.repositories,
         "tags": totals.tags,
-        "stale": await _count_stale_tags(upstream, records, inventory),
+        "stale": await _count_stale_tags(upstream, records, inventory, frozen),
         "manifests": totals.manifests,
         "blobs": totals.blobs,
         "size": totals.size,
         "allowance": _allowance_values(allowance, paused_until),
+        "frozen": frozen,
+        "held_back": await _held_back_tags(upstream, stored.upstream_tags, inventory, frozen),
     }
 
 
-async def _count_stale_tags(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> int:
+async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
+    """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
+    prefix, found = f"{upstream.name}/", list[str]()
+    after = f"{prefix}:"  # sorts before all tags of the upstream
+    while True:
+        page = await tags.frozen_tags(after, 1000)
+        found += [str(frozen) for frozen in page.items if frozen.repository.startswith(prefix)]
+        if not page.more or not page.items[-1].repository.startswith(prefix):
+            return found
+        after = str(page.items[-1])
+
+
+async def _held_back_tags(
+    upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`: the digest that is
+    served ("served"; None: none is), the digest that the tag points at at the upstream ("newest"), and from when on
+    that one is served ("from")."""
+    if not upstream.cooldown:
+        return []
+    served_tags, ignored, found = ServedTags(tags, upstream, time.time), set(frozen), []
+    for repo, tag in inventory.tags_below(upstream.name):
+        choice = await served_tags.choose(repo, tag)
+        if choice is not None and choice.newest_from is not None and f"{repo}:{tag}" not in ignored:
+            served = choice.candidates[0] if choice.candidates else None
+            found.append(
+                {"tag": f"{repo}:{tag}", "served": served, "newest": choice.newest, "from": choice.newest_from}
+            )
+    return found
+
+
+async def _count_stale_tags(
+    upstream: Upstream, records: UpstreamRecords, inventory: Inventory, frozen: Sequence[str]
+) -> int:
     """Returns how many cached tags are stale: the last check at the upstream is so long ago that the next pull of the
-    tag makes the mirror ask the upstream."""
-    freshness = Freshness(upstream, time.time)
+    tag makes the mirror ask the upstream. That never happens for a frozen tag."""
+    freshness, ignored = Freshness(upstream, time.time), set(frozen)
     count = 0
     for repo, tag in inventory.tags_below(upstream.name):
-        count += freshness.judge(tag, await records.last_check(repo, tag)) is not Verdict.FRESH
+        if f"{repo}:{tag}" not in ignored:
+            count += freshness.judge(tag, await records.last_check(repo, tag)) is not Verdict.FRESH
     return count
 
 
@@ -97,6 +143,7 @@ def print_status(status: dict[str, Any]) -> None:
     console.print(table)
     for upstream in status["upstreams"]:
         console.print(Text(f"requests for {upstream['name']} go to {', '.join(upstream['endpoints'])}", "dim"))
+    _print_delayed_tags(console, status["upstreams"])
     if status["fills"]:
         downloads = new_table("unfinished download", "size", "done", "state")
         for fill in status["fills"]:
@@ -104,6 +151,20 @@ def print_status(status: dict[str, Any]) -> None:
             downloads.add_row(*map(Text, (fill["digest"], human_size(fill["size"]), _percent_text(fill), state)))
         console.print()
         console.print(downloads)
+
+
+def _print_delayed_tags(console: Console, upstreams: list[dict[str, Any]]) -> None:
+    """Prints how many tags are frozen, and a table of the tags that a cooldown holds back."""
+    if frozen := sum(len(upstream["frozen"]) for upstream in upstreams):
+        console.print(Text(f"{plural(frozen, 'tag')} frozen: entrepot mirror frozen lists them", "dim"))
+    held_back = [held for upstream in upstreams for held in upstream["held_back"]]
+    if held_back:
+        table = new_table("held back", "served", "newer", "served from")
+        for held in held_back:
+            served, newest = (held["served"] or "nothing yet")[:_SHORT_DIGEST], held["newest"][:_SHORT_DIGEST]
+            table.add_row(*map(Text, (held["tag"], served, newest, _local_time(held["from"]))))
+        console.print()
+        console.print(table)
 
 
 def _percent_text(fill: dict[str, Any]) -> str:

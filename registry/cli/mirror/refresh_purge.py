@@ -15,6 +15,7 @@ from pathlib import Path
 from registry.cli.output import human_size, local_time, plural
 from registry.config import format_duration
 from registry.mirror.mirror import Mirror
+from registry.mirror.served_tags import time_text
 from registry.router import Destination, Router
 from storage.composition import open_inventory
 from storage.content import Actor
@@ -63,7 +64,11 @@ async def _refresh_digest(
 
 async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: ImageReference, tag: Tag) -> str:
     """Asks the upstream for the tag's digest, and fetches the manifest of that digest if it is not cached. Returns a
-    text for the user. Raises ManifestUnknown, UpstreamUnavailable."""
+    text for the user, which also says whether a cooldown holds the digest back. Does not ask the upstream about a
+    frozen tag. Raises ManifestUnknown, UpstreamUnavailable."""
+    frozen = await stored.upstream_tags.frozen(mirrored.repo, tag)
+    if frozen is not None:
+        return f"frozen at {frozen.digest} since {local_time(frozen.at)}, so {mirrored.upstream} was not asked"
     before = await _cached_digest(stored, mirrored.repo, image)
     assert isinstance(mirrored.registry, Mirror)
     try:
@@ -76,8 +81,14 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
         raise UpstreamUnavailable(why_maybe_outdated)
     now = (await stored.resolve_manifest(mirrored.repo, tag)).digest
     if before is None:
-        return f"new here: {now}"
-    return f"unchanged: {now}" if now == before else f"changed: {before} -> {now}"
+        result = f"new here: {now}"
+    else:
+        result = f"unchanged: {now}" if now == before else f"changed: {before} -> {now}"
+    choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
+    if choice is None or choice.newest_from is None:
+        return result
+    until = f"it is held back until {time_text(choice.newest_from)}"
+    return f"{result}; {until}, and {choice.candidates[0] if choice.candidates else 'nothing'} is served"
 
 
 async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, image: ImageReference) -> int:

@@ -22,6 +22,9 @@ OWN = {
     ("GET", "/tokens"),
     ("POST", "/tokens"),
     ("DELETE", "/tokens/{id}"),
+    ("GET", "/mirror/frozen"),
+    ("PUT", "/mirror/frozen"),
+    ("DELETE", "/mirror/frozen"),
 }
 """The routes that are not for admins only. All others have to be."""
 
@@ -35,6 +38,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/grants"): {"subject": "everyone", "pattern": "**", "actions": ["pull"]},
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
+    ("PUT", "/mirror/frozen"): {"reference": "app:1"},
 }
 
 

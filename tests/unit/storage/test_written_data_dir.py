@@ -14,6 +14,7 @@ from storage.content import Actor, Allowance, UpstreamCheck, digest_of
 from storage.data_dir.system import boot_id
 from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.store.stored_registry import StoredRegistry
+from storage.upstream_tags import Sighting
 from tests.fakes import written_data_dir as before
 
 APP, UBUNTU = RepositoryName("team/app"), RepositoryName("docker.io/library/ubuntu")
@@ -84,7 +85,7 @@ async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path:
     assert list((tmp_path / "data" / "partials").iterdir()) == []
 
 
-async def test_its_accounts_and_records_are_known(registry: StoredRegistry) -> None:
+async def test_its_accounts_and_records_are_known(registry: StoredRegistry, written: before.Written) -> None:
     """Accounts, groups, grants and keys; what the mirror remembers of its upstreams."""
     accounts, records = registry.accounts, registry.records
     assert (accounts.has_had_account(), accounts.epoch()) == (True, 5)
@@ -98,6 +99,9 @@ async def test_its_accounts_and_records_are_known(registry: StoredRegistry) -> N
     assert await records.token("docker.io pull ubuntu") == ("a token", 4e9)
     assert await records.allowance("docker.io") == Allowance(before.NOW, 97, 100, 0.0)
     assert await records.is_confirmed(UBUNTU, digest_of(before.FAR_LAYER))
+    seen = [Sighting(before.NOW, digest_of(written.far_manifest))]
+    assert await registry.upstream_tags.sightings(UBUNTU, LATEST) == seen
+    assert await registry.upstream_tags.sightings(APP, LATEST) == []  # it was pushed
 
 
 async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path) -> None:

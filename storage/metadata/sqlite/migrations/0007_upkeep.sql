@@ -54,6 +54,13 @@ CREATE TABLE upstream_tag (
     digest     TEXT NOT NULL,
     PRIMARY KEY (repository, tag, since)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX upstream_tag_since ON upstream_tag (since);
+-- Tags that are cached already point at what the mirror saw at its last change of them.
+INSERT INTO upstream_tag (repository, tag, since, digest)
+SELECT r.name, t.name, t.updated, m.digest
+  FROM upstream_check c JOIN repository r ON r.name = c.repository
+       JOIN tag t ON t.repository = r.id AND t.name = c.reference JOIN manifest m ON m.id = t.manifest
+ WHERE c.known = 1;
 -- Mirrored tags that stay at one digest, whatever the upstream says.
 CREATE TABLE frozen_tag (
     repository TEXT NOT NULL,

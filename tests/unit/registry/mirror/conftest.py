@@ -94,6 +94,7 @@ class MirrorStore:
                 self.stale_wait,
                 self.start_timeout,
                 self.stall_timeout,
+                tags=store.upstream_tags,
             )
             try:
                 yield MirrorWorker(mirror, store)

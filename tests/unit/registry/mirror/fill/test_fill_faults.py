@@ -285,7 +285,10 @@ async def test_another_worker_takes_over(site: MirrorStore) -> None:
     async with site.worker() as stays:
         await begun(site, stays, BIG)
         async with open_registry(site.data, clock=site.clock) as store:
-            goes = Mirror(store, gone, store.partials, store.records, store.leases, Upstream(name="docker.io"))
+            goes = Mirror(
+                *(store, gone, store.partials, store.records, store.leases, Upstream(name="docker.io")),
+                tags=store.upstream_tags,
+            )
             first = await goes.open_blob(MIRRORED_REPO, DIGEST)
             at = 0
             while at < 5 * MIB:

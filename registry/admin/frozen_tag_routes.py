@@ -1,0 +1,125 @@
+"""The routes of `/api/v1/mirror/frozen`: mirrored tags that stay at one digest. The docstrings of the routes are the
+descriptions in the OpenAPI document; "you" is the caller, the account that sends the request."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Annotated, Final, Self
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.caller import Caller, LoggedInCaller
+from registry.admin.management_route import LimitQuery, ManagementRoute
+from registry.upkeep.frozen_tags import TagReference, freeze_tag, parse_tag_reference, unfreeze_tag
+from storage.access import Action
+from storage.content import Page
+from storage.errors import Denied
+from storage.upstream_tags import FrozenTag
+
+_BATCH_SIZE: Final = 100
+"""Number of frozen tags to read and filter before the event loop may run other requests."""
+_MAX_REFERENCE_CHARACTERS: Final = 600
+"""The longest repository name, tag and digest together are shorter."""
+ReferenceQuery = Annotated[
+    str,
+    Query(description="The tag, as in `docker pull`", max_length=_MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),
+]
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+class FrozenTagResponse(BaseModel):
+    """A frozen tag. `repository` is the name in the store, which begins with the name of the upstream."""
+
+    repository: str = Field(examples=["docker.io/library/ubuntu"])
+    tag: str = Field(examples=["24.04"])
+    digest: str
+    since: datetime
+    frozen_by: str = Field(description="The account or command that froze it")
+
+    @classmethod
+    def from_stored(cls, frozen: FrozenTag) -> Self:
+        """Converts a stored frozen tag."""
+        return cls(
+            repository=frozen.repository,
+            tag=frozen.tag,
+            digest=frozen.digest,
+            since=models.to_datetime(frozen.at),
+            frozen_by=frozen.actor,
+        )
+
+
+class TagToFreeze(models.BodyModel):
+    """A tag, and optionally the digest at which it is to be frozen."""
+
+    reference: str = Field(
+        description="`NAME:TAG`: frozen at the digest that a pull would get now; or `NAME:TAG@DIGEST`",
+        max_length=_MAX_REFERENCE_CHARACTERS,
+        examples=["ubuntu:24.04"],
+    )
+
+
+@router.get("/mirror/frozen", tags=["mirror"])
+async def list_frozen_tags(
+    caller: LoggedInCaller,
+    after: Annotated[
+        str | None, Query(description="The field `next` of the previous page", max_length=_MAX_REFERENCE_CHARACTERS)
+    ] = None,
+    limit: LimitQuery = 100,
+) -> models.ListPage[FrozenTagResponse]:
+    """Lists the frozen tags, sorted by repository and tag. If you are not an admin, you see those of the repositories
+    on which you have the action `admin`."""
+    return models.list_page(await _visible_page(caller, after, limit), FrozenTagResponse.from_stored, str)
+
+
+@router.put("/mirror/frozen", tags=["mirror"])
+async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse:
+    """Freezes a mirrored tag: it stays at its digest, and the upstream is not asked for it any more. You have to be an
+    admin, or have the action `admin` on the repository."""
+    wanted = parse_tag_reference(body.reference)
+    await _check_rights(caller, wanted)
+    upkeep = caller.upkeep
+    result = await freeze_tag(upkeep.router, upkeep.store.upstream_tags, wanted, by=caller.actor)
+    return FrozenTagResponse.from_stored(result.frozen)
+
+
+@router.delete("/mirror/frozen", tags=["mirror"], status_code=204)
+async def unfreeze(caller: LoggedInCaller, reference: ReferenceQuery) -> None:
+    """Ends the freeze of a tag: from now on it is what the upstream and the cooldown say. You have to be an admin, or
+    have the action `admin` on the repository."""
+    wanted = parse_tag_reference(reference)
+    await _check_rights(caller, wanted)
+    await unfreeze_tag(caller.upkeep.router, caller.upkeep.store.upstream_tags, wanted, by=caller.actor)
+
+
+async def _check_rights(caller: Caller, wanted: TagReference) -> None:
+    """Raises Denied unless the caller is an admin or has the action `admin` on the repository, whether or not the
+    repository exists."""
+    if caller.rights.admin:
+        return
+    stored_name = await caller.upkeep.router.stored_name(wanted.repository)
+    if not caller.principal.may(Action.ADMIN, stored_name, wanted.repository):
+        raise Denied(f"{caller.rights.account_name} does not have the action admin on {wanted.repository}")
+
+
+async def _visible_page(caller: Caller, after: str | None, limit: int) -> Page[FrozenTag]:
+    """Returns a page of the frozen tags that the caller may see."""
+    tags = caller.upkeep.store.upstream_tags
+    if caller.rights.admin:
+        return await tags.frozen_tags(after, limit)
+    names = caller.principal.names(Action.ADMIN)
+    visible: list[FrozenTag] = []
+    while True:
+        batch = await tags.frozen_tags(after, _BATCH_SIZE)
+        for frozen in batch.items:
+            if frozen.repository in names:
+                if len(visible) == limit:
+                    return Page(visible, more=True)
+                visible.append(frozen)
+            after = str(frozen)
+        if not batch.more:
+            return Page(visible)
+        await asyncio.sleep(0)  # lets the event loop run other requests

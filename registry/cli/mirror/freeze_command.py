@@ -1,0 +1,150 @@
+"""The commands `entrepot mirror freeze`, `unfreeze` and `frozen`: keep tags of upstream registries at one digest."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from registry.cli.accounts.account_admin import operator_actor
+from registry.cli.mirror.mirror_command import ReferencesArgument, load_mirror_settings, run_on_mirrors
+from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, MirrorOption, fail, one_line_errors
+from registry.cli.output import local_time, print_json, print_rows
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line
+
+if TYPE_CHECKING:
+    from registry.router import Router
+    from registry.upkeep.frozen_tags import TagReference
+    from storage.store.stored_registry import StoredRegistry
+    from storage.upstream_tags import FrozenTag
+
+FREEZE_HELP = "Keep a tag at the digest that it has now, or at a given one, until it is unfrozen."
+FREEZE_EXAMPLES = """\b
+Examples:
+  entrepot mirror freeze ubuntu:24.04 --mirror docker.io
+  entrepot mirror freeze ghcr.io/org/app:1@sha256:4f53…b9 --config entrepot.toml
+
+The upstream registry is not asked for a frozen tag. What the tag's digest needs is still fetched from there.
+While a server is running, its next pulls of the tag get this digest."""
+UNFREEZE_HELP = "Let a frozen tag follow the upstream registry again."
+UNFREEZE_EXAMPLES = "\b\nExamples:\n  entrepot mirror unfreeze ubuntu:24.04 --mirror docker.io"
+FROZEN_HELP = "List the frozen tags."
+FROZEN_EXAMPLES = "\b\nExamples:\n  entrepot mirror frozen --config entrepot.toml\n  entrepot mirror frozen --json"
+_PAGE_SIZE = 1000
+
+
+def freeze(
+    references: ReferencesArgument,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    mirror: MirrorOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Freezes each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with 0."""
+
+    async def freeze_one(router: Router, stored: StoredRegistry, wanted: TagReference) -> tuple[FrozenTag, str]:
+        from registry.upkeep.frozen_tags import freeze_tag
+
+        frozen, is_new = await freeze_tag(router, stored.upstream_tags, wanted, by=operator_actor())
+        if is_new:
+            return frozen, f"frozen at {frozen.digest}"
+        return frozen, f"frozen already at {frozen.digest}, since {local_time(frozen.at)} by {frozen.actor}"
+
+    _run_for_each(references, freeze_one, config, data, mirror, as_json=as_json, create_data_directory=True)
+
+
+def unfreeze(
+    references: ReferencesArgument,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    mirror: MirrorOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Ends the freeze of each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with
+    0."""
+
+    async def unfreeze_one(router: Router, stored: StoredRegistry, wanted: TagReference) -> tuple[FrozenTag, str]:
+        from registry.upkeep.frozen_tags import unfreeze_tag
+
+        was = await unfreeze_tag(router, stored.upstream_tags, wanted, by=operator_actor())
+        return was, f"no longer frozen; it was at {was.digest} since {local_time(was.at)}"
+
+    _run_for_each(references, unfreeze_one, config, data, mirror, as_json=as_json, create_data_directory=False)
+
+
+def list_frozen(
+    config: ConfigOption = None, data: DataOption = None, mirror: MirrorOption = None, as_json: JsonOption = False
+) -> None:
+    """Prints all frozen tags, as a table or as JSON."""
+    settings = load_mirror_settings(config, data, mirror)
+
+    async def read(_: Router, stored: StoredRegistry) -> list[FrozenTag]:
+        found: list[FrozenTag] = []
+        more = True
+        while more:
+            page = await stored.upstream_tags.frozen_tags(str(found[-1]) if found else None, _PAGE_SIZE)
+            found += page.items
+            more = page.more
+        return found
+
+    with one_line_errors():
+        found = run_on_mirrors(settings, read, create_data_directory=False)
+    if as_json:
+        from registry.admin.frozen_tag_routes import FrozenTagResponse
+
+        print_json([FrozenTagResponse.from_stored(frozen) for frozen in found])
+    else:
+        rows = [(str(frozen), frozen.digest, local_time(frozen.at), frozen.actor) for frozen in found]
+        print_rows(("tag", "digest", "since", "frozen by"), rows, "no tag is frozen")
+
+
+def _run_for_each(
+    references: list[str],
+    action: Callable[[Router, StoredRegistry, TagReference], Awaitable[tuple[FrozenTag, str]]],
+    config: Path | None,
+    data: str | None,
+    mirror: list[str] | None,
+    *,
+    as_json: bool,
+    create_data_directory: bool,
+) -> None:
+    """Runs `action` for each reference, and prints the text that it returns, or with `as_json` the tag as one line of
+    JSON. After an error, prints it on stderr and continues with the next one. Ends the command with exit code 1 if
+    there was an error, otherwise with 0; with 2, before it does anything, if a reference is not valid."""
+    settings = load_mirror_settings(config, data, mirror)
+    with one_line_errors():
+        from registry.upkeep.frozen_tags import parse_tag_reference
+        from storage.errors import RegistryError
+
+        parsed: list[tuple[str, TagReference]] = []
+        for text in references:
+            try:
+                parsed.append((text, parse_tag_reference(text)))
+            except RegistryError as error:
+                fail(error.message, USAGE_ERROR)
+
+        async def work(router: Router, stored: StoredRegistry) -> int:
+            exit_code = 0
+            for text, wanted in parsed:
+                try:
+                    frozen, said = await action(router, stored, wanted)
+                except RegistryError as error:
+                    typer.echo(f"entrepot: {text}: {error.message}", err=True)
+                    exit_code = 1
+                else:
+                    _print_result(f"{wanted.repository}:{wanted.tag}", frozen, said, as_json=as_json)
+            return exit_code
+
+        raise typer.Exit(run_on_mirrors(settings, work, create_data_directory=create_data_directory))
+
+
+def _print_result(name: str, frozen: FrozenTag, said: str, *, as_json: bool) -> None:
+    """Prints the line of one tag."""
+    if as_json:
+        from registry.admin.frozen_tag_routes import FrozenTagResponse
+
+        print_json_line({**FrozenTagResponse.from_stored(frozen).model_dump(mode="json"), "message": said})
+    else:
+        typer.echo(f"{name}: {said}")

@@ -1,0 +1,40 @@
+"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`.
+
+The functions are pydantic validators: they return the value to use, and raise ValueError.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from storage.patterns import NamePattern
+
+_TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
+
+
+def check_tag_pattern(value: str) -> str:
+    """Checks a pattern of tags."""
+    if not _TAG_PATTERN.fullmatch(value):
+        raise ValueError(f"{value!r} is not a pattern of tags like v* or *-nightly")
+    return value
+
+
+def _check_exemption(value: str) -> str:
+    repository, colon, tag = value.partition(":")
+    if colon and not tag:
+        raise ValueError(f"{value!r} has no pattern of tags after the colon; write it like team/app:nightly-*")
+    try:
+        NamePattern(repository)
+        check_tag_pattern(tag or "*")
+    except ValueError as error:
+        raise ValueError(f"{error}; an exemption is written like library/**, team/app:nightly-* or **:edge") from None
+    return value
+
+
+TagPattern = Annotated[str, AfterValidator(check_tag_pattern)]
+"""A pattern of tags, such as `v*`."""
+CooldownExemption = Annotated[str, AfterValidator(_check_exemption)]
+"""A pattern of repositories as the upstream names them, or such a pattern, a colon and a pattern of tags."""

@@ -1,0 +1,110 @@
+"""Decides which digest of a mirrored tag is served while a *cooldown* delays moves of the tag.
+
+A *sighting* is the first time that the mirror saw an upstream's tag point at a digest. The digest *holds* the tag until
+the next sighting. A digest is *mature* if it has held the tag for at least the cooldown at a stretch, now or earlier.
+The newest mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again
+by then, and a move back to a mature digest takes effect at once.
+
+A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
+the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.
+
+The functions are pure: they depend on their arguments only. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from storage.names import Digest
+from storage.upstream_tags import Sighting
+
+MAX_SIGHTINGS: Final = 50
+"""Largest number of sightings that are kept of one tag."""
+_MIN_GAP_SECONDS: Final = 0.001
+"""Shortest time between two sightings of a tag, so that each has a time of its own."""
+_CLOCK_TOLERANCE_SECONDS: Final = 1.0
+"""A sighting that lies further in the future than this was recorded before the clock was set back."""
+
+
+@dataclass(frozen=True, slots=True)
+class TagChoice:
+    """What is served for a tag.
+
+    - `candidates`: the digests that may be served, the best one first. Another one than the first is served only if the
+      first cannot be had. Empty: none may be served yet.
+    - `newest`: the digest that the tag points at at the upstream, as far as the mirror knows.
+    - `newest_from`: when `newest` becomes mature if the tag does not move again; None: it is the first candidate."""
+
+    candidates: tuple[Digest, ...]
+    newest: Digest
+    newest_from: float | None
+
+
+def choose_digest(sightings: Sequence[Sighting], cooldown: float, now: float, *, serves_new: bool) -> TagChoice:
+    """Returns what is served for a tag with these sightings, of which there must be at least one, oldest first.
+    `cooldown`: in seconds. `serves_new`: whether the first digest counts as mature."""
+    newest = sightings[-1]
+    mature = {older.digest for older, newer in pairwise(sightings) if newer.since - older.since >= cooldown}
+    if now - newest.since >= cooldown:
+        mature.add(newest.digest)
+    if serves_new:
+        mature.add(sightings[0].digest)
+    candidates = tuple(dict.fromkeys(seen.digest for seen in reversed(sightings) if seen.digest in mature))
+    is_newest_served = candidates[:1] == (newest.digest,)
+    return TagChoice(candidates, newest.digest, None if is_newest_served else newest.since + cooldown)
+
+
+def add_sighting(
+    sightings: Sequence[Sighting], digest: Digest, now: float, cooldown: float, *, serves_new: bool
+) -> Sequence[Sighting]:
+    """Returns the sightings of a tag after the upstream said at `now` that it points at `digest`. Returns `sightings`
+    itself if there is nothing to record.
+
+    Keeps at most `MAX_SIGHTINGS`, and always the one that is served: `cooldown` and `serves_new` are those of
+    `choose_digest`."""
+    known = _without_future(sightings, now)
+    if known and known[-1].digest == digest:
+        return known
+    since = max(now, known[-1].since + _MIN_GAP_SECONDS) if known else now
+    return _pruned([*known, Sighting(since, digest)], cooldown, now, serves_new=serves_new)
+
+
+def _without_future(sightings: Sequence[Sighting], now: float) -> Sequence[Sighting]:
+    """Returns the sightings, with those from the future at `now`, in the same order. They were recorded before the
+    clock was set back, and their digests would not become mature before that time comes. Returns `sightings` itself if
+    none is from the future."""
+    if not sightings or sightings[-1].since <= now + _CLOCK_TOLERANCE_SECONDS:
+        return sightings
+    moved: list[Sighting] = []
+    for seen in sightings:
+        since = min(seen.since, now)
+        moved.append(Sighting(max(since, moved[-1].since + _MIN_GAP_SECONDS) if moved else since, seen.digest))
+    return moved
+
+
+def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_new: bool) -> list[Sighting]:
+    """Returns at most `MAX_SIGHTINGS` of the sightings: the newest ones, and before them the one that makes the served
+    digest mature.
+
+    If a sighting is dropped, the one before it seems to last longer. The only sighting for which this can happen is
+    that of the served digest, which is mature already. What lies before that one is dropped as well: otherwise another
+    digest would become the first one, which `serves_new` makes mature."""
+    if len(sightings) <= MAX_SIGHTINGS:
+        return sightings
+    served = choose_digest(sightings, cooldown, now, serves_new=serves_new).candidates[:1]
+    if not cooldown or not served:
+        return sightings[-MAX_SIGHTINGS:]
+    ends = [*(newer.since for newer in sightings[1:]), now]
+    # Without a sighting that lasted long enough, the served digest is the first one.
+    last_mature = max(
+        (
+            index
+            for index, (seen, end) in enumerate(zip(sightings, ends, strict=True))
+            if seen.digest == served[0] and end - seen.since >= cooldown
+        ),
+        default=0,
+    )
+    return [sightings[last_mature], *sightings[last_mature + 1 :][-(MAX_SIGHTINGS - 1) :]]

@@ -1,0 +1,73 @@
+"""Looks regularly at mirrored tags that have moved within their cooldown (`watch_young_tags`).
+
+The mirror learns that an upstream's tag has moved when a client pulls the tag. If nobody pulls for some days, a digest
+that the upstream withdrew after an hour would seem to have held the tag for all that time. So one server process asks
+the upstream about such tags, one after the other, in *rounds*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from registry.mirror.mirror import Mirror
+from registry.single_flight import cancel_and_wait
+from storage.errors import RegistryError
+from storage.leases import Leases
+
+WATCH_SLOT: Final = "cooldown"
+"""Name of the slot that the watching process holds. Only one process at a time can hold it."""
+ROUNDS_PER_COOLDOWN: Final = 20
+"""Number of rounds within the shortest cooldown, unless the limits below say otherwise. So a digest counts for at most
+a twentieth of its cooldown longer than it held the tag."""
+MIN_INTERVAL_SECONDS: Final = 60.0
+"""Shortest time between two rounds."""
+MAX_INTERVAL_SECONDS: Final = 3600.0
+"""Longest time between two rounds."""
+TAKEOVER_POLL_SECONDS: Final = 15.0
+"""Longest time between two attempts of a process to become the watching process."""
+log = logging.getLogger("registry.mirror")
+
+
+def round_interval(cooldowns: Iterable[float]) -> float:
+    """Returns the time between two rounds in seconds, for mirrors with these cooldowns in seconds."""
+    return min(max(min(cooldowns) / ROUNDS_PER_COOLDOWN, MIN_INTERVAL_SECONDS), MAX_INTERVAL_SECONDS)
+
+
+@asynccontextmanager
+async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> AsyncIterator[None]:
+    """Runs rounds in the background while the `async with` block runs, with `interval` seconds between them. Every
+    server process calls this, but only one of them at a time asks the upstreams. `mirrors`: the mirrors with a
+    cooldown."""
+    rounds = asyncio.create_task(_run_rounds(mirrors, interval, leases))
+    try:
+        yield
+    finally:
+        await cancel_and_wait([rounds])
+
+
+async def _run_rounds(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> None:
+    """Waits until this process can become the watching process, and then runs a round after each `interval`. Ends only
+    when it is cancelled."""
+    while True:
+        try:
+            async with leases.try_slot(WATCH_SLOT, count=1) as has_slot:
+                while has_slot:
+                    await asyncio.sleep(interval)
+                    await asyncio.gather(*map(_run_round, mirrors))
+        except RegistryError as error:
+            log.warning("cannot find out whether another process looks at young tags: %s", error.message)
+        await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, interval))
+
+
+async def _run_round(mirror: Mirror) -> None:
+    """Asks one upstream about its young tags. Logs errors, and raises nothing."""
+    try:
+        await mirror.recheck_young_tags()
+    except RegistryError as error:
+        log.info("not all young tags were looked at: %s; the next round tries again", error.message)
+    except Exception:  # does not end the rounds, because the next one may succeed
+        log.exception("looking at young tags failed; the next round tries again")

@@ -1,0 +1,151 @@
+"""Knows at which digest a mirrored tag is served, if that is not simply the cached one (`ServedTags`): a tag can be
+*frozen* at one digest, and a *cooldown* can delay moves of a tag (`registry.mirror.cooldown`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Final
+
+from registry.config import DOCKER_HUB, HUB_LIBRARY, Upstream, format_duration
+from registry.mirror.cooldown import TagChoice, add_sighting, choose_digest
+from storage.content import Descriptor
+from storage.errors import Denied, StorageFailed, StorageFull
+from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import NamePattern
+from storage.upstream_tags import FrozenTag, Sighting, UpstreamTags
+
+log = logging.getLogger("registry.mirror")
+
+_TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[a-zA-Z0-9._-]+)?")
+"""The tags under which clients find what belongs to a digest, such as its signatures: the fallback tag of the OCI spec
+("Referrers Tag Schema"), and the tags of cosign, as in `sha256-….sig`."""
+_MOVES_PER_READ: Final = 100
+"""Number of moves of tags that are read at once."""
+
+
+class ServedTags:
+    """The cooldown of one upstream, over the stored sightings of its tags, and its frozen tags."""
+
+    def __init__(self, tags: UpstreamTags, settings: Upstream, clock: Callable[[], float]) -> None:
+        """`clock`: returns seconds since 1970."""
+        self._tags = tags
+        self._settings = settings
+        self._clock = clock
+        self._serves_new = settings.cooldown_new == "serve"
+        exemptions = [entry.partition(":") for entry in settings.cooldown_exempt]
+        self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]
+
+    def cooldown(self, repo: RepositoryName, tag: Tag) -> float:
+        """Returns the cooldown of a tag in seconds; 0.0: moves of the tag are not delayed. Tags that name a digest are
+        never delayed: a signature has to be there together with what it signs."""
+        settings = self._settings
+        if (
+            not settings.cooldown
+            or _TAG_OF_DIGEST.fullmatch(tag)
+            or not any(fnmatchcase(tag, pattern) for pattern in settings.cooldown_tags)
+        ):
+            return 0.0
+        names: set[str] = {repo, repo.removeprefix(f"{settings.name}/")}
+        if settings.name == DOCKER_HUB:
+            names |= {name.removeprefix(f"{HUB_LIBRARY}/") for name in names}  # people write `ubuntu`
+        for pattern, tag_pattern in self._exemptions:
+            if fnmatchcase(tag, tag_pattern) and any(map(pattern.matches, names)):
+                return 0.0
+        return settings.cooldown
+
+    async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+        """Returns at which digest the tag is frozen; None if it is not frozen."""
+        return await self._tags.frozen(repo, tag)
+
+    async def choose(
+        self,
+        repo: RepositoryName,
+        tag: Tag,
+        find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]] | None = None,
+    ) -> TagChoice | None:
+        """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or nothing
+        is known about it. `find_cached`: returns the manifest at which the tag is cached, or None if there is none. It
+        is used for a tag without a sighting."""
+        cooldown = self.cooldown(repo, tag)
+        if not cooldown:
+            return None
+        now = self._clock()
+        sightings = await self._tags.sightings(repo, tag)
+        if not sightings:
+            # The sighting could not be recorded, because the disk was full. The next answer of the upstream records it.
+            cached = await find_cached(repo, tag) if find_cached else None
+            if cached is None:
+                return None
+            sightings = [Sighting(now, cached.digest)]
+        return choose_digest(sightings, cooldown, now, serves_new=self._serves_new)
+
+    async def young_tags(self) -> AsyncIterator[tuple[RepositoryName, Tag]]:
+        """Yields the tags of this upstream that have pointed at their newest digest for less than their cooldown."""
+        now, last = self._clock(), None
+        while moves := await self._tags.moves(now - self._settings.cooldown, last, _MOVES_PER_READ):
+            for last in moves:
+                since, repo, tag = last
+                if since >= now:  # seen after this call has begun
+                    return
+                if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
+                    continue
+                sightings = await self._tags.sightings(repo, tag)
+                if sightings and sightings[-1].since == since:
+                    yield repo, tag
+
+    async def record(self, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
+        """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that
+        a cooldown that is set later knows them. If the sighting cannot be stored, only logs that: the next answer of
+        the upstream is recorded instead. The caller holds the lease of the tag."""
+        sightings = await self._tags.sightings(repo, tag)
+        now, cooldown = self._clock(), self.cooldown(repo, tag)
+        updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_new)
+        if updated is sightings:
+            return
+        try:
+            await self._tags.save_sightings(repo, tag, updated)
+        except (StorageFull, StorageFailed) as error:
+            log.warning("cannot record what %s:%s points at: %s", repo, tag, error.message)
+            return
+        choice = choose_digest(updated, cooldown, now, serves_new=self._serves_new)
+        if choice.newest_from is not None:
+            log.info("%s", self.notice(repo, tag, choice))
+
+    def refusal(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> Denied:
+        """Returns the error for a tag of which no digest may be served yet."""
+        assert choice.newest_from is not None
+        return Denied(
+            f"{repo}:{tag} is new here, and the cooldown of {self._duration} holds it back: {choice.newest} is served "
+            f"from {time_text(choice.newest_from)} on; until then, pull it by digest",
+            {"tag": f"{repo}:{tag}", "digest": choice.newest, "from": time_text(choice.newest_from)},
+        )
+
+    def notice(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> str | None:
+        """Returns the notice for a tag that the cooldown holds back; None if it does not."""
+        if choice.newest_from is None:
+            return None
+        return (
+            f"{repo}:{tag} points at {choice.newest} at {self._settings.name}, which the cooldown of {self._duration} "
+            f"holds back until {time_text(choice.newest_from)}"
+        )
+
+    @property
+    def _duration(self) -> str:
+        return format_duration(self._settings.cooldown)
+
+
+def frozen_notice(frozen: FrozenTag) -> str:
+    """Returns the notice for a frozen tag."""
+    return f"{frozen} is frozen at {frozen.digest} since {time_text(frozen.at)}"
+
+
+def time_text(unix_seconds: float) -> str:
+    """Returns a time as text for people, in UTC: `2026-01-31 09:30:05 UTC`. Rounds up to a second, so that a digest is
+    served at the time that the text says."""
+    return datetime.fromtimestamp(math.ceil(unix_seconds), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

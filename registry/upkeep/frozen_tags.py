@@ -1,0 +1,71 @@
+"""Freezes mirrored tags and ends that, for the command line and the management API.
+
+A *frozen* tag stays at one digest, whatever the upstream registry says. A tag is *mirrored* if its repository belongs
+to an upstream.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from registry.router import Destination, Router
+from storage.content import Actor
+from storage.errors import NameUnknown, TagInvalid
+from storage.names import Digest, RepositoryName, Tag, parse_reference, shown
+from storage.upstream_tags import FrozenTag, UpstreamTags
+
+
+class TagReference(NamedTuple):
+    """A tag of a repository, as a person writes it: `ubuntu:24.04`. `digest`: the digest behind the tag, as in
+    `ubuntu:24.04@sha256:…`; None if there is none."""
+
+    repository: RepositoryName
+    tag: Tag
+    digest: Digest | None = None
+
+
+class FreezeResult(NamedTuple):
+    """A frozen tag. `is_new`: whether this call has frozen it, or frozen it at another digest than before."""
+
+    frozen: FrozenTag
+    is_new: bool
+
+
+def parse_tag_reference(text: str) -> TagReference:
+    """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. Without a tag and a digest, the tag is `latest`. Raises
+    NameInvalid, DigestInvalid, and TagInvalid, also if there is a digest but no tag."""
+    tagged, at, digest_text = text.partition("@")
+    repository, reference = parse_reference(tagged)
+    assert isinstance(reference, Tag)
+    if not at:
+        return TagReference(repository, reference)
+    digest = Digest(digest_text)
+    if ":" not in tagged.rpartition("/")[2]:
+        raise TagInvalid(f"{shown(tagged)} names no tag to freeze; write it like {repository}:TAG@{digest}")
+    return TagReference(repository, reference, digest)
+
+
+async def freeze_tag(router: Router, tags: UpstreamTags, wanted: TagReference, *, by: Actor) -> FreezeResult:
+    """Freezes a mirrored tag at the digest that a pull would get now, or at the digest of `wanted`. The upstream is
+    asked for the manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and the errors of
+    `Mirror.resolve_manifest`; then nothing has changed."""
+    mirrored = await _locate_mirrored(router, wanted.repository)
+    before = await tags.frozen(mirrored.repo, wanted.tag)
+    reference = wanted.digest or (before.digest if before else wanted.tag)
+    digest = (await mirrored.registry.resolve_manifest(mirrored.repo, reference)).digest
+    frozen = await tags.freeze(mirrored.repo, wanted.tag, digest, by=by)
+    return FreezeResult(frozen, is_new=frozen != before)
+
+
+async def unfreeze_tag(router: Router, tags: UpstreamTags, wanted: TagReference, *, by: Actor) -> FrozenTag:
+    """Ends the freeze of a tag, and returns what it was. The repository's upstream need not be in the settings any
+    more. Raises TagNotFrozen."""
+    return await tags.unfreeze(await router.stored_name(wanted.repository), wanted.tag, by=by)
+
+
+async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:
+    """Returns the mirror of a repository. Raises NameUnknown if the repository is not mirrored."""
+    mirrored = await router.locate(repo)
+    if mirrored.upstream is None:
+        raise NameUnknown(f"{repo} is hosted here and has no upstream, so there is nothing to freeze")
+    return mirrored

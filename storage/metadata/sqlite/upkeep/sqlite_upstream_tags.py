@@ -1,0 +1,155 @@
+"""Stores mirrored tags over time in the metadata database (`SqliteUpstreamTags`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import apsw
+
+from storage.content import Actor, Page
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite.access import audit_table
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.names import Digest, RepositoryName, Tag
+from storage.upstream_tags import FrozenTag, Sighting, TagMove, TagNotFrozen
+
+TAGS_PER_CHANGE = 200
+"""Largest number of tags whose sightings are deleted in one transaction."""
+MAX_UNUSED_TAGS = 10_000
+"""Largest number of tags whose sightings one call deletes. The next call deletes more."""
+_CACHED = "EXISTS (SELECT 1 FROM repository r JOIN tag t ON t.repository = r.id WHERE r.name = {} AND t.name = {})"
+_UNUSED = f"""
+SELECT repository, tag FROM upstream_tag u
+ WHERE since < ?1 AND NOT {_CACHED.format("u.repository", "u.tag")}
+   AND NOT EXISTS (
+       SELECT 1 FROM upstream_tag n WHERE n.repository = u.repository AND n.tag = u.tag AND n.since > u.since)
+ LIMIT {MAX_UNUSED_TAGS}"""
+"""The tags whose newest sighting is older than ?1 and that are not cached."""
+_NEWEST_AND_CACHED = f"""
+SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
+_FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
+
+
+class SqliteUpstreamTags:
+    """Implements `storage.upstream_tags.UpstreamTags`, which describes the methods. Reads on the event loop. Freezing
+    and unfreezing write a line of the audit log."""
+
+    def __init__(
+        self,
+        db: apsw.Connection,
+        writer: CommitThread | ImmutableDatabase,
+        clock: Callable[[], float],
+        scans: ScanThread | ImmutableScans,
+    ) -> None:
+        """Reads with `db`, or with `scans` what takes long, and changes through `writer`. `clock` returns the time in
+        seconds since 1970."""
+        self._db = db
+        self._writer = writer
+        self._scans = scans
+        self._clock = clock
+
+    async def sightings(self, repo: RepositoryName, tag: Tag) -> Sequence[Sighting]:
+        rows: list[Any] = self._db.execute(
+            "SELECT since, digest FROM upstream_tag WHERE repository = ? AND tag = ? ORDER BY since", (repo, tag)
+        ).fetchall()
+        return [Sighting(since, str.__new__(Digest, digest)) for since, digest in rows]
+
+    async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
+        def replace(db: apsw.Connection) -> None:
+            db.execute("DELETE FROM upstream_tag WHERE repository = ? AND tag = ?", (repo, tag))
+            db.executemany(
+                "INSERT INTO upstream_tag (repository, tag, since, digest) VALUES (?, ?, ?, ?)",
+                [(repo, tag, sighting.since, sighting.digest) for sighting in sightings],
+            )
+
+        await self._writer.run(replace, durable=False)
+
+    async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
+        position = (since, "", "") if after is None else after
+        rows: list[Any] = self._db.execute(
+            "SELECT since, repository, tag FROM upstream_tag WHERE (since, repository, tag) > (?, ?, ?) "
+            "ORDER BY since, repository, tag LIMIT ?",
+            (*position, limit),
+        ).fetchall()
+        return [TagMove(at, RepositoryName(repo), Tag(tag)) for at, repo, tag in rows]
+
+    async def forget_unused(self, before: float) -> int:
+        found: list[Any] = await self._scans.run(lambda db: db.execute(_UNUSED, (before,)).fetchall())
+        forgotten = 0
+        for start in range(0, len(found), TAGS_PER_CHANGE):
+            batch = found[start : start + TAGS_PER_CHANGE]
+            forgotten += await self._writer.run(
+                partial(_forget_unused, tags=batch, before=before), durable=False, reserve_use=ReserveUse.RELIEF
+            )
+        return forgotten
+
+    async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+        return _find_frozen(self._db, repo, tag)
+
+    async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
+        repo, _, tag = (after or "").rpartition(":")
+        rows: list[Any] = self._db.execute(
+            f"{_FROZEN} WHERE (repository, tag) > (?, ?) ORDER BY repository, tag LIMIT ?", (repo, tag, limit + 1)
+        ).fetchall()
+        return Page([_frozen_tag(row) for row in rows[:limit]], more=len(rows) > limit)
+
+    async def frozen_digests(self, repo: RepositoryName) -> frozenset[Digest]:
+        rows: list[Any] = self._db.execute("SELECT digest FROM frozen_tag WHERE repository = ?", (repo,)).fetchall()
+        return frozenset(Digest(digest) for (digest,) in rows)
+
+    async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
+        now = self._clock()
+
+        def insert(db: apsw.Connection) -> FrozenTag:
+            before = _find_frozen(db, repo, tag)
+            if before is not None and before.digest == digest:
+                return before
+            db.execute(
+                "INSERT OR REPLACE INTO frozen_tag (repository, tag, digest, at, actor) VALUES (?, ?, ?, ?, ?)",
+                (repo, tag, digest, now, by.name),
+            )
+            audit_table.record(db, by, now, "tag.freeze", repo, {"digest": digest}, part=f":{tag}")
+            return FrozenTag(repo, tag, digest, now, by.name)
+
+        return await self._writer.run(insert, reserve_use=ReserveUse.SMALL)
+
+    async def unfreeze(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> FrozenTag:
+        now = self._clock()
+
+        def delete(db: apsw.Connection) -> FrozenTag:
+            before = _find_frozen(db, repo, tag)
+            if before is None:
+                raise TagNotFrozen(f"{repo}:{tag} is not frozen; `entrepot mirror frozen` lists the frozen tags")
+            db.execute("DELETE FROM frozen_tag WHERE repository = ? AND tag = ?", (repo, tag))
+            audit_table.record(db, by, now, "tag.unfreeze", repo, {"digest": before.digest}, part=f":{tag}")
+            return before
+
+        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+
+
+def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before: float) -> int:
+    """Deletes the sightings of those of the tags that are still unused. Returns the number of these tags."""
+    forgotten = 0
+    for repo, tag in tags:
+        row: Any = db.execute(_NEWEST_AND_CACHED, (repo, tag)).fetchone()
+        newest, is_cached = row
+        if newest is not None and newest < before and not is_cached:
+            db.execute("DELETE FROM upstream_tag WHERE repository = ? AND tag = ?", (repo, tag))
+            forgotten += 1
+    return forgotten
+
+
+def _find_frozen(db: apsw.Connection, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+    """Returns the frozen tag; None if the tag is not frozen."""
+    row: Any = db.execute(f"{_FROZEN} WHERE repository = ? AND tag = ?", (repo, tag)).fetchone()
+    return None if row is None else _frozen_tag(row)
+
+
+def _frozen_tag(row: tuple[Any, ...]) -> FrozenTag:
+    """Returns the frozen tag of a row with the columns of `_FROZEN`."""
+    repo, tag, digest, at, actor = row
+    return FrozenTag(RepositoryName(repo), Tag(tag), Digest(digest), at, actor)

@@ -1,0 +1,103 @@
+"""The interface of the store that knows mirrored tags over time (`UpstreamTags`): which digests an upstream's tag
+pointed at, and which tags are frozen.
+
+An *upstream* is a registry that this registry mirrors. A *sighting* is the first time that the mirror saw an upstream's
+tag point at a digest; until the next sighting, the digest *holds* the tag. A *frozen* tag stays at one digest, whatever
+the upstream says. Repositories have their stored names, such as `docker.io/library/ubuntu`. Times are seconds since
+1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from storage.content import Actor, Page
+from storage.errors import RegistryError
+from storage.names import Digest, RepositoryName, Tag
+
+
+class TagNotFrozen(RegistryError):
+    """The tag is not frozen."""
+
+    code = "TAG_NOT_FROZEN"
+    default = "the tag is not frozen"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """`digest` holds an upstream's tag from `since` until the next sighting of the tag."""
+
+    since: float
+    digest: Digest
+
+
+class TagMove(NamedTuple):
+    """The mirror saw at `since` that a tag pointed at another digest than before, or saw the tag for the first time.
+    Moves are sorted by these fields."""
+
+    since: float
+    repository: RepositoryName
+    tag: Tag
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenTag:
+    """A tag that stays at `digest` since the time `at`. `actor`: the name of the account or command that froze it."""
+
+    repository: RepositoryName
+    tag: Tag
+    digest: Digest
+    at: float
+    actor: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}:{self.tag}"
+
+
+class UpstreamTags(Protocol):
+    """All processes share these records, and they survive restarts. The reads take less than a millisecond. Changes
+    raise StorageFull, StorageFailed."""
+
+    async def sightings(self, repo: RepositoryName, tag: Tag) -> Sequence[Sighting]:
+        """Returns the stored sightings of the tag, oldest first; an empty sequence if the tag was never seen."""
+        ...
+
+    async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
+        """Replaces the stored sightings of the tag. Their times must increase. The caller makes sure that no other
+        process changes them meanwhile. A power cut may lose the change: then the digest is seen later."""
+        ...
+
+    async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
+        """Returns at most `limit` stored moves of all tags that were seen at `since` or later, in order. With `after`,
+        only those that sort after this move."""
+        ...
+
+    async def forget_unused(self, before: float) -> int:
+        """Deletes the sightings of the tags that are not cached any more and whose newest sighting is older than
+        `before`. Returns the number of these tags. Reads all sightings older than `before`, in a thread."""
+        ...
+
+    async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+        """Returns at which digest the tag is frozen; None if it is not frozen."""
+        ...
+
+    async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
+        """Returns a page of the frozen tags, sorted by repository and then by tag: at most `limit` tags that sort after
+        the tag that `after` names, in the form `REPOSITORY:TAG`."""
+        ...
+
+    async def frozen_digests(self, repo: RepositoryName) -> frozenset[Digest]:
+        """Returns the digests at which tags of the repository are frozen. Nothing may evict their manifests from the
+        cache, nor what these refer to."""
+        ...
+
+    async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
+        """Freezes the tag at the digest, and returns it. If it is frozen at another digest, freezes it at this one. If
+        it is frozen at this digest already, changes nothing, so that it keeps its time and actor."""
+        ...
+
+    async def unfreeze(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> FrozenTag:
+        """Ends the freeze of a tag, and returns what it was. Raises TagNotFrozen."""
+        ...

@@ -1,0 +1,99 @@
+"""`/api/v1/mirror/frozen`: who may freeze, see and unfreeze mirrored tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
+from tests.fakes.commands import entrepot_output
+from tests.fakes.hub.hub import hub
+from tests.fakes.server_process import running_server
+from tests.fakes.upstream_content import UpstreamContent, noise_image
+
+IMAGE = noise_image("image", 1000)
+
+
+@pytest.fixture(scope="module")
+def mirror_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """A site that mirrors docker.io, with `library/app:1` and `team/app:1` there."""
+    folder = tmp_path_factory.mktemp("site")
+    content = UpstreamContent()
+    content.add("library/app", IMAGE, "1", "2", "3")
+    content.add("team/app", IMAGE, "1")
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    with hub(folder, content) as upstream:
+        (folder / "entrepot.toml").write_text(
+            f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{upstream.url}"]\n'
+        )
+        with running_server(folder, "--config", str(folder / "entrepot.toml"), workers=2) as server:
+            yield AdminSite(server, folder)
+
+
+def frozen_tags(site: AdminSite, **more: Any) -> list[str]:
+    listed = site.done("GET", "/mirror/frozen", **more)["items"]
+    return [f"{item['repository']}:{item['tag']}" for item in listed]
+
+
+def test_an_admin(mirror_site: AdminSite) -> None:
+    """An admin freezes a tag at what it is now or at a digest, sees all frozen tags in pages, and unfreezes them; all
+    workers and the command see that at once. The audit log names the admin."""
+    site = mirror_site
+    one = site.done("PUT", "/mirror/frozen", {"reference": "app:1"})
+    assert (one["repository"], one["tag"], one["digest"]) == ("docker.io/library/app", "1", IMAGE.digest)
+    assert one["frozen_by"] == ADMIN
+    site.done("PUT", "/mirror/frozen", {"reference": f"docker.io/library/app:2@{IMAGE.digest}"})
+    site.done("PUT", "/mirror/frozen", {"reference": "docker.io/team/app:1"})
+    names = ["docker.io/library/app:1", "docker.io/library/app:2", "docker.io/team/app:1"]
+    assert frozen_tags(site) == names
+    page = site.done("GET", "/mirror/frozen", limit=2)
+    assert page["next"] == names[1]
+    assert frozen_tags(site, after=page["next"], limit=2) == names[2:]
+    config = str(site.folder / "entrepot.toml")
+    assert names[2] in site.command("mirror", "frozen", "--config", config)
+    for name in names:
+        site.done("DELETE", "/mirror/frozen", reference=name)
+    assert frozen_tags(site) == []
+    unknown = site.call("DELETE", "/mirror/frozen", reference=names[0])
+    assert (unknown.status_code, code_of(unknown)) == (404, "TAG_NOT_FROZEN")
+    (line, *_) = site.done("GET", "/audit", action="tag.freeze", actor=ADMIN)["items"]
+    assert (line["action"], line["target"]) == ("tag.freeze", "docker.io/team/app:1")
+    assert line["detail"] == {"digest": IMAGE.digest}
+
+
+def test_the_admin_of_a_repository(mirror_site: AdminSite) -> None:
+    """An account with the action admin on a repository freezes, sees and unfreezes its tags, and no others."""
+    site = mirror_site
+    user = site.user()
+    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})
+    site.done("PUT", "/mirror/frozen", {"reference": "app:3"})
+    site.done("PUT", "/mirror/frozen", {"reference": "docker.io/team/app:1"}, auth=user)
+    assert frozen_tags(site, auth=user) == ["docker.io/team/app:1"]
+    for reference in ("app:3", "docker.io/none:1"):
+        for refused in (
+            site.call("PUT", "/mirror/frozen", {"reference": reference}, auth=user),
+            site.call("DELETE", "/mirror/frozen", auth=user, reference=reference),
+        ):
+            assert (refused.status_code, code_of(refused)) == (403, "DENIED")
+    site.done("DELETE", "/mirror/frozen", auth=user, reference="docker.io/team/app:1")
+    nobody = site.user()
+    assert frozen_tags(site, auth=nobody) == []
+    site.done("DELETE", "/mirror/frozen", reference="app:3")
+
+
+def test_bad_references(mirror_site: AdminSite) -> None:
+    """What cannot be frozen is refused with a sentence, and nothing is frozen."""
+    site = mirror_site
+    for reference, status in (
+        ("app:none", 404),
+        (f"app:1@sha256:{'0' * 64}", 404),
+        ("local.test/app:1", 404),
+        ("App:1", 400),
+        (f"app@{IMAGE.digest}", 400),
+        ("app:1@sha256:1", 400),
+    ):
+        refused = site.call("PUT", "/mirror/frozen", {"reference": reference})
+        assert (refused.status_code, bool(code_of(refused))) == (status, True), reference
+    assert frozen_tags(site) == []

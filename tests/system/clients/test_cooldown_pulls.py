@@ -1,0 +1,63 @@
+"""Real clients and a cooldown: they get the digest that is served, with its blobs, and show why a tag is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.clients.container_tools import ContainerTools
+from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
+
+FIRST, SECOND = noise_image("first", 1000), noise_image("second", 2000)
+
+
+def content_of(image: ImageTree, *tags: str) -> UpstreamContent:
+    content = UpstreamContent()
+    content.add("org/app", image, *tags)
+    return content
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Iterator[Hub]:
+    with hub(tmp_path, content_of(FIRST, "1")) as running:
+        yield running
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
+    """Two upstreams with the same content; one refuses new tags."""
+    (tmp_path / "entrepot.toml").write_text(
+        "".join(
+            f'[[upstream]]\nname = "{name}"\nendpoints = ["{upstream.url}"]\ntag_ttl = "0s"\ncooldown = "3d"\n{more}\n'
+            for name, more in (("far.test", ""), ("strict.test", 'cooldown_new = "refuse"'))
+        )
+    )
+    with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as running:
+        yield running
+
+
+def copied(tools: ContainerTools, source: str, folder: Path) -> str:
+    """Returns the digest of the image that skopeo has copied, with all blobs, to a new folder."""
+    tools.skopeo("copy", "--src-tls-verify=false", "--preserve-digests", f"docker://{source}", f"dir:{folder}")
+    return "sha256:" + hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_skopeo(tools: ContainerTools, mirror: RegistryServer, upstream: Hub, tmp_path: Path) -> None:
+    """skopeo copies the image that has held the tag, and by digest the newer one. If new tags are refused, it shows the
+    registry's sentence."""
+    name = f"{mirror.address}/far.test/org/app"
+    assert copied(tools, f"{name}:1", tmp_path / "one") == FIRST.digest
+    upstream.put(content_of(SECOND, "1", "2"))
+    assert copied(tools, f"{name}:1", tmp_path / "two") == FIRST.digest
+    assert copied(tools, f"{name}@{SECOND.digest}", tmp_path / "three") == SECOND.digest
+    assert copied(tools, f"{name}:2", tmp_path / "four") == SECOND.digest
+    strict = f"{mirror.address}/strict.test/org/app"
+    refused = tools.skopeo.attempt("copy", "--src-tls-verify=false", f"docker://{strict}:1", f"dir:{tmp_path / 'five'}")
+    assert refused.code != 0
+    assert "the cooldown of 3d holds it back" in refused.err
+    assert copied(tools, f"{strict}@{SECOND.digest}", tmp_path / "six") == SECOND.digest
