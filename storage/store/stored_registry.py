@@ -20,6 +20,8 @@ from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
+from storage.tag_history import TagHistory
+from storage.tag_rules import ImmutableTags, nothing_immutable
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 
@@ -42,7 +44,8 @@ class StorageHealth:
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
     the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
+    locks of digests, the leases (exclusive rights to do some work), the jobs of upkeep, and the history of tags.
+    `immutable_tags` has the rules about tags that clients cannot change.
     `storage.composition.open_registry` creates the object. The methods without a description implement
     `storage.interface.Registry`, which describes them."""
 
@@ -60,6 +63,8 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
         jobs: Jobs,
+        tag_history: TagHistory,
+        immutable_tags: ImmutableTags,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -74,6 +79,8 @@ class StoredRegistry:
         self.leases = leases
         self.accounts = accounts
         self.jobs = jobs
+        self.tag_history = tag_history
+        self.immutable_tags = immutable_tags
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
@@ -195,7 +202,8 @@ class StoredRegistry:
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition)
+        is_immutable = self.immutable_tags.in_repository(repo) if tags else nothing_immutable
+        await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition, is_immutable)
         return manifest.descriptor
 
     async def delete_blob(
@@ -203,11 +211,14 @@ class StoredRegistry:
     ) -> None:
         await self.metadata.delete_blob(repo, digest, by, even_if_referenced)
 
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        await self.metadata.delete_manifest(repo, digest, by)
+    async def delete_manifest(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
+    ) -> None:
+        is_immutable = self.immutable_tags.in_repository(repo)
+        await self.metadata.delete_manifest(repo, digest, by, restorable, is_immutable)
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        await self.metadata.delete_tag(repo, tag, by)
+        await self.metadata.delete_tag(repo, tag, by, self.immutable_tags.in_repository(repo))
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         return await self.metadata.repositories(after, limit, within)
