@@ -81,7 +81,8 @@ class TagHistory(Protocol):
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        """Returns what the tag pointed at at the time `at` (seconds since 1970); None if there was no such tag."""
+        """Returns what the tag pointed at at the time `at` (seconds since 1970); None if there was no such tag. Changes
+        in the same millisecond count, because times are shown in milliseconds."""
         ...
 
     async def move(

@@ -14,6 +14,7 @@ NOT_ABOUT_ACCOUNTS = {
     "mirror status",
     "mirror refresh",
     "mirror purge",
+    "tag delete",  # clients use DELETE in /v2
 }
 
 TWINS = {
@@ -44,6 +45,12 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "jobs list": ("GET", "/jobs"),
+    "jobs show": ("GET", "/jobs/{job}"),
+    "jobs stop": ("POST", "/jobs/{job}/stop"),
+    "tag history": ("GET", "/repositories/{name}/tags/{tag}/history"),
+    "tag restore": ("POST", "/repositories/{name}/tags/{tag}/restore"),
+    "tag move": ("PUT", "/repositories/{name}/tags/{tag}"),
 }
 
 ONLY_API = {

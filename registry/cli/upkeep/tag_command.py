@@ -232,14 +232,16 @@ def _parse_tag_or_fail(text: str) -> tuple[RepositoryName, Tag]:
 
 def _parse_time_or_fail(text: str) -> float:
     """Returns the time of --at in seconds since 1970. `text`: a duration before now, or a date and time; one without a
-    time zone is local time. Ends the command if it is neither."""
+    time zone is local time. Ends the command if it is neither. A time in whole seconds means the end of that second,
+    because `tag history` shows whole seconds."""
     import time
     from datetime import datetime
 
     from registry.config import parse_duration
 
     try:
-        return datetime.fromisoformat(text).timestamp()
+        at = datetime.fromisoformat(text)
+        return at.timestamp() + (0 if at.microsecond else 0.999)
     except (ValueError, OverflowError, OSError):
         pass
     try:

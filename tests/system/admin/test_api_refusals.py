@@ -22,6 +22,9 @@ OWN = {
     ("GET", "/tokens"),
     ("POST", "/tokens"),
     ("DELETE", "/tokens/{id}"),
+    ("GET", "/repositories/{name}/tags/{tag}/history"),
+    ("PUT", "/repositories/{name}/tags/{tag}"),
+    ("POST", "/repositories/{name}/tags/{tag}/restore"),
 }
 """The routes that are not for admins only. All others have to be."""
 
@@ -35,6 +38,9 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/grants"): {"subject": "everyone", "pattern": "**", "actions": ["pull"]},
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
+    ("POST", "/jobs/{job}/stop"): {},
+    ("PUT", "/repositories/{name}/tags/{tag}"): {"digest": "v1"},
+    ("POST", "/repositories/{name}/tags/{tag}/restore"): {},
 }
 
 

@@ -38,6 +38,7 @@ _CHANGES_OF_REPOSITORY: Final = (
     _CHANGES
     + " WHERE h.repository = ?1 AND h.at <= ?2 AND (h.at < ?2 OR h.id < ?3) ORDER BY h.at DESC, h.id DESC LIMIT ?4"
 )
+_HALF_MILLISECOND: Final = 0.0005
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 
 
@@ -72,7 +73,7 @@ class SqliteTagHistory:
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
         sql = "SELECT digest FROM tag_history WHERE repository = ? AND tag = ? AND at <= ? ORDER BY id DESC LIMIT 1"
-        return await self._digest(repo, sql, tag, at)
+        return await self._digest(repo, sql, tag, at + _HALF_MILLISECOND)
 
     async def _digest(self, repo: RepositoryName, sql: str, *values: str | float | None) -> Digest | None:
         """Returns the digest that `sql` finds in a repository; None if it finds none."""

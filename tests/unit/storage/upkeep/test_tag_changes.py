@@ -142,7 +142,7 @@ async def test_restore_to_a_time(store: StoredRegistry, changes: TagChanges, clo
     for number in range(3):
         images.append(await push_image(store, APP, str(number), "v1"))
         clock.now += 10
-    await changes.restore(APP, V1, at=start + 19.9, by=ALICE)
+    await changes.restore(APP, V1, at=start + 19.9994, by=ALICE)
     assert await points_at(store) == images[1].digest
     await changes.restore(APP, V1, at=start, by=ALICE)
     assert await points_at(store) == images[0].digest
