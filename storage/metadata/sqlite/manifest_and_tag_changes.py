@@ -43,8 +43,9 @@ WITH RECURSIVE needing (id, repository, digest) AS (
   SELECT m.id, m.repository, m.digest
     FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
     JOIN manifest m ON m.id = c.manifest)
-SELECT t.name FROM needing n JOIN tag t ON t.manifest = n.id"""
-"""Finds the tags of a manifest, and those of all indexes that contain it, directly or through other indexes."""
+SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
+"""Finds the tags of a manifest, and those of all indexes that contain it, directly or through other indexes. With CROSS
+JOIN, SQLite does not read all tags of the store."""
 _QUEUE_UNREFERENCED_BLOBS = """
 INSERT INTO collect_queue (repository, digest, since)
 SELECT ?1, g.digest, ?3 FROM manifest_blob g
@@ -278,7 +279,7 @@ def _check_not_needed(
     db: apsw.Connection, manifest_id: int, repo: RepositoryName, digest: Digest, is_immutable: IsImmutable
 ) -> None:
     """Raises Denied if an immutable tag points at the manifest, or at an index that contains it."""
-    for (tag,) in db.execute(_TAGS_NEEDING_MANIFEST, (manifest_id,)):
+    for (tag,) in db.execute(_TAGS_NEEDING_MANIFEST, (manifest_id,)).fetchall():
         if is_immutable(tag):
             raise immutable_delete_denied(repo, tag, digest)
 

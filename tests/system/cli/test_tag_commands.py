@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,20 @@ def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
         entrepot("audit", "--target", f"{repo}:v1", "--json", folder=server.data.parent).stdout
     )
     assert ["tag.force", {"previous": first}] in [[line["action"], line["detail"]] for line in lines]
+
+
+def test_one_of_many_pushes_makes_an_immutable_tag(server: RegistryServer, repo: str) -> None:
+    """Of pushes to two workers at once, one is accepted and all others are denied."""
+    url = f"{server.url}/v2/{repo.replace('team/', 'fixed/')}/manifests/v1"
+
+    def push(number: int) -> httpx2.Response:
+        return httpx2.put(url, content=index(f"number {number}")[0], headers={"content-type": KIND})
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(push, range(48)))
+    assert sorted({answer.status_code for answer in answers}) == [201, 403]
+    [accepted] = [answer.headers["docker-content-digest"] for answer in answers if answer.status_code == 201]
+    assert httpx2.get(url, headers={"accept": KIND}).headers["docker-content-digest"] == accepted
 
 
 @pytest.mark.parametrize(

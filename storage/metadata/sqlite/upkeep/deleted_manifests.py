@@ -53,7 +53,8 @@ def find(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | Non
 def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int) -> list[Digest]:
     """Returns at most `limit` deleted manifests whose subject is `subject`."""
     rows: list[Any] = db.execute(
-        "SELECT digest FROM deleted_manifest WHERE repository = ? AND subject = ? ORDER BY digest LIMIT ?",
+        "SELECT digest FROM deleted_manifest INDEXED BY deleted_manifest_subject "
+        "WHERE repository = ? AND subject = ? LIMIT ?",
         (repository, subject, limit),
     ).fetchall()
     return [Digest(digest) for (digest,) in rows]

@@ -72,7 +72,10 @@ class SqliteTagHistory:
         return await self._digest(repo, sql, tag, current)
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        sql = "SELECT digest FROM tag_history WHERE repository = ? AND tag = ? AND at <= ? ORDER BY id DESC LIMIT 1"
+        sql = (
+            "SELECT digest FROM tag_history INDEXED BY tag_history_tag WHERE repository = ? AND tag = ? AND at <= ? "
+            "ORDER BY id DESC LIMIT 1"
+        )
         return await self._digest(repo, sql, tag, at + _HALF_MILLISECOND)
 
     async def _digest(self, repo: RepositoryName, sql: str, *values: str | float | None) -> Digest | None:
