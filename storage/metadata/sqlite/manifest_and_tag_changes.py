@@ -279,7 +279,8 @@ def _check_not_needed(
     db: apsw.Connection, manifest_id: int, repo: RepositoryName, digest: Digest, is_immutable: IsImmutable
 ) -> None:
     """Raises Denied if an immutable tag points at the manifest, or at an index that contains it."""
-    for (tag,) in db.execute(_TAGS_NEEDING_MANIFEST, (manifest_id,)).fetchall():
+    rows: list[Any] = db.execute(_TAGS_NEEDING_MANIFEST, (manifest_id,)).fetchall()
+    for (tag,) in rows:
         if is_immutable(tag):
             raise immutable_delete_denied(repo, tag, digest)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import apsw
 import pytest
 
 from storage.access import AuditQuery
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor, Condition, Manifest
+from storage.data_dir.system import System
 from storage.errors import (
     Denied,
     ManifestBlobUnknown,
@@ -328,6 +331,44 @@ async def test_a_mirror_keeps_nothing(store: StoredRegistry) -> None:
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY, restorable=False)
     assert (await history(store))[1].availability is Availability.GONE
+
+
+class FullDisk(System):
+    """A disk without space for any commit while `is_full` is true."""
+
+    is_full = False
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        if self.is_full:
+            raise apsw.FullError
+        super().commit(commit, durable=durable)
+
+
+async def test_a_full_disk_loses_the_deleted_manifest_only(tmp_path: Path) -> None:
+    """A delete has to work there, so it does not insist on keeping what it deletes."""
+    disk = FullDisk()
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path, system=disk) as store:
+        image = await push_image(store, APP, "first", "v1")
+        logger = logging.getLogger("storage.metadata")
+        messages: list[str] = []
+
+        def free_some_space(record: logging.LogRecord) -> bool:
+            messages.append(record.getMessage())
+            disk.is_full = False
+            return True
+
+        logger.addFilter(free_some_space)
+        try:
+            disk.is_full = True
+            await store.delete_manifest(APP, image.digest, by=BY)
+        finally:
+            logger.removeFilter(free_some_space)
+        assert messages == [
+            f"the disk is too full to keep the deleted manifest {image.digest} of team/app; it cannot be put back"
+        ]
+        assert (await history(store))[1].availability is Availability.GONE
+        assert await all_tags(store, APP) == []
 
 
 async def test_with_grace_0_the_next_round_removes_it(tmp_path: Path, clock: Clock) -> None:
