@@ -295,6 +295,8 @@ class SqliteMetadata:
     async def drop_deleted_manifests(self, before: float, limit: int) -> int:
         """Removes at most `limit` manifests that were deleted by the time `before` and could be put back until now.
         Returns how many it removed."""
+        if not deleted_manifests.has_any_deleted_by(self._db, before):  # then no transaction is needed
+            return 0
         return await self._writer.run(
             lambda db: deleted_manifests.drop(db, before, limit), reserve_use=ReserveUse.RELIEF
         )

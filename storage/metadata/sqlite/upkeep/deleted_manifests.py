@@ -60,6 +60,11 @@ def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int)
     return [Digest(digest) for (digest,) in rows]
 
 
+def has_any_deleted_by(db: apsw.Connection, before: float) -> bool:
+    """Returns whether there is a row of a manifest that was deleted by the time `before`."""
+    return db.execute("SELECT 1 FROM deleted_manifest WHERE deleted <= ? LIMIT 1", (before,)).get is not None
+
+
 def drop(db: apsw.Connection, before: float, limit: int) -> int:
     """Deletes at most `limit` rows of manifests that were deleted by the time `before`, oldest first. Returns how many
     it deleted."""
