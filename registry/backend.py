@@ -18,7 +18,9 @@ from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.components import UpkeepComponents, upkeep_components
 from storage.composition import open_registry
+from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.schedule import cancel_all
 
@@ -46,6 +48,15 @@ def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], f
     return Mirror(
         *(store, client, store.partials, store.records, store.leases, upstream, clock), tags=store.upstream_tags
     )
+
+
+def immutable_tags(settings: Settings) -> ImmutableTags:
+    """Returns the rules about immutable tags in the settings."""
+    rules = [
+        TagRule(tuple(map(NamePattern, rule.repositories)), tuple(map(TagPattern, rule.tags)))
+        for rule in settings.immutable
+    ]
+    return ImmutableTags(rules, mirrored=(upstream.name for upstream in settings.upstream))
 
 
 def preload_mirrors(settings: Settings) -> None:
@@ -89,6 +100,7 @@ async def open_backend(
                 watch_disk_space=serving,
                 may_open_read_only=may_open_read_only,
                 keep_audit=settings.audit.keep,
+                immutable_tags=immutable_tags(settings),
                 clock=clock,
             )
         )

@@ -53,6 +53,7 @@ from storage.metadata.sqlite.sqlite_database import SqliteDatabase
 from storage.partials import Partials
 from storage.store.publication import Publication
 from storage.store.stored_registry import StorageHealth, StoredRegistry
+from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags
 from storage.upkeep.collector import Collector
 from storage.upkeep.disk_space import DiskSpaceMonitor
 from storage.upkeep.schedule import cancel_all, run_rounds
@@ -153,6 +154,7 @@ async def open_registry(
     watch_disk_space: bool = False,
     may_open_read_only: bool = False,
     keep_audit: float = 365 * DAY_SECONDS,
+    immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
     clock: Callable[[], float] = time.time,
     system: System | None = None,
     boot: str | None = None,
@@ -167,9 +169,9 @@ async def open_registry(
 
     `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
     there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
-    open it for changes (see `StoredRegistry.is_read_only`). `clock`: returns the time in seconds since 1970. `boot`:
-    replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store of
-    partial blobs. Raises StorageFull, StorageFailed.
+    open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
+    change. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's current boot in
+    tests. `open_content`: opens the blob store and the store of partial blobs. Raises StorageFull, StorageFailed.
     """
     layout = layout_of(data)
     system = system or System()
@@ -204,6 +206,8 @@ async def open_registry(
             accounts=database.accounts,
             jobs=database.jobs,
             upstream_tags=database.upstream_tags,
+            tag_history=database.tag_history,
+            immutable_tags=immutable_tags,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

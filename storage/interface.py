@@ -168,7 +168,8 @@ class Writer(Protocol):
         """Stores a manifest and points `tags` at it, in one transaction. Returns the manifest's descriptor. Raises
         ManifestBlobUnknown if the repository lacks a blob or manifest that the new manifest refers to, unless `sparse`
         is True. A mirror passes `sparse=True`, because it downloads the missing content later. Raises
-        PreconditionFailed if `condition` does not hold for the first of `tags`."""
+        PreconditionFailed if `condition` does not hold for the first of `tags`. Raises Denied if one of `tags` is
+        immutable and points at another manifest (`storage.tag_rules`)."""
         ...
 
 
@@ -183,14 +184,19 @@ class Deleter(Protocol):
         blobs, because the mirror can download them again."""
         ...
 
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_manifest(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
+    ) -> None:
         """Removes the manifest and every tag that points at it. Raises ManifestUnknown, NameUnknown (the repository
-        never had content)."""
+        never had content), Denied (an immutable tag points at the manifest, or at an index that lists it).
+
+        `restorable`: the store keeps the manifest for the grace period of garbage collection, so that it can be put
+        back. A mirror passes False, because it can fetch the manifest again."""
         ...
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
         """Removes the tag and keeps its manifest. Raises ManifestUnknown (there is no such tag), NameUnknown (the
-        repository never had content)."""
+        repository never had content), Denied (the tag is immutable)."""
         ...
 
 

@@ -37,6 +37,7 @@ from storage.errors import (
 )
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES, NameSet
+from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags, immutable_delete_denied, immutable_tag_denied
 
 PIECE_BYTES = 1 << 20
 """Size in bytes of the pieces that a reader yields, and of the largest span that it returns as `data`."""
@@ -75,6 +76,16 @@ class _Repository:
     def blobs_referred_to(self) -> set[Digest]:
         """Returns the digests of the blobs that any manifest refers to."""
         return {digest for manifest in self.manifests.values() for digest in _blobs_referred_to(manifest)}
+
+    def manifests_needing(self, digest: Digest) -> set[Digest]:
+        """Returns `digest` itself and the digests of all indexes that list it, directly or through other indexes."""
+        found: set[Digest] = set()
+        new = {digest}
+        while new:
+            found |= new
+            parents = (m for m in self.manifests.values() if new & {child.digest for child in m.manifests})
+            new = {parent.digest for parent in parents} - found
+        return found
 
     def missing(self, manifest: Manifest) -> set[Digest]:
         """Returns the digests of the content that the manifest refers to and this repository does not have."""
@@ -173,10 +184,14 @@ class MemoryBlobWriter:
 
 
 class MemoryRegistry:
-    """A `Registry` in memory. `clock`: returns the time in seconds. Only `collect` depends on the time."""
+    """A `Registry` in memory. `clock`: returns the time in seconds. Only `collect` depends on the time.
+    `immutable_tags`: the rules about tags that cannot be changed."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.time, immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS
+    ) -> None:
         self._clock = clock
+        self._immutable_tags = immutable_tags
         self._repositories: dict[RepositoryName, _Repository] = {}
         self._uploads: dict[UploadID, _Session] = {}
 
@@ -292,6 +307,10 @@ class MemoryRegistry:
         repository = self._repository(repo)
         if condition and tags and not condition.holds(repository.tags.get(tags[0])):
             raise PreconditionFailed(detail={"tag": tags[0]})
+        for tag in tags:
+            current = repository.tags.get(tag)
+            if current is not None and current != manifest.digest and self._immutable_tags.is_immutable(repo, tag):
+                raise immutable_tag_denied(repo, tag, current)
         if not sparse and (missing := repository.missing(manifest)):
             raise ManifestBlobUnknown(detail=[{"digest": digest} for digest in sorted(missing)])
         repository = self._repositories.setdefault(repo, repository)
@@ -310,11 +329,18 @@ class MemoryRegistry:
             raise blob_in_use(repo, digest, referring[0])
         del repository.blobs[digest], repository.last_used[digest]
 
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_manifest(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
+    ) -> None:
+        """Deletes the manifest. Nobody can put it back (`restorable` has no effect)."""
         repository = self._known_repository(repo)
-        manifest = repository.manifests.pop(digest, None)
-        if manifest is None:
+        if digest not in repository.manifests:
             raise ManifestUnknown(detail={"reference": digest})
+        needing = repository.manifests_needing(digest)
+        for tag, target in sorted(repository.tags.items()):
+            if target in needing and self._immutable_tags.is_immutable(repo, tag):
+                raise immutable_delete_denied(repo, tag, digest)
+        manifest = repository.manifests.pop(digest)
         repository.tags = {tag: target for tag, target in repository.tags.items() if target != digest}
         repository.last_used.update(
             dict.fromkeys(_blobs_referred_to(manifest) & repository.blobs.keys(), self._clock())
@@ -322,8 +348,11 @@ class MemoryRegistry:
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
         repository = self._known_repository(repo)
-        if repository.tags.pop(tag, None) is None:
+        if tag not in repository.tags:
             raise ManifestUnknown(detail={"reference": tag})
+        if self._immutable_tags.is_immutable(repo, tag):
+            raise immutable_delete_denied(repo, tag)
+        del repository.tags[tag]
 
     # Lister
 

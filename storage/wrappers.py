@@ -144,8 +144,11 @@ class RefusingRegistry(Registry):
         options = {"by": by, "even_if_referenced": even_if_referenced}
         return self.handle(Call("delete_blob", Action.DELETE, repo, (digest,), options))
 
-    def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> Coroutine[Any, Any, None]:
-        return self.handle(Call("delete_manifest", Action.DELETE, repo, (digest,), {"by": by}))
+    def delete_manifest(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
+    ) -> Coroutine[Any, Any, None]:
+        options = {"by": by, "restorable": restorable}
+        return self.handle(Call("delete_manifest", Action.DELETE, repo, (digest,), options))
 
     def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> Coroutine[Any, Any, None]:
         return self.handle(Call("delete_tag", Action.DELETE, repo, (tag,), {"by": by}))

@@ -11,7 +11,15 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from registry.admin import account_routes, audit_routes, frozen_tag_routes, grant_routes, job_routes, token_routes
+from registry.admin import (
+    account_routes,
+    audit_routes,
+    frozen_tag_routes,
+    grant_routes,
+    job_routes,
+    tag_routes,
+    token_routes,
+)
 from registry.admin.caller import ManagementComponents
 from registry.auth.administration import Administration
 from registry.auth.assembly import AuthComponents
@@ -46,12 +54,23 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "tokens", "description": "API tokens: long-lived secrets that replace a password at a login."},
     {"name": "keys", "description": "The keys that sign the bearer tokens of `/token`."},
     {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
+    {"name": "tags", "description": "What tags pointed at in the past, and changes of tags."},
     {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
     {"name": "mirror", "description": "Tags of upstream registries that stay at one digest."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
 """The tags of the OpenAPI document."""
+_ROUTE_MODULES: Final = (
+    account_routes,
+    grant_routes,
+    token_routes,
+    audit_routes,
+    job_routes,
+    tag_routes,
+    frozen_tag_routes,
+)
+"""The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
     400: "A name, a pattern or another value is not valid",
     401: "Log in first, or with other credentials",
@@ -79,7 +98,7 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 def add_routes(app: FastAPI) -> None:
     """Adds the routes of the management API to the application."""
-    for module in (account_routes, grant_routes, token_routes, audit_routes, job_routes, frozen_tag_routes):
+    for module in _ROUTE_MODULES:
         app.include_router(module.router, prefix="/api/v1", responses=_error_responses())
 
 

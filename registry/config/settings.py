@@ -27,6 +27,7 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
+from registry.config.upkeep_settings import ImmutableRule, check_immutable_rules
 from registry.config.worker_count import default_worker_count
 
 
@@ -216,6 +217,10 @@ class Settings(BaseSettings):
         default=[],
         description="Outside services whose tokens are accepted, see below. The value of the variable is JSON",
     )
+    immutable: list[ImmutableRule] = Field(
+        default=[],
+        description="Tags that clients cannot overwrite, see below. The value of the variable is JSON",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -225,6 +230,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_upstreams(self) -> Self:
         check_upstreams(self.upstream, self.hosted)
+        check_immutable_rules(self.immutable, (upstream.name for upstream in self.upstream))
         return self
 
     @property

@@ -219,11 +219,14 @@ class Mirror(RefusingRegistry):
         finally:
             await self._negative_cache.forget(repo, digest)
 
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        """Deletes the cached manifest, and the recorded answers of the upstream about the repository. `by`: the actor
-        that the audit log names."""
+    async def delete_manifest(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
+    ) -> None:
+        """Deletes the cached manifest, and the recorded answers of the upstream about the repository. Nobody can put it
+        back (`restorable` has no effect), because the next pull fetches it again. `by`: the actor that the audit log
+        names."""
         try:
-            await self._local.delete_manifest(repo, digest, by=by)
+            await self._local.delete_manifest(repo, digest, by=by, restorable=False)
         finally:
             await self._records.forget_checks(repo)
 

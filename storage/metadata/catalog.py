@@ -15,6 +15,7 @@ from typing import Protocol
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
+from storage.tag_rules import IsImmutable, nothing_immutable
 
 ANY_ACTOR = ""
 """Value of `UploadRow.owner` for a session that every actor may resume."""
@@ -130,11 +131,24 @@ class Metadata(Protocol):
         by: Actor,
         sparse: bool,
         condition: Condition | None,
+        is_immutable: IsImmutable = nothing_immutable,
     ) -> None: ...
 
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, by: Actor) -> None: ...
+    async def delete_manifest(
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        by: Actor,
+        restorable: bool = True,
+        is_immutable: IsImmutable = nothing_immutable,
+    ) -> None:
+        """Does what `storage.interface.Registry.delete_manifest` does. If the full disk has no space to keep a
+        restorable manifest, deletes it without keeping it."""
+        ...
 
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, by: Actor) -> None: ...
+    async def delete_tag(
+        self, repo: RepositoryName, tag: Tag, by: Actor, is_immutable: IsImmutable = nothing_immutable
+    ) -> None: ...
 
     async def is_known_repository(self, repo: RepositoryName) -> bool:
         """Returns whether the repository ever had content, even if all of it was deleted."""
@@ -161,11 +175,17 @@ class Metadata(Protocol):
         """Returns at most `limit` digests from the queue of blobs that have lost their last link."""
         ...
 
+    async def drop_deleted_manifests(self, before: float, limit: int) -> int:
+        """Removes at most `limit` manifests that were deleted before the time `before` (seconds since 1970) and could
+        be put back until now. Returns how many it removed; 0 if there are no more."""
+        ...
+
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
         """Deletes the link of an entry, and the entry, if no manifest of the repository refers to the blob and the blob
         was last used before the time `before` (seconds since 1970). Returns whether it deleted the link. If a manifest
         refers to the blob, deletes only the entry. If none does and the blob was used later, keeps the entry for a
-        later call."""
+        later call. Also removes manifests of the repository that were deleted before `before`, because they may need
+        the blob to be put back. If there are many of them, removes only some and keeps the entry for a later call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:

@@ -20,6 +20,8 @@ from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
+from storage.tag_history import TagHistory
+from storage.tag_rules import ImmutableTags, nothing_immutable
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
@@ -41,11 +43,17 @@ class StorageHealth:
 
 
 class StoredRegistry:
-    """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
-    the registry: the accounts, the partial blobs, upstream records and upstream tags of the mirror (a cache of other
-    registries), the locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
-    `storage.composition.open_registry` creates the object. The methods without a description implement
-    `storage.interface.Registry`, which describes them."""
+    """The registry in a data directory. The methods without a description implement `storage.interface.Registry`, which
+    describes them. `storage.composition.open_registry` creates the object.
+
+    The other stores of the directory are attributes, for code that needs more than the registry:
+
+    - `metadata`, `blobs`, `locks` (of digests) and `leases` (exclusive rights to do some work);
+    - `accounts`: accounts, rights and the audit log;
+    - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
+    - `collector`, `jobs`: garbage collection and the jobs of upkeep;
+    - `tag_history`: what tags pointed at in the past;
+    - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(
         self,
@@ -62,6 +70,8 @@ class StoredRegistry:
         accounts: Accounts,
         jobs: Jobs,
         upstream_tags: UpstreamTags,
+        tag_history: TagHistory,
+        immutable_tags: ImmutableTags,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -77,6 +87,8 @@ class StoredRegistry:
         self.accounts = accounts
         self.jobs = jobs
         self.upstream_tags = upstream_tags
+        self.tag_history = tag_history
+        self.immutable_tags = immutable_tags
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
@@ -198,7 +210,8 @@ class StoredRegistry:
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition)
+        is_immutable = self.immutable_tags.in_repository(repo) if tags else nothing_immutable
+        await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition, is_immutable)
         return manifest.descriptor
 
     async def delete_blob(
@@ -206,11 +219,14 @@ class StoredRegistry:
     ) -> None:
         await self.metadata.delete_blob(repo, digest, by, even_if_referenced)
 
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        await self.metadata.delete_manifest(repo, digest, by)
+    async def delete_manifest(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
+    ) -> None:
+        is_immutable = self.immutable_tags.in_repository(repo)
+        await self.metadata.delete_manifest(repo, digest, by, restorable, is_immutable)
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        await self.metadata.delete_tag(repo, tag, by)
+        await self.metadata.delete_tag(repo, tag, by, self.immutable_tags.in_repository(repo))
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         return await self.metadata.repositories(after, limit, within)

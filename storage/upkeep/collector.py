@@ -96,6 +96,7 @@ class Collector:
             self._reclaim_space,
             self._expire_partials,
             self._remove_stale_uploads,
+            self._drop_deleted_manifests,
             self._remove_links,
             self._remove_blobs,
             self._remove_strays,
@@ -137,6 +138,12 @@ class Collector:
         for upload in old:
             if upload not in known:
                 await self._blobs.discard_upload(upload)
+
+    async def _drop_deleted_manifests(self, _report: CollectionReport) -> None:
+        """Removes the deleted manifests that were kept for the grace period, so that they could be put back."""
+        before = self._clock() - self.grace
+        while await self._metadata.drop_deleted_manifests(before, BATCH_SIZE):
+            pass
 
     async def _remove_links(self, report: CollectionReport) -> None:
         """Removes the links that no manifest of their repository has needed during the whole grace period."""

@@ -14,6 +14,7 @@ NOT_ABOUT_ACCOUNTS = {
     "mirror status",
     "mirror refresh",
     "mirror purge",
+    "tag delete",  # clients use DELETE in /v2
 }
 
 TWINS = {
@@ -47,6 +48,12 @@ TWINS = {
     "mirror freeze": ("PUT", "/mirror/frozen"),
     "mirror unfreeze": ("DELETE", "/mirror/frozen"),
     "mirror frozen": ("GET", "/mirror/frozen"),
+    "jobs list": ("GET", "/jobs"),
+    "jobs show": ("GET", "/jobs/{job}"),
+    "jobs stop": ("POST", "/jobs/{job}/stop"),
+    "tag history": ("GET", "/repositories/{name}/tags/{tag}/history"),
+    "tag restore": ("POST", "/repositories/{name}/tags/{tag}/restore"),
+    "tag move": ("PUT", "/repositories/{name}/tags/{tag}"),
 }
 
 ONLY_API = {

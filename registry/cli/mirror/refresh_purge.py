@@ -133,7 +133,7 @@ async def purge_reference(
             await stored.delete_tag(mirrored.repo, tag, by=MIRROR_COMMAND_ACTOR)
     for digest in removal.manifests:
         with suppress(ManifestUnknown):
-            await stored.delete_manifest(mirrored.repo, digest, by=MIRROR_COMMAND_ACTOR)
+            await stored.delete_manifest(mirrored.repo, digest, by=MIRROR_COMMAND_ACTOR, restorable=False)
     dropped = f"dropped {plural(len(removal.tags), 'tag')} and {plural(len(removal.manifests), 'manifest')}"
     if not removal.size:
         return f"{dropped}; no blobs will be freed, because other content uses them"

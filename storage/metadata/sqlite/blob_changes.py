@@ -25,6 +25,7 @@ from storage.content import Actor
 from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
 from storage.metadata.catalog import QueuedLink
 from storage.metadata.sqlite.access.audit_table import record_content
+from storage.metadata.sqlite.upkeep import deleted_manifests
 from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
 
@@ -248,7 +249,10 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
     The period is over if the link was queued by the time `before`, no manifest of the repository refers to the blob,
     and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a manifest
     refers to the blob, takes the entry off the queue. If a client used the blob after `before`, restarts the period at
-    that time."""
+    that time.
+
+    Before it removes the link, removes the deleted manifests of the repository whose grace period is over, because they
+    may refer to the blob. If there are more than one transaction should remove, keeps the entry for the next call."""
     since = db.execute(
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
     ).get
@@ -264,6 +268,8 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
     blob, needed = row
     if needed > before:
         queue_for_collection(db, entry.repository, entry.digest, needed)
+        return False
+    if not deleted_manifests.drop_of_repository(db, entry.repository, before):
         return False
     return remove_link(db, entry.repository, blob, entry.digest, now)
 

@@ -18,9 +18,12 @@ import apsw
 from storage.content import Actor, Condition, Manifest, json_of_annotations
 from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
 from storage.metadata.sqlite import lookups
-from storage.metadata.sqlite.access.audit_table import record_content
+from storage.metadata.sqlite.access.audit_table import record, record_content
 from storage.metadata.sqlite.blob_changes import make_repository
+from storage.metadata.sqlite.upkeep import deleted_manifests
 from storage.names import Digest, RepositoryName, Tag
+from storage.tag_history import not_restorable
+from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_tag_denied, nothing_immutable
 
 _BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
@@ -33,6 +36,16 @@ SELECT value FROM json_each(?2)
 _RECORD_DELETED_TAGS = """
 INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent)
 SELECT ?1, name, NULL, ?3, ?4, ?5, ?6, ?7 FROM tag WHERE manifest = ?2 ORDER BY name"""
+_TAGS_NEEDING_MANIFEST = """
+WITH RECURSIVE needing (id, repository, digest) AS (
+  SELECT id, repository, digest FROM manifest WHERE id = ?
+  UNION
+  SELECT m.id, m.repository, m.digest
+    FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
+    JOIN manifest m ON m.id = c.manifest)
+SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
+"""Finds the tags of a manifest, and those of all indexes that contain it, directly or through other indexes. With CROSS
+JOIN, SQLite does not read all tags of the store."""
 _QUEUE_UNREFERENCED_BLOBS = """
 INSERT INTO collect_queue (repository, digest, since)
 SELECT ?1, g.digest, ?3 FROM manifest_blob g
@@ -53,15 +66,20 @@ def put_manifest(
     *,
     sparse: bool,
     condition: Condition | None,
+    is_immutable: IsImmutable = nothing_immutable,
 ) -> None:
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
     PreconditionFailed. Without tags it is ignored. `sparse`: accepts the manifest even if the repository lacks content
-    that it refers to. If `sparse` is false, raises ManifestBlobUnknown for such a manifest."""
+    that it refers to. If `sparse` is false, raises ManifestBlobUnknown for such a manifest. Raises Denied if a tag is
+    immutable and points at another manifest."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
+    for tag in tags:
+        if is_immutable(tag):
+            _check_unchanged(db, repository, repo, tag, manifest.digest)
     if not sparse:
         _check_complete(db, repository, manifest)
     manifest_id, is_new = _store_manifest(db, repository, manifest, now)
@@ -74,14 +92,27 @@ def put_manifest(
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
     """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now. If there is no
     such tag, the condition must hold for None."""
+    current = _digest_of_tag(db, repository, tag)
+    if not condition.holds(current):
+        raise PreconditionFailed(
+            f"{tag} points at {current or 'nothing'} now; fetch it again and retry", {"tag": tag, "current": current}
+        )
+
+
+def _digest_of_tag(db: apsw.Connection, repository: int, tag: Tag) -> Digest | None:
+    """Returns the digest that the tag points at; None if there is no such tag."""
     current = db.execute(
         "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?",
         (repository, tag),
     ).get
-    if not condition.holds(None if current is None else Digest(current)):
-        raise PreconditionFailed(
-            f"{tag} points at {current or 'nothing'} now; fetch it again and retry", {"tag": tag, "current": current}
-        )
+    return None if current is None else Digest(current)
+
+
+def _check_unchanged(db: apsw.Connection, repository: int, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
+    """Raises Denied if the tag, which is immutable, points at another manifest than `digest`."""
+    current = _digest_of_tag(db, repository, tag)
+    if current is not None and current != digest:
+        raise immutable_tag_denied(repo, tag, current)
 
 
 def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
@@ -156,6 +187,7 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
     blobs = {d.digest for d in manifest.blobs} | manifest.blob_children
     _store_references(db, "manifest_blob", repository, manifest_id, blobs)
     _store_references(db, "manifest_child", repository, manifest_id, {d.digest for d in manifest.manifests})
+    deleted_manifests.forget(db, repository, manifest.digest)
     db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
     return int(manifest_id), True
 
@@ -192,23 +224,47 @@ def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest |
     )
 
 
-def delete_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag, by: Actor, now: float) -> None:
+def delete_tag(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    tag: Tag,
+    by: Actor,
+    now: float,
+    *,
+    is_immutable: IsImmutable = nothing_immutable,
+) -> None:
     """Deletes the tag; its manifest stays. Raises NameUnknown if there is no such repository, ManifestUnknown if it has
-    no such tag."""
+    no such tag, Denied if the tag is immutable."""
     repository = lookups.repository_id(db, repo)
+    if is_immutable(tag) and _digest_of_tag(db, repository, tag) is not None:
+        raise immutable_delete_denied(repo, tag)
     db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))
     if db.changes() == 0:
         raise ManifestUnknown(f"{repo} has no tag {tag}")
     _record_tag(db, repository, tag, digest=None, by=by, now=now)
 
 
-def delete_manifest(db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float) -> None:
+def delete_manifest(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    digest: Digest,
+    by: Actor,
+    now: float,
+    *,
+    restorable: bool = True,
+    is_immutable: IsImmutable = nothing_immutable,
+) -> None:
     """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
-    repository refers. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such manifest."""
+    repository refers. `restorable`: keeps the manifest in the table `deleted_manifest`. Raises NameUnknown if there is
+    no such repository, ManifestUnknown if it has no such manifest, Denied if an immutable tag needs it."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
     if manifest_id is None:
         raise ManifestUnknown(f"{repo} has no manifest {digest}")
+    if is_immutable is not nothing_immutable:
+        _check_not_needed(db, manifest_id, repo, digest, is_immutable)
+    if restorable:
+        deleted_manifests.keep(db, manifest_id, now)
     db.execute(_RECORD_DELETED_TAGS, (repository, manifest_id, now, by.name, by.address, by.request_id, by.user_agent))
     db.execute("DELETE FROM tag WHERE manifest = ?", (manifest_id,))
     db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository, manifest_id, now))
@@ -217,3 +273,113 @@ def delete_manifest(db: apsw.Connection, repo: RepositoryName, digest: Digest, b
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
     record_content(db, by, now, "manifest.delete", repo, digest)
+
+
+def _check_not_needed(
+    db: apsw.Connection, manifest_id: int, repo: RepositoryName, digest: Digest, is_immutable: IsImmutable
+) -> None:
+    """Raises Denied if an immutable tag points at the manifest, or at an index that contains it."""
+    rows: list[Any] = db.execute(_TAGS_NEEDING_MANIFEST, (manifest_id,)).fetchall()
+    for (tag,) in rows:
+        if is_immutable(tag):
+            raise immutable_delete_denied(repo, tag, digest)
+
+
+def put_back(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    manifests: Iterable[Manifest],
+    by: Actor,
+    now: float,
+    *,
+    optional: Set[Digest] = frozenset(),
+) -> list[Digest]:
+    """Puts deleted manifests back into the repository and returns their digests. A manifest has to come after the
+    manifests that it lists. Skips manifests that the repository has, and those in `optional` that cannot be put back.
+    Raises ManifestUnknown if a manifest is no longer kept, ManifestBlobUnknown if something that it refers to is
+    gone."""
+    repository = lookups.repository_id(db, repo)
+    restored: list[Digest] = []
+    for manifest in manifests:
+        try:
+            is_restored = _put_manifest_back(db, repo, repository, manifest)
+        except (ManifestUnknown, ManifestBlobUnknown):
+            if manifest.digest not in optional:
+                raise
+            continue
+        if is_restored:
+            record_content(db, by, now, "manifest.restore", repo, manifest.digest)
+            restored.append(manifest.digest)
+    return restored
+
+
+def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: int, manifest: Manifest) -> bool:
+    """Puts a deleted manifest back. Returns False if the repository has it already. Raises ManifestUnknown,
+    ManifestBlobUnknown."""
+    digest = manifest.digest
+    pushed = deleted_manifests.pushed_at(db, repository, digest)
+    if pushed is None:
+        if db.execute("SELECT 1 FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get:
+            return False
+        raise not_restorable(repo, digest)
+    _check_restorable(db, repo, repository, manifest)
+    _store_manifest(db, repository, manifest, pushed)
+    return True
+
+
+def _check_restorable(db: apsw.Connection, repo: RepositoryName, repository: int, manifest: Manifest) -> None:
+    """Raises ManifestBlobUnknown if the repository lacks content of the manifest, so that no tag can point at it."""
+    try:
+        _check_complete(db, repository, manifest)
+    except ManifestBlobUnknown as error:
+        raise ManifestBlobUnknown(
+            f"{repo}@{manifest.digest} is not complete any more: {error.message}; push the image again",
+            error.detail,
+        ) from None
+
+
+def move_tag(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    tag: Tag,
+    manifest: Manifest,
+    by: Actor,
+    now: float,
+    *,
+    condition: Condition | None,
+    is_immutable: IsImmutable,
+    force: bool,
+) -> Digest | None:
+    """Points the tag at a manifest that the repository has, and returns what it pointed at before; None if there was no
+    such tag. The other parameters are those of `storage.tag_history.TagHistory.move`."""
+    repository = lookups.repository_id(db, repo)
+    manifest_id = db.execute(
+        "SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
+    ).get
+    if manifest_id is None:
+        raise not_restorable(repo, manifest.digest)
+    if condition:
+        _check_condition(db, repository, tag, condition)
+    if is_immutable(tag) and not force:
+        _check_unchanged(db, repository, repo, tag, manifest.digest)
+    _check_restorable(db, repo, repository, manifest)
+    previous = _digest_of_tag(db, repository, tag)
+    if is_immutable(tag) and previous not in (None, manifest.digest):
+        _record_forced(db, by, now, repo, tag, previous)
+    _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
+    return previous
+
+
+def delete_immutable_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag, by: Actor, now: float) -> None:
+    """Deletes an immutable tag, because an operator forces it. Raises NameUnknown, ManifestUnknown."""
+    previous = _digest_of_tag(db, lookups.repository_id(db, repo), tag)
+    delete_tag(db, repo, tag, by, now)
+    _record_forced(db, by, now, repo, tag, previous)
+
+
+def _record_forced(
+    db: apsw.Connection, by: Actor, now: float, repo: RepositoryName, tag: Tag, previous: Digest | None
+) -> None:
+    """Writes a line to the audit log: `by` has forced a change of the immutable tag, which pointed at `previous`. The
+    change itself has a line of its own, in the tag history."""
+    record(db, by, now, "tag.force", repo, {"previous": previous}, part=f":{tag}")

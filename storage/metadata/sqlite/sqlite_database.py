@@ -18,6 +18,7 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
+from storage.metadata.sqlite.upkeep.sqlite_tag_history import SqliteTagHistory
 from storage.metadata.sqlite.upkeep.sqlite_upstream_tags import SqliteUpstreamTags
 
 
@@ -26,10 +27,14 @@ class SqliteDatabase:
     `SqliteDatabase` after it was forked, because SQLite connections must not be used across a fork. Used from one event
     loop.
 
-    `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
-    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep.
-    `upstream_tags` stores mirrored tags over time. `immutable` is the read-only connection that replaces all others
-    when a full disk has no space to open the database normally; otherwise None."""
+    - `metadata` stores repositories, manifests, tags, blobs and upload sessions.
+    - `records` stores what the mirror learned about its upstream registries, and `upstream_tags` their tags over time.
+    - `accounts` stores accounts and rights.
+    - `jobs` stores the jobs of upkeep.
+    - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
+    - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
+      database normally; otherwise None.
+    """
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class SqliteDatabase:
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
         self.jobs = SqliteJobs(self._db, writer, clock)
         self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
+        self.tag_history = SqliteTagHistory(scans, writer, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -17,6 +17,7 @@ allocated in advance.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -25,14 +26,17 @@ import apsw
 
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.data_dir.reserve import ReserveUse
+from storage.errors import StorageFull
 from storage.metadata.catalog import BlobRow, QueuedLink, UploadRow
 from storage.metadata.sqlite import blob_changes, lookups, manifest_and_tag_changes
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep import deleted_manifests
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
+from storage.tag_rules import IsImmutable, nothing_immutable
 from storage.versioned_cache import VersionedCache
 
 CACHE_BYTES: Final = 16 * 1024 * 1024
@@ -51,6 +55,7 @@ _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
 _ROWS_PER_ITERATION: Final = 500
 """Number of rows that are looked up in one iteration of the event loop. This takes about 5 ms."""
+log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
@@ -200,28 +205,53 @@ class SqliteMetadata:
         by: Actor,
         sparse: bool,
         condition: Condition | None,
+        is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
         """Stores the manifest and points the tags at it. Refuses this if `condition` does not hold for the first tag,
-        or if the repository lacks content that the manifest refers to and `sparse` is false."""
+        if an immutable tag points at another manifest, or if the repository lacks content that the manifest refers to
+        and `sparse` is false."""
         now = self._clock()
         await self._writer.run(
             lambda db: manifest_and_tag_changes.put_manifest(
-                db, repo, manifest, tags, by, now, sparse=sparse, condition=condition
+                db, repo, manifest, tags, by, now, sparse=sparse, condition=condition, is_immutable=is_immutable
             )
         )
 
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, by: Actor) -> None:
-        """Deletes the manifest and all its tags."""
-        now = self._clock()
-        await self._writer.run(
-            lambda db: manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now),
-            reserve_use=ReserveUse.RELIEF,
-        )
+    async def delete_manifest(
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        by: Actor,
+        restorable: bool = True,
+        is_immutable: IsImmutable = nothing_immutable,
+    ) -> None:
+        """Deletes the manifest and all its tags. `restorable`: keeps the manifest so that it can be put back."""
 
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, by: Actor) -> None:
+        def delete(db: apsw.Connection, is_kept: bool) -> None:
+            # The time is read inside the transaction, so that later deletions have later times. Garbage collection
+            # keeps a blob for the grace period after the last deletion of a manifest that refers to it. That is then
+            # at least as long as every deleted manifest that refers to it is kept.
+            manifest_and_tag_changes.delete_manifest(
+                db, repo, digest, by, self._clock(), restorable=is_kept, is_immutable=is_immutable
+            )
+
+        try:
+            await self._writer.run(lambda db: delete(db, restorable), reserve_use=ReserveUse.RELIEF)
+        except StorageFull:
+            if not restorable:
+                raise
+            log.warning(
+                "the disk is too full to keep the deleted manifest %s of %s; it cannot be put back", digest, repo
+            )
+            await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.RELIEF)
+
+    async def delete_tag(
+        self, repo: RepositoryName, tag: Tag, by: Actor, is_immutable: IsImmutable = nothing_immutable
+    ) -> None:
         now = self._clock()
         await self._writer.run(
-            lambda db: manifest_and_tag_changes.delete_tag(db, repo, tag, by, now), reserve_use=ReserveUse.RELIEF
+            lambda db: manifest_and_tag_changes.delete_tag(db, repo, tag, by, now, is_immutable=is_immutable),
+            reserve_use=ReserveUse.RELIEF,
         )
 
     async def is_known_repository(self, repo: RepositoryName) -> bool:
@@ -262,6 +292,15 @@ class SqliteMetadata:
         """Returns at most `limit` blobs that were put into the collect queue because no repository had a link to
         them."""
         return blob_changes.unlinked_blobs(self._db, limit)
+
+    async def drop_deleted_manifests(self, before: float, limit: int) -> int:
+        """Removes at most `limit` manifests that were deleted by the time `before` and could be put back until now.
+        Returns how many it removed."""
+        if not deleted_manifests.has_any_deleted_by(self._db, before):  # then no transaction is needed
+            return 0
+        return await self._writer.run(
+            lambda db: deleted_manifests.drop(db, before, limit), reserve_use=ReserveUse.RELIEF
+        )
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
         """Removes a queued link if no manifest of the repository refers to the blob, and no client has used the blob in

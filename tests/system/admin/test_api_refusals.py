@@ -25,6 +25,9 @@ OWN = {
     ("GET", "/mirror/frozen"),
     ("PUT", "/mirror/frozen"),
     ("DELETE", "/mirror/frozen"),
+    ("GET", "/repositories/{name}/tags/{tag}/history"),
+    ("PUT", "/repositories/{name}/tags/{tag}"),
+    ("POST", "/repositories/{name}/tags/{tag}/restore"),
 }
 """The routes that are not for admins only. All others have to be."""
 
@@ -39,6 +42,9 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
     ("PUT", "/mirror/frozen"): {"reference": "app:1"},
+    ("POST", "/jobs/{job}/stop"): {},
+    ("PUT", "/repositories/{name}/tags/{tag}"): {"digest": "v1"},
+    ("POST", "/repositories/{name}/tags/{tag}/restore"): {},
 }
 
 

@@ -11,17 +11,21 @@ CREATE TABLE manifest_pull (
 ) STRICT;
 CREATE INDEX manifest_pull_last ON manifest_pull (upstream, last);
 
--- Deleted manifests that can still be put back. Garbage collection deletes a row when its grace period is over.
+-- Deleted manifests that can still be put back. Garbage collection deletes a row when its grace period is over. A
+-- manifest of a repository is either here or in `manifest`.
 CREATE TABLE deleted_manifest (
     repository INTEGER NOT NULL REFERENCES repository (id),
     digest     TEXT NOT NULL,
     media_type TEXT NOT NULL,
+    subject    TEXT,
     pushed     REAL NOT NULL,
     deleted    REAL NOT NULL,
     body       BLOB NOT NULL,
     PRIMARY KEY (repository, digest)
 ) STRICT;
 CREATE INDEX deleted_manifest_deleted ON deleted_manifest (deleted);
+CREATE INDEX deleted_manifest_repository ON deleted_manifest (repository, deleted);
+CREATE INDEX deleted_manifest_subject ON deleted_manifest (repository, subject) WHERE subject IS NOT NULL;
 
 -- The history of one tag, newest entry first.
 CREATE INDEX tag_history_tag ON tag_history (repository, tag, id);

@@ -12,6 +12,7 @@ from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, Up
 from storage.interface import Registry
 from storage.names import RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES
+from storage.tag_history import Availability
 from tests.fakes.registry_content import BY, image_of, push_image, read_blob
 from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
 
@@ -60,6 +61,8 @@ async def test_a_delete_drops_the_copy(site: MirrorStore, worker: MirrorWorker) 
     await worker.mirror.delete_tag(MIRRORED_REPO, TAG, by=BY)
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == new.digest
     await worker.mirror.delete_manifest(MIRRORED_REPO, new.digest, by=BY)
+    history = (await worker.store.tag_history.changes(MIRRORED_REPO, TAG, None, 10)).items
+    assert {change.availability for change in history if change.digest == new.digest} == {Availability.GONE}
     await worker.mirror.delete_blob(MIRRORED_REPO, digest_of(b"old"), by=BY)
     with pytest.raises(ManifestUnknown):
         await worker.store.get_manifest(MIRRORED_REPO, new.digest)

@@ -1,0 +1,51 @@
+"""Rights of callers of the management API on one repository. The errors are those of `/v2`
+(`registry.auth.rights.guard`): a caller who may not read a repository gets the same error as for one that does not
+exist."""
+
+from __future__ import annotations
+
+from registry.admin.caller import Caller
+from registry.auth.rights.guard import INSUFFICIENT_SCOPE
+from registry.auth.rights.principal import Principal
+from registry.upkeep.hosted_names import hosted_repository
+from storage.access import Action
+from storage.errors import Denied, NameUnknown, Unauthorized, Unsupported
+from storage.names import RepositoryName
+
+
+async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
+    """Returns the stored name of the repository to which `name` leads, if the caller may pull from it. Raises
+    NameUnknown if not, or Unauthorized if the caller has no account. Does not check whether the repository exists."""
+    upkeep, principal = caller.upkeep, caller.principal
+    names = upkeep.router.naming.candidates(name)
+    allowed = [stored for stored in names if principal.may(Action.PULL, stored, name)]
+    unknown = NameUnknown(f"there is no repository {name}")
+    if not allowed:
+        if principal.is_anonymous or any(principal.account_may(Action.PULL, stored) for stored in names):
+            raise _unauthorized(principal, f"pull from {name}")
+        raise unknown
+    stored = await upkeep.router.stored_name(name)
+    if stored not in allowed:
+        raise unknown
+    return stored
+
+
+async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
+    """Returns the stored name of the repository, if the caller may push to it and clients have pushed to it before.
+    Raises Denied, or Unauthorized if the caller has no account; Unsupported if the repository is mirrored or the
+    registry is read-only; NameUnknown if nothing was ever pushed to the name."""
+    principal = caller.principal
+    if not principal.may(Action.PUSH, name, name):
+        if principal.is_anonymous or principal.account_may(Action.PUSH, name):
+            raise _unauthorized(principal, f"push to {name}")
+        raise Denied(f"{principal.name} may not push to {name}")
+    if caller.upkeep.settings.read_only:
+        raise Unsupported("this registry is read-only")
+    return await hosted_repository(caller.upkeep.router, name)
+
+
+def _unauthorized(principal: Principal, action_phrase: str) -> Unauthorized:
+    """Returns the error for a caller without an account, or with a token that does not allow what the account may."""
+    if principal.is_anonymous:
+        return Unauthorized(f"log in to {action_phrase}")
+    return Unauthorized(f"this token has no right to {action_phrase}", reason=INSUFFICIENT_SCOPE)

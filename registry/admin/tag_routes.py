@@ -1,0 +1,179 @@
+"""The routes of `/api/v1/repositories/{name}/tags`: the history of tags, and changes of tags. The docstrings of the
+routes are the descriptions in the OpenAPI document.
+
+The name of a repository in the path may contain slashes. All routes end with `/tags/`, a tag, and at most one more
+word, so a path belongs to one route only, also if the name itself contains `/tags/`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from fastapi import APIRouter, Depends, Path
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.admin import models
+from registry.admin.caller import AnyCaller, Caller
+from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.request import RequestInvalid
+from storage.access import Action
+from storage.names import Digest, RepositoryName, Tag, as_reference
+from storage.tag_history import TagChange, TagMove
+from storage.upkeep.tag_changes import TagChanges
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+async def path_repository(name: Annotated[str, Path(examples=["team/app"])]) -> RepositoryName:
+    """Returns the name of the repository in the path. Raises NameInvalid."""
+    return RepositoryName(name)
+
+
+async def path_tag(tag: Annotated[str, Path(examples=["v1"])]) -> Tag:
+    """Returns the tag in the path. Raises TagInvalid."""
+    return Tag(tag)
+
+
+PathRepository = Annotated[RepositoryName, Depends(path_repository)]
+PathTag = Annotated[Tag, Depends(path_tag)]
+
+
+class TagChangeResponse(BaseModel):
+    """A change of a tag. `address`, `request` and `user_agent` are null for a caller who may not push."""
+
+    id: str
+    tag: str
+    at: datetime
+    digest: str | None = Field(description="What the tag points at since then; null: the tag was deleted")
+    previous: str | None = Field(description="What the tag pointed at before; null: there was no such tag")
+    availability: Literal["stored", "deleted", "gone"] | None = Field(
+        description="Whether a tag can point at `digest`: it is `stored`, or was `deleted` and can be put back, or is "
+        "`gone`. Null if the tag was deleted"
+    )
+    actor: str
+    address: str | None
+    request: str | None
+    user_agent: str | None
+
+    @classmethod
+    def from_stored(cls, change: TagChange, *, with_client: bool = True) -> Self:
+        """Converts an entry of the history. `with_client`: with the address and the program of the client."""
+        return cls(
+            id=str(change.id),
+            tag=change.tag,
+            at=models.to_datetime(change.at),
+            digest=change.digest,
+            previous=change.previous,
+            availability=None if change.availability is None else change.availability.value,
+            actor=change.by.name,
+            address=change.by.address if with_client else None,
+            request=change.by.request_id if with_client else None,
+            user_agent=change.by.user_agent if with_client else None,
+        )
+
+
+class TagMoveResponse(BaseModel):
+    """A tag after a change. `previous`: what it pointed at before; null: there was no such tag. `restored`: digests of
+    the deleted manifests that were put back for it."""
+
+    repository: str
+    tag: str
+    digest: str
+    previous: str | None
+    restored: list[str]
+
+    @classmethod
+    def from_stored(cls, repo: RepositoryName, move: TagMove) -> Self:
+        """Converts the result of a change."""
+        return cls(
+            repository=repo, tag=move.tag, digest=move.digest, previous=move.previous, restored=list(move.restored)
+        )
+
+
+class TagMoveRequest(BaseModel):
+    """What the tag shall point at. `force` is for admins."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    digest: str = Field(description="The digest of a manifest, or another tag", max_length=200, examples=["v1"])
+    force: bool = Field(default=False, description="Move the tag even if it is immutable")
+
+
+class TagRestoreRequest(BaseModel):
+    """What the tag shall point at again: `to`, or what it pointed at at the time `at`. Without both: what it pointed at
+    before its last change. `force` is for admins."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: str | None = Field(default=None, description="The digest of a manifest", max_length=200)
+    at: datetime | None = None
+    force: bool = Field(default=False, description="Move the tag even if it is immutable")
+
+
+@router.get("/repositories/{name:path}/tags/{tag}/history", tags=["tags"])
+async def list_tag_history(
+    caller: AnyCaller, name: PathRepository, tag: PathTag, after: AfterQuery = None, limit: LimitQuery = 100
+) -> models.ListPage[TagChangeResponse]:
+    """Lists the changes of a tag, newest first: pushes, moves and deletes. The list is empty for a tag that never
+    existed. Needs `pull` on the repository."""
+    stored = await readable_repository(caller, name)
+    page = await caller.upkeep.store.tag_history.changes(stored, tag, _entry_id_or_none(after), limit)
+    with_client = caller.principal.may(Action.PUSH, stored, name)
+    return models.list_page(
+        page,
+        lambda change: TagChangeResponse.from_stored(change, with_client=with_client),
+        lambda change: str(change.id),
+    )
+
+
+@router.post("/repositories/{name:path}/tags/{tag}/restore", tags=["tags"])
+async def restore_tag(
+    caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagRestoreRequest
+) -> TagMoveResponse:
+    """Gives a tag back what it pointed at before, also if it was deleted. A deleted manifest is put back if garbage
+    collection has not removed it yet. Needs `push` on the repository."""
+    stored = await pushable_repository(caller, name)
+    _check_force(caller, body.force)
+    if body.to is not None and body.at is not None:
+        raise RequestInvalid("`to` and `at` contradict each other; send one of them")
+    move = await _changes(caller).restore(
+        stored,
+        tag,
+        to=None if body.to is None else Digest(body.to),
+        at=None if body.at is None else body.at.timestamp(),
+        by=caller.actor,
+        force=body.force,
+    )
+    return TagMoveResponse.from_stored(name, move)
+
+
+@router.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
+async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
+    """Points a tag at a manifest of the repository, and makes the tag if there is none. A deleted manifest is put back
+    if garbage collection has not removed it yet. Needs `push` on the repository."""
+    stored = await pushable_repository(caller, name)
+    _check_force(caller, body.force)
+    move = await _changes(caller).move(stored, tag, as_reference(body.digest), by=caller.actor, force=body.force)
+    return TagMoveResponse.from_stored(name, move)
+
+
+def _changes(caller: Caller) -> TagChanges:
+    store = caller.upkeep.store
+    return TagChanges(store.tag_history, store.immutable_tags)
+
+
+def _check_force(caller: Caller, force: bool) -> None:
+    """Raises Denied, or Unauthorized without a login, if somebody who is not an admin forces a change."""
+    if force:
+        caller.rights.check_admin()
+
+
+def _entry_id_or_none(after: str | None) -> int | None:
+    """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not the id of an entry."""
+    if after is None:
+        return None
+    if not after.isascii() or not after.isdigit() or len(after) > 18:
+        raise RequestInvalid(f"{after!r} is not the `next` of a page of the history")
+    return int(after)

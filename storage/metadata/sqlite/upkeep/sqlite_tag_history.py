@@ -1,0 +1,234 @@
+"""Reads the tag history of the metadata database, and puts deleted manifests back (`SqliteTagHistory`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import apsw
+
+from storage.content import INDEXES, Actor, Condition, Manifest, Page
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite import lookups, manifest_and_tag_changes
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.names import Digest, RepositoryName, Tag
+from storage.tag_history import Availability, TagChange, TagMove, not_restorable
+from storage.tag_rules import IsImmutable
+
+MAX_PUT_BACK_AT_ONCE: Final = 200
+"""Largest number of manifests that one transaction puts back."""
+MAX_PUT_BACK: Final = 10_000
+"""Largest number of manifests that one call puts back; no index of that size was seen yet."""
+MAX_REFERRERS: Final = 1000
+"""Largest number of referrers that are put back with one manifest."""
+_CHANGES: Final = """
+SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
+       (SELECT p.digest FROM tag_history p
+         WHERE p.repository = h.repository AND p.tag = h.tag AND p.id < h.id ORDER BY p.id DESC LIMIT 1),
+       EXISTS (SELECT 1 FROM manifest m WHERE m.repository = h.repository AND m.digest = h.digest),
+       EXISTS (SELECT 1 FROM deleted_manifest d WHERE d.repository = h.repository AND d.digest = h.digest)
+  FROM tag_history h"""
+_CHANGES_OF_TAG: Final = _CHANGES + " WHERE h.repository = ?1 AND h.tag = ?2 AND h.id < ?3 ORDER BY h.id DESC LIMIT ?4"
+_CHANGES_OF_REPOSITORY: Final = (
+    _CHANGES
+    + " WHERE h.repository = ?1 AND h.at <= ?2 AND (h.at < ?2 OR h.id < ?3) ORDER BY h.at DESC, h.id DESC LIMIT ?4"
+)
+_HALF_MILLISECOND: Final = 0.0005
+_HIGHEST_ROW_ID: Final = 2**63 - 1
+
+
+class SqliteTagHistory:
+    """Implements `storage.tag_history.TagHistory`, which describes the methods. Reads in the thread for long lookups,
+    because a tag can have any number of entries."""
+
+    def __init__(
+        self,
+        scans: ScanThread | ImmutableScans,
+        writer: CommitThread | ImmutableDatabase,
+        clock: Callable[[], float],
+    ) -> None:
+        """Reads through `scans` and changes through `writer`. `clock` returns the time in seconds since 1970."""
+        self._scans = scans
+        self._writer = writer
+        self._clock = clock
+
+    async def changes(self, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int) -> Page[TagChange]:
+        return await self._scans.run(lambda db: _changes(db, repo, tag, before, limit))
+
+    async def current(self, repo: RepositoryName, tag: Tag) -> Digest | None:
+        sql = "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
+        return await self._digest(repo, sql, tag)
+
+    async def last_other_digest(self, repo: RepositoryName, tag: Tag, current: Digest | None) -> Digest | None:
+        sql = (
+            "SELECT digest FROM tag_history WHERE repository = ? AND tag = ? AND digest IS NOT NULL "
+            "AND digest IS NOT ? ORDER BY id DESC LIMIT 1"
+        )
+        return await self._digest(repo, sql, tag, current)
+
+    async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
+        sql = (
+            "SELECT digest FROM tag_history INDEXED BY tag_history_tag WHERE repository = ? AND tag = ? AND at <= ? "
+            "ORDER BY id DESC LIMIT 1"
+        )
+        return await self._digest(repo, sql, tag, at + _HALF_MILLISECOND)
+
+    async def _digest(self, repo: RepositoryName, sql: str, *values: str | float | None) -> Digest | None:
+        """Returns the digest that `sql` finds in a repository; None if it finds none."""
+
+        def look_up(db: apsw.Connection) -> str | None:
+            found: str | None = db.execute(sql, (lookups.repository_id(db, repo), *values)).get
+            return found
+
+        digest = await self._scans.run(look_up)
+        return None if digest is None else Digest(digest)
+
+    async def move(
+        self,
+        repo: RepositoryName,
+        tag: Tag,
+        digest: Digest,
+        *,
+        by: Actor,
+        condition: Condition | None = None,
+        is_immutable: IsImmutable,
+        force: bool = False,
+    ) -> TagMove:
+        plan = await self._scans.run(lambda db: _plan(db, repo, digest))
+        # The referrers come before their subjects, because a call that repeats an interrupted one finds only the
+        # referrers of manifests that are still deleted.
+        manifests = [manifest for group in reversed(plan.referrers) for manifest in group] + plan.deleted
+        referrers = [manifest for group in plan.referrers for manifest in group]
+        optional = frozenset(manifest.digest for manifest in referrers)
+        restored: list[Digest] = []
+
+        def put_back(db: apsw.Connection, some: Sequence[Manifest]) -> list[Digest]:
+            return manifest_and_tag_changes.put_back(db, repo, some, by, self._clock(), optional=optional)
+
+        while len(manifests) > MAX_PUT_BACK_AT_ONCE:
+            some, manifests = manifests[:MAX_PUT_BACK_AT_ONCE], manifests[MAX_PUT_BACK_AT_ONCE:]
+            restored += await self._writer.run(partial(put_back, some=some))
+
+        def change(db: apsw.Connection) -> TagMove:
+            put_back_now = put_back(db, manifests)
+            put_back_now += put_back(db, referrers)  # those that list a manifest which was not there before
+            previous = manifest_and_tag_changes.move_tag(
+                *(db, repo, tag, plan.target, by, self._clock()),
+                condition=condition,
+                is_immutable=is_immutable,
+                force=force,
+            )
+            return TagMove(tag, digest, previous, [*restored, *put_back_now])
+
+        return await self._writer.run(change)
+
+    async def delete_tag(
+        self, repo: RepositoryName, tag: Tag, *, by: Actor, is_immutable: IsImmutable, force: bool = False
+    ) -> None:
+        now = self._clock()
+
+        def delete(db: apsw.Connection) -> None:
+            if force and is_immutable(tag):
+                manifest_and_tag_changes.delete_immutable_tag(db, repo, tag, by, now)
+            else:
+                manifest_and_tag_changes.delete_tag(db, repo, tag, by, now, is_immutable=is_immutable)
+
+        await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+
+
+def _changes(
+    db: apsw.Connection, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int
+) -> Page[TagChange]:
+    repository = lookups.repository_id(db, repo)
+    bound = _HIGHEST_ROW_ID if before is None else before
+    if tag is not None:
+        rows: list[Any] = db.execute(_CHANGES_OF_TAG, (repository, tag, bound, limit + 1)).fetchall()
+    else:
+        at = None if before is None else db.execute("SELECT at FROM tag_history WHERE id = ?", (before,)).get
+        values = (repository, float("inf") if at is None else at, bound, limit + 1)
+        rows = db.execute(_CHANGES_OF_REPOSITORY, values).fetchall()
+    return Page([_change(row) for row in rows[:limit]], more=len(rows) > limit)
+
+
+def _change(row: tuple[Any, ...]) -> TagChange:
+    """Returns the entry of a row that `_CHANGES` read."""
+    row_id, tag, digest, at, actor, address, request_id, user_agent, previous, is_stored, is_deleted = row
+    availability = Availability.GONE
+    if is_stored:
+        availability = Availability.STORED
+    elif is_deleted:
+        availability = Availability.DELETED
+    return TagChange(
+        id=row_id,
+        tag=Tag(tag),
+        digest=None if digest is None else Digest(digest),
+        previous=None if previous is None else Digest(previous),
+        at=at,
+        by=Actor(actor, address, request_id, user_agent),
+        availability=None if digest is None else availability,
+    )
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What has to be put back before a tag can point at `target`. `deleted`: deleted manifests, each after the ones
+    that it lists. `referrers`: groups of deleted manifests: a referrer of one of `deleted` or of an earlier group, and
+    before it the manifests that it lists."""
+
+    target: Manifest
+    deleted: list[Manifest] = field(default_factory=list)
+    referrers: list[list[Manifest]] = field(default_factory=list)
+
+
+def _plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> _Plan:
+    """Finds out what has to be put back. The transaction that puts it back checks everything again. Raises NameUnknown,
+    and ManifestUnknown if the manifest `digest` is gone."""
+    repository = lookups.repository_id(db, repo)
+    seen: set[Digest] = set()
+    deleted = _deleted_below(db, repository, digest, seen)
+    target = deleted_manifests.find(db, repository, digest) or _stored(db, repository, digest)
+    if target is None:
+        raise not_restorable(repo, digest)
+    plan = _Plan(target, deleted)
+    subjects = [manifest.digest for manifest in deleted]
+    while subjects and len(seen) < MAX_PUT_BACK:
+        for referrer in deleted_manifests.referrers(db, repository, subjects.pop(), MAX_REFERRERS):
+            found = _deleted_below(db, repository, referrer, seen)
+            plan.referrers.append(found)
+            subjects += [manifest.digest for manifest in found]
+    return plan
+
+
+def _deleted_below(db: apsw.Connection, repository: int, top: Digest, seen: set[Digest]) -> list[Manifest]:
+    """Returns the deleted manifests among `top` and what it lists, directly or through other indexes, each after the
+    ones that it lists. Skips manifests in `seen`, and adds all that it looks at to `seen`."""
+    found: list[Manifest] = []
+    stack: list[tuple[Digest, Manifest | None]] = [(top, None)]
+    while stack:
+        digest, visited = stack.pop()
+        if visited is not None:  # all that it lists was handled
+            found.append(visited)
+            continue
+        if digest in seen or len(seen) >= MAX_PUT_BACK:
+            continue
+        seen.add(digest)
+        deleted = deleted_manifests.find(db, repository, digest)
+        if deleted is not None:
+            stack.append((digest, deleted))
+        manifest = deleted or _stored(db, repository, digest)
+        if manifest is not None and manifest.media_type in INDEXES and manifest.is_readable:
+            stack += [(child.digest, None) for child in manifest.manifests if child.digest not in seen]
+    return found
+
+
+def _stored(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
+    """Returns a manifest that the repository has; None if it does not have it."""
+    row: Any = db.execute(
+        "SELECT body, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
+    ).get
+    return None if row is None else Manifest(row[0], row[1], digest)

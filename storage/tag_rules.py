@@ -1,0 +1,99 @@
+"""Rules about tags: patterns of tags (`TagPattern`), and which tags of which repositories are immutable
+(`ImmutableTags`).
+
+Nobody can point an *immutable* tag at another manifest once it exists, or delete it, except an operator who forces the
+change. The rules use only names. They say nothing about whether a tag exists.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Self
+
+from storage.errors import Denied
+from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import NamePattern, NameSet
+
+IsImmutable = Callable[[str], bool]
+"""A function that returns whether a tag, given by its name, is immutable. It is for the tags of one repository."""
+_PATTERN: Final = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
+_MAX_PATTERN_LENGTH: Final = 128
+"""Longest pattern in characters: as long as the longest tag."""
+
+
+class TagPattern(str):
+    """A pattern of tags, as in a shell: `*` matches any text, `?` one character, `[0-9]` one of some characters. The
+    constructor raises ValueError, with a text for the user, if the text is not a valid pattern."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        if not _PATTERN.fullmatch(text) or len(text) > _MAX_PATTERN_LENGTH:
+            raise ValueError(f"{text!r} is not a pattern of tags like v* or *-nightly")
+        return super().__new__(cls, text)
+
+
+@dataclass(frozen=True)
+class TagRule:
+    """The tags that match one of `tags`, in the repositories that match one of `repositories`."""
+
+    repositories: tuple[NamePattern, ...]
+    tags: tuple[TagPattern, ...]
+
+    @cached_property
+    def tag_matcher(self) -> re.Pattern[str]:
+        """A regular expression that matches each whole tag that one of `tags` matches."""
+        return re.compile("|".join(fnmatch.translate(pattern) for pattern in self.tags))
+
+
+def nothing_immutable(tag: str) -> bool:
+    """An `IsImmutable` for a repository without immutable tags."""
+    return False
+
+
+class ImmutableTags:
+    """Which tags are immutable.
+
+    `rules`: a tag is immutable if one of them matches it. `mirrored`: the names of the upstream registries that this
+    registry mirrors. No tag of a mirrored repository is immutable, because it follows its upstream. The stored names of
+    these repositories begin with the name of the upstream."""
+
+    def __init__(self, rules: Sequence[TagRule] = (), mirrored: Iterable[str] = ()) -> None:
+        upstreams = frozenset(mirrored)
+        self._rules = [
+            (NameSet(frozenset(rule.repositories)).without_names_below(upstreams), rule.tag_matcher) for rule in rules
+        ]
+
+    def is_immutable(self, repo: RepositoryName, tag: str) -> bool:
+        """Returns whether the tag is immutable. `repo` is the stored name of its repository."""
+        return any(matcher.match(tag) is not None and repo in names for names, matcher in self._rules)
+
+    def in_repository(self, repo: RepositoryName) -> IsImmutable:
+        """Returns the function that tells the immutable tags of a repository. If no rule matches the repository, that
+        is `nothing_immutable` itself."""
+        matchers = [matcher for names, matcher in self._rules if repo in names]
+        if not matchers:
+            return nothing_immutable
+        return lambda tag: any(matcher.match(tag) is not None for matcher in matchers)
+
+
+NO_IMMUTABLE_TAGS: Final = ImmutableTags()
+"""The rules of a registry without immutable tags."""
+
+
+def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> Denied:
+    """Returns the error for a push of other content to an immutable tag, which points at `current`."""
+    return Denied(
+        f"{repo}:{tag} is immutable and points at {current}; push another tag", {"tag": tag, "current": current}
+    )
+
+
+def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | None = None) -> Denied:
+    """Returns the error for a request to delete an immutable tag, or the manifest `digest`, which it needs."""
+    if digest is None:
+        return Denied(f"{repo}:{tag} is immutable and cannot be deleted", {"tag": tag})
+    return Denied(f"{repo}:{tag} is immutable and needs {digest}, which cannot be deleted", {"tag": tag})

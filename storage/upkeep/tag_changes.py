@@ -1,0 +1,81 @@
+"""Changes of tags by people: moving a tag, and giving it back what it pointed at before (`TagChanges`)."""
+
+from __future__ import annotations
+
+from storage.content import Actor, Condition
+from storage.errors import ManifestUnknown
+from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.tag_history import TagHistory, TagMove
+from storage.tag_rules import ImmutableTags
+
+
+class TagChanges:
+    """Changes tags of hosted repositories. `by`: the actor that the history names. `force`: changes an immutable tag as
+    well, and the audit log says so.
+
+    All methods raise NameUnknown (nothing was ever pushed to the repository), Denied (the tag is immutable, and `force`
+    is false), StorageFull and StorageFailed."""
+
+    def __init__(self, history: TagHistory, immutable_tags: ImmutableTags) -> None:
+        self._history = history
+        self._immutable_tags = immutable_tags
+
+    async def move(
+        self, repo: RepositoryName, tag: Tag, target: Reference, *, by: Actor, force: bool = False
+    ) -> TagMove:
+        """Points the tag at `target`: a manifest by its digest, or what another tag points at. Makes the tag if there
+        is none. Puts the manifest back if it was deleted. Raises ManifestUnknown, ManifestBlobUnknown."""
+        digest = target if isinstance(target, Digest) else await self._history.current(repo, target)
+        if digest is None:
+            raise ManifestUnknown(f"{repo} has no tag {target}")
+        return await self._history.move(
+            repo, tag, digest, by=by, is_immutable=self._immutable_tags.in_repository(repo), force=force
+        )
+
+    async def restore(
+        self,
+        repo: RepositoryName,
+        tag: Tag,
+        *,
+        to: Digest | None = None,
+        at: float | None = None,
+        by: Actor,
+        force: bool = False,
+    ) -> TagMove:
+        """Gives the tag back what it pointed at: the manifest `to`; or what it pointed at at the time `at` (seconds
+        since 1970); without both, what it pointed at before its last change. Puts the manifest back if it was deleted.
+
+        Raises ManifestUnknown (the tag never pointed at anything else, or did not exist then, or the manifest is gone),
+        ManifestBlobUnknown (a part of the image is gone), PreconditionFailed (somebody changed the tag during this
+        call)."""
+        current = await self._history.current(repo, tag)
+        if to is not None:
+            digest: Digest | None = to
+        elif at is not None:
+            digest = await self._history.digest_at(repo, tag, at)
+            if digest is None:
+                raise ManifestUnknown(f"{repo}:{tag} did not exist at that time; its history lists when it did")
+        else:
+            digest = await self._history.last_other_digest(repo, tag, current)
+            if digest is None:
+                raise ManifestUnknown(
+                    f"{repo} never had a tag {tag}"
+                    if current is None
+                    else f"{repo}:{tag} never pointed at anything other than {current}"
+                )
+        assert digest is not None
+        unchanged = Condition(negated=True) if current is None else Condition(frozenset({current}))
+        return await self._history.move(
+            repo,
+            tag,
+            digest,
+            by=by,
+            condition=unchanged,
+            is_immutable=self._immutable_tags.in_repository(repo),
+            force=force,
+        )
+
+    async def delete(self, repo: RepositoryName, tag: Tag, *, by: Actor, force: bool = False) -> None:
+        """Deletes the tag; its manifest stays. Raises ManifestUnknown."""
+        is_immutable = self._immutable_tags.in_repository(repo)
+        await self._history.delete_tag(repo, tag, by=by, is_immutable=is_immutable, force=force)

@@ -1,0 +1,134 @@
+"""Immutable tags: they keep what they point at, whoever pushes or deletes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from registry.naming import NamingRules
+from registry.router import Router
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Condition
+from storage.errors import Denied, ManifestUnknown, PreconditionFailed
+from storage.interface import Registry
+from storage.memory_registry import MemoryRegistry
+from storage.names import RepositoryName, Tag
+from storage.patterns import NamePattern
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
+from tests.contract.conftest import InTurns
+from tests.fakes.registry_content import BY, all_tags, index_of, push_image
+
+RULES = ImmutableTags(
+    [
+        TagRule((NamePattern("team/**"),), (TagPattern("v*"), TagPattern("release-[0-9]"))),
+        TagRule((NamePattern("**"),), (TagPattern("always"),)),
+    ],
+    mirrored=["docker.io"],
+)
+V1, LATEST = Tag("v1"), Tag("latest")
+
+
+@pytest.fixture(params=["memory", "stored", pytest.param("stored, by two", marks=pytest.mark.slow)])
+async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
+    """A registry with the rules `RULES`."""
+    if request.param == "memory":
+        yield MemoryRegistry(immutable_tags=RULES)
+        return
+    prepare_data_dir(tmp_path)
+    async with (
+        open_registry(tmp_path, immutable_tags=RULES) as one,
+        open_registry(tmp_path, immutable_tags=RULES) as two,
+    ):
+        yield one if request.param == "stored" else InTurns(one, two)
+
+
+async def test_other_content_is_denied(registry: Registry, repo: RepositoryName) -> None:
+    """A push of other content changes nothing, and says what the tag points at."""
+    first = await push_image(registry, repo, "first", "v1", "latest")
+    with pytest.raises(Denied) as denied:
+        await push_image(registry, repo, "second", "latest", "v1")
+    assert denied.value.message == f"team/app:v1 is immutable and points at {first.digest}; push another tag"
+    for tag in (V1, LATEST):  # one tag of the push is immutable, so none moved
+        assert (await registry.resolve_manifest(repo, tag)).digest == first.digest
+
+
+async def test_the_same_content_again_is_fine(registry: Registry, repo: RepositoryName) -> None:
+    """A push that was cut off is repeated."""
+    first = await push_image(registry, repo, "first", "v1")
+    again = await push_image(registry, repo, "first", "v1", "v1.0")
+    assert first.digest == again.digest
+    assert await all_tags(registry, repo) == ["v1", "v1.0"]
+
+
+async def test_a_condition_is_checked_first(registry: Registry, repo: RepositoryName) -> None:
+    """A client that asked for "only if there is none" learns that there is one."""
+    await push_image(registry, repo, "first", "v1")
+    second = await push_image(registry, repo, "second")
+    with pytest.raises(PreconditionFailed):
+        await registry.put_manifest(repo, second, [V1], by=BY, condition=Condition(negated=True))
+
+
+async def test_it_cannot_be_deleted(registry: Registry, repo: RepositoryName) -> None:
+    """Neither the tag nor its manifest, nor a manifest of the index that it points at; other content can."""
+    child = await push_image(registry, repo, "child")
+    inner = index_of([child.descriptor])
+    await registry.put_manifest(repo, inner, by=BY)
+    outer = index_of([inner.descriptor])
+    await registry.put_manifest(repo, outer, [V1, LATEST], by=BY)
+    other = await push_image(registry, repo, "other", "other")
+    with pytest.raises(Denied, match="team/app:v1 is immutable and cannot be deleted"):
+        await registry.delete_tag(repo, V1, by=BY)
+    for needed in (outer, inner, child):
+        with pytest.raises(Denied, match=f"team/app:v1 is immutable and needs {needed.digest}"):
+            await registry.delete_manifest(repo, needed.digest, by=BY)
+    await registry.delete_tag(repo, LATEST, by=BY)
+    await registry.delete_manifest(repo, other.digest, by=BY)
+    assert await all_tags(registry, repo) == ["v1"]
+
+
+async def test_what_does_not_exist_is_unknown(registry: Registry, repo: RepositoryName) -> None:
+    """Also by a name that would be immutable."""
+    image = await push_image(registry, repo, "first", "latest")
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_tag(repo, V1, by=BY)
+    await registry.delete_manifest(repo, image.digest, by=BY)
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_manifest(repo, image.digest, by=BY)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("team/app", "latest"), ("team/app", "release-10"), ("other", "v1"), ("docker.io/x/y", "always")]
+)
+async def test_other_tags_move(registry: Registry, name: str, tag: str) -> None:
+    """A rule holds for whole names and whole tags; a mirrored repository follows its upstream."""
+    repo = RepositoryName(name)
+    await push_image(registry, repo, "first", tag)
+    second = await push_image(registry, repo, "second", tag)
+    assert (await registry.resolve_manifest(repo, Tag(tag))).digest == second.digest
+    await registry.delete_manifest(repo, second.digest, by=BY)
+    assert await all_tags(registry, repo) == []
+
+
+async def test_one_of_two_pushes_wins(registry: Registry, repo: RepositoryName) -> None:
+    """Of pushes at the same time, one makes the tag and all others are denied."""
+    images = [await push_image(registry, repo, str(number)) for number in range(20)]
+    outcomes = await asyncio.gather(
+        *(registry.put_manifest(repo, image, [V1], by=BY) for image in images), return_exceptions=True
+    )
+    stored = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+    assert len(stored) == 1
+    assert all(isinstance(outcome, Denied) for outcome in outcomes if outcome not in stored)
+    assert (await registry.resolve_manifest(repo, V1)).digest == stored[0].digest
+
+
+async def test_a_router_passes_the_error_on(registry: Registry, repo: RepositoryName) -> None:
+    async def is_used(_: RepositoryName) -> bool:
+        return True
+
+    router = Router(registry, {}, is_used, NamingRules())
+    await push_image(router, repo, "first", "v1")
+    with pytest.raises(Denied, match="push another tag"):
+        await push_image(router, repo, "second", "v1")

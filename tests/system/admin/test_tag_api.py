@@ -1,0 +1,188 @@
+"""Tags over the management API: their history, and changes, for those who may pull and push."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, Auth, code_of
+from tests.system.cli.test_tag_commands import KIND, index
+
+ROOT = (ADMIN, PASSWORD)
+
+
+def basic(auth: tuple[str, str]) -> str:
+    return "Basic " + base64.b64encode(":".join(auth).encode()).decode()
+
+
+def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] = ROOT) -> str:
+    """Pushes an index over /v2; returns its digest."""
+    body, digest = index(text)
+    url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
+    answer = httpx2.put(url, content=body, headers={"content-type": KIND, "authorization": basic(auth)})
+    assert answer.status_code == 201, answer.text
+    return digest
+
+
+def v2_status(site: AdminSite, method: str, repo: str, tag: str, auth: Auth) -> int:
+    """The status of a read or push over /v2."""
+    headers = {"accept": KIND, "content-type": KIND} | ({} if auth is None else {"authorization": basic(auth)})
+    content = index("by v2")[0] if method == "PUT" else None
+    url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
+    return httpx2.request(method, url, content=content, headers=headers).status_code
+
+
+def grant(site: AdminSite, account: str, repo: str, *actions: str) -> None:
+    site.done("PUT", "/grants", {"subject": f"user:{account}", "pattern": repo, "actions": actions})
+
+
+def history(site: AdminSite, repo: str, tag: str, auth: Auth = ROOT, **query: Any) -> dict[str, Any]:
+    found: dict[str, Any] = site.done("GET", f"/repositories/{repo}/tags/{tag}/history", auth=auth, **query)
+    return found
+
+
+def test_history_and_restore(site: AdminSite) -> None:
+    """A pusher sees what happened and puts the tag back. The history names the account."""
+    repo = f"team/{site.name('repo')}"
+    pusher = site.user()
+    grant(site, pusher[0], repo, "pull", "push")
+    first, second = put(site, repo, "v1", "first"), put(site, repo, "v1", "second", pusher)
+    newest, oldest = history(site, repo, "v1", pusher)["items"]
+    assert (newest["digest"], newest["previous"], newest["actor"]) == (second, first, pusher[0])
+    assert (oldest["digest"], oldest["previous"], oldest["actor"]) == (first, None, ADMIN)
+    assert (newest["address"], newest["availability"]) == ("127.0.0.1", "stored")
+    assert site.done("POST", f"/repositories/{repo}/tags/v1/restore", {}, auth=pusher) == {
+        "repository": repo, "tag": "v1", "digest": first, "previous": second, "restored": [],
+    }  # fmt: skip
+    site.done("POST", f"/repositories/{repo}/tags/v1/restore", {"to": second}, auth=pusher)
+    site.done("POST", f"/repositories/{repo}/tags/v1/restore", {"at": oldest["at"]}, auth=pusher)
+    assert [entry["digest"] for entry in history(site, repo, "v1")["items"]] == [first, second, first, second, first]
+
+
+def test_a_deleted_image_comes_back(site: AdminSite) -> None:
+    repo = f"team/{site.name('repo')}"
+    digest = put(site, repo, "v1", "first")
+    url = f"{site.server.url}/v2/{repo}/manifests/{digest}"
+    assert httpx2.delete(url, headers={"authorization": basic(ROOT)}).status_code == 202
+    moved = site.done("PUT", f"/repositories/{repo}/tags/again", {"digest": digest})
+    assert (moved["previous"], moved["restored"]) == (None, [digest])
+    assert v2_status(site, "GET", repo, "again", ROOT) == 200
+
+
+def test_pages(site: AdminSite) -> None:
+    repo = f"team/{site.name('repo')}"
+    digests = [put(site, repo, "v1", str(number)) for number in range(5)]
+    found, after = [], None
+    while True:
+        page = history(site, repo, "v1", limit=2, **({"after": after} if after else {}))
+        found += [entry["digest"] for entry in page["items"]]
+        if (after := page["next"]) is None:
+            break
+    assert found == digests[::-1]
+    answer = site.call("GET", f"/repositories/{repo}/tags/v1/history", after="x")
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("name", ["one", "a/b/c", "a/tags/b", "tags/v1/history", "tags/tags"])
+def test_names_with_slashes(site: AdminSite, name: str) -> None:
+    """Also percent-encoded, and if the name has the words of the path."""
+    repo = f"{site.name('repo')}/{name}"
+    first, second = put(site, repo, "tags", "first"), put(site, repo, "history", "second")
+    assert [entry["digest"] for entry in history(site, repo, "tags")["items"]] == [first]
+    assert [entry["digest"] for entry in history(site, quote(repo, safe=""), "history")["items"]] == [second]
+    assert site.done("PUT", f"/repositories/{repo}/tags/restore", {"digest": "tags"})["digest"] == first
+    site.done("PUT", f"/repositories/{repo}/tags/restore", {"digest": "history"})
+    assert site.done("POST", f"/repositories/{repo}/tags/restore/restore", {})["digest"] == first
+
+
+def test_rights_are_those_of_v2(site: AdminSite) -> None:
+    """For every right, and for a repository that exists and one that does not: the history answers as a read of the
+    tag does, and a change as a push."""
+    repo = f"team/{site.name('repo')}"
+    put(site, repo, "v1", "first")
+    put(site, repo, "v1", "second")
+    for actions in ([], ["pull"], ["push"], ["pull", "push"], ["delete"]):
+        auth = site.user()
+        if actions:
+            grant(site, auth[0], "team/**", *actions)
+        for name in (repo, "team/none"):
+            read = site.call("GET", f"/repositories/{name}/tags/v1/history", auth=auth)
+            assert read.status_code == v2_status(site, "GET", name, "v1", auth), (actions, name)
+            for method, path, body in (("PUT", "", {"digest": "v1"}), ("POST", "/restore", {})):
+                change = site.call(method, f"/repositories/{name}/tags/v1{path}", body, auth=auth)
+                if "push" not in actions:
+                    assert (change.status_code, code_of(change)) == (403, "DENIED")
+                else:
+                    assert change.status_code == (200 if name == repo else 404)
+    assert v2_status(site, "PUT", "team/none2", "v1", auth) == 403
+
+
+def test_invisible_and_unknown_look_alike(site: AdminSite) -> None:
+    repo = f"team/{site.name('repo')}"
+    put(site, repo, "v1", "first")
+    auth = site.user()
+    for method, path, body in (("GET", "/history", None), ("PUT", "", {"digest": "v1"}), ("POST", "/restore", {})):
+        answers = [
+            site.call(method, f"/repositories/{name}/tags/v1{path}", body, auth=auth) for name in (repo, "team/none")
+        ]
+        assert answers[0].text.replace(repo, "team/none") == answers[1].text
+        assert answers[0].status_code == answers[1].status_code
+        assert "sha256" not in answers[0].text
+
+
+def test_a_limited_token_limits(site: AdminSite) -> None:
+    """As in /v2: 401, since another login of the account would do."""
+    repo = f"team/{site.name('repo')}"
+    put(site, repo, "v1", "first")
+    name, _ = site.user()
+    grant(site, name, repo, "pull", "push")
+    token = (name, site.token(name, limits=[{"pattern": "team/**", "actions": ["pull"]}]))
+    assert history(site, repo, "v1", token)["items"]
+    answer = site.call("PUT", f"/repositories/{repo}/tags/v2", {"digest": "v1"}, auth=token)
+    assert answer.status_code == v2_status(site, "PUT", repo, "v2", token) == 401
+
+
+def test_pullers_do_not_see_addresses(site: AdminSite) -> None:
+    """They see who changed the tag and when, but not where from."""
+    repo = f"team/{site.name('repo')}"
+    put(site, repo, "v1", "first")
+    name, password = site.user()
+    grant(site, name, repo, "pull")
+    [entry] = history(site, repo, "v1", (name, password))["items"]
+    assert (entry["actor"], entry["address"], entry["request"], entry["user_agent"]) == (ADMIN, None, None, None)
+
+
+def test_force_is_for_admins(site: AdminSite) -> None:
+    repo = f"team/{site.name('repo')}"
+    put(site, repo, "v1", "first")
+    pusher = site.user()
+    grant(site, pusher[0], repo, "pull", "push")
+    body = {"digest": "v1", "force": True}
+    assert site.call("PUT", f"/repositories/{repo}/tags/v2", body, auth=pusher).status_code == 403
+    site.done("PUT", f"/repositories/{repo}/tags/v2", body)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "text"),
+    [
+        ("PUT", "/repositories/{}/tags/v1", {"digest": "sha256:00"}, 400, "is not a digest"),
+        ("PUT", "/repositories/{}/tags/v1", {}, 422, "digest"),
+        ("PUT", "/repositories/{}/tags/v1", {"digest": "v1", "to": "v2"}, 422, "to"),
+        ("PUT", "/repositories/{}/tags/v1", {"digest": "none"}, 404, "has no tag none"),
+        ("PUT", "/repositories/UPPER/tags/v1", {"digest": "v1"}, 400, "is not a repository name"),
+        ("PUT", "/repositories/{}/tags/-", {"digest": "v1"}, 400, "is not a tag"),
+        ("POST", "/repositories/{}/tags/v1/restore", {"to": "v1"}, 400, "is not a digest"),
+        ("POST", "/repositories/{}/tags/v1/restore", {}, 404, "never pointed at anything other than"),
+        ("POST", "/repositories/{}/tags/v1/restore", {"at": "2001-01-01T00:00:00Z"}, 404, "did not exist at that"),
+    ],
+)
+def test_bad_requests(site: AdminSite, method: str, path: str, body: object, status: int, text: str) -> None:
+    repo = f"team/{site.name('repo')}"
+    put(site, repo, "v1", "first")
+    answer = site.call(method, path.format(repo), body)
+    assert (answer.status_code, text in json.dumps(answer.json())) == (status, True), answer.text

@@ -1,0 +1,230 @@
+"""`entrepot tag` beside a running server: what a tag pointed at, and how it gets that back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.fakes.commands import entrepot
+from tests.fakes.server_process import RegistryServer, running_server
+
+KIND = "application/vnd.oci.image.index.v1+json"
+SETTINGS = """
+[gc]
+grace = "1h"
+
+[[immutable]]
+repositories = "fixed/**"
+tags = ["v*"]
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    folder = tmp_path_factory.mktemp("tags")
+    (folder / "entrepot.toml").write_text(SETTINGS)
+    with running_server(folder, "--config", str(folder / "entrepot.toml"), workers=2) as started:
+        yield started
+
+
+@pytest.fixture
+def repo(request: pytest.FixtureRequest) -> str:
+    return "team/" + re.sub(r"[^a-z0-9]+", "-", request.node.name).strip("-")
+
+
+def index(text: str) -> tuple[bytes, str]:
+    """An index of no manifests that no other text gives, and its digest."""
+    document = {"schemaVersion": 2, "mediaType": KIND, "manifests": [], "annotations": {"text": text}}
+    body = json.dumps(document).encode()
+    return body, "sha256:" + hashlib.sha256(body).hexdigest()
+
+
+def put(server: RegistryServer, name: str, tag: str, text: str) -> str:
+    body, digest = index(text)
+    answer = httpx2.put(f"{server.url}/v2/{name}/manifests/{tag}", content=body, headers={"content-type": KIND})
+    assert answer.status_code == 201, answer.text
+    return digest
+
+
+def delete(server: RegistryServer, name: str, reference: str) -> None:
+    assert httpx2.delete(f"{server.url}/v2/{name}/manifests/{reference}").status_code == 202
+
+
+def head(server: RegistryServer, name: str, tag: str) -> str | None:
+    answer = httpx2.head(f"{server.url}/v2/{name}/manifests/{tag}", headers={"accept": KIND})
+    return answer.headers.get("docker-content-digest")
+
+
+def run(server: RegistryServer, *args: str, code: int = 0) -> str:
+    """Runs `entrepot tag`; returns its stdout, or its stderr if it has to fail."""
+    folder = server.data.parent
+    done = entrepot("tag", *args, "--config", "entrepot.toml", folder=folder)
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done.stderr if code else done.stdout
+
+
+def test_somebody_overwrote_a_tag(server: RegistryServer, repo: str) -> None:
+    """The history shows it, and one command undoes it for every client at once."""
+    first, second = put(server, repo, "v1", "first"), put(server, repo, "v1", "second")
+    table = run(server, "history", f"{repo}:v1").splitlines()
+    assert re.split(r"\s{2,}", table[0].strip()) == ["time", "tag", "points at", "actor", "address", "can be restored"]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in table[2:]]
+    assert [row[1:] for row in rows] == [["v1", digest, "anonymous", "127.0.0.1", "yes"] for digest in (second, first)]
+    assert run(server, "restore", f"{repo}:v1") == f"{repo}:v1 points at {first} now, before at {second}\n"
+    for _ in range(6):
+        assert head(server, repo, "v1") == first
+    newest = json.loads(run(server, "history", repo, "--limit", "1", "--json"))[0]
+    assert newest["actor"].startswith("cli:")
+    assert (newest["digest"], newest["previous"], newest["availability"]) == (first, second, "stored")
+
+
+def test_somebody_deleted_an_image(server: RegistryServer, repo: str) -> None:
+    """The tag and its manifest come back."""
+    digest = put(server, repo, "v1", "first")
+    delete(server, repo, digest)
+    assert head(server, repo, "v1") is None
+    rows = run(server, "history", f"{repo}:v1").splitlines()[2:]
+    assert "(deleted)" in rows[0]
+    assert rows[1].endswith("yes, it was deleted")
+    shown = json.loads(run(server, "restore", f"{repo}:v1", "--json"))
+    assert shown == {"repository": repo, "tag": "v1", "digest": digest, "previous": None, "restored": [digest]}
+    assert head(server, repo, "v1") == digest
+
+
+def test_a_point_in_time(server: RegistryServer, repo: str) -> None:
+    """As a date, and as a duration before now."""
+    first = put(server, repo, "v1", "first")
+    between = datetime.fromtimestamp(time.time()).isoformat()
+    put(server, repo, "v1", "second")
+    run(server, "restore", f"{repo}:v1", "--at", between)
+    assert head(server, repo, "v1") == first
+    entries = json.loads(run(server, "history", repo, "--json"))
+    assert len(entries) == 3
+    run(server, "restore", f"{repo}:v1", "--at", entries[1]["at"])  # the time that the history shows
+    assert head(server, repo, "v1") == entries[1]["digest"]
+    shown = run(server, "restore", f"{repo}:v1", "--at", "1h", code=1)
+    assert shown == f"entrepot: {repo}:v1 did not exist at that time; its history lists when it did\n"
+
+
+def test_move_and_delete(server: RegistryServer, repo: str) -> None:
+    first, second = put(server, repo, "v1", "first"), put(server, repo, "v2", "second")
+    assert run(server, "move", f"{repo}:stable", "v1") == f"{repo}:stable points at {first} now, before at nothing\n"
+    assert run(server, "move", f"{repo}:stable", second).endswith(f"points at {second} now, before at {first}\n")
+    assert run(server, "move", f"{repo}:stable", "v2") == f"{repo}:stable points at {second} already\n"
+    assert run(server, "delete", f"{repo}:stable") == f"deleted {repo}:stable; its manifest stays\n"
+    assert head(server, repo, "stable") is None
+    run(server, "restore", f"{repo}:stable")
+    assert head(server, repo, "stable") == second
+
+
+def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
+    """No client changes it. An operator does by --force, and the audit log says so."""
+    repo = repo.replace("team/", "fixed/")
+    first, second = put(server, repo, "v1", "first"), put(server, repo, "latest", "second")
+    put(server, repo, "v1", "first")
+    url = f"{server.url}/v2/{repo}/manifests"
+    headers = {"content-type": KIND}
+    refused = [
+        httpx2.put(f"{url}/v1", content=index("second")[0], headers=headers),
+        httpx2.put(f"{url}/latest?tag=v1", content=index("second")[0], headers=headers),
+        httpx2.delete(f"{url}/v1"),
+        httpx2.delete(f"{url}/{first}"),
+    ]
+    assert [answer.status_code for answer in refused] == [403] * 4
+    [error] = refused[0].json()["errors"]
+    assert (error["code"], error["message"]) == (
+        "DENIED", f"{repo}:v1 is immutable and points at {first}; push another tag",
+    )  # fmt: skip
+    for change in (("move", f"{repo}:v1", "latest"), ("delete", f"{repo}:v1")):
+        assert f"{repo}:v1 is immutable" in run(server, *change, code=1)
+    run(server, "move", f"{repo}:v1", "latest", "--force")
+    assert head(server, repo, "v1") == second
+    lines: list[dict[str, Any]] = json.loads(
+        entrepot("audit", "--target", f"{repo}:v1", "--json", folder=server.data.parent).stdout
+    )
+    assert ["tag.force", {"previous": first}] in [[line["action"], line["detail"]] for line in lines]
+
+
+def test_one_of_many_pushes_makes_an_immutable_tag(server: RegistryServer, repo: str) -> None:
+    """Of pushes to two workers at once, one is accepted and all others are denied."""
+    url = f"{server.url}/v2/{repo.replace('team/', 'fixed/')}/manifests/v1"
+
+    def push(number: int) -> httpx2.Response:
+        return httpx2.put(url, content=index(f"number {number}")[0], headers={"content-type": KIND})
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(push, range(48)))
+    assert sorted({answer.status_code for answer in answers}) == [201, 403]
+    [accepted] = [answer.headers["docker-content-digest"] for answer in answers if answer.status_code == 201]
+    assert httpx2.get(url, headers={"accept": KIND}).headers["docker-content-digest"] == accepted
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "error"),
+    [
+        (["history", "never/was"], 1, "there is no repository never/was"),
+        (["restore", "never/was:v1"], 1, "there is no repository never/was"),
+        (["restore", "team/app"], 2, "team/app names no tag; write team/app:TAG"),
+        (["move", "localhost:5000/app", "v1"], 1, "'localhost:5000/app' is not a repository name"),
+        (["history", "team/app@sha256:00"], 2, "name a tag, such as team/app:v1, and not a digest"),
+        (["history", "team/app:-"], 1, "'-' is not a tag"),
+        (["move", "team/app:v1", "sha256:00"], 1, "'sha256:00' is not a digest"),
+        (["restore", "team/app:v1", "--to", "v1"], 1, "'v1' is not a digest"),
+        (["restore", "team/app:v1", "--to", "v1", "--at", "2h"], 2, "--to and --at contradict each other"),
+        (["restore", "team/app:v1", "--at", "noon"], 2, "--at: 'noon' is neither a time like 2026-11-28T09:30 nor"),
+    ],
+)
+def test_bad_usage(server: RegistryServer, args: list[str], code: int, error: str) -> None:
+    """One line that says what is wrong."""
+    shown = run(server, *args, code=code)
+    assert error in shown
+    assert shown.startswith("entrepot: ")
+    assert shown.count("\n") == 1
+
+
+def test_a_mirrored_tag_follows_its_upstream(server: RegistryServer) -> None:
+    done = entrepot(
+        *("tag", "move", "docker.io/library/x:1", "2", "--data", str(server.data)),
+        folder=server.data.parent,
+        ENTREPOT_MIRROR="docker.io",
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "entrepot: docker.io/library/x is mirrored from docker.io, and its tags follow that registry\n"
+    )
+
+
+def test_no_tag_yet(server: RegistryServer, repo: str) -> None:
+    """A repository without tags has an empty history."""
+    body, digest = index("untagged")
+    httpx2.put(f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": KIND})
+    done = entrepot("tag", "history", f"{repo}:v1", "--config", "entrepot.toml", folder=server.data.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"entrepot: {repo} never had a tag v1\n")
+
+
+@pytest.mark.parametrize(
+    ("rule", "error"),
+    [
+        ('repositories = "team/**"', "immutable[1].tags: is missing"),
+        ('repositories = "team/**"\ntags = "v/*"', "'v/*' is not a pattern of tags like v* or *-nightly"),
+        ('repositories = "Team/**"\ntags = "v*"', "'Team/**' is not a pattern of names like team/** or *"),
+        ('repository = "team/**"\ntags = "v*"', "repositories"),
+        ('repositories = "ghcr.io/**"\ntags = "v*"', "'ghcr.io/**' is mirrored from ghcr.io"),
+    ],
+)
+def test_bad_rules(tmp_path: Path, rule: str, error: str) -> None:
+    """The server refuses them when it starts."""
+    (tmp_path / "bad.toml").write_text(f'mirror = ["ghcr.io"]\n[[immutable]]\n{rule}\n')
+    done = entrepot("serve", "--config", "bad.toml", folder=tmp_path)
+    assert done.returncode == 2
+    assert error in done.stderr

@@ -1,0 +1,450 @@
+"""Tags with a past: their history, and what can be put back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.access import AuditQuery
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Actor, Condition, Manifest
+from storage.data_dir.system import System
+from storage.errors import (
+    Denied,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+    NameUnknown,
+    PreconditionFailed,
+)
+from storage.metadata.sqlite.upkeep import sqlite_tag_history
+from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import NamePattern
+from storage.store.stored_registry import StoredRegistry
+from storage.tag_history import Availability, TagChange, TagMove
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
+from storage.upkeep.tag_changes import TagChanges
+from tests.fakes.registry_content import BY, NOWHERE, all_tags, index_of, names_of, push_image, read_blob
+
+APP = RepositoryName("team/app")
+V1, LATEST = Tag("v1"), Tag("latest")
+ALICE = Actor("alice", "192.0.2.1", "r1", "docker/29")
+GRACE = 100.0
+RULES = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("fixed*"),))])
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path, grace=GRACE, clock=clock, immutable_tags=RULES) as opened:
+        yield opened
+
+
+@pytest.fixture
+def changes(store: StoredRegistry) -> TagChanges:
+    return TagChanges(store.tag_history, store.immutable_tags)
+
+
+async def history(store: StoredRegistry, tag: Tag | None = V1) -> list[TagChange]:
+    return list((await store.tag_history.changes(APP, tag, None, 1000)).items)
+
+
+async def points_at(store: StoredRegistry, tag: Tag = V1) -> Digest:
+    return (await store.resolve_manifest(APP, tag)).digest
+
+
+async def assert_whole(store: StoredRegistry, *manifests: Manifest) -> None:
+    """The repository has the manifests byte for byte, and all of their blobs."""
+    for manifest in manifests:
+        assert (await store.get_manifest(APP, manifest.digest)).body == manifest.body
+        for blob in manifest.blobs:
+            assert await read_blob(store, APP, blob.digest)
+
+
+async def test_every_change_has_an_entry(store: StoredRegistry, clock: Clock) -> None:
+    """With what the tag pointed at before and after, who changed it, when and from where; newest first."""
+    first = await push_image(store, APP, "first", "latest")
+    await store.put_manifest(APP, first, [V1], by=ALICE)
+    clock.now += 1
+    await store.put_manifest(APP, first, [V1], by=BY)  # this changes nothing
+    second = await push_image(store, APP, "second", "v1")
+    clock.now += 1
+    await store.delete_tag(APP, V1, by=ALICE)
+
+    deleted, moved, made = await history(store)
+    assert (made.digest, made.previous, made.at, made.by) == (first.digest, None, 1_000_000.0, ALICE)
+    assert (moved.digest, moved.previous, moved.at, moved.by) == (second.digest, first.digest, 1_000_001.0, BY)
+    assert (deleted.digest, deleted.previous, deleted.at, deleted.by) == (None, second.digest, 1_000_002.0, ALICE)
+    assert [entry.availability for entry in (deleted, moved, made)] == [None, Availability.STORED, Availability.STORED]
+
+
+async def test_pages_follow_each_other(store: StoredRegistry, clock: Clock) -> None:
+    """Also if changes have the same time, for one tag and for all tags."""
+    for number in range(12):
+        await push_image(store, APP, str(number), "v1", "latest")
+        clock.now += number % 3
+    for tag in (V1, None):
+        whole = await history(store, tag)
+        assert len(whole) == (12 if tag else 24)
+        found: list[TagChange] = []
+        while True:
+            page = await store.tag_history.changes(APP, tag, found[-1].id if found else None, 5)
+            found += page.items
+            if not page.more:
+                break
+        assert found == whole
+        assert [entry.at for entry in found] == sorted((entry.at for entry in found), reverse=True)
+
+
+async def test_a_moved_tag_moves_back(store: StoredRegistry, changes: TagChanges) -> None:
+    """And a second restore undoes the first."""
+    first = await push_image(store, APP, "first", "v1")
+    second = await push_image(store, APP, "second", "v1")
+    assert await changes.restore(APP, V1, by=ALICE) == TagMove(V1, first.digest, second.digest, [])
+    assert await points_at(store) == first.digest
+    assert (await history(store))[0].by == ALICE
+    await changes.restore(APP, V1, by=ALICE)
+    assert await points_at(store) == second.digest
+
+
+async def test_a_deleted_tag_comes_back(store: StoredRegistry, changes: TagChanges) -> None:
+    first = await push_image(store, APP, "first", "v1")
+    await store.delete_tag(APP, V1, by=BY)
+    assert await changes.restore(APP, V1, by=ALICE) == TagMove(V1, first.digest, None, [])
+    assert await points_at(store) == first.digest
+
+
+async def test_a_tag_that_was_deleted_and_pushed_again(store: StoredRegistry, changes: TagChanges) -> None:
+    """It gets what it pointed at before it was deleted."""
+    first = await push_image(store, APP, "first", "v1")
+    await store.delete_tag(APP, V1, by=BY)
+    second = await push_image(store, APP, "second", "v1")
+    assert await changes.restore(APP, V1, by=ALICE) == TagMove(V1, first.digest, second.digest, [])
+
+
+async def test_restore_to_a_time(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
+    start = clock.now
+    images = []
+    for number in range(3):
+        images.append(await push_image(store, APP, str(number), "v1"))
+        clock.now += 10
+    await changes.restore(APP, V1, at=start + 19.9994, by=ALICE)
+    assert await points_at(store) == images[1].digest
+    await changes.restore(APP, V1, at=start, by=ALICE)
+    assert await points_at(store) == images[0].digest
+    with pytest.raises(ManifestUnknown, match="did not exist at that time"):
+        await changes.restore(APP, V1, at=start - 1, by=ALICE)
+
+
+async def test_restore_to_a_digest(store: StoredRegistry, changes: TagChanges) -> None:
+    first = await push_image(store, APP, "first", "v1")
+    await push_image(store, APP, "second", "v1")
+    await push_image(store, APP, "third", "v1")
+    await changes.restore(APP, V1, to=first.digest, by=ALICE)
+    assert await points_at(store) == first.digest
+
+
+async def test_there_is_nothing_to_restore(store: StoredRegistry, changes: TagChanges) -> None:
+    image = await push_image(store, APP, "first", "v1")
+    with pytest.raises(ManifestUnknown, match=f"team/app:v1 never pointed at anything other than {image.digest}"):
+        await changes.restore(APP, V1, by=ALICE)
+    with pytest.raises(ManifestUnknown, match="team/app never had a tag latest"):
+        await changes.restore(APP, LATEST, by=ALICE)
+    with pytest.raises(NameUnknown):
+        await changes.restore(NOWHERE, V1, by=ALICE)
+    with pytest.raises(NameUnknown):
+        await store.tag_history.changes(NOWHERE, V1, None, 10)
+
+
+async def test_a_tag_that_changed_meanwhile_is_left(store: StoredRegistry) -> None:
+    """A restore moves only what it has read."""
+    first = await push_image(store, APP, "first", "v1")
+    second = await push_image(store, APP, "second", "v1")
+    with pytest.raises(PreconditionFailed, match=f"v1 points at {second.digest} now"):
+        await store.tag_history.move(
+            *(APP, V1, first.digest),
+            by=BY,
+            condition=Condition(frozenset({first.digest})),
+            is_immutable=lambda _: False,
+        )
+
+
+async def test_a_new_tag_is_made(store: StoredRegistry, changes: TagChanges) -> None:
+    """From a digest or from another tag."""
+    image = await push_image(store, APP, "first", "v1")
+    assert await changes.move(APP, LATEST, V1, by=ALICE) == TagMove(LATEST, image.digest, None, [])
+    await changes.move(APP, Tag("third"), image.digest, by=ALICE)
+    assert await all_tags(store, APP) == ["latest", "third", "v1"]
+    with pytest.raises(ManifestUnknown, match="team/app has no tag none"):
+        await changes.move(APP, LATEST, Tag("none"), by=ALICE)
+
+
+async def push_family(store: StoredRegistry) -> list[Manifest]:
+    """Pushes an index of an index of two images, each with a signature, and tags the outer index with v1. Returns all
+    manifests, the outer index last."""
+    children = [await push_image(store, APP, name) for name in ("amd64", "arm64")]
+    inner = index_of([child.descriptor for child in children])
+    await store.put_manifest(APP, inner, by=BY)
+    outer = index_of([inner.descriptor])
+    await store.put_manifest(APP, outer, [V1, LATEST], by=BY)
+    signed = [*children, outer]
+    signatures = [await push_image(store, APP, f"signature {m.digest}", subject=m.digest) for m in signed]
+    attestation = await push_image(store, APP, "of a signature", subject=signatures[0].digest)
+    return [attestation, *signatures, *children, inner, outer]
+
+
+async def test_a_deleted_family_comes_back(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
+    """An index, the manifests below it, their signatures, and all blobs, until the grace period ends."""
+    family = await push_family(store)
+    outer = family[-1]
+    for manifest in family:
+        await store.delete_manifest(APP, manifest.digest, by=BY)
+    assert not (await store.repositories(None, 10)).items
+    clock.now += GRACE - 0.1
+    await store.collector.collect()
+    newest = (await history(store))[0]
+    assert (newest.digest, newest.previous) == (None, outer.digest)
+    assert (await history(store))[1].availability is Availability.DELETED
+
+    move = await changes.restore(APP, V1, by=ALICE)
+    assert (move.digest, move.previous) == (outer.digest, None)
+    assert sorted(move.restored) == sorted(manifest.digest for manifest in family)
+    await assert_whole(store, *family)
+    assert await points_at(store) == outer.digest
+    assert len(names_of(await store.referrers(APP, outer.digest, None, None, 10))) == 1
+    assert await all_tags(store, APP) == ["v1"]  # nobody asked for the other tag
+    assert list((await store.repositories(None, 10)).items) == [APP]
+    restored = [entry.target for entry in store.accounts.audit(AuditQuery(action="manifest.restore"), 100).items]
+    assert sorted(restored) == sorted(f"{APP}@{manifest.digest}" for manifest in family)
+
+    clock.now += 10 * GRACE
+    await store.collector.collect()
+    await assert_whole(store, *family)
+
+
+async def test_a_deleted_child_comes_back(store: StoredRegistry, changes: TagChanges) -> None:
+    """Its index was not deleted, and is whole again."""
+    family = await push_family(store)
+    amd64, outer = family[4], family[-1]
+    await store.delete_manifest(APP, amd64.digest, by=BY)
+    move = await changes.move(APP, Tag("again"), outer.digest, by=ALICE)
+    assert list(move.restored) == [amd64.digest]
+    await assert_whole(store, *family)
+
+
+async def test_after_the_grace_period_it_is_gone(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
+    """The refusal says so, and so does the history."""
+    first = await push_image(store, APP, "first", "v1")
+    await store.delete_manifest(APP, first.digest, by=BY)
+    clock.now += GRACE
+    await store.collector.collect()
+    assert (await history(store))[1].availability is Availability.GONE
+    for _ in range(2):
+        with pytest.raises(ManifestUnknown, match=r"none that could be put back.*gc\.grace"):
+            await changes.restore(APP, V1, by=ALICE)
+    assert await all_tags(store, APP) == []
+
+
+async def test_a_missing_blob_is_named(store: StoredRegistry, changes: TagChanges) -> None:
+    """A client has deleted it, and nothing is put back by halves."""
+    family = await push_family(store)
+    for manifest in family:
+        await store.delete_manifest(APP, manifest.digest, by=BY)
+    arm64 = family[5]
+    await store.delete_blob(APP, arm64.blobs[1].digest, by=BY)
+    with pytest.raises(ManifestBlobUnknown, match=f"{arm64.digest} is not complete.*{arm64.blobs[1].digest}.*push"):
+        await changes.restore(APP, V1, by=ALICE)
+    assert not (await store.repositories(None, 10)).items
+    with pytest.raises(ManifestUnknown):
+        await store.resolve_manifest(APP, V1)
+
+
+async def test_a_missing_signature_is_left_out(store: StoredRegistry, changes: TagChanges) -> None:
+    image = await push_image(store, APP, "image", "v1")
+    signature = await push_image(store, APP, "signature", subject=image.digest)
+    for manifest in (signature, image):
+        await store.delete_manifest(APP, manifest.digest, by=BY)
+    await store.delete_blob(APP, signature.blobs[0].digest, by=BY)
+    assert list((await changes.restore(APP, V1, by=ALICE)).restored) == [image.digest]
+
+
+async def test_shared_blobs_stay_for_the_last_deletion(
+    store: StoredRegistry, changes: TagChanges, clock: Clock
+) -> None:
+    """Of two images with a common layer, the one that was deleted last comes back whole to the end of its time."""
+    first = await push_image(store, APP, "same", "v1")
+    second = await push_image(store, APP, "same", "latest", annotations={"n": "2"})
+    await store.delete_manifest(APP, first.digest, by=BY)
+    clock.now += GRACE / 2
+    await store.delete_manifest(APP, second.digest, by=BY)
+    clock.now += GRACE - 1
+    await store.collector.collect()
+    with pytest.raises(ManifestUnknown):
+        await changes.restore(APP, V1, by=ALICE)
+    await changes.restore(APP, LATEST, by=ALICE)
+    await assert_whole(store, second)
+
+
+async def test_a_dropped_link_takes_the_deleted_manifest_along(store: StoredRegistry, clock: Clock) -> None:
+    """Whoever removes a link, no manifest is left that seems restorable and lacks a blob."""
+    image = await push_image(store, APP, "first", "v1")
+    await store.delete_manifest(APP, image.digest, by=BY)
+    clock.now += GRACE
+    before = clock.now - GRACE
+    for entry in await store.metadata.queued_links(before, 100):
+        assert await store.metadata.drop_link(entry, before)
+    assert (await history(store))[1].availability is Availability.GONE
+    assert await store.metadata.drop_deleted_manifests(before, 100) == 0
+
+
+async def test_a_pushed_manifest_is_not_a_deleted_one(store: StoredRegistry, clock: Clock) -> None:
+    """A push of the same manifest takes the deleted one's place."""
+    await push_image(store, APP, "first", "v1")
+    image = await push_image(store, APP, "first", "v1")
+    await store.delete_manifest(APP, image.digest, by=BY)
+    await push_image(store, APP, "first", "v1")
+    clock.now += 2 * GRACE
+    assert await store.metadata.drop_deleted_manifests(clock.now, 100) == 0
+    await store.collector.collect()
+    await assert_whole(store, image)
+
+
+async def test_a_mirror_keeps_nothing(store: StoredRegistry) -> None:
+    """What it deletes, it can fetch again."""
+    image = await push_image(store, APP, "first", "v1")
+    await store.delete_manifest(APP, image.digest, by=BY, restorable=False)
+    assert (await history(store))[1].availability is Availability.GONE
+
+
+class FullDisk(System):
+    """A disk without space for any commit while `is_full` is true."""
+
+    is_full = False
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        if self.is_full:
+            raise apsw.FullError
+        super().commit(commit, durable=durable)
+
+
+async def test_a_full_disk_loses_the_deleted_manifest_only(tmp_path: Path) -> None:
+    """A delete has to work there, so it does not insist on keeping what it deletes."""
+    disk = FullDisk()
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path, system=disk) as store:
+        image = await push_image(store, APP, "first", "v1")
+        logger = logging.getLogger("storage.metadata")
+        messages: list[str] = []
+
+        def free_some_space(record: logging.LogRecord) -> bool:
+            messages.append(record.getMessage())
+            disk.is_full = False
+            return True
+
+        logger.addFilter(free_some_space)
+        try:
+            disk.is_full = True
+            await store.delete_manifest(APP, image.digest, by=BY)
+        finally:
+            logger.removeFilter(free_some_space)
+        assert messages == [
+            f"the disk is too full to keep the deleted manifest {image.digest} of team/app; it cannot be put back"
+        ]
+        assert (await history(store))[1].availability is Availability.GONE
+        assert await all_tags(store, APP) == []
+
+
+async def test_with_grace_0_the_next_round_removes_it(tmp_path: Path, clock: Clock) -> None:
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path, grace=0, clock=clock) as store:
+        image = await push_image(store, APP, "first", "v1")
+        await store.delete_manifest(APP, image.digest, by=BY)
+        assert (await history(store))[1].availability is Availability.DELETED
+        await store.collector.collect()
+        assert (await history(store))[1].availability is Availability.GONE
+
+
+async def test_many_manifests_come_back_in_several_transactions(
+    store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is cut off between two of them is repeated, and signatures are not forgotten."""
+    monkeypatch.setattr(sqlite_tag_history, "MAX_PUT_BACK_AT_ONCE", 2)
+    family = await push_family(store)
+    for manifest in family:
+        await store.delete_manifest(APP, manifest.digest, by=BY)
+    attempts = 0
+    while True:
+        attempts += 1
+        task = asyncio.create_task(changes.restore(APP, V1, by=ALICE))
+        transactions = 0
+        version = store.metadata.version()
+        while not task.done():
+            await asyncio.sleep(0)
+            if store.metadata.version() != version:
+                version, transactions = store.metadata.version(), transactions + 1
+            if transactions == attempts:
+                task.cancel()
+                break
+        try:
+            await task
+        except asyncio.CancelledError:
+            continue
+        break
+    assert attempts > 2
+    await assert_whole(store, *family)
+    assert len(names_of(await store.referrers(APP, family[-1].digest, None, None, 10))) == 1
+
+
+async def test_an_immutable_tag_moves_by_force_only(store: StoredRegistry, changes: TagChanges) -> None:
+    """And the audit log says that it was forced."""
+    fixed = Tag("fixed-1")
+    first = await push_image(store, APP, "first", fixed)
+    second = await push_image(store, APP, "second", "v1")
+
+    def forced() -> list[tuple[str, str, object]]:
+        lines = store.accounts.audit(AuditQuery(action="tag.force"), 10).items
+        return [(line.actor, line.target, dict(line.detail or {})) for line in lines]
+
+    refused: list[Callable[[], Awaitable[object]]] = [
+        lambda: changes.move(APP, fixed, V1, by=ALICE),
+        lambda: changes.restore(APP, fixed, to=second.digest, by=ALICE),
+        lambda: changes.delete(APP, fixed, by=ALICE),
+    ]
+    for change in refused:
+        with pytest.raises(Denied, match="team/app:fixed-1 is immutable"):
+            await change()
+    await changes.move(APP, fixed, first.digest, by=ALICE)  # it points there already
+    assert (await points_at(store, fixed), forced()) == (first.digest, [])
+    await changes.move(APP, fixed, V1, by=ALICE, force=True)
+    await changes.restore(APP, fixed, by=ALICE, force=True)
+    await changes.delete(APP, fixed, by=ALICE, force=True)
+    line = ("alice", "team/app:fixed-1", {"previous": first.digest})
+    assert forced() == [line, ("alice", "team/app:fixed-1", {"previous": second.digest}), line]
+    await changes.restore(APP, fixed, to=second.digest, by=ALICE)  # there is none, so nothing is overwritten
+    assert await points_at(store, fixed) == second.digest
+
+
+async def test_a_plain_delete(store: StoredRegistry, changes: TagChanges) -> None:
+    image = await push_image(store, APP, "first", "v1")
+    await changes.delete(APP, V1, by=ALICE, force=True)
+    assert not store.accounts.audit(AuditQuery(action="tag.force"), 10).items
+    await assert_whole(store, image)
+    with pytest.raises(ManifestUnknown):
+        await changes.delete(APP, V1, by=ALICE)
