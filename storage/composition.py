@@ -200,6 +200,8 @@ async def open_registry(
             leases=leases,
             accounts=database.accounts,
             jobs=database.jobs,
+            usage=database.usage,
+            cached_images=database.cached_images,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

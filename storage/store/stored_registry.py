@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore, BytesMissing
+from storage.cached_images import CachedImages
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
@@ -22,6 +23,7 @@ from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
+from storage.usage import Usage
 
 TOUCH_INTERVAL_SECONDS = 60.0
 """Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
@@ -42,7 +44,8 @@ class StorageHealth:
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
     the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
+    locks of digests, the leases (exclusive rights to do some work), the jobs of upkeep, the counts of what repositories
+    use, and the images in the mirror's cache.
     `storage.composition.open_registry` creates the object. The methods without a description implement
     `storage.interface.Registry`, which describes them."""
 
@@ -60,6 +63,8 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
         jobs: Jobs,
+        usage: Usage,
+        cached_images: CachedImages,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -74,6 +79,8 @@ class StoredRegistry:
         self.leases = leases
         self.accounts = accounts
         self.jobs = jobs
+        self.usage = usage
+        self.cached_images = cached_images
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

@@ -17,7 +17,9 @@ from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
+from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
+from storage.metadata.sqlite.upkeep.sqlite_usage import SqliteUsage
 
 
 class SqliteDatabase:
@@ -26,8 +28,9 @@ class SqliteDatabase:
     loop.
 
     `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
-    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep. `immutable`
-    is the read-only connection that replaces all others when a full disk has no space to open the database normally;
+    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep. `usage`
+    counts what repositories use. `cached_images` finds and evicts images of mirrored content. `immutable` is
+    the read-only connection that replaces all others when a full disk has no space to open the database normally;
     otherwise None."""
 
     def __init__(
@@ -54,6 +57,8 @@ class SqliteDatabase:
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
         self.jobs = SqliteJobs(self._db, writer, clock)
+        self.usage = SqliteUsage(self._db, writer, scans)
+        self.cached_images = SqliteCachedImages(writer, scans, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""
