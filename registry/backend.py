@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from registry.config import Settings, Upstream
 from registry.naming import NamingRules
 from registry.router import Router
+from registry.upkeep.budgets import min_free_space, scope_definitions
 from registry.upkeep.components import UpkeepComponents, upkeep_components
 from storage.composition import open_registry
 from storage.interface import Registry
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.schedule import cancel_all
+from storage.upkeep.usage_counting import keep_counted
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
@@ -87,6 +89,7 @@ async def open_backend(
                 watch_disk_space=serving,
                 may_open_read_only=may_open_read_only,
                 keep_audit=settings.audit.keep,
+                min_free=min_free_space(settings),
                 clock=clock,
             )
         )
@@ -111,8 +114,14 @@ async def open_backend(
             await stack.enter_async_context(
                 warm_on_schedule(settings.warm, router.locate, store.metadata.known_blobs, store.leases)
             )
-        upkeep = upkeep_components(settings, store, router)
+        upkeep = upkeep_components(settings, store, router, clock)
         if serving and not store.is_read_only:
             runner = JobRunner(store.jobs, store.leases, upkeep.works)
-            stack.push_async_callback(cancel_all, [asyncio.create_task(runner.run())])
+            background_tasks = [asyncio.create_task(runner.run())]
+            stack.push_async_callback(cancel_all, background_tasks)
+            scopes = scope_definitions(settings)
+            background_tasks.append(asyncio.create_task(keep_counted(store.usage, store.leases, scopes)))
+            if upkeep.evictor.limits:
+                store.metadata.on_mirrored = upkeep.evictor.check_soon
+                background_tasks.append(asyncio.create_task(upkeep.evictor.run()))
         yield Backend(store, router, upkeep)

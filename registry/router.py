@@ -43,6 +43,7 @@ from storage.errors import (
 )
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName
+from storage.usage import QuotaExceeded
 from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")
@@ -228,6 +229,8 @@ class Router(RefusingRegistry):
                 raise
             try:
                 await self._copy_content(call.args[0], source, call.repo, call.options["by"])
+            except QuotaExceeded:
+                raise
             except _UNOBTAINABLE:
                 raise missing from None
         return await call.invoke_on(self.hosted)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from storage.errors import Denied
 from storage.names import Digest, RepositoryName
+from storage.sizes import size_text
 
 
 class QuotaExceeded(Denied):
@@ -84,14 +85,6 @@ class Usage(Protocol):
         blob's digest; None if it is not known. A blob that a scope has already fits. This is a check in advance: the
         transaction that adds the blob checks again."""
         ...
-
-
-def size_text(size_bytes: int) -> str:
-    """Returns a number of bytes as text for people, such as `1.5 GiB`."""
-    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.0f} {units[0]}" if size == int(size) else f"{size:.1f} {units[0]}"
 
 
 def bytes_refusal(prefix: str, max_bytes: int, used_bytes: int, blob_bytes: int) -> QuotaExceeded:

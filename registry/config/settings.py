@@ -27,6 +27,7 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
+from registry.config.upkeep_settings import CacheSettings, DiskSettings, Quota, check_quotas
 from registry.config.worker_count import default_worker_count
 
 
@@ -207,6 +208,8 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     hosted: HostedSettings = HostedSettings()
     warm: WarmSettings = WarmSettings()
+    cache: CacheSettings = CacheSettings()
+    disk: DiskSettings = DiskSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
@@ -215,6 +218,10 @@ class Settings(BaseSettings):
     issuer: list[Issuer] = Field(
         default=[],
         description="Outside services whose tokens are accepted, see below. The value of the variable is JSON",
+    )
+    quota: list[Quota] = Field(
+        default=[],
+        description="Limits of what clients may store under a prefix, see below. The value of the variable is JSON",
     )
 
     @model_validator(mode="before")
@@ -225,6 +232,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_upstreams(self) -> Self:
         check_upstreams(self.upstream, self.hosted)
+        check_quotas(self.quota, [upstream.name for upstream in self.upstream])
         return self
 
     @property

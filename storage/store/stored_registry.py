@@ -35,10 +35,14 @@ class StorageHealth:
     """What a `StoredRegistry` knows about a full disk. `problem`: a function that returns a sentence on why nothing can
     be stored now, or None if no problem is known. `retire`: None if the metadata was opened for changes. If the full
     disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops reading from it
-    (see `StoredRegistry.retire`)."""
+    (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a number of bytes
+    cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk; None if they are
+    not known."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
+    refusal: Callable[[int], str | None] = lambda _: None
+    free_bytes: Callable[[], int | None] = lambda: None
 
 
 class StoredRegistry:
@@ -85,6 +89,15 @@ class StoredRegistry:
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
         return self._health.problem()
+
+    def push_refusal(self, size: int = 0) -> str | None:
+        """Returns a sentence on why a push of `size` bytes cannot be stored, because the disk is full or would have
+        less free space than the settings say; None if it can."""
+        return self._health.refusal(size)
+
+    def free_bytes(self) -> int | None:
+        """Returns the free bytes of the disk; None if they are not known."""
+        return self._health.free_bytes()
 
     @property
     def is_read_only(self) -> bool:

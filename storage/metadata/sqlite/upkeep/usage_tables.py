@@ -144,6 +144,8 @@ def _count_member(
     manifests_to: int | None,
 ) -> None:
     """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`."""
+    column: str
+    last: int | str | None
     if links_to is not None:
         column, last = "links_to", _count_links(db, scope, repository, links_to)
     elif tags_to is not None:
@@ -219,8 +221,9 @@ def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
     scope_id = db.execute("SELECT id FROM usage_scope WHERE name = ?", (name,)).get
     if stored is None or scope_id is None:
         return None
-    counts: Any = db.execute(_RECOUNT, (scope_id,)).get
-    return ScopeUse(stored.definition, *counts, stored.is_complete)
+    row: Any = db.execute(_RECOUNT, (scope_id,)).get
+    blobs, size, tags = row
+    return ScopeUse(stored.definition, blobs, size, tags, stored.is_complete)
 
 
 def check_room(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
