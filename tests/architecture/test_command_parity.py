@@ -44,6 +44,9 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "cache status": ("GET", "/cache"),
+    "cache evict": ("POST", "/cache/evict"),
+    "quota list": ("GET", "/quotas"),
 }
 
 ONLY_API = {

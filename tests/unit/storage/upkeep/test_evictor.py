@@ -266,7 +266,8 @@ async def test_the_plan_is_what_the_eviction_does(cache: Cache) -> None:
     cache.pull(images[1], children[0])
     cache.clock.now += 1
     for to in (7 * SIZE, 6 * SIZE, 3 * SIZE, SIZE, 1):
-        evictor, budget, done = cache.evictor(), Budget("cache", ("hub", "other"), to), []
+        evictor, budget = cache.evictor(), Budget("cache", ("hub", "other"), to)
+        done: list[EvictedImage] = []
         planned = await evictor.plan(budget)
         before = await cache.used()
 
@@ -313,7 +314,7 @@ async def test_eviction_in_two_processes(cache: Cache, tmp_path: Path) -> None:
     assert await cache.used() == 9 * SIZE + 2
 
 
-async def test_the_cost_follows_what_is_evicted(cache: Cache) -> None:
+async def test_the_cost_follows_what_is_evicted(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Children and images that stay are looked at once, not at each eviction."""
     pinned = RepositoryName("hub/library/app")
     children = [await cache.fetch(pinned, f"child {n}") for n in range(30)]
@@ -332,7 +333,7 @@ async def test_the_cost_follows_what_is_evicted(cache: Cache) -> None:
         looks += 1
         return await evict_next(*arguments)  # type: ignore[arg-type]
 
-    cached_images.evict_next = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(cached_images, "evict_next", counted)
     cache.clock.now += 1
     await cache.evictor(45 * SIZE, is_kept=lambda repo: repo == pinned).evict()
     assert looks == 5  # one for each image
