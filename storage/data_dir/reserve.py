@@ -76,7 +76,8 @@ class MinFreeSpace:
         return max(self.size, int(file_system_bytes * self.percent / 100))
 
     def __str__(self) -> str:
-        return f"{size_text(self.size)}" if not self.percent else f"{size_text(self.size)} or {self.percent:g} %"
+        limits = [size_text(self.size)] if self.size else []
+        return " or ".join([*limits, *([f"{self.percent:g} %"] if self.percent else [])])
 
 
 class Reserve:
