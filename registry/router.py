@@ -38,12 +38,12 @@ from storage.errors import (
     ManifestUnknown,
     NameUnknown,
     PartialLost,
+    QuotaExceeded,
     TooManyRequests,
     UpstreamUnavailable,
 )
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName
-from storage.usage import QuotaExceeded
 from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")

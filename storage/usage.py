@@ -1,4 +1,4 @@
-"""The interface of the accounting of disk space (`Usage`), and the error of an exceeded quota.
+"""The interface of the accounting of disk space (`Usage`), and the sentences about exceeded quotas.
 
 A *scope* is a set of repositories, given by prefixes of their names, whose blobs, bytes and tags are counted. A blob
 counts once in a scope, however many of its repositories have it. There is a scope for each quota, one for the content
@@ -14,15 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from storage.errors import Denied
+from storage.errors import QuotaExceeded
 from storage.names import Digest, RepositoryName
 from storage.sizes import size_text
-
-
-class QuotaExceeded(Denied):
-    """A push does not fit into a quota. It has stored nothing."""
-
-    default = "the quota is used up"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
 
 Also defines the errors that only HTTP requests have, such as an unknown path. The others are in `storage.errors`,
-`storage.access`, `storage.jobs`, `storage.usage` and `registry.request`.
+`storage.access`, `storage.jobs` and `registry.request`.
 
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from registry.request import RequestInvalid
-from storage import access, errors, jobs, usage
+from storage import access, errors, jobs
 from storage.errors import RegistryError
 
 
@@ -77,6 +77,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.RangeInvalid: 416,
     errors.Unauthorized: 401,
     errors.Denied: 403,
+    errors.QuotaExceeded: 403,
     errors.Unsupported: 405,
     errors.TooManyRequests: 429,
     errors.UpstreamUnavailable: 502,
@@ -86,7 +87,6 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     access.AccountUnknown: 404,
     access.AccountExists: 409,
     access.LastAdmin: 409,
-    usage.QuotaExceeded: 403,
     jobs.JobUnknown: 404,
     jobs.JobRunning: 409,
     jobs.JobStopped: 409,

@@ -86,6 +86,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
         else:
             for budget in budgets:
                 await evictor.evict_to(budget, on_evicted)
+        await context.report(totals["images"], save_now=True)
         return {**totals, "dry_run": dry_run, "evicted": evicted}
 
     return work

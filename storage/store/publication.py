@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from storage.blobs.blob_store import BlobStore, VerifiedContent
-from storage.errors import StorageFull
+from storage.errors import QuotaExceeded, StorageFull
 from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import RepositoryName, UploadID
-from storage.usage import QuotaExceeded
 
 
 class Publication:

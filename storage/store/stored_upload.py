@@ -19,6 +19,7 @@ from storage.errors import (
     BlobUploadInvalid,
     BlobUploadUnknown,
     DigestInvalid,
+    QuotaExceeded,
     RegistryError,
     StorageFailed,
     StorageFull,
@@ -26,7 +27,6 @@ from storage.errors import (
 from storage.metadata.catalog import Metadata, UploadRow
 from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
-from storage.usage import QuotaExceeded
 
 SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
 """The progress is saved each time this number of bytes was written, and at the end of the request. So if the process

@@ -14,13 +14,16 @@ from typing import Any, Final
 
 import apsw
 
+from storage.errors import QuotaExceeded
 from storage.names import Digest, RepositoryName
-from storage.usage import QuotaExceeded, ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
+from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
 
 BATCH_ROWS: Final = 500
 """Largest number of rows that one transaction counts or deletes."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
+_ROWS_PER_STEP: Final = 5
+"""What a step of the counting costs besides the rows that it counts, as a number of rows."""
 _COLUMNS: Final = "name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, bytes, tags, complete"
 _CONFIGURED: Final = "prefixes <> '[]'"
 """Condition for the scopes that are in the settings; the others are being deleted."""
@@ -78,14 +81,17 @@ def count_batch(db: apsw.Connection) -> bool:
     if scope is None:
         return False
     scope_id, prefixes, excluded, upstream, position = scope
-    member: Any = db.execute(
-        "SELECT repository, links_to, tags_to, manifests_to FROM usage_member WHERE scope = ? "
-        "AND (links_to IS NOT NULL OR tags_to IS NOT NULL OR manifests_to IS NOT NULL) LIMIT 1",
-        (scope_id,),
-    ).get
-    if member is not None:
-        _count_member(db, scope_id, upstream, *member)
-    elif not _add_members(db, scope_id, json.loads(prefixes), json.loads(excluded), position):
+    rows = 0
+    while rows < BATCH_ROWS:
+        member: Any = db.execute(
+            "SELECT repository, links_to, tags_to, manifests_to FROM usage_member WHERE scope = ? "
+            "AND (links_to IS NOT NULL OR tags_to IS NOT NULL OR manifests_to IS NOT NULL) LIMIT 1",
+            (scope_id,),
+        ).get
+        if member is None:
+            break
+        rows += _ROWS_PER_STEP + _count_member(db, scope_id, upstream, *member)
+    if not rows and not _add_members(db, scope_id, json.loads(prefixes), json.loads(excluded), position):
         db.execute("UPDATE usage_scope SET complete = 1 WHERE id = ?", (scope_id,))
     return True
 
@@ -142,21 +148,23 @@ def _count_member(
     links_to: int | None,
     tags_to: str | None,
     manifests_to: int | None,
-) -> None:
-    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`."""
+) -> int:
+    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns how many it counted."""
     column: str
     last: int | str | None
     if links_to is not None:
-        column, last = "links_to", _count_links(db, scope, repository, links_to)
+        column, (last, rows) = "links_to", _count_links(db, scope, repository, links_to)
     elif tags_to is not None:
-        column, last = "tags_to", _count_tags(db, scope, repository, tags_to)
+        column, (last, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
     else:
-        column, last = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
+        column, (last, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
     db.execute(f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last, repository, scope))
+    return rows
 
 
-def _count_links(db: apsw.Connection, scope: int, repository: int, after: int) -> int | None:
-    """Counts the next links of the repository. Returns the row id of the last blob; None if all links are counted."""
+def _count_links(db: apsw.Connection, scope: int, repository: int, after: int) -> tuple[int | None, int]:
+    """Counts the next links of the repository. Returns the row id of the last blob (None: all links are
+    counted), and the number of links."""
     rows: list[Any] = db.execute(
         "SELECT l.blob, b.size FROM blob_link l JOIN blob b ON b.id = l.blob "
         "WHERE l.repository = ? AND l.blob > ? ORDER BY l.blob LIMIT ?",
@@ -167,23 +175,24 @@ def _count_links(db: apsw.Connection, scope: int, repository: int, after: int) -
         "ON CONFLICT (scope, blob) DO UPDATE SET links = links + 1",
         [(scope, blob, size) for blob, size in rows],
     )
-    return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None
+    return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
 
 
-def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) -> str | None:
-    """Counts the next tags of the repository. Returns the name of the last one; None if all tags are counted."""
+def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) -> tuple[str | None, int]:
+    """Counts the next tags of the repository. Returns the name of the last one (None: all tags are counted), and
+    the number of tags."""
     rows: list[Any] = db.execute(
         "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (repository, after, BATCH_ROWS)
     ).fetchall()
     db.execute("UPDATE usage_scope SET tags = tags + ? WHERE id = ?", (len(rows), scope))
-    return str(rows[-1][0]) if len(rows) == BATCH_ROWS else None
+    return str(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
 
 
-def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> int | None:
-    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one; None
-    if all manifests are there, or if the scope is not that of an upstream."""
+def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> tuple[int | None, int]:
+    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one
+    (None: all manifests are there, or the scope is not that of an upstream), and the number of manifests."""
     if upstream is None:
-        return None
+        return None, 0
     rows: list[Any] = db.execute(
         "SELECT id, pushed FROM manifest WHERE repository = ? AND id > ? ORDER BY id LIMIT ?",
         (repository, after, BATCH_ROWS),
@@ -192,7 +201,7 @@ def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, a
         "INSERT INTO cached_manifest (manifest, upstream, rank) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         [(manifest, upstream, pushed) for manifest, pushed in rows],
     )
-    return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None
+    return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
 
 
 def scope(db: apsw.Connection, name: str) -> ScopeUse | None:

@@ -11,12 +11,12 @@ import pytest
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
-from storage.errors import Denied
+from storage.errors import Denied, QuotaExceeded
 from storage.metadata.sqlite.upkeep import usage_tables
 from storage.names import RepositoryName, Tag
 from storage.patterns import ALL_NAMES, NameSet
 from storage.store.stored_registry import StoredRegistry
-from storage.usage import QuotaExceeded, ScopeDefinition
+from storage.usage import ScopeDefinition
 from tests.fakes.registry_content import BY, CONFIG_TYPE, descriptor_of, image_of, push_blob
 
 TEAM = ScopeDefinition("quota team/", ("team/",))
