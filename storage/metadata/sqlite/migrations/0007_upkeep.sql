@@ -78,10 +78,15 @@ END;
 CREATE TRIGGER usage_link_added AFTER INSERT ON blob_link
   WHEN EXISTS (SELECT 1 FROM usage_member WHERE repository = NEW.repository)
 BEGIN
+    -- Not an upsert, because the conflict policy of the statement that fires the trigger would replace its own.
+    UPDATE usage_blob SET links = links + 1
+     WHERE blob = NEW.blob AND scope IN (
+           SELECT scope FROM usage_member
+            WHERE repository = NEW.repository AND (links_to IS NULL OR NEW.blob <= links_to));
     INSERT INTO usage_blob (scope, blob, size, links)
     SELECT m.scope, NEW.blob, b.size, 1 FROM usage_member m JOIN blob b ON b.id = NEW.blob
      WHERE m.repository = NEW.repository AND (m.links_to IS NULL OR NEW.blob <= m.links_to)
-        ON CONFLICT (scope, blob) DO UPDATE SET links = links + 1;
+       AND NOT EXISTS (SELECT 1 FROM usage_blob u WHERE u.scope = m.scope AND u.blob = NEW.blob);
 END;
 CREATE TRIGGER usage_link_removed AFTER DELETE ON blob_link
   WHEN EXISTS (SELECT 1 FROM usage_member WHERE repository = OLD.repository)
