@@ -101,6 +101,7 @@ def test_an_announced_size_is_refused_before_the_body(server: RegistryServer) ->
         location = client.post("/v2/team/web/blobs/uploads/").headers["location"]
         assert answer_before_body(server, "PATCH", location, too_long)[0] == 403
         assert answer_before_body(server, "PUT", f"{location}?digest={other}", too_long)[0] == 403
+        assert push(server, "team/web", bytes(20_000 * KIB)).status_code == 403
         assert client.patch(location, content=b"b" * KIB).status_code == 202
         assert client.delete(location).status_code == 204
         answer = client.post("/v2/team/web/blobs/uploads/", params={"digest": digest_of(data)}, content=data)
