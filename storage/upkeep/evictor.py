@@ -104,7 +104,7 @@ class Evictor:
         self._free_bytes = free_bytes
         self._clock = clock
         self._wake_up = asyncio.Event()
-        self._warned_at = float("-inf")
+        self._warned_at = self._no_unused_links_until = float("-inf")
 
     def check_soon(self) -> None:
         """Makes `run` check the limits now. Called after content was stored."""
@@ -215,10 +215,16 @@ class Evictor:
         return len(evicted)
 
     async def _drop_unused_links(self, upstreams: Sequence[str]) -> int:
-        """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links."""
-        links = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)
+        """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
+        nothing if there was none a short time ago, because the search looks at each mirrored repository."""
+        now = self._clock()
+        if now < self._no_unused_links_until:
+            return 0
+        links = await self._images.drop_unused_links(upstreams, now - UNUSED_SECONDS)
         if links:
             await self._collector.free_unlinked_blobs()
+        else:
+            self._no_unused_links_until = now + UNUSED_SECONDS
         return links
 
     async def _rules(self) -> EvictionRules:

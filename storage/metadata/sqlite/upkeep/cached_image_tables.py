@@ -185,13 +185,22 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
 
 
-def drop_unused_links(db: apsw.Connection, upstreams: Sequence[str], before: float, now: float) -> int:
-    """Removes links of mirrored repositories to blobs that no manifest of the repository refers to."""
+def unused_links(db: apsw.Connection, upstreams: Sequence[str], before: float) -> list[tuple[int, int, Digest]]:
+    """Returns links of mirrored repositories to blobs that probably no manifest of the repository refers to, and that
+    nobody used after the time `before`, as repository, blob and digest. Looks at each mirrored repository."""
     rows: list[Any] = db.execute(_UNUSED_LINKS, (json.dumps(list(upstreams)), before, MAX_LINKS)).fetchall()
+    return [(repository, blob, Digest(digest)) for repository, blob, digest in rows]
+
+
+def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Digest]], before: float, now: float) -> int:
+    """Removes those of the links that are still unused, and returns their number."""
     count = 0
-    for repository, blob, digest in rows:
-        if not is_referenced(db, repository, Digest(digest)):
-            count += remove_link(db, repository, blob, Digest(digest), now)
+    for repository, blob, digest in links:
+        needed: Any = db.execute(
+            "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
+        ).get
+        if needed is not None and needed <= before and not is_referenced(db, repository, digest):
+            count += remove_link(db, repository, blob, digest, now)
     return count
 
 

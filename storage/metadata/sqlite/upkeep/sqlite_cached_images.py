@@ -43,8 +43,11 @@ class SqliteCachedImages:
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
         now = self._clock()
+        links = await self._scans.run(lambda db: cached_image_tables.unused_links(db, upstreams, before))
+        if not links:
+            return 0
         return await self._writer.run(
-            lambda db: cached_image_tables.drop_unused_links(db, upstreams, before, now),
+            lambda db: cached_image_tables.drop_unused_links(db, links, before, now),
             reserve_use=ReserveUse.RELIEF,
         )
 

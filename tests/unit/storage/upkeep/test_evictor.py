@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -337,3 +338,47 @@ async def test_the_cost_follows_what_is_evicted(cache: Cache, monkeypatch: pytes
     cache.clock.now += 1
     await cache.evictor(45 * SIZE, is_kept=lambda repo: repo == pinned).evict()
     assert looks == 5  # one for each image
+
+
+def links(cache: Cache) -> set[tuple[int, str]]:
+    """The manifests' blobs that their repositories have, as pairs of a manifest's row id and a digest."""
+    rows = cache.db.execute(
+        "SELECT g.manifest, g.digest FROM manifest_blob g JOIN blob b ON b.digest = g.digest "
+        "JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"
+    )
+    return {(manifest, digest) for manifest, digest in rows}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_is_kept_stays_whole(cache: Cache, seed: int) -> None:
+    """Whatever images, indexes, mounts and pulls there are: a kept manifest keeps each blob that it had, a kept index
+    its children, a hosted repository its mounts; the counts and the files are exact."""
+    choice = random.Random(seed)
+    hosted = RepositoryName("team/app")
+    images: list[tuple[RepositoryName, Manifest]] = []
+    for number in range(60):
+        repo = choice.choice([APP, WEB, FAR])
+        layers = {f"shared {choice.randrange(6)}", f"own {choice.randrange(40)}"}
+        image = await cache.fetch(repo, *sorted(layers), tag=choice.choice(["", f"t{choice.randrange(9)}"]))
+        images.append((repo, image))
+        own = [other for where, other in images if where == repo and await cache.has(repo, other)]
+        if choice.random() < 0.3:
+            await cache.list(repo, choice.sample(own, min(3, len(own))), f"index{choice.randrange(5)}")
+        if choice.random() < 0.2:
+            await cache.store.mount_blob(hosted, image.blobs[1].digest, repo, BY)
+        if choice.random() < 0.5:
+            cache.pull(choice.choice(images)[1])
+        if number % 10 == 9:
+            cache.clock.now += 1
+            before = links(cache)
+            target = (await cache.used()) * 2 // 3
+            await cache.evictor().evict_to(Budget("cache", ("hub", "other"), target))
+            assert await cache.used() <= target
+            kept = {manifest for (manifest,) in cache.db.execute("SELECT id FROM manifest")}
+            assert {link for link in before if link[0] in kept} <= links(cache)
+            lost = cache.db.execute(
+                "SELECT count(*) FROM manifest_child c WHERE NOT EXISTS (SELECT 1 FROM manifest m "
+                "WHERE m.repository = c.repository AND m.digest = c.digest)"
+            ).get
+            assert lost == 0
+            assert await cache.stored_bytes() == cache.db.execute("SELECT sum(size) FROM blob").get
