@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from registry.config import Settings, Upstream
 from registry.naming import NamingRules
 from registry.router import Router
+from registry.upkeep.budgets import min_free_space, scope_definitions
 from registry.upkeep.components import UpkeepComponents, upkeep_components
 from storage.composition import open_registry
 from storage.patterns import NamePattern
@@ -23,6 +24,7 @@ from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.schedule import cancel_all
+from storage.upkeep.usage_counting import keep_counted
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
@@ -101,6 +103,7 @@ async def open_backend(
                 may_open_read_only=may_open_read_only,
                 keep_audit=settings.audit.keep,
                 immutable_tags=immutable_tags(settings),
+                min_free=min_free_space(settings),
                 clock=clock,
             )
         )
@@ -131,8 +134,14 @@ async def open_backend(
                 watched = [mirrors[name] for name in cooldowns]
                 interval = round_interval(cooldowns.values())
                 await stack.enter_async_context(watch_young_tags(watched, interval, store.leases))
-        upkeep = upkeep_components(settings, store, router)
+        upkeep = upkeep_components(settings, store, router, clock)
         if serving and not store.is_read_only:
             runner = JobRunner(store.jobs, store.leases, upkeep.works)
-            stack.push_async_callback(cancel_all, [asyncio.create_task(runner.run())])
+            background_tasks = [asyncio.create_task(runner.run())]
+            stack.push_async_callback(cancel_all, background_tasks)
+            scopes = scope_definitions(settings)
+            background_tasks.append(asyncio.create_task(keep_counted(store.usage, store.leases, scopes)))
+            if upkeep.evictor.limits:
+                store.metadata.on_mirrored = upkeep.evictor.check_soon
+                background_tasks.append(asyncio.create_task(upkeep.evictor.run()))
         yield Backend(store, router, upkeep)

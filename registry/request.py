@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
-from typing import Final, Protocol, final
+from typing import Final, NamedTuple, Protocol, final
 
 from storage.access import Action
 from storage.content import Actor
 from storage.errors import RegistryError
+from storage.names import Digest
 
 USER_AGENT_CHARACTERS: Final = 256
 """A longer User-Agent is cut to this length."""
@@ -77,6 +78,14 @@ UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
 """The principal of every request to a registry without an authenticator. It may do everything."""
 
 
+class AnnouncedBlob(NamedTuple):
+    """What a request says about the blob, or the part of one, that it sends. `size`: number of bytes of its body; None:
+    not known. `digest`: the digest of the whole blob; None: not known."""
+
+    size: int | None
+    digest: Digest | None
+
+
 class RequestContext:
     """One request, as code outside `registry.http` sees it.
 
@@ -85,10 +94,11 @@ class RequestContext:
     - `address`: the client's IP address; empty: unknown.
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
+    - `announced`: the blob that the request sends; None: it sends no blob.
     - `logged_calls`: one function for each call on the registry so far, with which the response cache repeats the log
       line of the call; None: the response will not be cached."""
 
-    __slots__ = ("address", "logged_calls", "notice", "principal", "request_id", "requested_name")
+    __slots__ = ("address", "announced", "logged_calls", "notice", "principal", "request_id", "requested_name")
 
     def __init__(
         self,
@@ -102,6 +112,7 @@ class RequestContext:
         self.address = address
         self.request_id = request_id
         self.notice: str | None = None
+        self.announced: AnnouncedBlob | None = None
         self.logged_calls: list[LogCall] | None = None
 
     def headers(self, name: bytes) -> list[bytes]:
@@ -133,7 +144,7 @@ class _NoRequest(RequestContext):
 
     def __init__(self) -> None:
         fields = {"principal": UNAUTHENTICATED, "requested_name": "", "address": "", "request_id": ""}
-        for field, value in {**fields, "notice": None, "logged_calls": None}.items():
+        for field, value in {**fields, "notice": None, "announced": None, "logged_calls": None}.items():
             object.__setattr__(self, field, value)
 
     def __setattr__(self, field: str, value: object) -> None:

@@ -38,6 +38,7 @@ from storage.errors import (
     ManifestUnknown,
     NameUnknown,
     PartialLost,
+    QuotaExceeded,
     TooManyRequests,
     UpstreamUnavailable,
 )
@@ -228,6 +229,8 @@ class Router(RefusingRegistry):
                 raise
             try:
                 await self._copy_content(call.args[0], source, call.repo, call.options["by"])
+            except QuotaExceeded:
+                raise
             except _UNOBTAINABLE:
                 raise missing from None
         return await call.invoke_on(self.hosted)

@@ -40,8 +40,11 @@ from registry.observe import Observed
 from registry.request import current_request
 from registry.restrict import restrict
 from registry.server.shared_counters import SharedRateLimiter
+from registry.upkeep.admission import Admission
+from registry.upkeep.budgets import min_free_space
 from storage.access import Action
 from storage.interface import Registry
+from storage.store.stored_registry import StoredRegistry
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
 """Each client network may send at least this many health checks a second, whatever the rate limit in the settings is.
@@ -147,7 +150,7 @@ class ServiceFactory:
             closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )
         # Without mirrors, the router would only pass each call on to the store.
-        restricted = self._restrict(router if router.mirrors else store)
+        restricted = self._restrict(self._with_admission(router if router.mirrors else store, store))
         guard = Guarded(
             restricted,
             router.naming,
@@ -172,6 +175,12 @@ class ServiceFactory:
             retire_read_only_store=store.retire,
             is_store_read_only=store.is_read_only,
         )
+
+    def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
+        """Returns `registry` with a check whether there is room for pushes, if the settings limit it."""
+        if not self.settings.quota and min_free_space(self.settings) is None:
+            return registry
+        return Admission(registry, store.push_refusal, store.usage.check_room if self.settings.quota else None)
 
     def _restrict(self, registry: Registry) -> Registry:
         """Returns `registry` with the settings `read_only` and `delete` applied."""

@@ -41,7 +41,7 @@ from storage.data_dir.disk import Disk
 from storage.data_dir.file_leases import FileLeases
 from storage.data_dir.layout import Layout
 from storage.data_dir.locks import Flock
-from storage.data_dir.reserve import Reserve
+from storage.data_dir.reserve import MinFreeSpace, Reserve
 from storage.data_dir.system import System, boot_id
 from storage.errors import StorageFull
 from storage.inventory import Inventory
@@ -155,6 +155,7 @@ async def open_registry(
     may_open_read_only: bool = False,
     keep_audit: float = 365 * DAY_SECONDS,
     immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
+    min_free: MinFreeSpace | None = None,
     clock: Callable[[], float] = time.time,
     system: System | None = None,
     boot: str | None = None,
@@ -170,14 +171,20 @@ async def open_registry(
     `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
     there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
     open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
-    change. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's current boot in
-    tests. `open_content`: opens the blob store and the store of partial blobs. Raises StorageFull, StorageFailed.
+    change. `min_free`: how much of the disk stays free, because pushes are refused before; None: pushes are refused
+    only on a full disk. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's
+    current boot in tests. `open_content`: opens the blob store and the store of partial blobs. Raises StorageFull,
+    StorageFailed.
+    open it for changes (see `StoredRegistry.is_read_only`). `min_free`: how much of the disk stays free, because pushes
+    are refused before; None: pushes are refused only on a full disk. `clock`: returns the time in seconds since 1970.
+    `boot`: replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store
+    of partial blobs. Raises StorageFull, StorageFailed.
     """
     layout = layout_of(data)
     system = system or System()
     boot = boot_id() if boot is None else boot
     async with AsyncExitStack() as stack:
-        reserve = stack.enter_context(closing(Reserve(layout.reserve, system)))
+        reserve = stack.enter_context(closing(Reserve(layout.reserve, system, min_free)))
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
         database = stack.enter_context(closing(_open_database(disk, clock, may_open_read_only=may_open_read_only)))
         metadata, immutable = database.metadata, database.immutable
@@ -189,7 +196,9 @@ async def open_registry(
             return reserve.disk_full_reason() is not None
 
         if immutable is None:
-            health = StorageHealth(problem=reserve.disk_full_reason)
+            health = StorageHealth(
+                problem=reserve.disk_full_reason, refusal=reserve.low_disk_reason, free_bytes=reserve.free_bytes
+            )
         else:
             health = StorageHealth(problem=lambda: NO_ROOM, retire=immutable.retire)
         collector = Collector(metadata, blobs, partials, locks, clock, grace=grace, expire=expire, is_full=is_full)
@@ -208,6 +217,8 @@ async def open_registry(
             upstream_tags=database.upstream_tags,
             tag_history=database.tag_history,
             immutable_tags=immutable_tags,
+            usage=database.usage,
+            cached_images=database.cached_images,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

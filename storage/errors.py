@@ -151,6 +151,12 @@ class Denied(RegistryError):
     default = "you may not do this"
 
 
+class QuotaExceeded(Denied):
+    """A push does not fit into a quota. It has stored nothing."""
+
+    default = "the quota is used up"
+
+
 class Unsupported(RegistryError):
     """The registry does not support the operation."""
 

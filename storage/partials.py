@@ -122,6 +122,10 @@ class Partials(Protocol):
         (`size` is negative). A cancelled call leaves no handle open and no owner."""
         ...
 
+    async def downloading(self) -> set[Digest]:
+        """Returns the digests of the blobs that a process is downloading now. Raises StorageFailed."""
+        ...
+
     async def expire(self, before: float) -> int:
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
         1970). Returns their number."""

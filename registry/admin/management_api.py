@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from registry.admin import (
     account_routes,
     audit_routes,
+    cache_routes,
     frozen_tag_routes,
     grant_routes,
     job_routes,
@@ -57,6 +58,8 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "tags", "description": "What tags pointed at in the past, and changes of tags."},
     {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
     {"name": "mirror", "description": "Tags of upstream registries that stay at one digest."},
+    {"name": "cache", "description": "The cache of mirrored content."},
+    {"name": "quotas", "description": "Limits of what the repositories below a prefix may hold."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -69,6 +72,7 @@ _ROUTE_MODULES: Final = (
     job_routes,
     tag_routes,
     frozen_tag_routes,
+    cache_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

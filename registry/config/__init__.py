@@ -11,6 +11,7 @@ from registry.config.mirror_settings import (
     normalized_host,
 )
 from registry.config.settings import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, TLSSettings
+from registry.config.upkeep_settings import CacheSettings, DiskSettings, Quota
 
 __all__ = [
     "DOCKER_HUB",
@@ -19,9 +20,12 @@ __all__ = [
     "HUB_LIBRARY",
     "MAX_HOST_LENGTH",
     "AuthSettings",
+    "CacheSettings",
+    "DiskSettings",
     "HostedSettings",
     "Issuer",
     "OIDCSettings",
+    "Quota",
     "Settings",
     "TLSSettings",
     "Upstream",

@@ -4,7 +4,7 @@ and URLs."""
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
@@ -91,7 +91,7 @@ seconds or as text such as `5m`."""
 
 def is_size(field: FieldInfo) -> bool:
     """Returns whether the value of a setting is a size in bytes."""
-    return field.annotation is ByteSize
+    return field.annotation is ByteSize or ByteSize in get_args(field.annotation)
 
 
 def is_duration(field: FieldInfo) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import NoDecode
 
 from registry.config.cooldown_settings import CooldownExemption, TagPattern
@@ -190,6 +190,12 @@ class Upstream(SettingsGroup):
     prefetch: Literal["off", "config", "layers"] = Field(
         default="layers",
         description="What to fetch ahead once a client has started to pull an image: `off`, `config` or `layers`",
+    )
+    cache_max: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Largest size of its content in the cache. If it is exceeded, the images that were not pulled for "
+        "the longest time are evicted. Default: no limit",
     )
     connect_timeout: Duration = Field(default=5.0, gt=0, description="Timeout for opening a connection")
     idle_timeout: Duration = Field(default=20.0, gt=0, description="Timeout for a connection on which no bytes arrive")

@@ -27,7 +27,14 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
-from registry.config.upkeep_settings import ImmutableRule, check_immutable_rules
+from registry.config.upkeep_settings import (
+    CacheSettings,
+    DiskSettings,
+    ImmutableRule,
+    Quota,
+    check_immutable_rules,
+    check_quotas,
+)
 from registry.config.worker_count import default_worker_count
 
 
@@ -208,6 +215,8 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     hosted: HostedSettings = HostedSettings()
     warm: WarmSettings = WarmSettings()
+    cache: CacheSettings = CacheSettings()
+    disk: DiskSettings = DiskSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
@@ -221,6 +230,10 @@ class Settings(BaseSettings):
         default=[],
         description="Tags that clients cannot overwrite, see below. The value of the variable is JSON",
     )
+    quota: list[Quota] = Field(
+        default=[],
+        description="Limits of what clients may store under a prefix, see below. The value of the variable is JSON",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -231,6 +244,7 @@ class Settings(BaseSettings):
     def _check_upstreams(self) -> Self:
         check_upstreams(self.upstream, self.hosted)
         check_immutable_rules(self.immutable, (upstream.name for upstream in self.upstream))
+        check_quotas(self.quota, [upstream.name for upstream in self.upstream])
         return self
 
     @property

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Issuer, Settings, Upstream, format_size, is_size
+from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, format_size, is_size
 
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """The environment variable with the path of the settings file."""
@@ -33,6 +33,7 @@ as settings and cause no warning."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
+    "quota": 'write it like [{"prefix": "team/", "max_size": "100GiB"}]',
     "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
 }
 """For each setting that is a list of tables: the hint in error messages that shows how to write the list as JSON in a
@@ -268,7 +269,8 @@ def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
             text += f".{part}" if text else part
         else:
             values = values[part] if isinstance(values, list) and part < len(values) else None
-            name = (values.get("name") or values.get("issuer")) if isinstance(values, Mapping) else None
+            keys = ("name", "issuer", "prefix")
+            name = next(filter(None, map(values.get, keys)), None) if isinstance(values, Mapping) else None
             text += f"[{name or part + 1}]"
     return text
 
@@ -277,8 +279,9 @@ def _problem_text(problem: ErrorDetails) -> str:
     """Returns the text for pydantic's error about a setting, in the terms of the settings file instead of those of
     pydantic."""
     if problem["type"] == "extra_forbidden":
-        tables = (*setting_fields(Upstream, ("upstream",)), *setting_fields(Issuer, ("issuer",)))
-        known = [".".join(path) for path, _ in (*setting_fields(), *tables)]
+        models = [(name, table_model(field)) for name, field in Settings.model_fields.items()]
+        tables = [path for name, model in models if model for path, _ in setting_fields(model, (name,))]
+        known = [".".join(path) for path in (*(path for path, _ in setting_fields()), *tables)]
         return f"unknown setting{_did_you_mean('.'.join(p for p in problem['loc'] if isinstance(p, str)), known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])

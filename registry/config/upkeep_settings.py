@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
+from pydantic_settings import NoDecode
 
 from registry.config.field_types import SettingsGroup, split_commas
+from storage.errors import RegistryError
+from storage.names import RepositoryName
 from storage.patterns import NamePattern
 from storage.tag_rules import TagPattern
 
@@ -44,3 +47,92 @@ def check_immutable_rules(rules: Sequence[ImmutableRule], upstreams: Iterable[st
                     f"immutable: {pattern!r} is mirrored from {first}, and its tags follow that registry; name "
                     "repositories that are pushed here"
                 )
+
+
+def _check_prefix(value: str) -> str:
+    """Returns the prefix of a quota: empty, or a name with a slash at its end. Raises ValueError."""
+    if value and not value.endswith("/"):
+        raise ValueError(f"{value!r} does not end with a slash; for all repositories below it write {value + '/'!r}")
+    try:
+        if value:
+            RepositoryName(value[:-1])
+    except RegistryError:
+        raise ValueError(f"{value!r} is not the beginning of repository names, like team/") from None
+    return value
+
+
+def _check_pattern(value: str) -> str:
+    return NamePattern(value)
+
+
+class Quota(SettingsGroup):
+    """A limit of what the repositories below a prefix may hold together. A push that does not fit gets 403."""
+
+    prefix: Annotated[str, AfterValidator(_check_prefix)] = Field(
+        description="The beginning of the repositories' names, such as `team/`. An empty text means all repositories "
+        "that are not mirrored"
+    )
+    max_size: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Largest size of their blobs. A blob counts once, however many repositories use it",
+    )
+    max_tags: int | None = Field(default=None, gt=0, description="Largest number of their tags")
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        if self.max_size is None and self.max_tags is None:
+            raise ValueError(f"the quota of {self.prefix!r} limits nothing; set max_size or max_tags")
+        return self
+
+
+class CacheSettings(SettingsGroup):
+    """The cache of mirrored content. Images that were not pulled for the longest time go first."""
+
+    max: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Largest size of all mirrored content. Default: no limit. `cache_max` of an `[[upstream]]` limits "
+        "one upstream",
+    )
+    keep: Annotated[list[Annotated[str, AfterValidator(_check_pattern)]], NoDecode, BeforeValidator(split_commas)] = (
+        Field(
+            default=[], description="Patterns of repositories whose images always stay, such as `docker.io/library/*`"
+        )
+    )
+    min_free: ByteSize = Field(
+        default=ByteSize(0), ge=0, description="If less of the disk is free, images are evicted. 0 means never"
+    )
+    target_free: ByteSize = Field(
+        default=ByteSize(0), ge=0, description="How much is free afterwards. 0 means a tenth more than `min_free`"
+    )
+
+    @model_validator(mode="after")
+    def _check_marks(self) -> Self:
+        if self.target_free and self.target_free < self.min_free:
+            raise ValueError("target_free is less than min_free; it says how much is free after an eviction")
+        return self
+
+
+class DiskSettings(SettingsGroup):
+    """Free space of the data directory's disk. If less is free, pushes get 507, and pulls and deletes still work. If
+    both are set, the greater one counts."""
+
+    min_free: ByteSize = Field(
+        default=ByteSize(0), ge=0, description="Space that stays free. 0 means that pushes work until the disk is full"
+    )
+    min_free_percent: float = Field(
+        default=0.0, ge=0, le=50, allow_inf_nan=False, description="The same as a part of the disk, in percent"
+    )
+
+
+def check_quotas(quotas: Sequence[Quota], upstreams: Sequence[str]) -> None:
+    """Raises ValueError if two quotas have the same prefix, or if a prefix belongs to one of the `upstreams`."""
+    prefixes = [quota.prefix for quota in quotas]
+    if duplicate := next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None):
+        raise ValueError(f"there are two quotas with the prefix {duplicate!r}")
+    for prefix in prefixes:
+        if prefix.partition("/")[0] in upstreams:
+            raise ValueError(
+                f"the quota of {prefix!r} is for what is mirrored; to limit a cache, set cache_max of that [[upstream]]"
+            )

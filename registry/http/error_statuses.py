@@ -77,6 +77,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.RangeInvalid: 416,
     errors.Unauthorized: 401,
     errors.Denied: 403,
+    errors.QuotaExceeded: 403,
     errors.Unsupported: 405,
     errors.TooManyRequests: 429,
     errors.UpstreamUnavailable: 502,

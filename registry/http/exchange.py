@@ -112,6 +112,7 @@ class Exchange(RequestContext):
         self.address = client[0] if client else ""
         self.request_id = new_request_id()
         self.notice = None
+        self.announced = None
         self.logged_calls: list[LogCall] | None = None
         self.registry = registry
         self.limits = limits

@@ -15,6 +15,7 @@ from registry.http.disconnect import ClientGone
 from registry.http.exchange import Exchange
 from registry.http.range_headers import read_content_range
 from registry.http.response_headers import content_headers, upload_headers
+from registry.request import AnnouncedBlob
 from storage.content import Descriptor
 from storage.errors import BlobUnknown, BlobUploadInvalid, DigestInvalid, NameUnknown, RegistryError, SizeInvalid
 from storage.interface import BlobWriter
@@ -42,6 +43,8 @@ async def start_upload(exchange: Exchange) -> None:
             pass  # the blob cannot be mounted, so the client has to upload it
         else:
             return
+    if digest is not None:
+        exchange.announced = AnnouncedBlob(exchange.length, digest)
     writer = await exchange.registry.start_upload(exchange.repo, algorithm, by=exchange.actor)
     async with aclosing(writer):
         if digest is None:
@@ -54,6 +57,7 @@ async def append_chunk(exchange: Exchange) -> None:
     """Appends the body to a session. A request whose Content-Range does not start at the session's end gets 416."""
     upload = UploadID(exchange.item)
     offset, declared_bytes = read_content_range(exchange) or (None, None)
+    exchange.announced = AnnouncedBlob(exchange.length, None)
     writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
         await _write_body(exchange, writer, declared_bytes)
@@ -68,6 +72,7 @@ async def close_upload(exchange: Exchange) -> None:
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
     offset, declared_bytes = read_content_range(exchange) or (None, None)
+    exchange.announced = AnnouncedBlob(exchange.length, digest)
     writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
         await _write_body(exchange, writer, declared_bytes)

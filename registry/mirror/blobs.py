@@ -20,7 +20,7 @@ from registry.mirror.fill.fill import Fill, Fills
 from registry.mirror.prefetch import Prefetcher
 from registry.mirror.withheld_last_byte import UnverifiedBlobReader
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
-from storage.errors import BlobUnknown, DigestInvalid, PartialLost, UpstreamUnavailable
+from storage.errors import BlobUnknown, DigestInvalid, PartialLost, StorageFull, UpstreamUnavailable
 from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
@@ -75,8 +75,9 @@ class MirroredBlobs:
         verified.
 
         If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill of a larger blob is then
-        still waiting for a free connection, returns a reader, which waits for the bytes. Raises BlobUnknown,
-        RangeInvalid, and the errors of the upstream client."""
+        still waiting for a free connection, returns a reader, which waits for the bytes. If the disk has no room for
+        the blob, its bytes pass through to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the
+        errors of the upstream client."""
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
@@ -98,9 +99,27 @@ class MirroredBlobs:
                 if fill.repo == repo:
                     raise
                 # The fill requested the blob from another repository. The next fill requests it from `repo`.
+            except StorageFull:
+                return await self._open_unstored(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialLost):
                 continue  # the client has got no byte of the failed fill, so another fill can serve it
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
+
+    async def _open_unstored(
+        self, repo: RepositoryName, digest: Digest, size: int, offsets: tuple[int, int], deadline: float
+    ) -> BlobReader:
+        """Opens a blob that cannot be stored, because the disk has no room. Waits until the upstream starts to send.
+        Raises UpstreamTimeout, and the errors of the upstream client."""
+        reader = await self._fills.open_unstored(repo, digest, size, offsets)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await reader.start()
+        except BaseException as error:
+            await reader.aclose()
+            if isinstance(error, TimeoutError):
+                raise start_timeout_error(digest) from None
+            raise
+        return reader
 
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
         """Returns whether to download `blob`, which a manifest of `repo` names, before a client requests it. Returns

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from registry.config import Settings
 from registry.router import Router
+from registry.upkeep.budgets import cache_limits
+from registry.upkeep.eviction import EVICTION_KIND, eviction_work
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.evictor import Evictor
 from storage.upkeep.job_runner import Work
 
 
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
     """The opened registry and the kinds of jobs that run on it. `store` is the hosted registry with all stores of the
-    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work."""
+    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work. `evictor`
+    keeps the cache of mirrored content within its limits."""
 
     settings: Settings
     store: StoredRegistry
     router: Router
     works: Mapping[str, Work]
+    evictor: Evictor
 
 
-def upkeep_components(settings: Settings, store: StoredRegistry, router: Router) -> UpkeepComponents:
-    """Builds the components for an opened registry."""
+def upkeep_components(
+    settings: Settings, store: StoredRegistry, router: Router, clock: Callable[[], float] = time.time
+) -> UpkeepComponents:
+    """Builds the components for an opened registry. `clock` returns seconds since 1970."""
     works: dict[str, Work] = {}
-    return UpkeepComponents(settings, store, router, works)
+    evictor = Evictor(
+        store.cached_images,
+        store.usage,
+        store.collector,
+        store.leases,
+        cache_limits(settings),
+        list_downloads=store.partials.downloading,
+        free_bytes=store.free_bytes,
+        clock=clock,
+    )
+    works[EVICTION_KIND] = eviction_work(settings, store, evictor)
+    return UpkeepComponents(settings, store, router, works, evictor)

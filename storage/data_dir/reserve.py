@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, TypeVar
@@ -26,6 +27,7 @@ from typing import Final, TypeVar
 from storage.data_dir.locks import Flock, try_flock, unlock_flock
 from storage.data_dir.system import System
 from storage.errors import StorageFull
+from storage.sizes import size_text
 
 RESERVE_BYTES: Final = 16 * 1024 * 1024
 """Full size of the reserve. The largest known need is 7 MiB, for the log of a delete of a manifest with 25,000
@@ -61,14 +63,33 @@ class ReserveUse(IntEnum):
     """A change that frees space, revokes rights or changes a secret. It may use all of the reserve."""
 
 
+@dataclass(frozen=True, slots=True)
+class MinFreeSpace:
+    """How much of the disk is to stay free, apart from the reserve: the greater of a number of bytes and a percentage
+    of the file system. Clients cannot push if less is free. With the defaults, they can until the disk is full."""
+
+    size: int = 0
+    percent: float = 0.0
+
+    def of(self, file_system_bytes: int) -> int:
+        """Returns the number of bytes on a file system of this size."""
+        return max(self.size, int(file_system_bytes * self.percent / 100))
+
+    def __str__(self) -> str:
+        limits = [size_text(self.size)] if self.size else []
+        return " or ".join([*limits, *([f"{self.percent:g} %"] if self.percent else [])])
+
+
 class Reserve:
     """The reserve of one data directory. Any thread may call the methods. All of them make system calls; `establish`
     and `spend` also wait while another thread or process uses the reserve."""
 
-    def __init__(self, path: Path, system: System) -> None:
-        """`path`: the reserve's file. Opens it if it exists; `establish` creates it. Raises OSError."""
+    def __init__(self, path: Path, system: System, min_free: MinFreeSpace | None = None) -> None:
+        """`path`: the reserve's file. Opens it if it exists; `establish` creates it. `min_free`: how much of the disk
+        stays free of new content. Raises OSError."""
         self._path = path
         self._system = system
+        self._min_free = min_free
         self._fd = -1
         self._lock = threading.Lock()
         self._can_allocate = True
@@ -110,11 +131,39 @@ class Reserve:
             return True
         return use is ReserveUse.RELIEF or (use is ReserveUse.SMALL and self._length() >= self.size // 2)
 
-    def require_room(self) -> None:
-        """Raises StorageFull if the reserve is not at its full size and cannot be restored now. Call it before new
-        content is stored."""
+    def require_room(self, *, may_use_min_free: bool = False, size: int = 0) -> None:
+        """Raises StorageFull if the reserve is not at its full size and cannot be restored now, or if too little of the
+        disk would stay free (`MinFreeSpace`). Call it before new content is stored. `size`: number of bytes that will
+        be stored. `may_use_min_free`: does not check how much stays free, for content that was let in before."""
         if not self.allows(ReserveUse.GROWTH):
             raise StorageFull()
+        if not may_use_min_free and (reason := self.low_disk_reason(size)) is not None:
+            raise StorageFull(reason)
+
+    def free_bytes(self) -> int | None:
+        """Returns the free bytes of the file system; None if its state cannot be read."""
+        try:
+            file_system = os.statvfs(self._path.parent)
+        except OSError:
+            return None
+        return file_system.f_bavail * file_system.f_frsize
+
+    def low_disk_reason(self, size: int = 0) -> str | None:
+        """Returns a sentence if less of the disk than `MinFreeSpace` says would be free after `size` more bytes were
+        stored; None otherwise, or if the state of the file system cannot be read."""
+        if self._min_free is None:
+            return None
+        try:
+            file_system = os.statvfs(self._path.parent)
+        except OSError:
+            return None
+        free = file_system.f_bavail * file_system.f_frsize
+        if free - size >= self._min_free.of(file_system.f_blocks * file_system.f_frsize):
+            return None
+        return (
+            f"the disk is almost full: less than {self._min_free} would stay free (the settings in [disk]). Nothing "
+            "new is stored until there is more room; pulls and deletes work"
+        )
 
     def restore(self) -> bool:
         """Creates the file if it is missing, extends it as far as there is space, and returns whether the reserve then
@@ -167,7 +216,7 @@ class Reserve:
             return _FULL_DISK
         if file_system.f_files and file_system.f_favail < MIN_FREE_INODES:
             return "the disk is full: it has no inodes for new files; nothing new is stored, reads and deletes work"
-        return None
+        return self.low_disk_reason()
 
     def _open(self, flags: int = 0) -> None:
         """Opens the file if it is not open. If it does not exist, creates it if `flags` has O_CREAT, otherwise does

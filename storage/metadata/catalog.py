@@ -74,6 +74,10 @@ class Metadata(Protocol):
         as new as the version that the function returned before the lookup."""
         ...
 
+    on_mirrored: Callable[[], None]
+    """Called after this process has stored content that it fetched from an upstream: a blob that did not come through
+    an upload session, or a `sparse` manifest. Must return at once."""
+
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         """Returns the row of a blob that the repository has. Raises BlobUnknown."""
         ...

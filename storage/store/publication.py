@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from storage.blobs.blob_store import BlobStore, VerifiedContent
-from storage.errors import StorageFull
+from storage.errors import QuotaExceeded, StorageFull
 from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import RepositoryName, UploadID
@@ -44,10 +44,10 @@ class Publication:
             try:
                 await content.publish()
                 await commit_row()
-            except StorageFull:
-                # After StorageFull the new row is certainly not committed. If there is no older row with this digest
-                # either, nothing needs the bytes, so they are deleted to free space on the full disk. After other
-                # errors, such as a failed fsync, the bytes must stay, because the row may exist after a crash.
+            except (StorageFull, QuotaExceeded):
+                # After these errors the new row is certainly not committed. If there is no older row with this digest
+                # either, nothing needs the bytes, so they are deleted to free their space. After other errors, such as
+                # a failed fsync, the bytes must stay, because the row may exist after a crash.
                 if not await self._metadata.known_blobs([content.digest]):
                     await self._blobs.remove(content.place)
                     await self._blobs.reclaim_space()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore, BytesMissing
+from storage.cached_images import CachedImages
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
@@ -25,6 +26,7 @@ from storage.tag_rules import ImmutableTags, nothing_immutable
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
+from storage.usage import Usage
 
 TOUCH_INTERVAL_SECONDS = 60.0
 """Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
@@ -36,10 +38,14 @@ class StorageHealth:
     """What a `StoredRegistry` knows about a full disk. `problem`: a function that returns a sentence on why nothing can
     be stored now, or None if no problem is known. `retire`: None if the metadata was opened for changes. If the full
     disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops reading from it
-    (see `StoredRegistry.retire`)."""
+    (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a number of bytes
+    cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk; None if they are
+    not known."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
+    refusal: Callable[[int], str | None] = lambda _: None
+    free_bytes: Callable[[], int | None] = lambda: None
 
 
 class StoredRegistry:
@@ -52,6 +58,7 @@ class StoredRegistry:
     - `accounts`: accounts, rights and the audit log;
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
     - `collector`, `jobs`: garbage collection and the jobs of upkeep;
+    - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
@@ -72,6 +79,8 @@ class StoredRegistry:
         upstream_tags: UpstreamTags,
         tag_history: TagHistory,
         immutable_tags: ImmutableTags,
+        usage: Usage,
+        cached_images: CachedImages,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -89,10 +98,21 @@ class StoredRegistry:
         self.upstream_tags = upstream_tags
         self.tag_history = tag_history
         self.immutable_tags = immutable_tags
+        self.usage = usage
+        self.cached_images = cached_images
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
         return self._health.problem()
+
+    def push_refusal(self, size: int = 0) -> str | None:
+        """Returns a sentence on why a push of `size` bytes cannot be stored, because the disk is full or would have
+        less free space than the settings say; None if it can."""
+        return self._health.refusal(size)
+
+    def free_bytes(self) -> int | None:
+        """Returns the free bytes of the disk; None if they are not known."""
+        return self._health.free_bytes()
 
     @property
     def is_read_only(self) -> bool:

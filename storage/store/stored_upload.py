@@ -19,6 +19,7 @@ from storage.errors import (
     BlobUploadInvalid,
     BlobUploadUnknown,
     DigestInvalid,
+    QuotaExceeded,
     RegistryError,
     StorageFailed,
     StorageFull,
@@ -97,8 +98,9 @@ class StoredUpload:
                 await self._cancel()
                 raise
             await self._publication.commit_upload(self.repository, content, self.id)
-        except (StorageFull, StorageFailed):
-            # After a failed fsync, the kernel does not tell which bytes are on the disk, so the session is deleted.
+        except (StorageFull, StorageFailed, QuotaExceeded):
+            # There is no room for the content. Or an fsync failed, and the kernel does not tell which bytes are on the
+            # disk. In both cases, the session is deleted.
             await self._give_up()
             raise
         self._is_closed = True

@@ -115,6 +115,14 @@ class Collector:
             raise failure
         return report
 
+    async def free_unlinked_blobs(self) -> int:
+        """Removes the blobs that have no link now and frees their space at once, and nothing else. Returns how many it
+        removed. Raises StorageFull, StorageFailed."""
+        report = CollectionReport()
+        await self._remove_blobs(report)
+        await self._reclaim_space(report)
+        return report.blobs
+
     async def _reclaim_space(self, _report: CollectionReport) -> None:
         """Frees the disk space of removed bytes. `_report` is not used, because other steps count the removals."""
         await self._blobs.reclaim_space()

@@ -54,6 +54,9 @@ TWINS = {
     "tag history": ("GET", "/repositories/{name}/tags/{tag}/history"),
     "tag restore": ("POST", "/repositories/{name}/tags/{tag}/restore"),
     "tag move": ("PUT", "/repositories/{name}/tags/{tag}"),
+    "cache status": ("GET", "/cache"),
+    "cache evict": ("POST", "/cache/evict"),
+    "quota list": ("GET", "/quotas"),
 }
 
 ONLY_API = {

@@ -22,6 +22,7 @@ from registry.mirror.fill.download import Download, NoReaders
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders, decode_failure, encode_failure
 from registry.mirror.fill.slots import ConnectionSlots, Demand, ImagePull
 from registry.mirror.freshness import NegativeCache
+from registry.mirror.pass_through import PassThroughReader
 from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClient
 from registry.single_flight import cancel_and_wait, server_stopping_error, start_detached
 from storage.content import Descriptor, OpenFile
@@ -327,6 +328,18 @@ class Fills:
         fill = self._find_or_start(repo, blob.digest, blob.size)
         fill.demand.pulls.add(pull)
         return fill
+
+    async def open_unstored(
+        self, repo: RepositoryName, digest: Digest, size: int, span: tuple[int, int]
+    ) -> PassThroughReader:
+        """Returns a reader of a blob that gets the bytes from the upstream for itself alone and stores nothing, for a
+        disk that has no room. The caller calls its `start`, and closes it. `span`: offsets of the first byte and of the
+        byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
+        context = self._context
+        avoid = {*(found := await context.bad_senders.find_avoided(repo, digest)).ask_last, *found.refused}
+        return PassThroughReader(
+            context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span, avoid
+        )
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
         """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""

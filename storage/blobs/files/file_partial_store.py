@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from storage.blobs.files.leftovers import list_partials
 from storage.blobs.files.partial_file_pairs import (
     PartialPaths,
     delete_file_pair_if_idle,
@@ -237,6 +238,11 @@ class FilePartialStore:
         for closed in [other for other, partial in self._shared.items() if not partial.is_open]:
             del self._shared[closed]
         self._shared[name] = shared
+
+    async def downloading(self) -> set[Digest]:
+        """Returns the digests of the blobs that a process is downloading now. Raises StorageFailed."""
+        summaries = await self._disk.run(lambda: list_partials(self._disk.layout, self._boot))
+        return {summary.digest for summary in summaries if summary.is_owned}
 
     async def expire(self, before: float) -> int:
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since

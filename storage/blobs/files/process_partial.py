@@ -316,7 +316,8 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            self._reserve.require_room()
+            # The size of the whole blob was compared with the free space before the download began.
+            self._reserve.require_room(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)
                 self._store_progress()

@@ -100,6 +100,7 @@ class SqliteMetadata:
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         self._clock = clock
+        self.on_mirrored: Callable[[], None] = lambda: None
 
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
@@ -146,6 +147,7 @@ class SqliteMetadata:
         upload session. `size`: in bytes."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now))
+        self.on_mirrored()
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
@@ -216,6 +218,8 @@ class SqliteMetadata:
                 db, repo, manifest, tags, by, now, sparse=sparse, condition=condition, is_immutable=is_immutable
             )
         )
+        if sparse:
+            self.on_mirrored()
 
     async def delete_manifest(
         self,

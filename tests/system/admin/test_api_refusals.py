@@ -45,6 +45,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/jobs/{job}/stop"): {},
     ("PUT", "/repositories/{name}/tags/{tag}"): {"digest": "v1"},
     ("POST", "/repositories/{name}/tags/{tag}/restore"): {},
+    ("POST", "/cache/evict"): {},
 }
 
 

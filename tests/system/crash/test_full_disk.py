@@ -23,7 +23,8 @@ def test_a_full_disk_refuses_with_507_and_works_again_once_there_is_room(tmp_pat
 
 def test_a_disk_that_fills_up_under_a_mirror(tmp_path: Path) -> None:
     """In the middle of a blob: its readers are cut at both workers, and the room it took is free again; who asks for it
-    next gets 507, what is here is served as before. Once there is room the blob comes."""
+    next gets it from the upstream without its being stored, what is here is served as before. Once there is room the
+    blob is stored."""
     run_alone("tests.system.crash.full_disk_mirror", tmp_path)
 
 

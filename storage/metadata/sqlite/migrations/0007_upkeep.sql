@@ -30,25 +30,119 @@ CREATE INDEX deleted_manifest_subject ON deleted_manifest (repository, subject) 
 -- The history of one tag, newest entry first.
 CREATE INDEX tag_history_tag ON tag_history (repository, tag, id);
 
--- A scope is a set of repositories whose use of space is counted: those whose names begin with `prefix`, which ends with
--- a slash or is empty. `blobs` and `bytes` count each blob of the scope once. `complete` is 0 while an existing store is
--- being counted.
+-- A scope is a set of repositories whose use of space is counted, such as those of a quota or of a mirror. A repository
+-- belongs to a scope if its name begins with one of `prefixes` and with none of `excluded` (JSON arrays). `blobs` and
+-- `bytes` count each blob of the scope once. While an existing store is being counted, `complete` is 0, and
+-- `position` is the highest row id of a repository that was looked at. A scope that is no longer in the settings has the
+-- name 'removed ID' until its rows are deleted. The triggers below keep the counts exact in every transaction that adds
+-- or removes a link or a tag, and abort it if it makes a scope grow beyond its quota.
 CREATE TABLE usage_scope (
-    id       INTEGER PRIMARY KEY,
-    prefix   TEXT NOT NULL UNIQUE,
-    blobs    INTEGER NOT NULL DEFAULT 0,
-    bytes    INTEGER NOT NULL DEFAULT 0,
-    tags     INTEGER NOT NULL DEFAULT 0,
-    complete INTEGER NOT NULL
+    id        INTEGER PRIMARY KEY,
+    name      TEXT NOT NULL UNIQUE,
+    prefixes  TEXT NOT NULL,
+    excluded  TEXT NOT NULL,
+    upstream  TEXT,                             -- whose mirrored repositories these are; NULL: not those of one upstream
+    max_bytes INTEGER,                          -- quota; NULL: none
+    max_tags  INTEGER,                          -- quota; NULL: none
+    blobs     INTEGER NOT NULL DEFAULT 0,
+    bytes     INTEGER NOT NULL DEFAULT 0,
+    tags      INTEGER NOT NULL DEFAULT 0,
+    complete  INTEGER NOT NULL DEFAULT 0,
+    position  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
--- In how many repositories of the scope a blob has a link.
+-- Which repositories belong to a scope, and what of them is counted: links to blobs with row ids up to `links_to`, tags
+-- with names up to `tags_to`; NULL: all. `manifests_to`: manifests with row ids up to this are in `cached_manifest`.
+CREATE TABLE usage_member (
+    repository   INTEGER NOT NULL REFERENCES repository (id),
+    scope        INTEGER NOT NULL REFERENCES usage_scope (id),
+    links_to     INTEGER,
+    tags_to      TEXT,
+    manifests_to INTEGER,
+    PRIMARY KEY (repository, scope)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX usage_member_scope ON usage_member (scope, repository);
+CREATE INDEX usage_member_uncounted ON usage_member (scope)
+    WHERE links_to IS NOT NULL OR tags_to IS NOT NULL OR manifests_to IS NOT NULL;
+-- In how many repositories of the scope a blob has a link. `size` is that of the blob.
 CREATE TABLE usage_blob (
     scope INTEGER NOT NULL REFERENCES usage_scope (id),
-    blob  INTEGER NOT NULL REFERENCES blob (id),
+    blob  INTEGER NOT NULL REFERENCES blob (id) ON DELETE CASCADE,
+    size  INTEGER NOT NULL,
     links INTEGER NOT NULL,
     PRIMARY KEY (scope, blob)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX usage_blob_blob ON usage_blob (blob);
+
+CREATE TRIGGER usage_repository_added AFTER INSERT ON repository BEGIN
+    INSERT INTO usage_member (repository, scope)
+    SELECT NEW.id, s.id FROM usage_scope s
+     WHERE EXISTS (SELECT 1 FROM json_each(s.prefixes) p WHERE substr(NEW.name, 1, length(p.value)) = p.value)
+       AND NOT EXISTS (SELECT 1 FROM json_each(s.excluded) p WHERE substr(NEW.name, 1, length(p.value)) = p.value);
+END;
+CREATE TRIGGER usage_link_added AFTER INSERT ON blob_link
+  WHEN EXISTS (SELECT 1 FROM usage_member WHERE repository = NEW.repository)
+BEGIN
+    -- Not an upsert, because the conflict policy of the statement that fires the trigger would replace its own.
+    UPDATE usage_blob SET links = links + 1
+     WHERE blob = NEW.blob AND scope IN (
+           SELECT scope FROM usage_member
+            WHERE repository = NEW.repository AND (links_to IS NULL OR NEW.blob <= links_to));
+    INSERT INTO usage_blob (scope, blob, size, links)
+    SELECT m.scope, NEW.blob, b.size, 1 FROM usage_member m JOIN blob b ON b.id = NEW.blob
+     WHERE m.repository = NEW.repository AND (m.links_to IS NULL OR NEW.blob <= m.links_to)
+       AND NOT EXISTS (SELECT 1 FROM usage_blob u WHERE u.scope = m.scope AND u.blob = NEW.blob);
+END;
+CREATE TRIGGER usage_link_removed AFTER DELETE ON blob_link
+  WHEN EXISTS (SELECT 1 FROM usage_member WHERE repository = OLD.repository)
+BEGIN
+    UPDATE usage_blob SET links = links - 1
+     WHERE blob = OLD.blob AND scope IN (
+           SELECT scope FROM usage_member
+            WHERE repository = OLD.repository AND (links_to IS NULL OR OLD.blob <= links_to));
+    DELETE FROM usage_blob WHERE blob = OLD.blob AND links <= 0;
+END;
+CREATE TRIGGER usage_blob_added AFTER INSERT ON usage_blob BEGIN
+    UPDATE usage_scope SET blobs = blobs + 1, bytes = bytes + NEW.size WHERE id = NEW.scope;
+    SELECT raise(ABORT, 'quota ' || id || ' bytes ' || NEW.size) FROM usage_scope
+     WHERE id = NEW.scope AND complete = 1 AND bytes > max_bytes;
+END;
+CREATE TRIGGER usage_blob_removed AFTER DELETE ON usage_blob BEGIN
+    UPDATE usage_scope SET blobs = blobs - 1, bytes = bytes - OLD.size WHERE id = OLD.scope;
+END;
+CREATE TRIGGER usage_tag_added AFTER INSERT ON tag
+  WHEN EXISTS (SELECT 1 FROM usage_member WHERE repository = NEW.repository)
+BEGIN
+    UPDATE usage_scope SET tags = tags + 1
+     WHERE id IN (SELECT scope FROM usage_member
+                   WHERE repository = NEW.repository AND (tags_to IS NULL OR NEW.name <= tags_to));
+    SELECT raise(ABORT, 'quota ' || s.id || ' tags 1') FROM usage_member m JOIN usage_scope s ON s.id = m.scope
+     WHERE m.repository = NEW.repository AND s.complete = 1 AND s.tags > s.max_tags;
+END;
+CREATE TRIGGER usage_tag_removed AFTER DELETE ON tag
+  WHEN EXISTS (SELECT 1 FROM usage_member WHERE repository = OLD.repository)
+BEGIN
+    UPDATE usage_scope SET tags = tags - 1
+     WHERE id IN (SELECT scope FROM usage_member
+                   WHERE repository = OLD.repository AND (tags_to IS NULL OR OLD.name <= tags_to));
+END;
+
+-- The mirrored manifests in the order in which eviction looks at them, lowest `rank` first. `rank` is at most the time
+-- of the last pull: a pull does not write here. If eviction meets a manifest that was pulled after its rank, it moves
+-- the manifest back.
+CREATE TABLE cached_manifest (
+    manifest INTEGER PRIMARY KEY REFERENCES manifest (id) ON DELETE CASCADE,
+    upstream TEXT NOT NULL,
+    rank     REAL NOT NULL
+) STRICT;
+CREATE INDEX cached_manifest_rank ON cached_manifest (upstream, rank);
+CREATE TRIGGER cached_manifest_added AFTER INSERT ON manifest
+  WHEN EXISTS (SELECT 1 FROM usage_member WHERE repository = NEW.repository)
+BEGIN
+    INSERT INTO cached_manifest (manifest, upstream, rank)
+    SELECT NEW.id, s.upstream, NEW.pushed FROM usage_member m JOIN usage_scope s ON s.id = m.scope
+     WHERE m.repository = NEW.repository AND s.upstream IS NOT NULL
+        ON CONFLICT DO NOTHING;
+END;
 
 -- What an upstream's tag pointed at: `digest` from `since` until the next row of the same tag.
 CREATE TABLE upstream_tag (

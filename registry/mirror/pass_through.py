@@ -1,0 +1,187 @@
+"""Sends a blob from the upstream to one client without storing it (`PassThroughReader`), for a disk that has no room.
+
+The bytes arrive in a thread, which waits while the client is slower than the upstream. If the client takes nothing for
+the idle timeout of the upstream, the response ends, and the client can continue with a range. As with a blob that is
+being stored, the client gets the last byte only after the digest is verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Final
+
+from registry.mirror.fill.slots import ConnectionSlots, Demand
+from registry.mirror.upstream_client import UpstreamClient
+from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
+from storage.errors import DigestInvalid, StorageFull, UpstreamUnavailable
+from storage.names import Digest, RepositoryName
+from storage.running_digest import start_digest
+
+MAX_BUFFERED_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of one blob that are kept in memory before the thread waits for the client."""
+
+
+class ReaderClosed(Exception):
+    """The client has closed the reader, so the thread stops."""
+
+
+class _Buffer:
+    """A bounded queue of bytes from the thread that reads the response to the event loop. Implements the Protocol
+    `BlobSink`."""
+
+    def __init__(self, digest: Digest, size: int, notify: Callable[[], None]) -> None:
+        """`notify`: called in the thread when there are new bytes."""
+        self._notify = notify
+        self._size = size
+        self._running_digest = start_digest(digest.algorithm)
+        self._chunks: deque[bytes] = deque()
+        self._buffered_bytes = 0
+        self._next_offset = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        if (start, stop, size) != (0, self._size, self._size):
+            raise UpstreamUnavailable(f"{endpoint} has a blob of {size} bytes; {self._size} bytes were expected")
+
+    def take(self, offset: int, data: memoryview) -> None:
+        """Waits until there is room, and adds the bytes."""
+        if offset != self._next_offset or offset + len(data) > self._size:
+            raise UpstreamUnavailable("the upstream sent bytes that were not asked for")
+        self._running_digest.update(data)
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._buffered_bytes < MAX_BUFFERED_BYTES)
+            if self._is_closed:
+                raise ReaderClosed
+            self._chunks.append(bytes(data))
+            self._buffered_bytes += len(data)
+            self._next_offset += len(data)
+        self._notify()
+
+    def next_chunk(self) -> bytes | None:
+        """Returns the next bytes; None if there are none now."""
+        with self._changed:
+            if not self._chunks:
+                return None
+            chunk = self._chunks.popleft()
+            self._buffered_bytes -= len(chunk)
+            self._changed.notify_all()
+            return chunk
+
+    def close(self) -> None:
+        """Makes the thread stop."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def digest(self) -> Digest:
+        """Returns the digest of the bytes that have arrived."""
+        return self._running_digest.digest()
+
+
+class PassThroughReader:
+    """Implements the Protocol `BlobReader`. Can be read once. The whole blob is requested even for a span, because its
+    digest cannot be verified otherwise."""
+
+    location: str | None = None
+    is_incomplete = True
+    data: bytes | None = None
+    file: OpenFile | None = None
+
+    def __init__(
+        self,
+        client: UpstreamClient,
+        slots: ConnectionSlots,
+        upstream_name: RepositoryName,
+        descriptor: tuple[Digest, int],
+        span: tuple[int, int],
+        avoid: Collection[str],
+    ) -> None:
+        """`upstream_name`: the repository's name at the upstream. `descriptor`: digest and size of the blob. `span`:
+        offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints that are asked only if
+        no other one has the blob."""
+        self._digest, self._size = descriptor
+        self.descriptor = Descriptor(BLOB_TYPE, self._digest, self._size)
+        self.span = span
+        self._client = client
+        self._slots = slots
+        self._upstream_name = upstream_name
+        self._avoid = avoid
+        self._has_news = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._buffer = _Buffer(self._digest, self._size, lambda: _notify(loop, self._has_news))
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def readable_until(self, offset: int) -> int:
+        """Raises StorageFull: no byte stays here, so the caller can only iterate over the reader."""
+        raise StorageFull
+
+    async def start(self) -> None:
+        """Starts the download and waits until the first bytes are here. Raises the error of the upstream client."""
+        self._fetching = asyncio.create_task(self._fetch())
+        self._fetching.add_done_callback(lambda _: self._has_news.set())
+        await self._has_news.wait()
+        if self._fetching.done():
+            self._fetching.result()
+
+    async def _fetch(self) -> None:
+        demand = Demand()
+        demand.request()
+        async with self._slots.primary(demand, is_new_connection=True):
+            await self._client.fetch_blob(self._upstream_name, self._digest, Span(0), self._buffer, self._avoid)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yields the bytes of the span. Raises the error of the upstream client, and DigestInvalid instead of yielding
+        the last byte of a blob with another digest."""
+        offset = 0
+        async for chunk in self._verified_chunks():
+            start, stop = max(self.span[0] - offset, 0), min(self.span[1] - offset, len(chunk))
+            if start < stop:
+                yield chunk[start:stop]
+            offset += len(chunk)
+            if offset >= self.span[1]:
+                return
+
+    async def _verified_chunks(self) -> AsyncIterator[bytes]:
+        """Yields all bytes of the blob; the last byte after the digest is verified."""
+        assert self._fetching is not None, "start was not called"
+        offset = 0
+        while offset < self._size:
+            self._has_news.clear()
+            chunk = self._buffer.next_chunk()
+            if chunk is None:
+                if not self._fetching.done():
+                    await self._has_news.wait()
+                    continue
+                self._fetching.result()  # raises its error
+                chunk = self._buffer.next_chunk()
+                if chunk is None:
+                    raise UpstreamUnavailable(f"{self._client.name} sent only a part of {self._digest}")
+            offset += len(chunk)
+            if offset < self._size:
+                yield chunk
+                continue
+            if len(chunk) > 1:
+                yield chunk[:-1]
+            await self._fetching
+            if self._buffer.digest() != self._digest:
+                raise DigestInvalid(f"{self._client.name} sent other bytes than those of {self._digest}")
+            yield chunk[-1:]
+
+    async def aclose(self) -> None:
+        """Stops the download."""
+        self._buffer.close()
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait([self._fetching])
+            if not self._fetching.cancelled():
+                self._fetching.exception()  # marks it as retrieved: whoever iterated has got it
+
+
+def _notify(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Sets the event from a thread. Does nothing if the loop is closed."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(event.set)

@@ -1,0 +1,56 @@
+"""`Admission`: a wrapper that refuses pushes for which there is no room, before their bytes are received.
+
+There is no room if a quota would be exceeded, or if less of the disk would stay free than the settings say. Quotas are
+checked again, exactly, in the transaction that stores the content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from registry.request import current_request
+from storage.access import Action
+from storage.errors import StorageFull
+from storage.interface import Registry
+from storage.names import Digest, RepositoryName
+from storage.wrappers import Call, ForwardingRegistry
+
+T = TypeVar("T")
+_STORING: Final = frozenset({"start_upload", "resume_upload", "mount_blob", "put_manifest"})
+"""The calls that store content."""
+
+PushRefusal = Callable[[int], str | None]
+"""Returns a sentence on why the disk has no room for a push of this number of bytes; None if it has."""
+CheckQuota = Callable[[RepositoryName, int, Digest | None], Awaitable[None]]
+"""Raises QuotaExceeded if a blob of this size does not fit into the quotas of the repository. The digest is None if it
+is not known."""
+
+
+class Admission(ForwardingRegistry):
+    """Makes each call on `inner`, except pushes for which there is no room: these raise StorageFull or QuotaExceeded.
+
+    `push_refusal`: tells whether the disk has room. `check_quota`: checks the quotas; None: there are none."""
+
+    def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
+        super().__init__(inner)
+        self._push_refusal = push_refusal
+        self._check_quota = check_quota
+
+    async def handle(self, call: Call[T]) -> T:
+        if call.action is Action.PUSH and call.operation in _STORING:
+            await self._admit(call)
+        return await self.forward(call)
+
+    async def _admit(self, call: Call[T]) -> None:
+        """Raises StorageFull or QuotaExceeded if there is no room for what the call stores."""
+        announced = current_request().announced
+        if call.operation == "resume_upload" and announced is None:
+            return  # the request cancels the session
+        size = announced.size if announced else 0
+        is_without_body = call.operation == "resume_upload" and size == 0
+        if not is_without_body and (reason := self._push_refusal(size or 0)) is not None:
+            raise StorageFull(reason)
+        if self._check_quota is not None and announced is not None and size:
+            offset = call.args[1] or 0 if call.operation == "resume_upload" else 0
+            await self._check_quota(call.repo, offset + size, announced.digest)

@@ -1,0 +1,85 @@
+"""What the settings say about the use of space: the scopes that are counted (`scope_definitions`), the limits of the
+cache (`cache_limits`), and the free space of the disk (`min_free_space`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from registry.config import Settings
+from storage.cached_images import IsKept
+from storage.data_dir.reserve import MinFreeSpace
+from storage.patterns import NameSet
+from storage.upkeep.evictor import Budget, CacheLimits
+from storage.usage import ScopeDefinition
+
+CACHE_SCOPE: Final = "cache"
+"""Name of the scope of all mirrored content."""
+_HIGH_FREE_FRACTION: Final = 1.1
+"""`cache.target_free` as a multiple of `cache.min_free`, if it is not set."""
+
+
+def upstream_scope(upstream: str) -> str:
+    """Returns the name of the scope of an upstream's content."""
+    return f"{CACHE_SCOPE} {upstream}"
+
+
+def quota_scope(prefix: str) -> str:
+    """Returns the name of the scope of a quota."""
+    return f"quota {prefix}"
+
+
+def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
+    """Returns the scopes: one for each upstream, one for all of them, and one for each quota."""
+    prefixes = tuple(f"{upstream.name}/" for upstream in settings.upstream)
+    scopes = [
+        ScopeDefinition(upstream_scope(upstream.name), (f"{upstream.name}/",), upstream=upstream.name)
+        for upstream in settings.upstream
+    ]
+    if prefixes:
+        scopes.append(ScopeDefinition(CACHE_SCOPE, prefixes))
+    scopes += [
+        ScopeDefinition(
+            quota_scope(quota.prefix),
+            (quota.prefix,),
+            excluded=() if quota.prefix else prefixes,
+            max_bytes=quota.max_size,
+            max_tags=quota.max_tags,
+        )
+        for quota in settings.quota
+    ]
+    return scopes
+
+
+def cache_limits(settings: Settings) -> CacheLimits:
+    """Returns the limits of the cache."""
+    upstreams = tuple(upstream.name for upstream in settings.upstream)
+    budgets = [
+        Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)
+        for upstream in settings.upstream
+        if upstream.cache_max is not None
+    ]
+    if upstreams and settings.cache.max is not None:
+        budgets.append(Budget(CACHE_SCOPE, upstreams, settings.cache.max))
+    low_free = settings.cache.min_free if upstreams else 0
+    high_free = settings.cache.target_free or int(low_free * _HIGH_FREE_FRACTION)
+    return CacheLimits(upstreams, tuple(budgets), low_free, high_free, _name_check(settings.cache.keep))
+
+
+def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budget:
+    """Returns a budget of `max_bytes` bytes for an upstream, or for all of them if `upstream` is None."""
+    if upstream is not None:
+        return Budget(upstream_scope(upstream), (upstream,), max_bytes)
+    return Budget(CACHE_SCOPE, tuple(each.name for each in settings.upstream), max_bytes)
+
+
+def min_free_space(settings: Settings) -> MinFreeSpace | None:
+    """Returns how much of the disk stays free of pushes; None if the settings do not say it."""
+    disk = settings.disk
+    return MinFreeSpace(disk.min_free, disk.min_free_percent) if disk.min_free or disk.min_free_percent else None
+
+
+def _name_check(patterns: Sequence[str]) -> IsKept:
+    """Returns a function that tells whether a repository's name matches one of the patterns."""
+    names = NameSet.of(patterns)
+    return names.__contains__ if patterns else lambda _: False

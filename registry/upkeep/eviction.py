@@ -1,0 +1,157 @@
+"""The job that evicts images from the cache of mirrored content on demand (`eviction_work`), and what the cache
+contains (`read_cache_status`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from registry.config import Settings
+from registry.upkeep.budgets import CACHE_SCOPE, budget_of, scope_definitions, upstream_scope
+from storage.cached_images import EvictedImage
+from storage.errors import NameUnknown
+from storage.jobs import JSON
+from storage.sizes import size_text
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.evictor import Budget, Evictor
+from storage.upkeep.job_runner import JobContext, Work
+from storage.upkeep.usage_counting import count_scopes
+
+EVICTION_KIND: Final = "evict"
+"""The kind of the job."""
+MAX_LISTED_IMAGES: Final = 1000
+"""Largest number of images that the result of a job lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePart:
+    """The cached content of an upstream, or of all of them (`upstream` is None). `blobs` and `size` count each blob
+    once. `max_size`: the budget; None: not limited. `oldest_pull`: in seconds since 1970; None: there are no images.
+    `is_complete`: False while the content is still being counted."""
+
+    upstream: str | None
+    max_size: int | None
+    size: int
+    blobs: int
+    tags: int
+    images: int
+    oldest_pull: float | None
+    is_complete: bool
+
+
+def eviction_arguments(to: int | None, upstream: str | None, *, dry_run: bool) -> dict[str, JSON]:
+    """Returns the arguments of the job. `to`: the number of bytes that the cache may have afterwards; None: what the
+    settings say. `upstream`: evicts only from this upstream; None: from all. `dry_run`: only lists the images."""
+    return {"to": to, "upstream": upstream, "dry_run": dry_run}
+
+
+def check_upstream(settings: Settings, upstream: str | None) -> None:
+    """Raises NameUnknown if the settings have no upstream of this name, or none at all."""
+    names = [each.name for each in settings.upstream]
+    if not names:
+        raise NameUnknown("no upstream is mirrored, so there is no cache; add an [[upstream]] to the settings")
+    if upstream is not None and upstream not in names:
+        raise NameUnknown(f"{upstream} is not mirrored; the upstreams are {', '.join(names)}")
+
+
+def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -> Work:
+    """Returns the work of the job, which evicts images and tells each as a step. Its result has their number and
+    bytes, and the first thousand of them."""
+
+    async def work(context: JobContext) -> JSON:
+        arguments = context.job.arguments
+        upstream, to, dry_run = arguments.get("upstream"), arguments.get("to"), bool(arguments.get("dry_run"))
+        check_upstream(settings, upstream)
+        await context.report(message="counting the cache", unit="images")
+        await count_scopes(store.usage, store.leases, scope_definitions(settings))
+        evicted: list[dict[str, Any]] = []
+        totals = {"images": 0, "bytes": 0}
+
+        async def on_evicted(image: EvictedImage) -> None:
+            record = _record(image)
+            totals["images"] += 1
+            totals["bytes"] += image.bytes
+            if len(evicted) < MAX_LISTED_IMAGES:
+                evicted.append(record)
+            context.step(**record)
+            await context.report(totals["images"], message=f"{size_text(totals['bytes'])} freed")
+
+        budgets = _budgets(settings, evictor, to, upstream)
+        if dry_run:
+            planned = await _plan(evictor, budgets, to)
+            for image in planned:
+                await on_evicted(image)
+        elif budgets is None:
+            await evictor.evict(on_evicted)
+        else:
+            for budget in budgets:
+                await evictor.evict_to(budget, on_evicted)
+        await context.report(totals["images"], save_now=True)
+        return {**totals, "dry_run": dry_run, "evicted": evicted}
+
+    return work
+
+
+def _budgets(settings: Settings, evictor: Evictor, to: int | None, upstream: str | None) -> list[Budget] | None:
+    """Returns the budgets to keep; None if these are all limits in the settings."""
+    if to is not None:
+        return [budget_of(settings, upstream, to)]
+    if upstream is not None:
+        return [budget for budget in evictor.limits.budgets if budget.scope == upstream_scope(upstream)]
+    return None
+
+
+async def _plan(evictor: Evictor, budgets: list[Budget] | None, to: int | None) -> list[EvictedImage]:
+    if budgets is None:
+        return await evictor.plan_for_limits()
+    return [image for budget in budgets for image in await evictor.plan(budget)]
+
+
+def _record(image: EvictedImage) -> dict[str, Any]:
+    """Returns the image for JSON."""
+    return {
+        "upstream": image.upstream,
+        "repository": image.repository,
+        "digest": image.digest,
+        "tags": list(image.tags),
+        "manifests": image.manifests,
+        "last_pulled": image.last_pulled,
+        "bytes": image.bytes,
+    }
+
+
+async def read_cache_status(settings: Settings, store: StoredRegistry) -> list[CachePart]:
+    """Returns the cached content of each upstream, and then of all of them together, if there is any upstream."""
+    parts: list[CachePart] = []
+    for upstream in settings.upstream:
+        parts.append(await _part(store, upstream_scope(upstream.name), upstream.name, upstream.cache_max))
+    if settings.upstream:
+        use = await store.usage.scope(CACHE_SCOPE)
+        pulls = [part.oldest_pull for part in parts if part.oldest_pull is not None]
+        parts.append(
+            CachePart(
+                upstream=None,
+                max_size=settings.cache.max,
+                size=use.bytes if use else 0,
+                blobs=use.blobs if use else 0,
+                tags=use.tags if use else 0,
+                images=sum(part.images for part in parts),
+                oldest_pull=min(pulls, default=None),
+                is_complete=bool(use and use.is_complete),
+            )
+        )
+    return parts
+
+
+async def _part(store: StoredRegistry, scope: str, upstream: str, max_size: int | None) -> CachePart:
+    use, summary = await store.usage.scope(scope), await store.cached_images.summary(upstream)
+    return CachePart(
+        upstream=upstream,
+        max_size=max_size,
+        size=use.bytes if use else 0,
+        blobs=use.blobs if use else 0,
+        tags=use.tags if use else 0,
+        images=summary.images,
+        oldest_pull=summary.oldest_pull,
+        is_complete=bool(use and use.is_complete),
+    )

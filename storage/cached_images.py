@@ -1,0 +1,93 @@
+"""The interface of the images in the cache of mirrored content (`CachedImages`).
+
+An *image* is a mirrored manifest that no stored index of its repository lists and that has no stored subject, together
+with the manifests that belong to it: its children (the manifests that it lists), and its referrers. To *evict* an image
+is to delete its manifests, its tags, and the links to blobs that no other manifest of the repository refers to. The
+next pull fetches it from the upstream again.
+
+An image was last pulled when any of its manifests was last pulled, or when one was stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+from storage.content import Actor
+from storage.names import Digest, RepositoryName, Tag
+
+IsKept = Callable[[RepositoryName], bool]
+"""Returns whether the images of a repository are never evicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictedImage:
+    """An image that was evicted, or that would be. `digest`: that of the manifest to which the others belong.
+    `manifests`: number of its manifests. `last_pulled`: in seconds since 1970. `bytes`: size of the blobs that no other
+    repository of the registry uses, so that garbage collection frees them."""
+
+    upstream: str
+    repository: RepositoryName
+    digest: Digest
+    tags: tuple[Tag, ...]
+    manifests: int
+    last_pulled: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSummary:
+    """The images of one upstream. `images`: their number. `oldest_pull`: when the one that was not pulled for the
+    longest time was last pulled, in seconds since 1970; None if there is none."""
+
+    images: int
+    oldest_pull: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionRules:
+    """What is not evicted. `is_kept`: tells the repositories whose images stay. `downloading`: the digests of blobs
+    that are being downloaded now; an image that refers to one of them stays. `incomplete_since`: an image that lacks
+    some of its blobs stays if it was pulled after this time (seconds since 1970), because a client may be pulling
+    it. Images that a frozen tag points at stay in any case."""
+
+    is_kept: IsKept
+    downloading: Set[Digest]
+    incomplete_since: float
+
+
+class CachedImages(Protocol):
+    """The images of all mirrors. Changes raise StorageFull, StorageFailed; they may use all of the reserve."""
+
+    async def evict_next(
+        self, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor
+    ) -> EvictedImage | bool:
+        """Looks at a few images of these upstreams, least recently pulled ones first, and evicts the first of them that
+        the rules allow, in one transaction. Returns that image. Returns True if none of those that it looked at may be
+        evicted, but there are more; False if there are no more. `started`: time at which this eviction began (seconds
+        since 1970): each image is looked at only once after it. `by`: the actor that the audit log names."""
+        ...
+
+    async def plan(
+        self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
+    ) -> list[EvictedImage]:
+        """Returns the images that would be evicted to free this number of bytes in the scope `within`
+        (`storage.usage`), in order. Here `EvictedImage.bytes` is what the eviction frees in that scope. Changes
+        nothing. Runs in a thread."""
+        ...
+
+    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
+        """Removes links of mirrored repositories to blobs that no manifest of the repository refers to, if nobody used
+        the blob after the time `before` (seconds since 1970). Removes at most a few hundred, and returns their
+        number."""
+        ...
+
+    async def summary(self, upstream: str) -> CacheSummary:
+        """Counts the images of an upstream. Runs in a thread."""
+        ...
+
+
+def total(images: Iterable[EvictedImage]) -> int:
+    """Returns the sum of the bytes of the images."""
+    return sum(image.bytes for image in images)

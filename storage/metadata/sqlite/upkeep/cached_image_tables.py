@@ -1,0 +1,212 @@
+"""Finds and evicts images of mirrored content in the metadata database.
+
+The table `cached_manifest` has the mirrored manifests in the order in which eviction looks at them. Their `rank` is not
+updated by pulls. When eviction meets an image that was pulled after its rank, or that must stay, it gives the image a
+later rank and goes on. So a pull writes nothing, and the cost of an eviction follows what is evicted and what was
+pulled since the last one, not the size of the store.
+
+`manifest` and `repository` are row ids. A *family* is an image: a root manifest with its children and referrers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apsw
+
+from storage.cached_images import EvictedImage, EvictionRules
+from storage.content import Actor
+from storage.metadata.sqlite.blob_changes import is_referenced, remove_link
+from storage.metadata.sqlite.manifest_and_tag_changes import delete_manifest
+from storage.names import Digest, RepositoryName, Tag
+
+MAX_LOOKS: Final = 20
+"""Largest number of manifests that one transaction looks at."""
+MAX_LINKS: Final = 200
+"""Largest number of links that one transaction removes."""
+_ROW = """
+SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
+ WHERE m.id = ?"""
+_INDEXES = """
+SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
+ WHERE m.id = ?"""
+_SUBJECT = """
+SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.digest = m.subject WHERE m.id = ?"""
+_DEPENDENTS = """
+SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
+ WHERE c.manifest = ?1
+ UNION
+SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
+_LAST_PULLED = """
+SELECT max(max(m.pushed, coalesce(p.last, 0))) FROM json_each(?) i
+  JOIN manifest m ON m.id = i.value LEFT JOIN manifest_pull p ON p.manifest = m.id"""
+_IS_FROZEN = """
+SELECT 1 FROM json_each(?2) i JOIN manifest m ON m.id = i.value
+  JOIN frozen_tag f ON f.repository = ?1 AND f.digest = m.digest LIMIT 1"""
+_IS_DOWNLOADING = """
+SELECT 1 FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
+ WHERE g.digest IN (SELECT value FROM json_each(?2)) LIMIT 1"""
+_LACKS_BLOB = """
+SELECT 1 FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
+ WHERE NOT EXISTS (SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id
+                    WHERE b.digest = g.digest AND l.repository = g.repository) LIMIT 1"""
+_BLOBS = """
+SELECT DISTINCT b.id, b.digest, b.size FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
+  JOIN blob b ON b.digest = g.digest JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"""
+_UNUSED_LINKS = """
+SELECT q.repository, b.id, q.digest FROM usage_scope s JOIN usage_member m ON m.scope = s.id
+  JOIN collect_queue q ON q.repository = m.repository JOIN blob b ON b.digest = q.digest
+  JOIN blob_link l ON l.repository = q.repository AND l.blob = b.id
+ WHERE s.upstream IN (SELECT value FROM json_each(?1)) AND l.needed <= ?2 LIMIT ?3"""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A family. `root`: row id of its root. `removable`: row ids of the manifests that go with it, root first: all but
+    those that have a tag or that another index lists. `last_pulled`: of the whole family."""
+
+    root: int
+    repository: int
+    name: RepositoryName
+    digest: Digest
+    family: tuple[int, ...]
+    removable: tuple[int, ...]
+    last_pulled: float
+
+
+def find_image(db: apsw.Connection, manifest: int, gone: Collection[int] = ()) -> Image | None:
+    """Returns the image whose root is `manifest`; None if the manifest belongs to another image, because a stored index
+    lists it or its subject is stored. `gone`: manifests that count as not stored."""
+    row: Any = db.execute(_ROW, (manifest,)).get
+    if row is None or manifest in gone:
+        return None
+    repository, name, digest, subject = row
+    if not set(_column(db, _INDEXES, manifest)) <= set(gone):
+        return None
+    if subject is not None and not set(_column(db, _SUBJECT, manifest)) <= set(gone):
+        return None
+    family, removable = [manifest], [manifest]
+    for member in family:  # also visits what is appended during the loop
+        for dependent in _column(db, _DEPENDENTS, member):
+            if dependent in family or dependent in gone:
+                continue
+            family.append(dependent)
+            if member in removable and not _tags(db, dependent):
+                indexes = set(_column(db, _INDEXES, dependent))
+                if indexes <= {*removable, *gone}:
+                    removable.append(dependent)
+    last_pulled = db.execute(_LAST_PULLED, (json.dumps(family),)).get
+    return Image(
+        manifest,
+        repository,
+        RepositoryName(name),
+        Digest(digest),
+        tuple(family),
+        tuple(removable),
+        float(last_pulled),
+    )
+
+
+def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules) -> str | None:
+    """Returns why the image must stay: `kept`, `frozen`, `downloading` or `incomplete`; None if it may go."""
+    family = json.dumps(image.family)
+    if rules.is_kept(image.name):
+        return "kept"
+    if db.execute(_IS_FROZEN, (image.name, family)).get is not None:
+        return "frozen"
+    if rules.downloading and db.execute(_IS_DOWNLOADING, (family, json.dumps(sorted(rules.downloading)))).get:
+        return "downloading"
+    if image.last_pulled > rules.incomplete_since and db.execute(_LACKS_BLOB, (family,)).get is not None:
+        return "incomplete"
+    return None
+
+
+def evict_next(
+    db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
+) -> EvictedImage | bool:
+    """Does what `CachedImages.evict_next` says."""
+    for _ in range(MAX_LOOKS):
+        front = _front(db, upstreams, started)
+        if front is None:
+            return False
+        manifest, upstream, rank = front
+        image = find_image(db, manifest)
+        if image is not None and image.last_pulled > rank:
+            _set_rank(db, manifest, image.last_pulled)
+        elif image is None or reason_to_keep(db, image, rules) is not None:
+            # A manifest that belongs to another image goes with that one. So neither need be looked at again soon.
+            _set_rank(db, manifest, max(started, now))
+        else:
+            return _evict(db, image, upstream, by, now)
+    return True
+
+
+def _front(db: apsw.Connection, upstreams: Sequence[str], started: float) -> tuple[int, str, float] | None:
+    """Returns the manifest with the lowest rank, with its upstream and rank; None if there is none with a rank before
+    `started`."""
+    found = []
+    for upstream in upstreams:
+        row: Any = db.execute(
+            "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank < ? ORDER BY rank LIMIT 1",
+            (upstream, started),
+        ).get
+        if row is not None:
+            found.append((row[0], row[1], upstream))
+    if not found:
+        return None
+    rank, manifest, upstream = min(found)
+    return manifest, upstream, rank
+
+
+def _set_rank(db: apsw.Connection, manifest: int, rank: float) -> None:
+    db.execute("UPDATE cached_manifest SET rank = ? WHERE manifest = ?", (rank, manifest))
+
+
+def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: float) -> EvictedImage:
+    """Deletes the image's manifests and tags, and the links to blobs that the repository does not need any more."""
+    tags = tuple(_tags(db, image.root))
+    blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
+    for manifest in image.removable:
+        digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
+        db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest,))
+        delete_manifest(db, image.name, Digest(digest), by, now)
+    freed = 0
+    for blob, digest, size in blobs:
+        if not is_referenced(db, image.repository, Digest(digest)):
+            remove_link(db, image.repository, blob, Digest(digest), now)
+            if db.execute("SELECT 1 FROM blob_link WHERE blob = ? LIMIT 1", (blob,)).get is None:
+                freed += size
+    for manifest in set(image.family) - set(image.removable):
+        # It is an image of its own now. Its rank may be the time of an earlier look, so it is computed again.
+        _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
+    return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
+
+
+def unused_links(db: apsw.Connection, upstreams: Sequence[str], before: float) -> list[tuple[int, int, Digest]]:
+    """Returns links of mirrored repositories to blobs that probably no manifest of the repository refers to, and that
+    nobody used after the time `before`, as repository, blob and digest. Looks at each mirrored repository."""
+    rows: list[Any] = db.execute(_UNUSED_LINKS, (json.dumps(list(upstreams)), before, MAX_LINKS)).fetchall()
+    return [(repository, blob, Digest(digest)) for repository, blob, digest in rows]
+
+
+def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Digest]], before: float, now: float) -> int:
+    """Removes those of the links that are still unused, and returns their number."""
+    count = 0
+    for repository, blob, digest in links:
+        needed: Any = db.execute(
+            "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
+        ).get
+        if needed is not None and needed <= before and not is_referenced(db, repository, digest):
+            count += remove_link(db, repository, blob, digest, now)
+    return count
+
+
+def _tags(db: apsw.Connection, manifest: int) -> list[Tag]:
+    return [Tag(name) for name in _column(db, "SELECT name FROM tag WHERE manifest = ? ORDER BY name", manifest)]
+
+
+def _column(db: apsw.Connection, sql: str, parameter: int) -> list[Any]:
+    return [value for (value,) in db.execute(sql, (parameter,)).fetchall()]

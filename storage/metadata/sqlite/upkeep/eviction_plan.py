@@ -1,0 +1,116 @@
+"""Plans an eviction of mirrored images without changing anything (`plan`), and counts images (`summary`).
+
+Both read in the thread for long reads. The plan follows the same order as the eviction
+(`storage.metadata.sqlite.upkeep.cached_image_tables`), but keeps the later ranks of the images that it looks at in
+memory instead of storing them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apsw
+
+from storage.cached_images import CacheSummary, EvictedImage, EvictionRules
+from storage.metadata.sqlite.upkeep.cached_image_tables import Image, find_image, reason_to_keep
+from storage.names import Tag
+
+_RANKED = """
+SELECT rank, manifest FROM cached_manifest
+ WHERE upstream = ?1 AND (rank, manifest) > (?2, ?3) ORDER BY rank, manifest LIMIT 200"""
+_BLOBS = """
+SELECT DISTINCT b.id, b.digest, b.size FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
+  JOIN blob b ON b.digest = g.digest JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"""
+_LINKS_IN_SCOPE = """
+SELECT l.repository FROM usage_scope s JOIN blob_link l ON l.blob = ?2
+  JOIN usage_member m ON m.scope = s.id AND m.repository = l.repository WHERE s.name = ?1"""
+_ROOTS = """
+SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c JOIN manifest m ON m.id = c.manifest
+  LEFT JOIN manifest_pull p ON p.manifest = m.id
+ WHERE c.upstream = ?1
+   AND NOT EXISTS (SELECT 1 FROM manifest_child i WHERE i.repository = m.repository AND i.digest = m.digest)
+   AND (m.subject IS NULL
+        OR NOT EXISTS (SELECT 1 FROM manifest s WHERE s.repository = m.repository AND s.digest = m.subject))"""
+
+
+def plan(
+    db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
+) -> list[EvictedImage]:
+    """Returns the images to evict so that the scope `within` gets smaller by `bytes_to_free` bytes."""
+    planned: list[EvictedImage] = []
+    gone: set[int] = set()
+    later: list[tuple[float, int, str]] = []  # a heap of images that were pulled after their rank
+    freed = 0
+    for rank, manifest, upstream in _in_order(db, upstreams, later):
+        if freed >= bytes_to_free:
+            break
+        image = find_image(db, manifest, gone)
+        if image is not None and image.last_pulled > rank:
+            heapq.heappush(later, (image.last_pulled, manifest, upstream))
+        elif image is not None and reason_to_keep(db, image, rules) is None:
+            gone.update(image.removable)
+            size = _freed_bytes(db, image, gone, within)
+            freed += size
+            planned.append(_as_evicted(db, image, upstream, size))
+    return planned
+
+
+def _in_order(
+    db: apsw.Connection, upstreams: Sequence[str], later: list[tuple[float, int, str]]
+) -> Iterator[tuple[float, int, str]]:
+    """Yields the rank, row id and upstream of the manifests, lowest rank first. Takes the items of the heap `later`,
+    which the caller fills during the iteration, in their order too."""
+    stored = heapq.merge(*(_ranked(db, upstream) for upstream in upstreams))
+    following = next(stored, None)
+    while following is not None or later:
+        if later and (following is None or later[0] < following):
+            yield heapq.heappop(later)
+        elif following is not None:
+            current, following = following, next(stored, None)
+            yield current
+
+
+def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, str]]:
+    """Yields the manifests of one upstream. Reads them in pages, so that no statement stays open."""
+    rank, manifest = float("-inf"), 0
+    while True:
+        rows: list[Any] = db.execute(_RANKED, (upstream, rank, manifest)).fetchall()
+        if not rows:
+            return
+        for rank, manifest in rows:
+            yield rank, manifest, upstream
+
+
+def _freed_bytes(db: apsw.Connection, image: Image, gone: set[int], within: str) -> int:
+    """Returns the bytes that leave the scope `within` with the image, if the manifests `gone` are deleted too."""
+    blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
+    freed = 0
+    for blob, digest, size in blobs:
+        holders: list[Any] = db.execute(_LINKS_IN_SCOPE, (within, blob)).fetchall()
+        if not any(_is_needed(db, repository, digest, gone) for (repository,) in holders):
+            freed += size
+    return freed
+
+
+def _is_needed(db: apsw.Connection, repository: int, digest: str, gone: set[int]) -> bool:
+    """Returns whether a manifest of the repository that is not in `gone` refers to the blob."""
+    rows: list[Any] = db.execute(
+        "SELECT manifest FROM manifest_blob WHERE repository = ? AND digest = ? LIMIT ?",
+        (repository, digest, len(gone) + 1),  # if there are more than are gone, one of them stays
+    ).fetchall()
+    return any(manifest not in gone for (manifest,) in rows)
+
+
+def _as_evicted(db: apsw.Connection, image: Image, upstream: str, size: int) -> EvictedImage:
+    rows: list[Any] = db.execute("SELECT name FROM tag WHERE manifest = ? ORDER BY name", (image.root,)).fetchall()
+    tags = tuple(Tag(name) for (name,) in rows)
+    return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, size)
+
+
+def summary(db: apsw.Connection, upstream: str) -> CacheSummary:
+    """Counts the images of an upstream."""
+    row: Any = db.execute(_ROOTS, (upstream,)).get
+    return CacheSummary(*row)

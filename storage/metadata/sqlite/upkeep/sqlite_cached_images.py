@@ -1,0 +1,55 @@
+"""Finds and evicts images of mirrored content in the metadata database (`SqliteCachedImages`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from storage.cached_images import CacheSummary, EvictedImage, EvictionRules
+from storage.content import Actor
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep import cached_image_tables, eviction_plan
+
+
+class SqliteCachedImages:
+    """Implements `storage.cached_images.CachedImages`, which describes the methods."""
+
+    def __init__(
+        self,
+        writer: CommitThread | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+        clock: Callable[[], float],
+    ) -> None:
+        """Runs long reads in `scans`, and changes through `writer`. `clock` returns seconds since 1970."""
+        self._writer = writer
+        self._scans = scans
+        self._clock = clock
+
+    async def evict_next(
+        self, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor
+    ) -> EvictedImage | bool:
+        now = self._clock()
+        return await self._writer.run(
+            lambda db: cached_image_tables.evict_next(db, upstreams, rules, started, by, now),
+            reserve_use=ReserveUse.RELIEF,
+        )
+
+    async def plan(
+        self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
+    ) -> list[EvictedImage]:
+        return await self._scans.run(lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, within))
+
+    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
+        now = self._clock()
+        links = await self._scans.run(lambda db: cached_image_tables.unused_links(db, upstreams, before))
+        if not links:
+            return 0
+        return await self._writer.run(
+            lambda db: cached_image_tables.drop_unused_links(db, links, before, now),
+            reserve_use=ReserveUse.RELIEF,
+        )
+
+    async def summary(self, upstream: str) -> CacheSummary:
+        return await self._scans.run(lambda db: eviction_plan.summary(db, upstream))

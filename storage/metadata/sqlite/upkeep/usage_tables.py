@@ -1,0 +1,272 @@
+"""The tables that count what repositories use: `usage_scope`, `usage_member` and `usage_blob`.
+
+Triggers in the migration keep the counts exact. The functions here define the scopes, and count what was stored before
+a scope was defined. A repository that belongs to a scope is a *member*. Each function that changes something runs
+inside a transaction that the caller commits. It changes a bounded number of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import apsw
+
+from storage.errors import QuotaExceeded
+from storage.names import Digest, RepositoryName
+from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
+
+BATCH_ROWS: Final = 500
+"""Largest number of rows that one transaction counts or deletes."""
+_REPOSITORIES_PER_BATCH: Final = 2000
+"""Number of repositories whose names one transaction compares with the prefixes of a scope."""
+_ROWS_PER_STEP: Final = 5
+"""What a step of the counting costs besides the rows that it counts, as a number of rows."""
+_COLUMNS: Final = "name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, bytes, tags, complete"
+_CONFIGURED: Final = "prefixes <> '[]'"
+"""Condition for the scopes that are in the settings; the others are being deleted."""
+_QUOTA_MESSAGE: Final = re.compile(r"quota (\d+) (bytes|tags) (\d+)")
+"""The message with which the triggers refuse a change."""
+_RECOUNT = """
+SELECT (SELECT count(*) FROM blob WHERE id IN (
+               SELECT l.blob FROM usage_member m JOIN blob_link l ON l.repository = m.repository WHERE m.scope = ?1)),
+       (SELECT coalesce(sum(size), 0) FROM blob WHERE id IN (
+               SELECT l.blob FROM usage_member m JOIN blob_link l ON l.repository = m.repository WHERE m.scope = ?1)),
+       (SELECT count(*) FROM usage_member m JOIN tag t ON t.repository = m.repository WHERE m.scope = ?1)"""
+
+
+def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> None:
+    """Makes these the scopes. New ones have nothing counted."""
+    rows: list[Any] = db.execute(
+        f"SELECT id, name, prefixes, excluded, upstream FROM usage_scope WHERE {_CONFIGURED}"
+    ).fetchall()
+    wanted = {definition.name: definition for definition in definitions}
+    for scope, name, *contents in rows:
+        definition = wanted.get(name)
+        if definition is None or contents != [*_as_json(definition), definition.upstream]:
+            # With `complete` at 0, its quota is not enforced any more.
+            db.execute(
+                "UPDATE usage_scope SET name = 'removed ' || id, prefixes = '[]', complete = 0 WHERE id = ?", (scope,)
+            )
+    for definition in definitions:
+        db.execute(
+            "INSERT INTO usage_scope (name, prefixes, excluded, upstream, max_bytes, max_tags) "
+            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET max_bytes = excluded.max_bytes, "
+            "max_tags = excluded.max_tags",
+            (
+                definition.name,
+                *_as_json(definition),
+                definition.upstream,
+                definition.max_bytes,
+                definition.max_tags,
+            ),
+        )
+
+
+def _as_json(definition: ScopeDefinition) -> tuple[str, str]:
+    return json.dumps(definition.prefixes), json.dumps(definition.excluded)
+
+
+def count_batch(db: apsw.Connection) -> bool:
+    """Does one small part of the counting, or of the deletion of removed scopes. Returns False if nothing is left."""
+    removed = db.execute(f"SELECT id FROM usage_scope WHERE NOT {_CONFIGURED} LIMIT 1").get
+    if removed is not None:
+        _delete_batch(db, removed)
+        return True
+    scope: Any = db.execute(
+        "SELECT id, prefixes, excluded, upstream, position FROM usage_scope WHERE complete = 0 LIMIT 1"
+    ).get
+    if scope is None:
+        return False
+    scope_id, prefixes, excluded, upstream, position = scope
+    rows = 0
+    while rows < BATCH_ROWS:
+        member: Any = db.execute(
+            "SELECT repository, links_to, tags_to, manifests_to FROM usage_member WHERE scope = ? "
+            "AND (links_to IS NOT NULL OR tags_to IS NOT NULL OR manifests_to IS NOT NULL) LIMIT 1",
+            (scope_id,),
+        ).get
+        if member is None:
+            break
+        rows += _ROWS_PER_STEP + _count_member(db, scope_id, upstream, *member)
+    if not rows and not _add_members(db, scope_id, json.loads(prefixes), json.loads(excluded), position):
+        db.execute("UPDATE usage_scope SET complete = 1 WHERE id = ?", (scope_id,))
+    return True
+
+
+def _delete_batch(db: apsw.Connection, scope: int) -> None:
+    """Deletes some rows of a removed scope: first the members, so that no trigger changes its other rows, at last the
+    scope."""
+    for table, key in (("usage_member", "repository"), ("usage_blob", "blob")):
+        db.execute(
+            f"DELETE FROM {table} WHERE scope = ?1 AND {key} IN (SELECT {key} FROM {table} WHERE scope = ?1 LIMIT ?2)",
+            (scope, BATCH_ROWS),
+        )
+        if db.changes():
+            return
+    # Manifests of an upstream that is no longer in the settings are no candidates for eviction.
+    db.execute(
+        "DELETE FROM cached_manifest WHERE manifest IN (SELECT manifest FROM cached_manifest c "
+        "WHERE c.upstream = (SELECT upstream FROM usage_scope WHERE id = ?1) AND NOT EXISTS ("
+        f"SELECT 1 FROM usage_scope s WHERE s.upstream = c.upstream AND {_CONFIGURED}) LIMIT ?2)",
+        (scope, BATCH_ROWS),
+    )
+    if not db.changes():
+        db.execute("DELETE FROM usage_scope WHERE id = ?", (scope,))
+
+
+def _add_members(db: apsw.Connection, scope: int, prefixes: list[str], excluded: list[str], position: int) -> bool:
+    """Adds the next repositories that belong to the scope, with nothing counted. `position`: highest row id of a
+    repository that was looked at. Returns False if there are no more repositories. A repository that was created after
+    the scope is a member already, and is left as it is."""
+    rows: list[Any] = db.execute(
+        "SELECT id, name FROM repository WHERE id > ? ORDER BY id LIMIT ?", (position, _REPOSITORIES_PER_BATCH)
+    ).fetchall()
+    if not rows:
+        return False
+    members = [
+        (repository, scope)
+        for repository, name in rows
+        if name.startswith(tuple(prefixes)) and not name.startswith(tuple(excluded))
+    ]
+    db.executemany(
+        "INSERT INTO usage_member (repository, scope, links_to, tags_to, manifests_to) VALUES (?, ?, 0, '', 0) "
+        "ON CONFLICT DO NOTHING",
+        members,
+    )
+    db.execute("UPDATE usage_scope SET position = ? WHERE id = ?", (rows[-1][0], scope))
+    return True
+
+
+def _count_member(
+    db: apsw.Connection,
+    scope: int,
+    upstream: str | None,
+    repository: int,
+    links_to: int | None,
+    tags_to: str | None,
+    manifests_to: int | None,
+) -> int:
+    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns how many it counted."""
+    column: str
+    last: int | str | None
+    if links_to is not None:
+        column, (last, rows) = "links_to", _count_links(db, scope, repository, links_to)
+    elif tags_to is not None:
+        column, (last, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
+    else:
+        column, (last, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
+    db.execute(f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last, repository, scope))
+    return rows
+
+
+def _count_links(db: apsw.Connection, scope: int, repository: int, after: int) -> tuple[int | None, int]:
+    """Counts the next links of the repository. Returns the row id of the last blob (None: all links are
+    counted), and the number of links."""
+    rows: list[Any] = db.execute(
+        "SELECT l.blob, b.size FROM blob_link l JOIN blob b ON b.id = l.blob "
+        "WHERE l.repository = ? AND l.blob > ? ORDER BY l.blob LIMIT ?",
+        (repository, after, BATCH_ROWS),
+    ).fetchall()
+    db.executemany(
+        "INSERT INTO usage_blob (scope, blob, size, links) VALUES (?, ?, ?, 1) "
+        "ON CONFLICT (scope, blob) DO UPDATE SET links = links + 1",
+        [(scope, blob, size) for blob, size in rows],
+    )
+    return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
+
+
+def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) -> tuple[str | None, int]:
+    """Counts the next tags of the repository. Returns the name of the last one (None: all tags are counted), and
+    the number of tags."""
+    rows: list[Any] = db.execute(
+        "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (repository, after, BATCH_ROWS)
+    ).fetchall()
+    db.execute("UPDATE usage_scope SET tags = tags + ? WHERE id = ?", (len(rows), scope))
+    return str(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
+
+
+def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> tuple[int | None, int]:
+    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one
+    (None: all manifests are there, or the scope is not that of an upstream), and the number of manifests."""
+    if upstream is None:
+        return None, 0
+    rows: list[Any] = db.execute(
+        "SELECT id, pushed FROM manifest WHERE repository = ? AND id > ? ORDER BY id LIMIT ?",
+        (repository, after, BATCH_ROWS),
+    ).fetchall()
+    db.executemany(
+        "INSERT INTO cached_manifest (manifest, upstream, rank) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        [(manifest, upstream, pushed) for manifest, pushed in rows],
+    )
+    return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
+
+
+def scope(db: apsw.Connection, name: str) -> ScopeUse | None:
+    """Returns the use of a scope; None if there is no such scope."""
+    row: Any = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE name = ? AND {_CONFIGURED}", (name,)).get
+    return None if row is None else _use(row)
+
+
+def scopes(db: apsw.Connection) -> list[ScopeUse]:
+    """Returns the use of all scopes, sorted by name."""
+    rows: list[Any] = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE {_CONFIGURED} ORDER BY name").fetchall()
+    return [_use(row) for row in rows]
+
+
+def _use(row: tuple[Any, ...]) -> ScopeUse:
+    name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, size, tags, complete = row
+    definition = ScopeDefinition(
+        name, tuple(json.loads(prefixes)), tuple(json.loads(excluded)), upstream, max_bytes, max_tags
+    )
+    return ScopeUse(definition, blobs, size, tags, bool(complete))
+
+
+def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
+    """Counts a scope from the links and tags of its members. Reads all of them."""
+    stored = scope(db, name)
+    scope_id = db.execute("SELECT id FROM usage_scope WHERE name = ?", (name,)).get
+    if stored is None or scope_id is None:
+        return None
+    row: Any = db.execute(_RECOUNT, (scope_id,)).get
+    blobs, size, tags = row
+    return ScopeUse(stored.definition, blobs, size, tags, stored.is_complete)
+
+
+def check_room(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
+    """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo`, unless the scope has the
+    blob with this digest."""
+    rows: list[Any] = db.execute(
+        "SELECT id, prefixes, excluded, max_bytes, bytes FROM usage_scope "
+        "WHERE complete = 1 AND max_bytes IS NOT NULL AND bytes + ? > max_bytes",
+        (size,),
+    ).fetchall()
+    for scope_id, prefixes, excluded, max_bytes, used in rows:
+        is_member = repo.startswith(tuple(json.loads(prefixes))) and not repo.startswith(tuple(json.loads(excluded)))
+        if is_member and not (digest and _has_blob(db, scope_id, digest)):
+            raise bytes_refusal(json.loads(prefixes)[0], max_bytes, used, size)
+
+
+def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
+    found = db.execute(
+        "SELECT 1 FROM usage_blob WHERE scope = ? AND blob = (SELECT id FROM blob WHERE digest = ?)", (scope_id, digest)
+    ).get
+    return found is not None
+
+
+def quota_refusal(db: apsw.Connection, error: Exception) -> QuotaExceeded | None:
+    """Returns the error for the client if `error` comes from a trigger that refused a change because of a quota; None
+    for any other error."""
+    if not isinstance(error, apsw.ConstraintError) or not (match := _QUOTA_MESSAGE.search(str(error))):
+        return None
+    scope_id, kind, size = int(match[1]), match[2], int(match[3])
+    row: Any = db.execute(
+        "SELECT prefixes, max_bytes, bytes, max_tags, tags FROM usage_scope WHERE id = ?", (scope_id,)
+    ).get
+    prefixes, max_bytes, used_bytes, max_tags, tags = row
+    prefix = json.loads(prefixes)[0]
+    if kind == "bytes":
+        return bytes_refusal(prefix, max_bytes, used_bytes, size)
+    return tags_refusal(prefix, max_tags, tags)

@@ -1,0 +1,253 @@
+"""Keeps the cache of mirrored content within its budgets (`Evictor`): evicts the images that were not pulled for the
+longest time.
+
+There are two kinds of limits. A *budget* is the largest number of bytes that the content of one upstream, or of all
+together, may have. If it is exceeded, images are evicted until `TARGET_FRACTION` of it is used. The free space of the
+disk has a low and a high mark: if less than the low mark is free, images are evicted until the high mark is reached.
+
+The bytes of blobs that nothing uses any more are freed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from storage.cached_images import CachedImages, EvictedImage, EvictionRules, IsKept
+from storage.content import Actor
+from storage.errors import RegistryError
+from storage.leases import Leases
+from storage.names import Digest
+from storage.sizes import size_text
+from storage.upkeep.collector import Collector
+from storage.usage import ScopeUse, Usage
+
+EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
+"""The actor that the audit log names for what eviction deletes."""
+EVICTION_SLOT: Final = "cache eviction"
+"""Name of the slot that the process holds which evicts."""
+TARGET_FRACTION: Final = 0.95
+"""The part of a budget that may still be used after an eviction, so that not every new blob causes one."""
+INCOMPLETE_SECONDS: Final = 600.0
+"""An image that lacks blobs is kept for this time after its last pull, because a client may be pulling it."""
+UNUSED_SECONDS: Final = 60.0
+"""A blob to which no manifest of a mirrored repository refers is kept for this time after its last use, if the budget
+is exceeded."""
+CHECK_SECONDS: Final = 2.0
+"""Longest time between two checks of the limits. They are also checked after each blob and manifest that is stored."""
+WARNING_SECONDS: Final = 600.0
+"""Shortest time between two warnings that a limit cannot be kept."""
+IMAGES_PER_ROUND: Final = 20
+"""Number of images after which their blobs are freed and the list of running downloads is read again."""
+log = logging.getLogger("storage.eviction")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The largest number of bytes in the scope `scope` (`storage.usage`), which counts the content of `upstreams`."""
+
+    scope: str
+    upstreams: tuple[str, ...]
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """All limits of the cache. `upstreams`: names of all upstreams. `low_free` and `high_free`: marks of the free space
+    of the disk, in bytes; 0: not limited. `is_kept`: tells the repositories whose images are never evicted."""
+
+    upstreams: tuple[str, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    low_free: int = 0
+    high_free: int = 0
+    is_kept: IsKept = field(default=lambda _: False)
+
+    def __bool__(self) -> bool:
+        return bool(self.budgets or self.low_free)
+
+
+OnEvicted = Callable[[EvictedImage], Awaitable[None]]
+"""Called after each evicted image. May raise an error to stop the eviction; what was evicted stays evicted."""
+
+
+async def ignore_evicted(_: EvictedImage) -> None:
+    """An `OnEvicted` that does nothing."""
+
+
+class Evictor:
+    """Evicts images in this process, while other processes wait."""
+
+    def __init__(
+        self,
+        images: CachedImages,
+        usage: Usage,
+        collector: Collector,
+        leases: Leases,
+        limits: CacheLimits,
+        *,
+        list_downloads: Callable[[], Awaitable[Set[Digest]]],
+        free_bytes: Callable[[], int | None],
+        clock: Callable[[], float],
+    ) -> None:
+        """`list_downloads`: returns the digests of the blobs that any process is downloading. `free_bytes`: returns the
+        free bytes of the disk; None: not known. `clock`: returns seconds since 1970."""
+        self.limits = limits
+        self._images = images
+        self._usage = usage
+        self._collector = collector
+        self._leases = leases
+        self._list_downloads = list_downloads
+        self._free_bytes = free_bytes
+        self._clock = clock
+        self._wake_up = asyncio.Event()
+        self._warned_at = self._no_unused_links_until = float("-inf")
+
+    def check_soon(self) -> None:
+        """Makes `run` check the limits now. Called after content was stored."""
+        self._wake_up.set()
+
+    async def run(self) -> None:
+        """Keeps the limits until the task is cancelled. Logs errors of the store and tries again later."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._wake_up.wait()
+            self._wake_up.clear()
+            try:
+                if await self._is_exceeded() and not await self.evict():
+                    # Nothing could be evicted, so a check at each stored blob would only cost time.
+                    await asyncio.sleep(CHECK_SECONDS)
+            except RegistryError as error:
+                log.warning("eviction stopped with an error: %s; it is tried again later", error.message)
+                await asyncio.sleep(CHECK_SECONDS)
+
+    async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
+        """Evicts images until the limits are kept or no more may be evicted. Returns how many it evicted. Waits while
+        another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
+        async with self._leases.slot(EVICTION_SLOT, count=1):
+            count = 0
+            for budget in self.limits.budgets:
+                if await self._is_over(budget):
+                    count += await self._evict_to(budget, on_evicted)
+            if self._is_disk_low():
+                count += await self._evict_until(self._has_free_space, self.limits.upstreams, on_evicted)
+            if await self._is_exceeded():
+                self._warn()
+            return count
+
+    async def evict_to(self, budget: Budget, on_evicted: OnEvicted = ignore_evicted) -> int:
+        """Evicts images until the scope has at most the bytes of `budget`, or no more may be evicted. Returns how many
+        it evicted. Waits while another process evicts. Raises the same errors as `evict`."""
+        async with self._leases.slot(EVICTION_SLOT, count=1):
+            return await self._evict_until(
+                lambda: self._has_at_most(budget, budget.max_bytes), budget.upstreams, on_evicted
+            )
+
+    async def plan(self, budget: Budget) -> list[EvictedImage]:
+        """Returns the images that `evict_to` would evict. Changes nothing."""
+        use = await self._usage.scope(budget.scope)
+        excess = 0 if use is None else use.bytes - budget.max_bytes
+        if excess <= 0:
+            return []
+        return await self._images.plan(budget.upstreams, await self._rules(), excess, budget.scope)
+
+    async def plan_for_limits(self) -> list[EvictedImage]:
+        """Returns the images that `evict` would evict to keep the budgets. Leaves out what the free space of the disk
+        requires. Changes nothing."""
+        planned: dict[tuple[str, Digest], EvictedImage] = {}
+        for budget in self.limits.budgets:
+            if await self._is_over(budget):
+                target = Budget(budget.scope, budget.upstreams, int(budget.max_bytes * TARGET_FRACTION))
+                planned |= {(image.repository, image.digest): image for image in await self.plan(target)}
+        return list(planned.values())
+
+    async def _is_exceeded(self) -> bool:
+        """Whether any limit is exceeded now."""
+        return self._is_disk_low() or any([await self._is_over(budget) for budget in self.limits.budgets])
+
+    async def _is_over(self, budget: Budget) -> bool:
+        return not await self._has_at_most(budget, budget.max_bytes)
+
+    async def _has_at_most(self, budget: Budget, size: int) -> bool:
+        """Whether the scope of the budget has at most `size` bytes. True while the scope is still being counted and has
+        not reached that size yet."""
+        use: ScopeUse | None = await self._usage.scope(budget.scope)
+        return use is None or use.bytes <= size
+
+    def _is_disk_low(self) -> bool:
+        free = self._free_bytes() if self.limits.low_free else None
+        return free is not None and free < self.limits.low_free
+
+    async def _has_free_space(self) -> bool:
+        free = self._free_bytes()
+        return free is None or free >= max(self.limits.low_free, self.limits.high_free)
+
+    async def _evict_to(self, budget: Budget, on_evicted: OnEvicted) -> int:
+        target = int(budget.max_bytes * TARGET_FRACTION)
+        return await self._evict_until(lambda: self._has_at_most(budget, target), budget.upstreams, on_evicted)
+
+    async def _evict_until(
+        self, is_reached: Callable[[], Awaitable[bool]], upstreams: Sequence[str], on_evicted: OnEvicted
+    ) -> int:
+        """Evicts images of the upstreams until `is_reached` returns True or no more may be evicted."""
+        evicted: list[EvictedImage] = []
+        started = self._clock()
+        try:
+            while not await is_reached():
+                rules = await self._rules()
+                has_more: EvictedImage | bool = True
+                for _ in range(IMAGES_PER_ROUND):
+                    has_more = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
+                    if isinstance(has_more, EvictedImage):
+                        evicted.append(has_more)
+                        await self._collector.free_unlinked_blobs()
+                        await on_evicted(has_more)
+                    if not has_more or await is_reached():
+                        break
+                if not has_more and not await self._drop_unused_links(upstreams):
+                    break
+        finally:
+            self._log(evicted)
+        return len(evicted)
+
+    async def _drop_unused_links(self, upstreams: Sequence[str]) -> int:
+        """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
+        nothing if there was none a short time ago, because the search looks at each mirrored repository."""
+        now = self._clock()
+        if now < self._no_unused_links_until:
+            return 0
+        links = await self._images.drop_unused_links(upstreams, now - UNUSED_SECONDS)
+        if links:
+            await self._collector.free_unlinked_blobs()
+        else:
+            self._no_unused_links_until = now + UNUSED_SECONDS
+        return links
+
+    async def _rules(self) -> EvictionRules:
+        return EvictionRules(
+            self.limits.is_kept, await self._list_downloads(), incomplete_since=self._clock() - INCOMPLETE_SECONDS
+        )
+
+    def _log(self, evicted: Sequence[EvictedImage]) -> None:
+        if evicted:
+            log.info(
+                "evicted %d images from the cache, which frees %s; the first was %s, last pulled %.0f s ago",
+                len(evicted),
+                size_text(sum(image.bytes for image in evicted)),
+                f"{evicted[0].repository}@{evicted[0].digest}",
+                self._clock() - evicted[0].last_pulled,
+            )
+
+    def _warn(self) -> None:
+        """Logs that a limit is exceeded and nothing may be evicted, but not again and again."""
+        now = self._clock()
+        if now - self._warned_at >= WARNING_SECONDS:
+            self._warned_at = now
+            log.warning(
+                "the cache exceeds its limits, and what is in it must stay: a pattern or a frozen tag keeps it, or it "
+                "is being pulled"
+            )

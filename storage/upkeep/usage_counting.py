@@ -1,0 +1,50 @@
+"""Counts in the background what repositories use, when the scopes in the settings have changed (`count_scopes`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from storage.errors import RegistryError
+from storage.leases import Leases
+from storage.usage import ScopeDefinition, Usage
+
+COUNTING_SLOT: Final = "usage counting"
+"""Name of the slot that the process holds which counts."""
+PAUSE_SECONDS: Final = 0.005
+"""Seconds between two batches, so that clients' changes need not wait for many of them."""
+RETRY_SECONDS: Final = 30.0
+"""Seconds until a process tries again after an error of the store."""
+log = logging.getLogger("storage.usage")
+
+
+async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
+    """Makes `definitions` the scopes and counts what is stored, in one process at a time. Returns when all scopes are
+    complete. If the process dies, the next one that calls this continues. Raises StorageFull, StorageFailed."""
+    async with leases.slot(COUNTING_SLOT, count=1):
+        await usage.configure(definitions)
+        is_logged = False
+        while await usage.count_batch():
+            if not is_logged and (names := await _uncounted(usage)):
+                log.info("counting what is stored for: %s; until that is done, their limits have no effect", names)
+                is_logged = True
+            await asyncio.sleep(PAUSE_SECONDS)
+        if is_logged:
+            log.info("counted what is stored; all limits are in effect")
+
+
+async def keep_counted(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
+    """Does the same as `count_scopes`. Logs an error of the store and tries again later instead of raising it."""
+    while True:
+        try:
+            return await count_scopes(usage, leases, definitions)
+        except RegistryError as error:
+            log.warning("cannot count what is stored: %s; it is tried again later", error.message)
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _uncounted(usage: Usage) -> str:
+    """Returns the names of the scopes that are not complete, separated by commas."""
+    return ", ".join(use.definition.name.strip() for use in await usage.scopes() if not use.is_complete)

@@ -1,0 +1,107 @@
+"""The interface of the accounting of disk space (`Usage`), and the sentences about exceeded quotas.
+
+A *scope* is a set of repositories, given by prefixes of their names, whose blobs, bytes and tags are counted. A blob
+counts once in a scope, however many of its repositories have it. There is a scope for each quota, one for the content
+of each upstream (the registries that this one mirrors), and one for all mirrored content.
+
+The counts are exact: they change in the transactions that add or remove blobs and tags. A scope that is new in the
+settings is first counted in the background; until it is *complete*, its quota is not enforced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from storage.errors import QuotaExceeded
+from storage.names import Digest, RepositoryName
+from storage.sizes import size_text
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeDefinition:
+    """A scope as the settings define it. `name`: identifies it, such as `quota team/`. A repository belongs to the
+    scope if its name begins with one of `prefixes` and with none of `excluded`; an empty prefix stands for all names.
+    `upstream`: name of the upstream whose mirrored repositories these are; None: they are not those of one upstream.
+    `max_bytes` and `max_tags`: the quota; None: no limit."""
+
+    name: str
+    prefixes: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    upstream: str | None = None
+    max_bytes: int | None = None
+    max_tags: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeUse:
+    """What a scope contains now: `blobs` blobs with `bytes` bytes in all, and `tags` tags. While `is_complete` is
+    False, the content that was stored before the scope was defined is still being counted."""
+
+    definition: ScopeDefinition
+    blobs: int
+    bytes: int
+    tags: int
+    is_complete: bool
+
+
+class Usage(Protocol):
+    """The counts of all scopes, which all processes share. Changes raise StorageFull, StorageFailed."""
+
+    async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
+        """Makes these the scopes. Adds those that are new or whose prefixes changed, with nothing counted, changes the
+        quotas of the others, and removes those that are not in `definitions`. Then call `count_batch` until it returns
+        False."""
+        ...
+
+    async def count_batch(self) -> bool:
+        """Counts a small part of what is stored and not counted yet, or deletes a small part of what belongs to removed
+        scopes, in one short transaction. Returns False if nothing is left to do. What was counted survives the death of
+        the process. Only one process at a time may call this."""
+        ...
+
+    async def scope(self, name: str) -> ScopeUse | None:
+        """Returns the use of a scope; None if there is no such scope. Takes microseconds."""
+        ...
+
+    async def scopes(self) -> list[ScopeUse]:
+        """Returns the use of all scopes, sorted by name."""
+        ...
+
+    async def recount(self, name: str) -> ScopeUse | None:
+        """Counts the scope's blobs, bytes and tags from the links and tags, which takes as long as the scope has
+        content, and returns what it counted. Changes nothing. Returns None if there is no such scope."""
+        ...
+
+    async def check_room(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
+        """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo` now. `digest`: the
+        blob's digest; None if it is not known. A blob that a scope has already fits. This is a check in advance: the
+        transaction that adds the blob checks again."""
+        ...
+
+
+def bytes_refusal(prefix: str, max_bytes: int, used_bytes: int, blob_bytes: int) -> QuotaExceeded:
+    """Returns the error for a blob of `blob_bytes` bytes that does not fit. `prefix`: that of the quota."""
+    return QuotaExceeded(
+        f"{_owner(prefix)} may hold {size_text(max_bytes)} and {_holds(prefix)} {size_text(used_bytes)}; this blob of "
+        f"{size_text(blob_bytes)} does not fit. Delete what is not needed any more, or ask the operator for more room",
+        {"prefix": prefix, "max_size": max_bytes, "size": used_bytes, "blob_size": blob_bytes},
+    )
+
+
+def tags_refusal(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
+    """Returns the error for a new tag that does not fit."""
+    return QuotaExceeded(
+        f"{_owner(prefix)} may have {max_tags} tags and {_holds(prefix, 'has', 'have')} {tags}; delete tags that are "
+        "not needed any more, or ask the operator for more",
+        {"prefix": prefix, "max_tags": max_tags, "tags": tags},
+    )
+
+
+def _owner(prefix: str) -> str:
+    return prefix or "the repositories of this registry"
+
+
+def _holds(prefix: str, one: str = "holds", many: str = "hold") -> str:
+    return one if prefix else many

@@ -1,0 +1,199 @@
+"""Quotas and the free space of the disk, with a real server of two workers and clients over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from storage.content import OCI_MANIFEST
+from tests.fakes.commands import entrepot_output
+from tests.fakes.mirror_site import MirrorSite, wait_until
+from tests.fakes.plain_client import plain_client
+from tests.fakes.server_process import RegistryServer, running_server
+
+KIB = 1024
+QUOTA = '[[quota]]\nprefix = "team/"\nmax_size = "10KiB"\nmax_tags = 2\n'
+
+
+def start(folder: Path, settings: str) -> Any:
+    (folder / "entrepot.toml").write_text(settings)
+    return running_server(folder, "--config", str(folder / "entrepot.toml"))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RegistryServer]:
+    with start(tmp_path, QUOTA) as running:
+        with plain_client(running.url) as client:
+            wait_until(lambda: quotas(tmp_path)[0]["complete"], "the quota to be counted")
+            assert client.get("/v2/").status_code == 200
+        yield running
+
+
+def quotas(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(
+        entrepot_output("quota", "list", "--json", "--config", "entrepot.toml", "--data", "data", folder=folder)
+    )
+    return found
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def push(server: RegistryServer, repo: str, data: bytes) -> httpx2.Response:
+    """A POST, then a PUT of all bytes."""
+    with plain_client(server.url) as client:
+        location = client.post(f"/v2/{repo}/blobs/uploads/").headers["location"]
+        return client.put(location, params={"digest": digest_of(data)}, content=data)
+
+
+def answer_before_body(server: RegistryServer, method: str, path: str, length: int) -> tuple[int, dict[str, Any]]:
+    """The answer to a request that announces a body and does not send it."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        connection.putrequest(method, path)
+        connection.putheader("Content-Length", str(length))
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())["errors"][0]
+    finally:
+        connection.close()
+
+
+def test_parallel_pushes_never_exceed_a_quota(server: RegistryServer, tmp_path: Path) -> None:
+    """Of 30 pushes of 1 KiB over two workers exactly ten fit; the others get DENIED with the numbers."""
+    blobs = [f"{number}".encode().ljust(KIB, b".") for number in range(30)]
+    with ThreadPoolExecutor(15) as clients:
+        answers = list(clients.map(lambda number: push(server, f"team/app{number % 3}", blobs[number]), range(30)))
+    refused = [answer for answer in answers if answer.status_code != 201]
+    assert len(answers) - len(refused) == 10
+    [error] = refused[0].json()["errors"]
+    assert (refused[0].status_code, error["code"]) == (403, "DENIED")
+    assert {answer.json()["errors"][0]["message"] for answer in refused} == {
+        "team/ may hold 10 KiB and holds 10 KiB; this blob of 1 KiB does not fit. Delete what is not needed any more, "
+        "or ask the operator for more room"
+    }
+    [quota] = quotas(tmp_path)
+    assert (quota["size"], quota["blobs"]) == (10 * KIB, 10)
+    assert push(server, "other/app", blobs[0]).status_code == 201
+    stored = {path.name for path in (server.data / "blobs").rglob("*") if path.is_file()}
+    assert len(stored) == 10
+
+
+def test_an_announced_size_is_refused_before_the_body(server: RegistryServer) -> None:
+    """A POST, a PATCH and a PUT whose Content-Length does not fit. A blob that the scope has is let in."""
+    data = b"a" * 8 * KIB
+    assert push(server, "team/app", data).status_code == 201
+    too_long = 3 * KIB
+    other = digest_of(b"other")
+    status, error = answer_before_body(server, "POST", f"/v2/team/web/blobs/uploads/?digest={other}", too_long)
+    assert (status, error["code"]) == (403, "DENIED")
+    assert "team/ may hold 10 KiB and holds 8 KiB; this blob of 3 KiB does not fit" in error["message"]
+    with plain_client(server.url) as client:
+        location = client.post("/v2/team/web/blobs/uploads/").headers["location"]
+        assert answer_before_body(server, "PATCH", location, too_long)[0] == 403
+        assert answer_before_body(server, "PUT", f"{location}?digest={other}", too_long)[0] == 403
+        assert push(server, "team/web", bytes(20_000 * KIB)).status_code == 403
+        assert client.patch(location, content=b"b" * KIB).status_code == 202
+        assert client.delete(location).status_code == 204
+        answer = client.post("/v2/team/web/blobs/uploads/", params={"digest": digest_of(data)}, content=data)
+        assert answer.status_code == 201, answer.text
+
+
+def test_tags_and_mounts_count(server: RegistryServer) -> None:
+    config = b"{}"
+    assert push(server, "team/app", config).status_code == 201
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(config), "size": 2},
+        "layers": [],
+    }
+    with plain_client(server.url) as client:
+
+        def tag(name: str) -> httpx2.Response:
+            headers = {"content-type": OCI_MANIFEST}
+            return client.put(f"/v2/team/app/manifests/{name}", content=json.dumps(document).encode(), headers=headers)
+
+        assert [tag(name).status_code for name in ("one", "two", "one", "three")] == [201, 201, 201, 403]
+        assert "team/ may have 2 tags and has 2" in tag("three").json()["errors"][0]["message"]
+        assert client.delete("/v2/team/app/manifests/one").status_code == 202
+        assert tag("three").status_code == 201
+        large = b"x" * 11 * KIB
+        assert push(server, "other/app", large).status_code == 201
+        mount = {"mount": digest_of(large), "from": "other/app"}
+        assert client.post("/v2/team/app/blobs/uploads/", params=mount).status_code == 403
+
+
+@pytest.mark.slow
+def test_an_existing_store_is_counted(tmp_path: Path) -> None:
+    """A quota that is new in the settings counts what is there; a removed one has no effect."""
+    data = [bytes([number]) * 6 * KIB for number in range(3)]
+    with start(tmp_path, "") as server:
+        assert push(server, "team/app", data[0]).status_code == 201
+    with start(tmp_path, QUOTA) as server:
+        wait_until(lambda: bool(quotas(tmp_path)) and quotas(tmp_path)[0]["complete"], "the quota to be counted")
+        assert quotas(tmp_path)[0]["size"] == 6 * KIB
+        assert push(server, "team/app", data[1]).status_code == 403
+        assert "counted what is stored; all limits are in effect" in server.log_text()
+    with start(tmp_path, "") as server:
+        wait_until(lambda: quotas(tmp_path) == [], "the quota to be removed")
+        assert push(server, "team/app", data[2]).status_code == 201
+
+
+@pytest.mark.slow
+def test_little_free_space(tmp_path: Path) -> None:
+    """Pushes get 507 before their bytes are received, and the health check says why. Pulls and deletes work, and an
+    upload can be cancelled."""
+    data = b"a" * KIB
+    with start(tmp_path, "") as server, plain_client(server.url) as client:
+        assert push(server, "team/app", data).status_code == 201
+        location = client.post("/v2/team/app/blobs/uploads/").headers["location"]
+    with start(tmp_path, '[disk]\nmin_free = "1000TiB"\n') as server, plain_client(server.url) as client:
+        path = location.partition(f":{location.split(':')[2].split('/')[0]}")[2] if "://" in location else location
+        for method, target in (
+            ("POST", f"/v2/team/app/blobs/uploads/?digest={digest_of(b'b')}"),
+            ("PATCH", path),
+            ("PUT", f"{path}?digest={digest_of(b'b')}"),
+        ):
+            status, error = answer_before_body(server, method, target, 1)
+            assert (status, error["code"]) == (507, "STORAGE_FULL"), method
+            assert error["message"].startswith("the disk is almost full: less than 1000 TiB would stay free")
+        assert client.post("/v2/team/app/blobs/uploads/").status_code == 507
+        assert client.delete(path).status_code == 204
+        blob = f"/v2/team/app/blobs/{digest_of(data)}"
+        assert client.get(blob).content == data
+        health = client.get("/health/ready").json()
+        assert health["status"] == "disk full"
+        assert "almost full" in health["reason"]
+        assert client.delete(blob).status_code == 202
+        assert "the disk is almost full" in server.log_text()
+
+
+@pytest.mark.slow
+def test_a_mirror_serves_its_cache_when_little_space_is_free(site: MirrorSite) -> None:
+    """What is cached is served. Another blob passes through without being stored, each time, also a part of it."""
+    site.start(1000, 2000, settings='prefetch = "off"')
+    layers = site.image.layers
+    site.inspect()
+    assert site.http.get(f"/v2/library/app/blobs/{layers[0].digest}").content == layers[0].read()
+    site.server.stop()
+    config = site.folder / "entrepot.toml"
+    config.write_text('[disk]\nmin_free = "1000TiB"\n' + config.read_text())
+    site.serve()
+    site.inspect()
+    assert site.http.get(f"/v2/library/app/blobs/{layers[0].digest}").content == layers[0].read()
+    path = f"/v2/library/app/blobs/{layers[1].digest}"
+    for _ in range(2):
+        assert site.http.get(path).content == layers[1].read()
+    part = site.http.get(path, headers={"range": "bytes=500-"})
+    assert (part.status_code, part.content) == (206, layers[1].read()[500:])
+    assert site.kept() == []
