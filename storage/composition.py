@@ -200,6 +200,8 @@ async def open_registry(
             leases=leases,
             accounts=database.accounts,
             jobs=database.jobs,
+            pulls=database.pulls,
+            retention=database.retention,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

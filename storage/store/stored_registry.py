@@ -18,6 +18,8 @@ from storage.metadata.catalog import ANY_ACTOR, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
+from storage.pulls import Pulls
+from storage.retention import Retention
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.upkeep.collector import Collector
@@ -42,8 +44,8 @@ class StorageHealth:
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
     the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
-    `storage.composition.open_registry` creates the object. The methods without a description implement
+    locks of digests, the leases (exclusive rights to do some work), the jobs of upkeep, the pulls, and
+    retention. `storage.composition.open_registry` creates the object. The methods without a description implement
     `storage.interface.Registry`, which describes them."""
 
     def __init__(
@@ -60,6 +62,8 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
         jobs: Jobs,
+        pulls: Pulls,
+        retention: Retention,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -74,6 +78,8 @@ class StoredRegistry:
         self.leases = leases
         self.accounts = accounts
         self.jobs = jobs
+        self.pulls = pulls
+        self.retention = retention
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

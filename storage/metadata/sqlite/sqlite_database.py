@@ -18,6 +18,8 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
+from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
+from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
 
 
 class SqliteDatabase:
@@ -26,9 +28,10 @@ class SqliteDatabase:
     loop.
 
     `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
-    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep. `immutable`
-    is the read-only connection that replaces all others when a full disk has no space to open the database normally;
-    otherwise None."""
+    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep,
+    `pulls` when manifests were last pulled. `retention` finds and deletes what the rules of retention do not keep.
+    `immutable` is the read-only connection that replaces all others when a full disk has no space to open the database
+    normally; otherwise None."""
 
     def __init__(
         self,
@@ -54,6 +57,8 @@ class SqliteDatabase:
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
         self.jobs = SqliteJobs(self._db, writer, clock)
+        self.pulls = SqlitePulls(self._db, writer)
+        self.retention = SqliteRetention(writer, scans, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""
