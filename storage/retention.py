@@ -49,6 +49,16 @@ class TagPosition:
 
 
 @dataclass(frozen=True, slots=True)
+class UnusedLimits:
+    """How long a manifest has to have been unused, as times in seconds since 1970. `untagged`: it has not been pushed,
+    and has had no tag, since this time. `pulled`: neither it nor a manifest below it has been pulled since this
+    time."""
+
+    untagged: float
+    pulled: float
+
+
+@dataclass(frozen=True, slots=True)
 class UntaggedManifest:
     """A manifest that has no tag, that no index of its repository lists, and whose subject, if it has one, is not in
     the repository."""
@@ -79,10 +89,9 @@ class Retention(Protocol):
         """Returns at most `limit` tags whose names sort after `after`, in the order of their names."""
         ...
 
-    async def untagged(self, repo: RepositoryName, unused_since: float, after: Digest | None) -> UntaggedPage:
-        """Returns the untagged manifests that have been unused since the time `unused_since`: since then they have had
-        no tag, and nobody has pushed them or pulled them or a manifest below them. A page may be empty although there
-        are further pages."""
+    async def untagged(self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None) -> UntaggedPage:
+        """Returns the untagged manifests that have been unused for long enough. A page may be empty although there are
+        further pages."""
         ...
 
     async def delete_tag(self, repo: RepositoryName, judged: TagFacts, by: Actor) -> bool:
@@ -91,7 +100,7 @@ class Retention(Protocol):
         ...
 
     async def delete_untagged(
-        self, repo: RepositoryName, digest: Digest, unused_since: float, judged_at: float, by: Actor
+        self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
         """Deletes a manifest that `untagged` returned at the time `judged_at`, unless it is used again. Returns the
         digests of the manifests that may have lost their last use by that: its children and its referrers. Returns None

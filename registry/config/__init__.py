@@ -11,6 +11,7 @@ from registry.config.mirror_settings import (
     normalized_host,
 )
 from registry.config.settings import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, TLSSettings
+from registry.config.upkeep_settings import RetentionRule, UpkeepSettings
 
 __all__ = [
     "DOCKER_HUB",
@@ -22,8 +23,10 @@ __all__ = [
     "HostedSettings",
     "Issuer",
     "OIDCSettings",
+    "RetentionRule",
     "Settings",
     "TLSSettings",
+    "UpkeepSettings",
     "Upstream",
     "format_duration",
     "format_size",

@@ -114,6 +114,8 @@ def _check_tag_pattern(value: str) -> str:
     return value
 
 
+TagPattern = Annotated[str, AfterValidator(_check_tag_pattern)]
+"""A pattern of tags, such as `v*`. `fnmatch.fnmatchcase` matches tags against it."""
 UpstreamName = Annotated[str, AfterValidator(_check_upstream_name)]
 """The name of an upstream in image names, such as `ghcr.io`."""
 
@@ -166,7 +168,7 @@ class Upstream(SettingsGroup):
     tag_ttl: Duration = Field(
         default=300.0, description="How long a cached tag is fresh. After that the upstream is asked again"
     )
-    tag_ttls: dict[Annotated[str, AfterValidator(_check_tag_pattern)], Duration] = Field(
+    tag_ttls: dict[TagPattern, Duration] = Field(
         default={},
         description='`tag_ttl` by tag pattern; the first match is used: `{ "v*" = "1h", "*-nightly" = "1m" }`',
     )

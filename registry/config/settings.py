@@ -27,6 +27,7 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
+from registry.config.upkeep_settings import RetentionRule, UpkeepSettings, check_retention
 from registry.config.worker_count import default_worker_count
 
 
@@ -207,10 +208,15 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     hosted: HostedSettings = HostedSettings()
     warm: WarmSettings = WarmSettings()
+    upkeep: UpkeepSettings = UpkeepSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
         default=[], description="The registries to mirror, see below. The value of the variable is JSON"
+    )
+    retention: list[RetentionRule] = Field(
+        default=[],
+        description="Which tags of hosted repositories are kept, see below. The value of the variable is JSON",
     )
     issuer: list[Issuer] = Field(
         default=[],
@@ -225,6 +231,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_upstreams(self) -> Self:
         check_upstreams(self.upstream, self.hosted)
+        return self
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> Self:
+        check_retention(self.retention, self.upstream)
         return self
 
     @property

@@ -22,7 +22,13 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Issuer, Settings, Upstream, format_size, is_size
+from registry.config import (
+    ENV_NESTED_DELIMITER,
+    ENV_PREFIX,
+    Settings,
+    format_size,
+    is_size,
+)
 
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """The environment variable with the path of the settings file."""
@@ -33,6 +39,7 @@ as settings and cause no warning."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
+    "retention": 'write it like [{"repositories": "team/**", "keep_last": 10}]',
     "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
 }
 """For each setting that is a list of tables: the hint in error messages that shows how to write the list as JSON in a
@@ -277,8 +284,9 @@ def _problem_text(problem: ErrorDetails) -> str:
     """Returns the text for pydantic's error about a setting, in the terms of the settings file instead of those of
     pydantic."""
     if problem["type"] == "extra_forbidden":
-        tables = (*setting_fields(Upstream, ("upstream",)), *setting_fields(Issuer, ("issuer",)))
-        known = [".".join(path) for path, _ in (*setting_fields(), *tables)]
+        tables = [(path, model) for path, field in setting_fields() if (model := table_model(field))]
+        in_tables = (field for path, model in tables for field in setting_fields(model, path))
+        known = [".".join(path) for path, _ in (*setting_fields(), *in_tables)]
         return f"unknown setting{_did_you_mean('.'.join(p for p in problem['loc'] if isinstance(p, str)), known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])

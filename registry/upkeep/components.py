@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from registry.config import Settings
 from registry.router import Router
+from registry.upkeep.retention import retention_work
+from registry.upkeep.retention.judgement import RetentionJudge
+from registry.upkeep.retention.preview import RetentionPreview
+from registry.upkeep.retention.retention_work import RetentionWork
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import Work
 
@@ -14,15 +19,21 @@ from storage.upkeep.job_runner import Work
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
     """The opened registry and the kinds of jobs that run on it. `store` is the hosted registry with all stores of the
-    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work."""
+    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work.
+    `retention_preview` says what retention would do."""
 
     settings: Settings
     store: StoredRegistry
     router: Router
     works: Mapping[str, Work]
+    retention_preview: RetentionPreview
 
 
-def upkeep_components(settings: Settings, store: StoredRegistry, router: Router) -> UpkeepComponents:
-    """Builds the components for an opened registry."""
+def upkeep_components(
+    settings: Settings, store: StoredRegistry, router: Router, clock: Callable[[], float] = time.time
+) -> UpkeepComponents:
+    """Builds the components for an opened registry. `clock` returns the time in seconds since 1970."""
     works: dict[str, Work] = {}
-    return UpkeepComponents(settings, store, router, works)
+    judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention)
+    works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)
+    return UpkeepComponents(settings, store, router, works, RetentionPreview(judge, store.retention, clock))

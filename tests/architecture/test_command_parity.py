@@ -44,6 +44,11 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "jobs list": ("GET", "/jobs"),
+    "jobs show": ("GET", "/jobs/{job}"),
+    "jobs stop": ("POST", "/jobs/{job}/stop"),
+    "retention preview": ("GET", "/retention/preview"),
+    "retention apply": ("POST", "/retention"),
 }
 
 ONLY_API = {

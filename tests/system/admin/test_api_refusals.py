@@ -22,6 +22,7 @@ OWN = {
     ("GET", "/tokens"),
     ("POST", "/tokens"),
     ("DELETE", "/tokens/{id}"),
+    ("GET", "/retention/preview"),
 }
 """The routes that are not for admins only. All others have to be."""
 
@@ -35,6 +36,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/grants"): {"subject": "everyone", "pattern": "**", "actions": ["pull"]},
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
+    ("POST", "/jobs/{job}/stop"): {},
+    ("POST", "/retention"): {},
 }
 
 

@@ -23,6 +23,7 @@ from storage.retention import (
     TagPosition,
     UntaggedManifest,
     UntaggedPage,
+    UnusedLimits,
 )
 
 _NEWEST: Final = """
@@ -70,19 +71,19 @@ class SqliteRetention:
 
         return await self._scans.run(read)
 
-    async def untagged(self, repo: RepositoryName, unused_since: float, after: Digest | None) -> UntaggedPage:
+    async def untagged(self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None) -> UntaggedPage:
         def read(db: apsw.Connection) -> UntaggedPage:
             repository = _repository(db, repo)
             rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
             roots = [
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
-                if pushed <= unused_since
+                if pushed <= limits.untagged
                 and not unused_manifests.is_used(db, manifest)
-                and not _is_newer(unused_manifests.last_pull(db, manifest), unused_since)
+                and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
             ]
             if roots:  # the history of tags is read only where there is something to delete
-                recent = unused_manifests.digests_without_tag_since(db, repository, unused_since)
+                recent = unused_manifests.digests_without_tag_since(db, repository, limits.untagged)
                 roots = [root for root in roots if root.digest not in recent]
             return UntaggedPage(roots, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
 
@@ -106,16 +107,16 @@ class SqliteRetention:
         return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
 
     async def delete_untagged(
-        self, repo: RepositoryName, digest: Digest, unused_since: float, judged_at: float, by: Actor
+        self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
         now = self._clock()
 
         def delete(db: apsw.Connection) -> list[Digest] | None:
             repository = _repository(db, repo)
             row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
-            if row is None or row[1] > unused_since or unused_manifests.is_used(db, row[0]):
+            if row is None or row[1] > limits.untagged or unused_manifests.is_used(db, row[0]):
                 return None
-            if _is_newer(unused_manifests.last_pull(db, row[0]), unused_since):
+            if _is_newer(unused_manifests.last_pull(db, row[0]), limits.pulled):
                 return None
             if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
                 return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -100,11 +100,11 @@ async def test_a_kill_loses_only_what_was_not_stored(tmp_path: Path, clock: Cloc
     """What was stored before SIGKILL is there afterwards."""
     async with clocked_store(tmp_path, clock) as store:
         image = await push_image(store, APP, "a", "1")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), APP, image.digest],
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED, str(tmp_path), APP, image.digest),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=60,
     )
-    assert done.returncode == -signal.SIGKILL
+    async with asyncio.timeout(60):
+        assert await killed.wait() == -signal.SIGKILL
     async with open_registry(tmp_path) as store:
         assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 100, 1)

@@ -11,7 +11,7 @@ from storage.access import AuditQuery
 from storage.content import Actor, Manifest, digest_of
 from storage.errors import ManifestUnknown
 from storage.names import Digest, Reference, RepositoryName, Tag
-from storage.retention import TagFacts, TagPosition
+from storage.retention import TagFacts, TagPosition, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
 from tests.fakes.upkeep_store import APP, DAY, START, Clock, clocked_store, pull
@@ -42,7 +42,7 @@ async def facts(store: StoredRegistry, name: str) -> TagFacts:
 
 
 async def unused(store: StoredRegistry, since: float) -> list[Digest]:
-    page = await store.retention.untagged(APP, since, None)
+    page = await store.retention.untagged(APP, UnusedLimits(since, since), None)
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
 
@@ -160,7 +160,7 @@ async def test_untagged_manifests_come_in_pages(store: StoredRegistry, monkeypat
     found: list[Digest] = []
     after: Digest | None = None
     while True:
-        page = await store.retention.untagged(APP, START, after)
+        page = await store.retention.untagged(APP, UnusedLimits(START, START), after)
         found += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
@@ -178,7 +178,9 @@ async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, c
     await push_index(store, [shared], "other")
     signature = await push_image(store, APP, "signature", subject=index.digest)
     clock.pass_days(1)
-    dependents = await store.retention.delete_untagged(APP, index.digest, clock(), clock(), RETENTION)
+    dependents = await store.retention.delete_untagged(
+        APP, index.digest, UnusedLimits(clock(), clock()), clock(), RETENTION
+    )
     assert dependents is not None
     assert set(dependents) == {exclusive.digest, tagged.digest, shared.digest, signature.digest}
     gone, more = await store.retention.delete_orphans(APP, dependents, RETENTION)
@@ -193,8 +195,8 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
     """What happens between the judgement and the deletion keeps the manifest."""
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
-    judged_at, since = clock(), clock() - DAY
-    assert await unused(store, since) == [image.digest]
+    judged_at, limits = clock(), UnusedLimits(clock() - DAY, clock() - DAY)
+    assert await unused(store, limits.untagged) == [image.digest]
     clock.now += 1
     match change:
         case "tagged":
@@ -206,7 +208,7 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
         case "untagged again":
             await store.put_manifest(APP, image, [Tag("tag")], by=BY)
             await store.delete_tag(APP, Tag("tag"), by=BY)
-    assert await store.retention.delete_untagged(APP, image.digest, since, judged_at, RETENTION) is None
+    assert await store.retention.delete_untagged(APP, image.digest, limits, judged_at, RETENTION) is None
     assert await has(store, image.digest)
 
 

@@ -27,11 +27,13 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
 
 async def checked(store: StoredRegistry, clock: Clock) -> list[Job]:
     """The jobs after the schedules of two processes have looked many times."""
-    looks = 0
+    looks, has_looked = 0, asyncio.Event()
 
     def counting_clock() -> float:
         nonlocal looks
         looks += 1
+        if looks == 10:
+            has_looked.set()
         return clock()
 
     schedules = [
@@ -41,8 +43,7 @@ async def checked(store: StoredRegistry, clock: Clock) -> list[Job]:
         for _ in range(2)
     ]
     async with asyncio.timeout(20):
-        while looks < 10:
-            await asyncio.sleep(0.001)
+        await has_looked.wait()
     for schedule in schedules:
         schedule.cancel()
     await asyncio.gather(*schedules, return_exceptions=True)

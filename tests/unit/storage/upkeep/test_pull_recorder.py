@@ -41,12 +41,14 @@ class FullDisk(Pulls):
         self.is_full = True
         self.saved: list[PullCount] = []
         self.batches: list[int] = []
+        self.has_saved = asyncio.Event()
 
     async def save(self, counts: Sequence[PullCount]) -> None:
         if self.is_full:
             raise StorageFull
         self.saved += counts
         self.batches.append(len(counts))
+        self.has_saved.set()
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         return None
@@ -130,8 +132,7 @@ async def test_a_full_recorder_stores_at_once(clock: Clock) -> None:
     async with asyncio.timeout(10):
         for number in range(3):
             recorder.count(numbered(number))
-        while not pulls.saved:
-            await asyncio.sleep(0.001)
+        await pulls.has_saved.wait()
     running.cancel()
     assert pulls.batches == [3]
 
@@ -145,8 +146,7 @@ async def test_all_processes_store_at_the_same_time(clock: Clock) -> None:
     recorder.count(numbered(0))
     running = asyncio.create_task(recorder.run())
     async with asyncio.timeout(10):
-        while not pulls.saved:
-            await asyncio.sleep(0.001)
+        await pulls.has_saved.wait()
     running.cancel()
 
 
