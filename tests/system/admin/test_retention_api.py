@@ -99,7 +99,7 @@ def test_a_preview_needs_rights_on_the_repository(site: AdminSite) -> None:
 
 @pytest.mark.parametrize(("repository", "status"), [("private/app", 404), ("Team/App", 400), ("", 400), (None, 422)])
 def test_previews_of_nothing(site: AdminSite, repository: str | None, status: int) -> None:
-    query = {} if repository is None else {"repository": repository}
+    query: dict[str, Any] = {} if repository is None else {"repository": repository}
     assert site.call("GET", "/retention/preview", **query).status_code == status
 
 
