@@ -15,9 +15,6 @@ from storage.names import Digest, RepositoryName
 MAX_SAVED_PULLS: Final = 500
 """Largest number of entries in one call of `Pulls.save`."""
 
-Pull = tuple[RepositoryName, Digest]
-"""A pull of a manifest: the repository's name as the client wrote it, and the manifest's digest."""
-
 
 @dataclass(frozen=True, slots=True)
 class PullCount:

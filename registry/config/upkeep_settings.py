@@ -35,7 +35,9 @@ class RetentionRule(SettingsGroup):
         BeforeValidator(split_commas),
         Field(min_length=1),
     ] = Field(description="One or more patterns of repositories, such as `team/**`")
-    keep_last: int = Field(default=0, ge=0, description="Keeps this many tags: those that were pushed last")
+    keep_last: int = Field(
+        default=0, ge=0, le=1_000_000, description="Keeps this many tags: those that were pushed last"
+    )
     keep_tags: Annotated[list[TagPattern], BeforeValidator(split_commas)] = Field(
         default=[], description='Keeps the tags that match one of these patterns: `["v*", "latest"]`'
     )

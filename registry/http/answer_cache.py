@@ -21,8 +21,8 @@ from registry.http.cross_site import BROWSER_HEADERS
 from registry.http.exchange import Exchange
 from registry.http.response_headers import REQUEST_ID
 from registry.request import LogCall
+from storage.content import Pull
 from storage.names import RepositoryName
-from storage.pulls import Pull
 from storage.versioned_cache import VersionedCache
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"

@@ -15,9 +15,9 @@ from registry.http.query import Query
 from registry.http.response_headers import API_VERSION, NO_SNIFF, REQUEST_ID, ZERO_LENGTH
 from registry.memory_budget import MIB
 from registry.request import UNAUTHENTICATED, LogCall, RequestContext
+from storage.content import Pull
 from storage.interface import Registry
 from storage.names import RepositoryName
-from storage.pulls import Pull
 
 _BODY_EXTENSION: Final = "entrepot.body"
 """Key of an ASGI extension of our server. Its value is a dictionary of three functions. `receive` returns the next

@@ -14,9 +14,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from storage.content import Pull
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 from storage.names import RepositoryName
-from storage.pulls import MAX_SAVED_PULLS, Pull, PullCount, Pulls
+from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
 
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""

@@ -6,8 +6,8 @@ import pytest
 
 from registry.http import DistributionAPI
 from registry.http.answer_cache import AnswerCache
+from storage.content import Pull
 from storage.memory_registry import MemoryRegistry
-from storage.pulls import Pull
 from tests.fakes.asgi_client import AsgiClient, CachedAnswerClient
 from tests.unit.registry.conftest import REPO, V2, image, put_image
 

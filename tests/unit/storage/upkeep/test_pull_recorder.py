@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.content import digest_of
+from storage.content import Pull, digest_of
 from storage.errors import NameUnknown, StorageFull
 from storage.names import Digest, RepositoryName
-from storage.pulls import MAX_SAVED_PULLS, Pull, PullCount, PullRecord, Pulls
+from storage.pulls import MAX_SAVED_PULLS, PullCount, PullRecord, Pulls
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.pull_recorder import STORE_SECONDS, PullRecorder
 from tests.fakes.registry_content import push_image
