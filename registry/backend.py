@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from registry.config import Settings, Upstream
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.budgets import min_free_space, scope_definitions
 from registry.upkeep.components import UpkeepComponents, upkeep_components
+from registry.upkeep.retention import retention_work
 from storage.composition import open_registry
+from storage.errors import StorageFailed, StorageFull
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobRunner
+from storage.upkeep.job_schedule import queue_jobs
+from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.schedule import cancel_all
 from storage.upkeep.usage_counting import keep_counted
 
@@ -31,12 +35,13 @@ if TYPE_CHECKING:
 
 
 class Backend(NamedTuple):
-    """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; and the
-    work of upkeep on them."""
+    """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
+    of upkeep on them; and the recorder of the pulls that this process serves."""
 
     store: StoredRegistry
     router: Router
     upkeep: UpkeepComponents
+    pulls: PullRecorder
 
 
 def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
@@ -86,9 +91,10 @@ async def open_backend(
     The data directory must have been prepared by `storage.composition.prepare_data_dir`.
 
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
-    - `serving`: whether the process is a server. Until the block ends, a server runs the queued jobs, fetches the
-      images in the setting `[warm]` before clients request them, and looks at tags whose cooldown runs, unless another
-      process does that. It also logs when the disk becomes full.
+    - `serving`: whether the process is a server. Until the block ends, a server stores the pulls that it serves. Unless
+      another process does so, it also runs the queued jobs, queues those that are due, fetches the images in the
+      setting `[warm]` before clients request them, and looks at tags whose cooldown runs. It logs when the disk becomes
+      full.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970."""
@@ -135,13 +141,31 @@ async def open_backend(
                 interval = round_interval(cooldowns.values())
                 await stack.enter_async_context(watch_young_tags(watched, interval, store.leases))
         upkeep = upkeep_components(settings, store, router, clock)
+        pulls = PullRecorder(store.pulls, router.locate, clock)
         if serving and not store.is_read_only:
+            stack.push_async_callback(_store_last_pulls, pulls)
             runner = JobRunner(store.jobs, store.leases, upkeep.works)
-            background_tasks = [asyncio.create_task(runner.run())]
-            stack.push_async_callback(cancel_all, background_tasks)
-            scopes = scope_definitions(settings)
-            background_tasks.append(asyncio.create_task(keep_counted(store.usage, store.leases, scopes)))
+            background = [runner.run(), pulls.run(), *_schedules(settings, store, clock)]
+            background.append(keep_counted(store.usage, store.leases, scope_definitions(settings)))
             if upkeep.evictor.limits:
                 store.metadata.on_mirrored = upkeep.evictor.check_soon
-                background_tasks.append(asyncio.create_task(upkeep.evictor.run()))
-        yield Backend(store, router, upkeep)
+                background.append(upkeep.evictor.run())
+            stack.push_async_callback(cancel_all, [asyncio.create_task(work) for work in background])
+        yield Backend(store, router, upkeep, pulls)
+
+
+def _schedules(
+    settings: Settings, store: StoredRegistry, clock: Callable[[], float]
+) -> list[Coroutine[Any, Any, None]]:
+    """Returns the functions to run in the background that queue jobs at the intervals in the settings."""
+    if not settings.retention or not settings.upkeep.retention_every or settings.read_only:
+        return []
+    every = settings.upkeep.retention_every
+    actor = retention_work.ACTOR.name
+    return [queue_jobs(store.jobs, store.leases, retention_work.KIND, every, clock, actor=actor)]
+
+
+async def _store_last_pulls(pulls: PullRecorder) -> None:
+    """Stores the last pulls before the store is closed. If that fails, they are lost."""
+    with suppress(StorageFull, StorageFailed):
+        await pulls.store()

@@ -32,6 +32,7 @@ from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLim
 from registry.http.answer_cache import AnswerCache
 from registry.http.body_memory import MANIFESTS_BUDGET_BYTES, RESPONSES_BUDGET_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
 from registry.http.cross_site import CrossSiteCheck
+from registry.http.exchange import CountPull
 from registry.http.namespaces import hosts_of
 from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
@@ -168,7 +169,13 @@ class ServiceFactory:
             components, policy, backend.upkeep, proxied=behind_proxy, public_url=settings.public_url
         )
         return Service(
-            self._distribution(guard, authenticator, answer_cache, has_no_accounts=lambda: not policy.closed),
+            self._distribution(
+                guard,
+                authenticator,
+                answer_cache,
+                has_no_accounts=lambda: not policy.closed,
+                count_pull=backend.pulls.count,
+            ),
             unchecked_registry=restricted,
             access=AccessControl(components, policy, components.token_service(policy), management),
             storage_problem=store.storage_problem,
@@ -192,9 +199,11 @@ class ServiceFactory:
         authenticator: Authenticator,
         answer_cache: AnswerCache | None = None,
         has_no_accounts: Callable[[], bool] = lambda: True,
+        count_pull: CountPull | None = None,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
-        `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything."""
+        `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything.
+        `count_pull` counts the pulls of manifests; None: they are not counted."""
         settings = self.settings
         return DistributionAPI(
             Observed(guard),
@@ -207,6 +216,7 @@ class ServiceFactory:
             answer_cache=answer_cache,
             cross_site=CrossSiteCheck(settings.public_url, self._upstream_by_host, has_no_accounts),
             body_memory=self.body_memory,
+            count_pull=count_pull,
         )
 
     def _namespaces(self) -> Namespaces | None:

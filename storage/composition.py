@@ -219,6 +219,8 @@ async def open_registry(
             immutable_tags=immutable_tags,
             usage=database.usage,
             cached_images=database.cached_images,
+            pulls=database.pulls,
+            retention=database.retention,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 
 from storage import manifest_parser
 from storage.errors import DigestInvalid, ManifestInvalid, RangeInvalid
-from storage.names import Digest, shown
+from storage.names import Digest, RepositoryName, shown
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -159,6 +159,10 @@ class Actor:
     address: str = ""
     request_id: str = ""
     user_agent: str = ""
+
+
+Pull = tuple[RepositoryName, Digest]
+"""A pull of a manifest by a client: the repository's name as the client wrote it, and the manifest's digest."""
 
 
 @dataclass(frozen=True, slots=True)

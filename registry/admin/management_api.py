@@ -18,6 +18,7 @@ from registry.admin import (
     frozen_tag_routes,
     grant_routes,
     job_routes,
+    retention_routes,
     tag_routes,
     token_routes,
 )
@@ -60,6 +61,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "mirror", "description": "Tags of upstream registries that stay at one digest."},
     {"name": "cache", "description": "The cache of mirrored content."},
     {"name": "quotas", "description": "Limits of what the repositories below a prefix may hold."},
+    {"name": "retention", "description": "Which tags the rules in the settings keep, and deleting all others."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -73,6 +75,7 @@ _ROUTE_MODULES: Final = (
     tag_routes,
     frozen_tag_routes,
     cache_routes,
+    retention_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

@@ -17,7 +17,7 @@ from registry.cli.accounts import (
     user_command,
 )
 from registry.cli.mirror import freeze_command, mirror_command
-from registry.cli.upkeep import cache_command, jobs_command, quota_command, tag_command
+from registry.cli.upkeep import cache_command, jobs_command, quota_command, retention_command, tag_command
 
 app = typer.Typer(
     help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
@@ -51,6 +51,7 @@ app.add_typer(cache_command.app, name="cache")
 app.add_typer(quota_command.app, name="quota")
 app.add_typer(jobs_command.app, name="jobs")
 app.add_typer(tag_command.app, name="tag")
+app.add_typer(retention_command.app, name="retention")
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

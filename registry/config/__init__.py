@@ -10,6 +10,7 @@ from registry.config.mirror_settings import (
     Upstream,
     normalized_host,
 )
+from registry.config.retention_settings import RetentionRule, UpkeepSettings
 from registry.config.settings import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, TLSSettings
 from registry.config.upkeep_settings import CacheSettings, DiskSettings, Quota
 
@@ -26,8 +27,10 @@ __all__ = [
     "Issuer",
     "OIDCSettings",
     "Quota",
+    "RetentionRule",
     "Settings",
     "TLSSettings",
+    "UpkeepSettings",
     "Upstream",
     "format_duration",
     "format_size",

@@ -4,7 +4,8 @@ and URLs."""
 from __future__ import annotations
 
 import re
-from typing import Annotated, get_args
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
@@ -95,5 +96,8 @@ def is_size(field: FieldInfo) -> bool:
 
 
 def is_duration(field: FieldInfo) -> bool:
-    """Returns whether the value of a setting is a duration."""
-    return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in field.metadata)
+    """Returns whether the value of a setting is a duration, or a duration or None."""
+    metadata = field.metadata
+    if get_origin(field.annotation) in (Union, UnionType):
+        metadata = [item for kind in get_args(field.annotation) for item in get_args(kind)[1:]]
+    return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in metadata)

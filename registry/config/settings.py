@@ -27,6 +27,7 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
+from registry.config.retention_settings import RetentionRule, UpkeepSettings, check_retention
 from registry.config.upkeep_settings import (
     CacheSettings,
     DiskSettings,
@@ -217,10 +218,15 @@ class Settings(BaseSettings):
     warm: WarmSettings = WarmSettings()
     cache: CacheSettings = CacheSettings()
     disk: DiskSettings = DiskSettings()
+    upkeep: UpkeepSettings = UpkeepSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
         default=[], description="The registries to mirror, see below. The value of the variable is JSON"
+    )
+    retention: list[RetentionRule] = Field(
+        default=[],
+        description="Which tags of hosted repositories are kept, see below. The value of the variable is JSON",
     )
     issuer: list[Issuer] = Field(
         default=[],
@@ -245,6 +251,11 @@ class Settings(BaseSettings):
         check_upstreams(self.upstream, self.hosted)
         check_immutable_rules(self.immutable, (upstream.name for upstream in self.upstream))
         check_quotas(self.quota, [upstream.name for upstream in self.upstream])
+        return self
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> Self:
+        check_retention(self.retention, self.upstream)
         return self
 
     @property

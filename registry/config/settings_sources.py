@@ -33,6 +33,7 @@ as settings and cause no warning."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
+    "retention": 'write it like [{"repositories": "team/**", "keep_last": 10}]',
     "quota": 'write it like [{"prefix": "team/", "max_size": "100GiB"}]',
     "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
 }

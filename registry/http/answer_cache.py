@@ -21,6 +21,7 @@ from registry.http.cross_site import BROWSER_HEADERS
 from registry.http.exchange import Exchange
 from registry.http.response_headers import REQUEST_ID
 from registry.request import LogCall
+from storage.content import Pull
 from storage.names import RepositoryName
 from storage.versioned_cache import VersionedCache
 
@@ -59,6 +60,7 @@ class CachedAnswer:
 
     - `before` and `after`: the headers before and after the one with the request's id, which is new for each request.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
+    - `pull`: the manifest that a request with this answer pulls; None: it pulls none.
     - `logged_calls`: one function for each call on the registry that was needed to make the answer. Whenever the cached
       answer is used, each function writes the log line of its call again."""
 
@@ -67,6 +69,7 @@ class CachedAnswer:
     body: bytes
     principal_name: str
     is_account: bool
+    pull: Pull | None
     logged_calls: list[LogCall]
     rendered: Any = None
     """The server stores the encoded answer here when it sends the answer for the first time; None until then."""
@@ -126,7 +129,9 @@ class AnswerCache:
             return  # the answer may depend on a header that is not in the cache key
         key, version = exchange.scope["extensions"][CACHED_ANSWER_EXTENSION][_CACHE_AS]
         before, after, body = complete
-        answer = CachedAnswer(before, after, body, exchange.name, exchange.is_account, exchange.logged_calls or [])
+        answer = CachedAnswer(
+            before, after, body, exchange.name, exchange.is_account, exchange.pull, exchange.logged_calls or []
+        )
         _, path, _, host = key
         size = _ENTRY_BYTES + len(path) + len(host) + 2 * len(body)  # `rendered` contains the body once more
         self._answers.put(key, answer, size, version)

@@ -20,7 +20,7 @@ from registry.http.cross_site import CrossSiteCheck
 from registry.http.disconnect import ClientGone
 from registry.http.error_responses import log_cut_off, log_server_error, send_error, send_internal_error
 from registry.http.error_statuses import MethodUnknown
-from registry.http.exchange import Exchange, RequestLimits
+from registry.http.exchange import CountPull, Exchange, RequestLimits
 from registry.http.namespaces import Namespaces
 from registry.http.rate_limit import RateLimit, check_rate, rate_key
 from registry.http.resource_path import parse_path
@@ -98,6 +98,7 @@ class DistributionAPI:
         answer_cache: AnswerCache | None = None,
         cross_site: CrossSiteCheck | None = None,
         body_memory: BodyMemory | None = None,
+        count_pull: CountPull | None = None,
     ) -> None:
         """The options:
 
@@ -109,7 +110,9 @@ class DistributionAPI:
         - `answer_cache`: the response cache; None: no response is cached.
         - `cross_site`: refuses requests that other sites make a browser send; None: a default check, as for a registry
           that has no accounts and no host name except that in `public_url`.
-        - `body_memory`: the memory budgets of the worker; None: new ones."""
+        - `body_memory`: the memory budgets of the worker; None: new ones.
+        - `count_pull`: counts each pull of a manifest (`storage.pulls`), also those that the response cache answers;
+          None: pulls are not counted."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
@@ -123,6 +126,7 @@ class DistributionAPI:
         self._answer_cache = answer_cache
         self._cross_site = cross_site or CrossSiteCheck(public_url, hosts=(), has_no_accounts=lambda: True)
         self._body_memory = body_memory or BodyMemory()
+        self._count_pull = count_pull
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
@@ -162,8 +166,8 @@ class DistributionAPI:
         """Returns the cached response to a request without a body, with a new request id for its header. Returns None
         if no such response is cached: then the server has to call the application with the request.
 
-        Before it returns a response, counts the request under the rate limit. Also writes the log lines that the
-        application's calls on the registry would have written for this request."""
+        Before it returns a response, counts the request under the rate limit, and counts a pull. Also writes the log
+        lines that the application's calls on the registry would have written for this request."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
             return None
@@ -172,6 +176,8 @@ class DistributionAPI:
         if self._rate_limit is not None and self._rate_limit(key):
             return None  # the limit is reached: the server calls the application, which answers 429
         request_id = new_request_id()
+        if answer.pull is not None and self._count_pull is not None:
+            self._count_pull(answer.pull)
         for log_call in answer.logged_calls:
             log_call(answer.principal_name, address, request_id)
         return answer, request_id
@@ -187,7 +193,11 @@ class DistributionAPI:
             self._authenticator.check_push(exchange.repo)
         handler = HANDLERS[exchange.kind].get(exchange.method)
         if handler is not None:
-            await handler(exchange)
+            try:
+                await handler(exchange)
+            finally:  # a client that leaves before it has the whole manifest has pulled it, too
+                if exchange.pull is not None and self._count_pull is not None:
+                    self._count_pull(exchange.pull)
         elif exchange.method == "OPTIONS":
             await exchange.send_empty(204, allow_header(exchange.allowed_methods))
         else:

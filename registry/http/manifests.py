@@ -33,10 +33,12 @@ async def get_manifest(exchange: Exchange) -> None:
         found = await exchange.registry.resolve_manifest(exchange.repo, reference)
     if found is None or found.size <= UNCOUNTED_RESPONSE_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
+        exchange.pull = exchange.repo, manifest.digest
         if len(manifest.body) <= UNCOUNTED_RESPONSE_BYTES:
             await _send(exchange, reference, manifest)
             return
         found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
+    exchange.pull = exchange.repo, found.digest
     if is_not_modified(exchange, found.digest):
         manifest = None  # must not stay in memory while a slow client receives the response
         await _send_unchanged(exchange, reference, found.digest)
@@ -78,6 +80,7 @@ async def head_manifest(exchange: Exchange) -> None:
     """Sends the headers of a manifest: the type, the length and the digest."""
     reference = as_reference(exchange.item)
     found: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
+    exchange.pull = exchange.repo, found.digest
     if is_not_modified(exchange, found.digest):
         await _send_unchanged(exchange, reference, found.digest)
         return

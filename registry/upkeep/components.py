@@ -10,6 +10,10 @@ from registry.config import Settings
 from registry.router import Router
 from registry.upkeep.budgets import cache_limits
 from registry.upkeep.eviction import EVICTION_KIND, eviction_work
+from registry.upkeep.retention import retention_work
+from registry.upkeep.retention.judgement import RetentionJudge
+from registry.upkeep.retention.preview import RetentionPreview
+from registry.upkeep.retention.retention_work import RetentionWork
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Evictor
 from storage.upkeep.job_runner import Work
@@ -19,13 +23,15 @@ from storage.upkeep.job_runner import Work
 class UpkeepComponents:
     """The opened registry and the kinds of jobs that run on it. `store` is the hosted registry with all stores of the
     data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work. `evictor`
-    keeps the cache of mirrored content within its limits."""
+    keeps the cache of mirrored content within its limits. `retention_preview` says
+    what retention would do."""
 
     settings: Settings
     store: StoredRegistry
     router: Router
     works: Mapping[str, Work]
     evictor: Evictor
+    retention_preview: RetentionPreview
 
 
 def upkeep_components(
@@ -44,4 +50,7 @@ def upkeep_components(
         clock=clock,
     )
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
-    return UpkeepComponents(settings, store, router, works, evictor)
+    judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention)
+    works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)
+    preview = RetentionPreview(judge, store.retention, clock)
+    return UpkeepComponents(settings, store, router, works, evictor, preview)

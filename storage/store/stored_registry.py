@@ -19,6 +19,8 @@ from storage.metadata.catalog import ANY_ACTOR, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
+from storage.pulls import Pulls
+from storage.retention import Retention
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.tag_history import TagHistory
@@ -58,6 +60,7 @@ class StoredRegistry:
     - `accounts`: accounts, rights and the audit log;
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
     - `collector`, `jobs`: garbage collection and the jobs of upkeep;
+    - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
     - `immutable_tags`: the rules about tags that clients cannot change."""
@@ -81,6 +84,8 @@ class StoredRegistry:
         immutable_tags: ImmutableTags,
         usage: Usage,
         cached_images: CachedImages,
+        pulls: Pulls,
+        retention: Retention,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -100,6 +105,8 @@ class StoredRegistry:
         self.immutable_tags = immutable_tags
         self.usage = usage
         self.cached_images = cached_images
+        self.pulls = pulls
+        self.retention = retention
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

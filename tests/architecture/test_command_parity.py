@@ -57,6 +57,8 @@ TWINS = {
     "cache status": ("GET", "/cache"),
     "cache evict": ("POST", "/cache/evict"),
     "quota list": ("GET", "/quotas"),
+    "retention preview": ("GET", "/retention/preview"),
+    "retention apply": ("POST", "/retention"),
 }
 
 ONLY_API = {

@@ -21,6 +21,7 @@ from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record, record_content
 from storage.metadata.sqlite.blob_changes import make_repository
 from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest, delete_pulls
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_history import not_restorable
 from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_tag_denied, nothing_immutable
@@ -71,9 +72,9 @@ def put_manifest(
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags it is ignored. `sparse`: accepts the manifest even if the repository lacks content
-    that it refers to. If `sparse` is false, raises ManifestBlobUnknown for such a manifest. Raises Denied if a tag is
-    immutable and points at another manifest."""
+    PreconditionFailed. Without tags it is ignored. `sparse`: the manifest is mirrored. Accepts it even if the
+    repository lacks content that it refers to, and records its upstream. If `sparse` is false, raises
+    ManifestBlobUnknown for such a manifest. Raises Denied if a tag is immutable and points at another manifest."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -83,6 +84,8 @@ def put_manifest(
     if not sparse:
         _check_complete(db, repository, manifest)
     manifest_id, is_new = _store_manifest(db, repository, manifest, now)
+    if sparse:  # only mirrors store manifests without their content, and their names begin with that of the upstream
+        add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
     if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
     for tag in tags:
@@ -270,6 +273,7 @@ def delete_manifest(
     db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository, manifest_id, now))
     db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (manifest_id,))
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
+    delete_pulls(db, manifest_id)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
     record_content(db, by, now, "manifest.delete", repo, digest)

@@ -19,6 +19,8 @@ from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
+from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
+from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
 from storage.metadata.sqlite.upkeep.sqlite_tag_history import SqliteTagHistory
 from storage.metadata.sqlite.upkeep.sqlite_upstream_tags import SqliteUpstreamTags
 from storage.metadata.sqlite.upkeep.sqlite_usage import SqliteUsage
@@ -34,6 +36,7 @@ class SqliteDatabase:
     - `accounts` stores accounts and rights.
     - `jobs` stores the jobs of upkeep.
     - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
+    - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
@@ -67,6 +70,8 @@ class SqliteDatabase:
         self.tag_history = SqliteTagHistory(scans, writer, clock)
         self.usage = SqliteUsage(self._db, writer, scans)
         self.cached_images = SqliteCachedImages(writer, scans, clock)
+        self.pulls = SqlitePulls(self._db, writer)
+        self.retention = SqliteRetention(writer, scans, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -28,6 +28,7 @@ OWN = {
     ("GET", "/repositories/{name}/tags/{tag}/history"),
     ("PUT", "/repositories/{name}/tags/{tag}"),
     ("POST", "/repositories/{name}/tags/{tag}/restore"),
+    ("GET", "/retention/preview"),
 }
 """The routes that are not for admins only. All others have to be."""
 
@@ -46,6 +47,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/repositories/{name}/tags/{tag}"): {"digest": "v1"},
     ("POST", "/repositories/{name}/tags/{tag}/restore"): {},
     ("POST", "/cache/evict"): {},
+    ("POST", "/retention"): {},
 }
 
 

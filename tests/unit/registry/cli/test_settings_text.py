@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from registry.cli.settings_text import display_text, plain_value, toml_lines, toml_value
-from registry.config import Settings, Upstream
+from registry.config import RetentionRule, Settings, Upstream
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,11 @@ def test_lines_of_a_file() -> None:
     assert tomllib.loads("\n".join(lines)) == {
         "data": 'a "b"', "gc": {"grace": "1h", "interval": 5}, "limits": {"burst": {"v*": ["x", True]}},
     }  # fmt: skip
+
+
+def test_a_rule_of_retention_shows_durations() -> None:
+    """Also the one that has no default."""
+    rule = RetentionRule(repositories=["team/**"], keep_last=3, delete_untagged_after=604800.0)
+    [table] = plain_value(Settings(retention=[rule]), ("retention",))
+    assert (table["delete_untagged_after"], table["keep_pushed_within"], table["keep_last"]) == ("7d", "0s", 3)
+    assert Settings(retention=[table]).retention == [rule]

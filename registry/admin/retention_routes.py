@@ -1,0 +1,111 @@
+"""The routes of `/api/v1/retention`: which tags the rules in the settings keep, and deleting the others. The docstrings
+of the routes are the descriptions in the OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.caller import AdminCaller, LoggedInCaller
+from registry.admin.job_routes import JobResponse
+from registry.admin.management_route import ManagementRoute
+from registry.upkeep.retention import retention_work
+from registry.upkeep.retention.preview import PreviewLine, PreviewSummary
+from storage.errors import Denied, Unsupported
+from storage.names import MAX_NAME_LENGTH, RepositoryName
+from storage.patterns import NamePattern
+from storage.retention import MAX_PAGE_ROWS
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+class TagDecisionResponse(BaseModel):
+    """What the rules decide on a tag."""
+
+    tag: str
+    digest: str
+    kept: bool
+    reason: str
+    pushed: datetime
+    pulled: datetime | None = Field(description="When the image, or for an index a part of it, was last pulled")
+
+    @classmethod
+    def from_line(cls, line: PreviewLine) -> Self:
+        """Converts a line of a preview, which is about a tag."""
+        return cls(
+            tag=line.tag or "",
+            digest=line.digest,
+            kept=line.is_kept,
+            reason=line.reason,
+            pushed=models.to_datetime(line.pushed),
+            pulled=models.to_datetime_or_none(line.pulled),
+        )
+
+
+class RetentionTotals(BaseModel):
+    """The totals of a preview of a repository."""
+
+    tags_kept: int
+    tags_deleted: int
+    manifests_deleted: int = Field(description="Manifests that have no tag now and would be deleted")
+    bytes_freed: int = Field(description="Bytes that are freed once all that the rule deletes has been collected")
+    bytes_left: int = Field(
+        description="Bytes that the images of deleted tags still occupy, because the rule has no delete_untagged_after"
+    )
+
+    @classmethod
+    def from_summary(cls, summary: PreviewSummary) -> Self:
+        """Converts the totals of a preview."""
+        return cls(
+            tags_kept=summary.tags_kept,
+            tags_deleted=summary.tags_deleted,
+            manifests_deleted=summary.manifests_deleted,
+            bytes_freed=summary.bytes_freed,
+            bytes_left=summary.bytes_left,
+        )
+
+
+class RetentionPreviewResponse(BaseModel):
+    """A page of a preview. `rule`: the number of the rule that applies, and its patterns."""
+
+    rule: str
+    items: list[TagDecisionResponse]
+    next: str | None = Field(description="The parameter `after` of the next page; null: this is the last page")
+    totals: RetentionTotals | None = Field(description="Only on the first page")
+
+
+@router.get("/retention/preview", tags=["retention"])
+async def preview_retention(
+    caller: LoggedInCaller,
+    repository: Annotated[str, Query(max_length=MAX_NAME_LENGTH, examples=["team/app"])],
+    after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=128)] = None,
+    limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_ROWS)] = 100,
+) -> RetentionPreviewResponse:
+    """Says for each tag of a repository whether the rules in the settings keep it, and why. Needs the action admin on
+    the repository."""
+    repo = RepositoryName(repository)
+    if not caller.rights.may_grant(NamePattern(repo)):
+        raise Denied(f"{caller.rights.account_name} may not see this: it needs the action admin on {repo}")
+    preview = caller.upkeep.retention_preview
+    rule = preview.rule_of(repo)
+    lines = await preview.page(repo, after, limit)
+    totals = None if after is not None else await preview.run(lambda _: None, repo)
+    return RetentionPreviewResponse(
+        rule=rule.text,
+        items=[TagDecisionResponse.from_line(line) for line in lines],
+        next=lines[-1].tag if len(lines) == limit else None,
+        totals=None if totals is None else RetentionTotals.from_summary(totals),
+    )
+
+
+@router.post("/retention", tags=["retention"], status_code=202)
+async def apply_retention(caller: AdminCaller) -> JobResponse:
+    """Queues a job that deletes the tags and untagged manifests that no rule in the settings keeps."""
+    if caller.upkeep.settings.read_only:
+        raise Unsupported("this registry is read-only")
+    job = await caller.upkeep.store.jobs.add(retention_work.KIND, {}, actor=caller.actor.name, is_resumable=True)
+    return JobResponse.from_stored(job)

@@ -1,0 +1,154 @@
+"""The command `entrepot retention`: shows which tags the rules in the settings keep, and deletes the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
+from registry.cli.output import human_size
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line
+
+if TYPE_CHECKING:
+    from registry.config import Settings
+    from registry.upkeep.components import UpkeepComponents
+    from registry.upkeep.retention.preview import PreviewLine, PreviewSummary
+    from storage.names import RepositoryName
+    from storage.upkeep.job_runner import Work
+
+HELP = "Delete tags that no [[retention]] rule in the settings keeps, or show which ones these are."
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command(
+    "preview",
+    help="Show for each tag whether it would be kept, and why. Deletes nothing.",
+    epilog="\b\nExamples:\n  entrepot retention preview --config entrepot.toml\n"
+    "  entrepot retention preview team/app --json",
+)
+def preview(
+    repository: Annotated[
+        str | None, typer.Argument(metavar="[REPO]", help="Only this repository. [default: all with a rule]")
+    ] = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Prints a line for each tag and each untagged manifest that would be deleted, and the totals."""
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    repo = None if repository is None else _parse_name(repository)
+
+    async def run(upkeep: UpkeepComponents) -> PreviewSummary:
+        _check_rules(upkeep.settings)
+        return await upkeep.retention_preview.run(_print_line_as_json if as_json else _print_line, repo)
+
+    summary = with_upkeep(config, data, run)
+    if as_json:
+        from dataclasses import asdict
+
+        print_json_line({"summary": asdict(summary)})
+    else:
+        _print_summary(summary)
+
+
+@app.command(
+    "apply",
+    help="Delete the tags and untagged manifests that no rule keeps. Garbage collection frees their space later.",
+    epilog="\b\nExample:\n  entrepot retention apply --config entrepot.toml",
+)
+def apply(
+    confirmed: Annotated[
+        bool, typer.Option("--yes", help="Also run rules with delete_all = true, which keep no tag at all.")
+    ] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Runs the job `retention` in this process, and prints a line for each thing that it deletes, and the totals."""
+    from registry.cli.upkeep.upkeep_run import run_as_job
+
+    def make_work(upkeep: UpkeepComponents) -> Work:
+        rules = upkeep.settings.retention
+        _check_rules(upkeep.settings)
+        if not confirmed and any(rule.delete_all for rule in rules):
+            patterns = ", ".join(pattern for rule in rules if rule.delete_all for pattern in rule.repositories)
+            fail(
+                f"a rule with delete_all = true deletes every tag of {patterns}; add --yes if you mean it", USAGE_ERROR
+            )
+        return upkeep.works["retention"]
+
+    result = run_as_job(config, data, "retention", {}, make_work, as_json=as_json, on_step=_print_step)
+    if as_json:
+        print_json_line({"result": result})
+        return
+    for warning in result["warnings"]:
+        typer.echo(f"entrepot: warning: {warning}", err=True)
+    typer.echo(
+        f"deleted {result['tags_deleted']} tags and {result['manifests_deleted']} manifests in "
+        f"{result['repositories']} repositories; kept {result['tags_kept']} tags"
+    )
+
+
+def _check_rules(settings: Settings) -> None:
+    """Ends the command if the settings have no rule."""
+    if not settings.retention:
+        fail('the settings have no rule, so all tags are kept; add [[retention]] with repositories = "team/**"')
+
+
+def _parse_name(text: str) -> RepositoryName:
+    """Returns the name of a repository. Ends the command if it is not valid."""
+    from storage.errors import NameInvalid
+    from storage.names import RepositoryName
+
+    try:
+        return RepositoryName(text)
+    except NameInvalid as error:
+        fail(error.message, USAGE_ERROR)
+
+
+def _print_line(line: PreviewLine) -> None:
+    name = f"{line.repository}@{line.digest}" if line.tag is None else f"{line.repository}:{line.tag}"
+    typer.echo(f"{'keep  ' if line.is_kept else 'delete'} {name}  {line.reason} (rule {line.rule})")
+
+
+def _print_line_as_json(line: PreviewLine) -> None:
+    print_json_line(line_fields(line))
+
+
+def line_fields(line: PreviewLine) -> dict[str, Any]:
+    """Returns the line of a preview as a JSON object. Times are in seconds since 1970."""
+    return {
+        "action": "keep" if line.is_kept else "delete",
+        "repository": line.repository,
+        "tag": line.tag,
+        "digest": line.digest,
+        "reason": line.reason,
+        "rule": line.rule,
+        "pushed": line.pushed,
+        "pulled": line.pulled,
+    }
+
+
+def _print_step(step: Mapping[str, Any]) -> None:
+    name = f"{step['repository']}:{step['tag']}" if "tag" in step else f"{step['repository']}@{step['digest']}"
+    typer.echo(f"{'deleted' if step['action'] == 'delete' else 'kept   '} {name}  {step['reason']}")
+
+
+def _print_summary(summary: PreviewSummary) -> None:
+    """Prints the totals of a preview on stdout, and its warnings on stderr."""
+    for warning in summary.warnings:
+        typer.echo(f"entrepot: warning: {warning}", err=True)
+    typer.echo(
+        f"{summary.tags_deleted} tags and {summary.manifests_deleted} untagged manifests of {summary.repositories} "
+        f"repositories would be deleted, and {summary.tags_kept} tags kept"
+    )
+    if summary.bytes_freed:
+        typer.echo(f"{human_size(summary.bytes_freed)} would be freed, after delete_untagged_after and gc.grace")
+    if summary.bytes_left:
+        typer.echo(
+            f"{human_size(summary.bytes_left)} would stay, because manifests without a tag are kept; to delete them, "
+            "set delete_untagged_after in the rule"
+        )

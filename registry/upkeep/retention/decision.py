@@ -1,0 +1,54 @@
+"""Decides by a rule whether a tag is kept (`decide`), and says why. Depends only on its arguments."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from registry.config import RetentionRule, format_duration
+from storage.retention import TagFacts, TagPosition, UnusedLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a tag is kept, and a text for people that says why."""
+
+    is_kept: bool
+    reason: str
+
+
+def decide(
+    rule: RetentionRule, tag: TagFacts, now: float, *, newest: TagPosition | None, is_protected: bool = False
+) -> Decision:
+    """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the last of the newest
+    `rule.keep_last` tags of the repository; None: it has no more tags than that. `is_protected`: the tag is immutable,
+    so it is never deleted."""
+    if is_protected:
+        return Decision(True, "it is immutable")
+    if rule.keep_last and (newest is None or newest.includes(tag)):
+        return Decision(True, f"one of the newest {rule.keep_last}")
+    for pattern in rule.keep_tags:
+        if fnmatchcase(tag.name, pattern):
+            return Decision(True, f"matches {pattern}")
+    if rule.keep_pushed_within and now - tag.pushed <= rule.keep_pushed_within:
+        return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
+    if rule.keep_pulled_within and tag.pulled is not None and now - tag.pulled <= rule.keep_pulled_within:
+        return Decision(True, f"pulled within {format_duration(rule.keep_pulled_within)}")
+    not_newest = f"not one of the newest {rule.keep_last}, " if rule.keep_last else ""
+    pulled = "never pulled" if tag.pulled is None else f"last pulled {date_text(tag.pulled)}"
+    return Decision(False, f"{not_newest}pushed {date_text(tag.pushed)}, {pulled}")
+
+
+def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:
+    """Returns how long an untagged manifest must have been unused so that the rule deletes it at the time `now`; None:
+    the rule deletes no untagged manifests."""
+    if rule.delete_untagged_after is None:
+        return None
+    unused_seconds = rule.delete_untagged_after
+    return UnusedLimits(untagged=now - unused_seconds, pulled=now - max(unused_seconds, rule.keep_pulled_within))
+
+
+def date_text(seconds: float) -> str:
+    """Returns the day of a time in seconds since 1970, in UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

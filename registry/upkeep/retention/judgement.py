@@ -1,0 +1,121 @@
+"""Applies the rules of the settings to repositories (`RetentionJudge`). Deletes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import NamedTuple
+
+from registry.config import HUB_LIBRARY, RetentionRule
+from registry.naming import NamingRules
+from registry.upkeep.retention.decision import Decision, decide
+from storage.metadata.catalog import Metadata
+from storage.names import RepositoryName, Tag
+from storage.patterns import NamePattern, NameSet
+from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts
+
+_REPOSITORIES_PER_PAGE = 500
+IsProtected = Callable[[RepositoryName, Tag], bool]
+"""Returns whether a tag of a repository must not be deleted, because it is immutable."""
+
+
+def nothing_protected(_repo: RepositoryName, _tag: Tag) -> bool:
+    """An `IsProtected` for a registry without immutable tags."""
+    return False
+
+
+class NumberedRule(NamedTuple):
+    """A rule, and its number in the settings, from 1 on."""
+
+    number: int
+    rule: RetentionRule
+
+    @property
+    def text(self) -> str:
+        """Names the rule for people."""
+        return f"rule {self.number} ({', '.join(self.rule.repositories)})"
+
+
+class JudgedTag(NamedTuple):
+    """A tag and what a rule decides on it."""
+
+    tag: TagFacts
+    decision: Decision
+
+
+class RetentionJudge:
+    """Finds the rule of a repository, and what it decides on the repository's tags. `naming` tells which repositories
+    are mirrored; no rule applies to those."""
+
+    def __init__(
+        self,
+        rules: Sequence[RetentionRule],
+        naming: NamingRules,
+        metadata: Metadata,
+        retention: Retention,
+        is_protected: IsProtected = nothing_protected,
+    ) -> None:
+        self.rules = [NumberedRule(number, rule) for number, rule in enumerate(rules, 1)]
+        self._naming = naming
+        self._metadata = metadata
+        self._retention = retention
+        self._is_protected = is_protected
+        patterns = [NamePattern(pattern) for rule in rules for pattern in rule.repositories]
+        mirrored = [*naming.upstreams, *([HUB_LIBRARY] if naming.default else [])]
+        self._names = NameSet.of(patterns).without_names_below(mirrored)
+
+    def rule_of(self, repo: RepositoryName) -> NumberedRule | None:
+        """Returns the first rule that matches the repository; None: no rule does, or the repository is mirrored."""
+        if self._naming.upstream_of(repo) is not None:
+            return None
+        matching = (rule for rule in self.rules if any(NamePattern(p).matches(repo) for p in rule.rule.repositories))
+        return next(matching, None)
+
+    async def repositories(self, after: str | None = None) -> AsyncIterator[tuple[RepositoryName, NumberedRule]]:
+        """Yields the hosted repositories with content that a rule matches, each with its rule, in the order of names;
+        only those whose names sort after `after`."""
+        while self.rules:
+            page = await self._metadata.repositories(after, _REPOSITORIES_PER_PAGE, self._names)
+            for repo in page.items:
+                if (rule := self.rule_of(repo)) is not None:
+                    yield repo, rule
+            if not page.more:
+                return
+            after = page.next_after or page.items[-1]
+
+    async def tags(
+        self,
+        repo: RepositoryName,
+        rule: RetentionRule,
+        now: float,
+        after: str | None = None,
+        limit: int = MAX_PAGE_ROWS,
+    ) -> AsyncGenerator[Sequence[JudgedTag]]:
+        """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with what the rule
+        decides on each at the time `now`. The rule sees all tags of a page as they were at one moment."""
+        newest = await self._retention.newest(repo, rule.keep_last) if rule.keep_last else None
+        while tags := await self._retention.tags(repo, after, limit):
+            yield [
+                JudgedTag(tag, decide(rule, tag, now, newest=newest, is_protected=self._is_protected(repo, tag.name)))
+                for tag in tags
+            ]
+            after = tags[-1].name
+
+
+class UnmatchedPatterns:
+    """Finds patterns of rules that apply to no repository, which are probably mistyped."""
+
+    def __init__(self, rules: Sequence[NumberedRule]) -> None:
+        self._unmatched = [(rule, NamePattern(pattern)) for rule in rules for pattern in rule.rule.repositories]
+
+    def on_repository(self, repo: RepositoryName, rule: NumberedRule) -> None:
+        """Takes note that `rule` applies to the repository."""
+        self._unmatched = [
+            (other, pattern) for other, pattern in self._unmatched if other != rule or not pattern.matches(repo)
+        ]
+
+    def texts(self) -> list[str]:
+        """Returns a sentence for each pattern that applied to none of the repositories."""
+        return [
+            f"rule {rule.number}: the pattern {pattern} applies to no hosted repository with content"
+            for rule, pattern in self._unmatched
+        ]

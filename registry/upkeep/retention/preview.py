@@ -1,0 +1,151 @@
+"""Says what retention would do now (`RetentionPreview`). Deletes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from registry.upkeep.retention.decision import date_text, unused_limits
+from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
+from storage.errors import NameUnknown
+from storage.names import Digest, RepositoryName, Tag
+from storage.retention import MAX_PAGE_ROWS, ManifestKey, Retention, UnusedLimits
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewLine:
+    """What would happen to a tag, or, if `tag` is None, to an untagged manifest. `rule`: the number of the rule that
+    decides. `pushed`, `pulled`: when it was last pushed and pulled, in seconds since 1970; None: never, or not known
+    for an untagged manifest."""
+
+    repository: RepositoryName
+    tag: Tag | None
+    digest: Digest
+    is_kept: bool
+    reason: str
+    rule: int
+    pushed: float
+    pulled: float | None
+
+
+@dataclass(slots=True)
+class PreviewSummary:
+    """The totals of a preview. `bytes_freed`: what garbage collection frees once all that the rules delete has gone.
+    `bytes_left`: what the images of deleted tags still occupy then, because their rule has no `delete_untagged_after`.
+    Each blob is counted once. `warnings`: patterns that apply to no repository."""
+
+    repositories: int = 0
+    tags_kept: int = 0
+    tags_deleted: int = 0
+    manifests_deleted: int = 0
+    bytes_freed: int = 0
+    bytes_left: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+OnLine = Callable[[PreviewLine], None]
+
+
+class RetentionPreview:
+    """Judges repositories as the job would. `clock` returns the time in seconds since 1970."""
+
+    def __init__(self, judge: RetentionJudge, retention: Retention, clock: Callable[[], float]) -> None:
+        self.judge = judge
+        self._retention = retention
+        self._clock = clock
+
+    async def run(self, on_line: OnLine, repo: RepositoryName | None = None) -> PreviewSummary:
+        """Passes what would happen to each tag and untagged manifest to `on_line`, and returns the totals. `repo`: only
+        this repository. Raises NameUnknown if no rule applies to it."""
+        summary = PreviewSummary()
+        freed: set[ManifestKey] = set()
+        left: set[ManifestKey] = set()
+        if repo is not None:
+            await self._preview(repo, self.rule_of(repo), on_line, summary, freed, left)
+        else:
+            unmatched = UnmatchedPatterns(self.judge.rules)
+            async for found, rule in self.judge.repositories():
+                unmatched.on_repository(found, rule)
+                await self._preview(found, rule, on_line, summary, freed, left)
+            summary.warnings = unmatched.texts()
+        summary.bytes_freed = await self._retention.freed_bytes(freed)
+        summary.bytes_left = await self._retention.freed_bytes(freed | left) - summary.bytes_freed if left else 0
+        return summary
+
+    def rule_of(self, repo: RepositoryName) -> NumberedRule:
+        """Returns the rule that applies to the repository. Raises NameUnknown if none does."""
+        rule = self.judge.rule_of(repo)
+        if rule is None:
+            raise NameUnknown(f"no [[retention]] rule in the settings applies to {repo}, so all of it is kept")
+        return rule
+
+    async def page(self, repo: RepositoryName, after: str | None, limit: int) -> list[PreviewLine]:
+        """Returns what would happen to at most `limit` tags of the repository, in the order of their names: those after
+        the name `after`. Raises NameUnknown if no rule applies to it."""
+        rule = self.rule_of(repo)
+        async with aclosing(self.judge.tags(repo, rule.rule, self._clock(), after, limit)) as pages:
+            async for page in pages:
+                return [_tag_line(repo, rule, judged) for judged in page]
+        return []
+
+    async def _preview(
+        self,
+        repo: RepositoryName,
+        rule: NumberedRule,
+        on_line: OnLine,
+        summary: PreviewSummary,
+        freed: set[ManifestKey],
+        left: set[ManifestKey],
+    ) -> None:
+        """Previews one repository. Adds the manifests that would go to `freed`, and those that only lose their tags to
+        `left`."""
+        now = self._clock()
+        summary.repositories += 1
+        unwanted: set[Tag] = set()
+        roots: list[ManifestKey] = []
+        async for page in self.judge.tags(repo, rule.rule, now):
+            for tag, decision in page:
+                on_line(_tag_line(repo, rule, JudgedTag(tag, decision)))
+                if not decision.is_kept:
+                    unwanted.add(tag.name)
+                    roots.append(tag.manifest)
+            summary.tags_kept += len(page)
+        summary.tags_deleted += len(roots)
+        summary.tags_kept -= len(roots)
+        limits = unused_limits(rule.rule, now)
+        if limits is not None:
+            await self._preview_untagged(repo, rule, limits, on_line, summary, freed)
+        for start in range(0, len(roots), MAX_PAGE_ROWS):
+            batch = roots[start : start + MAX_PAGE_ROWS]
+            await self._retention.add_unused(repo, batch, unwanted, left if limits is None else freed)
+
+    async def _preview_untagged(
+        self,
+        repo: RepositoryName,
+        rule: NumberedRule,
+        limits: UnusedLimits,
+        on_line: OnLine,
+        summary: PreviewSummary,
+        freed: set[ManifestKey],
+    ) -> None:
+        """Previews the manifests of a repository that have been unused for long enough."""
+        before = len(freed)
+        after: Digest | None = None
+        while True:
+            page = await self._retention.untagged(repo, limits, after)
+            for manifest in page.items:
+                reason = f"no tag, pushed {date_text(manifest.pushed)}"
+                on_line(PreviewLine(repo, None, manifest.digest, False, reason, rule.number, manifest.pushed, None))
+            await self._retention.add_unused(repo, [manifest.manifest for manifest in page.items], (), freed)
+            if page.next_after is None:
+                break
+            after = page.next_after
+        summary.manifests_deleted += len(freed) - before
+
+
+def _tag_line(repo: RepositoryName, rule: NumberedRule, judged: JudgedTag) -> PreviewLine:
+    tag, decision = judged
+    return PreviewLine(
+        *(repo, tag.name, tag.digest, decision.is_kept, decision.reason, rule.number), *(tag.pushed, tag.pulled)
+    )

@@ -1,0 +1,134 @@
+"""The work of the job `retention`: deletes the tags and untagged manifests that no rule keeps (`RetentionWork`).
+
+It handles one repository after the other, and remembers the last one, so that the job continues there after a restart.
+In a repository it first deletes tags and then untagged manifests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from registry.upkeep.retention.decision import date_text, unused_limits
+from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
+from storage.content import Actor
+from storage.jobs import JSON
+from storage.names import Digest, RepositoryName
+from storage.retention import MAX_ORPHANS, Retention, UntaggedManifest, UnusedLimits
+from storage.upkeep.job_runner import JobContext
+
+KIND: Final = "retention"
+"""The kind of the job."""
+ACTOR: Final = Actor(name="entrepot retention")
+"""The name with which the audit log says who deleted content."""
+_DELETES_AT_A_TIME: Final = 16
+"""Number of deletions of tags that may share a commit. Each is a change of its own."""
+_COUNTS: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
+
+
+class RetentionWork:
+    """Deletes what no rule keeps. `clock` returns the time in seconds since 1970."""
+
+    def __init__(self, judge: RetentionJudge, retention: Retention, clock: Callable[[], float]) -> None:
+        self._judge = judge
+        self._retention = retention
+        self._clock = clock
+
+    async def __call__(self, context: JobContext) -> JSON:
+        """Runs the job, and returns how much it kept and deleted. An error or a cancellation leaves the rest as it is.
+        Raises JobStopped, StorageFull, StorageFailed."""
+        position: dict[str, Any] = context.progress.position or {}
+        counts = {name: int(position.get(name, 0)) for name in _COUNTS}
+        is_whole_run = not position
+        unmatched = UnmatchedPatterns(self._judge.rules)
+        async for repo, rule in self._judge.repositories(position.get("after")):
+            unmatched.on_repository(repo, rule)
+            await context.report(counts["repositories"], unit="repositories", message=repo)
+            await self._handle(context, repo, rule, counts)
+            counts["repositories"] += 1
+            await context.report(counts["repositories"], position={"after": repo, **counts})
+        return {**counts, "warnings": unmatched.texts() if is_whole_run else []}
+
+    async def _handle(
+        self, context: JobContext, repo: RepositoryName, rule: NumberedRule, counts: dict[str, int]
+    ) -> None:
+        """Handles one repository. Adds to `counts`."""
+        now = self._clock()
+        async for page in self._judge.tags(repo, rule.rule, now):
+            await context.report()
+            unwanted = [judged for judged in page if not judged.decision.is_kept]
+            deleted = 0
+            for start in range(0, len(unwanted), _DELETES_AT_A_TIME):
+                deleted += await self._delete_tags(context, repo, rule, unwanted[start : start + _DELETES_AT_A_TIME])
+                await context.report()
+            counts["tags_deleted"] += deleted
+            counts["tags_kept"] += len(page) - deleted
+        # At the time after the tags were deleted, so that their manifests can go at once if the rule says so.
+        limits = unused_limits(rule.rule, self._clock())
+        if limits is not None:
+            counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)
+
+    async def _delete_tags(
+        self, context: JobContext, repo: RepositoryName, rule: NumberedRule, unwanted: Sequence[JudgedTag]
+    ) -> int:
+        """Deletes tags, and returns the number of those that have not been used again since they were judged."""
+        deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR) for judged in unwanted)
+        outcomes = await asyncio.gather(*deletions)
+        for (tag, decision), was_deleted in zip(unwanted, outcomes, strict=True):
+            context.step(
+                action="delete" if was_deleted else "keep",
+                repository=repo,
+                tag=tag.name,
+                digest=tag.digest,
+                reason=decision.reason if was_deleted else "used again since it was judged",
+                rule=rule.number,
+            )
+        return sum(outcomes)
+
+    async def _delete_untagged(self, context: JobContext, repo: RepositoryName, limits: UnusedLimits) -> int:
+        """Deletes the manifests of a repository that have been unused for long enough, with their children and
+        referrers that nothing else uses. Returns their number."""
+        deleted = 0
+        after: Digest | None = None
+        while True:
+            judged_at = self._clock()
+            page = await self._retention.untagged(repo, limits, after)
+            for manifest in page.items:
+                deleted += await self._delete_with_dependents(context, repo, manifest, limits, judged_at)
+                await context.report()
+            if page.next_after is None:
+                return deleted
+            after = page.next_after
+            await context.report()
+
+    async def _delete_with_dependents(
+        self,
+        context: JobContext,
+        repo: RepositoryName,
+        manifest: UntaggedManifest,
+        limits: UnusedLimits,
+        judged_at: float,
+    ) -> int:
+        """Deletes an untagged manifest, and what then is unused. Returns the number of deleted manifests. If it is
+        interrupted after the first manifest, the next run finds the others."""
+        dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
+        if dependents is None:
+            return 0
+        _step(context, repo, manifest.digest, f"no tag, pushed {date_text(manifest.pushed)}")
+        deleted = 1
+        pending = deque(dependents)
+        while pending:
+            batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
+            gone, more = await self._retention.delete_orphans(repo, batch, ACTOR)
+            for digest in gone:
+                _step(context, repo, digest, f"belongs to {manifest.digest}")
+            deleted += len(gone)
+            pending.extend(more)
+        return deleted
+
+
+def _step(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
+    """Tells a watching command that a manifest was deleted."""
+    context.step(action="delete", repository=repo, digest=digest, reason=reason)

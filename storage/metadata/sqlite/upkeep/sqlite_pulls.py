@@ -1,0 +1,60 @@
+"""Stores the pulls of manifests in the metadata database (`SqlitePulls`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import apsw
+
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.names import Digest, RepositoryName
+from storage.pulls import MAX_SAVED_PULLS, PullCount, PullRecord
+
+_ADD: Final = """
+INSERT INTO manifest_pull (manifest, upstream, last, pulls)
+SELECT m.id, ?3, ?4, ?5 FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 WHERE r.name = ?1
+    ON CONFLICT (manifest) DO UPDATE SET last = max(last, excluded.last), pulls = pulls + excluded.pulls"""
+_RECORD: Final = """
+SELECT p.upstream, p.last, p.pulls
+  FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 JOIN manifest_pull p ON p.manifest = m.id
+ WHERE r.name = ?1"""
+
+
+class SqlitePulls:
+    """Implements `storage.pulls.Pulls`, which describes the methods. Reads on the event loop."""
+
+    def __init__(self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase) -> None:
+        """Reads with `db` and changes through `writer`."""
+        self._db = db
+        self._writer = writer
+
+    async def save(self, counts: Sequence[PullCount]) -> None:
+        assert len(counts) <= MAX_SAVED_PULLS
+        rows = [(pull.repository, pull.digest, pull.upstream, pull.last, pull.pulls) for pull in counts]
+
+        def add(db: apsw.Connection) -> None:
+            db.executemany(_ADD, rows)
+
+        # GROWTH: on a full disk, pulls must not use the space that deletes need.
+        await self._writer.run(add, durable=False, reserve_use=ReserveUse.GROWTH)
+
+    async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
+        row: Any = self._db.execute(_RECORD, (repo, digest)).fetchone()
+        return None if row is None else PullRecord(*row)
+
+
+def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
+    """Adds the row of a mirrored manifest that was just stored, with 0 pulls. Does nothing if there is one. Runs inside
+    a transaction, as the next function does."""
+    db.execute(
+        "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING",
+        (manifest_id, upstream, now),
+    )
+
+
+def delete_pulls(db: apsw.Connection, manifest_id: int) -> None:
+    """Deletes the row of a manifest that is about to be deleted."""
+    db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest_id,))

@@ -1,0 +1,166 @@
+"""Reads and deletes what retention judges, in the metadata database (`SqliteRetention`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+import apsw
+
+from storage.content import Actor
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite import manifest_and_tag_changes
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep import unused_manifests
+from storage.names import Digest, RepositoryName, Tag
+from storage.retention import (
+    MAX_ORPHANS,
+    MAX_PAGE_ROWS,
+    ManifestKey,
+    TagFacts,
+    TagPosition,
+    UntaggedManifest,
+    UntaggedPage,
+    UnusedLimits,
+)
+
+_NEWEST: Final = """
+SELECT updated, name FROM tag WHERE repository = ?1 ORDER BY updated DESC, name LIMIT 1 OFFSET ?2"""
+_TAGS: Final = """
+SELECT t.name, m.digest, m.id, t.updated FROM tag t JOIN manifest m ON m.id = t.manifest
+ WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?3"""
+_MANIFESTS: Final = """
+SELECT digest, id, pushed FROM manifest WHERE repository = ?1 AND digest > ?2 ORDER BY digest LIMIT ?3"""
+_TAG: Final = """
+SELECT m.id, m.digest, t.updated FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ?1 AND t.name = ?2
+"""
+_MANIFEST: Final = "SELECT id, pushed FROM manifest WHERE repository = ?1 AND digest = ?2"
+
+
+class SqliteRetention:
+    """Implements `storage.retention.Retention`, which describes the methods. Reads in the thread for long lookups.
+    Changes free space, so they may use the reserve (disk space that was allocated in advance) on a full disk."""
+
+    def __init__(
+        self,
+        writer: CommitThread | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+        clock: Callable[[], float],
+    ) -> None:
+        """Reads with `scans` and changes through `writer`. `clock` returns the time in seconds since 1970."""
+        self._writer = writer
+        self._scans = scans
+        self._clock = clock
+
+    async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
+        def read(db: apsw.Connection) -> TagPosition | None:
+            row: Any = db.execute(_NEWEST, (_repository(db, repo), count - 1)).fetchone()
+            return None if row is None else TagPosition(*row)
+
+        return await self._scans.run(read)
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
+        def read(db: apsw.Connection) -> list[TagFacts]:
+            rows: list[Any] = db.execute(_TAGS, (_repository(db, repo), after or "", limit)).fetchall()
+            return [
+                TagFacts(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest))
+                for name, digest, manifest, pushed in rows
+            ]
+
+        return await self._scans.run(read)
+
+    async def untagged(self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None) -> UntaggedPage:
+        def read(db: apsw.Connection) -> UntaggedPage:
+            repository = _repository(db, repo)
+            rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
+            roots = [
+                UntaggedManifest(Digest(digest), manifest, pushed)
+                for digest, manifest, pushed in rows
+                if pushed <= limits.untagged
+                and not unused_manifests.is_used(db, manifest)
+                and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
+            ]
+            if roots:  # the history of tags is read only where there is something to delete
+                recent = unused_manifests.digests_without_tag_since(db, repository, limits.untagged)
+                roots = [root for root in roots if root.digest not in recent]
+            return UntaggedPage(roots, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
+
+        return await self._scans.run(read)
+
+    async def delete_tag(self, repo: RepositoryName, judged: TagFacts, by: Actor) -> bool:
+        now = self._clock()
+
+        def delete(db: apsw.Connection) -> bool:
+            row: Any = db.execute(_TAG, (_repository(db, repo), judged.name)).fetchone()
+            if row is None:
+                return False
+            manifest, digest, pushed = row
+            if (digest, pushed) != (judged.digest, judged.pushed):
+                return False
+            if unused_manifests.last_pull(db, manifest) != judged.pulled:
+                return False
+            manifest_and_tag_changes.delete_tag(db, repo, judged.name, by, now)
+            return True
+
+        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+
+    async def delete_untagged(
+        self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
+    ) -> Sequence[Digest] | None:
+        now = self._clock()
+
+        def delete(db: apsw.Connection) -> list[Digest] | None:
+            repository = _repository(db, repo)
+            row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
+            if row is None or row[1] > limits.untagged or unused_manifests.is_used(db, row[0]):
+                return None
+            if _is_newer(unused_manifests.last_pull(db, row[0]), limits.pulled):
+                return None
+            if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
+                return None
+            dependents = [dependent for _, dependent in unused_manifests.dependents(db, row[0])]
+            manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now)
+            return dependents
+
+        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+
+    async def delete_orphans(
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor
+    ) -> tuple[Sequence[Digest], Sequence[Digest]]:
+        assert len(digests) <= MAX_ORPHANS
+        now = self._clock()
+
+        def delete(db: apsw.Connection) -> tuple[list[Digest], list[Digest]]:
+            repository = _repository(db, repo)
+            deleted: list[Digest] = []
+            dependents: list[Digest] = []
+            for digest in digests:
+                row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
+                if row is not None and not unused_manifests.is_used(db, row[0]):
+                    dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
+                    manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now)
+                    deleted.append(digest)
+            return deleted, dependents
+
+        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+
+    async def add_unused(
+        self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]
+    ) -> None:
+        await self._scans.run(lambda db: unused_manifests.add_unused(db, roots, without, unused))
+
+    async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:
+        return await self._scans.run(lambda db: unused_manifests.freed_bytes(db, manifests))
+
+
+def _repository(db: apsw.Connection, repo: RepositoryName) -> int:
+    """Returns the repository's row id; 0, which no row has, if there is no such repository."""
+    row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
+    return 0 if row_id is None else int(row_id)
+
+
+def _is_newer(time: float | None, limit: float) -> bool:
+    """Returns whether there is a time and it is after `limit`."""
+    return time is not None and time > limit

@@ -1,0 +1,97 @@
+"""Finds manifests that nothing uses: statements and functions for retention.
+
+A manifest is *used* if it has a tag, if an index of its repository lists it, or if it is a referrer and its subject is
+in the repository. Its *dependents* are the manifests that it lists (its children), and its referrers. Each function
+reads with the given connection, and reads all rows of its statements. `manifest` is a row id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from typing import Any, Final
+
+import apsw
+
+from storage.names import Digest
+
+_LAST_PULL: Final = """
+WITH RECURSIVE tree (id) AS (
+       SELECT ?1
+        UNION
+       SELECT m.id FROM tree t JOIN manifest_child c ON c.manifest = t.id
+         JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest)
+SELECT max(p.last) FROM tree t JOIN manifest_pull p ON p.manifest = t.id WHERE p.pulls > 0"""
+"""When the manifest ?1 or a manifest below it was last pulled."""
+_TAGS: Final = "SELECT name FROM tag WHERE manifest = ?1"
+_INDEXES: Final = """
+SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
+ WHERE m.id = ?1"""
+_SUBJECT: Final = """
+SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.digest = m.subject WHERE m.id = ?1"""
+_DEPENDENTS: Final = """
+SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
+ WHERE c.manifest = ?1
+UNION
+SELECT s.id, s.digest FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest
+ WHERE m.id = ?1"""
+_LOST_TAG: Final = """
+SELECT DISTINCT (SELECT p.digest FROM tag_history p
+                  WHERE p.repository = h.repository AND p.tag = h.tag AND p.id < h.id ORDER BY p.id DESC LIMIT 1)
+  FROM tag_history h WHERE h.repository = ?1 AND h.at > ?2"""
+"""The digests of the repository ?1 that have lost a tag since the time ?2, because it was moved or deleted."""
+_FREED_BYTES: Final = """
+SELECT coalesce(sum(b.size), 0) FROM blob b
+ WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)
+   AND NOT EXISTS (SELECT 1 FROM blob_link l JOIN manifest_blob k ON k.repository = l.repository AND k.digest = b.digest
+                    WHERE l.blob = b.id AND k.manifest NOT IN (SELECT value FROM json_each(?1)))"""
+"""The size of the blobs that the manifests ?1 (JSON) of any repositories refer to, and no other manifest of a
+repository that has the blob."""
+
+
+def last_pull(db: apsw.Connection, manifest: int) -> float | None:
+    """Returns when the manifest, or for an index a manifest below it, was last pulled; None: never."""
+    last: float | None = db.execute(_LAST_PULL, (manifest,)).get
+    return last
+
+
+def digests_without_tag_since(db: apsw.Connection, repository: int, since: float) -> set[str]:
+    """Returns the digests that have lost a tag since the time `since`. They may have other tags."""
+    return {digest for (digest,) in _rows(db, _LOST_TAG, repository, since) if digest is not None}
+
+
+def is_used(
+    db: apsw.Connection, manifest: int, without: Collection[str] = (), unused: Collection[int] = frozenset()
+) -> bool:
+    """Returns whether the manifest is used. Ignores the tags `without`, and the manifests `unused`."""
+    return (
+        any(name not in without for (name,) in _rows(db, _TAGS, manifest))
+        or any(index not in unused for (index,) in _rows(db, _INDEXES, manifest))
+        or any(subject not in unused for (subject,) in _rows(db, _SUBJECT, manifest))
+    )
+
+
+def dependents(db: apsw.Connection, manifest: int) -> list[tuple[int, Digest]]:
+    """Returns the row ids and digests of the manifest's dependents."""
+    return [(row_id, Digest(digest)) for row_id, digest in _rows(db, _DEPENDENTS, manifest)]
+
+
+def add_unused(db: apsw.Connection, roots: Iterable[int], without: Collection[str], unused: set[int]) -> None:
+    """Adds to `unused` those of the `roots` that would be unused without these tags and without the manifests in
+    `unused`, and all dependents that would then be unused, too."""
+    pending = list(roots)
+    while pending:
+        manifest = pending.pop()
+        # A manifest with several indexes is looked at again each time that one of them is added.
+        if manifest not in unused and not is_used(db, manifest, without, unused):
+            unused.add(manifest)
+            pending += (row_id for row_id, _ in dependents(db, manifest))
+
+
+def freed_bytes(db: apsw.Connection, manifests: Collection[int]) -> int:
+    """Returns the size of the blobs that only these manifests refer to."""
+    return int(db.execute(_FREED_BYTES, (json.dumps(list(manifests)),)).get)
+
+
+def _rows(db: apsw.Connection, sql: str, *values: object) -> list[Any]:
+    return db.execute(sql, values).fetchall()

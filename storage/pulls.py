@@ -1,0 +1,53 @@
+"""The interface of the store of pulls (`Pulls`): when each manifest was last pulled, and how often.
+
+A *pull* is a GET or HEAD request of a client for a manifest: a client whose copy of an image is current sends only a
+HEAD. What the server itself requests, for example to warm a mirror, is no pull.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from storage.names import Digest, RepositoryName
+
+MAX_SAVED_PULLS: Final = 500
+"""Largest number of entries in one call of `Pulls.save`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullCount:
+    """New pulls of one manifest. `repository`: the stored name. `upstream`: the name of the upstream registry whose
+    mirror has the repository; '' for a hosted repository. `last`: when the last of the pulls was, in seconds since
+    1970. `pulls`: their number."""
+
+    repository: RepositoryName
+    digest: Digest
+    upstream: str
+    last: float
+    pulls: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullRecord:
+    """All pulls of one manifest so far. `last`: when it was last pulled, in seconds since 1970; for a mirrored manifest
+    without pulls, when it was stored. `pulls`: how often it was pulled."""
+
+    upstream: str
+    last: float
+    pulls: int
+
+
+class Pulls(Protocol):
+    """The store of pulls, which all processes share."""
+
+    async def save(self, counts: Sequence[PullCount]) -> None:
+        """Adds pulls, at most `MAX_SAVED_PULLS` entries. Ignores entries of manifests that are not stored. A power cut
+        may lose the newest of them; the end of the process does not. Raises StorageFull, StorageFailed."""
+        ...
+
+    async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
+        """Returns the pulls of a manifest; None if there were none, or if there is no such manifest. `repo`: the stored
+        name."""
+        ...

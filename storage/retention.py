@@ -1,0 +1,129 @@
+"""The interface through which retention sees tags and manifests (`Retention`). *Retention* deletes the tags and the
+untagged manifests of hosted repositories that no rule in the settings keeps.
+
+Judging a tag and deleting it are two steps, and a client may push or pull in between. So each deletion checks again, in
+its own transaction, what the judgement was based on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from storage.content import Actor
+from storage.names import Digest, RepositoryName, Tag
+
+MAX_PAGE_ROWS: Final = 500
+"""Largest number of tags or manifests that one call reads."""
+MAX_ORPHANS: Final = 10
+"""Largest number of manifests that one call of `Retention.delete_orphans` deletes."""
+
+ManifestKey = int
+"""Identifies a manifest of a repository in the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class TagFacts:
+    """What a tag is judged by. `pushed`: when it was last pushed. `pulled`: when its manifest, or for an index a
+    manifest below it, was last pulled; None: never. Times are in seconds since 1970."""
+
+    name: Tag
+    digest: Digest
+    manifest: ManifestKey
+    pushed: float
+    pulled: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TagPosition:
+    """The position of a tag in the list of the tags of a repository, newest first. Of several tags that were pushed at
+    the same time, the first in the order of names comes first."""
+
+    pushed: float
+    name: str
+
+    def includes(self, tag: TagFacts) -> bool:
+        """Returns whether the tag is at this position or before it."""
+        return (-tag.pushed, tag.name) <= (-self.pushed, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class UnusedLimits:
+    """How long a manifest has to have been unused, as times in seconds since 1970. `untagged`: it has not been pushed,
+    and has had no tag, since this time. `pulled`: neither it nor a manifest below it has been pulled since this
+    time."""
+
+    untagged: float
+    pulled: float
+
+
+@dataclass(frozen=True, slots=True)
+class UntaggedManifest:
+    """A manifest that has no tag, that no index of its repository lists, and whose subject, if it has one, is not in
+    the repository."""
+
+    digest: Digest
+    manifest: ManifestKey
+    pushed: float
+
+
+@dataclass(frozen=True, slots=True)
+class UntaggedPage:
+    """Some of the unused manifests of a repository. `next_after`: where the next page begins; None: there is none."""
+
+    items: Sequence[UntaggedManifest]
+    next_after: Digest | None
+
+
+class Retention(Protocol):
+    """Reads the tags and manifests of one repository at a time, in pages, and deletes what was judged. Reads run in a
+    thread. All methods take stored names, and may raise StorageFailed. A repository without content has no tags and no
+    manifests."""
+
+    async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
+        """Returns the position of the last of the newest `count` tags; None if there are fewer tags."""
+        ...
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
+        """Returns at most `limit` tags whose names sort after `after`, in the order of their names."""
+        ...
+
+    async def untagged(self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None) -> UntaggedPage:
+        """Returns the untagged manifests that have been unused for long enough. A page may be empty although there are
+        further pages."""
+        ...
+
+    async def delete_tag(self, repo: RepositoryName, judged: TagFacts, by: Actor) -> bool:
+        """Deletes a tag, unless it has been pushed, moved, deleted or pulled since it was judged. Its manifest stays.
+        Returns whether it deleted the tag."""
+        ...
+
+    async def delete_untagged(
+        self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
+    ) -> Sequence[Digest] | None:
+        """Deletes a manifest that `untagged` returned at the time `judged_at`, unless it is used again. Returns the
+        digests of the manifests that may have lost their last use by that: its children and its referrers. Returns None
+        if it deleted nothing."""
+        ...
+
+    async def delete_orphans(
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor
+    ) -> tuple[Sequence[Digest], Sequence[Digest]]:
+        """Deletes those of the manifests, at most `MAX_ORPHANS`, that have no tag, that no index lists and whose
+        subject is not in the repository. Returns the digests that it deleted, and those of their children and
+        referrers."""
+        ...
+
+    async def add_unused(
+        self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]
+    ) -> None:
+        """Adds to `unused` those of the `roots`, at most `MAX_PAGE_ROWS`, that nothing would use any more if the tags
+        `without` and the manifests in `unused` were deleted, and all children and referrers that would then be unused,
+        too. Changes nothing in the store."""
+        ...
+
+    async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:
+        """Returns the size of the blobs that garbage collection would delete if these manifests of any repositories
+        were deleted. Counts each blob once."""
+        ...

@@ -1,0 +1,49 @@
+"""Queues a job at an interval (`queue_jobs`). The interval goes on over restarts of the server, because it counts from
+the newest job of the kind in the store, whoever started that one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from storage.errors import RegistryError
+from storage.jobs import Jobs
+from storage.leases import Leases
+
+CHECK_SECONDS: Final = 60.0
+"""Longest time between two checks whether a job is due. Also the longest time from the start of the process to the
+first check."""
+log = logging.getLogger("storage.jobs")
+
+
+async def queue_jobs(
+    jobs: Jobs,
+    leases: Leases,
+    kind: str,
+    every: float,
+    clock: Callable[[], float],
+    *,
+    actor: str,
+    check_seconds: float = CHECK_SECONDS,
+) -> None:
+    """Queues a resumable job of this kind whenever `every` seconds have passed since the newest one was started and
+    none is queued or running, until the task is cancelled. Every process runs this function; together they queue one
+    job. Logs a RegistryError, and goes on. `clock` returns the time in seconds since 1970."""
+    while True:
+        await asyncio.sleep(min(every, check_seconds))
+        try:
+            async with leases.try_slot(f"schedule of {kind}", count=1) as has_slot:
+                if has_slot and await _is_due(jobs, kind, every, clock()):
+                    await jobs.add(kind, {}, actor=actor, is_resumable=True)
+        except RegistryError as error:
+            log.warning("cannot queue a job of the kind %s: %s; it is tried again later", kind, error)
+
+
+async def _is_due(jobs: Jobs, kind: str, every: float, now: float) -> bool:
+    """Returns whether no job of the kind is queued or running, and the newest one is old enough."""
+    newest = (await jobs.jobs(None, 1, kind)).items
+    if not newest:
+        return True
+    return newest[0].ended is not None and now - newest[0].created >= every

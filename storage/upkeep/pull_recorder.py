@@ -1,0 +1,116 @@
+"""`PullRecorder`: counts the pulls of manifests in memory, and stores them from time to time.
+
+Counting a pull must cost a request almost nothing, so a pull changes only a dictionary. A kill of the process loses the
+pulls since the last time they were stored.
+
+A commit empties the response caches of all processes. So the processes do not store their pulls at different times, but
+all at the same multiple of `STORE_SECONDS`: together they empty the caches once in that time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from storage.content import Pull
+from storage.errors import NameInvalid, NameUnknown, RegistryError
+from storage.names import RepositoryName
+from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
+
+STORE_SECONDS: Final = 30.0
+"""Seconds between two times at which the pulls are stored."""
+MAX_COUNTED_MANIFESTS: Final = 100_000
+"""Largest number of manifests whose pulls are counted in memory, which then takes about 20 MB. When it is reached, the
+pulls are stored at once. While that fails, pulls of further manifests are not counted."""
+log = logging.getLogger("storage.pulls")
+
+Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
+"""For a repository name as clients write it, returns three things, of which the recorder uses the last two: the
+registry that serves the repository, its stored name, and the name of its upstream registry (None: it is hosted). Raises
+NameUnknown, NameInvalid."""
+
+
+class PullRecorder:
+    """Counts the pulls that one process serves. Used from one event loop.
+
+    `locate` finds the stored names when the pulls are stored. `clock` returns the time in seconds since 1970."""
+
+    def __init__(
+        self, pulls: Pulls, locate: Locate, clock: Callable[[], float], *, capacity: int = MAX_COUNTED_MANIFESTS
+    ) -> None:
+        self._pulls = pulls
+        self._locate = locate
+        self._clock = clock
+        self._capacity = capacity
+        self._counts: dict[Pull, list[float]] = {}
+        """For each manifest: when it was last pulled, and the number of pulls that are not stored yet."""
+        self._is_full = asyncio.Event()
+
+    def count(self, pull: Pull) -> None:
+        """Counts a pull. Takes less than a microsecond."""
+        counted = self._counts.get(pull)
+        if counted is not None:
+            counted[0] = self._clock()
+            counted[1] += 1
+        elif len(self._counts) < self._capacity:
+            self._counts[pull] = [self._clock(), 1]
+            if len(self._counts) == self._capacity:
+                self._is_full.set()
+
+    async def run(self) -> None:
+        """Stores the pulls at the multiples of `STORE_SECONDS`, until the task is cancelled. Logs an error of the
+        store, and tries again next time."""
+        logged_error = ""
+        while True:
+            try:
+                async with asyncio.timeout(STORE_SECONDS - self._clock() % STORE_SECONDS):
+                    await self._is_full.wait()
+            except TimeoutError:
+                pass
+            self._is_full.clear()
+            try:
+                await self.store()
+                logged_error = ""
+            except RegistryError as error:
+                if logged_error != (logged_error := str(error)):
+                    log.warning("cannot store when images were last pulled: %s; it is tried again", error)
+                await asyncio.sleep(1.0)  # does not try again at once if there are too many to count
+
+    async def store(self) -> None:
+        """Stores the pulls that were counted so far. Those that are not stored, because of an error or a cancellation,
+        stay counted. Raises StorageFull, StorageFailed."""
+        pulls = list(self._counts)
+        for start in range(0, len(pulls), MAX_SAVED_PULLS):
+            batch = pulls[start : start + MAX_SAVED_PULLS]
+            names = {repo: await self._stored_name(repo) for repo in {repo for repo, _ in batch}}
+            counts = [(pull, self._counts.pop(pull)) for pull in batch]
+            located = [
+                PullCount(name[0], digest, name[1], last, int(number))
+                for (repo, digest), (last, number) in counts
+                if (name := names[repo]) is not None
+            ]
+            try:
+                await self._pulls.save(located)  # a cancellation takes effect only after the change has been made
+            except RegistryError:
+                self._count_again(counts)
+                raise
+
+    async def _stored_name(self, repo: RepositoryName) -> tuple[RepositoryName, str] | None:
+        """Returns the stored name of a repository and the name of its upstream; None if there is no such repository any
+        more."""
+        try:
+            _, stored, upstream = await self._locate(repo)
+        except (NameUnknown, NameInvalid):
+            return None
+        return stored, upstream or ""
+
+    def _count_again(self, counts: list[tuple[Pull, list[float]]]) -> None:
+        """Puts back counts that could not be stored."""
+        for pull, (last, number) in counts:
+            newer = self._counts.get(pull)
+            if newer is None:
+                self._counts[pull] = [last, number]
+            else:
+                newer[1] += number

@@ -1,0 +1,43 @@
+"""A store with a clock that tests set, for the work of upkeep."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.names import Digest, RepositoryName
+from storage.pulls import PullCount
+from storage.store.stored_registry import StoredRegistry
+
+APP = RepositoryName("team/app")
+DAY = 86400.0
+START = 1_700_000_000.0
+"""What the clock says at first, in seconds since 1970."""
+
+
+class Clock:
+    """Says what it is set to."""
+
+    def __init__(self, now: float = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_days(self, days: float) -> None:
+        self.now += days * DAY
+
+
+@asynccontextmanager
+async def clocked_store(folder: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    """A store in `folder`, new or not."""
+    prepare_data_dir(folder)
+    async with open_registry(folder, clock=clock) as opened:
+        yield opened
+
+
+async def pull(store: StoredRegistry, repo: RepositoryName, digest: Digest, clock: Clock) -> None:
+    """A pull of a hosted manifest that was stored."""
+    await store.pulls.save([PullCount(repo, digest, "", clock(), 1)])

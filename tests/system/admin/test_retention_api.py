@@ -1,0 +1,187 @@
+"""Retention of a running server: previews and runs by the API, and by the command beside the server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
+from tests.fakes.commands import entrepot, entrepot_output
+from tests.fakes.plain_client import plain_client
+from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of, image
+from tests.fakes.server_process import running_server
+
+SETTINGS = """
+[upkeep]
+retention_every = 0
+
+[[retention]]
+repositories = "team/**"
+keep_last = 2
+keep_tags = ["v*"]
+
+[[retention]]
+repositories = ["scratch/*", "taem/*"]
+keep_last = 1
+delete_untagged_after = "0s"
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """A server with rules, which runs them only if it is asked to."""
+    folder = tmp_path_factory.mktemp("retention")
+    (folder / "entrepot.toml").write_text(SETTINGS)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    with running_server(folder, "--config", "entrepot.toml") as server:
+        yield AdminSite(server, folder)
+
+
+def push(site: AdminSite, repo: str, *tags: str) -> None:
+    """Pushes an image of its own for each tag, one after the other."""
+    with plain_client(f"{site.server.url}/v2/{repo}", auth=(ADMIN, PASSWORD)) as client:
+        for tag in tags:
+            blobs = [f"{role} of {repo}:{tag}".encode() for role in ("config", "layer")]
+            for blob in blobs:
+                location = client.post("/blobs/uploads/").headers["location"]
+                client.put(f"{site.server.url}{location}", params={"digest": digest_of(blob)}, content=blob)
+            headers = {"content-type": OCI_MANIFEST}
+            answer = client.put(f"/manifests/{tag}", content=image(*blobs), headers=headers)
+            assert answer.status_code == 201, answer.text
+
+
+def tags(site: AdminSite, repo: str) -> list[str]:
+    with plain_client(f"{site.server.url}/v2/{repo}", auth=(ADMIN, PASSWORD)) as client:
+        listed: list[str] = client.get("/tags/list").json()["tags"]
+        return listed
+
+
+def run_job(site: AdminSite) -> Any:
+    """Starts a job, and waits for its end."""
+    job = site.done("POST", "/retention", {})
+    deadline = time.monotonic() + 60
+    while (found := site.done("GET", f"/jobs/{job['id']}"))["ended"] is None:
+        assert time.monotonic() < deadline
+    assert found["state"] == "done", found
+    return found["result"]
+
+
+def test_a_preview_names_each_tag_and_the_reason(site: AdminSite) -> None:
+    """In pages; the first has the totals."""
+    push(site, "team/preview", "a", "b", "c", "v1")
+    first = site.done("GET", "/retention/preview", repository="team/preview", limit=3)
+    assert first["rule"] == "rule 1 (team/**)"
+    assert [(item["tag"], item["kept"]) for item in first["items"]] == [("a", False), ("b", False), ("c", True)]
+    assert first["items"][0]["reason"].startswith("not one of the newest 2, pushed 20")
+    assert (first["items"][2]["reason"], first["items"][2]["pulled"]) == ("one of the newest 2", None)
+    assert (first["totals"]["tags_kept"], first["totals"]["tags_deleted"]) == (2, 2)
+    assert first["totals"]["bytes_left"] > 0 == first["totals"]["bytes_freed"]
+    second = site.done("GET", "/retention/preview", repository="team/preview", limit=3, after=first["next"])
+    assert ([item["tag"] for item in second["items"]], second["next"], second["totals"]) == (["v1"], None, None)
+
+
+def test_a_preview_needs_rights_on_the_repository(site: AdminSite) -> None:
+    """The action admin on it suffices, and others are refused whatever exists."""
+    user = site.user()
+    for repo in ("team/mine", "team/none"):
+        answer = site.call("GET", "/retention/preview", auth=user, repository=repo)
+        assert (answer.status_code, code_of(answer)) == (403, "DENIED")
+    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "team/mine", "actions": ["admin"]})
+    assert site.call("GET", "/retention/preview", auth=user, repository="team/mine").status_code == 200
+    assert site.call("GET", "/retention/preview", auth=user, repository="team/none").status_code == 403
+    assert site.call("POST", "/retention", {}, auth=user).status_code == 403
+
+
+@pytest.mark.parametrize(("repository", "status"), [("private/app", 404), ("Team/App", 400), ("", 400), (None, 422)])
+def test_previews_of_nothing(site: AdminSite, repository: str | None, status: int) -> None:
+    query: dict[str, Any] = {} if repository is None else {"repository": repository}
+    assert site.call("GET", "/retention/preview", **query).status_code == status
+
+
+def test_a_run_deletes_what_the_preview_said(site: AdminSite) -> None:
+    """The pulls that clients made meanwhile are in the next preview."""
+    push(site, "scratch/run", "a", "b", "c")
+    assert tags(site, "scratch/run") == ["a", "b", "c"]
+    result = run_job(site)
+    assert tags(site, "scratch/run") == ["c"]
+    assert result["tags_deleted"] >= 2
+    assert result["warnings"] == ["rule 2: the pattern taem/* applies to no hosted repository with content"]
+    [line] = site.done("GET", "/audit", target="scratch/run:a", limit=1)["items"]
+    assert (line["action"], line["actor"]) == ("tag.delete", "entrepot retention")
+
+
+def test_the_command_beside_the_server(site: AdminSite) -> None:
+    """It says the same as text and as lines of JSON, and the server sees what it deletes."""
+    push(site, "scratch/command", "a", "b")
+    options = ("--config", "entrepot.toml")
+    shown = entrepot("retention", "preview", "scratch/command", *options, folder=site.folder)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = shown.stdout.splitlines()
+    assert lines[0].startswith("delete scratch/command:a  not one of the newest 1, pushed 20")
+    assert lines[1] == "keep   scratch/command:b  one of the newest 1 (rule 2)"
+    assert lines[2] == "1 tags and 0 untagged manifests of 1 repositories would be deleted, and 1 tags kept"
+    assert lines[3].endswith("would be freed, after delete_untagged_after and gc.grace")
+
+    done = entrepot("retention", "preview", *options, "--json", folder=site.folder)
+    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    digest = digest_of(image(b"config of scratch/command:a", b"layer of scratch/command:a"))
+    [step] = [step for step in steps if step.get("repository") == "scratch/command" and step["tag"] == "a"]
+    assert (step["action"], step["digest"], step["rule"], step["pulled"]) == ("delete", digest, 2, None)
+    assert steps[-1]["summary"]["warnings"] == [
+        "rule 2: the pattern taem/* applies to no hosted repository with content"
+    ]
+
+    applied = entrepot("retention", "apply", *options, "--json", folder=site.folder)
+    assert applied.returncode == 0, applied.stderr
+    steps = [json.loads(line) for line in applied.stdout.splitlines()]
+    assert {(step["repository"], step["tag"]) for step in steps[:-1] if "tag" in step} >= {("scratch/command", "a")}
+    assert steps[-1]["result"]["tags_deleted"] >= 1
+    assert tags(site, "scratch/command") == ["b"]
+    again = entrepot("retention", "apply", *options, folder=site.folder)
+    assert again.stdout.startswith("deleted 0 tags and 0 manifests in ")
+    assert again.stderr.splitlines() == [
+        "entrepot: warning: rule 2: the pattern taem/* applies to no hosted repository with content"
+    ]
+
+
+def test_a_repository_without_a_rule(site: AdminSite) -> None:
+    done = entrepot("retention", "preview", "private/app", "--config", "entrepot.toml", folder=site.folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "entrepot: no [[retention]] rule in the settings applies to private/app, so all of it is kept\n"
+    )
+
+
+def test_a_rule_that_deletes_everything_is_confirmed(tmp_path: Path) -> None:
+    """By its own setting when the server starts, and by --yes for the command."""
+    rule = '[[retention]]\nrepositories = "scratch/**"\nkeep_last = 0\n'
+    (tmp_path / "entrepot.toml").write_text(rule)
+    refused = entrepot("serve", "--config", "entrepot.toml", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "retention[1]: the rule would delete every tag" in refused.stderr
+    (tmp_path / "entrepot.toml").write_text(rule + "delete_all = true\n")
+    with running_server(tmp_path, "--config", "entrepot.toml") as server:
+        push(AdminSite(server, tmp_path), "scratch/app", "a")
+        options = ("--config", "entrepot.toml", "--data", "data")
+        unconfirmed = entrepot("retention", "apply", *options, folder=tmp_path)
+        assert unconfirmed.returncode == 2
+        assert "deletes every tag of scratch/**; add --yes if you mean it" in unconfirmed.stderr
+        confirmed = entrepot("retention", "apply", "--yes", *options, folder=tmp_path)
+        assert (confirmed.returncode, confirmed.stdout.splitlines()[-1]) == (
+            0,
+            "deleted 1 tags and 0 manifests in 1 repositories; kept 0 tags",
+        )
+
+
+@pytest.mark.parametrize("command", ["preview", "apply"])
+def test_settings_without_rules(tmp_path: Path, command: str) -> None:
+    with running_server(tmp_path):
+        pass
+    done = entrepot("retention", command, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("entrepot: the settings have no rule, so all tags are kept; add [[retention]]")

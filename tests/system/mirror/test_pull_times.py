@@ -1,0 +1,76 @@
+"""Pulls through two workers of a real server: of pushed and of mirrored images, by every name that means them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from storage.composition import open_registry
+from storage.names import Digest, RepositoryName
+from storage.pulls import PullRecord
+from tests.fakes.commands import entrepot_output
+from tests.fakes.mirror_site import REPO, MirrorSite
+from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of, image
+
+CONFIG = b"{}"
+
+
+def push(site: MirrorSite, repo: str) -> str:
+    """Pushes an image without layers; its digest."""
+    site.http.post(f"/v2/{repo}/blobs/uploads/", params={"digest": digest_of(CONFIG)}, content=CONFIG)
+    body = image(CONFIG)
+    answer = site.http.put(f"/v2/{repo}/manifests/1", content=body, headers={"content-type": OCI_MANIFEST})
+    assert answer.status_code == 201, answer.text
+    return digest_of(body)
+
+
+def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
+    """What is stored, after the server has ended."""
+
+    async def read() -> PullRecord | None:
+        async with open_registry(site.server.data) as store:
+            return await store.pulls.record(RepositoryName(repo), Digest(digest))
+
+    return asyncio.run(read())
+
+
+def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
+    """Those of both workers, also the ones that the response cache answers, and stored when the server stops."""
+    site.start()
+    digest = push(site, "team/app")
+    for pid in site.server.worker_pids():
+        for _ in range(5):
+            answer = site.get("/v2/team/app/manifests/1", worker=pid).ended()
+            assert answer.status == 200
+    for _ in range(10):
+        assert site.http.head("/v2/team/app/manifests/1").status_code == 200
+    assert site.server.stop() == 0
+    found = record(site, "team/app", digest)
+    assert found is not None
+    assert (found.upstream, found.pulls) == ("", 20)
+
+
+def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
+    """Under the stored name, whatever name the client used; what `mirror warm` fetches is no pull."""
+    site.start()
+    config = str(site.folder / "entrepot.toml")
+    entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
+    for pid in site.server.worker_pids():
+        for name in ("app", "library/app", "docker.io/app", "docker.io/library/app"):
+            assert site.get(f"/v2/{name}/manifests/1", worker=pid).ended().status == 200
+    assert site.http.get("/v2/library/app/manifests/1?ns=docker.io").status_code == 200
+    digest = site.inspect().headers["docker-content-digest"]
+    assert site.server.stop() == 0
+    found = record(site, "docker.io/library/app", digest)
+    assert found is not None
+    assert (found.upstream, found.pulls) == ("docker.io", 10)
+
+
+def test_a_warmed_image_has_never_been_pulled(site: MirrorSite) -> None:
+    """But it has a record, so that the least recently pulled images can be found."""
+    site.start()
+    config = str(site.folder / "entrepot.toml")
+    entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
+    assert site.server.stop() == 0
+    found = record(site, "docker.io/library/app", site.image.digest)
+    assert found is not None
+    assert (found.upstream, found.pulls) == ("docker.io", 0)

@@ -1,0 +1,123 @@
+"""The decision on a tag: it is kept if any condition keeps it, and the reason names the condition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.config import RetentionRule
+from registry.upkeep.retention.decision import Decision, decide, unused_limits
+from storage.content import digest_of
+from storage.names import Tag
+from storage.retention import TagFacts, TagPosition, UnusedLimits
+from tests.fakes.upkeep_store import DAY, START
+
+NOW = START + 100 * DAY
+
+
+def rule(**conditions: Any) -> RetentionRule:
+    return RetentionRule(repositories=["team/**"], delete_all=not conditions, **conditions)
+
+
+def tag(name: str = "tag", *, pushed: float = 50, pulled: float | None = None) -> TagFacts:
+    """A tag that was pushed and pulled so many days ago."""
+    when_pulled = None if pulled is None else NOW - pulled * DAY
+    return TagFacts(Tag(name), digest_of(name.encode()), 1, NOW - pushed * DAY, when_pulled)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "judged", "reason"),
+    [
+        ({"keep_tags": ["v*", "latest"]}, tag("v1.0"), "matches v*"),
+        ({"keep_tags": ["v*", "latest"]}, tag("latest"), "matches latest"),
+        ({"keep_tags": ["[0-9]*"]}, tag("1.0"), "matches [0-9]*"),
+        ({"keep_pushed_within": "30d"}, tag(pushed=29), "pushed within 30d"),
+        ({"keep_pulled_within": "14d"}, tag(pulled=13), "pulled within 14d"),
+        ({"keep_pushed_within": "1h", "keep_pulled_within": "14d"}, tag(pulled=0), "pulled within 14d"),
+    ],
+)
+def test_a_condition_keeps_a_tag(conditions: dict[str, Any], judged: TagFacts, reason: str) -> None:
+    assert decide(rule(**conditions), judged, NOW, newest=None) == Decision(True, reason)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "judged", "reason"),
+    [
+        ({"keep_tags": ["v*"]}, tag("V1"), "pushed 2024-01-03, never pulled"),
+        ({"keep_pushed_within": "30d"}, tag(pushed=31), "never pulled"),
+        ({"keep_pulled_within": "14d"}, tag(pushed=50, pulled=15), "last pulled 2024-02-07"),
+        ({"keep_pulled_within": "14d"}, tag(pushed=1), "never pulled"),
+        ({"delete_untagged_after": "7d", "keep_tags": ["other"]}, tag(), "never pulled"),
+    ],
+)
+def test_a_tag_without_a_condition_that_keeps_it_is_deleted(
+    conditions: dict[str, Any], judged: TagFacts, reason: str
+) -> None:
+    decision = decide(rule(**conditions), judged, NOW, newest=None)
+    assert not decision.is_kept
+    assert decision.reason.endswith(reason)
+
+
+def test_the_reason_of_a_deletion_says_all() -> None:
+    newest = TagPosition(NOW - DAY, "newer")
+    decision = decide(rule(keep_last=10), tag(pushed=50, pulled=20), NOW, newest=newest)
+    assert decision == Decision(False, "not one of the newest 10, pushed 2024-01-03, last pulled 2024-02-02")
+
+
+def test_the_newest_tags_are_kept() -> None:
+    """Also all of them if there are no more."""
+    newest = TagPosition(NOW - 5 * DAY, "m")
+    judged = {
+        (name, pushed): decide(rule(keep_last=3), tag(name, pushed=pushed), NOW, newest=newest).is_kept
+        for name in ("a", "m", "z")
+        for pushed in (4, 5, 6)
+    }
+    assert {key for key, is_kept in judged.items() if is_kept} == {("a", 4), ("m", 4), ("z", 4), ("a", 5), ("m", 5)}
+    assert decide(rule(keep_last=3), tag(pushed=99), NOW, newest=None) == Decision(True, "one of the newest 3")
+
+
+def test_an_immutable_tag_is_kept_whatever_the_rule_says() -> None:
+    assert decide(rule(), tag(), NOW, newest=None, is_protected=True) == Decision(True, "it is immutable")
+    assert not decide(rule(), tag(), NOW, newest=None).is_kept
+
+
+DAYS = st.floats(min_value=0, max_value=99, allow_nan=False)
+CONDITIONS = st.fixed_dictionaries(
+    {
+        "keep_tags": st.lists(st.sampled_from(["v*", "latest", "*-rc"]), unique=True),
+        "keep_pushed_within": st.sampled_from([0.0, DAY, 30 * DAY]),
+        "keep_pulled_within": st.sampled_from([0.0, DAY, 30 * DAY]),
+        "keep_last": st.integers(min_value=0, max_value=3),
+    }
+)
+
+
+@given(
+    conditions=CONDITIONS,
+    name=st.sampled_from(["v1", "latest", "main", "1-rc"]),
+    pushed=DAYS,
+    pulled=st.none() | DAYS,
+    newest=st.none() | st.builds(TagPosition, DAYS.map(lambda days: NOW - days * DAY), st.sampled_from(["a", "z"])),
+)
+def test_each_condition_alone_is_enough(
+    conditions: dict[str, Any], name: str, pushed: float, pulled: float | None, newest: TagPosition | None
+) -> None:
+    """A rule keeps exactly the tags that one of its conditions would keep as the only one."""
+    judged = tag(name, pushed=pushed, pulled=pulled)
+    alone = [rule(**{condition: value}) for condition, value in conditions.items() if value]
+    if alone:
+        is_kept = decide(rule(**conditions), judged, NOW, newest=newest).is_kept
+        assert is_kept == any(decide(one, judged, NOW, newest=newest).is_kept for one in alone)
+
+
+def test_when_untagged_manifests_go() -> None:
+    """Never by default; a pull within `keep_pulled_within` keeps them as well."""
+    assert unused_limits(rule(keep_last=1), NOW) is None
+    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW, NOW)
+    week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
+    assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week)
+    pulled = rule(keep_pulled_within="14d", delete_untagged_after="7d")
+    assert unused_limits(pulled, NOW) == UnusedLimits(week, fortnight)

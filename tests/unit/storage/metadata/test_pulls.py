@@ -1,0 +1,110 @@
+"""The store of pulls: when a manifest was last pulled, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.composition import open_registry
+from storage.content import Actor, digest_of
+from storage.names import RepositoryName, Tag
+from storage.pulls import PullCount, PullRecord
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.forked_process import ROOT
+from tests.fakes.registry_content import BY, descriptor_of, image_of, push_image
+from tests.fakes.upkeep_store import APP, START, Clock, clocked_store
+
+UBUNTU = RepositoryName("docker.io/library/ubuntu")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    async with clocked_store(tmp_path, clock) as opened:
+        yield opened
+
+
+async def test_pulls_add_up(store: StoredRegistry) -> None:
+    """The latest time counts, whichever process stores it last."""
+    image = await push_image(store, APP, "a", "1")
+    assert await store.pulls.record(APP, image.digest) is None
+    await store.pulls.save([PullCount(APP, image.digest, "", START + 50, 2)])
+    await store.pulls.save([PullCount(APP, image.digest, "", START + 20, 3)])
+    assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 50, 5)
+
+
+async def test_pulls_of_what_is_gone_are_ignored(store: StoredRegistry) -> None:
+    """A manifest can be deleted, or its repository be unknown, before its pulls are stored."""
+    unknown = digest_of(b"unknown")
+    image = await push_image(store, APP, "a", "1")
+    nowhere = RepositoryName("never/pushed/to")
+    await store.pulls.save([PullCount(repo, unknown, "", START, 1) for repo in (APP, nowhere)])
+    assert await store.pulls.record(APP, unknown) is None
+    assert await store.pulls.record(nowhere, unknown) is None
+    assert await store.pulls.record(APP, image.digest) is None
+
+
+async def test_pulls_go_with_their_manifest(store: StoredRegistry) -> None:
+    """A manifest that is pushed again after its deletion was never pulled."""
+    image = await push_image(store, APP, "a", "1")
+    await store.pulls.save([PullCount(APP, image.digest, "", START, 1)])
+    await store.delete_manifest(APP, image.digest, by=BY)
+    await push_image(store, APP, "a", "1")
+    assert await store.pulls.record(APP, image.digest) is None
+
+
+async def test_a_mirrored_manifest_has_a_record_from_the_start(store: StoredRegistry, clock: Clock) -> None:
+    """It names the upstream, and stays when the mirror stores the manifest again or a client pulls it."""
+    image = image_of(descriptor_of(b"config"))
+    await store.put_manifest(UBUNTU, image, [Tag("1")], by=Actor("mirror"), sparse=True)
+    assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
+    clock.pass_days(1)
+    await store.put_manifest(UBUNTU, image, [Tag("2")], by=Actor("mirror"), sparse=True)
+    assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
+    await store.pulls.save([PullCount(UBUNTU, image.digest, "docker.io", clock(), 1)])
+    assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", clock(), 1)
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from storage.composition import open_registry
+from storage.names import Digest, RepositoryName
+from storage.upkeep.pull_recorder import PullRecorder
+
+async def main(folder, repo, digest):
+    async with open_registry(Path(folder)) as store:
+        async def locate(name):
+            return store, name, None
+        recorder = PullRecorder(store.pulls, locate, lambda: 1_700_000_100.0)
+        recorder.count((repo, digest))
+        await recorder.store()
+        recorder.count((repo, digest))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main(sys.argv[1], RepositoryName(sys.argv[2]), Digest(sys.argv[3])))
+"""
+
+
+async def test_a_kill_loses_only_what_was_not_stored(tmp_path: Path, clock: Clock) -> None:
+    """What was stored before SIGKILL is there afterwards."""
+    async with clocked_store(tmp_path, clock) as store:
+        image = await push_image(store, APP, "a", "1")
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED, str(tmp_path), APP, image.digest),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    async with asyncio.timeout(60):
+        assert await killed.wait() == -signal.SIGKILL
+    async with open_registry(tmp_path) as store:
+        assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 100, 1)

@@ -1,0 +1,237 @@
+"""What retention reads and deletes in the store: each deletion checks that nothing has changed since it was judged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.access import AuditQuery
+from storage.content import Actor, Manifest, digest_of
+from storage.errors import ManifestUnknown
+from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.retention import TagFacts, TagPosition, UnusedLimits
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.registry_content import BY, all_tags, index_of, push_image
+from tests.fakes.upkeep_store import APP, DAY, START, Clock, clocked_store, pull
+
+RETENTION = Actor("entrepot retention")
+OTHER = RepositoryName("team/other")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    async with clocked_store(tmp_path, clock) as opened:
+        yield opened
+
+
+async def push_index(store: StoredRegistry, children: list[Manifest], *tags: str) -> Manifest:
+    index = index_of([child.descriptor for child in children])
+    await store.put_manifest(APP, index, [Tag(tag) for tag in tags], by=BY)
+    return index
+
+
+async def facts(store: StoredRegistry, name: str) -> TagFacts:
+    return next(tag for tag in await store.retention.tags(APP, None) if tag.name == name)
+
+
+async def unused(store: StoredRegistry, since: float) -> list[Digest]:
+    page = await store.retention.untagged(APP, UnusedLimits(since, since), None)
+    assert page.next_after is None
+    return [manifest.digest for manifest in page.items]
+
+
+async def has(store: StoredRegistry, reference: Reference) -> bool:
+    try:
+        await store.resolve_manifest(APP, reference)
+    except ManifestUnknown:
+        return False
+    return True
+
+
+async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
+    """Tags of the same moment are in the order of their names; a push of the same content makes a tag new again."""
+    await push_image(store, APP, "a", "b", "a")
+    clock.pass_days(1)
+    await push_image(store, APP, "c", "c")
+    tags = {tag.name: tag for tag in await store.retention.tags(APP, None)}
+
+    async def newest(count: int) -> list[str]:
+        position = await store.retention.newest(APP, count)
+        return sorted(name for name, tag in tags.items() if position is None or position.includes(tag))
+
+    assert [await newest(count) for count in (1, 2, 3, 4)] == [["c"], ["a", "c"], ["a", "b", "c"], ["a", "b", "c"]]
+    clock.pass_days(1)
+    await push_image(store, APP, "a", "b")
+    assert await store.retention.newest(APP, 1) == TagPosition(START + 2 * DAY, "b")
+
+
+async def test_tags_come_in_pages(store: StoredRegistry) -> None:
+    await push_image(store, APP, "a", *(f"{number:02}" for number in range(5)))
+    pages, after = [], None
+    while page := await store.retention.tags(APP, after, limit=2):
+        pages.append([tag.name for tag in page])
+        after = page[-1].name
+    assert pages == [["00", "01"], ["02", "03"], ["04"]]
+    assert await store.retention.tags(OTHER, None) == []
+
+
+async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, clock: Clock) -> None:
+    """At any depth; a pull of the index does not count for a child with a tag of its own."""
+    child = await push_image(store, APP, "child", "child")
+    index = await push_index(store, [child], "index")
+    outer = await push_index(store, [index], "outer")
+    clock.pass_days(1)
+    await pull(store, APP, child.digest, clock)
+    assert [(await facts(store, name)).pulled for name in ("child", "index", "outer")] == [clock()] * 3
+    clock.pass_days(1)
+    await pull(store, APP, outer.digest, clock)
+    assert (await facts(store, "child")).pulled == clock() - DAY
+    assert (await facts(store, "outer")).pulled == clock()
+
+
+async def test_a_judged_tag_is_deleted(store: StoredRegistry) -> None:
+    """Its manifest stays, and the history names the actor."""
+    image = await push_image(store, APP, "a", "old", "new")
+    assert await store.retention.delete_tag(APP, await facts(store, "old"), RETENTION)
+    assert await all_tags(store, APP) == ["new"]
+    assert await has(store, image.digest)
+    [line] = store.accounts.audit(AuditQuery(actor=RETENTION.name), 10).items
+    assert (line.action, line.target) == ("tag.delete", f"{APP}:old")
+
+
+@pytest.mark.parametrize("change", ["moved", "pushed again", "pulled", "deleted"])
+async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
+    """A push or pull between the judgement and the deletion keeps the tag, even of the same content."""
+    image = await push_image(store, APP, "a", "tag")
+    judged = await facts(store, "tag")
+    clock.now += 1
+    match change:
+        case "moved":
+            await push_image(store, APP, "b", "tag")
+        case "pushed again":
+            await push_image(store, APP, "a", "tag")
+        case "pulled":
+            await pull(store, APP, image.digest, clock)
+        case "deleted":
+            await store.delete_tag(APP, Tag("tag"), by=BY)
+    assert not await store.retention.delete_tag(APP, judged, RETENTION)
+    assert await all_tags(store, APP) == ([] if change == "deleted" else ["tag"])
+
+
+async def test_only_roots_are_untagged(store: StoredRegistry, clock: Clock) -> None:
+    """No child of an index, no referrer of a manifest that is there; a referrer without its subject is."""
+    child = await push_image(store, APP, "child")
+    index = await push_index(store, [child])
+    await push_image(store, APP, "signature", subject=index.digest)
+    orphan = await push_image(store, APP, "orphan", subject=digest_of(b"never pushed"))
+    await push_image(store, APP, "tagged", "tag")
+    clock.pass_days(1)
+    assert sorted(await unused(store, clock())) == sorted([index.digest, orphan.digest])
+
+
+async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock: Clock) -> None:
+    """Since it was pushed, lost its last tag, or was pulled, whichever was last."""
+    pushed = await push_image(store, APP, "pushed")
+    moved = await push_image(store, APP, "moved", "a")
+    deleted = await push_image(store, APP, "deleted", "b")
+    pulled = await push_image(store, APP, "pulled")
+    clock.pass_days(10)
+    await push_image(store, APP, "newer", "a")
+    await store.delete_tag(APP, Tag("b"), by=BY)
+    await pull(store, APP, pulled.digest, clock)
+    assert await unused(store, clock() - DAY) == [pushed.digest]
+    clock.pass_days(2)
+    found = await unused(store, clock() - DAY)
+    assert sorted(found) == sorted([pushed.digest, moved.digest, deleted.digest, pulled.digest])
+
+
+async def test_untagged_manifests_come_in_pages(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may be empty although more pages follow."""
+    monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 2)
+    tagged = [(await push_image(store, APP, f"tagged {n}", f"t{n}")).digest for n in range(4)]
+    untagged = [(await push_image(store, APP, f"untagged {n}")).digest for n in range(3)]
+    found: list[Digest] = []
+    after: Digest | None = None
+    while True:
+        page = await store.retention.untagged(APP, UnusedLimits(START, START), after)
+        found += [manifest.digest for manifest in page.items]
+        if page.next_after is None:
+            break
+        after = page.next_after
+    assert found == sorted(untagged)
+    assert not set(found) & set(tagged)
+
+
+async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, clock: Clock) -> None:
+    """A child that has a tag or that another index lists stays; a referrer goes."""
+    exclusive = await push_image(store, APP, "exclusive")
+    tagged = await push_image(store, APP, "tagged", "tag")
+    shared = await push_image(store, APP, "shared")
+    index = await push_index(store, [exclusive, tagged, shared])
+    await push_index(store, [shared], "other")
+    signature = await push_image(store, APP, "signature", subject=index.digest)
+    clock.pass_days(1)
+    dependents = await store.retention.delete_untagged(
+        APP, index.digest, UnusedLimits(clock(), clock()), clock(), RETENTION
+    )
+    assert dependents is not None
+    assert set(dependents) == {exclusive.digest, tagged.digest, shared.digest, signature.digest}
+    gone, more = await store.retention.delete_orphans(APP, dependents, RETENTION)
+    assert set(gone) == {exclusive.digest, signature.digest}
+    assert more == []
+    assert [await has(store, image.digest) for image in (index, exclusive, signature)] == [False] * 3
+    assert [await has(store, image.digest) for image in (tagged, shared)] == [True] * 2
+
+
+@pytest.mark.parametrize("change", ["tagged", "listed", "pulled", "untagged again"])
+async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
+    """What happens between the judgement and the deletion keeps the manifest."""
+    image = await push_image(store, APP, "a")
+    clock.pass_days(2)
+    judged_at, limits = clock(), UnusedLimits(clock() - DAY, clock() - DAY)
+    assert await unused(store, limits.untagged) == [image.digest]
+    clock.now += 1
+    match change:
+        case "tagged":
+            await store.put_manifest(APP, image, [Tag("tag")], by=BY)
+        case "listed":
+            await push_index(store, [image], "index")
+        case "pulled":
+            await pull(store, APP, image.digest, clock)
+        case "untagged again":
+            await store.put_manifest(APP, image, [Tag("tag")], by=BY)
+            await store.delete_tag(APP, Tag("tag"), by=BY)
+    assert await store.retention.delete_untagged(APP, image.digest, limits, judged_at, RETENTION) is None
+    assert await has(store, image.digest)
+
+
+async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> None:
+    """A blob is freed only if all manifests that refer to it go, in all repositories."""
+    first = await push_image(store, APP, "same", "1")
+    second = await push_image(store, OTHER, "same", "1")
+    size = sum(blob.size for blob in first.blobs)
+    assert first.digest == second.digest
+    keys = [(await store.retention.tags(repo, None))[0].manifest for repo in (APP, OTHER)]
+    assert await store.retention.freed_bytes(keys[:1]) == 0
+    assert await store.retention.freed_bytes(keys) == size
+    assert await store.retention.freed_bytes([]) == 0
+
+
+async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> None:
+    """An index with two tags goes only without both; its children only with it."""
+    child = await push_image(store, APP, "child")
+    await push_index(store, [child], "1", "2")
+    index = (await facts(store, "1")).manifest
+    unused: set[int] = set()
+    await store.retention.add_unused(APP, [index], {Tag("1")}, unused)
+    assert unused == set()
+    await store.retention.add_unused(APP, [index], {Tag("1"), Tag("2")}, unused)
+    assert len(unused) == 2
+    assert await store.retention.freed_bytes(unused) == sum(blob.size for blob in child.blobs)
