@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from registry.config import Settings
 from registry.router import Router
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.job_runner import Work
 
 
@@ -24,5 +25,7 @@ class UpkeepComponents:
 
 def upkeep_components(settings: Settings, store: StoredRegistry, router: Router) -> UpkeepComponents:
     """Builds the components for an opened registry."""
-    works: dict[str, Work] = {}
+    works: dict[str, Work] = {
+        GC: collection_work(store.collector),
+    }
     return UpkeepComponents(settings, store, router, works)
