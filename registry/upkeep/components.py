@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from registry.config import Settings
 from registry.router import Router
+from registry.upkeep.fsck import FSCK, fsck_work
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.job_runner import Work
@@ -27,5 +28,6 @@ def upkeep_components(settings: Settings, store: StoredRegistry, router: Router)
     """Builds the components for an opened registry."""
     works: dict[str, Work] = {
         GC: collection_work(store.collector),
+        FSCK: fsck_work(settings, store),
     }
     return UpkeepComponents(settings, store, router, works)

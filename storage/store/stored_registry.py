@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore, BytesMissing
+from storage.consistency import Consistency
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
@@ -20,6 +21,7 @@ from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
+from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 
@@ -42,7 +44,7 @@ class StorageHealth:
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
     the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
+    locks of digests, the leases (exclusive rights to do some work), the jobs of upkeep, and the checker of all this.
     `storage.composition.open_registry` creates the object. The methods without a description implement
     `storage.interface.Registry`, which describes them."""
 
@@ -60,6 +62,7 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
         jobs: Jobs,
+        consistency: Consistency,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -74,6 +77,8 @@ class StoredRegistry:
         self.leases = leases
         self.accounts = accounts
         self.jobs = jobs
+        self.consistency = consistency
+        self.checker = Checker(consistency, metadata, blobs, locks, clock)
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

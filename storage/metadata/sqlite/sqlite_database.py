@@ -17,6 +17,7 @@ from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
+from storage.metadata.sqlite.upkeep.sqlite_consistency import SqliteConsistency
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
 
 
@@ -26,9 +27,9 @@ class SqliteDatabase:
     loop.
 
     `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
-    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep. `immutable`
-    is the read-only connection that replaces all others when a full disk has no space to open the database normally;
-    otherwise None."""
+    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep.
+    `consistency` checks and mends all of this. `immutable` is the read-only connection that replaces all others when a
+    full disk has no space to open the database normally; otherwise None."""
 
     def __init__(
         self,
@@ -48,12 +49,14 @@ class SqliteDatabase:
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, version, reserve)
-        self._parts_in_closing_order = writer, scans, version, shared_reads
+        checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
+        self._parts_in_closing_order = writer, scans, checks, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
         self.jobs = SqliteJobs(self._db, writer, clock)
+        self.consistency = SqliteConsistency(checks, writer, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""
