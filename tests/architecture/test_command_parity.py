@@ -44,6 +44,11 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "gc": ("POST", "/gc"),
+    "fsck": ("POST", "/fsck"),
+    "jobs list": ("GET", "/jobs"),
+    "jobs show": ("GET", "/jobs/{job}"),
+    "jobs stop": ("POST", "/jobs/{job}/stop"),
 }
 
 ONLY_API = {
