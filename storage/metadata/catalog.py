@@ -251,5 +251,5 @@ class Metadata(Protocol):
 
     async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
         """Deletes for good at most `limit` of the manifests that were deleted by the time `before` (seconds since
-        1970). Returns them; they cannot be put back any more."""
+        1970). Returns them; they cannot be put back any more. Returns an empty list if there are none."""
         ...

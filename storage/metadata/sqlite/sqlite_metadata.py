@@ -267,8 +267,8 @@ class SqliteMetadata:
         return blob_changes.queued_links(self._db, before, limit, after)
 
     async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
-        """Returns what `drop_link` would do now."""
-        return blob_changes.preview_link(self._db, entry, before)
+        """Returns what `drop_link` would do now. Looks in the thread, because the blob may have very many links."""
+        return await self._scans.run(lambda db: blob_changes.preview_link(db, entry, before))
 
     async def unlinked_blobs(self, limit: int, after: Digest | None = None) -> list[UnlinkedBlob]:
         """Returns at most `limit` blobs that were put into the collect queue because no repository had a link to

@@ -12,6 +12,8 @@ import apsw
 from storage.metadata.catalog import DeletedManifest
 from storage.names import Digest
 
+MAX_DROPPED_BYTES = 1024 * 1024
+"""Size of the manifests in bytes that one transaction deletes, so that other changes do not wait for long."""
 _OLDEST = """
 SELECT d.repository, d.digest, coalesce(r.name, ''), length(d.body), d.deleted
   FROM deleted_manifest d LEFT JOIN repository r ON r.id = d.repository
@@ -34,8 +36,14 @@ def deleted_manifests(
 
 def drop_deleted_manifests(db: apsw.Connection, before: float, limit: int) -> list[DeletedManifest]:
     """Deletes at most `limit` of the manifests that were deleted by the time `before`, the oldest first, and returns
-    them. Runs in a transaction, which the caller commits."""
-    dropped = deleted_manifests(db, before, limit)
+    them. Deletes fewer if they are large, but at least one. Runs in a transaction, which the caller commits."""
+    dropped: list[DeletedManifest] = []
+    size = 0
+    for manifest in deleted_manifests(db, before, limit):
+        size += manifest.size
+        if dropped and size > MAX_DROPPED_BYTES:
+            break
+        dropped.append(manifest)
     db.executemany(
         "DELETE FROM deleted_manifest WHERE repository = ? AND digest = ?",
         [(manifest.repository, manifest.digest) for manifest in dropped],

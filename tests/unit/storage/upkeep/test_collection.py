@@ -252,6 +252,18 @@ async def test_a_stopped_collection_is_finished_by_the_next(store: StoredRegistr
     assert await round_of(store, dry_run=False) == []
 
 
+async def test_large_deleted_manifests_go_in_several_transactions(store: StoredRegistry, data: Path) -> None:
+    """So that no push waits long for one of them. A round deletes all of them nevertheless."""
+    db = apsw.Connection(str(data / "entrepot.db"))
+    with db:
+        for number in range(3):
+            digest = digest_of(str(number).encode())
+            db.execute("INSERT INTO deleted_manifest VALUES (1, ?, 'type', 5, 5, zeroblob(600000))", (digest,))
+    db.close()
+    assert len(await store.metadata.drop_deleted_manifests(10, 500)) == 1
+    assert [removal.size for removal in await round_of(store, dry_run=False)] == [600_000] * 2
+
+
 async def test_untagged_manifests_stay(store: StoredRegistry, clock: Clock) -> None:
     """With their blobs, however old they are."""
     await push_image(store, APP, "untagged")
