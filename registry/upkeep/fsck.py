@@ -42,6 +42,7 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
             is_mirrored=lambda name: name.startswith(mirrored),
         )
         report = await store.checker.check(options, on_finding, on_progress)
+        await context.report(save_now=True)
         found = {code.value: count for code, count in report.found.items()}
         return {
             "found": found,

@@ -20,7 +20,7 @@ _KIND_NAMES = {
     "upload": "abandoned uploads",
     "partial": "cut-off downloads",
     "manifest": "deleted manifests",
-    "link": "blobs of a repository",
+    "link": "links to blobs",
     "blob": "blobs",
     "stray": "stray files",
     "trash": "left-over trash",
