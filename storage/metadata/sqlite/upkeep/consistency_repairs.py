@@ -152,6 +152,15 @@ def mark_damaged(db: apsw.Connection, digest: Digest, reason: str, place: str, n
         )
 
 
+def set_size(db: apsw.Connection, digest: Digest, size: int) -> None:
+    """Corrects the size of a blob, and the counted use of space."""
+    row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ?", (digest,)).get
+    if row is not None:
+        blob, before = row
+        db.execute("UPDATE blob SET size = ? WHERE id = ?", (size, blob))
+        usage_checks.resize_blob(db, blob, before, size)
+
+
 _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float], str | None]]] = {
     ProblemCode.BLOB_NOT_QUEUED: _queue_blob,
     ProblemCode.BLOB_PLACE: _record_missing_place,

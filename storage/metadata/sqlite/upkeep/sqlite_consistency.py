@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -63,7 +64,13 @@ class SqliteConsistency:
 
         def mend(db: apsw.Connection) -> str | None:
             found = _look(db, problem)
-            return "it was gone meanwhile" if found is None else consistency_repairs.repair(db, found, now)
+            if found is None:
+                return "it was gone meanwhile"
+            done = None
+            # If a rule of the database, such as a quota, does not allow the repair, the savepoint is rolled back.
+            with suppress(apsw.ConstraintError), db:
+                done = consistency_repairs.repair(db, found, now)
+            return done
 
         return await self._writer.run(mend, reserve_use=ReserveUse.RELIEF)
 
@@ -88,10 +95,7 @@ class SqliteConsistency:
         )
 
     async def set_size(self, digest: Digest, size: int) -> None:
-        await self._writer.run(
-            lambda db: db.execute("UPDATE blob SET size = ? WHERE digest = ?", (size, digest)).fetchall(),
-            reserve_use=ReserveUse.RELIEF,
-        )
+        await self._writer.run(lambda db: consistency_repairs.set_size(db, digest, size), reserve_use=ReserveUse.RELIEF)
 
     async def count_damaged(self) -> int:
         return await self._scan(lambda db: _number(db.execute("SELECT count(*) FROM damaged_blob").get))

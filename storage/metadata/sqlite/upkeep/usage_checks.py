@@ -80,3 +80,11 @@ def _recount_blob(db: apsw.Connection, key: Key) -> None:
         f"{_RECOUNTED.format(blob='?1')} AS links FROM usage_scope s WHERE s.complete = 1) WHERE links > 0",
         key,
     )
+
+
+def resize_blob(db: apsw.Connection, blob: int, before: int, after: int) -> None:
+    """Corrects the totals of all scopes that have counted the blob, when its size is corrected."""
+    db.execute(
+        "UPDATE usage_scope SET bytes = bytes + ? WHERE id IN (SELECT scope FROM usage_blob WHERE blob = ?)",
+        (after - before, blob),
+    )

@@ -261,6 +261,24 @@ async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site],
     assert dict(tags) == {"latest": site.image.digest, "multi": site.index.digest}
 
 
+async def test_a_corrected_size_is_counted(site: Site) -> None:
+    """The use of space is right as well afterwards."""
+    wrong_size(site)
+    count_usage(site)
+    assert codes(await findings(site.store, repair=True)) == {ProblemCode.BLOB_FILE_SIZE}
+    assert await findings(site.store) == []
+
+
+async def test_a_repair_that_a_rule_forbids_is_left_undone(site: Site) -> None:
+    """Such as a link that a quota does not allow. The other repairs are made."""
+    lose_link(site)
+    wrong_count(site)
+    site.run("CREATE TRIGGER quota BEFORE INSERT ON blob_link BEGIN SELECT raise(ABORT, 'quota'); END")
+    found = await findings(site.store, repair=True)
+    assert {finding.problem.code for finding in found if finding.repair is None} == {ProblemCode.MANIFEST_BLOB_MISSING}
+    assert codes(await findings(site.store)) == {ProblemCode.MANIFEST_BLOB_MISSING}
+
+
 async def test_a_repaired_index_keeps_its_children(site: Site) -> None:
     """And a repaired referrer is listed again."""
     lose_child_reference(site)
