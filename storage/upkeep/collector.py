@@ -127,6 +127,14 @@ class Collector:
             raise failure
         return report
 
+    async def free_unlinked_blobs(self) -> int:
+        """Removes the blobs that have no link now and frees their space at once, and nothing else. Returns how many it
+        removed. Raises StorageFull, StorageFailed."""
+        this_round = _Round(dry_run=False, shards=(), on_removal=None)
+        await self._remove_blobs(this_round)
+        await self._reclaim_space(this_round)
+        return this_round.report.blobs
+
     async def remove_stray(self, stray: ListedBlob) -> bool:
         """Removes bytes that the blob store has listed, unless there is a row with the digest now. Returns whether it
         removed them. `BlobStore.reclaim_space` frees their disk space."""
@@ -191,14 +199,11 @@ class Collector:
         """Deletes for good the deleted manifests that can no longer be put back, because their grace period is over."""
         before = self._clock() - self.grace
         after: DeletedManifest | None = None
-        while True:
+        while expired := await self._metadata.deleted_manifests(before, BATCH_SIZE, after):
             if this_round.dry_run:
-                expired = await self._metadata.deleted_manifests(before, BATCH_SIZE, after)
+                after = expired[-1]
             else:
                 expired = await self._metadata.drop_deleted_manifests(before, BATCH_SIZE)
-            if not expired:
-                return
-            after = expired[-1]
             for manifest in expired:
                 reason = f"it was deleted at {utc_text(manifest.deleted)}, and the time to put it back is over"
                 await this_round.note(RemovalKind.MANIFEST, manifest.digest, manifest.size, reason, manifest.name)
