@@ -221,6 +221,7 @@ async def open_registry(
             cached_images=database.cached_images,
             pulls=database.pulls,
             retention=database.retention,
+            consistency=database.consistency,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

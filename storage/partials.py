@@ -8,10 +8,19 @@ any time, at most one handle in all processes is the *owner*: its request downlo
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from storage.content import Descriptor, OpenFile, PartialFailures
 from storage.names import Digest, RepositoryName
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredPartial:
+    """A partial blob that nobody continues. `size`: number of bytes that it occupies."""
+
+    digest: Digest
+    size: int
 
 
 class Partial(Protocol):
@@ -126,7 +135,7 @@ class Partials(Protocol):
         """Returns the digests of the blobs that a process is downloading now. Raises StorageFailed."""
         ...
 
-    async def expire(self, before: float) -> int:
+    async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
-        1970). Returns their number."""
+        1970), and returns them. `dry_run`: only returns them."""
         ...

@@ -15,6 +15,7 @@ from registry.admin import (
     account_routes,
     audit_routes,
     cache_routes,
+    collection_routes,
     frozen_tag_routes,
     grant_routes,
     job_routes,
@@ -62,6 +63,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "cache", "description": "The cache of mirrored content."},
     {"name": "quotas", "description": "Limits of what the repositories below a prefix may hold."},
     {"name": "retention", "description": "Which tags the rules in the settings keep, and deleting all others."},
+    {"name": "upkeep", "description": "Work on the whole store. Each of these starts a job."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -76,6 +78,7 @@ _ROUTE_MODULES: Final = (
     frozen_tag_routes,
     cache_routes,
     retention_routes,
+    collection_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

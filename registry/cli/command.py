@@ -17,7 +17,15 @@ from registry.cli.accounts import (
     user_command,
 )
 from registry.cli.mirror import freeze_command, mirror_command
-from registry.cli.upkeep import cache_command, jobs_command, quota_command, retention_command, tag_command
+from registry.cli.upkeep import (
+    cache_command,
+    fsck_command,
+    gc_command,
+    jobs_command,
+    quota_command,
+    retention_command,
+    tag_command,
+)
 
 app = typer.Typer(
     help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
@@ -52,6 +60,8 @@ app.add_typer(quota_command.app, name="quota")
 app.add_typer(jobs_command.app, name="jobs")
 app.add_typer(tag_command.app, name="tag")
 app.add_typer(retention_command.app, name="retention")
+app.command("fsck", help=fsck_command.HELP, epilog=fsck_command.EXAMPLES)(fsck_command.fsck)
+app.command("gc", help=gc_command.HELP, epilog=gc_command.EXAMPLES)(gc_command.gc)
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

@@ -10,11 +10,13 @@ from registry.config import Settings
 from registry.router import Router
 from registry.upkeep.budgets import cache_limits
 from registry.upkeep.eviction import EVICTION_KIND, eviction_work
+from registry.upkeep.fsck import FSCK, fsck_work
 from registry.upkeep.retention import retention_work
 from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import RetentionPreview
 from registry.upkeep.retention.retention_work import RetentionWork
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.evictor import Evictor
 from storage.upkeep.job_runner import Work
 
@@ -38,7 +40,7 @@ def upkeep_components(
     settings: Settings, store: StoredRegistry, router: Router, clock: Callable[[], float] = time.time
 ) -> UpkeepComponents:
     """Builds the components for an opened registry. `clock` returns seconds since 1970."""
-    works: dict[str, Work] = {}
+    works: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
         store.usage,

@@ -12,7 +12,7 @@ session's *owner* is the caller that may write to it; a newer caller can take th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,11 +28,12 @@ class BytesMissing(Exception):
 
 class ListedBlob(NamedTuple):
     """A blob in a listing of the stored bytes. `place`: the key under which the store keeps the bytes. `written`: when
-    they were last written, in seconds since 1970."""
+    they were last written, in seconds since 1970. `size`: their number."""
 
     digest: Digest
     place: str
     written: float
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,14 @@ class BlobStore(Protocol):
 
     async def reclaim_space(self) -> None:
         """Frees the disk space of the bytes that `remove` has removed."""
+        ...
+
+    async def unreclaimed_size(self) -> int:
+        """Returns the number of bytes whose disk space `reclaim_space` would free now."""
+        ...
+
+    async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
+        """Returns for each place the number of bytes that the store has there; None if it has nothing there."""
         ...
 
     async def list_shard(self, number: int) -> list[ListedBlob]:

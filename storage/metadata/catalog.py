@@ -53,11 +53,56 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue of links. `repository`: row id of the repository. `digest`: digest of
-    the blob. No manifest of the repository referred to the blob when the entry was made."""
+    """An entry of the garbage collector's queue of links. `repository` and `name`: row id and name of the repository.
+    `digest` and `size`: of the blob. No manifest of the repository referred to the blob when the entry was made, at the
+    time `since` (seconds since 1970)."""
 
     repository: int
     digest: Digest
+    name: str
+    size: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPreview:
+    """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
+    whether the blob would have no link after all such links were deleted; True for only one of the blob's links, so
+    that a sum counts each blob once."""
+
+    is_dropped: bool
+    frees_blob: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnlinkedBlob:
+    """An entry of the garbage collector's queue of blobs that have lost their last link. `size`: in bytes.
+    `is_unlinked`: whether the blob exists and still has no link."""
+
+    digest: Digest
+    size: int
+    is_unlinked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StaleUpload:
+    """An upload session that makes no progress. `touched`: when it last did, in seconds since 1970."""
+
+    id: UploadID
+    repository: str
+    touched: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedManifest:
+    """A deleted manifest that can still be put back. `repository` and `name`: row id and name of the repository.
+    `size`: in bytes. `deleted`: when it was deleted, in seconds since 1970."""
+
+    repository: int
+    digest: Digest
+    name: str
+    size: int
+    deleted: float
 
 
 class Metadata(Protocol):
@@ -170,18 +215,18 @@ class Metadata(Protocol):
     # manifest of the repository refers to the blob, and when the last manifest that refers to the blob is deleted. A
     # digest enters the second queue when the last link to its blob is deleted.
 
-    async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
+    async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
         """Returns at most `limit` entries that were put into the queue of links before the time `before` (seconds since
-        1970), oldest first."""
+        1970), oldest first. `after`: only entries that follow this one (None: from the oldest on)."""
         ...
 
-    async def unlinked_blobs(self, limit: int) -> list[Digest]:
-        """Returns at most `limit` digests from the queue of blobs that have lost their last link."""
+    async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
+        """Returns what `drop_link` would do now. Changes nothing."""
         ...
 
-    async def drop_deleted_manifests(self, before: float, limit: int) -> int:
-        """Removes at most `limit` manifests that were deleted before the time `before` (seconds since 1970) and could
-        be put back until now. Returns how many it removed; 0 if there are no more."""
+    async def unlinked_blobs(self, limit: int, after: Digest | None = None) -> list[UnlinkedBlob]:
+        """Returns at most `limit` entries from the queue of blobs that have lost their last link. `after`: only entries
+        that follow the one with this digest (None: from the first on)."""
         ...
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
@@ -202,8 +247,9 @@ class Metadata(Protocol):
         """Returns those of `digests` for which there is a blob row."""
         ...
 
-    async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
-        """Returns at most `limit` upload sessions without progress since the time `before` (seconds since 1970)."""
+    async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
+        """Returns at most `limit` upload sessions without progress since the time `before` (seconds since 1970), the
+        longest idle ones first. `after`: only sessions that follow this one (None: from the first on)."""
         ...
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
@@ -213,4 +259,16 @@ class Metadata(Protocol):
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
         """Returns those of `uploads` for which there is a row."""
+        ...
+
+    async def deleted_manifests(
+        self, before: float, limit: int, after: DeletedManifest | None = None
+    ) -> list[DeletedManifest]:
+        """Returns at most `limit` manifests that were deleted by the time `before` (seconds since 1970) and can still
+        be put back, oldest first. `after`: only manifests that follow this one (None: from the oldest on)."""
+        ...
+
+    async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
+        """Deletes for good at most `limit` of the manifests that were deleted by the time `before` (seconds since
+        1970). Returns them; they cannot be put back any more. Returns an empty list if there are none."""
         ...

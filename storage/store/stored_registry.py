@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.cached_images import CachedImages
+from storage.consistency import Consistency
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
@@ -25,6 +26,7 @@ from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.tag_history import TagHistory
 from storage.tag_rules import ImmutableTags, nothing_immutable
+from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
@@ -59,7 +61,7 @@ class StoredRegistry:
     - `metadata`, `blobs`, `locks` (of digests) and `leases` (exclusive rights to do some work);
     - `accounts`: accounts, rights and the audit log;
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
-    - `collector`, `jobs`: garbage collection and the jobs of upkeep;
+    - `collector`, `jobs`, `consistency`: garbage collection, the jobs of upkeep, and the checks of the whole store;
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
@@ -86,6 +88,7 @@ class StoredRegistry:
         cached_images: CachedImages,
         pulls: Pulls,
         retention: Retention,
+        consistency: Consistency,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -107,6 +110,8 @@ class StoredRegistry:
         self.cached_images = cached_images
         self.pulls = pulls
         self.retention = retention
+        self.consistency = consistency
+        self.checker = Checker(consistency, metadata, blobs, locks, clock)
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

@@ -16,16 +16,18 @@ blobs of some shards in each round.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from storage.blobs.blob_store import BlobStore
+from storage.blobs.blob_store import BlobStore, ListedBlob
 from storage.errors import StorageFull
 from storage.leases import DigestLocks
-from storage.metadata.catalog import Metadata
+from storage.metadata.catalog import DeletedManifest, Metadata, QueuedLink, StaleUpload
 from storage.names import Digest
 from storage.partials import Partials
+from storage.upkeep.removals import CollectionReport, OnRemoval, Removal, RemovalKind, utc_text
 
 BATCH_SIZE = 500
 """Number of rows that one call reads from the metadata store."""
@@ -35,23 +37,28 @@ MIN_STRAY_AGE_SECONDS = 60.0
 """Bytes without a row are kept for at least this time in seconds, because a push stores the row shortly after the
 bytes."""
 SHARDS_PER_ROUND = 16
-"""Number of shards of the blob store that are listed in one round."""
+"""Number of shards of the blob store that are listed in one round, unless the round lists all."""
 log = logging.getLogger("storage.collect")
 
 
-@dataclass(slots=True)
-class CollectionReport:
-    """How many links, blobs, upload sessions, partial blobs and strays one round removed. `bool(report)` is False if
-    the round removed nothing."""
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
+    list. `report` counts what was removed; `on_removal` is called for each removal."""
 
-    links: int = 0
-    blobs: int = 0
-    uploads: int = 0
-    partials: int = 0
-    strays: int = 0
+    dry_run: bool
+    shards: Iterable[int]
+    on_removal: OnRemoval | None
+    report: CollectionReport = field(default_factory=CollectionReport)
 
-    def __bool__(self) -> bool:
-        return any((self.links, self.blobs, self.uploads, self.partials, self.strays))
+    async def note(self, kind: RemovalKind, item: str, size: int, reason: str, repository: str = "") -> None:
+        """Counts a removal and reports it."""
+        removal = Removal(kind, repository, item, size, reason)
+        self.report.add(removal)
+        if self.on_removal is not None:
+            await self.on_removal(removal)
+        if self.dry_run:  # a round that removes something waits for the disk each time, a dry run does not
+            await asyncio.sleep(0)
 
 
 class Collector:
@@ -86,14 +93,21 @@ class Collector:
         """Number of the next shard to list. The first one depends on the time of the start, so that a process that is
         often restarted does not list the same shards again and again."""
 
-    async def collect(self) -> CollectionReport:
-        """Runs one round, and returns how much it removed. If a step raises StorageFull, the later steps still run, and
-        the round then raises that error. If a step raises StorageFailed, the round raises it at once. What was removed
-        before an error or a cancellation stays removed."""
-        report = CollectionReport()
+    async def collect(
+        self, on_removal: OnRemoval | None = None, *, dry_run: bool = False, all_shards: bool = False
+    ) -> CollectionReport:
+        """Runs one round, and returns how much it removed. `on_removal` is called after each removal. `dry_run`:
+        removes nothing, but reports what a round at this moment would remove. `all_shards`: looks for strays in all
+        shards of the blob store and not only in the next ones.
+
+        If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
+        StorageFailed, or `on_removal` raises an error, the round raises it at once. What was removed before an error or
+        a cancellation stays removed."""
+        shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
+        this_round = _Round(dry_run, shards, on_removal)
         failure: StorageFull | None = None
         for step in (
-            self._reclaim_space,
+            self._empty_trash,
             self._expire_partials,
             self._remove_stale_uploads,
             self._drop_deleted_manifests,
@@ -103,14 +117,12 @@ class Collector:
             self._reclaim_space,
         ):
             try:
-                await step(report)
+                await step(this_round)
             except StorageFull as error:  # later steps may free the space that this one needs
                 failure = failure or error
-        if report:
-            log.info(
-                "removed %d blobs, %d links to blobs, %d stale uploads, %d stale partial blobs, %d stray blobs",
-                report.blobs, report.links, report.uploads, report.partials, report.strays,
-            )  # fmt: skip
+        report = this_round.report
+        if report and not dry_run:
+            log.info("removed %d bytes of garbage; things removed: %s", report.freed_bytes, report)
         if failure is not None:
             raise failure
         return report
@@ -118,79 +130,136 @@ class Collector:
     async def free_unlinked_blobs(self) -> int:
         """Removes the blobs that have no link now and frees their space at once, and nothing else. Returns how many it
         removed. Raises StorageFull, StorageFailed."""
-        report = CollectionReport()
-        await self._remove_blobs(report)
-        await self._reclaim_space(report)
-        return report.blobs
+        this_round = _Round(dry_run=False, shards=(), on_removal=None)
+        await self._remove_blobs(this_round)
+        await self._reclaim_space(this_round)
+        return this_round.report.blobs
 
-    async def _reclaim_space(self, _report: CollectionReport) -> None:
-        """Frees the disk space of removed bytes. `_report` is not used, because other steps count the removals."""
-        await self._blobs.reclaim_space()
+    async def remove_stray(self, stray: ListedBlob) -> bool:
+        """Removes bytes that the blob store has listed, unless there is a row with the digest now. Returns whether it
+        removed them. `BlobStore.reclaim_space` frees their disk space."""
+        async with self._locks.hold(stray.digest):
+            if stray.digest in await self._metadata.known_blobs([stray.digest]):
+                return False
+            await self._blobs.remove(stray.place)
+            return True
 
-    async def _expire_partials(self, report: CollectionReport) -> None:
+    def _next_shards(self) -> Iterable[int]:
+        """Yields the numbers of the next shards to list. A round that ends early does not skip the rest of them."""
+        for _ in range(SHARDS_PER_ROUND):
+            shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
+            yield shard
+
+    async def _empty_trash(self, this_round: _Round) -> None:
+        """Frees the disk space of bytes that an earlier round has removed."""
+        if size := await self._blobs.unreclaimed_size():
+            await self._reclaim_space(this_round)
+            await this_round.note(RemovalKind.TRASH, "", size, "their blobs were removed before, but not yet the bytes")
+
+    async def _reclaim_space(self, this_round: _Round) -> None:
+        """Frees the disk space of removed bytes. Other steps count the removals."""
+        if not this_round.dry_run:
+            await self._blobs.reclaim_space()
+
+    async def _expire_partials(self, this_round: _Round) -> None:
         """Removes the partial blobs without recent progress that no process is downloading."""
         idle_seconds = min(self._expire, IDLE_SECONDS_ON_FULL_DISK) if self._is_full() else self._expire
-        report.partials += await self._partials.expire(self._clock() - idle_seconds)
+        before = self._clock() - idle_seconds
+        for partial in await self._partials.expire(before, dry_run=this_round.dry_run):
+            reason = f"its download made no progress after {utc_text(before)}, or was cut off by a restart"
+            await this_round.note(RemovalKind.PARTIAL, partial.digest, partial.size, reason)
 
-    async def _remove_stale_uploads(self, report: CollectionReport) -> None:
+    async def _remove_stale_uploads(self, this_round: _Round) -> None:
         """Removes upload sessions without recent progress, and the bytes of old upload sessions without a row."""
         before = self._clock() - self._expire
-        while stale := await self._metadata.stale_uploads(before, BATCH_SIZE):
+        after: StaleUpload | None = None
+        while stale := await self._metadata.stale_uploads(before, BATCH_SIZE, after):
+            after = stale[-1]
             for upload in stale:
-                if await self._metadata.drop_upload(upload, before):
-                    await self._blobs.discard_upload(upload)
-                    report.uploads += 1
+                size = await self._blobs.upload_size(upload.id)
+                if not this_round.dry_run:
+                    if not await self._metadata.drop_upload(upload.id, before):
+                        continue
+                    await self._blobs.discard_upload(upload.id)
+                reason = f"the upload made no progress after {utc_text(upload.touched)}"
+                await this_round.note(RemovalKind.UPLOAD, upload.id, size, reason, upload.repository)
         written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-        old = [upload for upload, changed in await self._blobs.list_uploads() if changed < written_before]
-        known = await self._metadata.known_uploads(old)
-        for upload in old:
-            if upload not in known:
-                await self._blobs.discard_upload(upload)
+        listed = await self._blobs.list_uploads()
+        old = [(upload, changed) for upload, changed in listed if changed < written_before]
+        known = await self._metadata.known_uploads([upload for upload, _ in old])
+        for upload_id, changed in old:
+            if upload_id not in known:
+                size = await self._blobs.upload_size(upload_id)
+                if not this_round.dry_run:
+                    await self._blobs.discard_upload(upload_id)
+                reason = f"the session of these bytes has ended; they were written at {utc_text(changed)}"
+                await this_round.note(RemovalKind.UPLOAD, upload_id, size, reason)
 
-    async def _drop_deleted_manifests(self, _report: CollectionReport) -> None:
-        """Removes the deleted manifests that were kept for the grace period, so that they could be put back."""
+    async def _drop_deleted_manifests(self, this_round: _Round) -> None:
+        """Deletes for good the deleted manifests that can no longer be put back, because their grace period is over."""
         before = self._clock() - self.grace
-        while await self._metadata.drop_deleted_manifests(before, BATCH_SIZE):
-            pass
+        after: DeletedManifest | None = None
+        while expired := await self._metadata.deleted_manifests(before, BATCH_SIZE, after):
+            if this_round.dry_run:
+                after = expired[-1]
+            else:
+                expired = await self._metadata.drop_deleted_manifests(before, BATCH_SIZE)
+            for manifest in expired:
+                reason = f"it was deleted at {utc_text(manifest.deleted)}, and the time to put it back is over"
+                await this_round.note(RemovalKind.MANIFEST, manifest.digest, manifest.size, reason, manifest.name)
 
-    async def _remove_links(self, report: CollectionReport) -> None:
-        """Removes the links that no manifest of their repository has needed during the whole grace period."""
+    async def _remove_links(self, this_round: _Round) -> None:
+        """Removes the links whose blobs no manifest of the repository has referred to for the grace period. A dry run
+        also counts the blobs that would lose their last link."""
         before = self._clock() - self.grace
-        while entries := await self._metadata.queued_links(before, BATCH_SIZE):
+        after: QueuedLink | None = None
+        while entries := await self._metadata.queued_links(before, BATCH_SIZE, after):
+            after = entries[-1] if this_round.dry_run else None
             for entry in entries:
-                report.links += await self._metadata.drop_link(entry, before)
+                frees_blob = False
+                if this_round.dry_run:
+                    preview = await self._metadata.preview_link(entry, before)
+                    is_dropped, frees_blob = preview.is_dropped, preview.frees_blob
+                else:
+                    is_dropped = await self._metadata.drop_link(entry, before)
+                if is_dropped:
+                    reason = f"no manifest of {entry.name} has referred to it since {utc_text(entry.since)}"
+                    await this_round.note(RemovalKind.LINK, entry.digest, 0, reason, entry.name)
+                if frees_blob:
+                    await self._note_blob(this_round, entry.digest, entry.size)
 
-    async def _remove_blobs(self, report: CollectionReport) -> None:
+    async def _remove_blobs(self, this_round: _Round) -> None:
         """Removes blobs without a link: first the row, then the bytes, which the blob store finds under the key in the
         row (`place`). A push of the same blob waits for the lock of the digest and then stores the bytes again, so
         these blobs need no grace period."""
-        while digests := await self._metadata.unlinked_blobs(BATCH_SIZE):
-            for digest in digests:
-                async with self._locks.hold(digest):
-                    place = await self._metadata.drop_blob(digest)
-                    if place is not None:
+        after: Digest | None = None
+        while entries := await self._metadata.unlinked_blobs(BATCH_SIZE, after):
+            after = entries[-1].digest if this_round.dry_run else None
+            for entry in entries:
+                if this_round.dry_run:
+                    if entry.is_unlinked:
+                        await self._note_blob(this_round, entry.digest, entry.size)
+                    continue
+                async with self._locks.hold(entry.digest):
+                    place = await self._metadata.drop_blob(entry.digest)
+                    if place:  # the place of a blob whose bytes are missing or damaged is empty
                         await self._blobs.remove(place)
-                        report.blobs += 1
+                if place is not None:
+                    await self._note_blob(this_round, entry.digest, entry.size)
                 if self._is_full():
                     await self._blobs.reclaim_space()
-            await self._blobs.reclaim_space()
+            await self._reclaim_space(this_round)
 
-    async def _remove_strays(self, report: CollectionReport) -> None:
-        """Removes the strays in the next shards of the blob store, except for those that were written recently."""
-        for _ in range(SHARDS_PER_ROUND):
-            shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
+    async def _note_blob(self, this_round: _Round, digest: Digest, size: int) -> None:
+        await this_round.note(RemovalKind.BLOB, digest, size, "no repository has it any more")
+
+    async def _remove_strays(self, this_round: _Round) -> None:
+        """Removes the strays in some shards of the blob store, except for those that were written recently."""
+        for shard in this_round.shards:
             written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-            listed = await self._blobs.list_shard(shard)
-            old = {digest: place for digest, place, written in listed if written < written_before}
-            known = await self._metadata.known_blobs(list(old))
-            for digest in old.keys() - known:
-                report.strays += await self._remove_stray(digest, old[digest])
-
-    async def _remove_stray(self, digest: Digest, place: str) -> bool:
-        """Removes the bytes that the blob store has under the key `place`, unless there is a row with the digest now.
-        Returns whether it removed the bytes."""
-        async with self._locks.hold(digest):
-            if digest in await self._metadata.known_blobs([digest]):
-                return False
-            await self._blobs.remove(place)
-            return True
+            old = [listed for listed in await self._blobs.list_shard(shard) if listed.written < written_before]
+            known = await self._metadata.known_blobs([listed.digest for listed in old])
+            for stray in old:
+                if stray.digest not in known and (this_round.dry_run or await self.remove_stray(stray)):
+                    reason = f"the store has no such blob; the bytes were written at {utc_text(stray.written)}"
+                    await this_round.note(RemovalKind.STRAY, stray.digest, stray.size, reason)

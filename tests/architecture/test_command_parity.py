@@ -59,6 +59,8 @@ TWINS = {
     "quota list": ("GET", "/quotas"),
     "retention preview": ("GET", "/retention/preview"),
     "retention apply": ("POST", "/retention"),
+    "gc": ("POST", "/gc"),
+    "fsck": ("POST", "/fsck"),
 }
 
 ONLY_API = {

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from storage.blobs.blob_store import BytesMissing, ListedBlob
@@ -179,6 +180,30 @@ class FileBlobStore:
 
         await self._disk.run(empty_trash)
 
+    async def unreclaimed_size(self) -> int:
+        """Returns the total size of the files in the trash directory, in bytes."""
+
+        def add_up() -> int:
+            size = 0
+            for entry in os.scandir(self._disk.layout.trash):
+                with suppress(FileNotFoundError):  # unlinked meanwhile
+                    size += entry.stat(follow_symlinks=False).st_size
+            return size
+
+        return await self._disk.run(add_up)
+
+    async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
+        """Returns for each place the size of the blob file there; None if there is none."""
+
+        def size_at(place: str) -> int | None:
+            try:
+                status = os.stat(self._disk.layout.path_of(place))
+            except FileNotFoundError:
+                return None
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+        return await self._disk.run(lambda: [size_at(place) for place in places])
+
     async def list_shard(self, number: int) -> list[ListedBlob]:
         """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
         0 to `shard_count` - 1."""
@@ -190,7 +215,9 @@ class FileBlobStore:
             for entry in os.scandir(path):
                 with suppress(DigestInvalid, FileNotFoundError):  # not a blob file, or deleted meanwhile
                     digest = Digest(f"{algorithm}:{entry.name}")
-                    found.append(ListedBlob(digest, self._disk.layout.blob_place(digest), entry.stat().st_mtime))
+                    status = entry.stat()
+                    place = self._disk.layout.blob_place(digest)
+                    found.append(ListedBlob(digest, place, status.st_mtime, status.st_size))
             return found
 
         return await self._disk.run(scan)

@@ -17,6 +17,7 @@ from storage.blobs.files.leftovers import list_partials
 from storage.blobs.files.partial_file_pairs import (
     PartialPaths,
     delete_file_pair_if_idle,
+    is_file_pair_idle,
     list_partial_names,
     open_file_pair,
 )
@@ -30,6 +31,7 @@ from storage.data_dir.locks import PollBackOff
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
+from storage.partials import ExpiredPartial
 
 DIGEST_THREADS = 4
 """Number of threads that compute digests while the bytes arrive."""
@@ -244,18 +246,23 @@ class FilePartialStore:
         summaries = await self._disk.run(lambda: list_partials(self._disk.layout, self._boot))
         return {summary.digest for summary in summaries if summary.is_owned}
 
-    async def expire(self, before: float) -> int:
+    async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
-        1970) or during an earlier boot of the machine. Returns their number. Raises StorageFull, StorageFailed."""
-        layout = self._disk.layout
+        1970) or during an earlier boot of the machine, and returns them. Raises StorageFull, StorageFailed."""
+        layout, system = self._disk.layout, self._disk.system
 
-        def delete_idle() -> int:
-            return sum(
-                delete_file_pair_if_idle(
-                    self._disk.system, PartialPaths.of_blob(layout, name, digest), before, self._boot
-                )
-                for name, digest in list_partial_names(layout)
-            )
+        def delete_idle() -> list[ExpiredPartial]:
+            expired = []
+            for name, digest in list_partial_names(layout):
+                paths = PartialPaths.of_blob(layout, name, digest)
+                size = paths.occupied_bytes()
+                if (
+                    is_file_pair_idle(paths, before, self._boot)
+                    if dry_run
+                    else delete_file_pair_if_idle(system, paths, before, self._boot)
+                ):
+                    expired.append(ExpiredPartial(digest, size))
+            return expired
 
         return await self._disk.run(delete_idle)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialStatus, Progress, read_progress
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
-from storage.data_dir.locks import try_lock_byte
+from storage.data_dir.locks import is_byte_locked, try_lock_byte
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import DigestInvalid, StorageFull
@@ -41,6 +41,14 @@ class PartialPaths:
     def of_blob(cls, layout: Layout, name: str, digest: Digest) -> PartialPaths:
         """Returns the paths for the partial blob with this name (`Layout.partial_name`) and digest."""
         return cls(layout.partial_state(name), layout.partial_data(name), layout.blob(digest))
+
+    def occupied_bytes(self) -> int:
+        """Returns the disk space that the bytes of the partial blob take. The data file is sparse, so this is less than
+        its length until the blob is complete. Returns 0 if there is no data file."""
+        try:
+            return os.stat(self.data).st_blocks * 512
+        except FileNotFoundError:
+            return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,20 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
             return False
         delete_file_pair(system, paths, state_fd, PartialStatus.DELETED)
         return True
+    finally:
+        os.close(state_fd)
+
+
+def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
+    """Returns whether `delete_file_pair_if_idle` would delete the files. Changes nothing. Raises OSError."""
+    if not _is_stale(paths, before, boot):
+        return False
+    try:
+        state_fd = os.open(paths.state, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True  # only the data file is left
+    try:
+        return not is_byte_locked(state_fd) and has_path(state_fd, paths.state)
     finally:
         os.close(state_fd)
 

@@ -23,7 +23,7 @@ import apsw
 
 from storage.content import Actor
 from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
-from storage.metadata.catalog import QueuedLink
+from storage.metadata.catalog import LinkPreview, QueuedLink, StaleUpload, UnlinkedBlob
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.upkeep import deleted_manifests
 from storage.names import Digest, RepositoryName, UploadID
@@ -42,6 +42,15 @@ _LINKED_BLOB = """
 SELECT r.id, b.id FROM repository r JOIN blob b ON b.digest = ?2
   JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
  WHERE r.name = ?1"""
+_QUEUED_LINKS = """
+SELECT q.repository, q.digest, coalesce(r.name, ''), coalesce(b.size, 0), q.since
+  FROM collect_queue q LEFT JOIN repository r ON r.id = q.repository LEFT JOIN blob b ON b.digest = q.digest
+ WHERE q.since <= ?1 AND q.repository <> ?2 AND (q.since, q.repository, q.digest) > (?3, ?4, ?5)
+ ORDER BY q.since, q.repository, q.digest LIMIT ?6"""
+_UNLINKED_BLOBS = """
+SELECT q.digest, coalesce(b.size, 0), b.id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = b.id)
+  FROM collect_queue q LEFT JOIN blob b ON b.digest = q.digest
+ WHERE q.repository = ?1 AND q.digest > ?2 ORDER BY q.digest LIMIT ?3"""
 _REFERRING_MANIFEST = """
 SELECT m.digest FROM manifest_blob p JOIN manifest m ON m.id = p.manifest
  WHERE p.repository = ? AND p.digest = ? LIMIT 1"""
@@ -253,25 +262,59 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
     Before it removes the link, removes the deleted manifests of the repository whose grace period is over, because they
     may refer to the blob. If there are more than one transaction should remove, keeps the entry for the next call."""
-    since = db.execute(
-        "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
-    ).get
-    if since is None or since > before:
+    if not _is_queued(db, entry.repository, entry.digest, before):
         return False  # the link is no longer queued, or it was queued again after `before`
-    row = db.execute(
-        "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
-        (entry.digest, entry.repository),
-    ).get
-    if row is None or is_referenced(db, entry.repository, entry.digest):
+    link = _unreferenced_link(db, entry.repository, entry.digest)
+    if link is None:
         remove_from_collect_queue(db, entry.repository, entry.digest)
         return False
-    blob, needed = row
+    blob, needed = link
     if needed > before:
         queue_for_collection(db, entry.repository, entry.digest, needed)
         return False
     if not deleted_manifests.drop_of_repository(db, entry.repository, before):
         return False
     return remove_link(db, entry.repository, blob, entry.digest, now)
+
+
+def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
+    """Returns what `drop_link` would do to the link, and whether the blob loses its last link when all links that
+    `drop_link` would remove are gone. Of the links of one blob, only the one with the highest row id of a repository
+    counts as its last, so that a preview of many links to one blob looks at each of them twice and not more often."""
+    link = _unreferenced_link(db, entry.repository, entry.digest)
+    if not _is_queued(db, entry.repository, entry.digest, before) or link is None or link[1] > before:
+        return LinkPreview(is_dropped=False, frees_blob=False)
+    has_later_link = db.execute(
+        "SELECT 1 FROM blob_link WHERE blob = ? AND repository > ? LIMIT 1", (link[0], entry.repository)
+    ).get
+    if has_later_link is not None:
+        return LinkPreview(is_dropped=True, frees_blob=False)
+    others: list[Any] = db.execute(
+        "SELECT repository, needed FROM blob_link WHERE blob = ? AND repository < ?", (link[0], entry.repository)
+    ).fetchall()
+    frees_blob = all(
+        needed <= before
+        and _is_queued(db, repository, entry.digest, before)
+        and not is_referenced(db, repository, entry.digest)
+        for repository, needed in others
+    )
+    return LinkPreview(is_dropped=True, frees_blob=frees_blob)
+
+
+def _is_queued(db: apsw.Connection, repository: int, digest: Digest, before: float) -> bool:
+    """Returns whether the link was queued by the time `before`, and not again later."""
+    since = db.execute("SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest)).get
+    return since is not None and since <= before
+
+
+def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> tuple[int, float] | None:
+    """Returns the row id of the blob, and when a client last used it in the repository. Returns None if the repository
+    has no link to the blob, or if a manifest of the repository refers to it."""
+    row: Any = db.execute(
+        "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
+        (digest, repository),
+    ).get
+    return None if row is None or is_referenced(db, repository, digest) else row
 
 
 def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
@@ -288,27 +331,30 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
     return str(place)
 
 
-def unlinked_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
-    """Returns at most `limit` blobs that were queued because they had lost their last link. A blob may have got a link
-    since then, so `drop_blob` checks this again."""
+def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> list[UnlinkedBlob]:
+    """Returns at most `limit` blobs that were queued because they had lost their last link, those that follow the
+    digest `after`. A blob may get a link at any time, so `drop_blob` checks this again."""
+    found: list[Any] = db.execute(_UNLINKED_BLOBS, (WHOLE_STORE, after or "", limit)).fetchall()
+    return [UnlinkedBlob(Digest(digest), size, bool(is_unlinked)) for digest, size, is_unlinked in found]
+
+
+def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:
+    """Returns at most `limit` links that were queued by the time `before` and follow the entry `after`, oldest entries
+    first."""
+    position = (after.since, after.repository, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
+    found: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
+    return [
+        QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in found
+    ]
+
+
+def stale_uploads(db: apsw.Connection, before: float, limit: int, after: StaleUpload | None) -> list[StaleUpload]:
+    """Returns at most `limit` upload sessions that made no progress after `before` and follow the session `after`, the
+    longest idle ones first."""
+    position = (after.touched, after.id) if after else (float("-inf"), "")
     found: list[Any] = db.execute(
-        "SELECT digest FROM collect_queue WHERE repository = ? LIMIT ?", (WHOLE_STORE, limit)
+        "SELECT id, repository, touched FROM upload WHERE touched <= ? AND (touched, id) > (?, ?) "
+        "ORDER BY touched, id LIMIT ?",
+        (before, *position, limit),
     ).fetchall()
-    return [Digest(digest) for (digest,) in found]
-
-
-def queued_links(db: apsw.Connection, before: float, limit: int) -> list[QueuedLink]:
-    """Returns at most `limit` links that were queued by the time `before`, oldest entries first."""
-    rows = db.execute(
-        "SELECT repository, digest FROM collect_queue WHERE since <= ? AND repository <> ? ORDER BY since LIMIT ?",
-        (before, WHOLE_STORE, limit),
-    )
-    found: list[Any] = rows.fetchall()
-    return [QueuedLink(repository, Digest(digest)) for repository, digest in found]
-
-
-def stale_uploads(db: apsw.Connection, before: float, limit: int) -> list[UploadID]:
-    """Returns at most `limit` upload sessions that made no progress after `before`, the longest idle ones first."""
-    rows = db.execute("SELECT id FROM upload WHERE touched <= ? ORDER BY touched LIMIT ?", (before, limit))
-    found: list[Any] = rows.fetchall()
-    return [UploadID(upload) for (upload,) in found]
+    return [StaleUpload(UploadID(upload), repository, touched) for upload, repository, touched in found]

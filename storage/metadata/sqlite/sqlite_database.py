@@ -18,6 +18,7 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
+from storage.metadata.sqlite.upkeep.sqlite_consistency import SqliteConsistency
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
 from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
 from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
@@ -34,7 +35,7 @@ class SqliteDatabase:
     - `metadata` stores repositories, manifests, tags, blobs and upload sessions.
     - `records` stores what the mirror learned about its upstream registries, and `upstream_tags` their tags over time.
     - `accounts` stores accounts and rights.
-    - `jobs` stores the jobs of upkeep.
+    - `jobs` stores the jobs of upkeep, and `consistency` checks and repairs the whole store.
     - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
@@ -60,7 +61,8 @@ class SqliteDatabase:
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, version, reserve)
-        self._parts_in_closing_order = writer, scans, version, shared_reads
+        checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
+        self._parts_in_closing_order = writer, scans, checks, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
@@ -72,6 +74,7 @@ class SqliteDatabase:
         self.cached_images = SqliteCachedImages(writer, scans, clock)
         self.pulls = SqlitePulls(self._db, writer)
         self.retention = SqliteRetention(writer, scans, clock)
+        self.consistency = SqliteConsistency(checks, writer, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

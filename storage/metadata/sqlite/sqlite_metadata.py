@@ -27,13 +27,21 @@ import apsw
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
-from storage.metadata.catalog import BlobRow, QueuedLink, UploadRow
+from storage.metadata.catalog import (
+    BlobRow,
+    DeletedManifest,
+    LinkPreview,
+    QueuedLink,
+    StaleUpload,
+    UnlinkedBlob,
+    UploadRow,
+)
 from storage.metadata.sqlite import blob_changes, lookups, manifest_and_tag_changes
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep import expired_manifests
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
@@ -287,24 +295,19 @@ class SqliteMetadata:
         # There are too many referrers to read on the event loop, so the whole page is read in the thread.
         return await self._scans.run(lambda db: lookups.referrers(db, *arguments, limit=limit))
 
-    async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
-        """Returns at most `limit` links that were put into the collect queue at the time `before` or earlier, because
-        no manifest of the repository referred to the blob."""
-        return blob_changes.queued_links(self._db, before, limit)
+    async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
+        """Returns at most `limit` links that were put into the collect queue by the time `before`, because no manifest
+        of the repository referred to the blob."""
+        return blob_changes.queued_links(self._db, before, limit, after)
 
-    async def unlinked_blobs(self, limit: int) -> list[Digest]:
+    async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
+        """Returns what `drop_link` would do now. Looks in the thread, because the blob may have very many links."""
+        return await self._scans.run(lambda db: blob_changes.preview_link(db, entry, before))
+
+    async def unlinked_blobs(self, limit: int, after: Digest | None = None) -> list[UnlinkedBlob]:
         """Returns at most `limit` blobs that were put into the collect queue because no repository had a link to
         them."""
-        return blob_changes.unlinked_blobs(self._db, limit)
-
-    async def drop_deleted_manifests(self, before: float, limit: int) -> int:
-        """Removes at most `limit` manifests that were deleted by the time `before` and could be put back until now.
-        Returns how many it removed."""
-        if not deleted_manifests.has_any_deleted_by(self._db, before):  # then no transaction is needed
-            return 0
-        return await self._writer.run(
-            lambda db: deleted_manifests.drop(db, before, limit), reserve_use=ReserveUse.RELIEF
-        )
+        return blob_changes.unlinked_blobs(self._db, limit, after)
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
         """Removes a queued link if no manifest of the repository refers to the blob, and no client has used the blob in
@@ -323,9 +326,9 @@ class SqliteMetadata:
         """Returns the `digests` whose blobs are in the database."""
         return await self._existing(digests, table="blob", column="digest")
 
-    async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
+    async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
         """Returns at most `limit` upload sessions that made no progress after `before`."""
-        return blob_changes.stale_uploads(self._db, before, limit)
+        return blob_changes.stale_uploads(self._db, before, limit, after)
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
         """Deletes the upload session if it made no progress after `before`. Returns whether it deleted the session."""
@@ -336,6 +339,16 @@ class SqliteMetadata:
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
         """Returns the `uploads` whose sessions are in the database."""
         return await self._existing(uploads, table="upload", column="id")
+
+    async def deleted_manifests(
+        self, before: float, limit: int, after: DeletedManifest | None = None
+    ) -> list[DeletedManifest]:
+        return expired_manifests.deleted_manifests(self._db, before, limit, after)
+
+    async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
+        return await self._writer.run(
+            lambda db: expired_manifests.drop_deleted_manifests(db, before, limit), reserve_use=ReserveUse.RELIEF
+        )
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
         """Returns the `values` that occur in the column of the table. There may be tens of thousands of values, so the

@@ -83,6 +83,13 @@ class Bucket:
         """HeadObject."""
         return self._file(key).exists()
 
+    def size(self, key: str) -> int | None:
+        """HeadObject: the length of an object; None for one that does not exist."""
+        try:
+            return self._file(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
     def delete(self, key: str) -> None:
         """DeleteObject. An object that does not exist is no error."""
         self._before("delete", key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -263,12 +263,19 @@ class MultipartBlobStore:
     async def reclaim_space(self) -> None:
         """Nothing: what is deleted takes no space."""
 
+    async def unreclaimed_size(self) -> int:
+        return 0
+
+    async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
+        return [await self._disk.run(lambda place=place: self.bucket.size(place)) for place in places]  # type: ignore[misc]
+
     async def list_shard(self, number: int) -> list[ListedBlob]:
         found = []
         for algorithm in ("sha256", "sha512"):
             prefix = f"blobs/{algorithm}:{SHARDS[number]}"
             for listed in await self._disk.run(lambda prefix=prefix: self.bucket.list_objects(prefix)):  # type: ignore[misc]
-                found.append(ListedBlob(Digest(listed.key.removeprefix("blobs/")), listed.key, listed.modified))
+                digest = Digest(listed.key.removeprefix("blobs/"))
+                found.append(ListedBlob(digest, listed.key, listed.modified, listed.size))
         return found
 
 

@@ -48,6 +48,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/repositories/{name}/tags/{tag}/restore"): {},
     ("POST", "/cache/evict"): {},
     ("POST", "/retention"): {},
+    ("POST", "/gc"): {},
+    ("POST", "/fsck"): {},
 }
 
 

@@ -29,7 +29,7 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     """The help of `entrepot` lists all commands."""
     shown = entrepot("--help", folder=tmp_path).stdout
     about_accounts = ("user", "robot", "token", "group", "grant", "key", "audit")
-    for name in ("serve", "config", "inspect", "client", "mirror", "jobs", "tag", *about_accounts):
+    for name in ("serve", "config", "inspect", "client", "mirror", "jobs", "tag", "gc", "fsck", *about_accounts):
         assert f"\n  {name} " in shown
 
 

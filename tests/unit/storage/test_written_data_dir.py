@@ -14,6 +14,7 @@ from storage.content import Actor, Allowance, UpstreamCheck, digest_of
 from storage.data_dir.system import boot_id
 from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.checker import CheckOptions, Finding
 from storage.upstream_tags import Sighting
 from tests.fakes import written_data_dir as before
 
@@ -57,6 +58,20 @@ async def test_its_content_is_served(registry: StoredRegistry, written: before.W
     assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.far_manifest
     for repo, blob in ((APP, before.CONFIG), (APP, before.LAYER), (UBUNTU, before.FAR_LAYER)):
         assert await read(registry, repo, digest_of(blob)) == blob
+
+
+async def test_nothing_is_wrong_with_it(registry: StoredRegistry) -> None:
+    """A check finds no problem in what the release before wrote."""
+    found: list[Finding] = []
+
+    async def on_finding(finding: Finding) -> None:
+        found.append(finding)
+
+    async def on_progress(done: int, total: int, message: str) -> None:
+        pass
+
+    await registry.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
+    assert found == []
 
 
 async def test_its_uploads_go_on(registry: StoredRegistry) -> None:

@@ -60,19 +60,6 @@ def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int)
     return [Digest(digest) for (digest,) in rows]
 
 
-def has_any_deleted_by(db: apsw.Connection, before: float) -> bool:
-    """Returns whether there is a row of a manifest that was deleted by the time `before`."""
-    return db.execute("SELECT 1 FROM deleted_manifest WHERE deleted <= ? LIMIT 1", (before,)).get is not None
-
-
-def drop(db: apsw.Connection, before: float, limit: int) -> int:
-    """Deletes at most `limit` rows of manifests that were deleted by the time `before`, oldest first. Returns how many
-    it deleted."""
-    sql = "SELECT rowid, octet_length(body) FROM deleted_manifest WHERE deleted <= ? ORDER BY deleted LIMIT ?"
-    rows: list[Any] = db.execute(sql, (before, limit)).fetchall()
-    return _drop(db, rows)
-
-
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
     """Deletes rows of manifests of one repository that were deleted by the time `before`, but only so many as one
     transaction should. Returns whether there are none left."""

@@ -311,7 +311,7 @@ async def test_a_dropped_link_takes_the_deleted_manifest_along(store: StoredRegi
     for entry in await store.metadata.queued_links(before, 100):
         assert await store.metadata.drop_link(entry, before)
     assert (await history(store))[1].availability is Availability.GONE
-    assert await store.metadata.drop_deleted_manifests(before, 100) == 0
+    assert await store.metadata.drop_deleted_manifests(before, 100) == []
 
 
 async def test_a_pushed_manifest_is_not_a_deleted_one(store: StoredRegistry, clock: Clock) -> None:
@@ -321,7 +321,7 @@ async def test_a_pushed_manifest_is_not_a_deleted_one(store: StoredRegistry, clo
     await store.delete_manifest(APP, image.digest, by=BY)
     await push_image(store, APP, "first", "v1")
     clock.now += 2 * GRACE
-    assert await store.metadata.drop_deleted_manifests(clock.now, 100) == 0
+    assert await store.metadata.drop_deleted_manifests(clock.now, 100) == []
     await store.collector.collect()
     await assert_whole(store, image)
 

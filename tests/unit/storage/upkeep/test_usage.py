@@ -151,7 +151,7 @@ async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> Non
         await push_blob(store, NAMES[1], blob)
     assert await store.metadata.known_blobs([digest_of(blob)]) == set()
     shards = [await store.blobs.list_shard(shard) for shard in range(store.blobs.shard_count)]
-    assert [digest for shard in shards for digest, _, _ in shard] == [digest_of(b"a" * 2048)]
+    assert [digest for shard in shards for digest, *_ in shard] == [digest_of(b"a" * 2048)]
     assert await store.blobs.list_uploads() == []
     assert await store.metadata.stale_uploads(2e9, 10) == []
     await assert_exact(store)

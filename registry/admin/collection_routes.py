@@ -1,0 +1,48 @@
+"""The routes of `/api/v1` that start a garbage collection or a check of the store. The docstrings of the routes are the
+descriptions in the OpenAPI document."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from registry.admin import models
+from registry.admin.caller import AdminCaller
+from registry.admin.job_routes import JobResponse
+from registry.admin.management_route import ManagementRoute
+from registry.upkeep.fsck import FSCK
+from storage.upkeep.collection_job import GC
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+class CollectionRequest(models.BodyModel):
+    """A garbage collection to start."""
+
+    dry_run: bool = Field(default=False, description="Remove nothing, and list what a collection would remove")
+
+
+class CheckRequest(models.BodyModel):
+    """A check of the store to start."""
+
+    repair: bool = Field(default=False, description="Mend what can be mended without losing anything")
+    hash: bool = Field(default=False, description="Also compare all stored bytes with their digests")
+
+
+@router.post("/gc", tags=["upkeep"], status_code=202)
+async def collect_garbage(caller: AdminCaller, request: CollectionRequest) -> JobResponse:
+    """Starts a full round of garbage collection. Its result, at `/jobs/{job}`, has the number and the bytes of what was
+    removed, by kind; after a dry run also the first thousand things that would be removed, with the reasons."""
+    job = await caller.upkeep.store.jobs.add(
+        GC, {"dry_run": request.dry_run}, actor=caller.actor.name, is_resumable=True
+    )
+    return JobResponse.from_stored(job)
+
+
+@router.post("/fsck", tags=["upkeep"], status_code=202)
+async def check_store(caller: AdminCaller, request: CheckRequest) -> JobResponse:
+    """Starts a check of the metadata and the stored files. Its result, at `/jobs/{job}`, has the number of problems by
+    code, and the first thousand problems."""
+    arguments = {"repair": request.repair, "hash": request.hash}
+    job = await caller.upkeep.store.jobs.add(FSCK, arguments, actor=caller.actor.name, is_resumable=True)
+    return JobResponse.from_stored(job)

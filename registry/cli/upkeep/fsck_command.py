@@ -1,0 +1,74 @@
+"""The command `entrepot fsck`: checks the store, also while a server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from registry.cli.options import ConfigOption, DataOption
+from registry.cli.upkeep.upkeep_run import JsonLinesOption
+
+HELP = """Check that the metadata and the stored files agree, and that nothing leaks.
+
+A server may be running meanwhile. Prints one line for each problem, with a code. Exits with 1 if something is wrong;
+with --repair, if something is left that cannot be repaired."""
+EXAMPLES = "\b\nExamples:\n  entrepot fsck\n  entrepot fsck --hash --json\n  entrepot fsck --repair"
+
+
+def fsck(
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Mend what can be mended without losing anything. Never deletes a manifest."),
+    ] = False,
+    hash_bytes: Annotated[
+        bool, typer.Option("--hash", help="Also compare all stored bytes with their digests, which reads everything.")
+    ] = False,
+    as_json: JsonLinesOption = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+) -> None:
+    """Runs the check as a job, and prints each problem and how many there are."""
+    from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+    from registry.upkeep.fsck import FSCK, fsck_work
+
+    result: Any = run_as_job(
+        config,
+        data,
+        FSCK,
+        {"repair": repair, "hash": hash_bytes},
+        lambda upkeep: fsck_work(upkeep.settings, upkeep.store),
+        as_json=as_json,
+        on_step=lambda step: typer.echo(problem_text(step)),
+    )
+    if as_json:
+        print_json_line({"result": {name: value for name, value in result.items() if name not in ("records", "more")}})
+    else:
+        typer.echo(_summary(result, repair=repair))
+    if result["left"]:
+        raise typer.Exit(1)
+
+
+def problem_text(step: Mapping[str, Any]) -> str:
+    """Returns one line about a problem and its repair."""
+    item = f"{step['item']}: " if step["item"] else ""
+    place = f"{step['repository']}: " if step["repository"] else ""
+    repair = f" [repaired: {step['repair']}]" if step["repair"] else ""
+    return f"{step['code']}: {place}{item}{step['problem']}{repair}"
+
+
+def _summary(result: Mapping[str, Any], *, repair: bool) -> str:
+    """Returns the last line of the command."""
+    from registry.cli.output import plural
+
+    count = sum(result["found"].values())
+    if not count:
+        text = "nothing is wrong"
+    elif repair:
+        text = f"{plural(count, 'problem')}, {result['repaired']} repaired, {result['left']} left"
+    else:
+        text = f"{plural(count, 'problem')}; to repair what can be repaired, run entrepot fsck --repair"
+    if result["damaged"]:
+        text += f"; {plural(result['damaged'], 'blob')} known to be damaged: push or pull the images again"
+    return text

@@ -1,0 +1,84 @@
+"""The command `entrepot gc`: runs one full round of garbage collection, also while a server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from registry.cli.options import ConfigOption, DataOption
+from registry.cli.upkeep.upkeep_run import JsonLinesOption
+
+HELP = """Remove what nothing refers to any more: blobs, abandoned uploads, cut-off downloads and stray files.
+
+A server collects garbage by itself, at an interval. This command does a full round at once, and says for each thing
+what it was, how many bytes it took and why it goes. It keeps to the same times as the server: what is younger than the
+setting gc.grace stays. Manifests stay, with or without a tag."""
+EXAMPLES = "\b\nExamples:\n  entrepot gc --dry-run\n  entrepot gc\n  entrepot gc --json"
+_KIND_NAMES = {
+    "upload": "abandoned uploads",
+    "partial": "cut-off downloads",
+    "manifest": "deleted manifests",
+    "link": "links to blobs",
+    "blob": "blobs",
+    "stray": "stray files",
+    "trash": "left-over trash",
+}
+
+
+def gc(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing; show what a round at this moment would remove.")
+    ] = False,
+    as_json: JsonLinesOption = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+) -> None:
+    """Runs a round as a job, and prints each removal and the totals."""
+    verb = "would remove" if dry_run else "removed"
+
+    def show(step: Mapping[str, Any]) -> None:
+        typer.echo(removal_text(verb, step))
+
+    from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+    from storage.upkeep.collection_job import GC, collection_work
+
+    result: Any = run_as_job(
+        config,
+        data,
+        GC,
+        {"dry_run": dry_run},
+        lambda upkeep: collection_work(upkeep.store.collector),
+        as_json=as_json,
+        on_step=show,
+    )
+    if as_json:
+        print_json_line({"result": {name: value for name, value in result.items() if name not in ("records", "more")}})
+        return
+    _print_totals(result)
+
+
+def removal_text(verb: str, step: Mapping[str, Any]) -> str:
+    """Returns one line about a removal. `verb`: `removed` or `would remove`."""
+    from registry.cli.output import human_size
+
+    size = "" if step["kind"] == "link" else f" ({human_size(step['bytes'])})"
+    place = f" of {step['repository']}" if step["repository"] else ""
+    item = f" {step['item']}" if step["item"] else ""
+    return f"{verb} {step['kind']}{item}{place}{size}: {step['reason']}"
+
+
+def _print_totals(result: Mapping[str, Any]) -> None:
+    """Prints the totals of a round: a table of the kinds, and the freed bytes."""
+    from registry.cli.output import human_size, print_rows
+
+    rows = [
+        (_KIND_NAMES[kind], str(total["count"]), "-" if kind == "link" else human_size(total["bytes"]))
+        for kind, total in result["totals"].items()
+        if total["count"]
+    ]
+    print_rows(("garbage", "number", "size"), rows, "there is no garbage")
+    if rows:
+        freed = human_size(result["bytes"])
+        typer.echo(f"{freed} would be freed; nothing was removed" if result["dry_run"] else f"{freed} freed")

@@ -1,0 +1,68 @@
+"""The job that checks the store (`fsck_work`)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from registry.config import Settings
+from storage.jobs import JSON
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.job_runner import JobContext, Work
+
+FSCK: Final = "fsck"
+"""The kind of the job."""
+MAX_RECORDS: Final = 1000
+"""Number of problems that the job's result lists. A command that runs the job gets all of them as steps."""
+
+
+def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
+    """Returns the work of the job. Its arguments `repair` and `hash` (true or false) are those of the command.
+
+    Each problem is a step with the fields `code`, `repository`, `item`, `problem` and `repair`; the last is null if the
+    problem was not repaired. The result has the number of problems by code, and how many are left. The job can be
+    stopped at any time. A server that continues it after a restart starts it again."""
+    mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
+
+    async def check(context: JobContext) -> JSON:
+        records: list[dict[str, Any]] = []
+
+        async def on_finding(finding: Finding) -> None:
+            record = as_json(finding)
+            context.step(**record)
+            if len(records) < MAX_RECORDS:
+                records.append(record)
+
+        async def on_progress(done: int, total: int, message: str) -> None:
+            await context.report(done, total=total, unit="checks", message=message)
+
+        options = CheckOptions(
+            repair=bool(context.job.arguments.get("repair", False)),
+            hash_bytes=bool(context.job.arguments.get("hash", False)),
+            is_mirrored=lambda name: name.startswith(mirrored),
+        )
+        report = await store.checker.check(options, on_finding, on_progress)
+        await context.report(save_now=True)
+        found = {code.value: count for code, count in report.found.items()}
+        return {
+            "found": found,
+            "repaired": report.repaired,
+            "left": report.left,
+            "damaged": report.damaged,
+            "records": records,
+            "more": sum(found.values()) > len(records),
+        }
+
+    return check
+
+
+def as_json(finding: Finding) -> dict[str, Any]:
+    """Returns a finding as a JSON object."""
+    problem = finding.problem
+    return {
+        "code": problem.code.value,
+        "repository": problem.repository or None,
+        "item": problem.item or None,
+        "problem": problem.text,
+        "repair": finding.repair,
+    }

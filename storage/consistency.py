@@ -1,0 +1,126 @@
+"""Checks of the promises that the tables of the metadata store make to each other (`Consistency`), and what a check of
+the whole store finds (`Problem`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from storage.names import Digest
+
+Key = tuple[int | str, ...]
+"""Names a row of the metadata store. Only the store that made it understands it."""
+
+
+class ProblemCode(StrEnum):
+    """What can be wrong. Programs may rely on these texts."""
+
+    DATABASE = "database-damaged"
+    BLOB_FILE_MISSING = "blob-bytes-missing"
+    BLOB_FILE_SIZE = "blob-size-wrong"
+    BLOB_FILE_DIGEST = "blob-digest-wrong"
+    BLOB_PLACE = "blob-without-place"
+    BLOB_NOT_QUEUED = "blob-not-queued"
+    STRAY = "stray"
+    LINK_WITHOUT_BLOB = "link-without-blob"
+    LINK_WITHOUT_REPOSITORY = "link-without-repository"
+    LINK_NOT_QUEUED = "link-not-queued"
+    MANIFEST_WITHOUT_REPOSITORY = "manifest-without-repository"
+    MANIFEST_DIGEST = "manifest-digest-wrong"
+    MANIFEST_FIELDS = "manifest-fields-wrong"
+    MANIFEST_REFERENCES = "manifest-references-wrong"
+    MANIFEST_BLOB_MISSING = "manifest-blob-missing"
+    INDEX_CHILD_MISSING = "index-child-missing"
+    REFERENCE_WITHOUT_MANIFEST = "reference-without-manifest"
+    TAG_WITHOUT_REPOSITORY = "tag-without-repository"
+    TAG_WITHOUT_MANIFEST = "tag-without-manifest"
+    REPOSITORY_COUNT = "repository-count-wrong"
+    USAGE_LINKS = "usage-links-wrong"
+    USAGE_TOTALS = "usage-totals-wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong. `repository`: the name of the repository concerned, or empty. `item`: the digest or tag
+    concerned, or empty. `text`: what is wrong and what to do, for people. `area` and `key`: where the metadata store
+    found it; both are empty if somebody else did."""
+
+    code: ProblemCode
+    text: str
+    repository: str = ""
+    item: str = ""
+    area: str = ""
+    key: Key = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPage:
+    """Some checked rows of an area: their number, the problems in them, and the key of the last one. `last`: None if no
+    rows are left."""
+
+    rows: int
+    problems: Sequence[Problem]
+    last: Key | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRecord:
+    """A blob as the metadata store knows it. `place` is empty while the blob is known to be damaged or missing."""
+
+    id: int
+    digest: Digest
+    size: int
+    place: str
+
+
+class Consistency(Protocol):
+    """Checks and mends the metadata store, while others change it. Each `check` sees the store at one moment, so that a
+    change at the same time causes no false alarm. All methods raise StorageFailed, the changes also StorageFull."""
+
+    areas: Sequence[str]
+    """The parts of the metadata that `check` checks, in the order in which they should be checked and repaired."""
+
+    async def count_rows(self) -> int:
+        """Returns about how many rows all areas have together."""
+        ...
+
+    async def check_database(self) -> list[str]:
+        """Checks the database itself. Returns what is wrong, for people; an empty list if nothing is."""
+        ...
+
+    async def check(self, area: str, after: Key | None) -> CheckedPage:
+        """Checks the next rows of an area: those that follow the key `after` (None: from the first on)."""
+        ...
+
+    async def confirm(self, problem: Problem) -> Problem | None:
+        """Looks again at the row of a problem that `check` found. Returns the problem as it is now; None if it is
+        gone."""
+        ...
+
+    async def repair(self, problem: Problem) -> str | None:
+        """Mends a problem that `check` found, if that loses nothing. Returns what was done, for people; None if the
+        problem cannot be mended."""
+        ...
+
+    async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
+        """Returns at most `limit` blobs with an id above `after`, in the order of their ids."""
+        ...
+
+    async def blob(self, digest: Digest) -> BlobRecord | None:
+        """Returns a blob; None if there is none with this digest."""
+        ...
+
+    async def mark_damaged(self, digest: Digest, reason: str, place: str) -> None:
+        """Records that the stored bytes of a blob are missing or damaged, so that they are not served any more and the
+        next push stores them again. `place`: where the blob store keeps the damaged bytes; empty if there are none."""
+        ...
+
+    async def set_size(self, digest: Digest, size: int) -> None:
+        """Corrects the size of a blob, in bytes."""
+        ...
+
+    async def count_damaged(self) -> int:
+        """Returns the number of blobs that are recorded as damaged."""
+        ...

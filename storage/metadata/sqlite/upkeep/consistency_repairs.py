@@ -1,0 +1,178 @@
+"""Repairs of problems in the metadata (`repair`). Each runs in a transaction, which the caller commits. A repair loses
+nothing: it deletes only rows that lead nowhere, and never a manifest. Rows that it leaves without a use go into the
+collect queue, which lists what garbage collection may have to remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import apsw
+
+from storage.consistency import Problem, ProblemCode
+from storage.content import json_of_annotations
+from storage.metadata.sqlite import blob_changes
+from storage.metadata.sqlite.blob_changes import WHOLE_STORE
+from storage.metadata.sqlite.upkeep import manifest_checks, usage_checks
+from storage.names import Digest
+
+_NEWEST_TARGET = """
+SELECT m.id, m.digest FROM tag_history h JOIN manifest m ON m.repository = h.repository AND m.digest = h.digest
+ WHERE h.repository = ?1 AND h.tag = ?2 ORDER BY h.id DESC LIMIT 1"""
+_UNQUEUED_LINK = """
+SELECT 1 FROM blob_link l JOIN blob b ON b.id = l.blob
+ WHERE l.repository = ?1 AND b.digest = ?2
+   AND NOT EXISTS (SELECT 1 FROM manifest_blob p WHERE p.repository = ?1 AND p.digest = ?2)
+   AND NOT EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = ?1 AND q.digest = ?2)"""
+
+
+def repair(db: apsw.Connection, problem: Problem, now: float) -> str | None:
+    """Mends the problem, which the caller has just confirmed in the same transaction. Returns what was done, for
+    people; None if it cannot be mended. `now`: in seconds since 1970."""
+    mend = _REPAIRS.get(problem.code)
+    return usage_checks.repair(db, problem) if mend is None else mend(db, problem, now)
+
+
+def _queue_blob(db: apsw.Connection, problem: Problem, now: float) -> str:
+    blob_changes.queue_for_collection(db, WHOLE_STORE, Digest(problem.item), now)
+    return "queued it for garbage collection"
+
+
+def _queue_link(db: apsw.Connection, problem: Problem, now: float) -> str:
+    blob_changes.queue_for_collection(db, int(problem.key[0]), Digest(problem.item), now)
+    return "queued it for garbage collection"
+
+
+def _record_missing_place(db: apsw.Connection, problem: Problem, now: float) -> str:
+    mark_damaged(db, Digest(problem.item), "its place was not recorded", "", now)
+    return "recorded it as damaged; the next push stores it again"
+
+
+def _drop_link_without_blob(db: apsw.Connection, problem: Problem, now: float) -> str:
+    db.execute("DELETE FROM blob_link WHERE repository = ? AND blob = ?", problem.key)
+    return "removed the link"
+
+
+def _drop_link_without_repository(db: apsw.Connection, problem: Problem, now: float) -> str | None:
+    repository, blob = int(problem.key[0]), int(problem.key[1])
+    if db.execute("SELECT 1 FROM manifest WHERE repository = ? LIMIT 1", (repository,)).get is not None:
+        return None  # the manifests need the blob if somebody adds the row of the repository again
+    digest = db.execute("SELECT digest FROM blob WHERE id = ?", (blob,)).get
+    if digest is None:
+        return _drop_link_without_blob(db, problem, now)
+    blob_changes.remove_link(db, repository, blob, Digest(digest), now)
+    return "removed the link"
+
+
+def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
+    db.execute(f"DELETE FROM {problem.area} WHERE repository = ? AND digest = ? AND manifest = ?", problem.key)
+    _queue_if_unused(db, int(problem.key[0]), [str(problem.key[1])], now)
+    return "removed the reference"
+
+
+def _queue_if_unused(db: apsw.Connection, repository: int, digests: Iterable[str], now: float) -> None:
+    """Queues those links of the repository to which no manifest refers any more."""
+    for digest in digests:
+        if db.execute(_UNQUEUED_LINK, (repository, digest)).get is not None:
+            blob_changes.queue_for_collection(db, repository, Digest(digest), now)
+
+
+def _restore_tag(db: apsw.Connection, problem: Problem, now: float) -> str | None:
+    """Points the tag at the manifest that its history names last, among those that the repository has."""
+    row: Any = db.execute(_NEWEST_TARGET, problem.key).get
+    if row is None:
+        return None
+    manifest, digest = row
+    db.execute("UPDATE tag SET manifest = ? WHERE repository = ? AND name = ?", (manifest, *problem.key))
+    return f"pointed the tag at {digest}, which its history names last"
+
+
+def _count_manifests(db: apsw.Connection, problem: Problem, now: float) -> str:
+    db.execute(
+        "UPDATE repository SET manifests = (SELECT count(*) FROM manifest m WHERE m.repository = ?1) WHERE id = ?1",
+        problem.key,
+    )
+    return "counted them again"
+
+
+def _correct_fields(db: apsw.Connection, problem: Problem, now: float) -> str:
+    stored = _stored(db, problem)
+    db.execute("UPDATE manifest SET size = ? WHERE id = ?", (len(stored.body), stored.id))
+    if (manifest := stored.manifest) is not None:
+        annotations = json_of_annotations(manifest.annotations) if manifest.annotations else None
+        db.execute(
+            "UPDATE manifest SET subject = ?, artifact_type = ?, annotations = CAST(? AS TEXT) WHERE id = ?",
+            (manifest.subject, manifest.artifact_type, annotations, stored.id),
+        )
+    return "corrected them"
+
+
+def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> str:
+    stored, table = _stored(db, problem), str(problem.key[1])
+    manifest = stored.manifest
+    assert manifest is not None  # the check reports this problem only for a manifest that can be parsed
+    expected = manifest_checks.expected_references(manifest)[table]
+    before = manifest_checks.stored_references(db, table, stored)
+    db.executemany(
+        f"DELETE FROM {table} WHERE repository = ? AND digest = ? AND manifest = ?",
+        [(stored.repository, digest, stored.id) for digest in before - expected],
+    )
+    db.executemany(
+        f"INSERT INTO {table} (repository, digest, manifest) VALUES (?, ?, ?)",
+        [(stored.repository, digest, stored.id) for digest in expected - before],
+    )
+    _queue_if_unused(db, stored.repository, before - expected, now)
+    return "stored the references that the manifest has"
+
+
+def _restore_link(db: apsw.Connection, problem: Problem, now: float) -> str | None:
+    """Gives the repository its link to the blob again, if the blob still exists."""
+    stored, digest = _stored(db, problem), Digest(str(problem.key[1]))
+    blob = db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get
+    if blob is None:
+        return None
+    blob_changes.add_link(db, stored.repository, int(blob), digest, now)
+    return "gave the repository the blob again, which the store still has"
+
+
+def _stored(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredManifest:
+    stored = manifest_checks.read(db, int(problem.key[0]))
+    assert stored is not None  # the caller has just confirmed the problem
+    return stored
+
+
+def mark_damaged(db: apsw.Connection, digest: Digest, reason: str, place: str, now: float) -> None:
+    """Records that the bytes of a blob are damaged (`place`: where they are) or missing (`place` is empty)."""
+    db.execute("UPDATE blob SET place = '' WHERE digest = ?", (digest,))
+    if db.changes():
+        db.execute(
+            "INSERT INTO damaged_blob (digest, found, reason, place) VALUES (?, ?, ?, ?) ON CONFLICT (digest) "
+            "DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place",
+            (digest, now, reason, place),
+        )
+
+
+def set_size(db: apsw.Connection, digest: Digest, size: int) -> None:
+    """Corrects the size of a blob, and the counted use of space."""
+    row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ?", (digest,)).get
+    if row is not None:
+        blob, before = row
+        db.execute("UPDATE blob SET size = ? WHERE id = ?", (size, blob))
+        usage_checks.resize_blob(db, blob, before, size)
+
+
+_REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float], str | None]]] = {
+    ProblemCode.BLOB_NOT_QUEUED: _queue_blob,
+    ProblemCode.BLOB_PLACE: _record_missing_place,
+    ProblemCode.LINK_WITHOUT_BLOB: _drop_link_without_blob,
+    ProblemCode.LINK_WITHOUT_REPOSITORY: _drop_link_without_repository,
+    ProblemCode.LINK_NOT_QUEUED: _queue_link,
+    ProblemCode.MANIFEST_FIELDS: _correct_fields,
+    ProblemCode.MANIFEST_REFERENCES: _correct_references,
+    ProblemCode.MANIFEST_BLOB_MISSING: _restore_link,
+    ProblemCode.REFERENCE_WITHOUT_MANIFEST: _drop_reference,
+    ProblemCode.TAG_WITHOUT_MANIFEST: _restore_tag,
+    ProblemCode.REPOSITORY_COUNT: _count_manifests,
+}
+"""The repairs by kind of problem. Problems of other kinds cannot be mended without losing something, or are mended by
+`usage_checks.repair`."""

@@ -1,0 +1,164 @@
+"""Checks of stored manifests: that the body has the digest, that the other columns and tables say what the body says,
+and that the repository has what a manifest refers to.
+
+All functions run in a transaction, which the caller starts and ends. A manifest that an earlier version stored and that
+this version cannot parse is only checked for its digest and size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apsw
+
+from storage.consistency import CheckedPage, Key, Problem, ProblemCode
+from storage.content import Manifest, digest_of
+from storage.errors import RegistryError
+from storage.names import Digest
+
+AREA: Final = "manifest"
+MAX_PAGE_MANIFESTS: Final = 100
+"""Number of manifests that one page checks."""
+MAX_PAGE_BYTES: Final = 1024 * 1024
+"""Size of the bodies in bytes after which a page ends. A page has at least one manifest."""
+_NEXT = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
+_MANIFEST = """
+SELECT m.repository, m.digest, m.media_type, m.size, m.subject, m.artifact_type, m.body, r.name,
+       EXISTS (SELECT 1 FROM upstream_check u WHERE u.repository = r.name)
+       OR EXISTS (SELECT 1 FROM manifest_pull p WHERE p.manifest = m.id AND p.upstream <> '')
+  FROM manifest m LEFT JOIN repository r ON r.id = m.repository WHERE m.id = ?"""
+_MISSING_BLOBS = """
+SELECT value FROM json_each(?2) WHERE NOT EXISTS (
+       SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = value AND l.repository = ?1)"""
+_MISSING_MANIFESTS = """
+SELECT value FROM json_each(?2) WHERE NOT EXISTS (
+       SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value)"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredManifest:
+    """A row of the table. `name`: of the repository; None if there is none. `is_mirrored`: the repository belongs to an
+    upstream, so that it may lack content."""
+
+    id: int
+    repository: int
+    digest: str
+    media_type: str
+    size: int
+    subject: str | None
+    artifact_type: str | None
+    body: bytes
+    name: str | None
+    is_mirrored: bool
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether the body has the digest of the row."""
+        try:
+            digest = Digest(self.digest)
+        except RegistryError:
+            return False
+        return digest_of(self.body, digest.algorithm) == digest
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The parsed manifest; None if it cannot be parsed."""
+        manifest = Manifest(self.body, self.media_type, Digest(self.digest))
+        return manifest if manifest.is_readable else None
+
+
+def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
+    """Checks the next manifests after the key `after`."""
+    rows: list[Any] = db.execute(_NEXT, (after[0] if after else 0, MAX_PAGE_MANIFESTS)).fetchall()
+    problems: list[Problem] = []
+    size = checked = 0
+    for manifest_id, length in rows:
+        if checked and size + length > MAX_PAGE_BYTES:
+            break
+        checked += 1
+        size += length
+        problems += problems_of(db, manifest_id)
+    return CheckedPage(checked, problems, (rows[checked - 1][0],) if rows else None)
+
+
+def look(db: apsw.Connection, problem: Problem) -> Problem | None:
+    """Returns the problem as it is now; None if it is gone."""
+    return next((found for found in problems_of(db, int(problem.key[0])) if found == problem), None)
+
+
+def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
+    """Returns the manifest with this row id; None if there is none."""
+    row: Any = db.execute(_MANIFEST, (manifest_id,)).get
+    return None if row is None else StoredManifest(manifest_id, *row)
+
+
+def expected_references(manifest: Manifest) -> dict[str, set[str]]:
+    """Returns for each table of references the digests that it must have for the manifest."""
+    return {
+        "manifest_blob": {d.digest for d in manifest.blobs} | set(manifest.blob_children),
+        "manifest_child": {d.digest for d in manifest.manifests},
+    }
+
+
+def stored_references(db: apsw.Connection, table: str, stored: StoredManifest) -> set[str]:
+    """Returns the digests that the table has for the manifest."""
+    rows: list[Any] = db.execute(
+        f"SELECT digest FROM {table} WHERE manifest = ? AND repository = ?", (stored.id, stored.repository)
+    ).fetchall()
+    return {digest for (digest,) in rows}
+
+
+def problems_of(db: apsw.Connection, manifest_id: int) -> list[Problem]:
+    """Returns the problems of one manifest."""
+    stored = read(db, manifest_id)
+    if stored is None:
+        return []
+    return [
+        Problem(code, text, stored.name or "", stored.digest, AREA, (manifest_id, *more))
+        for code, text, more in _findings(db, stored)
+    ]
+
+
+def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[ProblemCode, str, tuple[str, ...]]]:
+    """Yields for each problem its code, its text, and what its key has in addition to the row id."""
+    if stored.name is None:
+        yield ProblemCode.MANIFEST_WITHOUT_REPOSITORY, "the manifest belongs to no repository", ()
+        return
+    if not stored.has_digest:
+        yield ProblemCode.MANIFEST_DIGEST, "the stored manifest has another digest; push it again", ()
+        return
+    manifest = stored.manifest
+    if stored.size != len(stored.body) or (
+        manifest and (stored.subject, stored.artifact_type) != (manifest.subject, manifest.artifact_type)
+    ):
+        text = "the stored size, subject or artifact type of the manifest is not what the manifest says"
+        yield ProblemCode.MANIFEST_FIELDS, text, ()
+    if manifest is None:
+        return
+    for table, expected in expected_references(manifest).items():
+        if stored_references(db, table, stored) != expected:
+            text = f"the stored references of the manifest ({table}) are not those in the manifest"
+            yield ProblemCode.MANIFEST_REFERENCES, text, (table,)
+    if stored.is_mirrored:
+        return
+    for digest in _missing(db, _MISSING_BLOBS, stored, {d.digest for d in manifest.blobs} - manifest.foreign):
+        text = f"the manifest needs the blob {digest}, which {stored.name} does not have; push the image again"
+        yield ProblemCode.MANIFEST_BLOB_MISSING, text, (digest,)
+    children = _missing(db, _MISSING_MANIFESTS, stored, {d.digest for d in manifest.manifests})
+    as_blobs = {digest for digest in manifest.blob_children if digest in children}
+    missing_as_blobs = set(_missing(db, _MISSING_BLOBS, stored, as_blobs))
+    for digest in children:
+        if digest not in as_blobs or digest in missing_as_blobs:
+            text = f"the index lists {digest}, which {stored.name} does not have; push that again or delete the index"
+            yield ProblemCode.INDEX_CHILD_MISSING, text, (digest,)
+
+
+def _missing(db: apsw.Connection, sql: str, stored: StoredManifest, digests: set[Digest]) -> list[str]:
+    """Returns the digests that the statement finds missing in the manifest's repository."""
+    if not digests:
+        return []
+    rows: list[Any] = db.execute(sql, (stored.repository, json.dumps(sorted(digests)))).fetchall()
+    return [digest for (digest,) in rows]

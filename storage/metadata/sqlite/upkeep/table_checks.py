@@ -1,0 +1,171 @@
+"""Checks of the rows of one table against other tables (`TableCheck`, `TABLE_CHECKS`).
+
+A check reads a page of rows, in the order of the table's key, in one statement. So it sees the database at one moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apsw
+
+from storage.consistency import CheckedPage, Key, Problem, ProblemCode
+
+PAGE_ROWS: Final = 500
+"""Number of rows that one statement checks. This takes a few milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`broken`: an SQL condition on a row of the table (alias `t`), which holds if the row is wrong. `text`: what is
+    wrong then; `{repository}` and `{item}` stand for the names in the problem."""
+
+    code: ProblemCode
+    broken: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableCheck:
+    """The rules for the rows of a table. `area`: the name of the check. `key`: the columns of the table's key.
+    `repository` and `item`: SQL expressions for the names that a problem states."""
+
+    area: str
+    table: str
+    key: tuple[str, ...]
+    repository: str
+    item: str
+    rules: tuple[Rule, ...]
+
+    def check(self, db: apsw.Connection, after: Key | None) -> CheckedPage:
+        """Checks the next rows after the key `after`."""
+        columns = ", ".join(self.key)
+        where = "" if after is None else f"WHERE ({columns}) > ({', '.join('?' * len(self.key))})"
+        page = f"SELECT * FROM {self.table} {where} ORDER BY {columns} LIMIT {PAGE_ROWS}"
+        rows = self._rows(db, page, after or ())
+        problems = [problem for row in rows for problem in self._problems(row)]
+        return CheckedPage(len(rows), problems, self._key(rows[-1]) if len(rows) == PAGE_ROWS else None)
+
+    def look(self, db: apsw.Connection, key: Key, code: ProblemCode) -> Problem | None:
+        """Checks the row with this key. Returns its problem with this code; None if there is none."""
+        conditions = " AND ".join(f"{column} = ?" for column in self.key)
+        rows = self._rows(db, f"SELECT * FROM {self.table} WHERE {conditions}", key)
+        return next((found for row in rows for found in self._problems(row) if found.code is code), None)
+
+    def _rows(self, db: apsw.Connection, page: str, parameters: Key) -> list[Any]:
+        """Returns for each row of `page` its key, the two names, and for each rule whether it is broken."""
+        keys = ", ".join(f"t.{column}" for column in self.key)
+        rules = ", ".join(f"({rule.broken})" for rule in self.rules)
+        return db.execute(
+            f"SELECT {keys}, {self.repository}, {self.item}, {rules} FROM ({page}) t", parameters
+        ).fetchall()
+
+    def _key(self, row: tuple[Any, ...]) -> Key:
+        return row[: len(self.key)]
+
+    def _problems(self, row: tuple[Any, ...]) -> list[Problem]:
+        repository, item, *broken = row[len(self.key) :]
+        names = {"repository": repository or "", "item": item or ""}
+        return [
+            Problem(rule.code, rule.text.format(**names), area=self.area, key=self._key(row), **names)
+            for rule, is_broken in zip(self.rules, broken, strict=True)
+            if is_broken
+        ]
+
+
+_REPOSITORY: Final = "(SELECT r.name FROM repository r WHERE r.id = t.repository)"
+_BLOB_DIGEST: Final = "(SELECT b.digest FROM blob b WHERE b.id = t.blob)"
+_NO_MANIFEST: Final = "NOT EXISTS (SELECT 1 FROM manifest m WHERE m.id = t.manifest AND m.repository = t.repository)"
+
+
+def _reference_check(table: str) -> TableCheck:
+    """Returns the check of `manifest_blob` or `manifest_child`."""
+    text = "a reference to it is stored for a manifest that does not exist"
+    rule = Rule(ProblemCode.REFERENCE_WITHOUT_MANIFEST, _NO_MANIFEST, text)
+    return TableCheck(table, table, ("repository", "digest", "manifest"), _REPOSITORY, "t.digest", (rule,))
+
+
+TABLE_CHECKS: Final = (
+    _reference_check("manifest_blob"),
+    _reference_check("manifest_child"),
+    TableCheck(
+        "repository",
+        "repository",
+        ("id",),
+        "t.name",
+        "''",
+        (
+            Rule(
+                ProblemCode.REPOSITORY_COUNT,
+                "t.manifests <> (SELECT count(*) FROM manifest m WHERE m.repository = t.id)",
+                "the stored number of its manifests is wrong",
+            ),
+        ),
+    ),
+    TableCheck(
+        "tag",
+        "tag",
+        ("repository", "name"),
+        _REPOSITORY,
+        "t.name",
+        (
+            Rule(ProblemCode.TAG_WITHOUT_REPOSITORY, f"{_REPOSITORY} IS NULL", "the tag belongs to no repository"),
+            Rule(
+                ProblemCode.TAG_WITHOUT_MANIFEST,
+                f"{_REPOSITORY} IS NOT NULL AND {_NO_MANIFEST}",
+                "the tag points at no manifest of {repository}; push it again if it cannot be repaired",
+            ),
+        ),
+    ),
+    TableCheck(
+        "blob_link",
+        "blob_link",
+        ("repository", "blob"),
+        _REPOSITORY,
+        _BLOB_DIGEST,
+        (
+            Rule(
+                ProblemCode.LINK_WITHOUT_REPOSITORY,
+                f"{_REPOSITORY} IS NULL",
+                "a repository that does not exist has a link to the blob",
+            ),
+            Rule(
+                ProblemCode.LINK_WITHOUT_BLOB,
+                f"{_BLOB_DIGEST} IS NULL",
+                "{repository} has a link to a blob that does not exist",
+            ),
+            Rule(
+                ProblemCode.LINK_NOT_QUEUED,
+                f"{_REPOSITORY} IS NOT NULL AND {_BLOB_DIGEST} IS NOT NULL "
+                f"AND NOT EXISTS (SELECT 1 FROM manifest_blob p "
+                f"WHERE p.repository = t.repository AND p.digest = {_BLOB_DIGEST}) "
+                f"AND NOT EXISTS (SELECT 1 FROM collect_queue q "
+                f"WHERE q.repository = t.repository AND q.digest = {_BLOB_DIGEST})",
+                "no manifest of {repository} refers to the blob, but garbage collection would never look at it",
+            ),
+        ),
+    ),
+    TableCheck(
+        "blob",
+        "blob",
+        ("id",),
+        "''",
+        "t.digest",
+        (
+            Rule(
+                ProblemCode.BLOB_NOT_QUEUED,
+                "NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = t.id) "
+                "AND NOT EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = 0 AND q.digest = t.digest)",
+                "no repository has the blob, but garbage collection would never look at it",
+            ),
+            Rule(
+                ProblemCode.BLOB_PLACE,
+                "t.place = '' AND NOT EXISTS (SELECT 1 FROM damaged_blob d WHERE d.digest = t.digest)",
+                "it is not recorded where the bytes of the blob are; push it again",
+            ),
+        ),
+    ),
+)
+"""The checks in the order in which they should be repaired: a repaired reference can leave a link that has to be
+queued, and a repaired link a blob that has to be queued."""

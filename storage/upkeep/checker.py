@@ -1,0 +1,253 @@
+"""Checks a whole store, while others use it (`Checker`): the metadata in itself, and the metadata against the stored
+bytes, both ways.
+
+The store changes meanwhile. So what a first pass finds is only a candidate, and a second look decides. The second look
+at a blob holds the lock of its digest. A push holds this lock while it stores the bytes and then the row, and the
+garbage collector while it deletes the row and then the bytes, so that under the lock the two must agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Final
+
+from storage.blobs.blob_store import BlobStore, BytesMissing, ListedBlob
+from storage.consistency import BlobRecord, Consistency, Key, Problem, ProblemCode
+from storage.errors import StorageFailed, TooManyOpenFiles
+from storage.leases import DigestLocks
+from storage.metadata.catalog import Metadata
+from storage.names import Digest
+from storage.running_digest import start_digest
+from storage.upkeep.collector import MIN_STRAY_AGE_SECONDS
+
+BATCH_SIZE: Final = 500
+"""Number of blobs whose sizes are compared in one step."""
+MAY_LACK_CONTENT: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemCode.INDEX_CHILD_MISSING})
+"""What is no problem in a mirrored repository, which fetches its content when a client asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem, and how it was repaired; None if it was not."""
+
+    problem: Problem
+    repair: str | None
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """How many problems of each kind a check found (`found`), and how many of them it repaired (`repaired`). `damaged`:
+    number of blobs that are recorded as damaged and wait for a push; they are no problem of their own."""
+
+    found: dict[ProblemCode, int] = field(default_factory=dict)
+    repaired: int = 0
+    damaged: int = 0
+
+    @property
+    def left(self) -> int:
+        """Number of problems that were not repaired."""
+        return sum(self.found.values()) - self.repaired
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """`repair`: mend what can be mended without losing anything. `hash_bytes`: also compare the stored bytes of each
+    blob with its digest, which reads everything. `is_mirrored`: whether a repository belongs to a mirror. It may then
+    lack content that its manifests refer to."""
+
+    repair: bool = False
+    hash_bytes: bool = False
+    is_mirrored: Callable[[str], bool] = lambda name: False
+
+
+log = logging.getLogger("storage.check")
+OnFinding = Callable[[Finding], Awaitable[None]]
+OnProgress = Callable[[int, int, str], Awaitable[None]]
+"""Gets the number of checked rows, about how many there are, and what is checked. What it raises ends the check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """Checks a store. Several processes may do so at the same time. `clock` returns the time in seconds since 1970."""
+
+    consistency: Consistency
+    metadata: Metadata
+    blobs: BlobStore
+    locks: DigestLocks
+    clock: Callable[[], float]
+
+    async def check(self, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> CheckReport:
+        """Checks everything, and returns how much is wrong. Calls `on_finding` for each problem. If the database itself
+        is damaged, checks nothing else. Raises StorageFull, StorageFailed. What was repaired before an error or a
+        cancellation stays repaired."""
+        this_check = _Check(self, options, on_finding, on_progress)
+        await this_check.run()
+        return this_check.report
+
+
+class _Check:
+    """One check of a store."""
+
+    def __init__(self, store: Checker, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> None:
+        self._consistency = store.consistency
+        self._metadata = store.metadata
+        self._blobs = store.blobs
+        self._locks = store.locks
+        self._clock = store.clock
+        self._options = options
+        self._on_finding = on_finding
+        self._on_progress = on_progress
+        self._done = self._total = 0
+        self.report = CheckReport()
+
+    async def run(self) -> None:
+        await self._on_progress(0, 0, "checking the database")
+        errors = await self._consistency.check_database()
+        for text in errors:
+            await self._note(Problem(ProblemCode.DATABASE, f"{text}; restore the database from a backup"))
+        if errors:
+            return
+        self._total = await self._consistency.count_rows() + self._blobs.shard_count
+        for area in self._consistency.areas:
+            await self._check_area(area)
+        await self._check_blobs()
+        for shard in range(self._blobs.shard_count):
+            await self._check_shard(shard)
+        if self._options.repair:
+            await self._blobs.reclaim_space()
+        self.report.damaged = await self._consistency.count_damaged()
+
+    async def _note(self, problem: Problem, repair: str | None = None) -> None:
+        self.report.found[problem.code] = self.report.found.get(problem.code, 0) + 1
+        self.report.repaired += repair is not None
+        await self._on_finding(Finding(problem, repair))
+
+    async def _advance(self, rows: int, message: str) -> None:
+        self._done += rows
+        self._total = max(self._total, self._done)
+        await self._on_progress(self._done, self._total, message)
+
+    async def _check_area(self, area: str) -> None:
+        """Checks an area of the metadata, and repairs it."""
+        last: Key | None = None
+        while True:
+            page = await self._consistency.check(area, last)
+            for candidate in page.problems:
+                if candidate.code in MAY_LACK_CONTENT and self._options.is_mirrored(candidate.repository):
+                    continue
+                problem = await self._consistency.confirm(candidate)
+                if problem is not None:
+                    repair = await self._consistency.repair(problem) if self._options.repair else None
+                    await self._note(problem, repair)
+            await self._advance(page.rows, f"checking {area.replace('_', ' ')} rows")
+            last = page.last
+            if last is None:
+                return
+
+    async def _check_blobs(self) -> None:
+        """Checks that the blob store has the bytes of each blob."""
+        last = 0
+        while records := await self._consistency.blobs(last, BATCH_SIZE):
+            last = records[-1].id
+            stored = [record for record in records if record.place]  # the others are known to be damaged
+            sizes = await self._blobs.stored_sizes([record.place for record in stored])
+            for record, size in zip(stored, sizes, strict=True):
+                if size != record.size:
+                    await self._confirm_size(record.digest)
+                elif self._options.hash_bytes and await self._actual_digest(record) != record.digest:
+                    await self._confirm_digest(record.digest)
+                if self._options.hash_bytes:
+                    await self._advance(1, "hashing blobs")
+            if not self._options.hash_bytes:
+                await self._advance(len(records), "checking blobs")
+
+    async def _confirm_size(self, digest: Digest) -> None:
+        """Looks again at a blob whose bytes were missing or had the wrong number."""
+        async with self._locks.hold(digest):
+            record = await self._consistency.blob(digest)
+            if record is None or not record.place:
+                return
+            [size] = await self._blobs.stored_sizes([record.place])
+            if size == record.size:
+                return
+            if size is None:
+                text = "the bytes of the blob are missing; push it again, or pull it again if it is mirrored"
+                problem = Problem(ProblemCode.BLOB_FILE_MISSING, text, item=digest)
+                repair = await self._mark_damaged(record, "its bytes are missing", "")
+            else:
+                text = f"the blob has {record.size} bytes, but {size} are stored; push it again, or repair it"
+                problem = Problem(ProblemCode.BLOB_FILE_SIZE, text, item=digest)
+                repair = await self._repair_size(record, size)
+        await self._note(problem, repair)
+
+    async def _repair_size(self, record: BlobRecord, size: int) -> str | None:
+        """Corrects the recorded size if the stored bytes have the blob's digest. Otherwise records them as damaged."""
+        if not self._options.repair:
+            return None
+        if await self._actual_digest(BlobRecord(record.id, record.digest, size, record.place)) == record.digest:
+            await self._consistency.set_size(record.digest, size)
+            return "corrected the recorded size, because the stored bytes have the digest of the blob"
+        return await self._mark_damaged(record, f"{size} bytes are stored instead of {record.size}", record.place)
+
+    async def _confirm_digest(self, digest: Digest) -> None:
+        """Looks again at a blob whose bytes had another digest."""
+        async with self._locks.hold(digest):
+            record = await self._consistency.blob(digest)
+            if record is None or not record.place or await self._actual_digest(record) == digest:
+                return
+            repair = await self._mark_damaged(record, "its bytes have another digest or cannot be read", record.place)
+        text = (
+            "the stored bytes have another digest or cannot be read; push the blob again, or pull it if it is mirrored"
+        )
+        await self._note(Problem(ProblemCode.BLOB_FILE_DIGEST, text, item=digest), repair)
+
+    async def _mark_damaged(self, record: BlobRecord, reason: str, place: str) -> str | None:
+        """Records a blob as damaged if the check repairs. The caller holds the lock of the digest."""
+        if not self._options.repair:
+            return None
+        await self._consistency.mark_damaged(record.digest, reason, place)
+        return "recorded it as damaged: it is not served any more, and the next push stores it again"
+
+    async def _actual_digest(self, record: BlobRecord) -> Digest | None:
+        """Returns the digest of the stored bytes. Returns None if they are missing or cannot be read."""
+        running = start_digest(record.digest.algorithm)
+        try:
+            async with aclosing(await self._blobs.open(record.digest, record.size, record.place, None)) as reader:
+                async for chunk in reader:
+                    await asyncio.to_thread(running.update, chunk)
+        except BytesMissing:
+            return None
+        except TooManyOpenFiles:
+            raise
+        except StorageFailed as error:
+            log.warning("the bytes of the blob %s cannot be read: %s", record.digest, error, exc_info=error.__cause__)
+            return None
+        return running.digest()
+
+    async def _check_shard(self, shard: int) -> None:
+        """Checks that there is a row for all bytes in a shard of the blob store."""
+        written_before = self._clock() - MIN_STRAY_AGE_SECONDS
+        old = [listed for listed in await self._blobs.list_shard(shard) if listed.written < written_before]
+        known = await self._metadata.known_blobs([listed.digest for listed in old])
+        for listed in old:
+            if listed.digest not in known:
+                await self._confirm_stray(listed)
+        await self._advance(1, "looking for stray files")
+
+    async def _confirm_stray(self, stray: ListedBlob) -> None:
+        """Looks again at bytes without a row."""
+        async with self._locks.hold(stray.digest):
+            if stray.digest in await self._metadata.known_blobs([stray.digest]):
+                return
+            if await self._blobs.stored_sizes([stray.place]) == [None]:
+                return
+            repair = None
+            if self._options.repair:
+                await self._blobs.remove(stray.place)
+                repair = "removed the bytes"
+        text = f"{stray.size} bytes are stored that no blob has; garbage collection removes them after its grace period"
+        await self._note(Problem(ProblemCode.STRAY, text, item=stray.digest), repair)

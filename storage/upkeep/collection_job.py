@@ -1,0 +1,62 @@
+"""The job that runs one full round of garbage collection (`collection_work`)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from storage.jobs import JSON
+from storage.upkeep.collector import Collector
+from storage.upkeep.job_runner import JobContext, Work
+from storage.upkeep.removals import Removal, RemovalKind
+
+GC: Final = "gc"
+"""The kind of the job."""
+MAX_RECORDS: Final = 1000
+"""Number of removals that the result of a dry run lists. A command that runs the job gets all of them as steps."""
+
+
+def collection_work(collector: Collector) -> Work:
+    """Returns the work of the job. Its argument `dry_run` (true or false) says that nothing is removed.
+
+    Each removal is a step with the fields `kind`, `repository`, `item`, `bytes` and `reason`. The result has the totals
+    for each kind and the number of freed bytes; after a dry run also the first `MAX_RECORDS` removals. The job can be
+    stopped after each removal. What it has removed stays removed, and the next round goes on with the rest, so a
+    server that continues the job after a restart starts a new round."""
+
+    async def collect(context: JobContext) -> JSON:
+        dry_run = bool(context.job.arguments.get("dry_run", False))
+        records: list[dict[str, Any]] = []
+        count = freed = 0
+
+        async def on_removal(removal: Removal) -> None:
+            nonlocal count, freed
+            count += 1
+            freed += removal.size
+            record = as_json(removal)
+            context.step(**record)
+            if dry_run and len(records) < MAX_RECORDS:
+                records.append(record)
+            verb = "found" if dry_run else "removed"
+            await context.report(count, unit="things", message=f"{verb} garbage of {freed} bytes")
+
+        await context.report(0, unit="things", message="looking for garbage", save_now=True)
+        report = await collector.collect(on_removal, dry_run=dry_run, all_shards=True)
+        await context.report(count, save_now=True)
+        totals = {kind: {"count": report.count(kind), "bytes": report.sizes.get(kind, 0)} for kind in RemovalKind}
+        result: dict[str, Any] = {"dry_run": dry_run, "bytes": report.freed_bytes, "totals": totals}
+        if dry_run:
+            result |= {"records": records, "more": count > len(records)}
+        return result
+
+    return collect
+
+
+def as_json(removal: Removal) -> dict[str, Any]:
+    """Returns a removal as a JSON object."""
+    return {
+        "kind": removal.kind.value,
+        "repository": removal.repository or None,
+        "item": removal.item or None,
+        "bytes": removal.size,
+        "reason": removal.reason,
+    }

@@ -1,0 +1,94 @@
+"""What garbage collection removes (`Removal`), and the totals of a round (`CollectionReport`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class RemovalKind(StrEnum):
+    """What was removed: an upload session, a partial blob, a deleted manifest that could have been put back, a
+    repository's link to a blob, a blob, a stray (bytes without a row), or bytes that an interrupted round had removed
+    without freeing their disk space."""
+
+    UPLOAD = "upload"
+    PARTIAL = "partial"
+    MANIFEST = "manifest"
+    LINK = "link"
+    BLOB = "blob"
+    STRAY = "stray"
+    TRASH = "trash"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One thing that was removed, or would be in a dry run. `repository`: empty if the thing belongs to none. `item`:
+    its digest, or the id of an upload session. `size`: number of bytes that are freed with it. A link frees none: the
+    blob does, when its last link has gone. `reason`: why it goes, for people."""
+
+    kind: RemovalKind
+    repository: str
+    item: str
+    size: int
+    reason: str
+
+
+OnRemoval = Callable[[Removal], Awaitable[None]]
+"""Called after each removal. What it raises ends the round."""
+
+
+@dataclass(slots=True)
+class CollectionReport:
+    """How many things of each kind one round removed, and their bytes. `bool(report)` is False if the round removed
+    nothing."""
+
+    counts: dict[RemovalKind, int] = field(default_factory=dict)
+    sizes: dict[RemovalKind, int] = field(default_factory=dict)
+
+    def add(self, removal: Removal) -> None:
+        """Counts a removal."""
+        self.counts[removal.kind] = self.counts.get(removal.kind, 0) + 1
+        self.sizes[removal.kind] = self.sizes.get(removal.kind, 0) + removal.size
+
+    def count(self, kind: RemovalKind) -> int:
+        """Returns how many things of the kind were removed."""
+        return self.counts.get(kind, 0)
+
+    @property
+    def links(self) -> int:
+        """Number of removed links."""
+        return self.count(RemovalKind.LINK)
+
+    @property
+    def blobs(self) -> int:
+        """Number of removed blobs."""
+        return self.count(RemovalKind.BLOB)
+
+    @property
+    def partials(self) -> int:
+        """Number of removed partial blobs."""
+        return self.count(RemovalKind.PARTIAL)
+
+    @property
+    def strays(self) -> int:
+        """Number of removed strays."""
+        return self.count(RemovalKind.STRAY)
+
+    @property
+    def freed_bytes(self) -> int:
+        """Total number of freed bytes."""
+        return sum(self.sizes.values())
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        """Returns the counts as text, such as `blob: 2, link: 3`."""
+        return ", ".join(f"{kind}: {count}" for kind, count in self.counts.items())
+
+
+def utc_text(unix_seconds: float) -> str:
+    """Returns a time for people, such as `2026-01-31 09:30:00 UTC`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))

@@ -1,0 +1,175 @@
+"""`entrepot gc` and `entrepot fsck`, and the same by the API, beside a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.jobs import slot_name
+from storage.names import RepositoryName
+from storage.upkeep.collection_job import GC
+from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line
+from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of, image
+from tests.fakes.registry_content import push_blob
+from tests.fakes.server_process import RegistryServer, running_server
+
+NO_GRACE = {"ENTREPOT_GC__GRACE": "0s"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A server that collects once an hour, so not during a test."""
+    with running_server(tmp_path_factory.mktemp("upkeep"), workers=2, env=NO_GRACE) as started:
+        yield started
+
+
+def push(server: RegistryServer, repo: str, tag: str, *blobs: bytes) -> str:
+    """Pushes an image of a config and layers; returns its digest."""
+    for blob in blobs:
+        url = f"{server.url}/v2/{repo}/blobs/uploads/?digest={digest_of(blob)}"
+        assert httpx2.post(url, content=blob).status_code == 201
+    body = image(*blobs)
+    url = f"{server.url}/v2/{repo}/manifests/{tag}"
+    assert httpx2.put(url, content=body, headers={"content-type": OCI_MANIFEST}).status_code == 201
+    return digest_of(body)
+
+
+def pulls(server: RegistryServer, repo: str, blob: bytes) -> bool:
+    answer = httpx2.get(f"{server.url}/v2/{repo}/blobs/{digest_of(blob)}")
+    assert answer.status_code in (200, 404, 500)
+    return answer.content == blob
+
+
+def lines(*args: str, server: RegistryServer, code: int = 0) -> list[dict[str, Any]]:
+    """What a command prints with --json: the steps, and the result as the last line."""
+    done = entrepot(*args, "--json", folder=server.data.parent, **NO_GRACE)
+    assert done.returncode == code, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def blob_file(server: RegistryServer, blob: bytes) -> Path:
+    digest = digest_of(blob).removeprefix("sha256:")
+    return server.data / "blobs" / "sha256" / digest[:2] / digest
+
+
+def test_collection_beside_the_server(server: RegistryServer) -> None:
+    """A dry run says what goes, with the reason and the bytes; the run removes it, and the server no longer has it.
+    What is still in use stays."""
+    push(server, "gc/app", "kept", b"config of kept", b"layer of both")
+    gone = push(server, "gc/app", "gone", b"config of gone", b"layer of both")
+    assert httpx2.delete(f"{server.url}/v2/gc/app/manifests/{gone}").status_code == 202
+
+    *planned, preview = lines("gc", "--dry-run", server=server)
+    assert pulls(server, "gc/app", b"config of gone")
+    printed = entrepot_output("gc", folder=server.data.parent, **NO_GRACE)
+
+    config = digest_of(b"config of gone")
+    found = {(step["kind"], step["repository"], step["item"]): step["bytes"] for step in planned}
+    assert found[("link", "gc/app", config)] == 0
+    assert found[("blob", None, config)] == len(b"config of gone")
+    assert digest_of(b"layer of both") not in {step["item"] for step in planned}
+    assert preview["result"]["totals"]["blob"] == {"count": 1, "bytes": len(b"config of gone")}
+    assert f"removed link {config} of gc/app: no manifest of gc/app has referred to it since " in printed
+    assert f"removed blob {config} (14 B): no repository has it any more\n" in printed
+    assert printed.endswith(" freed\n")
+    assert not pulls(server, "gc/app", b"config of gone")
+    assert pulls(server, "gc/app", b"layer of both")
+    assert lines("gc", server=server)[-1]["result"]["bytes"] == 0
+
+
+def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> None:
+    """Exit code 1 as long as something is wrong. After --repair the next push stores the blob again."""
+    blobs = b"config of damaged", b"layer of damaged"
+    push(server, "fsck/app", "latest", *blobs)
+    assert lines("fsck", "--hash", server=server) == [
+        {"result": {"found": {}, "repaired": 0, "left": 0, "damaged": 0}},
+    ]
+    blob_file(server, blobs[1]).unlink()
+
+    done = entrepot("fsck", folder=server.data.parent)
+    assert done.returncode == 1
+    problem, summary = done.stdout.splitlines()
+    assert problem.startswith(f"blob-bytes-missing: {digest_of(blobs[1])}: the bytes of the blob are missing; ")
+    assert summary == "1 problem; to repair what can be repaired, run entrepot fsck --repair"
+
+    step, result = lines("fsck", "--repair", server=server)
+    assert (step["code"], step["item"]) == ("blob-bytes-missing", digest_of(blobs[1]))
+    assert step["repair"].startswith("recorded it as damaged")
+    assert result["result"] == {"found": {"blob-bytes-missing": 1}, "repaired": 1, "left": 0, "damaged": 1}
+    push(server, "fsck/app", "latest", *blobs)
+    assert pulls(server, "fsck/app", blobs[1])
+    assert entrepot_output("fsck", folder=server.data.parent).startswith("nothing is wrong")
+
+
+def job_of(server: RegistryServer, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Starts a job by the API, and returns it once it has ended."""
+    started = httpx2.post(f"{server.url}/api/v1/{path}", json=body)
+    assert started.status_code == 202, started.text
+    while True:
+        job: dict[str, Any] = httpx2.get(f"{server.url}/api/v1/jobs/{started.json()['id']}").json()
+        if job["ended"] is not None:
+            return job
+
+
+def test_the_api_starts_both(server: RegistryServer) -> None:
+    """The server runs them as jobs, whose results have the totals and the records."""
+    gone = push(server, "api/app", "gone", b"config by api", b"layer by api")
+    assert httpx2.delete(f"{server.url}/v2/api/app/manifests/{gone}").status_code == 202
+    preview = job_of(server, "gc", {"dry_run": True})
+    assert (preview["kind"], preview["state"], preview["message"]) == ("gc", "done", "")
+    assert {record["item"] for record in preview["result"]["records"]} >= {digest_of(b"layer by api")}
+    collected = job_of(server, "gc", {})
+    assert collected["result"]["totals"] == preview["result"]["totals"]
+    checked = job_of(server, "fsck", {"hash": True, "repair": True})
+    assert (checked["result"]["found"], checked["result"]["left"]) == ({}, 0)
+    assert httpx2.post(f"{server.url}/api/v1/gc", json={"dry": True}).status_code == 422
+
+
+async def test_a_second_command_says_who_is_at_work(server: RegistryServer) -> None:
+    """In one line, with exit code 1."""
+    async with (
+        open_registry(server.data) as registry,
+        registry.leases.try_slot(slot_name(GC), count=1),
+    ):
+        job = await registry.jobs.add(GC, {}, actor="cli:alice", holder="command, process 7")
+        said = error_line(entrepot("gc", folder=server.data.parent), 1)
+        await registry.jobs.request_stop(job.id)
+    assert said.startswith(f"cli:alice is running gc already (job {job.id}, command, process 7); to watch it, run ")
+
+
+async def push_blobs(data: Path, number: int) -> None:
+    """Pushes so many blobs to which no manifest refers."""
+    prepare_data_dir(data)
+    async with open_registry(data) as registry:
+        for content in range(number):
+            await push_blob(registry, RepositoryName("team/app"), str(content).encode())
+
+
+def test_a_killed_collection_is_finished_by_the_next(tmp_path: Path) -> None:
+    """Nothing is left over, and nothing is wrong with the store, whatever the killed process was doing."""
+    asyncio.run(push_blobs(tmp_path / "data", 40))
+    command = [sys.executable, "-m", "registry", "gc", "--json"]
+    environment = command_environment(**NO_GRACE)
+    for printed in (1, 45):  # the links go first, then the blobs
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(printed):
+                assert "result" not in json.loads(process.stdout.readline())
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert entrepot_output("fsck", folder=tmp_path) == "nothing is wrong\n"
+    entrepot_output("gc", folder=tmp_path, **NO_GRACE)
+    assert [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()] == []
+    assert entrepot_output("fsck", folder=tmp_path) == "nothing is wrong\n"
+    ended = json.loads(entrepot_output("jobs", "list", "--kind", "gc", "--json", folder=tmp_path))
+    assert ended[-1]["message"] == "the process that ran it has ended"

@@ -1,0 +1,102 @@
+"""SIGKILL before each durable step of a repair and of the collection after it: the next run finishes both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Manifest, digest_of
+from storage.data_dir.system import System
+from storage.names import RepositoryName, Tag
+from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
+from tests.fakes.server_process import ROOT
+from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.killed_repair import findings, repair_and_collect
+
+APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
+REPAIRS = 7
+
+
+async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
+    """Makes a store with garbage and with damage of several kinds. Returns an image that is whole, and one whose layer
+    is missing."""
+    prepare_data_dir(data)
+    async with open_registry(data, boot=BOOT) as registry:
+        whole = await push_image(registry, APP, "whole", "whole")
+        broken = await push_image(registry, APP, "broken", "broken")
+        gone = await push_image(registry, OTHER, "gone", "gone")
+        await registry.delete_manifest(OTHER, gone.digest, by=BY)
+        await push_blob(registry, OTHER, b"a leaked link")
+        writer = await registry.start_upload(APP)
+        await writer.write(b"abandoned")
+        await writer.aclose()
+    stray = digest_of(b"stray")
+    path = data / "blobs" / stray.algorithm / stray.encoded[:2] / stray.encoded
+    path.write_bytes(b"stray")
+    os.utime(path, (1, 1))
+    layer = broken.layers[0].digest
+    (data / "blobs" / layer.algorithm / layer.encoded[:2] / layer.encoded).unlink()
+    db = apsw.Connection(str(data / "entrepot.db"))
+    with db:
+        db.execute("DELETE FROM collect_queue WHERE digest = ?", (digest_of(b"a leaked link"),))
+        db.execute("DELETE FROM manifest_blob WHERE digest = ?", (whole.layers[0].digest,))
+        db.execute("INSERT INTO manifest_child VALUES (1, ?, 999)", (stray,))
+        db.execute("INSERT INTO blob_link VALUES (1, 999, 0, 1)")
+        db.execute("UPDATE repository SET manifests = 5")
+        db.execute("UPDATE tag SET manifest = 999 WHERE name = 'whole'")
+    db.close()
+    return whole, broken
+
+
+async def check_copy(data: Path, whole: Manifest, broken: Manifest) -> None:
+    """Checks that a second run finishes what the killed one has begun, and that nothing in use is lost."""
+    prepare_data_dir(data)
+    # An hour later, so that what the killed process has left is not kept as something that was just written.
+    assert all(finding.repair for finding in await repair_and_collect(data, System(), lambda: time.time() + 3600))
+    async with open_registry(data, grace=0, boot=BOOT) as registry:
+        assert await findings(registry) == []
+        assert await registry.consistency.count_damaged() == 1
+        assert (await registry.get_manifest(APP, Tag("whole"))).body == whole.body
+        assert (await registry.get_manifest(APP, Tag("broken"))).body == broken.body
+        for blob in whole.blobs:
+            assert len(await read_blob(registry, APP, blob.digest)) == blob.size
+    stored = {path.name for path in (data / "blobs").rglob("*") if path.is_file()}
+    assert stored == {blob.digest.encoded for blob in [*whole.blobs, *broken.blobs]} - {broken.layers[0].digest.encoded}
+    assert not list((data / "trash").iterdir())
+    assert not list((data / "uploads").iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
+    """For every durable step: nothing is wrong after the second run, nothing that is in use is lost, and no garbage is
+    left."""
+    whole, broken = asyncio.run(make_damaged_store(quick / "made"))
+    command = [sys.executable, "-m", "tests.system.crash.killed_repair", str(quick)]
+    deaths = 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
+        assert helper.stdout is not None
+        for line in helper.stdout:
+            ended = json.loads(line)
+            data = quick / str(ended["number"])
+            try:
+                asyncio.run(check_copy(data, whole, broken))
+            except BaseException as error:
+                helper.kill()
+                error.add_note(f"killed before step {ended['number']}")
+                raise
+            shutil.rmtree(data)
+            deaths += ended["code"] == -signal.SIGKILL
+    assert helper.returncode == 0
+    assert ended["code"] == 0, "the last process should have come through"
+    assert deaths > REPAIRS

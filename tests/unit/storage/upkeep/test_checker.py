@@ -1,0 +1,417 @@
+"""The check of a store finds each kind of damage by its code, repairs what can be repaired without losing anything, and
+finds nothing afterwards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.consistency import ProblemCode
+from storage.content import Manifest, digest_of
+from storage.errors import StorageFailed
+from storage.jobs import JobStopped
+from storage.names import Digest, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.checker import CheckOptions, Finding
+from tests.fakes.registry_content import BY, index_of, push_blob, push_image, read_blob
+
+APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
+LAYER = b"layer of image"
+
+
+@dataclass
+class Site:
+    """A store with an image, an index of two images, and a referrer of the image. `db` changes rows without any
+    check."""
+
+    store: StoredRegistry
+    data: Path
+    db: apsw.Connection
+    image: Manifest
+    index: Manifest
+    children: list[Manifest]
+
+    def file(self, digest: Digest) -> Path:
+        return self.data / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
+
+    def run(self, sql: str, *parameters: Any) -> Any:
+        return self.db.execute(sql, parameters).get
+
+    def manifest_id(self, manifest: Manifest) -> Any:
+        return self.run("SELECT id FROM manifest WHERE repository = 1 AND digest = ?", manifest.digest)
+
+    def rows(self) -> dict[str, list[Any]]:
+        """Returns the content of all tables."""
+        schema: list[Any] = self.db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        tables = [name for (name,) in schema]
+        return {
+            name: sorted(map(str, self.db.execute(f"SELECT * FROM {name}").fetchall()))
+            for name in tables
+            if not name.startswith("sqlite_")
+        }
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data") as store:
+        image = await push_image(store, APP, "image", "latest")
+        children = [await push_image(store, APP, f"child {number}") for number in range(2)]
+        index = index_of([child.descriptor for child in children])
+        await store.put_manifest(APP, index, [Tag("multi")], by=BY)
+        await push_image(store, APP, "signature", subject=image.digest)
+        await store.mount_blob(OTHER, digest_of(LAYER), APP, by=BY)
+        db = apsw.Connection(str(tmp_path / "data" / "entrepot.db"))
+        yield Site(store, tmp_path / "data", db, image, index, children)
+        db.close()
+
+
+async def findings(store: StoredRegistry, **options: Any) -> list[Finding]:
+    found: list[Finding] = []
+    progress: list[tuple[int, int]] = []
+
+    async def on_finding(finding: Finding) -> None:
+        found.append(finding)
+
+    async def on_progress(done: int, total: int, message: str) -> None:
+        progress.append((done, total))
+
+    report = await store.checker.check(CheckOptions(**options), on_finding, on_progress)
+    assert sum(report.found.values()) == len(found)
+    assert report.repaired == sum(finding.repair is not None for finding in found)
+    assert progress == sorted(progress)
+    assert all(done <= total for done, total in progress)
+    return found
+
+
+def codes(found: list[Finding]) -> set[ProblemCode]:
+    return {finding.problem.code for finding in found}
+
+
+async def test_nothing_is_wrong_with_a_sound_store(site: Site) -> None:
+    """Also if all bytes are hashed, and with --repair, which then changes nothing."""
+    before = site.rows()
+    assert await findings(site.store, hash_bytes=True, repair=True) == []
+    assert site.rows() == before
+
+
+def lose_file(site: Site) -> None:
+    site.file(digest_of(LAYER)).unlink()
+
+
+def cut_file(site: Site) -> None:
+    os.truncate(site.file(digest_of(LAYER)), 3)
+
+
+def wrong_size(site: Site) -> None:
+    site.run("UPDATE blob SET size = size + 1 WHERE digest = ?", digest_of(LAYER))
+
+
+def flip_byte(site: Site) -> None:
+    site.file(digest_of(LAYER)).write_bytes(b"X" + LAYER[1:])
+
+
+def lose_place(site: Site) -> None:
+    site.run("UPDATE blob SET place = '' WHERE digest = ?", digest_of(LAYER))
+
+
+def leave_stray(site: Site) -> None:
+    path = site.file(digest_of(b"bytes without a row"))
+    path.write_bytes(b"bytes without a row")
+    os.utime(path, (time.time() - 61, time.time() - 61))
+
+
+def lose_queued_link(site: Site) -> None:
+    site.run("DELETE FROM collect_queue WHERE repository = (SELECT id FROM repository WHERE name = ?)", OTHER)
+
+
+def lose_queued_blob(site: Site) -> None:
+    site.run("INSERT INTO blob VALUES (99, ?, 1, ?, 0)", digest_of(b"a"), f"blobs/sha256/{'c' * 64}")
+    site.run("UPDATE blob SET place = (SELECT place FROM blob WHERE digest = ?), size = ? WHERE id = 99",
+             digest_of(LAYER), len(LAYER))  # fmt: skip
+
+
+def lose_linked_blob(site: Site) -> None:
+    site.run("INSERT INTO blob_link VALUES (1, 9999, 0, 1)")
+
+
+def lose_linked_repository(site: Site) -> None:
+    site.run("INSERT INTO blob_link VALUES (9999, 1, 0, 1)")
+
+
+def lose_link(site: Site) -> None:
+    site.run("DELETE FROM blob_link WHERE repository = 1 AND blob = (SELECT id FROM blob WHERE digest = ?)",
+             digest_of(LAYER))  # fmt: skip
+
+
+def wrong_count(site: Site) -> None:
+    site.run("UPDATE repository SET manifests = 77 WHERE name = ?", APP)
+
+
+def lose_tagged_manifest(site: Site) -> None:
+    site.run("UPDATE tag SET manifest = 9999 WHERE name = 'latest'")
+
+
+def tag_of_other_repository(site: Site) -> None:
+    site.run("INSERT INTO manifest (repository, digest, media_type, size, pushed, body) SELECT r.id, m.digest, "
+             "m.media_type, m.size, 0, m.body FROM repository r, manifest m WHERE r.name = ? AND m.digest = ?",
+             OTHER, site.children[0].digest)  # fmt: skip
+    manifest = site.db.last_insert_rowid()
+    site.run("INSERT INTO manifest_blob SELECT m.repository, p.digest, m.id FROM manifest m, manifest_blob p "
+             "WHERE m.id = ? AND p.manifest = ?", manifest, site.manifest_id(site.children[0]))  # fmt: skip
+    site.run("INSERT OR IGNORE INTO blob_link SELECT m.repository, b.id, 0, 1 FROM manifest m, manifest_blob p "
+             "JOIN blob b ON b.digest = p.digest WHERE m.id = ? AND p.manifest = m.id", manifest)  # fmt: skip
+    site.run("UPDATE repository SET manifests = 1 WHERE name = ?", OTHER)
+    site.run("UPDATE tag SET manifest = ? WHERE name = 'latest'", manifest)
+
+
+def lose_reference(site: Site) -> None:
+    site.run("DELETE FROM manifest_blob WHERE manifest = ?", site.manifest_id(site.image))
+
+
+def lose_child_reference(site: Site) -> None:
+    site.run("DELETE FROM manifest_child WHERE manifest = ?", site.manifest_id(site.index))
+
+
+def wrong_reference(site: Site) -> None:
+    site.run("INSERT INTO manifest_blob VALUES (1, ?, ?)", digest_of(b"b"), site.manifest_id(site.image))
+
+
+def reference_of_nothing(site: Site) -> None:
+    site.run("INSERT INTO manifest_child VALUES (1, ?, 9999)", digest_of(b"b"))
+
+
+def wrong_fields(site: Site) -> None:
+    site.run("UPDATE manifest SET size = 1, subject = NULL WHERE subject IS NOT NULL")
+
+
+def wrong_usage_links(site: Site) -> None:
+    count_usage(site)
+    site.run("UPDATE usage_blob SET links = 5 WHERE links = 2")
+
+
+def wrong_usage_totals(site: Site) -> None:
+    count_usage(site)
+    site.run("UPDATE usage_scope SET bytes = bytes + 1, tags = 0")
+
+
+def count_usage(site: Site) -> None:
+    """Counts a scope as the code that keeps the counts does."""
+    site.run("INSERT INTO usage_scope VALUES (1, 'team/', 0, 0, 2, 1), (2, 'not/counted/yet/', 7, 7, 7, 0)")
+    site.run("INSERT INTO usage_blob SELECT 1, blob, count(*) FROM blob_link GROUP BY blob")
+    site.run("UPDATE usage_scope SET blobs = (SELECT count(*) FROM blob), bytes = (SELECT sum(size) FROM blob) "
+             "WHERE id = 1")  # fmt: skip
+
+
+REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {
+    lose_file: ProblemCode.BLOB_FILE_MISSING,
+    cut_file: ProblemCode.BLOB_FILE_SIZE,
+    wrong_size: ProblemCode.BLOB_FILE_SIZE,
+    flip_byte: ProblemCode.BLOB_FILE_DIGEST,
+    lose_place: ProblemCode.BLOB_PLACE,
+    leave_stray: ProblemCode.STRAY,
+    lose_queued_link: ProblemCode.LINK_NOT_QUEUED,
+    lose_queued_blob: ProblemCode.BLOB_NOT_QUEUED,
+    lose_linked_blob: ProblemCode.LINK_WITHOUT_BLOB,
+    lose_linked_repository: ProblemCode.LINK_WITHOUT_REPOSITORY,
+    lose_link: ProblemCode.MANIFEST_BLOB_MISSING,
+    wrong_count: ProblemCode.REPOSITORY_COUNT,
+    lose_tagged_manifest: ProblemCode.TAG_WITHOUT_MANIFEST,
+    tag_of_other_repository: ProblemCode.TAG_WITHOUT_MANIFEST,
+    lose_reference: ProblemCode.MANIFEST_REFERENCES,
+    lose_child_reference: ProblemCode.MANIFEST_REFERENCES,
+    wrong_reference: ProblemCode.MANIFEST_REFERENCES,
+    reference_of_nothing: ProblemCode.REFERENCE_WITHOUT_MANIFEST,
+    wrong_fields: ProblemCode.MANIFEST_FIELDS,
+    wrong_usage_links: ProblemCode.USAGE_LINKS,
+    wrong_usage_totals: ProblemCode.USAGE_TOTALS,
+}
+
+
+@pytest.mark.parametrize("damage", REPAIRABLE, ids=lambda damage: damage.__name__)
+async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site], None]) -> None:
+    """A check without --repair changes nothing. After a repair nothing is wrong, and no manifest is gone."""
+    hash_bytes = damage is flip_byte
+    manifests = site.run("SELECT count(*) FROM manifest")
+    damage(site)
+    manifests = max(manifests, site.run("SELECT count(*) FROM manifest"))
+    before = site.rows()
+
+    found = await findings(site.store, hash_bytes=hash_bytes)
+    assert REPAIRABLE[damage] in codes(found)
+    assert all(finding.repair is None and finding.problem.text for finding in found)
+    assert site.rows() == before
+
+    repaired = await findings(site.store, hash_bytes=hash_bytes, repair=True)
+    assert REPAIRABLE[damage] in codes(repaired)
+    assert all(finding.repair for finding in repaired), repaired
+    assert await findings(site.store, hash_bytes=hash_bytes) == []
+    assert site.run("SELECT count(*) FROM manifest") == manifests
+    tags: list[Any] = site.db.execute(
+        "SELECT t.name, m.digest FROM tag t JOIN manifest m ON m.id = t.manifest"
+    ).fetchall()
+    assert dict(tags) == {"latest": site.image.digest, "multi": site.index.digest}
+
+
+async def test_a_corrected_size_is_counted(site: Site) -> None:
+    """The use of space is right as well afterwards."""
+    wrong_size(site)
+    count_usage(site)
+    assert codes(await findings(site.store, repair=True)) == {ProblemCode.BLOB_FILE_SIZE}
+    assert await findings(site.store) == []
+
+
+async def test_a_repair_that_a_rule_forbids_is_left_undone(site: Site) -> None:
+    """Such as a link that a quota does not allow. The other repairs are made."""
+    lose_link(site)
+    wrong_count(site)
+    site.run("CREATE TRIGGER quota BEFORE INSERT ON blob_link BEGIN SELECT raise(ABORT, 'quota'); END")
+    found = await findings(site.store, repair=True)
+    assert {finding.problem.code for finding in found if finding.repair is None} == {ProblemCode.MANIFEST_BLOB_MISSING}
+    assert codes(await findings(site.store)) == {ProblemCode.MANIFEST_BLOB_MISSING}
+
+
+async def test_a_repaired_index_keeps_its_children(site: Site) -> None:
+    """And a repaired referrer is listed again."""
+    lose_child_reference(site)
+    wrong_fields(site)
+    await findings(site.store, repair=True)
+    children = site.db.execute("SELECT digest FROM manifest_child WHERE manifest = ?", (site.manifest_id(site.index),))
+    assert {digest for (digest,) in children} == {child.digest for child in site.children}
+    assert len((await site.store.referrers(APP, site.image.digest, None, None, 10)).items) == 1
+
+
+def rot_manifest(site: Site) -> None:
+    site.run("UPDATE manifest SET body = X'7b7d' WHERE id = ?", site.manifest_id(site.image))
+
+
+def bad_digest(site: Site) -> None:
+    site.run("UPDATE manifest SET digest = 'none' WHERE id = ?", site.manifest_id(site.image))
+
+
+def lose_child(site: Site) -> None:
+    manifest = site.manifest_id(site.children[0])
+    for table, column in (("manifest_blob", "manifest"), ("manifest", "id")):
+        site.run(f"DELETE FROM {table} WHERE {column} = ?", manifest)
+    site.run("UPDATE repository SET manifests = manifests - 1 WHERE name = ?", APP)
+    site.run("INSERT OR IGNORE INTO collect_queue SELECT 1, b.digest, 0 FROM blob b")
+
+
+def lose_repository(site: Site) -> None:
+    site.run("DELETE FROM repository WHERE name = ?", APP)
+
+
+def lose_whole_blob(site: Site) -> None:
+    site.run("DELETE FROM blob_link WHERE blob = (SELECT id FROM blob WHERE digest = ?)", digest_of(LAYER))
+    site.run("DELETE FROM blob WHERE digest = ?", digest_of(LAYER))
+
+
+def lose_history(site: Site) -> None:
+    site.run("DELETE FROM tag_history")
+    lose_tagged_manifest(site)
+
+
+BEYOND_REPAIR: dict[Callable[[Site], None], set[ProblemCode]] = {
+    rot_manifest: {ProblemCode.MANIFEST_DIGEST},
+    bad_digest: {ProblemCode.MANIFEST_DIGEST},
+    lose_child: {ProblemCode.INDEX_CHILD_MISSING},
+    lose_repository: {
+        ProblemCode.MANIFEST_WITHOUT_REPOSITORY, ProblemCode.TAG_WITHOUT_REPOSITORY,
+        ProblemCode.LINK_WITHOUT_REPOSITORY,
+    },
+    lose_whole_blob: {ProblemCode.MANIFEST_BLOB_MISSING},
+    lose_history: {ProblemCode.TAG_WITHOUT_MANIFEST},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", BEYOND_REPAIR, ids=lambda damage: damage.__name__)
+async def test_what_cannot_be_repaired_is_left_as_it_is(site: Site, damage: Callable[[Site], None]) -> None:
+    """It is reported again, and no row of it is touched."""
+    damage(site)
+    before = {name: rows for name, rows in site.rows().items() if name in ("manifest", "tag", "blob_link")}
+    for repair in (False, True, True):
+        left = [finding for finding in await findings(site.store, repair=repair) if finding.repair is None]
+        assert codes(left) >= BEYOND_REPAIR[damage]
+    assert {name: rows for name, rows in site.rows().items() if name in before} == before
+
+
+@pytest.mark.parametrize("damage", [lose_file, cut_file, flip_byte])
+async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Callable[[Site], None]) -> None:
+    """After the repair the damaged bytes are not served any more, and the blob counts as damaged."""
+    damage(site)
+    await findings(site.store, hash_bytes=True, repair=True)
+    assert await site.store.consistency.count_damaged() == 1
+    with pytest.raises(StorageFailed):
+        await read_blob(site.store, APP, digest_of(LAYER))
+    await push_blob(site.store, APP, LAYER)
+    assert await read_blob(site.store, APP, digest_of(LAYER)) == LAYER
+    assert await findings(site.store, hash_bytes=True) == []
+
+
+async def test_a_mirror_may_lack_content(site: Site) -> None:
+    """Whether the settings name its upstream, or only the store knows that it was mirrored."""
+    lose_whole_blob(site)
+    lose_child(site)
+    assert await findings(site.store, is_mirrored=lambda name: name == APP) == []
+    assert len(await findings(site.store)) == 2
+    site.run("INSERT INTO upstream_check VALUES (?, 'latest', 0, 1)", APP)
+    assert await findings(site.store) == []
+
+
+async def test_young_bytes_without_a_row_are_no_problem(site: Site) -> None:
+    """They belong to a push whose row comes in a moment."""
+    site.file(digest_of(b"just written")).write_bytes(b"just written")
+    assert await findings(site.store, repair=True) == []
+
+
+async def test_a_damaged_database_is_reported_and_nothing_else(site: Site) -> None:
+    """With SQLite's own words. The check then ends, because its answers would mean nothing."""
+    site.db.execute("PRAGMA writable_schema = ON")
+    site.db.execute("UPDATE sqlite_schema SET rootpage = 2 WHERE name = 'tag_manifest'")
+    site.db.execute("PRAGMA writable_schema = RESET")
+    found = await findings(site.store)
+    assert codes(found) == {ProblemCode.DATABASE}
+    assert all("restore the database from a backup" in finding.problem.text for finding in found)
+
+
+async def test_a_check_can_be_stopped(site: Site) -> None:
+    """Between two pages."""
+
+    async def stop(done: int, total: int, message: str) -> None:
+        if done:
+            raise JobStopped
+
+    async def ignore(finding: Finding) -> None:
+        pass
+
+    with pytest.raises(JobStopped):
+        await site.store.checker.check(CheckOptions(), ignore, stop)
+
+
+@pytest.fixture
+def many(site: Site) -> int:
+    """So many wrong rows that each table has several pages."""
+    number = 1300
+    with site.db:
+        for row in range(number):
+            digest = digest_of(str(row).encode())
+            site.run("INSERT INTO blob VALUES (?, ?, 1, '', 0)", 1000 + row, digest)
+            site.run("INSERT INTO blob_link VALUES (2, ?, 0, 1)", 1000 + row)
+            site.run("INSERT INTO damaged_blob VALUES (?, 0, '', '')", digest)
+            site.run("INSERT INTO tag VALUES (2, ?, 9999, 0)", f"t{row}")
+    return number
+
+
+async def test_every_page_is_checked(site: Site, many: int) -> None:
+    found = await findings(site.store)
+    for code in (ProblemCode.LINK_NOT_QUEUED, ProblemCode.TAG_WITHOUT_MANIFEST):
+        items = [finding.problem.item for finding in found if finding.problem.code is code]
+        assert len(items) == len(set(items)) == many
