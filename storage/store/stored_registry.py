@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.damage import DamageRecords
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
 from storage.jobs import Jobs
@@ -21,6 +22,7 @@ from storage.patterns import ALL_NAMES, NameSet
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.upkeep.collector import Collector
+from storage.upkeep.quarantine import Quarantine
 from storage.upstream_records import UpstreamRecords
 
 TOUCH_INTERVAL_SECONDS = 60.0
@@ -42,7 +44,8 @@ class StorageHealth:
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
     the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
+    locks of digests, the leases (exclusive rights to do some work), the jobs of upkeep, and the records of damaged
+    content. `quarantine` takes damaged blobs out of use.
     `storage.composition.open_registry` creates the object. The methods without a description implement
     `storage.interface.Registry`, which describes them."""
 
@@ -60,6 +63,7 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
         jobs: Jobs,
+        damage: DamageRecords,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -74,6 +78,8 @@ class StoredRegistry:
         self.leases = leases
         self.accounts = accounts
         self.jobs = jobs
+        self.damage = damage
+        self.quarantine = Quarantine(blobs, damage, locks)
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
@@ -109,6 +115,12 @@ class StoredRegistry:
         except BytesMissing:
             # The garbage collector has removed the blob after its row was read. If a client has pushed the blob again
             # since then, there is a new row.
+            row = await self.metadata.blob(repo, digest)
+        try:
+            return await self._open(row, span)
+        except BytesMissing:
+            # The bytes are lost. Now the blob is damaged: a HEAD says so, and a push or the mirror stores it again.
+            await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)
