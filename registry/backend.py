@@ -17,6 +17,7 @@ from registry.config import Settings, Upstream
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.components import UpkeepComponents, upkeep_components
+from registry.upkeep.scrub_job import scrub_on_schedule
 from storage.composition import open_registry
 from storage.interface import Registry
 from storage.store.stored_registry import StoredRegistry
@@ -115,4 +116,7 @@ async def open_backend(
         if serving and not store.is_read_only:
             runner = JobRunner(store.jobs, store.leases, upkeep.works)
             stack.push_async_callback(cancel_all, [asyncio.create_task(runner.run())])
+            if settings.scrub.every:
+                schedule = asyncio.create_task(scrub_on_schedule(settings.scrub, store, clock))
+                stack.push_async_callback(cancel_all, [schedule])
         yield Backend(store, router, upkeep)

@@ -27,6 +27,7 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
+from registry.config.upkeep_settings import ScrubSettings
 from registry.config.worker_count import default_worker_count
 
 
@@ -202,6 +203,7 @@ class Settings(BaseSettings):
     )
     tls: TLSSettings = TLSSettings()
     gc: GarbageCollectionSettings = GarbageCollectionSettings()
+    scrub: ScrubSettings = ScrubSettings()
     uploads: UploadSettings = UploadSettings()
     audit: AuditSettings = AuditSettings()
     limits: LimitSettings = LimitSettings()

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from registry.config import Settings
 from registry.router import Router
+from registry.upkeep.scrub_job import scrub_work
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import Work
+from storage.upkeep.scrubber import KIND as SCRUB_KIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +27,5 @@ class UpkeepComponents:
 def upkeep_components(settings: Settings, store: StoredRegistry, router: Router) -> UpkeepComponents:
     """Builds the components for an opened registry."""
     works: dict[str, Work] = {}
+    works[SCRUB_KIND] = scrub_work(settings.scrub, store, router)
     return UpkeepComponents(settings, store, router, works)
