@@ -144,6 +144,10 @@ class DamageRecords(Protocol):
         """Returns at most `limit` damaged manifests, in the order in which they were found."""
         ...
 
+    async def damaged_count(self) -> int:
+        """Returns the number of damaged blobs and manifests."""
+        ...
+
     async def holders(self, digest: Digest, limit: int) -> Sequence[RepositoryName]:
         """Returns at most `limit` repositories that have the blob."""
         ...

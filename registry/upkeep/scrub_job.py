@@ -53,7 +53,12 @@ def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -
             )
             result = await scrubber.run()
             await refetcher.finish()
-        return {**result, "fetched": refetcher.fetched, "not_fetched": refetcher.failed}
+        return {
+            **result,
+            "fetched": refetcher.fetched,
+            "not_fetched": refetcher.failed,
+            "still_damaged": await store.damage.damaged_count(),
+        }
 
     return work
 

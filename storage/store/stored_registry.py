@@ -120,7 +120,8 @@ class StoredRegistry:
             return await self._open(row, span)
         except BytesMissing:
             # The bytes are lost. Now the blob is damaged: a HEAD says so, and a push or the mirror stores it again.
-            await self.quarantine.mark_missing(digest, row.place)
+            with suppress(StorageFull):  # a read-only store cannot record it
+                await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)

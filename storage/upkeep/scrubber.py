@@ -133,13 +133,12 @@ class Scrubber:
             size=done.size + blob.size,
             damaged=done.damaged + (problem is not None),
         )
-        await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0))
+        await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
         if self._in_a_row >= MAX_IN_A_ROW and not self._keep_going:
             raise StorageFailed(
                 f"the last {self._in_a_row} blobs are all damaged; look at the disk first, then go on with "
                 "`entrepot scrub --keep-going`"
             )
-        await self._save_progress("checking blobs")
 
     async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
         self._in_a_row += 1
@@ -169,16 +168,14 @@ class Scrubber:
                 size=done.size + check.size,
                 damaged=done.damaged + damaged,
             )
-            await self._rate.wait(check.size)
-            await self._save_progress("checking manifests")
+            await self._rate.wait(check.size, self._save_progress)
 
     async def _count_reading(self, count: int) -> None:
         """Keeps the rate after `count` bytes of a blob were read."""
         self._read_of_blob += count
-        await self._rate.wait(count)
-        await self._save_progress("checking blobs")
+        await self._rate.wait(count, self._save_progress)
 
-    async def _save_progress(self, message: str) -> None:
+    async def _save_progress(self) -> None:
         """Stores the progress of the round and of the job, at most once in `SAVE_SECONDS`. Raises JobStopped."""
         now = asyncio.get_running_loop().time()
         if now - self._saved_at < SAVE_SECONDS:
@@ -187,4 +184,4 @@ class Scrubber:
         await self._damage.save_round(self._round)
         total = self._round.total_bytes
         done = min(self._round.size + self._read_of_blob, total)
-        await self._context.report(done, total=total, unit="bytes", message=message, save_now=True)
+        await self._context.report(done, total=total, unit="bytes", message="reading content", save_now=True)

@@ -3,6 +3,7 @@ what was found."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,9 @@ def scrub(
     from registry.upkeep.scrub_job import scrub_arguments, scrub_work
     from storage.upkeep.scrubber import KIND
 
+    # The steps say the same as the log, whose warnings Python would print as well.
+    for name in ("storage.damage", "registry.upkeep.scrub"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     arguments = scrub_arguments(_parse_rate(rate), keep_going=keep_going)
 
     def make_work(upkeep: UpkeepComponents) -> Work:
@@ -64,7 +68,7 @@ def scrub(
         print_json_line({"event": "done", **result})
     else:
         typer.echo(_summary(result), err=True)
-    if result["damaged"] or result["not_fetched"]:
+    if result["damaged"] or result["still_damaged"]:
         raise typer.Exit(1)
 
 
@@ -99,11 +103,13 @@ def _print_step(step: Mapping[str, Any]) -> None:
 
 def _summary(result: Mapping[str, Any]) -> str:
     """Returns what a round has found, as one line."""
-    text = (
-        f"{result['blobs']} blobs and {result['manifests']} manifests ({human_size(result['bytes'])}) were read; "
-        f"{result['damaged'] or 'none'} of them {'is' if result['damaged'] == 1 else 'are'} damaged"
-    )
-    return text + (f"; {result['fetched']} fetched again" if result["fetched"] else "")
+    read = f"{_count(result['blobs'], 'blob')} and {_count(result['manifests'], 'manifest')}"
+    found = f"found damaged: {result['damaged']}, fetched again: {result['fetched']}"
+    return f"read {read} ({human_size(result['bytes'])}); {found}, still damaged: {result['still_damaged']}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @app.command(

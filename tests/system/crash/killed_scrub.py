@@ -25,6 +25,8 @@ from tests.system.crash.killed_at_step import BOOT, KillingSystem
 
 APP = RepositoryName("team/app")
 BODIES = {name: random.Random(name).randbytes(20_000) for name in ("whole", "flipped", "cut", "deleted", "last")}
+QUARANTINE_BYTES = 30_000
+"""Room for one damaged blob, so that the scrub has to delete others."""
 DAMAGE = {"flipped": flip_byte, "cut": cut, "deleted": delete}
 
 
@@ -55,7 +57,7 @@ async def _damage(data: Path) -> None:
 
 async def _scrub(data: Path, number: int) -> None:
     async with open_registry(data, boot=BOOT, system=KillingSystem(number, after=False)) as registry:
-        await scrub(registry, quarantine_bytes=30_000)  # so that something has to be deleted as well
+        await scrub(registry, quarantine_bytes=QUARANTINE_BYTES)
 
 
 def main(folder: Path) -> None:

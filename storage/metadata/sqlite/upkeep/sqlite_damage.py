@@ -153,6 +153,12 @@ class SqliteDamageRecords:
         ).fetchall()
         return [DamagedManifest(RepositoryName(name), Digest(digest), *rest) for name, digest, *rest in rows]
 
+    async def damaged_count(self) -> int:
+        count: Any = self._db.execute(
+            "SELECT (SELECT count(*) FROM damaged_blob) + (SELECT count(*) FROM damaged_manifest)"
+        ).get
+        return int(count)
+
     async def holders(self, digest: Digest, limit: int) -> Sequence[RepositoryName]:
         return damage_changes.holders(self._db, digest, limit)
 

@@ -209,8 +209,8 @@ async def _current_round(registry: StoredRegistry) -> ScrubRound:
 
 
 async def test_the_rate_is_kept(registry: StoredRegistry) -> None:
-    """Measured by a clock that only the waits move: 2.5 MB at 100 kB a second take 25 s, and no wait is longer than
-    what one part of a file may take."""
+    """Measured by a clock that only the waits move: 2.5 MB at 100 kB a second take 25 s. No pause is long, so that the
+    scrub can be stopped at any rate."""
     await push_blob(registry, APP, BODY)
     now, longest = 0.0, 0.0
 
@@ -222,20 +222,22 @@ async def test_the_rate_is_kept(registry: StoredRegistry) -> None:
 
     await scrub(registry, rate=100_000, monotonic=lambda: now, sleep=sleep)
     assert 24.9 < now < 25.1
-    assert longest < 11
+    assert longest <= 1
 
 
 async def test_a_reader_that_was_slow_catches_up_one_second() -> None:
-    now, waited = 0.0, []
+    now, waited = 0.0, 0.0
 
     async def sleep(seconds: float) -> None:
-        waited.append(seconds)
+        nonlocal now, waited
+        now += seconds
+        waited += seconds
 
     rate = ReadRate(10, lambda: now, sleep)
     now = 100.0
     for _ in range(3):
         await rate.wait(10)
-    assert waited == [0.0, 1.0, 2.0]
+    assert waited == pytest.approx(2.0)
 
 
 async def test_a_busy_registry_gives_no_false_alarm(data: Path) -> None:
