@@ -108,10 +108,10 @@ def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
     assert site.done("GET", "/scrub")["job"]["id"] == slow["id"]
     line = error_line(entrepot("scrub", folder=site.folder), 1)
     assert f"root is running scrub already (job {slow['id']}" in line
-    site.done("POST", f"/jobs/{slow['id']}/stop")
+    site.done("POST", f"/jobs/{slow['id']}/stop", {})
     wait_until(lambda: site.done("GET", f"/jobs/{slow['id']}")["state"] == "stopped", "the job does not stop")
 
-    job = site.done("POST", "/scrub")
+    job = site.done("POST", "/scrub", {})
     wait_until(lambda: site.done("GET", f"/jobs/{job['id']}")["ended"], "the job does not end")
 
     assert [each["digest"] for each in site.done("GET", "/damaged")["items"]] == [made.layers[0].digest]
