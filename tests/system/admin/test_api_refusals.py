@@ -35,6 +35,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/grants"): {"subject": "everyone", "pattern": "**", "actions": ["pull"]},
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
+    ("POST", "/jobs/{job}/stop"): {},
+    ("POST", "/scrub"): {},
 }
 
 
