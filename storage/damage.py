@@ -68,9 +68,9 @@ class ManifestCheck:
 @dataclass(frozen=True, slots=True)
 class ScrubRound:
     """One round through all content. Times are in seconds since 1970; `ended` is None while the round is not complete.
-    The round covers blobs with row ids up to `until_blob` and manifests up to `until_manifest`, which have
-    `total_bytes` together; those up to `after_blob` and `after_manifest` are done: `blobs` and `manifests` in number,
-    `size` in bytes. `damaged`: how many of them were damaged."""
+    The round covers blobs with row ids up to `until_blob` and manifests up to `until_manifest`; those up to
+    `after_blob` and `after_manifest` are done, `blobs` and `manifests` in number. `size`: bytes of the blobs that are
+    done, of `total_bytes`. `damaged`: how many blobs and manifests were damaged."""
 
     id: int
     started: float

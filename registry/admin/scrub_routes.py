@@ -38,7 +38,8 @@ class ScrubRequest(BaseModel):
 
 
 class RoundResponse(BaseModel):
-    """A round of scrub. It is complete if `ended` is not null; otherwise `bytes` of `total_bytes` are read."""
+    """A round of scrub. It is complete if `ended` is not null; otherwise `bytes` of the
+    `total_bytes` of the blobs are read."""
 
     id: int
     started: datetime

@@ -42,7 +42,8 @@ OnDamagedBlob = Callable[[Digest], None]
 class Scrubber:
     """One run of scrub: completes the current round, or starts one and completes it.
 
-    `rate`: bounds the reading. `quarantine_bytes`: how many damaged bytes are kept. `keep_going`: goes on after
+    `rate`: bounds the reading. `quarantine_bytes`: how many damaged bytes are kept; an eighth more while
+    the scrub runs. `keep_going`: goes on after
     `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for each blob that is damaged, those included that were
     so before."""
 
@@ -67,6 +68,8 @@ class Scrubber:
         self._in_a_row = 0
         self._read_of_blob = 0
         """Bytes of the present blob that were read."""
+        self._new_in_quarantine = 0
+        """Bytes that may have come into the quarantine since it was last shrunk."""
         self._saved_at = 0.0
         self._round: ScrubRound
         self._healed = 0
@@ -76,6 +79,7 @@ class Scrubber:
         StorageFailed; the progress is kept."""
         self._round = await self._damage.current_round() or await self._damage.start_round()
         await self._look_again()
+        await self._shrink_quarantine()
         try:
             await self._check_blobs()
             await self._check_manifests()
@@ -83,7 +87,7 @@ class Scrubber:
             with suppress(RegistryError):  # an error of the checks says more
                 await self._damage.save_round(self._round)
         self._round = await self._damage.end_round(self._round)
-        await self._quarantine.shrink(self._quarantine_bytes)
+        await self._shrink_quarantine()
         done = self._round
         return {
             "round": done.id,
@@ -147,7 +151,13 @@ class Scrubber:
             event="damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
         )
         self._on_damaged(blob.digest)
+        self._new_in_quarantine += blob.size
+        if self._new_in_quarantine * 8 > self._quarantine_bytes:  # listing the quarantine takes time if it is full
+            await self._shrink_quarantine()
+
+    async def _shrink_quarantine(self) -> None:
         await self._quarantine.shrink(self._quarantine_bytes)
+        self._new_in_quarantine = 0
 
     async def _check_manifests(self) -> None:
         """Checks the manifests of the round that are not done."""
@@ -165,7 +175,6 @@ class Scrubber:
                 done,
                 after_manifest=check.last,
                 manifests=done.manifests + check.count,
-                size=done.size + check.size,
                 damaged=done.damaged + damaged,
             )
             await self._rate.wait(check.size, self._save_progress)

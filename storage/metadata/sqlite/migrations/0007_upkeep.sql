@@ -86,8 +86,9 @@ CREATE TABLE damaged_manifest (
     PRIMARY KEY (repository, digest)
 ) STRICT;
 -- A round of scrub: all blobs with ids up to `until_blob` and all manifests with ids up to `until_manifest` are read
--- and hashed. Those with ids up to `after_blob` and `after_manifest` are done. `bytes` of `total_bytes` are read;
--- `damaged` counts the blobs and manifests that were found damaged. `ended` is NULL while the round is not complete.
+-- and hashed. Those with ids up to `after_blob` and `after_manifest` are done. `bytes` of the `total_bytes` of the
+-- blobs are read; `damaged` counts the blobs and manifests that were found damaged. `ended` is NULL while the round is
+-- not complete.
 CREATE TABLE scrub_round (
     id             INTEGER PRIMARY KEY,
     started        REAL NOT NULL,

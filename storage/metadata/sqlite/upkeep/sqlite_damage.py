@@ -182,10 +182,12 @@ class SqliteDamageRecords:
 
 
 def _measure(db: apsw.Connection) -> tuple[int, int, int]:
-    """Returns the highest row ids of the blobs and of the manifests, and the bytes of all of them together."""
-    blobs: Any = db.execute("SELECT ifnull(max(id), 0), ifnull(sum(size), 0) FROM blob WHERE place <> ''").fetchone()
-    manifests: Any = db.execute("SELECT ifnull(max(id), 0), ifnull(sum(size), 0) FROM manifest").fetchone()
-    return blobs[0], manifests[0], blobs[1] + manifests[1]
+    """Returns the highest row ids of the blobs and of the manifests, and the bytes of all blobs together. Those of the
+    manifests are not added up, because that would read all of their bodies."""
+    last_blob: Any = db.execute("SELECT ifnull(max(id), 0) FROM blob").get
+    last_manifest: Any = db.execute("SELECT ifnull(max(id), 0) FROM manifest").get
+    size: Any = db.execute("SELECT ifnull(sum(size), 0) FROM blob WHERE place <> ''").get
+    return last_blob, last_manifest, size
 
 
 def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestCheck | None:
