@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from storage.data_dir.layout import Layout
 from storage.names import Digest
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
-from tests.fakes.client_images import ClientImage, image
+from tests.fakes.client_images import ClientImage, digest_of, image
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_files
 from tests.fakes.commands import entrepot, entrepot_output, error_line
 from tests.fakes.mirror_site import wait_until
+from tests.fakes.plain_client import plain_client
 from tests.fakes.scrub_runs import flip_byte
 from tests.fakes.server_process import running_server
 
@@ -32,8 +34,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
 
 @pytest.fixture
 def wire(site: AdminSite) -> RegistryClient:
-    from base64 import b64encode
-
     credentials = b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
     return RegistryClient(site.server.address, f"Basic {credentials}")
 
@@ -94,6 +94,24 @@ def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClien
     assert code_of(site.call("DELETE", "/quarantine/other")) == "DIGEST_INVALID"
     actions = [line["action"] for line in site.done("GET", "/audit", target="scrubbed/one", limit=20)["items"]]
     assert actions.index("blob.healed") < actions.index("blob.damaged")
+
+
+def test_no_cache_serves_damaged_bytes(site: AdminSite, wire: RegistryClient) -> None:
+    """A worker answers repeated GETs of a small blob from its memory. After the scrub of another process, the same
+    worker, on the same connection, answers 404."""
+    made = push(wire, "scrubbed/small")
+    assert made.config is not None
+    digest = digest_of(made.config.body)
+    path = f"/v2/scrubbed/small/blobs/{digest}"
+    with plain_client(site.server.url, timeout=60) as client:
+        for _ in range(5):
+            assert client.get(path, auth=(ADMIN, PASSWORD)).content == made.config.body
+        flip_byte(Layout(site.server.data).blob(Digest(digest)))
+        found, _ = scrub_json(site, code=1)
+        assert found["digest"] == digest
+        assert client.get(path, auth=(ADMIN, PASSWORD)).status_code == 404
+        wire.push("scrubbed/small", "latest", made)
+        assert client.get(path, auth=(ADMIN, PASSWORD)).content == made.config.body
 
 
 def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
