@@ -86,7 +86,8 @@ class VerifiedContent(Protocol):
     """Key under which `publish` stores the bytes."""
 
     async def publish(self) -> None:
-        """Stores the bytes durably at `place`. Replaces bytes that are stored there already; they have the same digest.
+        """Stores the bytes durably at `place`. Replaces bytes that are stored there already; they should have the same
+        digest, but can be damaged.
         The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
         BlobUploadInvalid (a newer request has taken the session over)."""
         ...

@@ -131,3 +131,21 @@ async def test_scrub_quarantines_a_damaged_object(stored: StoredRegistry, bucket
     assert (await scrub(stored))[0]["damaged"] == 0
     assert await stored.blobs.delete_quarantined(digest_of(BODY))
     assert [listed.key for listed in bucket.list_objects("")] == [place]
+
+
+async def test_a_push_replaces_a_damaged_object(stored: StoredRegistry, bucket: Bucket) -> None:
+    """A crash has left the damaged object where it was, after the blob was marked as damaged."""
+    writer = await stored.start_upload(APP)
+    await writer.write(BODY)
+    await writer.commit(digest_of(BODY))
+    await writer.aclose()
+    place = place_of(digest_of(BODY))
+    bucket.delete(place)
+    bucket.put(place, BODY[:-1])
+    await stored.damage.mark_blob(digest_of(BODY), place, "test", stored.blobs.quarantine_place(digest_of(BODY)))
+    writer = await stored.start_upload(APP)
+    await writer.write(BODY)
+    await writer.commit(digest_of(BODY))
+    await writer.aclose()
+    assert bucket.read(place) == BODY
+    assert (await scrub(stored))[0]["damaged"] == 0
