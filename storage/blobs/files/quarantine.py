@@ -54,6 +54,9 @@ class QuarantineDirectory:
         path = self._layout.path_of(place)
         with suppress(FileNotFoundError):
             try:
+                if not self._layout.quarantine.is_dir():  # somebody has deleted it
+                    with suppress(FileExistsError):
+                        self._system.mkdir(self._layout.quarantine)
                 self._system.rename(path, self._layout.path_of(self._layout.quarantine_place(digest)))
             except OSError as error:
                 if error.errno in DISK_FULL_ERRNOS:
@@ -63,7 +66,9 @@ class QuarantineDirectory:
 
     def entries(self) -> list[QuarantinedBytes]:
         """Returns the files, oldest first. Ignores files with other names."""
-        found = []
+        found: list[QuarantinedBytes] = []
+        if not self._layout.quarantine.is_dir():
+            return found
         for entry in os.scandir(self._layout.quarantine):
             with suppress(DigestInvalid, FileNotFoundError):
                 digest = Digest(entry.name.replace("-", ":", 1))

@@ -21,6 +21,7 @@ from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep import scrubber
 from storage.upkeep.read_rate import ReadRate
+from tests.fakes.blob_files import layout_behind
 from tests.fakes.registry_content import BY, image_of, push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import cut, delete, file_of, flip_byte, quarantined_file, scrub
 
@@ -147,6 +148,15 @@ async def test_the_quarantine_is_bounded(registry: StoredRegistry) -> None:
     flip_byte(file_of(registry, digest))
     await scrub(registry, quarantine_bytes=0)
     assert await registry.blobs.list_quarantine() == []
+
+
+async def test_a_deleted_quarantine_is_made_again(registry: StoredRegistry) -> None:
+    (layout_behind(registry).root / "quarantine").rmdir()
+    digest = (await push_blob(registry, APP, BODY)).digest
+    assert await registry.blobs.list_quarantine() == []
+    flip_byte(file_of(registry, digest))
+    await scrub(registry)
+    assert [item.digest for item in await registry.blobs.list_quarantine()] == [digest]
 
 
 async def test_the_collector_removes_a_damaged_blob(data: Path) -> None:
