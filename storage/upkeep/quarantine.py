@@ -33,15 +33,17 @@ class Quarantine:
         self._damage = damage
         self._locks = locks
 
-    async def check(self, blob: StoredBlob, on_read: OnRead) -> str | None:
+    async def check(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
         """Reads the blob's bytes. If they are damaged, reads them a second time from the disk, and if they still are,
-        takes the blob out of use. Returns what is wrong with them; None if the blob is right or was deleted."""
+        takes the blob out of use. Returns what is wrong with them; None if the blob is right or was deleted.
+        `on_second_read` is called during the second read, which should be fast, because clients get the damaged bytes
+        until it has ended."""
         first = await self._read(blob, on_read, read_again=False)
         if first is None:
             return MISSING if await self.mark_missing(blob.digest, blob.place) else None
         if first.problem is None:
             return None
-        second = await self._read(blob, on_read, read_again=True)
+        second = await self._read(blob, on_second_read, read_again=True)
         if second is None:
             return MISSING if await self.mark_missing(blob.digest, blob.place) else None
         if second.problem is None:

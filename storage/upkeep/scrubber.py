@@ -123,7 +123,7 @@ class Scrubber:
     async def _check_blob(self, blob: StoredBlob) -> None:
         """Checks one blob, and counts it as done."""
         self._read_of_blob = 0
-        problem = await self._quarantine.check(blob, self._count_reading)
+        problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
         if problem is not None:
             await self._tell_damage(blob, problem)
         else:
@@ -183,6 +183,10 @@ class Scrubber:
         """Keeps the rate after `count` bytes of a blob were read."""
         self._read_of_blob += count
         await self._rate.wait(count, self._save_progress)
+
+    async def _note_second_read(self, _: int) -> None:
+        """Does not keep the rate: a damaged blob should be out of use soon."""
+        await self._save_progress()
 
     async def _save_progress(self) -> None:
         """Stores the progress of the round and of the job, at most once in `SAVE_SECONDS`. Raises JobStopped."""
