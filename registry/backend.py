@@ -19,6 +19,7 @@ from registry.router import Router
 from registry.upkeep.budgets import min_free_space, scope_definitions
 from registry.upkeep.components import UpkeepComponents, upkeep_components
 from registry.upkeep.retention import retention_work
+from registry.upkeep.scrub_job import scrub_on_schedule
 from storage.composition import open_registry
 from storage.errors import StorageFailed, StorageFull
 from storage.patterns import NamePattern
@@ -150,6 +151,8 @@ async def open_backend(
             if upkeep.evictor.limits:
                 store.metadata.on_mirrored = upkeep.evictor.check_soon
                 background.append(upkeep.evictor.run())
+            if settings.scrub.every:
+                background.append(scrub_on_schedule(settings.scrub, store, clock))
             stack.push_async_callback(cancel_all, [asyncio.create_task(work) for work in background])
         yield Backend(store, router, upkeep, pulls)
 

@@ -222,6 +222,7 @@ async def open_registry(
             pulls=database.pulls,
             retention=database.retention,
             consistency=database.consistency,
+            damage=database.damage,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

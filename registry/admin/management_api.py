@@ -20,6 +20,7 @@ from registry.admin import (
     grant_routes,
     job_routes,
     retention_routes,
+    scrub_routes,
     tag_routes,
     token_routes,
 )
@@ -64,6 +65,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "quotas", "description": "Limits of what the repositories below a prefix may hold."},
     {"name": "retention", "description": "Which tags the rules in the settings keep, and deleting all others."},
     {"name": "upkeep", "description": "Work on the whole store. Each of these starts a job."},
+    {"name": "scrub", "description": "Reads all stored content again, and what it has found to be damaged."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -79,6 +81,7 @@ _ROUTE_MODULES: Final = (
     cache_routes,
     retention_routes,
     collection_routes,
+    scrub_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

@@ -24,6 +24,7 @@ from registry.cli.upkeep import (
     jobs_command,
     quota_command,
     retention_command,
+    scrub_command,
     tag_command,
 )
 
@@ -62,6 +63,7 @@ app.add_typer(tag_command.app, name="tag")
 app.add_typer(retention_command.app, name="retention")
 app.command("fsck", help=fsck_command.HELP, epilog=fsck_command.EXAMPLES)(fsck_command.fsck)
 app.command("gc", help=gc_command.HELP, epilog=gc_command.EXAMPLES)(gc_command.gc)
+app.add_typer(scrub_command.app, name="scrub")
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

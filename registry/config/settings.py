@@ -28,6 +28,7 @@ from registry.config.mirror_settings import (
     check_upstreams,
 )
 from registry.config.retention_settings import RetentionRule, UpkeepSettings, check_retention
+from registry.config.scrub_settings import ScrubSettings
 from registry.config.upkeep_settings import (
     CacheSettings,
     DiskSettings,
@@ -211,6 +212,7 @@ class Settings(BaseSettings):
     )
     tls: TLSSettings = TLSSettings()
     gc: GarbageCollectionSettings = GarbageCollectionSettings()
+    scrub: ScrubSettings = ScrubSettings()
     uploads: UploadSettings = UploadSettings()
     audit: AuditSettings = AuditSettings()
     limits: LimitSettings = LimitSettings()

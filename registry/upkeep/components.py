@@ -15,10 +15,12 @@ from registry.upkeep.retention import retention_work
 from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import RetentionPreview
 from registry.upkeep.retention.retention_work import RetentionWork
+from registry.upkeep.scrub_job import scrub_work
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.evictor import Evictor
 from storage.upkeep.job_runner import Work
+from storage.upkeep.scrubber import KIND as SCRUB_KIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ def upkeep_components(
         free_bytes=store.free_bytes,
         clock=clock,
     )
+    works[SCRUB_KIND] = scrub_work(settings.scrub, store, router)
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
     judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention)
     works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)

@@ -36,6 +36,30 @@ class ListedBlob(NamedTuple):
     size: int
 
 
+class QuarantinedBytes(NamedTuple):
+    """Damaged bytes that the store keeps aside. `digest`: the digest that they should have. `place`: the key under
+    which the store keeps them. `size`: number of the bytes. `since`: when they were moved there, in seconds since
+    1970."""
+
+    digest: Digest
+    place: str
+    size: int
+    since: float
+
+
+class ContentCheck(NamedTuple):
+    """What reading all stored bytes of a blob has shown. `problem`: what is wrong with the bytes, for people; None if
+    they have the right digest and size. `version`: identifies these very bytes, as `BlobStore.version` does."""
+
+    problem: str | None
+    version: str
+
+
+OnRead = Callable[[int], Awaitable[None]]
+"""Called while bytes are checked, after each part that was read, with the number of its bytes. It may wait, to bound
+the rate. An error that it raises ends the check."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
@@ -63,7 +87,8 @@ class VerifiedContent(Protocol):
     """Key under which `publish` stores the bytes."""
 
     async def publish(self) -> None:
-        """Stores the bytes durably at `place`. Replaces bytes that are stored there already; they have the same digest.
+        """Stores the bytes durably at `place`. Replaces bytes that are stored there already; they should have the same
+        digest, but can be damaged.
         The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
         BlobUploadInvalid (a newer request has taken the session over)."""
         ...
@@ -178,9 +203,9 @@ class BlobStore(Protocol):
         ...
 
     async def remove(self, place: str) -> None:
-        """Removes the bytes at `place`, if there are any. The caller must hold the lock of the digest (`DigestLocks`)
-        and must have deleted the metadata row of the blob. The disk space can stay in use until `reclaim_space` is
-        called."""
+        """Removes the bytes at `place`, if there are any; an empty `place` has none. The caller must hold the lock of
+        the digest (`DigestLocks`) and must have deleted the metadata row of the blob. The disk space can stay in use
+        until `reclaim_space` is called."""
         ...
 
     async def reclaim_space(self) -> None:
@@ -197,4 +222,35 @@ class BlobStore(Protocol):
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
         """Returns the stored blobs of one shard. `number`: 0 to `shard_count` - 1."""
+        ...
+
+    async def check(
+        self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
+    ) -> ContentCheck:
+        """Reads all bytes at `place` and compares them with the digest and the size. Does not displace other content
+        from memory. `read_again`: reads from the disk what earlier reads have left in memory, because memory can be
+        wrong too. Raises BytesMissing, and what `on_read` raises."""
+        ...
+
+    async def version(self, place: str) -> str | None:
+        """Returns a text that identifies the bytes at `place`: other bytes that are stored there later have another
+        one. Returns None if there are no bytes."""
+        ...
+
+    def quarantine_place(self, digest: Digest) -> str:
+        """Returns the key under which `quarantine` keeps the damaged bytes of a blob."""
+        ...
+
+    async def quarantine(self, digest: Digest, place: str) -> None:
+        """Moves the bytes at `place` to `quarantine_place(digest)`, so that nobody can open them as the blob any more.
+        They replace earlier ones. If there is no space to keep them, deletes them. Does nothing if there are none. The
+        caller must hold the lock of the digest, and the blob's metadata row must not name `place`."""
+        ...
+
+    async def list_quarantine(self) -> list[QuarantinedBytes]:
+        """Returns the damaged bytes that the store keeps, oldest first."""
+        ...
+
+    async def delete_quarantined(self, digest: Digest) -> bool:
+        """Deletes the damaged bytes of a blob for good. Returns whether there were any."""
         ...

@@ -10,6 +10,7 @@
       partials/SOURCE~sha256-abcdef….SIZE.data          bytes of a partial blob
       partials/SOURCE~sha256-abcdef….SIZE.state         which bytes of the partial blob are stored
       trash/                                            files of deleted blobs, until they are unlinked
+      quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest sha256:abcdef…
       reserve                                           disk space for deletes on a full disk
 
 A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
@@ -70,6 +71,16 @@ class Layout:
     def trash(self) -> Path:
         """The directory that deleted blob files are moved to before they are unlinked."""
         return self.root / "trash"
+
+    @property
+    def quarantine(self) -> Path:
+        """The directory that damaged blob files are moved to."""
+        return self.root / "quarantine"
+
+    @staticmethod
+    def quarantine_place(digest: Digest) -> str:
+        """Returns the path of the damaged bytes of a blob, relative to the data directory."""
+        return f"quarantine/{digest.algorithm}-{digest.encoded}"
 
     @property
     def uploads(self) -> Path:
@@ -150,6 +161,6 @@ class Layout:
     def directories(self) -> Iterator[Path]:
         """Yields the directories of a new data directory, parents first. The shards are among them, so that no push has
         to create a shard and sync the directory around it."""
-        yield from (self.locks, self.uploads, self.partials, self.trash, self.root / "blobs")
+        yield from (self.locks, self.uploads, self.partials, self.trash, self.quarantine, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
         yield from self.shards()

@@ -23,7 +23,7 @@ ANY_ACTOR = ""
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A blob of a repository. `size`: number of its bytes. `place`: key of these bytes in the blob store.
+    """A blob of a repository. `size`: number of its bytes. `place`: key of these bytes in the blob store; never empty.
     `is_queued_for_collection`: whether the link is in the queue of the garbage collector. True if no manifest of the
     repository refers to the blob; may stay True for some time after a manifest that refers to it was pushed.
     `last_used`: approximate time in seconds since 1970 at which a client last added the blob or asked for it."""
@@ -124,7 +124,8 @@ class Metadata(Protocol):
     an upload session, or a `sparse` manifest. Must return at once."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        """Returns the row of a blob that the repository has. Raises BlobUnknown."""
+        """Returns the row of a blob that the repository has. Raises BlobUnknown, also for a damaged blob
+        (`storage.damage`)."""
         ...
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
@@ -139,7 +140,7 @@ class Metadata(Protocol):
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
         """Adds the row of a published blob and a link from the repository to it. For blobs whose bytes did not come
-        through an upload session."""
+        through an upload session. This and `add_blob` heal a damaged blob."""
         ...
 
     async def mount_blob(
@@ -239,8 +240,8 @@ class Metadata(Protocol):
 
     async def drop_blob(self, digest: Digest) -> str | None:
         """Takes the digest out of the queue of blobs without a link. If the blob still has no link, deletes its row and
-        returns its place; if not, returns None. The caller must hold the lock of the digest. Before it releases the
-        lock, it must remove the bytes at the returned place from the blob store."""
+        returns its place, which is empty for a damaged blob; if not, returns None. The caller must hold the lock of the
+        digest. Before it releases the lock, it must remove the bytes at the returned place from the blob store."""
         ...
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:

@@ -12,6 +12,7 @@ from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.cached_images import CachedImages
 from storage.consistency import Consistency
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.damage import DamageRecords
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
 from storage.jobs import Jobs
@@ -28,6 +29,7 @@ from storage.tag_history import TagHistory
 from storage.tag_rules import ImmutableTags, nothing_immutable
 from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
+from storage.upkeep.quarantine import Quarantine
 from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
 from storage.usage import Usage
@@ -62,6 +64,7 @@ class StoredRegistry:
     - `accounts`: accounts, rights and the audit log;
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
     - `collector`, `jobs`, `consistency`: garbage collection, the jobs of upkeep, and the checks of the whole store;
+    - `damage`, `quarantine`: which content is damaged, and how damaged blobs are taken out of use;
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
@@ -89,6 +92,7 @@ class StoredRegistry:
         pulls: Pulls,
         retention: Retention,
         consistency: Consistency,
+        damage: DamageRecords,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -112,6 +116,8 @@ class StoredRegistry:
         self.retention = retention
         self.consistency = consistency
         self.checker = Checker(consistency, metadata, blobs, locks, clock)
+        self.damage = damage
+        self.quarantine = Quarantine(blobs, damage, locks)
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
@@ -156,6 +162,13 @@ class StoredRegistry:
         except BytesMissing:
             # The garbage collector has removed the blob after its row was read. If a client has pushed the blob again
             # since then, there is a new row.
+            row = await self.metadata.blob(repo, digest)
+        try:
+            return await self._open(row, span)
+        except BytesMissing:
+            # The bytes are lost. Now the blob is damaged: a HEAD says so, and a push or the mirror stores it again.
+            with suppress(StorageFull):  # a read-only store cannot record it
+                await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)

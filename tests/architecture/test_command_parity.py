@@ -61,12 +61,17 @@ TWINS = {
     "retention apply": ("POST", "/retention"),
     "gc": ("POST", "/gc"),
     "fsck": ("POST", "/fsck"),
+    "scrub status": ("GET", "/scrub"),
+    "scrub quarantine list": ("GET", "/quarantine"),
+    "scrub quarantine delete": ("DELETE", "/quarantine/{digest}"),
 }
 
 ONLY_API = {
     ("GET", "/me"),  # there is nobody at the command line who would have to ask
     ("GET", "/robots/{name}"),  # `robot list` and `grant list --for` show it
     ("GET", "/groups/{name}"),  # `group list` shows it
+    ("POST", "/scrub"),  # `scrub` itself, a group of commands that runs
+    ("GET", "/damaged"),  # `scrub status` shows it
 }
 
 

@@ -12,9 +12,11 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from storage.blobs.blob_store import BytesMissing, ListedBlob
+from storage.blobs.blob_store import BytesMissing, ContentCheck, ListedBlob, OnRead, QuarantinedBytes
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
+from storage.blobs.files.content_check import FileCheck
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
+from storage.blobs.files.quarantine import QuarantineDirectory, file_version
 from storage.blobs.files.upload_file import UploadFile, upload_size
 from storage.blobs.files.upload_session import ClaimedUploadFile, FileUploadSession, UploadBuffers
 from storage.content import BLOB_TYPE, Descriptor, Span
@@ -41,6 +43,7 @@ class FileBlobStore:
         self.layout = disk.layout
         self._disk = disk
         self._opener = CachedOpener(disk.layout.root)
+        self._quarantine = QuarantineDirectory(disk.layout, disk.system)
         self._buffers = UploadBuffers()
 
     def close(self) -> None:
@@ -156,7 +159,9 @@ class FileBlobStore:
 
     async def remove(self, place: str) -> None:
         """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any
-        size, whereas unlinking a large file takes long."""
+        size, whereas unlinking a large file takes long. Does nothing for an empty `place`, that of a damaged blob."""
+        if not place:
+            return
         path = self._disk.layout.path_of(place)
 
         def move_to_trash() -> None:
@@ -221,6 +226,40 @@ class FileBlobStore:
             return found
 
         return await self._disk.run(scan)
+
+    async def check(
+        self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
+    ) -> ContentCheck:
+        """Reads and hashes the blob's file in a thread, part by part. Raises BytesMissing, StorageFailed, and what
+        `on_read` raises."""
+        check = FileCheck(self._disk.layout.path_of(place), digest, size, read_again=read_again)
+        try:
+            while count := await self._disk.run(check.read_part):
+                await on_read(count)
+            return ContentCheck(check.problem, check.version)
+        finally:
+            check.close()
+
+    async def version(self, place: str) -> str | None:
+        """Returns inode, time of change and length of the file; None if there is no file."""
+        return await self._disk.run(lambda: file_version(self._disk.layout.path_of(place)))
+
+    def quarantine_place(self, digest: Digest) -> str:
+        """Returns the path of the damaged bytes of a blob, relative to the data directory."""
+        return self._disk.layout.quarantine_place(digest)
+
+    async def quarantine(self, digest: Digest, place: str) -> None:
+        """Moves the blob's file into the quarantine directory. If the full disk has no space for its name there,
+        deletes the file."""
+        await self._disk.run(lambda: self._quarantine.take_in(digest, place))
+
+    async def list_quarantine(self) -> list[QuarantinedBytes]:
+        """Returns the files of the quarantine directory, oldest first."""
+        return await self._disk.run(self._quarantine.entries)
+
+    async def delete_quarantined(self, digest: Digest) -> bool:
+        """Unlinks the file with the damaged bytes of a blob."""
+        return await self._disk.run(lambda: self._quarantine.delete(digest))
 
 
 def _close_opened(future: asyncio.Future[int]) -> None:

@@ -26,6 +26,7 @@ from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
 from storage.metadata.catalog import LinkPreview, QueuedLink, StaleUpload, UnlinkedBlob
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep.damage_changes import forget_blob, note_stored_blob
 from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
 
@@ -36,7 +37,8 @@ WHOLE_STORE = 0
 _BLOB_IN_REPOSITORY = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
- WHERE b.digest = ?"""
+ WHERE b.digest = ? AND b.place <> ''"""
+"""Leaves out damaged blobs, whose `place` is empty: what cannot be read must not be mounted."""
 
 _LINKED_BLOB = """
 SELECT r.id, b.id FROM repository r JOIN blob b ON b.digest = ?2
@@ -105,22 +107,24 @@ def add_link(
 
 def add_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, now: float
-) -> None:
-    """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Raises BlobUploadUnknown if
-    there is no such session."""
+) -> bool:
+    """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Returns whether the blob was
+    damaged before. Raises BlobUploadUnknown if there is no such session."""
     end_upload(db, upload)
-    adopt_blob(db, repo, digest, size, place, now)
+    return adopt_blob(db, repo, digest, size, place, now)
 
 
-def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> None:
+def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> bool:
     """Adds to the repository a blob that did not come through an upload session, such as a mirrored one. (`add_blob`
-    adds an uploaded blob.) The blob store must have the blob's bytes at `place`."""
+    adds an uploaded blob.) The blob store must have the blob's bytes at `place`. Returns whether the blob was damaged
+    before."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
         (digest, size, place, now),
     ).get
     add_link(db, make_repository(db, repo, now), blob, digest, now, confirmed=True)
+    return note_stored_blob(db, repo, digest, now)
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
@@ -319,7 +323,8 @@ def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> 
 
 def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
     """Takes the blob off the collect queue. If it still has no link, deletes its row and returns its place, so that the
-    caller can delete the bytes there. Returns None if the blob has a link again or has no row."""
+    caller can delete the bytes there; a damaged blob has an empty place. Returns None if the blob has a link again or
+    has no row."""
     remove_from_collect_queue(db, WHOLE_STORE, digest)
     row = db.execute("SELECT id, place FROM blob WHERE digest = ?", (digest,)).get
     if row is None:
@@ -328,6 +333,8 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
     if db.execute("SELECT 1 FROM blob_link WHERE blob = ? LIMIT 1", (blob,)).get is not None:
         return None
     db.execute("DELETE FROM blob WHERE id = ?", (blob,))
+    if not place:
+        forget_blob(db, digest)
     return str(place)
 
 

@@ -66,9 +66,9 @@ SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.artifact_type) <= {4 * MAX_TYPE_LENGTH}, m.artifact_type, NULL),
        iif(octet_length(m.annotations) <= {MAX_ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
- WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
+ WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3 AND m.size > 0"""
 """Returns NULL for an artifact type that is too long, and the length 0 for annotations that are too long. Earlier
-versions of this registry accepted such manifests."""
+versions of this registry accepted such manifests. Leaves out damaged manifests, whose size is 0."""
 _REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
@@ -88,11 +88,16 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
-    """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob."""
+    """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob, or if the blob is
+    damaged: then a client that asks before it pushes sends the bytes again."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
     size, place, last_used, is_queued_for_collection = row
+    if not place:
+        raise BlobUnknown(
+            f"the stored bytes of {digest} were damaged and are not served any more; push the image again to restore it"
+        )
     return BlobRow(digest, size, place, is_queued_for_collection=bool(is_queued_for_collection), last_used=last_used)
 
 
@@ -123,10 +128,19 @@ def _digest(text: str) -> Digest:
     return str.__new__(Digest, text)
 
 
+def _damaged_manifest(digest: str) -> ManifestUnknown:
+    """Returns the error for a damaged manifest, which has an empty body and the size 0."""
+    return ManifestUnknown(
+        f"the stored manifest {digest} was damaged and is not served any more; push the image again to restore it"
+    )
+
+
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
     """Returns the descriptor of a manifest with media type, digest and size only. Artifact type and annotations may be
     large, and no caller needs them. Raises ManifestUnknown."""
     media_type, digest, size = _manifest_row(db, _DESCRIPTORS, repo, reference)
+    if not size:
+        raise _damaged_manifest(digest)
     return Descriptor(media_type, _digest(digest), size)
 
 
@@ -139,6 +153,8 @@ def manifest(
     large manifest from there, or reads it and adds it there, so that concurrent readers share one copy."""
     body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
     if body is not None:
+        if not body:
+            raise _damaged_manifest(digest)
         return Manifest(body, media_type, _digest(digest))
     found = large_manifests.get(digest)
     if found is None or found.media_type != media_type:

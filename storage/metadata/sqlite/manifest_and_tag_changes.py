@@ -21,6 +21,7 @@ from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record, record_content
 from storage.metadata.sqlite.blob_changes import make_repository
 from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep.damage_changes import forget_manifest, heal_manifest
 from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest, delete_pulls
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_history import not_restorable
@@ -29,10 +30,12 @@ from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_ta
 _BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (
-       SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = value AND l.repository = ?1)"""
+       SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = value AND l.repository = ?1
+          AND b.place <> '')"""
 _MANIFESTS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
- WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value)"""
+ WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value AND m.size > 0)"""
+"""Both statements count damaged content (an empty `place`, the size 0) as missing, so that clients push it again."""
 
 _RECORD_DELETED_TAGS = """
 INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent)
@@ -160,13 +163,16 @@ def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest
 
 def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
     """Stores the manifest, and the digests that it refers to. If the repository already has the manifest, only updates
-    its media type. Returns the manifest's row id, and True if the manifest is new to the repository."""
+    its media type, or, if the manifest is damaged, stores its body again. Returns the manifest's row id, and True if
+    the manifest is new to the repository."""
     existing = db.execute(
-        "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
+        "SELECT id, media_type, size FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get
     if existing is not None:
-        manifest_id, media_type = existing
-        if media_type != manifest.media_type:
+        manifest_id, media_type, size = existing
+        if not size:
+            heal_manifest(db, repository, manifest_id, manifest, now)
+        elif media_type != manifest.media_type:
             db.execute("UPDATE manifest SET media_type = ? WHERE id = ?", (manifest.media_type, manifest_id))
         return int(manifest_id), False
     manifest_id = db.execute(
@@ -275,6 +281,7 @@ def delete_manifest(
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
     delete_pulls(db, manifest_id)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
+    forget_manifest(db, repository, digest)
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
     record_content(db, by, now, "manifest.delete", repo, digest)
 

@@ -19,6 +19,7 @@ from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
 from storage.metadata.sqlite.upkeep.sqlite_consistency import SqliteConsistency
+from storage.metadata.sqlite.upkeep.sqlite_damage import SqliteDamageRecords
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
 from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
 from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
@@ -35,7 +36,8 @@ class SqliteDatabase:
     - `metadata` stores repositories, manifests, tags, blobs and upload sessions.
     - `records` stores what the mirror learned about its upstream registries, and `upstream_tags` their tags over time.
     - `accounts` stores accounts and rights.
-    - `jobs` stores the jobs of upkeep, and `consistency` checks and repairs the whole store.
+    - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
+      content is damaged.
     - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
@@ -75,6 +77,7 @@ class SqliteDatabase:
         self.pulls = SqlitePulls(self._db, writer)
         self.retention = SqliteRetention(writer, scans, clock)
         self.consistency = SqliteConsistency(checks, writer, clock)
+        self.damage = SqliteDamageRecords(self._db, writer, scans, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -63,6 +63,7 @@ _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
 _ROWS_PER_ITERATION: Final = 500
 """Number of rows that are looked up in one iteration of the event loop. This takes about 5 ms."""
+_HEALED: Final = "the damaged blob %s is whole again: its bytes were stored for %s"
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
@@ -148,13 +149,18 @@ class SqliteMetadata:
     async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
         """Adds an uploaded blob to the repository and deletes its upload session `upload`. `size`: in bytes."""
         now = self._clock()
-        await self._writer.run(lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now))
+        was_damaged = await self._writer.run(
+            lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now)
+        )
+        if was_damaged:
+            log.warning(_HEALED, digest, repo)
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
         """Adds to the repository a blob whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
         upload session. `size`: in bytes."""
         now = self._clock()
-        await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now))
+        if await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now)):
+            log.warning(_HEALED, digest, repo)
         self.on_mirrored()
 
     async def mount_blob(

@@ -90,6 +90,21 @@ class Bucket:
         except FileNotFoundError:
             return None
 
+    def version(self, key: str) -> str | None:
+        """HeadObject: the version id; None if there is no such object."""
+        try:
+            status = self._file(key).stat()
+        except FileNotFoundError:
+            return None
+        return f"{status.st_ino}-{status.st_mtime_ns}"
+
+    def copy(self, source: str, target: str) -> None:
+        """CopyObject. Replaces an object at `target`. Raises NoSuchKey."""
+        self._before("copy", target)
+        temporary = self._temporary()
+        temporary.write_bytes(self.read(source))
+        temporary.replace(self._file(target))
+
     def delete(self, key: str) -> None:
         """DeleteObject. An object that does not exist is no error."""
         self._before("delete", key)

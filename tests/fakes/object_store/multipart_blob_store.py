@@ -8,7 +8,15 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.blobs.blob_store import BlobStore, BytesMissing, Checkpoint, ListedBlob
+from storage.blobs.blob_store import (
+    BlobStore,
+    BytesMissing,
+    Checkpoint,
+    ContentCheck,
+    ListedBlob,
+    OnRead,
+    QuarantinedBytes,
+)
 from storage.blobs.files.file_partial_store import DownloadedContent, FilePartialStore
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
 from storage.data_dir.disk import Disk
@@ -189,12 +197,25 @@ class UploadedObjects:
     def _publish(self) -> None:
         self._objects.end()
         bucket = self._objects.bucket
-        with suppress(PreconditionFailed):  # the same content is there
-            if not self.size:
-                bucket.put(self.place, b"")
-            else:
-                self._assemble(bucket)
+        try:
+            self._store(bucket)
+        except PreconditionFailed:
+            if not self._is_stored(bucket):  # what is there is damaged
+                bucket.delete(self.place)
+                self._store(bucket)
         self._objects.delete()
+
+    def _store(self, bucket: Bucket) -> None:
+        if not self.size:
+            bucket.put(self.place, b"")
+        else:
+            self._assemble(bucket)
+
+    def _is_stored(self, bucket: Bucket) -> bool:
+        """Whether the object at the place has the right bytes; a real store would compare its checksum."""
+        running = start_digest(self.digest.algorithm)
+        running.update(bucket.read(self.place))
+        return running.digest() == self.digest
 
     def _assemble(self, bucket: Bucket) -> None:
         multipart = bucket.create_multipart(self.place)
@@ -258,7 +279,8 @@ class MultipartBlobStore:
         raise AssertionError(f"{found} are not all sessions")
 
     async def remove(self, place: str) -> None:
-        await self._disk.run(lambda: self.bucket.delete(place))
+        if place:
+            await self._disk.run(lambda: self.bucket.delete(place))
 
     async def reclaim_space(self) -> None:
         """Nothing: what is deleted takes no space."""
@@ -277,6 +299,52 @@ class MultipartBlobStore:
                 digest = Digest(listed.key.removeprefix("blobs/"))
                 found.append(ListedBlob(digest, listed.key, listed.modified, listed.size))
         return found
+
+    async def check(
+        self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
+    ) -> ContentCheck:
+        """A GET has no cache to go around, so `read_again` changes nothing."""
+        version = await self.version(place)
+        if version is None:
+            raise BytesMissing(place)
+        running, offset = start_digest(digest.algorithm), 0
+        try:
+            while data := await self._disk.run(lambda start=offset: self.bucket.read(place, start, PIECE)):  # type: ignore[misc]
+                running.update(data)
+                offset += len(data)
+                await on_read(len(data))
+        except NoSuchKey:
+            raise BytesMissing(place) from None
+        if offset != size:
+            return ContentCheck(f"the object has {offset} bytes instead of {size}", version)
+        actual = running.digest()
+        return ContentCheck(None if actual == digest else f"its bytes have the digest {actual}", version)
+
+    async def version(self, place: str) -> str | None:
+        return await self._disk.run(lambda: self.bucket.version(place))
+
+    def quarantine_place(self, digest: Digest) -> str:
+        return f"quarantine/{digest}"
+
+    async def quarantine(self, digest: Digest, place: str) -> None:
+        """Objects cannot be renamed: a copy, then a delete."""
+
+        def move() -> None:
+            with suppress(NoSuchKey):
+                self.bucket.copy(place, self.quarantine_place(digest))
+                self.bucket.delete(place)
+
+        await self._disk.run(move)
+
+    async def list_quarantine(self) -> list[QuarantinedBytes]:
+        listed = await self._disk.run(lambda: self.bucket.list_objects("quarantine/"))
+        found = [QuarantinedBytes(Digest(each.key.partition("/")[2]), *each) for each in listed]
+        return sorted(found, key=lambda each: each.since)
+
+    async def delete_quarantined(self, digest: Digest) -> bool:
+        existed = await self._disk.run(lambda: self.bucket.exists(self.quarantine_place(digest)))
+        await self._disk.run(lambda: self.bucket.delete(self.quarantine_place(digest)))
+        return existed
 
 
 def place_of(digest: Digest) -> str:

@@ -50,6 +50,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/retention"): {},
     ("POST", "/gc"): {},
     ("POST", "/fsck"): {},
+    ("POST", "/scrub"): {},
 }
 
 

@@ -131,6 +131,22 @@ class DiskAfterCut:
     names: dict[str, bytes | None]
     metadata: bytes
 
+    def lay_out(self, data: Path) -> None:
+        """Makes the prepared directory `data` look like this disk."""
+        for folder, _, names in os.walk(data):
+            for name in names:
+                if folder != str(data / "locks") and name != "reserve":
+                    os.unlink(os.path.join(folder, name))
+        for folder in os.listdir(data / "uploads"):
+            os.rmdir(data / "uploads" / folder)
+        (data / "entrepot.db").write_bytes(self.metadata)
+        for name in sorted(self.names):
+            body = self.names[name]
+            if body is None:
+                (data / name).mkdir()
+            else:
+                (data / name).write_bytes(body)
+
 
 @dataclass
 class ReplayedDisk:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from storage.composition import open_registry, prepare_data_dir
-from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
+from tests.system.crash.power_cut_disk import RecordingSystem, ReplayedDisk
 from tests.system.crash.workload import StateCheck, StepLog, Workload, files_below, referred_files, sweep
 
 MIXTURES = 2
@@ -20,23 +19,6 @@ async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
     async with open_registry(data, grace=0, system=system, boot="first run") as registry:
         await Workload(registry, system.tell).run()
     return disk, system
-
-
-def _lay_out(data: Path, left: DiskAfterCut) -> None:
-    """Makes the prepared directory `data` look like the disk that is left."""
-    for folder, _, names in os.walk(data):
-        for name in names:
-            if folder != str(data / "locks") and name != "reserve":
-                os.unlink(os.path.join(folder, name))
-    for folder in os.listdir(data / "uploads"):
-        os.rmdir(data / "uploads" / folder)
-    (data / "entrepot.db").write_bytes(left.metadata)
-    for name in sorted(left.names):
-        body = left.names[name]
-        if body is None:
-            (data / name).mkdir()
-        else:
-            (data / name).write_bytes(body)
 
 
 async def _check(data: Path, told: StepLog, thorough: bool) -> None:
@@ -77,7 +59,7 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick:
             if mark in done:
                 continue
             done.add(mark)
-            _lay_out(data, left)
+            left.lay_out(data)
             try:
                 await _check(data, disk.told, thorough=(number + place) % 16 == 0)
             except BaseException as error:

@@ -169,15 +169,46 @@ CREATE TABLE frozen_tag (
     PRIMARY KEY (repository, tag)
 ) STRICT, WITHOUT ROWID;
 
--- Blobs whose stored bytes no longer have their digest. The row of such a blob in `blob` has an empty `place` until its
--- bytes are stored again. `place` here is the key under which the blob store keeps the damaged bytes; '' if it keeps
--- none.
+-- Blobs whose stored bytes no longer have their digest, or are missing. The row of such a blob in `blob` has an empty
+-- `place` until its bytes are stored again. `place` here is the key under which the blob store keeps the damaged bytes;
+-- '' if it keeps none. `former` is the key under which the bytes were before.
 CREATE TABLE damaged_blob (
     digest TEXT PRIMARY KEY,
     found  REAL NOT NULL,
     reason TEXT NOT NULL,
-    place  TEXT NOT NULL
+    place  TEXT NOT NULL,
+    former TEXT NOT NULL DEFAULT ''
 ) STRICT, WITHOUT ROWID;
+-- Manifests whose stored body no longer has their digest. The row of such a manifest in `manifest` has an empty `body`
+-- and the `size` 0 until the manifest is stored again. `size` and `body` here are what it had.
+CREATE TABLE damaged_manifest (
+    repository INTEGER NOT NULL REFERENCES repository (id),
+    digest     TEXT NOT NULL,
+    found      REAL NOT NULL,
+    reason     TEXT NOT NULL,
+    size       INTEGER NOT NULL,
+    body       BLOB NOT NULL,
+    PRIMARY KEY (repository, digest)
+) STRICT;
+-- A round of scrub: all blobs with ids up to `until_blob` and all manifests with ids up to `until_manifest` are read
+-- and hashed. Those with ids up to `after_blob` and `after_manifest` are done. `bytes` of the `total_bytes` of the
+-- blobs are read; `damaged` counts the blobs and manifests that were found damaged. `ended` is NULL while the round is
+-- not complete.
+CREATE TABLE scrub_round (
+    id             INTEGER PRIMARY KEY,
+    started        REAL NOT NULL,
+    updated        REAL NOT NULL,
+    ended          REAL,
+    until_blob     INTEGER NOT NULL,
+    until_manifest INTEGER NOT NULL,
+    total_bytes    INTEGER NOT NULL,
+    after_blob     INTEGER NOT NULL DEFAULT 0,
+    after_manifest INTEGER NOT NULL DEFAULT 0,
+    blobs          INTEGER NOT NULL DEFAULT 0,
+    manifests      INTEGER NOT NULL DEFAULT 0,
+    bytes          INTEGER NOT NULL DEFAULT 0,
+    damaged        INTEGER NOT NULL DEFAULT 0
+) STRICT;
 
 -- Long work that runs in the background. `state`: queued, running, done, failed, stopped. `holder` says which process
 -- runs it, for people. `position` is where the work continues after a restart (JSON).

@@ -11,12 +11,13 @@ import pytest
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Span, digest_of
-from storage.errors import BlobUploadInvalid
+from storage.errors import BlobUnknown, BlobUploadInvalid
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.object_store.bucket import MIN_PART_BYTES, Bucket, EntityTooSmall, NoSuchKey, PreconditionFailed
 from tests.fakes.object_store.multipart_blob_store import MultipartBlobStore, open_objects, place_of
 from tests.fakes.object_store.upload_objects import UploadObjects
+from tests.fakes.scrub_runs import scrub
 
 APP = RepositoryName("team/app")
 BODY = random.Random(5).randbytes(2 * MIN_PART_BYTES + 12_345)
@@ -106,3 +107,45 @@ def test_the_bucket_keeps_the_rules_of_an_object_store(tmp_path: Path) -> None:
     assert bucket.read("b", 1, 1) == b"b"
     with pytest.raises(NoSuchKey):
         bucket.read("c")
+
+
+async def test_scrub_quarantines_a_damaged_object(stored: StoredRegistry, bucket: Bucket) -> None:
+    """The rules of scrub hold over objects too: the damaged object is moved aside, and a push stores a new one."""
+    writer = await stored.start_upload(APP)
+    await writer.write(BODY)
+    await writer.commit(digest_of(BODY))
+    await writer.aclose()
+    place = place_of(digest_of(BODY))
+    bucket.delete(place)
+    bucket.put(place, BODY[:-1] + bytes([BODY[-1] ^ 1]))
+    result, [step] = await scrub(stored)
+    assert (result["damaged"], step["digest"]) == (1, digest_of(BODY))
+    assert [item.digest for item in await stored.blobs.list_quarantine()] == [digest_of(BODY)]
+    with pytest.raises(BlobUnknown):
+        await stored.open_blob(APP, digest_of(BODY))
+    writer = await stored.start_upload(APP)
+    await writer.write(BODY)
+    await writer.commit(digest_of(BODY))
+    await writer.aclose()
+    assert bucket.read(place) == BODY
+    assert (await scrub(stored))[0]["damaged"] == 0
+    assert await stored.blobs.delete_quarantined(digest_of(BODY))
+    assert [listed.key for listed in bucket.list_objects("")] == [place]
+
+
+async def test_a_push_replaces_a_damaged_object(stored: StoredRegistry, bucket: Bucket) -> None:
+    """A crash has left the damaged object where it was, after the blob was marked as damaged."""
+    writer = await stored.start_upload(APP)
+    await writer.write(BODY)
+    await writer.commit(digest_of(BODY))
+    await writer.aclose()
+    place = place_of(digest_of(BODY))
+    bucket.delete(place)
+    bucket.put(place, BODY[:-1])
+    await stored.damage.mark_blob(digest_of(BODY), place, "test", stored.blobs.quarantine_place(digest_of(BODY)))
+    writer = await stored.start_upload(APP)
+    await writer.write(BODY)
+    await writer.commit(digest_of(BODY))
+    await writer.aclose()
+    assert bucket.read(place) == BODY
+    assert (await scrub(stored))[0]["damaged"] == 0

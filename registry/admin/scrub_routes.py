@@ -1,0 +1,214 @@
+"""The routes of `/api/v1` about scrub and damaged content. The docstrings of the routes are the descriptions in the
+OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.admin import models
+from registry.admin.caller import AdminCaller
+from registry.admin.job_routes import JobResponse
+from registry.admin.management_route import LimitQuery, ManagementRoute
+from registry.upkeep.scrub_job import scrub_arguments
+from storage.blobs.blob_store import QuarantinedBytes
+from storage.damage import DamagedBlob, DamagedManifest, ScrubRound
+from storage.errors import BlobUnknown
+from storage.jobs import JobRunning
+from storage.names import Digest
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.scrubber import KIND
+
+SHOWN_ROUNDS = 20
+MAX_DAMAGED_MANIFESTS = 1000
+MAX_QUARANTINED = 1000
+router = APIRouter(route_class=ManagementRoute)
+
+
+class ScrubRequest(BaseModel):
+    """How to scrub."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rate: int | None = Field(default=None, gt=0, description="Bytes per second; null: that of the settings")
+    keep_going: bool = Field(default=False, description="Go on after twenty damaged blobs in a row")
+
+
+class RoundResponse(BaseModel):
+    """A round of scrub. It is complete if `ended` is not null; otherwise `bytes` of the
+    `total_bytes` of the blobs are read."""
+
+    id: int
+    started: datetime
+    updated: datetime
+    ended: datetime | None
+    blobs: int
+    manifests: int
+    bytes: int
+    total_bytes: int
+    damaged: int = Field(description="How many blobs and manifests were found damaged")
+
+    @classmethod
+    def from_stored(cls, stored: ScrubRound) -> Self:
+        """Converts a stored round."""
+        return cls(
+            id=stored.id,
+            started=models.to_datetime(stored.started),
+            updated=models.to_datetime(stored.updated),
+            ended=models.to_datetime_or_none(stored.ended),
+            blobs=stored.blobs,
+            manifests=stored.manifests,
+            bytes=stored.size,
+            total_bytes=stored.total_bytes,
+            damaged=stored.damaged,
+        )
+
+
+class DamagedBlobResponse(BaseModel):
+    """A damaged blob, which is not served until it is stored again."""
+
+    digest: str
+    size: int
+    found: datetime
+    reason: str
+    repositories: list[str] = Field(description="Some of the repositories that have the blob, at most twenty")
+
+    @classmethod
+    def from_stored(cls, stored: DamagedBlob) -> Self:
+        """Converts a stored record."""
+        return cls(
+            digest=stored.digest,
+            size=stored.size,
+            found=models.to_datetime(stored.found),
+            reason=stored.reason,
+            repositories=list(stored.repositories),
+        )
+
+
+class DamagedManifestResponse(BaseModel):
+    """A damaged manifest, which is not served until it is pushed again."""
+
+    repository: str
+    digest: str
+    found: datetime
+    reason: str
+
+    @classmethod
+    def from_stored(cls, stored: DamagedManifest) -> Self:
+        """Converts a stored record."""
+        return cls(
+            repository=stored.repository,
+            digest=stored.digest,
+            found=models.to_datetime(stored.found),
+            reason=stored.reason,
+        )
+
+
+class ScrubStatus(BaseModel):
+    """The rounds of scrub, newest first; the job that scrubs or waits for it; and the damaged manifests."""
+
+    rounds: list[RoundResponse]
+    job: JobResponse | None
+    damaged_manifests: list[DamagedManifestResponse]
+
+
+class QuarantinedResponse(BaseModel):
+    """Damaged bytes that the registry keeps for a look at them. `damaged`: whether the blob is still damaged."""
+
+    digest: str
+    place: str = Field(description="Where they are; for a registry with files, the path in the data directory")
+    size: int
+    since: datetime
+    damaged: bool
+
+    @classmethod
+    def from_stored(cls, stored: QuarantinedBytes, *, damaged: bool) -> Self:
+        """Converts an entry of the quarantine."""
+        return cls(
+            digest=stored.digest,
+            place=stored.place,
+            size=stored.size,
+            since=models.to_datetime(stored.since),
+            damaged=damaged,
+        )
+
+
+DigestPath = Annotated[str, Path(max_length=200, examples=["sha256:…"])]
+
+
+async def scrub_status(store: StoredRegistry) -> ScrubStatus:
+    """Returns what `GET /scrub` and `entrepot scrub status` show."""
+    active = await store.jobs.active(KIND)
+    return ScrubStatus(
+        rounds=[RoundResponse.from_stored(each) for each in await store.damage.rounds(SHOWN_ROUNDS)],
+        job=JobResponse.from_stored(active[0]) if active else None,
+        damaged_manifests=[
+            DamagedManifestResponse.from_stored(each)
+            for each in await store.damage.damaged_manifests(MAX_DAMAGED_MANIFESTS)
+        ],
+    )
+
+
+async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
+    """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
+    return [
+        QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
+        for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]
+    ]
+
+
+async def delete_quarantined(store: StoredRegistry, text: str) -> None:
+    """Deletes an entry of the quarantine. Raises DigestInvalid, and BlobUnknown if there is no such entry."""
+    digest = Digest(text)
+    async with store.locks.hold(digest):
+        if not await store.blobs.delete_quarantined(digest):
+            raise BlobUnknown(f"the quarantine has no bytes of {digest}")
+
+
+@router.get("/scrub", tags=["scrub"])
+async def show_scrub(caller: AdminCaller) -> ScrubStatus:
+    """Returns the rounds of scrub, how far the present one is, and the damaged manifests."""
+    return await scrub_status(caller.upkeep.store)
+
+
+@router.post("/scrub", tags=["scrub"], status_code=202)
+async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) -> JobResponse:
+    """Starts a job that completes the present round of scrub, or a new one. It continues after a restart. Answers 409
+    if such a job is queued or running."""
+    wanted = request or ScrubRequest()
+    jobs = caller.upkeep.store.jobs
+    if active := await jobs.active(KIND):
+        raise JobRunning(f"{active[0].actor} has started scrub already (job {active[0].id})")
+    job = await jobs.add(
+        KIND,
+        scrub_arguments(wanted.rate, keep_going=wanted.keep_going),
+        actor=caller.actor.name,
+        is_resumable=True,
+    )
+    return JobResponse.from_stored(job)
+
+
+@router.get("/damaged", tags=["scrub"])
+async def list_damaged(
+    caller: AdminCaller,
+    after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=200)] = None,
+    limit: LimitQuery = 100,
+) -> models.ListPage[DamagedBlobResponse]:
+    """Lists the damaged blobs. A push of an image that has such a blob restores it."""
+    page = await caller.upkeep.store.damage.damaged_blobs(after, limit)
+    return models.list_page(page, DamagedBlobResponse.from_stored, lambda blob: blob.digest)
+
+
+@router.get("/quarantine", tags=["scrub"])
+async def list_quarantine(caller: AdminCaller) -> list[QuarantinedResponse]:
+    """Lists the damaged bytes that are kept: the oldest thousand, oldest first. A setting bounds their size."""
+    return await quarantined(caller.upkeep.store)
+
+
+@router.delete("/quarantine/{digest}", tags=["scrub"], status_code=204)
+async def delete_from_quarantine(caller: AdminCaller, digest: DigestPath) -> None:
+    """Deletes damaged bytes for good. The blob stays damaged until it is stored again."""
+    await delete_quarantined(caller.upkeep.store, digest)

@@ -1,0 +1,215 @@
+"""The command `entrepot scrub`: reads all stored content again to find what the disk has changed or lost, and shows
+what was found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
+from registry.cli.output import human_size, local_time, print_json, print_rows
+from registry.cli.upkeep.upkeep_run import JsonLinesOption
+
+if TYPE_CHECKING:
+    from registry.admin.scrub_routes import DamagedBlobResponse, QuarantinedResponse, ScrubStatus
+    from registry.upkeep.components import UpkeepComponents
+    from storage.upkeep.job_runner import Work
+
+HELP = (
+    "Read all stored content again, to find what the disk has changed or lost. Damaged content is not served any more; "
+    "a mirror fetches it again, and a push of the image restores it. The exit code is 1 if something is damaged. "
+    "A server does the same on a schedule, see [scrub] in the settings."
+)
+EXAMPLES = "\b\nExamples:\n  entrepot scrub\n  entrepot scrub --rate 200MiB --json\n  entrepot scrub status"
+SHOWN_DAMAGED = 1000
+app = typer.Typer(help=HELP, epilog=EXAMPLES, invoke_without_command=True, rich_markup_mode=None)
+quarantine = typer.Typer(
+    help="Show and delete the damaged bytes that are kept.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(quarantine, name="quarantine")
+
+
+@app.callback(epilog=EXAMPLES)
+def scrub(
+    context: typer.Context,
+    rate: Annotated[
+        str | None,
+        typer.Option("--rate", metavar="SIZE", help="Bytes per second, such as 50MiB. [default: that of the settings]"),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on although twenty blobs in a row are damaged.")
+    ] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Completes the present round of scrub, or a new one, unless a subcommand is given. Prints what is damaged."""
+    if context.invoked_subcommand is not None:
+        if rate or keep_going or config or data or as_json:
+            fail(f"write the options behind the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)
+        return
+    from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+    from registry.upkeep.scrub_job import scrub_arguments, scrub_work
+    from storage.upkeep.scrubber import KIND
+
+    # The steps say the same as the log, whose warnings Python would print as well.
+    for name in ("storage.damage", "registry.upkeep.scrub"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    arguments = scrub_arguments(_parse_rate(rate), keep_going=keep_going)
+
+    def make_work(upkeep: UpkeepComponents) -> Work:
+        return scrub_work(upkeep.settings.scrub, upkeep.store, upkeep.router)
+
+    result = run_as_job(config, data, KIND, arguments, make_work, as_json=as_json, on_step=_print_step)
+    if as_json:
+        print_json_line({"event": "done", **result})
+    else:
+        typer.echo(_summary(result), err=True)
+    if result["damaged"] or result["still_damaged"]:
+        raise typer.Exit(1)
+
+
+def _parse_rate(text: str | None) -> int | None:
+    """Returns a number of bytes per second; None for None. Ends the command if it is not one."""
+    if text is None:
+        return None
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        rate = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        rate = ByteSize(0)
+    if rate < 1:
+        fail(f"--rate: {text!r} is not a size; write it like 50MiB", USAGE_ERROR)
+    return int(rate)
+
+
+def _print_step(step: Mapping[str, Any]) -> None:
+    """Prints one step as a line."""
+    match step["event"]:
+        case "damaged":
+            where = ", ".join(step["repositories"]) or "no repository"
+            typer.echo(f"damaged {step['kind']} {step['digest']} of {where}: {step['reason']}")
+        case "healed":
+            typer.echo(f"whole again: {step['digest']}, its bytes are back")
+        case "fetched":
+            typer.echo(f"fetched again: {step['digest']} for {step['repository']}")
+        case "not fetched":
+            typer.echo(f"not fetched again: {step['digest']}: {step['reason']}")
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    """Returns what a round has found, as one line."""
+    read = f"{_count(result['blobs'], 'blob')} and {_count(result['manifests'], 'manifest')}"
+    found = f"found damaged: {result['damaged']}, fetched again: {result['fetched']}"
+    return f"read {read} ({human_size(result['bytes'])}); {found}, still damaged: {result['still_damaged']}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@app.command(
+    "status",
+    help="Show the rounds of scrub, and the content that is damaged now.",
+    epilog="\b\nExamples:\n  entrepot scrub status\n  entrepot scrub status --json",
+)
+def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Prints the rounds and the damaged content, as tables or as JSON."""
+    from registry.admin.scrub_routes import DamagedBlobResponse, ScrubStatus, scrub_status
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    class FullStatus(ScrubStatus):
+        """What `GET /scrub` and `GET /damaged` return together."""
+
+        damaged_blobs: list[DamagedBlobResponse]
+
+    async def read(upkeep: UpkeepComponents) -> FullStatus:
+        page = await upkeep.store.damage.damaged_blobs(None, SHOWN_DAMAGED)
+        damaged = [DamagedBlobResponse.from_stored(blob) for blob in page.items]
+        return FullStatus(**dict(await scrub_status(upkeep.store)), damaged_blobs=damaged)
+
+    found = with_upkeep(config, data, read)
+    if as_json:
+        print_json(found)
+        return
+    _print_rounds(found)
+    _print_damaged(found, found.damaged_blobs)
+
+
+def _print_rounds(found: ScrubStatus) -> None:
+    rows = [
+        (
+            local_time(each.started.timestamp()),
+            "-" if each.ended is None else local_time(each.ended.timestamp()),
+            f"{human_size(each.bytes)} of {human_size(each.total_bytes)}",
+            str(each.blobs),
+            str(each.manifests),
+            str(each.damaged),
+        )
+        for each in found.rounds
+    ]
+    print_rows(("started", "ended", "read", "blobs", "manifests", "damaged"), rows, "no content was scrubbed yet")
+    if found.job is not None:
+        job = found.job
+        typer.echo(f"entrepot: job {job.id} is {job.state}; `entrepot jobs stop {job.id}` stops it", err=True)
+
+
+def _print_damaged(found: ScrubStatus, blobs: list[DamagedBlobResponse]) -> None:
+    rows = [("blob", each.digest, ", ".join(each.repositories), each.reason) for each in blobs]
+    rows += [("manifest", each.digest, each.repository, each.reason) for each in found.damaged_manifests]
+    print_rows(("damaged", "digest", "repositories", "reason"), rows, "nothing is known to be damaged")
+
+
+@quarantine.command(
+    "list",
+    help="List the damaged bytes that are kept for a look at them, oldest first.",
+    epilog="\b\nExample:\n  entrepot scrub quarantine list",
+)
+def list_quarantine(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Prints the entries of the quarantine, as a table or as JSON."""
+    from registry.admin.scrub_routes import quarantined
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    async def read(upkeep: UpkeepComponents) -> list[QuarantinedResponse]:
+        return await quarantined(upkeep.store)
+
+    entries = with_upkeep(config, data, read)
+    if as_json:
+        print_json(entries)
+        return
+    rows = [
+        (
+            each.digest,
+            human_size(each.size),
+            local_time(each.since.timestamp()),
+            "damaged" if each.damaged else "whole again or deleted",
+            each.place,
+        )
+        for each in entries
+    ]
+    print_rows(("digest", "size", "since", "blob", "place"), rows, "the quarantine is empty")
+
+
+@quarantine.command(
+    "delete",
+    help="Delete damaged bytes for good. The blob stays damaged until it is stored again.",
+    epilog="\b\nExample:\n  entrepot scrub quarantine delete sha256:4f53cda1…",
+)
+def delete_quarantine(
+    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The digest, as `scrub quarantine list` shows it.")],
+    config: ConfigOption = None,
+    data: DataOption = None,
+) -> None:
+    """Deletes one entry of the quarantine."""
+    from registry.admin.scrub_routes import delete_quarantined
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    async def delete(upkeep: UpkeepComponents) -> None:
+        await delete_quarantined(upkeep.store, digest)
+
+    with_upkeep(config, data, delete)
+    typer.echo(f"deleted the damaged bytes of {digest}", err=True)

@@ -1,0 +1,111 @@
+"""Fetches damaged mirrored blobs again from their upstreams (`Refetcher`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from typing import Final
+
+from registry.router import Router
+from storage.damage import DamageRecords
+from storage.errors import DigestInvalid, RegistryError
+from storage.interface import Registry
+from storage.names import Digest, RepositoryName
+from storage.upkeep.job_runner import JobContext
+
+MAX_QUEUED: Final = 1000
+"""Largest number of blobs that wait to be fetched. Further ones are left to the next pull or the next scrub."""
+MAX_REPOSITORIES: Final = 20
+"""Largest number of repositories through which a blob is requested, one after another."""
+WAIT_SECONDS: Final = 1.0
+"""Seconds between two looks of `finish` whether the job has to stop."""
+log = logging.getLogger("registry.upkeep.scrub")
+
+
+class Refetcher:
+    """Fetches queued blobs, one at a time, while the `async with` block runs. `fetched` and `failed` count the mirrored
+    blobs that it has fetched and could not fetch; blobs that no mirror has are not counted.
+
+    The mirror itself limits its connections, and prefers clients that wait."""
+
+    def __init__(self, damage: DamageRecords, router: Router, context: JobContext) -> None:
+        self.fetched = 0
+        self.failed = 0
+        self._damage = damage
+        self._router = router
+        self._context = context
+        self._queue: deque[Digest] = deque()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Refetcher:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def add(self, digest: Digest) -> None:
+        """Queues a damaged blob, unless too many are queued. Does nothing in a registry without mirrors."""
+        if self._router.mirrors and len(self._queue) < MAX_QUEUED:
+            self._queue.append(digest)
+            self._wake.set()
+
+    async def finish(self) -> None:
+        """Waits until all queued blobs were tried. Raises JobStopped."""
+        while self._wake.is_set() and self._task is not None and not self._task.done():
+            await self._context.report(message="fetching damaged blobs again", save_now=True)
+            await asyncio.sleep(WAIT_SECONDS if self._queue else WAIT_SECONDS / 10)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            while self._queue:
+                await self._fetch(self._queue[0])
+                self._queue.popleft()
+            self._wake.clear()
+
+    async def _fetch(self, digest: Digest) -> None:
+        """Fetches one blob through the first repository of a mirror that gives it. Logs an error and raises nothing."""
+        problem: RegistryError | None = None
+        for repo in await self._damage.holders(digest, MAX_REPOSITORIES):
+            try:
+                found = await self._router.locate(repo)
+                if found.upstream is None:
+                    continue
+                await _fetch_through(found.registry, found.repo, digest)
+            except RegistryError as error:
+                problem = error
+                continue
+            self.fetched += 1
+            self._context.step(event="fetched", digest=digest, repository=found.repo)
+            return
+        if problem is not None:
+            self.failed += 1
+            log.warning("the damaged blob %s could not be fetched again: %s", digest, problem)
+            self._context.step(event="not fetched", digest=digest, reason=problem.message)
+
+
+async def _fetch_through(registry: Registry, repo: RepositoryName, digest: Digest) -> None:
+    """Requests a blob from a mirror, and returns when it is stored. Tries again after wrong bytes, because another
+    endpoint of the upstream may send the right ones. Raises RegistryError."""
+    try:
+        await _wait_until_stored(registry, repo, digest)
+    except DigestInvalid:
+        await _wait_until_stored(registry, repo, digest)
+
+
+async def _wait_until_stored(registry: Registry, repo: RepositoryName, digest: Digest) -> None:
+    """Opens the blob, which starts its download, and waits for its last byte, which comes once it is stored."""
+    reader = await registry.open_blob(repo, digest)
+    try:
+        offset, stop = reader.span
+        while offset < stop:
+            offset = await reader.readable_until(offset)
+    finally:
+        await reader.aclose()

@@ -1,0 +1,98 @@
+"""The work of a job of the kind `scrub`, for servers and for `entrepot scrub`; and when a server starts one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from registry.config.scrub_settings import ScrubSettings
+from registry.router import Router
+from registry.upkeep.refetch import Refetcher
+from storage.damage import DamageRecords
+from storage.errors import RegistryError
+from storage.jobs import JSON, Job
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobContext, Work
+from storage.upkeep.read_rate import ReadRate
+from storage.upkeep.scrubber import KIND, Scrubber
+
+CHECK_SECONDS: Final = 300.0
+"""Seconds between two looks of a server process whether a round is due."""
+CONTINUE_SECONDS: Final = 86400.0
+"""A round that somebody has stopped, or that has failed, is continued after this time, or after `every` if that is
+shorter."""
+SCHEDULE_SLOT: Final = "scrub schedule"
+"""Name of the slot (a permit) that the process holds which looks whether a round is due."""
+SCHEDULE_ACTOR: Final = "schedule"
+"""The actor of a job that a server has started by itself."""
+log = logging.getLogger("registry.upkeep.scrub")
+
+
+def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
+    """Returns the arguments of a job. `rate`: bytes per second; None: that of the settings."""
+    return {"rate": rate, "keep_going": keep_going}
+
+
+def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -> Work:
+    """Returns the work of a job: completes the current round or a new one, and fetches again the damaged blobs that a
+    mirror can get."""
+
+    async def work(context: JobContext) -> JSON:
+        arguments: Mapping[str, JSON] = context.job.arguments
+        async with Refetcher(store.damage, router, context) as refetcher:
+            scrubber = Scrubber(
+                store.damage,
+                store.quarantine,
+                ReadRate(arguments.get("rate") or settings.rate),
+                context,
+                quarantine_bytes=settings.quarantine_max,
+                keep_going=bool(arguments.get("keep_going")),
+                on_damaged=refetcher.add,
+            )
+            result = await scrubber.run()
+            await refetcher.finish()
+        return {
+            **result,
+            "fetched": refetcher.fetched,
+            "not_fetched": refetcher.failed,
+            "still_damaged": await store.damage.damaged_count(),
+        }
+
+    return work
+
+
+async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
+    """Returns whether a round should start or continue at the time `now`. A round starts `every` seconds after the end
+    of the last one. The first one starts when the oldest blob is as old as that: before, no bytes have rested long."""
+    newest = await damage.rounds(1)
+    if not newest:
+        oldest = await damage.oldest_blob_created()
+        return oldest is not None and now - oldest >= every
+    if newest[0].ended is None:
+        return now - newest[0].updated >= min(every, CONTINUE_SECONDS)
+    return now - newest[0].ended >= every
+
+
+async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
+    """Queues a job if a round is due, no job of the kind is queued or running, and no other process is about to do the
+    same. Returns the job."""
+    async with store.leases.try_slot(SCHEDULE_SLOT, count=1) as has_slot:
+        if not has_slot or await store.jobs.active(KIND) or not await is_due(store.damage, settings.every, clock()):
+            return None
+        return await store.jobs.add(
+            KIND, scrub_arguments(None, keep_going=False), actor=SCHEDULE_ACTOR, is_resumable=True
+        )
+
+
+async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> None:
+    """Queues a job whenever a round is due, until the task is cancelled. Every server process runs this. `clock`
+    returns seconds since 1970."""
+    while True:
+        await asyncio.sleep(min(CHECK_SECONDS, settings.every))
+        try:
+            if (job := await start_if_due(settings, store, clock)) is not None:
+                log.info("job %d reads all stored content again (scrub)", job.id)
+        except RegistryError as error:
+            log.warning("scrub cannot be started: %s; it is tried again later", error)

@@ -1,0 +1,124 @@
+"""Reads and hashes the file of a blob in parts, to find out whether its bytes are still right (`FileCheck`)."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from storage.blobs.blob_store import BytesMissing
+from storage.blobs.files.quarantine import DAMAGE_ERRNOS, file_version, version_of
+from storage.names import Digest
+from storage.running_digest import start_digest
+
+PART_BYTES: Final = 1024 * 1024
+"""Largest number of bytes that one call of `FileCheck.read_part` reads. Reading and hashing them takes a few
+milliseconds."""
+_CAN_READ_CACHED: Final = hasattr(os, "RWF_NOWAIT") and hasattr(os, "preadv")
+
+
+class FileCheck:
+    """The check of one file. Call `read_part` until it returns 0; then `problem` says what is wrong with the file, or
+    is None. `version` identifies the file (`version_of`). All methods block.
+
+    The check reads files that nobody else may read for months. The kernel would keep their pages in memory and drop
+    those of blobs that clients pull. So the check drops the pages that it has brought in, and keeps those that were in
+    memory before. It tells them apart by a read that fails where the kernel would have to wait for the disk. Read-ahead
+    is off for this file, because pages that the kernel reads in advance would look like pages of others."""
+
+    def __init__(self, path: Path, digest: Digest, size: int, *, read_again: bool) -> None:
+        """`read_again`: first drops all pages of the file from memory, so that all bytes come from the disk."""
+        self.problem: str | None = None
+        self.version = ""
+        self._path = path
+        self._digest = digest
+        self._size = size
+        self._read_again = read_again
+        self._running = start_digest(digest.algorithm)
+        self._offset = 0
+        self._fd = -1
+        self._has_ended = False
+        self._buffer = bytearray()
+
+    def close(self) -> None:
+        """Closes the file. May be called more than once."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read_part(self) -> int:
+        """Reads and hashes the next part, and returns its number of bytes; 0 if there are no more. Raises BytesMissing
+        if there is no file, and OSError if the file cannot be read for a reason other than damage."""
+        if self._has_ended:
+            return 0
+        if self._fd < 0:
+            self._open()
+        if self._has_ended:
+            return 0
+        view = memoryview(self._buffer)[: min(PART_BYTES, self._size - self._offset)]
+        try:
+            count = self._read(view)
+        except OSError as error:
+            if error.errno not in DAMAGE_ERRNOS:
+                raise
+            self._end(f"byte {self._offset} and the following cannot be read: {error.strerror}")
+            return 0
+        self._running.update(view[:count])
+        self._offset += count
+        if count < len(view):  # somebody has cut off the file since it was opened
+            self._end(f"its file ends after {self._offset} of {self._size} bytes")
+        elif self._offset == self._size:
+            actual = self._running.digest()
+            self._end(None if actual == self._digest else f"its bytes have the digest {actual}")
+        return count
+
+    def _open(self) -> None:
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            file_version(self._path)  # raises another error if the whole directory is missing
+            raise BytesMissing(str(self._path)) from None
+        except OSError as error:
+            if error.errno not in DAMAGE_ERRNOS:
+                raise
+            self._end(f"its file cannot be opened: {error.strerror}")
+            self.version = file_version(self._path) or ""
+            return
+        status = os.fstat(self._fd)
+        self.version = version_of(status)
+        if status.st_size != self._size:
+            self._end(f"its file has {status.st_size} bytes instead of {self._size}")
+            return
+        self._buffer = bytearray(min(PART_BYTES, self._size))
+        if self._read_again:
+            self._advise(os.POSIX_FADV_DONTNEED)
+        self._advise(os.POSIX_FADV_RANDOM)  # no read-ahead
+        if not self._size:
+            actual = self._running.digest()
+            self._end(None if actual == self._digest else f"it is empty, which has the digest {actual}")
+
+    def _end(self, problem: str | None) -> None:
+        self.problem = problem
+        self._has_ended = True
+
+    def _read(self, view: memoryview) -> int:
+        """Fills `view` with the bytes from `_offset` on, and returns how many there were. Drops those from memory that
+        were not there before."""
+        in_memory = 0
+        if _CAN_READ_CACHED:
+            with suppress(OSError):  # nothing is in memory, or the file system does not support the flag
+                in_memory = os.preadv(self._fd, [view], self._offset, os.RWF_NOWAIT)
+        count = in_memory
+        while count < len(view):
+            got = os.preadv(self._fd, [view[count:]], self._offset + count)
+            if not got:
+                break
+            count += got
+        if count > in_memory:
+            # Drops pages behind the first missing one even if they were in memory. This is at most one part of a file.
+            os.posix_fadvise(self._fd, self._offset + in_memory, count - in_memory, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def _advise(self, advice: int) -> None:
+        os.posix_fadvise(self._fd, 0, 0, advice)

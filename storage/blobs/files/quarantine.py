@@ -1,0 +1,87 @@
+"""The directory of damaged blob files (`QuarantineDirectory`), and how to tell files apart (`version_of`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from storage.blobs.blob_store import QuarantinedBytes
+from storage.data_dir.layout import Layout
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
+from storage.errors import DigestInvalid, StorageFailed
+from storage.names import Digest
+
+DAMAGE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""Errors that mean that the disk has lost a file or a part of it: a sector cannot be read, or the file system has found
+that its checksum is wrong."""
+
+
+def version_of(status: os.stat_result) -> str:
+    """Returns a text that identifies a file and its bytes. A file that replaces another one under the same name has
+    another text, because a new inode cannot have the old one's time of change as well."""
+    return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+def file_version(path: Path) -> str | None:
+    """Returns the version of the file at `path`; None if there is no such file. Raises StorageFailed if not even its
+    directory exists: then the blobs are not lost, but not mounted, or somebody moved them away. Raises OSError, but not
+    for a damaged inode, which has a version too."""
+    try:
+        return version_of(os.stat(path))
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise StorageFailed(f"the directory {path.parent} is missing; is its file system mounted?") from None
+        return None
+    except OSError as error:
+        if error.errno not in DAMAGE_ERRNOS:
+            raise
+        return "damaged"
+
+
+class QuarantineDirectory:
+    """The damaged files of a data directory. All methods block and raise OSError."""
+
+    def __init__(self, layout: Layout, system: System) -> None:
+        self._layout = layout
+        self._system = system
+
+    def take_in(self, digest: Digest, place: str) -> None:
+        """Moves the blob's file at `place` into the directory. If the full disk has no space for the name, unlinks the
+        file. Does nothing if there is no file. A file with a damaged inode may have to stay where it is."""
+        path = self._layout.path_of(place)
+        with suppress(FileNotFoundError):
+            try:
+                if not self._layout.quarantine.is_dir():  # somebody has deleted it
+                    with suppress(FileExistsError):
+                        self._system.mkdir(self._layout.quarantine)
+                self._system.rename(path, self._layout.path_of(self._layout.quarantine_place(digest)))
+            except OSError as error:
+                if error.errno in DISK_FULL_ERRNOS:
+                    self._system.unlink(path)
+                elif error.errno not in DAMAGE_ERRNOS:
+                    raise
+
+    def entries(self) -> list[QuarantinedBytes]:
+        """Returns the files, oldest first. Ignores files with other names."""
+        found: list[QuarantinedBytes] = []
+        if not self._layout.quarantine.is_dir():
+            return found
+        for entry in os.scandir(self._layout.quarantine):
+            with suppress(DigestInvalid, FileNotFoundError):
+                digest = Digest(entry.name.replace("-", ":", 1))
+                status = entry.stat()
+                # A rename sets the time of change of the inode.
+                place = self._layout.quarantine_place(digest)
+                found.append(QuarantinedBytes(digest, place, status.st_size, status.st_ctime))
+        return sorted(found, key=lambda item: (item.since, item.digest))
+
+    def delete(self, digest: Digest) -> bool:
+        """Unlinks a file. Returns whether there was one."""
+        try:
+            self._system.unlink(self._layout.path_of(self._layout.quarantine_place(digest)))
+        except FileNotFoundError:
+            return False
+        return True

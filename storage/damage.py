@@ -1,0 +1,168 @@
+"""The interface of the records of damaged content, and of the rounds of *scrub* that look for it (`DamageRecords`).
+
+Scrub reads all stored content again and hashes it, because disks lose or change bytes without telling. Content is
+*damaged* if its stored bytes no longer have its digest, or are missing. A damaged blob keeps its row and its links, but
+the row has no place, so that no repository serves the blob. It is *healed* when somebody stores its bytes again: a
+client that pushes the image, or the mirror. The same holds for damaged manifests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from storage.content import Actor, Page
+from storage.names import Digest, RepositoryName
+
+UPKEEP_ACTOR = Actor(name="upkeep")
+"""The actor that the audit log names for damage, and for content that is healed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob to check. `row`: id of its row; ids grow with time. `place`: key of its bytes in the blob store."""
+
+    row: int
+    digest: Digest
+    size: int
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedBlob:
+    """A damaged blob. `found`: when the damage was found, in seconds since 1970. `reason`: what is wrong with the
+    bytes, for people. `place`: key of the damaged bytes in the blob store; empty if the bytes were missing. `former`:
+    the key under which the blob's bytes were. `repositories`: some of the repositories that have the blob."""
+
+    digest: Digest
+    size: int
+    found: float
+    reason: str
+    place: str
+    former: str
+    repositories: Sequence[RepositoryName]
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedManifest:
+    """A damaged manifest of a repository. `found` and `reason`: as for a blob."""
+
+    repository: RepositoryName
+    digest: Digest
+    found: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestCheck:
+    """The outcome of a check of some manifests. `last`: the row id of the last one; `count`: how many were checked;
+    `size`: the bytes that were read; `wrong`: row ids of those whose body does not have the digest."""
+
+    last: int
+    count: int
+    size: int
+    wrong: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubRound:
+    """One round through all content. Times are in seconds since 1970; `ended` is None while the round is not complete.
+    The round covers blobs with row ids up to `until_blob` and manifests up to `until_manifest`; those up to
+    `after_blob` and `after_manifest` are done, `blobs` and `manifests` in number. `size`: bytes of the blobs that are
+    done, of `total_bytes`. `damaged`: how many blobs and manifests were damaged."""
+
+    id: int
+    started: float
+    updated: float
+    ended: float | None
+    until_blob: int
+    until_manifest: int
+    total_bytes: int
+    after_blob: int = 0
+    after_manifest: int = 0
+    blobs: int = 0
+    manifests: int = 0
+    size: int = 0
+    damaged: int = 0
+
+
+class DamageRecords(Protocol):
+    """The records, which all processes share. All methods may raise StorageFailed, and those that change something
+    StorageFull. Marking damage works on a full disk."""
+
+    async def current_round(self) -> ScrubRound | None:
+        """Returns the round that is not complete yet; None if there is none."""
+        ...
+
+    async def start_round(self) -> ScrubRound:
+        """Starts a round over all content of this moment and returns it. Abandons one that is not complete."""
+        ...
+
+    async def save_round(self, progress: ScrubRound) -> None:
+        """Stores the progress of a round. A power cut may lose it."""
+        ...
+
+    async def end_round(self, progress: ScrubRound) -> ScrubRound:
+        """Stores that the round is complete, and returns it with the time of its end."""
+        ...
+
+    async def rounds(self, limit: int) -> Sequence[ScrubRound]:
+        """Returns the newest rounds, newest first. The newest twenty are kept."""
+        ...
+
+    async def oldest_blob_created(self) -> float | None:
+        """Returns when the oldest blob was stored, in seconds since 1970; None if there is no blob."""
+        ...
+
+    async def blobs_after(self, after: int, until: int, limit: int) -> Sequence[StoredBlob]:
+        """Returns at most `limit` blobs with row ids from `after` + 1 to `until`, in the order of the ids. Leaves out
+        blobs that are known to be damaged."""
+        ...
+
+    async def place_of(self, digest: Digest) -> str | None:
+        """Returns the place of a blob's bytes; an empty text for a damaged blob, None if there is no such blob."""
+        ...
+
+    async def mark_blob(self, digest: Digest, former: str, reason: str, place: str) -> bool:
+        """Marks the blob as damaged, if its bytes are still at `former`. `place`: the key under which the blob store
+        keeps the damaged bytes; empty if there are none. Returns whether it marked the blob. The caller holds the lock
+        of the digest."""
+        ...
+
+    async def restore_blob(self, digest: Digest, place: str) -> bool:
+        """Marks a damaged blob as healed, because its right bytes are at `place`. Returns False if it is not damaged.
+        The caller holds the lock of the digest."""
+        ...
+
+    async def damaged_blobs(self, after: str | None, limit: int) -> Page[DamagedBlob]:
+        """Returns a page of the damaged blobs, in the order of their digests: those behind `after` (None: from the
+        first on)."""
+        ...
+
+    async def damaged_manifests(self, limit: int) -> Sequence[DamagedManifest]:
+        """Returns at most `limit` damaged manifests, in the order in which they were found."""
+        ...
+
+    async def damaged_count(self) -> int:
+        """Returns the number of damaged blobs and manifests."""
+        ...
+
+    async def holders(self, digest: Digest, limit: int) -> Sequence[RepositoryName]:
+        """Returns at most `limit` repositories that have the blob."""
+        ...
+
+    async def check_manifests(self, after: int, until: int) -> ManifestCheck | None:
+        """Hashes some of the manifests with row ids from `after` + 1 to `until`, in the order of the ids. Returns None
+        if there are none. Leaves out manifests that are known to be damaged."""
+        ...
+
+    async def mark_manifest(self, row: int) -> DamagedManifest | None:
+        """Hashes a manifest's body again, and marks the manifest as damaged if it is still wrong. Returns it, or None
+        if it was not marked."""
+        ...
+
+    async def restore_manifests(self) -> int:
+        """Hashes again what the damaged manifests had, and marks those as healed that are right after all: a read had
+        failed for another reason than damage. Returns their number."""
+        ...

@@ -1,0 +1,147 @@
+"""Changes that mark blobs and manifests as damaged or healed. `storage.damage` says what these words mean.
+
+Each function runs inside a transaction on the given connection; the caller commits it. A damaged blob has an empty
+`place` in its row. A damaged manifest has an empty `body` and the `size` 0, and `damaged_manifest` keeps what it had.
+`now` is the time in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+
+from storage.content import Manifest, digest_of, json_of_annotations
+from storage.damage import UPKEEP_ACTOR, DamagedManifest
+from storage.metadata.sqlite.access.audit_table import record_content
+from storage.names import Digest, RepositoryName
+
+MAX_AUDIT_LINES = 20
+"""Largest number of repositories that get a line in the audit log about one damaged blob."""
+_HOLDERS = """
+SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
+ WHERE b.digest = ? LIMIT ?"""
+
+
+def holders(db: apsw.Connection, digest: Digest, limit: int) -> list[RepositoryName]:
+    """Returns at most `limit` repositories that have the blob."""
+    rows: list[Any] = db.execute(_HOLDERS, (digest, limit)).fetchall()
+    return [RepositoryName(name) for (name,) in rows]
+
+
+def mark_blob(db: apsw.Connection, digest: Digest, former: str, reason: str, place: str, now: float) -> bool:
+    """Marks the blob as damaged if its bytes are still at `former`. `place`: where the blob store keeps the damaged
+    bytes. Returns whether it marked the blob."""
+    db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former))
+    if not former or db.changes() == 0:
+        return False
+    db.execute(
+        "INSERT INTO damaged_blob (digest, found, reason, place, former) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (digest) DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place, "
+        "former = excluded.former",
+        (digest, now, reason, place, former),
+    )
+    for repo in holders(db, digest, MAX_AUDIT_LINES):
+        record_content(db, UPKEEP_ACTOR, now, "blob.damaged", repo, digest, {"reason": reason})
+    return True
+
+
+def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:
+    """Marks a damaged blob as healed, with its bytes at `place`. Returns False if it is not damaged."""
+    db.execute("UPDATE blob SET place = ? WHERE digest = ? AND place = ''", (place, digest))
+    if db.changes() == 0:
+        return False
+    db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
+    for repo in holders(db, digest, MAX_AUDIT_LINES):
+        record_content(db, UPKEEP_ACTOR, now, "blob.healed", repo, digest)
+    return True
+
+
+def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
+    """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was
+    one."""
+    db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
+    if db.changes() == 0:
+        return False
+    record_content(db, UPKEEP_ACTOR, now, "blob.healed", repo, digest)
+    return True
+
+
+def forget_blob(db: apsw.Connection, digest: Digest) -> None:
+    """Deletes the record of damage of a blob that is deleted."""
+    db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
+
+
+def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedManifest | None:
+    """Hashes the manifest's body, and marks the manifest as damaged if the body does not have its digest. Returns None
+    if it is right, deleted, or marked already."""
+    row: Any = db.execute(
+        "SELECT m.repository, r.name, m.digest, m.size, m.body "
+        "FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ? AND m.size > 0",
+        (manifest_id,),
+    ).get
+    if row is None:
+        return None
+    repository, name, digest, size, body = row
+    repo, expected = RepositoryName(name), Digest(digest)
+    actual = digest_of(body, expected.algorithm)
+    if actual == expected:
+        return None
+    reason = f"its stored body has the digest {actual}"
+    db.execute("UPDATE manifest SET size = 0, body = x'' WHERE id = ?", (manifest_id,))
+    db.execute(
+        "INSERT OR REPLACE INTO damaged_manifest (repository, digest, found, reason, size, body) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (repository, digest, now, reason, size, body),
+    )
+    record_content(db, UPKEEP_ACTOR, now, "manifest.damaged", repo, expected, {"reason": reason})
+    return DamagedManifest(repo, expected, now, reason)
+
+
+def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manifest: Manifest, now: float) -> None:
+    """Stores the body of a damaged manifest again. What it refers to is stored still, because the same digest means the
+    same content."""
+    db.execute(
+        "UPDATE manifest SET media_type = ?, size = ?, subject = ?, artifact_type = ?, annotations = CAST(? AS TEXT), "
+        "body = ? WHERE id = ?",
+        (
+            manifest.media_type,
+            len(manifest.body),
+            manifest.subject,
+            manifest.artifact_type,
+            json_of_annotations(manifest.annotations) if manifest.annotations else None,
+            manifest.body,
+            manifest_id,
+        ),
+    )
+    _note_healed_manifest(db, repository, manifest.digest, now)
+
+
+def restore_manifests(db: apsw.Connection, limit: int, now: float) -> int:
+    """Hashes again the bodies of at most `limit` damaged manifests, oldest damage first, and puts back those that are
+    right. Returns their number."""
+    rows: list[Any] = db.execute(
+        "SELECT repository, digest, size, body FROM damaged_manifest ORDER BY found LIMIT ?", (limit,)
+    ).fetchall()
+    restored = 0
+    for repository, digest, size, body in rows:
+        if digest_of(body, Digest(digest).algorithm) == digest:
+            db.execute(
+                "UPDATE manifest SET size = ?, body = ? WHERE repository = ? AND digest = ? AND size = 0",
+                (size, body, repository, digest),
+            )
+            _note_healed_manifest(db, repository, Digest(digest), now)
+            restored += 1
+    return restored
+
+
+def _note_healed_manifest(db: apsw.Connection, repository: int, digest: Digest, now: float) -> None:
+    """Deletes the record of damage of a manifest, and writes a line in the audit log."""
+    forget_manifest(db, repository, digest)
+    name: Any = db.execute("SELECT name FROM repository WHERE id = ?", (repository,)).get
+    record_content(db, UPKEEP_ACTOR, now, "manifest.healed", RepositoryName(name), digest)
+
+
+def forget_manifest(db: apsw.Connection, repository: int, digest: Digest) -> None:
+    """Deletes the record of damage of a manifest."""
+    db.execute("DELETE FROM damaged_manifest WHERE repository = ? AND digest = ?", (repository, digest))

@@ -1,0 +1,213 @@
+"""Stores damaged content and the rounds of scrub in the metadata database (`SqliteDamageRecords`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import apsw
+
+from storage.content import Page, digest_of
+from storage.damage import DamagedBlob, DamagedManifest, ManifestCheck, ScrubRound, StoredBlob
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep import damage_changes
+from storage.names import Digest, RepositoryName
+
+MAX_ROUNDS: Final = 20
+"""Number of rounds that are kept."""
+SHOWN_HOLDERS: Final = 20
+"""Largest number of repositories that are named for a damaged blob."""
+MANIFESTS_PER_CHECK: Final = 200
+"""Largest number of manifests that one call of `check_manifests` hashes."""
+BYTES_PER_CHECK: Final = 4 * 1024 * 1024
+"""Bytes of bodies after which a call of `check_manifests` ends."""
+MANIFESTS_PER_RESTORE: Final = 8
+"""Number of damaged manifests that one transaction hashes again."""
+_ROUND: Final = (
+    "id, started, updated, ended, until_blob, until_manifest, total_bytes, after_blob, after_manifest, blobs, "
+    "manifests, bytes, damaged"
+)
+
+
+class SqliteDamageRecords:
+    """Implements `storage.damage.DamageRecords`, which describes the methods."""
+
+    def __init__(
+        self,
+        db: apsw.Connection,
+        writer: CommitThread | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+        clock: Callable[[], float],
+    ) -> None:
+        """Reads a few rows with `db` and many with `scans`, and changes through `writer`. `clock` returns the time in
+        seconds since 1970."""
+        self._db = db
+        self._writer = writer
+        self._scans = scans
+        self._clock = clock
+
+    async def current_round(self) -> ScrubRound | None:
+        newest = await self.rounds(1)
+        return newest[0] if newest and newest[0].ended is None else None
+
+    async def start_round(self) -> ScrubRound:
+        until_blob, until_manifest, size = await self._scans.run(_measure)
+        now = self._clock()
+
+        def insert(db: apsw.Connection) -> ScrubRound:
+            db.execute("DELETE FROM scrub_round WHERE ended IS NULL")
+            row: Any = db.execute(
+                "INSERT INTO scrub_round (started, updated, until_blob, until_manifest, total_bytes) "
+                f"VALUES (?, ?, ?, ?, ?) RETURNING {_ROUND}",
+                (now, now, until_blob, until_manifest, size),
+            ).fetchone()
+            db.execute(
+                "DELETE FROM scrub_round WHERE id <= (SELECT id FROM scrub_round ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (MAX_ROUNDS,),
+            )
+            return ScrubRound(*row)
+
+        return await self._writer.run(insert, reserve_use=ReserveUse.SMALL)
+
+    async def save_round(self, progress: ScrubRound) -> None:
+        await self._write_round(progress, ended=None, durable=False)
+
+    async def end_round(self, progress: ScrubRound) -> ScrubRound:
+        return await self._write_round(progress, ended=self._clock(), durable=True)
+
+    async def _write_round(self, progress: ScrubRound, *, ended: float | None, durable: bool) -> ScrubRound:
+        """Stores the progress of a round, and returns the stored round."""
+        values = (
+            *(self._clock(), ended, progress.after_blob, progress.after_manifest, progress.blobs, progress.manifests),
+            *(progress.size, progress.damaged, progress.id),
+        )
+
+        def update(db: apsw.Connection) -> ScrubRound:
+            row: Any = db.execute(
+                "UPDATE scrub_round SET updated = ?, ended = ?, after_blob = ?, after_manifest = ?, blobs = ?, "
+                f"manifests = ?, bytes = ?, damaged = ? WHERE id = ? RETURNING {_ROUND}",
+                values,
+            ).fetchone()
+            return progress if row is None else ScrubRound(*row)
+
+        return await self._writer.run(update, durable=durable, reserve_use=ReserveUse.SMALL)
+
+    async def rounds(self, limit: int) -> Sequence[ScrubRound]:
+        rows: list[Any] = self._db.execute(
+            f"SELECT {_ROUND} FROM scrub_round ORDER BY id DESC LIMIT ?", (limit,)
+        ).fetchall()
+        return [ScrubRound(*row) for row in rows]
+
+    async def oldest_blob_created(self) -> float | None:
+        created: float | None = self._db.execute("SELECT created FROM blob ORDER BY id LIMIT 1").get
+        return created
+
+    async def blobs_after(self, after: int, until: int, limit: int) -> Sequence[StoredBlob]:
+        def read(db: apsw.Connection) -> list[StoredBlob]:
+            rows: list[Any] = db.execute(
+                "SELECT id, digest, size, place FROM blob WHERE id > ? AND id <= ? AND place <> '' ORDER BY id LIMIT ?",
+                (after, until, limit),
+            ).fetchall()
+            return [StoredBlob(row, Digest(digest), size, place) for row, digest, size, place in rows]
+
+        return await self._scans.run(read)
+
+    async def place_of(self, digest: Digest) -> str | None:
+        place: str | None = self._db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
+        return place
+
+    async def mark_blob(self, digest: Digest, former: str, reason: str, place: str) -> bool:
+        now = self._clock()
+        return await self._writer.run(
+            lambda db: damage_changes.mark_blob(db, digest, former, reason, place, now), reserve_use=ReserveUse.RELIEF
+        )
+
+    async def restore_blob(self, digest: Digest, place: str) -> bool:
+        now = self._clock()
+        return await self._writer.run(
+            lambda db: damage_changes.restore_blob(db, digest, place, now), reserve_use=ReserveUse.RELIEF
+        )
+
+    async def damaged_blobs(self, after: str | None, limit: int) -> Page[DamagedBlob]:
+        rows: list[Any] = self._db.execute(
+            "SELECT d.digest, ifnull(b.size, 0), d.found, d.reason, d.place, d.former "
+            "FROM damaged_blob d LEFT JOIN blob b ON b.digest = d.digest WHERE d.digest > ? ORDER BY d.digest LIMIT ?",
+            (after or "", limit + 1),
+        ).fetchall()
+        found = [
+            DamagedBlob(
+                Digest(digest), size, found, reason, place, former, await self.holders(Digest(digest), SHOWN_HOLDERS)
+            )
+            for digest, size, found, reason, place, former in rows[:limit]
+        ]
+        return Page(found, more=len(rows) > limit)
+
+    async def damaged_manifests(self, limit: int) -> Sequence[DamagedManifest]:
+        rows: list[Any] = self._db.execute(
+            "SELECT r.name, d.digest, d.found, d.reason "
+            "FROM damaged_manifest d JOIN repository r ON r.id = d.repository ORDER BY d.found, d.digest LIMIT ?",
+            (limit,),
+        ).fetchall()
+        return [DamagedManifest(RepositoryName(name), Digest(digest), *rest) for name, digest, *rest in rows]
+
+    async def damaged_count(self) -> int:
+        count: Any = self._db.execute(
+            "SELECT (SELECT count(*) FROM damaged_blob) + (SELECT count(*) FROM damaged_manifest)"
+        ).get
+        return int(count)
+
+    async def holders(self, digest: Digest, limit: int) -> Sequence[RepositoryName]:
+        return damage_changes.holders(self._db, digest, limit)
+
+    async def check_manifests(self, after: int, until: int) -> ManifestCheck | None:
+        return await self._scans.run(lambda db: _check_manifests(db, after, until))
+
+    async def mark_manifest(self, row: int) -> DamagedManifest | None:
+        now = self._clock()
+        return await self._writer.run(
+            lambda db: damage_changes.mark_manifest(db, row, now), reserve_use=ReserveUse.RELIEF
+        )
+
+    async def restore_manifests(self) -> int:
+        """Only looks at the oldest few, so that one transaction stays short."""
+        if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
+            return 0
+        now = self._clock()
+        return await self._writer.run(
+            lambda db: damage_changes.restore_manifests(db, MANIFESTS_PER_RESTORE, now), reserve_use=ReserveUse.RELIEF
+        )
+
+
+def _measure(db: apsw.Connection) -> tuple[int, int, int]:
+    """Returns the highest row ids of the blobs and of the manifests, and the bytes of all blobs together. Those of the
+    manifests are not added up, because that would read all of their bodies."""
+    last_blob: Any = db.execute("SELECT ifnull(max(id), 0) FROM blob").get
+    last_manifest: Any = db.execute("SELECT ifnull(max(id), 0) FROM manifest").get
+    size: Any = db.execute("SELECT ifnull(sum(size), 0) FROM blob WHERE place <> ''").get
+    return last_blob, last_manifest, size
+
+
+def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestCheck | None:
+    """Hashes at most `MANIFESTS_PER_CHECK` manifests, and fewer if their bodies together have more than
+    `BYTES_PER_CHECK` bytes. Each body is read by a statement of its own, so that the memory of one is enough."""
+    rows: list[Any] = db.execute(
+        "SELECT id, digest FROM manifest WHERE id > ? AND id <= ? AND size > 0 ORDER BY id LIMIT ?",
+        (after, until, MANIFESTS_PER_CHECK),
+    ).fetchall()
+    if not rows:
+        return None
+    wrong, size, last, count = [], 0, after, 0
+    for row, digest in rows:
+        body: bytes | None = db.execute("SELECT body FROM manifest WHERE id = ? AND digest = ?", (row, digest)).get
+        last, count = row, count + 1
+        if body is None:
+            continue  # deleted since the first statement
+        size += len(body)
+        if body and digest_of(body, Digest(digest).algorithm) != digest:
+            wrong.append(row)
+        if size >= BYTES_PER_CHECK:
+            break
+    return ManifestCheck(last, count, size, wrong)

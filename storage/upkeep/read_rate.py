@@ -1,0 +1,46 @@
+"""Bounds the rate at which bytes are read (`ReadRate`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+BURST_SECONDS: Final = 1.0
+"""A reader that was slower than the rate may catch up with the bytes of at most this time."""
+
+PAUSE_SECONDS: Final = 1.0
+"""Longest part of a wait."""
+MIN_PAUSE_SECONDS: Final = 0.001
+"""A shorter wait is left to the next call: a sleep is hardly ever as short."""
+
+
+class ReadRate:
+    """Makes a reader wait so that it reads at most `bytes_per_second` on average. `monotonic` returns the seconds of a
+    monotonic clock, `sleep` waits for a number of seconds."""
+
+    def __init__(
+        self,
+        bytes_per_second: float,
+        monotonic: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._monotonic = monotonic or asyncio.get_running_loop().time
+        self._sleep = sleep
+        self._free_at = self._monotonic()
+        """The time until which the bytes that were read so far take at this rate."""
+
+    async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Waits until `count` more bytes fit the rate. Call it after they were read. Always lets other tasks run. Calls
+        `meanwhile` after each part of the wait, which takes at most `PAUSE_SECONDS`; an error that it raises ends the
+        wait."""
+        now = self._monotonic()
+        self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._bytes_per_second
+        while True:
+            await self._sleep(min(max(self._free_at - now, 0.0), PAUSE_SECONDS))
+            if meanwhile is not None:
+                await meanwhile()
+            now = self._monotonic()
+            if self._free_at - now < MIN_PAUSE_SECONDS:
+                return

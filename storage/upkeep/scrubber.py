@@ -1,0 +1,200 @@
+"""Scrub (`Scrubber`): reads all stored content again, at a bounded rate, and takes what is damaged out of use.
+
+A *round* goes through all blobs and manifests that are stored when it starts. Its progress is in the store, so the next
+run continues it, whichever process makes it: a command, or a server after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+from storage.damage import DamageRecords, ScrubRound, StoredBlob
+from storage.errors import RegistryError, StorageFailed
+from storage.jobs import JSON
+from storage.names import Digest
+from storage.upkeep.job_runner import JobContext
+from storage.upkeep.quarantine import Quarantine
+from storage.upkeep.read_rate import ReadRate
+
+BATCH_SIZE: Final = 500
+"""Number of blobs that one lookup reads."""
+MIN_BYTES_PER_BLOB: Final = 64 * 1024
+"""The rate counts each blob as at least this number of bytes, because a disk needs time to find a file."""
+SAVE_SECONDS: Final = 1.0
+"""Shortest time between two writes of the progress."""
+MAX_IN_A_ROW: Final = 20
+"""After this number of damaged blobs without a good one between them, scrub stops: a disk that fails, or a file system
+that is not mounted, should not take all blobs out of use."""
+PAGE_SIZE: Final = 100
+"""Number of damaged blobs that one lookup reads."""
+HOLDERS_TOLD: Final = 20
+"""Largest number of repositories that a step names for a damaged blob."""
+KIND: Final = "scrub"
+"""The kind of the jobs that scrub."""
+
+OnDamagedBlob = Callable[[Digest], None]
+
+
+class Scrubber:
+    """One run of scrub: completes the current round, or starts one and completes it.
+
+    `rate`: bounds the reading. `quarantine_bytes`: how many damaged bytes are kept; an eighth more while
+    the scrub runs. `keep_going`: goes on after
+    `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for each blob that is damaged, those included that were
+    so before."""
+
+    def __init__(
+        self,
+        damage: DamageRecords,
+        quarantine: Quarantine,
+        rate: ReadRate,
+        context: JobContext,
+        *,
+        quarantine_bytes: int,
+        keep_going: bool = False,
+        on_damaged: OnDamagedBlob = lambda _: None,
+    ) -> None:
+        self._damage = damage
+        self._quarantine = quarantine
+        self._rate = rate
+        self._context = context
+        self._quarantine_bytes = quarantine_bytes
+        self._keep_going = keep_going
+        self._on_damaged = on_damaged
+        self._in_a_row = 0
+        self._read_of_blob = 0
+        """Bytes of the present blob that were read."""
+        self._new_in_quarantine = 0
+        """Bytes that may have come into the quarantine since it was last shrunk."""
+        self._saved_at = 0.0
+        self._round: ScrubRound
+        self._healed = 0
+
+    async def run(self) -> dict[str, JSON]:
+        """Runs until the round is complete, and returns what the round has found. Raises JobStopped, StorageFull and
+        StorageFailed; the progress is kept."""
+        self._round = await self._damage.current_round() or await self._damage.start_round()
+        await self._look_again()
+        await self._shrink_quarantine()
+        try:
+            await self._check_blobs()
+            await self._check_manifests()
+        finally:
+            with suppress(RegistryError):  # an error of the checks says more
+                await self._damage.save_round(self._round)
+        self._round = await self._damage.end_round(self._round)
+        await self._shrink_quarantine()
+        done = self._round
+        return {
+            "round": done.id,
+            "blobs": done.blobs,
+            "manifests": done.manifests,
+            "bytes": done.size,
+            "damaged": done.damaged,
+            "healed": self._healed,
+        }
+
+    async def _look_again(self) -> None:
+        """Looks again at the content that is known to be damaged."""
+        after: str | None = None
+        more = True
+        while more:
+            page = await self._damage.damaged_blobs(after, PAGE_SIZE)
+            for blob in page.items:
+                if await self._quarantine.look_again(blob, self._count_reading):
+                    self._healed += 1
+                    self._context.step(event="healed", digest=blob.digest, size=blob.size)
+                else:
+                    self._on_damaged(blob.digest)
+                after = blob.digest
+            more = page.more
+        self._healed += await self._damage.restore_manifests()
+
+    async def _check_blobs(self) -> None:
+        """Checks the blobs of the round that are not done."""
+        while blobs := await self._damage.blobs_after(self._round.after_blob, self._round.until_blob, BATCH_SIZE):
+            for blob in blobs:
+                await self._check_blob(blob)
+
+    async def _check_blob(self, blob: StoredBlob) -> None:
+        """Checks one blob, and counts it as done."""
+        self._read_of_blob = 0
+        problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
+        if problem is not None:
+            await self._tell_damage(blob, problem)
+        else:
+            self._in_a_row = 0
+        done = self._round
+        self._read_of_blob = 0
+        self._round = replace(
+            done,
+            after_blob=blob.row,
+            blobs=done.blobs + 1,
+            size=done.size + blob.size,
+            damaged=done.damaged + (problem is not None),
+        )
+        await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
+        if self._in_a_row >= MAX_IN_A_ROW and not self._keep_going:
+            raise StorageFailed(
+                f"the last {self._in_a_row} blobs are all damaged; look at the disk first, then go on with "
+                "`entrepot scrub --keep-going`"
+            )
+
+    async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
+        self._in_a_row += 1
+        holders = await self._damage.holders(blob.digest, HOLDERS_TOLD)
+        self._context.step(
+            event="damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
+        )
+        self._on_damaged(blob.digest)
+        self._new_in_quarantine += blob.size
+        if self._new_in_quarantine * 8 > self._quarantine_bytes:  # listing the quarantine takes time if it is full
+            await self._shrink_quarantine()
+
+    async def _shrink_quarantine(self) -> None:
+        await self._quarantine.shrink(self._quarantine_bytes)
+        self._new_in_quarantine = 0
+
+    async def _check_manifests(self) -> None:
+        """Checks the manifests of the round that are not done."""
+        while check := await self._damage.check_manifests(self._round.after_manifest, self._round.until_manifest):
+            damaged = 0
+            for row in check.wrong:
+                if (found := await self._damage.mark_manifest(row)) is not None:
+                    damaged += 1
+                    self._context.step(
+                        event="damaged", kind="manifest", digest=found.digest, reason=found.reason,
+                        repositories=[found.repository],
+                    )  # fmt: skip
+            done = self._round
+            self._round = replace(
+                done,
+                after_manifest=check.last,
+                manifests=done.manifests + check.count,
+                damaged=done.damaged + damaged,
+            )
+            await self._rate.wait(check.size, self._save_progress)
+
+    async def _count_reading(self, count: int) -> None:
+        """Keeps the rate after `count` bytes of a blob were read."""
+        self._read_of_blob += count
+        await self._rate.wait(count, self._save_progress)
+
+    async def _note_second_read(self, _: int) -> None:
+        """Does not keep the rate: a damaged blob should be out of use soon."""
+        await self._save_progress()
+
+    async def _save_progress(self) -> None:
+        """Stores the progress of the round and of the job, at most once in `SAVE_SECONDS`. Raises JobStopped."""
+        now = asyncio.get_running_loop().time()
+        if now - self._saved_at < SAVE_SECONDS:
+            return
+        self._saved_at = now
+        await self._damage.save_round(self._round)
+        total = self._round.total_bytes
+        done = min(self._round.size + self._read_of_blob, total)
+        await self._context.report(done, total=total, unit="bytes", message="reading content", save_now=True)

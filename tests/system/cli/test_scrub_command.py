@@ -1,0 +1,150 @@
+"""`entrepot scrub` beside a running server, and the API's side of it."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.data_dir.layout import Layout
+from storage.names import Digest
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
+from tests.fakes.client_images import ClientImage, digest_of, image
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_files
+from tests.fakes.commands import entrepot, entrepot_output, error_line
+from tests.fakes.mirror_site import wait_until
+from tests.fakes.plain_client import plain_client
+from tests.fakes.scrub_runs import flip_byte
+from tests.fakes.server_process import running_server
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """A server with two workers, the admin root, and a grant for everyone to push."""
+    folder = tmp_path_factory.mktemp("scrub")
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("grant", "add", "**", "pull,push", "everyone", folder=folder)
+    with running_server(folder, workers=2) as server:
+        yield AdminSite(server, folder)
+
+
+@pytest.fixture
+def wire(site: AdminSite) -> RegistryClient:
+    credentials = b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
+    return RegistryClient(site.server.address, f"Basic {credentials}")
+
+
+def push(wire: RegistryClient, repo: str) -> ClientImage:
+    made = image(f"hello from {repo}")
+    wire.push(repo, "latest", made)
+    return made
+
+
+def layer_file(site: AdminSite, made: ClientImage) -> Path:
+    return Layout(site.server.data).blob(Digest(made.layers[0].digest))
+
+
+def scrub_json(site: AdminSite, *more: str, code: int) -> list[dict[str, Any]]:
+    done = entrepot("scrub", "--json", *more, folder=site.folder)
+    assert done.returncode == code, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClient) -> None:
+    """Exit code 1 and one JSON line for each damaged blob; every worker answers HEAD with 404 at once, so a client
+    sends the layer again; afterwards every byte is right. The status and the quarantine tell the same."""
+    made = push(wire, "scrubbed/one")
+    digest = made.layers[0].digest
+    assert wire.blob_status("scrubbed/one", digest) == 200
+    assert [step["event"] for step in scrub_json(site, code=0)] == ["done"]
+    flip_byte(layer_file(site, made))
+
+    found, done = scrub_json(site, "--rate", "1GiB", code=1)
+
+    assert (found["event"], found["kind"], found["digest"]) == ("damaged", "blob", digest)
+    assert found["repositories"] == ["scrubbed/one"]
+    assert (done["event"], done["damaged"], done["still_damaged"]) == ("done", 1, 1)
+    assert {wire.blob_status("scrubbed/one", digest) for _ in range(6)} == {404}
+    [listed] = site.done("GET", "/damaged")["items"]
+    assert (listed["digest"], listed["repositories"]) == (digest, ["scrubbed/one"])
+    status = json.loads(site.command("scrub", "status", "--json"))
+    assert [blob["digest"] for blob in status["damaged_blobs"]] == [digest]
+    assert [each["damaged"] for each in status["rounds"][:2]] == [1, 0]
+    assert digest in site.command("scrub", "status")
+    [kept] = site.done("GET", "/quarantine")
+    assert (kept["digest"], kept["damaged"]) == (digest, True)
+    assert (site.server.data / kept["place"]).exists()
+
+    [done] = scrub_json(site, code=1)
+    assert (done["damaged"], done["still_damaged"]) == (0, 1)
+
+    wire.push("scrubbed/one", "latest", made)
+
+    assert_same_files(wire, "scrubbed/one", "latest", made)
+    assert site.done("GET", "/damaged")["items"] == []
+    [kept] = json.loads(site.command("scrub", "quarantine", "list", "--json"))
+    assert (kept["digest"], kept["damaged"]) == (digest, False)
+    site.command("scrub", "quarantine", "delete", digest)
+    assert site.done("GET", "/quarantine") == []
+    assert code_of(site.call("DELETE", f"/quarantine/{digest}")) == "BLOB_UNKNOWN"
+    assert code_of(site.call("DELETE", "/quarantine/other")) == "DIGEST_INVALID"
+    actions = [line["action"] for line in site.done("GET", "/audit", target="scrubbed/one", limit=20)["items"]]
+    assert actions.index("blob.healed") < actions.index("blob.damaged")
+
+
+def test_no_cache_serves_damaged_bytes(site: AdminSite, wire: RegistryClient) -> None:
+    """A worker answers repeated GETs of a small blob from its memory. After the scrub of another process, the same
+    worker, on the same connection, answers 404."""
+    made = push(wire, "scrubbed/small")
+    assert made.config is not None
+    digest = digest_of(made.config.body)
+    path = f"/v2/scrubbed/small/blobs/{digest}"
+    with plain_client(site.server.url, timeout=60) as client:
+        for _ in range(5):
+            assert client.get(path, auth=(ADMIN, PASSWORD)).content == made.config.body
+        flip_byte(Layout(site.server.data).blob(Digest(digest)))
+        found, _ = scrub_json(site, code=1)
+        assert found["digest"] == digest
+        assert client.get(path, auth=(ADMIN, PASSWORD)).status_code == 404
+        wire.push("scrubbed/small", "latest", made)
+        assert client.get(path, auth=(ADMIN, PASSWORD)).content == made.config.body
+
+
+def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
+    """POST queues a job, which a worker runs. While one is active, a second is refused, and so is the command, in a
+    sentence that says who is at work."""
+    made = push(wire, "scrubbed/two")
+    flip_byte(layer_file(site, made))
+    slow = site.done("POST", "/scrub", {"rate": 1})
+    wait_until(lambda: site.done("GET", f"/jobs/{slow['id']}")["state"] == "running", "no worker runs the job")
+    refused = site.call("POST", "/scrub", {})
+    assert (refused.status_code, code_of(refused)) == (409, "JOB_RUNNING")
+    assert site.done("GET", "/scrub")["job"]["id"] == slow["id"]
+    line = error_line(entrepot("scrub", folder=site.folder), 1)
+    assert f"root is running scrub already (job {slow['id']}" in line
+    site.done("POST", f"/jobs/{slow['id']}/stop", {})
+    wait_until(lambda: site.done("GET", f"/jobs/{slow['id']}")["state"] == "stopped", "the job does not stop")
+
+    job = site.done("POST", "/scrub", {})
+    wait_until(lambda: site.done("GET", f"/jobs/{job['id']}")["ended"], "the job does not end")
+
+    assert [each["digest"] for each in site.done("GET", "/damaged")["items"]] == [made.layers[0].digest]
+    assert site.done("GET", "/scrub")["rounds"][0]["ended"] is not None
+    assert site.call("POST", "/scrub", {"rate": 0}).status_code == 422
+    wire.push("scrubbed/two", "latest", made)
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (("--rate", "fast"), "--rate: 'fast' is not a size"),
+        (("--rate", "0"), "--rate: '0' is not a size"),
+        (("--json", "status"), "write the options behind the subcommand: entrepot scrub status"),
+    ],
+)
+def test_bad_usage(tmp_path: Path, args: tuple[str, ...], problem: str) -> None:
+    assert problem in error_line(entrepot("scrub", *args, folder=tmp_path), 2)

@@ -1,0 +1,40 @@
+"""docker heals a damaged layer by an ordinary push."""
+
+from __future__ import annotations
+
+import json
+
+from storage.data_dir.layout import Layout
+from storage.names import Digest
+from tests.fakes.client_images import ClientImage
+from tests.fakes.clients.docker_engine import DockerEngine
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_files
+from tests.fakes.commands import entrepot
+from tests.fakes.scrub_runs import flip_byte
+from tests.fakes.server_process import RegistryServer
+
+
+def test_a_docker_push_heals(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+) -> None:
+    """Before the scrub, docker finds the layer there and sends nothing. After it, the same push sends the layer again,
+    although the manifest is there; another host can pull the image then."""
+    name = f"{server.address}/{repo}"
+    docker.load(fresh, name)
+    docker("push", name)
+    assert "Layer already exists" in docker("push", name).out
+    manifest = wire.manifest(repo, "latest").body
+    layer = json.loads(manifest)["layers"][-1]["digest"]  # docker has compressed it itself
+    flip_byte(Layout(server.data).blob(Digest(layer)))
+    done = entrepot("scrub", folder=server.data.parent)
+    assert done.returncode == 1, done.stderr
+    assert f"damaged blob {layer} of {repo}" in done.stdout
+    assert wire.blob_status(repo, layer) == 404
+
+    assert "Pushed" in docker("push", name).out
+
+    assert wire.manifest(repo, "latest").body == manifest
+    assert_same_files(wire, repo, "latest", fresh)
+    docker.forget(name)
+    docker("pull", name)
+    assert docker.output_of(name) == f"hello from {repo}\n"

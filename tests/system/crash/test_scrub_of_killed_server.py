@@ -1,0 +1,54 @@
+"""SIGKILL of a server that scrubs: the next one continues the job where it was."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.mirror_site import wait_until
+from tests.fakes.plain_client import plain_client
+from tests.fakes.raw_http import RawConnection
+from tests.fakes.raw_pushes import RawPushes
+from tests.fakes.server_process import RegistryServer, running_server, start_server
+
+BLOBS = 12
+RATE = 5 * 64 * 1024
+"""Bytes per second: five small blobs."""
+
+
+def api(server: RegistryServer, method: str, path: str, body: object | None = None) -> Any:
+    with plain_client(f"{server.url}/api/v1", timeout=60) as client:
+        answer = client.request(method, path, json=body)
+    assert answer.is_success, answer.text
+    return answer.json()
+
+
+def scrub_round(server: RegistryServer) -> Any:
+    rounds = api(server, "GET", "/scrub")["rounds"]
+    return rounds[0] if rounds else {"blobs": 0}
+
+
+@pytest.mark.slow
+def test_the_next_server_continues(tmp_path: Path) -> None:
+    """The same job ends the same round, and counts each blob once."""
+    server = start_server(tmp_path)
+    try:
+        with closing(RawConnection(("127.0.0.1", server.port))) as connection:
+            push = RawPushes(connection, "team/app")
+            for number in range(BLOBS):
+                push.blob(b"blob %d" % number)
+        job = api(server, "POST", "/scrub", {"rate": RATE})
+        wait_until(lambda: scrub_round(server)["blobs"] >= 3, "no progress is saved")
+        before = scrub_round(server)
+        assert before["ended"] is None
+    finally:
+        server.kill()
+    with running_server(tmp_path) as server:
+        wait_until(lambda: api(server, "GET", f"/jobs/{job['id']}")["ended"], "the job does not end")
+        ended = api(server, "GET", f"/jobs/{job['id']}")
+        assert (ended["state"], ended["result"]["blobs"]) == ("done", BLOBS)
+        [only] = api(server, "GET", "/scrub")["rounds"]
+        assert (only["id"], only["started"], only["blobs"]) == (before["id"], before["started"], BLOBS)

@@ -1,0 +1,107 @@
+"""When a server starts a round of scrub by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from registry.config.scrub_settings import ScrubSettings
+from registry.naming import NamingRules
+from registry.router import Router
+from registry.upkeep.scrub_job import CONTINUE_SECONDS, is_due, scrub_work, start_if_due
+from storage.composition import open_registry, prepare_data_dir
+from storage.jobs import Job, JobState
+from storage.names import RepositoryName
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobRunner
+from storage.upkeep.scrubber import KIND
+from tests.fakes.registry_content import push_blob
+
+APP = RepositoryName("team/app")
+DAY = 86400.0
+
+
+class Clock:
+    now = 1_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def reached(store: StoredRegistry, job: Job, state: JobState) -> Job:
+    """Waits until the job is in this state."""
+    for _ in range(2000):
+        found = await store.jobs.job(job.id)
+        if found.state is state:
+            return found
+        await asyncio.sleep(0.01)
+    pytest.fail(f"job {job.id} is {found.state}, not {state}")
+
+
+def router_of(store: StoredRegistry) -> Router:
+    return Router(store, {}, store.is_known_repository, NamingRules())
+
+
+async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
+    """The first one when the oldest blob has rested for the interval, the next ones an interval after the last; never
+    two at once."""
+    prepare_data_dir(tmp_path)
+    clock, settings = Clock(), ScrubSettings(every=30 * DAY)
+    async with open_registry(tmp_path, clock=clock) as store:
+        assert await start_if_due(settings, store, clock) is None
+        clock.now += 100 * DAY
+        assert await start_if_due(settings, store, clock) is None  # there is nothing to read
+        await push_blob(store, APP, b"first")
+        clock.now += 30 * DAY - 1
+        assert await start_if_due(settings, store, clock) is None
+        clock.now += 1
+        started = await asyncio.gather(*(start_if_due(settings, store, clock) for _ in range(4)))
+        [job] = [each for each in started if each is not None]
+        assert (job.kind, job.actor, job.state, job.is_resumable) == (KIND, "schedule", JobState.QUEUED, True)
+        assert await start_if_due(settings, store, clock) is None
+        works = {KIND: scrub_work(settings, store, router_of(store))}
+        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
+        assert ((await reached(store, job, JobState.DONE)).result or {})["blobs"] == 1
+        runner.cancel()
+        [done] = await store.damage.rounds(5)
+        assert (done.ended, done.blobs) == (clock.now, 1)
+        clock.now += 30 * DAY - 1
+        assert await start_if_due(settings, store, clock) is None
+        clock.now += 1
+        assert await start_if_due(settings, store, clock) is not None
+
+
+async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:
+    """Or after the interval, if that is shorter."""
+    prepare_data_dir(tmp_path)
+    clock = Clock()
+    async with open_registry(tmp_path, clock=clock) as store:
+        await push_blob(store, APP, b"first")
+        await store.damage.save_round(await store.damage.start_round())
+        assert not await is_due(store.damage, 30 * DAY, clock.now + CONTINUE_SECONDS - 1)
+        assert await is_due(store.damage, 30 * DAY, clock.now + CONTINUE_SECONDS)
+        assert await is_due(store.damage, 3600.0, clock.now + 3600)
+
+
+async def test_a_server_continues_after_a_restart(tmp_path: Path) -> None:
+    """The job of a process that ended in the middle of a round is continued by the next one, where it was."""
+    prepare_data_dir(tmp_path)
+    settings = ScrubSettings(every=30 * DAY, rate=1)  # type: ignore[arg-type]  # slow enough to be interrupted
+    async with open_registry(tmp_path) as store:
+        for number in range(3):
+            await push_blob(store, APP, b"%d" % number)
+        job = await store.jobs.add(KIND, {}, actor="alice", is_resumable=True)
+        works = {KIND: scrub_work(settings, store, router_of(store))}
+        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
+        await reached(store, job, JobState.RUNNING)
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
+        assert (await store.jobs.job(job.id)).ended is None
+    async with open_registry(tmp_path) as store:
+        works = {KIND: scrub_work(ScrubSettings(), store, router_of(store))}
+        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
+        assert ((await reached(store, job, JobState.DONE)).result or {})["blobs"] == 3
+        runner.cancel()
+        assert len(await store.damage.rounds(5)) == 1

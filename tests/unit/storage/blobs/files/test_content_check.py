@@ -1,0 +1,73 @@
+"""The check of a blob's file: what it reads from the disk does not stay in memory, what was there stays."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from storage.blobs.blob_store import BytesMissing
+from storage.blobs.files.content_check import PART_BYTES, FileCheck
+from storage.content import digest_of
+from storage.errors import StorageFailed
+from tests.unit.storage.blobs.files.page_residency import resident_pages
+
+BODY = os.urandom(3 * PART_BYTES + 5000)
+
+
+def run(file: Path, body: bytes = BODY, *, read_again: bool = False) -> FileCheck:
+    check = FileCheck(file, digest_of(body), len(body), read_again=read_again)
+    total = 0
+    while count := check.read_part():
+        assert count <= PART_BYTES
+        total += count
+    check.close()
+    assert total == len(body) or check.problem
+    return check
+
+
+def test_right_bytes(tmp_path: Path) -> None:
+    """Also of an empty blob, and of one as long as a part."""
+    for body in (BODY, b"", BODY[:PART_BYTES]):
+        (tmp_path / "blob").write_bytes(body)
+        assert run(tmp_path / "blob", body).problem is None
+
+
+@pytest.mark.parametrize("stored", [b"", BODY[:-1], BODY + b"x", BODY[:-1] + b"x"])
+def test_wrong_bytes(tmp_path: Path, stored: bytes) -> None:
+    (tmp_path / "blob").write_bytes(stored)
+    assert run(tmp_path / "blob").problem is not None
+
+
+def test_no_file(tmp_path: Path) -> None:
+    """Without the directory nobody can say that the blob is lost."""
+    with pytest.raises(BytesMissing):
+        run(tmp_path / "blob")
+    with pytest.raises(StorageFailed, match="mounted"):
+        run(tmp_path / "away" / "blob")
+
+
+@pytest.mark.real_disk
+def test_pages_stay_as_they_were(tmp_path: Path) -> None:
+    """Before the check, the first 8 pages of the file are in memory, as of a blob that is being pulled: after the check
+    too, and none of those that the check has read. A second look at the disk drops them all."""
+    file = tmp_path / "blob"
+    file.write_bytes(BODY)
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        assert resident_pages(fd, len(BODY)) == set()
+        os.pread(fd, 8 * mmap.PAGESIZE, 0)
+        before = resident_pages(fd, len(BODY))
+        assert set(range(8)) <= before
+        assert run(file).problem is None
+        assert resident_pages(fd, len(BODY)) <= before
+        assert 0 in resident_pages(fd, len(BODY))
+        assert run(file, read_again=True).problem is None
+        assert resident_pages(fd, len(BODY)) == set()
+    finally:
+        os.close(fd)

@@ -1,0 +1,83 @@
+"""Manifests whose stored body is damaged: served to nobody, and healed by a push of the same manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.composition import open_registry
+from storage.content import Descriptor
+from storage.errors import ManifestBlobUnknown, ManifestUnknown
+from storage.names import Digest, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.blob_files import layout_behind
+from tests.fakes.registry_content import BY, index_of, push_image
+from tests.fakes.scrub_runs import scrub
+
+APP = RepositoryName("team/app")
+
+
+def change_body(registry: StoredRegistry, digest: Digest, body: bytes) -> None:
+    """Changes a stored body behind the registry's back."""
+    db = apsw.Connection(str(layout_behind(registry).metadata))
+    db.execute("UPDATE manifest SET body = ? WHERE digest = ?", (body, digest))
+    assert db.changes()
+    db.close()
+
+
+async def test_a_damaged_manifest_is_healed_by_a_push(registry: StoredRegistry) -> None:
+    """By tag and by digest it is unknown, it is no referrer, and an index that lists it is refused. Its tags stay."""
+    base = await push_image(registry, APP, "base", "base")
+    signature = await push_image(registry, APP, "signature", "latest", subject=base.digest)
+    change_body(registry, signature.digest, signature.body.replace(b"layer", b"lawyer"))
+    index = index_of([Descriptor(signature.media_type, signature.digest, len(signature.body))])
+
+    result, [step] = await scrub(registry)
+
+    assert (result["manifests"], result["damaged"]) == (2, 1)
+    assert (step["kind"], step["digest"], step["repositories"]) == ("manifest", signature.digest, [APP])
+    for reference in (Tag("latest"), signature.digest):
+        with pytest.raises(ManifestUnknown, match="push the image again"):
+            await registry.get_manifest(APP, reference)
+        with pytest.raises(ManifestUnknown, match="push the image again"):
+            await registry.resolve_manifest(APP, reference)
+    assert not (await registry.referrers(APP, base.digest, None, None, 10)).items
+    with pytest.raises(ManifestBlobUnknown):
+        await registry.put_manifest(APP, index, by=BY)
+    [damaged] = await registry.damage.damaged_manifests(10)
+    assert (damaged.repository, damaged.digest) == (APP, signature.digest)
+    assert (await scrub(registry))[0]["damaged"] == 0  # it is known
+
+    await registry.put_manifest(APP, signature, by=BY)
+
+    assert (await registry.get_manifest(APP, Tag("latest"))).body == signature.body
+    assert (await registry.resolve_manifest(APP, Tag("latest"))).size == len(signature.body)
+    [referrer] = (await registry.referrers(APP, base.digest, None, None, 10)).items
+    assert referrer.size == len(signature.body)
+    assert not await registry.damage.damaged_manifests(10)
+    await registry.put_manifest(APP, index, by=BY)
+
+
+async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
+    """Its blobs are collected, and the record of the damage goes."""
+    async with open_registry(data, grace=0) as registry:
+        image = await push_image(registry, APP, "one", "latest")
+        change_body(registry, image.digest, b"{}")
+        await scrub(registry)
+        await registry.delete_manifest(APP, image.digest, by=BY)
+        assert not await registry.damage.damaged_manifests(10)
+        assert (await registry.collector.collect()).blobs == 2
+
+
+async def test_a_body_that_is_right_after_all_comes_back(registry: StoredRegistry) -> None:
+    """What scrub has put aside because of a failing memory is served again once it hashes right."""
+    image = await push_image(registry, APP, "one", "latest")
+    change_body(registry, image.digest, b"{}")
+    await scrub(registry)
+    db = apsw.Connection(str(layout_behind(registry).metadata))
+    db.execute("UPDATE damaged_manifest SET body = ?", (image.body,))
+    db.close()
+    assert (await scrub(registry))[0]["healed"] == 1
+    assert (await registry.get_manifest(APP, Tag("latest"))).body == image.body
