@@ -12,17 +12,16 @@ import apsw
 from storage.consistency import Key, Problem, ProblemCode
 from storage.metadata.sqlite.upkeep.table_checks import Rule, TableCheck
 
-_IN_SCOPE = "substr(r.name, 1, length(s.prefix)) = s.prefix"
 _COUNTED = "coalesce((SELECT u.links FROM usage_blob u WHERE u.scope = s.id AND u.blob = {blob}), 0)"
 _RECOUNTED = (
-    "(SELECT count(*) FROM blob_link l JOIN repository r ON r.id = l.repository WHERE l.blob = {blob} AND "
-    f"{_IN_SCOPE})"
+    "(SELECT count(*) FROM usage_member m JOIN blob_link l ON l.repository = m.repository "
+    "WHERE m.scope = s.id AND l.blob = {blob})"
 )
 _TOTALS = """
 SELECT (SELECT count(*) FROM usage_blob u WHERE u.scope = s.id),
-       (SELECT coalesce(sum(b.size), 0) FROM usage_blob u JOIN blob b ON b.id = u.blob WHERE u.scope = s.id),
-       (SELECT count(*) FROM tag t JOIN repository r ON r.id = t.repository WHERE r.name >= s.prefix AND """
-_TOTALS += f"{_IN_SCOPE})\n  FROM usage_scope s WHERE s.id = "
+       (SELECT coalesce(sum(u.size), 0) FROM usage_blob u WHERE u.scope = s.id),
+       (SELECT count(*) FROM usage_member m JOIN tag t ON t.repository = m.repository WHERE m.scope = s.id)
+  FROM usage_scope s WHERE s.id = """
 
 USAGE_CHECKS: Final = (
     TableCheck(
@@ -45,12 +44,12 @@ USAGE_CHECKS: Final = (
         "usage_scope",
         ("id",),
         "''",
-        "t.prefix",
+        "t.name",
         (
             Rule(
                 ProblemCode.USAGE_TOTALS,
                 f"t.complete = 1 AND (t.blobs, t.bytes, t.tags) <> ({_TOTALS}t.id)",
-                "the space that the repositories below {item} use is counted wrongly",
+                "the space that the repositories of {item} use is counted wrongly",
             ),
         ),
     ),
@@ -72,19 +71,24 @@ def repair(db: apsw.Connection, problem: Problem) -> str | None:
 
 def _recount_blob(db: apsw.Connection, key: Key) -> None:
     """Counts again in how many repositories of each scope the blob with the row id `key` has a link."""
+    # A quota is not enforced while the counts are mended: triggers enforce it only if `complete` is 1.
+    db.execute("UPDATE usage_scope SET complete = 2 WHERE complete = 1")
     db.execute(
-        "DELETE FROM usage_blob WHERE blob = ?1 AND scope IN (SELECT id FROM usage_scope WHERE complete = 1)", key
+        "DELETE FROM usage_blob WHERE blob = ?1 AND scope IN (SELECT id FROM usage_scope WHERE complete = 2)", key
     )
     db.execute(
-        "INSERT INTO usage_blob (scope, blob, links) SELECT id, ?1, links FROM (SELECT s.id, "
-        f"{_RECOUNTED.format(blob='?1')} AS links FROM usage_scope s WHERE s.complete = 1) WHERE links > 0",
+        "INSERT INTO usage_blob (scope, blob, size, links) SELECT id, ?1, size, links FROM (SELECT s.id, b.size, "
+        f"{_RECOUNTED.format(blob='?1')} AS links FROM usage_scope s JOIN blob b ON b.id = ?1 WHERE s.complete = 2) "
+        "WHERE links > 0",
         key,
     )
+    db.execute("UPDATE usage_scope SET complete = 1 WHERE complete = 2")
 
 
 def resize_blob(db: apsw.Connection, blob: int, before: int, after: int) -> None:
-    """Corrects the totals of all scopes that have counted the blob, when its size is corrected."""
+    """Corrects the counts of all scopes that have counted the blob, when its size is corrected."""
     db.execute(
         "UPDATE usage_scope SET bytes = bytes + ? WHERE id IN (SELECT scope FROM usage_blob WHERE blob = ?)",
         (after - before, blob),
     )
+    db.execute("UPDATE usage_blob SET size = ? WHERE blob = ?", (after, blob))

@@ -204,11 +204,13 @@ def wrong_usage_totals(site: Site) -> None:
 
 
 def count_usage(site: Site) -> None:
-    """Counts a scope as the code that keeps the counts does."""
-    site.run("INSERT INTO usage_scope VALUES (1, 'team/', 0, 0, 2, 1), (2, 'not/counted/yet/', 7, 7, 7, 0)")
-    site.run("INSERT INTO usage_blob SELECT 1, blob, count(*) FROM blob_link GROUP BY blob")
-    site.run("UPDATE usage_scope SET blobs = (SELECT count(*) FROM blob), bytes = (SELECT sum(size) FROM blob) "
-             "WHERE id = 1")  # fmt: skip
+    """Counts a scope as the code that keeps the counts does, and adds one that is not counted yet."""
+    site.run("INSERT INTO usage_scope (id, name, prefixes, excluded) VALUES (1, 'team/', '[\"team/\"]', '[]')")
+    site.run("INSERT INTO usage_member (repository, scope) SELECT id, 1 FROM repository WHERE name LIKE 'team/%'")
+    site.run("INSERT INTO usage_blob (scope, blob, size, links) SELECT 1, b.id, b.size, count(*) "
+             "FROM blob_link l JOIN blob b ON b.id = l.blob GROUP BY b.id")  # fmt: skip
+    site.run("UPDATE usage_scope SET tags = (SELECT count(*) FROM tag), complete = 1")
+    site.run("INSERT INTO usage_scope (id, name, prefixes, excluded, bytes) VALUES (2, 'other/', '[]', '[]', 7)")
 
 
 REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {
