@@ -10,7 +10,7 @@ An image was last pulled when any of its manifests was last pulled, or when one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,8 +86,3 @@ class CachedImages(Protocol):
     async def summary(self, upstream: str) -> CacheSummary:
         """Counts the images of an upstream. Runs in a thread."""
         ...
-
-
-def total(images: Iterable[EvictedImage]) -> int:
-    """Returns the sum of the bytes of the images."""
-    return sum(image.bytes for image in images)

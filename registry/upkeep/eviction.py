@@ -9,7 +9,7 @@ from typing import Any, Final
 from registry.config import Settings
 from registry.upkeep.budgets import CACHE_SCOPE, budget_of, scope_definitions, upstream_scope
 from storage.cached_images import EvictedImage
-from storage.errors import NameUnknown
+from storage.errors import NameUnknown, Unsupported
 from storage.jobs import JSON
 from storage.sizes import size_text
 from storage.store.stored_registry import StoredRegistry
@@ -78,8 +78,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
 
         budgets = _budgets(settings, evictor, to, upstream)
         if dry_run:
-            planned = await _plan(evictor, budgets, to)
-            for image in planned:
+            for image in await _plan(evictor, budgets):
                 await on_evicted(image)
         elif budgets is None:
             await evictor.evict(on_evicted)
@@ -93,15 +92,21 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
 
 
 def _budgets(settings: Settings, evictor: Evictor, to: int | None, upstream: str | None) -> list[Budget] | None:
-    """Returns the budgets to keep; None if these are all limits in the settings."""
+    """Returns the budgets to keep; None if these are all limits in the settings. Raises Unsupported if the settings do
+    not limit what is to be evicted."""
     if to is not None:
         return [budget_of(settings, upstream, to)]
-    if upstream is not None:
-        return [budget for budget in evictor.limits.budgets if budget.scope == upstream_scope(upstream)]
-    return None
+    if upstream is None:
+        if not evictor.limits:
+            raise Unsupported("the settings do not limit the cache; say how large it may be, as in --to 200GiB")
+        return None
+    budgets = [budget for budget in evictor.limits.budgets if budget.scope == upstream_scope(upstream)]
+    if not budgets:
+        raise Unsupported(f"{upstream} has no cache_max in the settings; say how large its cache may be, with --to")
+    return budgets
 
 
-async def _plan(evictor: Evictor, budgets: list[Budget] | None, to: int | None) -> list[EvictedImage]:
+async def _plan(evictor: Evictor, budgets: list[Budget] | None) -> list[EvictedImage]:
     if budgets is None:
         return await evictor.plan_for_limits()
     return [image for budget in budgets for image in await evictor.plan(budget)]

@@ -118,6 +118,12 @@ def test_the_commands(site: MirrorSite) -> None:
 
     for arguments, code, message in (
         (("--to", "much"), 2, "--to: 'much' is not a size; write it like 200GiB"),
+        ((), 1, "the settings do not limit the cache; say how large it may be, as in --to 200GiB"),
+        (
+            ("--upstream", "docker.io"),
+            1,
+            "docker.io has no cache_max in the settings; say how large its cache may be, with --to",
+        ),
         (("--upstream", "ghcr.io"), 1, "ghcr.io is not mirrored; the upstreams are docker.io"),
     ):
         failed = entrepot("cache", "evict", *arguments, *where, folder=site.folder)
