@@ -464,3 +464,13 @@ async def test_a_plain_delete(store: StoredRegistry, changes: TagChanges) -> Non
     await assert_whole(store, image)
     with pytest.raises(ManifestUnknown):
         await changes.delete(APP, V1, by=ALICE)
+
+
+async def test_a_referrer_that_lists_its_subject_comes_back(store: StoredRegistry, changes: TagChanges) -> None:
+    """It is put back after what it lists."""
+    image = await push_image(store, APP, "image", "v1")
+    listing = index_of([image.descriptor], subject=image.digest)
+    await store.put_manifest(APP, listing, by=BY)
+    for manifest in (listing, image):
+        await store.delete_manifest(APP, manifest.digest, by=BY)
+    assert list((await changes.restore(APP, V1, by=ALICE)).restored) == [image.digest, listing.digest]
