@@ -105,8 +105,9 @@ class TagHistory(Protocol):
         some that no tag points at.
 
         Raises ManifestUnknown (the manifest, or one that it lists, is gone), ManifestBlobUnknown (a blob is gone),
-        PreconditionFailed (`condition` does not hold for the tag), Denied (the tag is immutable and points at another
-        manifest; with `force`, the tag is moved all the same and the audit log says so)."""
+        ManifestTooLarge (it lists more manifests than one call can put back), PreconditionFailed (`condition` does not
+        hold for the tag), Denied (the tag is immutable and points at another manifest; with `force`, the tag is moved
+        all the same and the audit log says so)."""
         ...
 
     async def delete_tag(

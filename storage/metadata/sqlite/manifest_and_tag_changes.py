@@ -299,7 +299,7 @@ def _check_not_needed(
 def put_back(
     db: apsw.Connection,
     repo: RepositoryName,
-    manifests: Iterable[Manifest],
+    digests: Iterable[Digest],
     by: Actor,
     now: float,
     *,
@@ -311,30 +311,29 @@ def put_back(
     gone."""
     repository = lookups.repository_id(db, repo)
     restored: list[Digest] = []
-    for manifest in manifests:
+    for digest in digests:
         try:
-            is_restored = _put_manifest_back(db, repo, repository, manifest)
+            is_restored = _put_manifest_back(db, repo, repository, digest)
         except (ManifestUnknown, ManifestBlobUnknown):
-            if manifest.digest not in optional:
+            if digest not in optional:
                 raise
             continue
         if is_restored:
-            record_content(db, by, now, "manifest.restore", repo, manifest.digest)
-            restored.append(manifest.digest)
+            record_content(db, by, now, "manifest.restore", repo, digest)
+            restored.append(digest)
     return restored
 
 
-def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: int, manifest: Manifest) -> bool:
+def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: int, digest: Digest) -> bool:
     """Puts a deleted manifest back. Returns False if the repository has it already. Raises ManifestUnknown,
     ManifestBlobUnknown."""
-    digest = manifest.digest
-    pushed = deleted_manifests.pushed_at(db, repository, digest)
-    if pushed is None:
+    deleted = deleted_manifests.find(db, repository, digest)
+    if deleted is None:
         if db.execute("SELECT 1 FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get:
             return False
         raise not_restorable(repo, digest)
-    _check_restorable(db, repo, repository, manifest)
-    _store_manifest(db, repository, manifest, pushed)
+    _check_restorable(db, repo, repository, deleted.manifest)
+    _store_manifest(db, repository, deleted.manifest, deleted.pushed)
     return True
 
 

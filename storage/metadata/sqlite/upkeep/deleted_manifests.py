@@ -7,7 +7,7 @@ repository. Times are seconds since 1970.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -34,20 +34,20 @@ def forget(db: apsw.Connection, repository: int, digest: Digest) -> None:
     db.execute("DELETE FROM deleted_manifest WHERE repository = ? AND digest = ?", (repository, digest))
 
 
-def pushed_at(db: apsw.Connection, repository: int, digest: Digest) -> float | None:
-    """Returns when a deleted manifest was pushed; None if it is not kept."""
-    at: float | None = db.execute(
-        "SELECT pushed FROM deleted_manifest WHERE repository = ? AND digest = ?", (repository, digest)
-    ).get
-    return at
+class DeletedManifest(NamedTuple):
+    """A deleted manifest, and the time at which it was pushed."""
+
+    manifest: Manifest
+    pushed: float
 
 
-def find(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
+def find(db: apsw.Connection, repository: int, digest: Digest) -> DeletedManifest | None:
     """Returns a deleted manifest; None if it is not kept."""
     row: Any = db.execute(
-        "SELECT body, media_type FROM deleted_manifest WHERE repository = ? AND digest = ?", (repository, digest)
+        "SELECT body, media_type, pushed FROM deleted_manifest WHERE repository = ? AND digest = ?",
+        (repository, digest),
     ).get
-    return None if row is None else Manifest(row[0], row[1], digest)
+    return None if row is None else DeletedManifest(Manifest(row[0], row[1], digest), row[2])
 
 
 def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int) -> list[Digest]:

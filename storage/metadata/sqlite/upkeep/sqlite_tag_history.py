@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import apsw
 
-from storage.content import INDEXES, Actor, Condition, Manifest, Page
+from storage.content import Actor, Condition, Page
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite import lookups, manifest_and_tag_changes
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep.restore_plan import PlannedManifest, find_plan
 from storage.names import Digest, RepositoryName, Tag
-from storage.tag_history import Availability, TagChange, TagMove, not_restorable
+from storage.tag_history import Availability, TagChange, TagMove
 from storage.tag_rules import IsImmutable
 
 MAX_PUT_BACK_AT_ONCE: Final = 200
 """Largest number of manifests that one transaction puts back."""
-MAX_PUT_BACK: Final = 10_000
-"""Largest number of manifests that one call puts back; no index of that size was seen yet."""
-MAX_REFERRERS: Final = 1000
-"""Largest number of referrers that are put back with one manifest."""
+MAX_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
+"""A transaction puts no further manifest back once it has put back this many bytes of manifests."""
 _CHANGES: Final = """
 SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
        (SELECT p.digest FROM tag_history p
@@ -99,24 +96,25 @@ class SqliteTagHistory:
         is_immutable: IsImmutable,
         force: bool = False,
     ) -> TagMove:
-        plan = await self._scans.run(lambda db: _plan(db, repo, digest))
+        plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
         # The referrers come before their subjects, because a call that repeats an interrupted one finds only the
         # referrers of manifests that are still deleted.
-        manifests = [manifest for group in reversed(plan.referrers) for manifest in group] + plan.deleted
-        referrers = [manifest for group in plan.referrers for manifest in group]
-        optional = frozenset(manifest.digest for manifest in referrers)
+        batches = _batches([part for group in reversed(plan.referrers) for part in group] + plan.deleted)
+        referrers = [part for group in plan.referrers for part in group]
+        optional = frozenset(part.digest for part in referrers)
         restored: list[Digest] = []
 
-        def put_back(db: apsw.Connection, some: Sequence[Manifest]) -> list[Digest]:
-            return manifest_and_tag_changes.put_back(db, repo, some, by, self._clock(), optional=optional)
+        def put_back(db: apsw.Connection, digests: Sequence[Digest]) -> list[Digest]:
+            return manifest_and_tag_changes.put_back(db, repo, digests, by, self._clock(), optional=optional)
 
-        while len(manifests) > MAX_PUT_BACK_AT_ONCE:
-            some, manifests = manifests[:MAX_PUT_BACK_AT_ONCE], manifests[MAX_PUT_BACK_AT_ONCE:]
-            restored += await self._writer.run(partial(put_back, some=some))
+        for batch in batches[:-1]:
+            restored += await self._writer.run(partial(put_back, digests=batch))
 
         def change(db: apsw.Connection) -> TagMove:
-            put_back_now = put_back(db, manifests)
-            put_back_now += put_back(db, referrers)  # those that list a manifest which was not there before
+            put_back_now = put_back(db, batches[-1])
+            # A referrer can list a manifest that was not there before. Of such referrers, one batch is tried again.
+            done = {*restored, *put_back_now}
+            put_back_now += put_back(db, _batches([part for part in referrers if part.digest not in done])[0])
             previous = manifest_and_tag_changes.move_tag(
                 *(db, repo, tag, plan.target, by, self._clock()),
                 condition=condition,
@@ -174,61 +172,14 @@ def _change(row: tuple[Any, ...]) -> TagChange:
     )
 
 
-@dataclass(slots=True)
-class _Plan:
-    """What has to be put back before a tag can point at `target`. `deleted`: deleted manifests, each after the ones
-    that it lists. `referrers`: groups of deleted manifests: a referrer of one of `deleted` or of an earlier group, and
-    before it the manifests that it lists."""
-
-    target: Manifest
-    deleted: list[Manifest] = field(default_factory=list)
-    referrers: list[list[Manifest]] = field(default_factory=list)
-
-
-def _plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> _Plan:
-    """Finds out what has to be put back. The transaction that puts it back checks everything again. Raises NameUnknown,
-    and ManifestUnknown if the manifest `digest` is gone."""
-    repository = lookups.repository_id(db, repo)
-    seen: set[Digest] = set()
-    deleted = _deleted_below(db, repository, digest, seen)
-    target = deleted_manifests.find(db, repository, digest) or _stored(db, repository, digest)
-    if target is None:
-        raise not_restorable(repo, digest)
-    plan = _Plan(target, deleted)
-    subjects = [manifest.digest for manifest in deleted]
-    while subjects and len(seen) < MAX_PUT_BACK:
-        for referrer in deleted_manifests.referrers(db, repository, subjects.pop(), MAX_REFERRERS):
-            found = _deleted_below(db, repository, referrer, seen)
-            plan.referrers.append(found)
-            subjects += [manifest.digest for manifest in found]
-    return plan
-
-
-def _deleted_below(db: apsw.Connection, repository: int, top: Digest, seen: set[Digest]) -> list[Manifest]:
-    """Returns the deleted manifests among `top` and what it lists, directly or through other indexes, each after the
-    ones that it lists. Skips manifests in `seen`, and adds all that it looks at to `seen`."""
-    found: list[Manifest] = []
-    stack: list[tuple[Digest, Manifest | None]] = [(top, None)]
-    while stack:
-        digest, visited = stack.pop()
-        if visited is not None:  # all that it lists was handled
-            found.append(visited)
-            continue
-        if digest in seen or len(seen) >= MAX_PUT_BACK:
-            continue
-        seen.add(digest)
-        deleted = deleted_manifests.find(db, repository, digest)
-        if deleted is not None:
-            stack.append((digest, deleted))
-        manifest = deleted or _stored(db, repository, digest)
-        if manifest is not None and manifest.media_type in INDEXES and manifest.is_readable:
-            stack += [(child.digest, None) for child in manifest.manifests if child.digest not in seen]
-    return found
-
-
-def _stored(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
-    """Returns a manifest that the repository has; None if it does not have it."""
-    row: Any = db.execute(
-        "SELECT body, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
-    ).get
-    return None if row is None else Manifest(row[0], row[1], digest)
+def _batches(manifests: Sequence[PlannedManifest]) -> list[list[Digest]]:
+    """Divides manifests into batches, one for each transaction. There is at least one batch, which may be empty."""
+    batches: list[list[Digest]] = [[]]
+    batch_bytes = 0
+    for manifest in manifests:
+        if len(batches[-1]) >= MAX_PUT_BACK_AT_ONCE or batch_bytes >= MAX_BYTES_AT_ONCE:
+            batches.append([])
+            batch_bytes = 0
+        batches[-1].append(manifest.digest)
+        batch_bytes += manifest.size
+    return batches

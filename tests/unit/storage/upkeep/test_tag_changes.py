@@ -17,11 +17,12 @@ from storage.data_dir.system import System
 from storage.errors import (
     Denied,
     ManifestBlobUnknown,
+    ManifestTooLarge,
     ManifestUnknown,
     NameUnknown,
     PreconditionFailed,
 )
-from storage.metadata.sqlite.upkeep import sqlite_tag_history
+from storage.metadata.sqlite.upkeep import restore_plan, sqlite_tag_history
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
@@ -381,11 +382,26 @@ async def test_with_grace_0_the_next_round_removes_it(tmp_path: Path, clock: Clo
         assert (await history(store))[1].availability is Availability.GONE
 
 
+@pytest.mark.parametrize("limit", ["MAX_MANIFESTS", "MAX_INDEX_BYTES"])
+async def test_too_much_is_not_put_back(
+    store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """The work for one request is bounded. The refusal changes nothing."""
+    monkeypatch.setattr(restore_plan, limit, 3)
+    family = await push_family(store)
+    for manifest in family:
+        await store.delete_manifest(APP, manifest.digest, by=BY)
+    with pytest.raises(ManifestTooLarge, match="more manifests than can be put back at once; push the image again"):
+        await changes.restore(APP, V1, by=ALICE)
+    assert not (await store.repositories(None, 10)).items
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_PUT_BACK_AT_ONCE", 2), ("MAX_BYTES_AT_ONCE", 1)])
 async def test_many_manifests_come_back_in_several_transactions(
-    store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch
+    store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     """A call that is cut off between two of them is repeated, and signatures are not forgotten."""
-    monkeypatch.setattr(sqlite_tag_history, "MAX_PUT_BACK_AT_ONCE", 2)
+    monkeypatch.setattr(sqlite_tag_history, limit, value)
     family = await push_family(store)
     for manifest in family:
         await store.delete_manifest(APP, manifest.digest, by=BY)
@@ -448,3 +464,13 @@ async def test_a_plain_delete(store: StoredRegistry, changes: TagChanges) -> Non
     await assert_whole(store, image)
     with pytest.raises(ManifestUnknown):
         await changes.delete(APP, V1, by=ALICE)
+
+
+async def test_a_referrer_that_lists_its_subject_comes_back(store: StoredRegistry, changes: TagChanges) -> None:
+    """It is put back after what it lists."""
+    image = await push_image(store, APP, "image", "v1")
+    listing = index_of([image.descriptor], subject=image.digest)
+    await store.put_manifest(APP, listing, by=BY)
+    for manifest in (listing, image):
+        await store.delete_manifest(APP, manifest.digest, by=BY)
+    assert list((await changes.restore(APP, V1, by=ALICE)).restored) == [image.digest, listing.digest]

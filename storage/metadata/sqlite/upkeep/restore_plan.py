@@ -1,0 +1,127 @@
+"""Finds out which deleted manifests have to be put back, before a tag can point at a manifest (`find_plan`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import apsw
+
+from storage.content import INDEXES, Manifest
+from storage.errors import ManifestTooLarge
+from storage.metadata.sqlite import lookups
+from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.names import Digest, RepositoryName
+from storage.tag_history import not_restorable
+
+MAX_MANIFESTS: Final = 10_000
+"""Largest number of manifests that a plan looks at."""
+MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
+"""Largest total size in bytes of the indexes that a plan reads, because parsing them takes about a second for each 20
+MiB."""
+MAX_REFERRERS: Final = 1000
+"""Largest number of referrers that are put back with one manifest."""
+
+
+class PlannedManifest(NamedTuple):
+    """A deleted manifest that has to be put back. `size`: of its body in bytes."""
+
+    digest: Digest
+    size: int
+
+
+@dataclass(slots=True)
+class RestorePlan:
+    """What has to be put back before a tag can point at `target`. `deleted`: deleted manifests, each after the ones
+    that it lists. `referrers`: groups of deleted manifests: a referrer of one of `deleted` or of an earlier group, and
+    before it the manifests that it lists."""
+
+    target: Manifest
+    deleted: list[PlannedManifest]
+    referrers: list[list[PlannedManifest]] = field(default_factory=list)
+
+
+def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> RestorePlan:
+    """Returns the plan for a tag that shall point at the manifest `digest`. It may be out of date when it is carried
+    out, so the transaction checks everything again. Raises NameUnknown, ManifestUnknown (the manifest is gone),
+    ManifestTooLarge (the manifest lists too much)."""
+    repository = lookups.repository_id(db, repo)
+    walk = _Walk(db, repo, repository)
+    deleted = walk.deleted_below(digest)
+    kept = deleted_manifests.find(db, repository, digest)
+    target = kept.manifest if kept is not None else _stored(db, repository, digest)
+    if target is None:
+        raise not_restorable(repo, digest)
+    plan = RestorePlan(target, deleted)
+    subjects = [manifest.digest for manifest in deleted]
+    while subjects:
+        for referrer in deleted_manifests.referrers(db, repository, subjects.pop(), MAX_REFERRERS):
+            found = walk.deleted_below(referrer)
+            plan.referrers.append(found)
+            subjects += [manifest.digest for manifest in found]
+    return plan
+
+
+class _Walk:
+    """Walks through manifests and what they list, each manifest once. Keeps no manifest in memory."""
+
+    def __init__(self, db: apsw.Connection, repo: RepositoryName, repository: int) -> None:
+        self._db = db
+        self._repo = repo
+        self._repository = repository
+        self._seen: set[Digest] = set()
+        self._index_bytes = 0
+
+    def deleted_below(self, top: Digest) -> list[PlannedManifest]:
+        """Returns the deleted manifests among `top` and what it lists, directly or through other indexes, each after
+        the ones that it lists. Leaves out what an earlier call returned. Raises ManifestTooLarge."""
+        found: list[PlannedManifest] = []
+        stack: list[Digest | PlannedManifest] = [top]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, PlannedManifest):  # all that it lists was handled
+                found.append(item)
+                continue
+            if item in self._seen:
+                continue
+            self._seen.add(item)
+            self._check_limits(top)
+            row: Any = self._db.execute(_SIZE, (self._repository, item)).get
+            if row is None:
+                continue
+            media_type, size, is_deleted = row
+            if is_deleted:
+                stack.append(PlannedManifest(item, size))
+            if media_type in INDEXES:
+                self._index_bytes += size
+                self._check_limits(top)
+                stack += self._listed_in(item)
+        return found
+
+    def _listed_in(self, digest: Digest) -> list[Digest]:
+        """Returns what an index lists; nothing if it cannot be parsed."""
+        kept = deleted_manifests.find(self._db, self._repository, digest)
+        index = kept.manifest if kept is not None else _stored(self._db, self._repository, digest)
+        return [child.digest for child in index.manifests] if index is not None and index.is_readable else []
+
+    def _check_limits(self, top: Digest) -> None:
+        is_within = len(self._seen) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
+        if not is_within and len(self._seen) > 1:  # a single index of any size can be put back
+            raise ManifestTooLarge(
+                f"{self._repo}@{top} lists more manifests than can be put back at once; push the image again"
+            )
+
+
+_SIZE: Final = """
+SELECT media_type, size, 0 FROM manifest WHERE repository = ?1 AND digest = ?2
+ UNION ALL
+SELECT media_type, octet_length(body), 1 FROM deleted_manifest WHERE repository = ?1 AND digest = ?2"""
+"""Finds the media type and size of a manifest, and whether it is deleted."""
+
+
+def _stored(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
+    """Returns a manifest that the repository has; None if it does not have it."""
+    row: Any = db.execute(
+        "SELECT body, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
+    ).get
+    return None if row is None else Manifest(row[0], row[1], digest)
