@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,6 +78,16 @@ def test_the_newest_tags_are_kept() -> None:
     }
     assert {key for key, is_kept in judged.items() if is_kept} == {("a", 4), ("m", 4), ("z", 4), ("a", 5), ("m", 5)}
     assert decide(rule(keep_last=3), tag(pushed=99), NOW, newest=None) == Decision(True, "one of the newest 3")
+
+
+def test_a_tag_that_may_have_been_pulled_is_kept() -> None:
+    """After the program was brought up to date, it knows only for a while that nobody pulls a tag."""
+    judged = replace(tag(pushed=50), unrecorded=NOW - 5 * DAY)
+    decision = decide(rule(keep_pulled_within="14d"), judged, NOW, newest=None)
+    assert decision == Decision(True, "may have been pulled within 14d: pulls are recorded since 2024-02-17")
+    decision = decide(rule(keep_pulled_within="4d"), judged, NOW, newest=None)
+    assert decision == Decision(False, "pushed 2024-01-03, not pulled since 2024-02-17")
+    assert not decide(rule(keep_pushed_within="1d"), judged, NOW, newest=None).is_kept
 
 
 def test_an_immutable_tag_is_kept_whatever_the_rule_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 
 from storage.access import AuditQuery
 from storage.content import Actor, Manifest, digest_of
+from storage.data_dir.system import boot_id
 from storage.errors import ManifestUnknown
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes import written_data_dir as before
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
 from tests.fakes.upkeep_store import APP, DAY, START, Clock, clocked_store, pull
 
@@ -235,3 +238,29 @@ async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> 
     await store.retention.add_unused(APP, [index], {Tag("1"), Tag("2")}, unused)
     assert len(unused) == 2
     assert await store.retention.freed_bytes(unused) == sum(blob.size for blob in child.blobs)
+
+
+async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
+    """Pulls are recorded only since the data directory was brought up to date. Content that was pushed since then is
+    judged as in a new one."""
+    before.write_data_dir(tmp_path / "data", boot_id())
+    started = time.time()
+    clock = Clock()
+    async with clocked_store(tmp_path / "data", clock) as store:
+        [old, *_] = [tag for tag in await store.retention.tags(APP, None) if tag.pushed < started]
+        assert old.pulled is None
+        assert old.unrecorded is not None
+        assert started <= old.unrecorded <= time.time()
+        clock.now = started + DAY
+        new = await push_image(store, APP, "new", "new")
+        assert (await facts(store, "new")).unrecorded is None
+        untagged = await push_image(store, APP, "untagged")
+        for tag in await store.retention.tags(APP, None):
+            await store.delete_tag(APP, tag.name, by=BY)
+        clock.pass_days(10)
+        since = clock() - 5 * DAY
+        assert {new.digest, untagged.digest} <= set(await unused(store, since))
+        limits = UnusedLimits(untagged=since, pulled=started - DAY)
+        found = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
+        assert old.digest not in found
+        assert old.digest in await unused(store, since)
