@@ -53,10 +53,11 @@ class TagPosition:
 
 @dataclass(frozen=True, slots=True)
 class UnusedLimits:
-    """How long a manifest has to have been unused, as times in seconds since 1970. `untagged`: it has not been pushed,
-    and has had no tag, since this time. `pulled`: neither it nor a manifest below it has been pulled since this time,
-    and pulls were recorded then."""
+    """How long a manifest has to have been unused, as times in seconds since 1970. `pushed`: it has not been pushed
+    since this time. `untagged`: it has had no tag since this time. `pulled`: neither it nor a manifest below it has
+    been pulled since this time, and pulls were recorded then."""
 
+    pushed: float
     untagged: float
     pulled: float
 

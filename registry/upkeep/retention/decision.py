@@ -5,9 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from registry.config import RetentionRule, format_duration
 from storage.retention import TagFacts, TagPosition, UnusedLimits
+
+MIN_UNTAGGED_SECONDS: Final = 3600.0
+"""An untagged manifest is kept for at least this time after its push, because a client pushes the manifests of an index
+before the index itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,11 @@ def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after
-    return UnusedLimits(untagged=now - unused_seconds, pulled=now - max(unused_seconds, rule.keep_pulled_within))
+    return UnusedLimits(
+        pushed=now - max(unused_seconds, MIN_UNTAGGED_SECONDS),
+        untagged=now - unused_seconds,
+        pulled=now - max(unused_seconds, rule.keep_pulled_within),
+    )
 
 
 def date_text(seconds: float) -> str:

@@ -178,6 +178,22 @@ def test_a_rule_that_deletes_everything_is_confirmed(tmp_path: Path) -> None:
         )
 
 
+def test_the_server_runs_the_rules_by_itself(tmp_path: Path) -> None:
+    """At the interval, in one of the workers."""
+    (tmp_path / "entrepot.toml").write_text(
+        '[upkeep]\nretention_every = "1s"\n[[retention]]\nrepositories = "team/**"\nkeep_last = 1\n'
+    )
+    with running_server(tmp_path, "--config", "entrepot.toml") as server:
+        site = AdminSite(server, tmp_path)
+        for _ in range(2):
+            push(site, "team/app", "a", "b", "c")
+            deadline = time.monotonic() + 60
+            while tags(site, "team/app") != ["c"]:
+                assert time.monotonic() < deadline
+        [job, *_] = json.loads(entrepot_output("jobs", "list", "--json", "--kind", "retention", folder=tmp_path))
+        assert (job["started_by"], job["arguments"]) == ("entrepot retention", {})
+
+
 @pytest.mark.parametrize("command", ["preview", "apply"])
 def test_settings_without_rules(tmp_path: Path, command: str) -> None:
     with running_server(tmp_path):

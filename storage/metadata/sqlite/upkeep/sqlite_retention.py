@@ -83,7 +83,7 @@ class SqliteRetention:
             roots = [
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
-                if pushed <= limits.untagged
+                if pushed <= limits.pushed
                 and not pushed < recorded > limits.pulled  # it may have been pulled without a record
                 and not unused_manifests.is_used(db, manifest)
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
@@ -120,7 +120,7 @@ class SqliteRetention:
         def delete(db: apsw.Connection) -> list[Digest] | None:
             repository = _repository(db, repo)
             row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
-            if row is None or row[1] > limits.untagged or unused_manifests.is_used(db, row[0]):
+            if row is None or row[1] > limits.pushed or unused_manifests.is_used(db, row[0]):
                 return None
             if _is_newer(unused_manifests.last_pull(db, row[0]), limits.pulled):
                 return None

@@ -125,10 +125,10 @@ def test_each_condition_alone_is_enough(
 
 
 def test_when_untagged_manifests_go() -> None:
-    """Never by default; a pull within `keep_pulled_within` keeps them as well."""
+    """Never by default, nor within an hour of the push; a pull within `keep_pulled_within` keeps them as well."""
     assert unused_limits(rule(keep_last=1), NOW) is None
-    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW, NOW)
+    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW - 3600, NOW, NOW)
     week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
-    assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week)
+    assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week, week)
     pulled = rule(keep_pulled_within="14d", delete_untagged_after="7d")
-    assert unused_limits(pulled, NOW) == UnusedLimits(week, fortnight)
+    assert unused_limits(pulled, NOW) == UnusedLimits(week, week, fortnight)

@@ -45,7 +45,7 @@ async def facts(store: StoredRegistry, name: str) -> TagFacts:
 
 
 async def unused(store: StoredRegistry, since: float) -> list[Digest]:
-    page = await store.retention.untagged(APP, UnusedLimits(since, since), None)
+    page = await store.retention.untagged(APP, UnusedLimits(since, since, since), None)
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
 
@@ -163,7 +163,7 @@ async def test_untagged_manifests_come_in_pages(store: StoredRegistry, monkeypat
     found: list[Digest] = []
     after: Digest | None = None
     while True:
-        page = await store.retention.untagged(APP, UnusedLimits(START, START), after)
+        page = await store.retention.untagged(APP, UnusedLimits(START, START, START), after)
         found += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
@@ -182,7 +182,7 @@ async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, c
     signature = await push_image(store, APP, "signature", subject=index.digest)
     clock.pass_days(1)
     dependents = await store.retention.delete_untagged(
-        APP, index.digest, UnusedLimits(clock(), clock()), clock(), RETENTION
+        APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), RETENTION
     )
     assert dependents is not None
     assert set(dependents) == {exclusive.digest, tagged.digest, shared.digest, signature.digest}
@@ -198,7 +198,7 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
     """What happens between the judgement and the deletion keeps the manifest."""
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
-    judged_at, limits = clock(), UnusedLimits(clock() - DAY, clock() - DAY)
+    judged_at, limits = clock(), UnusedLimits(*[clock() - DAY] * 3)
     assert await unused(store, limits.untagged) == [image.digest]
     clock.now += 1
     match change:
@@ -260,7 +260,7 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
         clock.pass_days(10)
         since = clock() - 5 * DAY
         assert {new.digest, untagged.digest} <= set(await unused(store, since))
-        limits = UnusedLimits(untagged=since, pulled=started - DAY)
+        limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
         found = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
         assert old.digest not in found
         assert old.digest in await unused(store, since)
