@@ -26,13 +26,16 @@ ManifestKey = int
 @dataclass(frozen=True, slots=True)
 class TagFacts:
     """What a tag is judged by. `pushed`: when it was last pushed. `pulled`: when its manifest, or for an index a
-    manifest below it, was last pulled; None: never. Times are in seconds since 1970."""
+    manifest below it, was last pulled; None: no pull is recorded. `unrecorded`: pulls before this time were not
+    recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are in
+    seconds since 1970."""
 
     name: Tag
     digest: Digest
     manifest: ManifestKey
     pushed: float
     pulled: float | None
+    unrecorded: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,11 @@ class TagPosition:
 
 @dataclass(frozen=True, slots=True)
 class UnusedLimits:
-    """How long a manifest has to have been unused, as times in seconds since 1970. `untagged`: it has not been pushed,
-    and has had no tag, since this time. `pulled`: neither it nor a manifest below it has been pulled since this
-    time."""
+    """How long a manifest has to have been unused, as times in seconds since 1970. `pushed`: it has not been pushed
+    since this time. `untagged`: it has had no tag since this time. `pulled`: neither it nor a manifest below it has
+    been pulled since this time, and pulls were recorded then."""
 
+    pushed: float
     untagged: float
     pulled: float
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
-from registry.cli.output import human_size
+from registry.cli.output import human_size, plural
 from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def apply(
     for warning in result["warnings"]:
         typer.echo(f"entrepot: warning: {warning}", err=True)
     typer.echo(
-        f"deleted {result['tags_deleted']} tags and {result['manifests_deleted']} manifests in "
-        f"{result['repositories']} repositories; kept {result['tags_kept']} tags"
+        f"deleted {plural(result['tags_deleted'], 'tag')} and {plural(result['manifests_deleted'], 'manifest')}; "
+        f"kept {plural(result['tags_kept'], 'tag')}"
     )
 
 
@@ -142,8 +142,8 @@ def _print_summary(summary: PreviewSummary) -> None:
     for warning in summary.warnings:
         typer.echo(f"entrepot: warning: {warning}", err=True)
     typer.echo(
-        f"{summary.tags_deleted} tags and {summary.manifests_deleted} untagged manifests of {summary.repositories} "
-        f"repositories would be deleted, and {summary.tags_kept} tags kept"
+        f"{plural(summary.tags_deleted, 'tag')} and {plural(summary.manifests_deleted, 'untagged manifest')} would be "
+        f"deleted, and {plural(summary.tags_kept, 'tag')} kept"
     )
     if summary.bytes_freed:
         typer.echo(f"{human_size(summary.bytes_freed)} would be freed, after delete_untagged_after and gc.grace")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from registry.config import RetentionRule, format_duration
 from storage.retention import TagFacts, TagPosition, UnusedLimits
+
+MIN_UNTAGGED_SECONDS: Final = 3600.0
+"""An untagged manifest is kept for at least this time after its push, because a client pushes the manifests of an index
+before the index itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,18 @@ def decide(
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pulled_within and tag.pulled is not None and now - tag.pulled <= rule.keep_pulled_within:
         return Decision(True, f"pulled within {format_duration(rule.keep_pulled_within)}")
+    if rule.keep_pulled_within and tag.unrecorded is not None and now - tag.unrecorded <= rule.keep_pulled_within:
+        return Decision(
+            True,
+            f"may have been pulled within {format_duration(rule.keep_pulled_within)}: pulls are recorded since "
+            f"{date_text(tag.unrecorded)}",
+        )
     not_newest = f"not one of the newest {rule.keep_last}, " if rule.keep_last else ""
-    pulled = "never pulled" if tag.pulled is None else f"last pulled {date_text(tag.pulled)}"
+    pulled = "never pulled"
+    if tag.pulled is not None:
+        pulled = f"last pulled {date_text(tag.pulled)}"
+    elif tag.unrecorded is not None:
+        pulled = f"not pulled since {date_text(tag.unrecorded)}"
     return Decision(False, f"{not_newest}pushed {date_text(tag.pushed)}, {pulled}")
 
 
@@ -46,7 +61,11 @@ def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after
-    return UnusedLimits(untagged=now - unused_seconds, pulled=now - max(unused_seconds, rule.keep_pulled_within))
+    return UnusedLimits(
+        pushed=now - max(unused_seconds, MIN_UNTAGGED_SECONDS),
+        untagged=now - unused_seconds,
+        pulled=now - max(unused_seconds, rule.keep_pulled_within),
+    )
 
 
 def date_text(seconds: float) -> str:

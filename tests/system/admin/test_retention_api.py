@@ -124,7 +124,7 @@ def test_the_command_beside_the_server(site: AdminSite) -> None:
     lines = shown.stdout.splitlines()
     assert lines[0].startswith("delete scratch/command:a  not one of the newest 1, pushed 20")
     assert lines[1] == "keep   scratch/command:b  one of the newest 1 (rule 2)"
-    assert lines[2] == "1 tags and 0 untagged manifests of 1 repositories would be deleted, and 1 tags kept"
+    assert lines[2] == "1 tag and 0 untagged manifests would be deleted, and 1 tag kept"
     assert lines[3].endswith("would be freed, after delete_untagged_after and gc.grace")
 
     done = entrepot("retention", "preview", *options, "--json", folder=site.folder)
@@ -143,7 +143,7 @@ def test_the_command_beside_the_server(site: AdminSite) -> None:
     assert steps[-1]["result"]["tags_deleted"] >= 1
     assert tags(site, "scratch/command") == ["b"]
     again = entrepot("retention", "apply", *options, folder=site.folder)
-    assert again.stdout.startswith("deleted 0 tags and 0 manifests in ")
+    assert again.stdout.startswith("deleted 0 tags and 0 manifests; kept ")
     assert again.stderr.splitlines() == [
         "entrepot: warning: rule 2: the pattern taem/* applies to no hosted repository with content"
     ]
@@ -174,8 +174,24 @@ def test_a_rule_that_deletes_everything_is_confirmed(tmp_path: Path) -> None:
         confirmed = entrepot("retention", "apply", "--yes", *options, folder=tmp_path)
         assert (confirmed.returncode, confirmed.stdout.splitlines()[-1]) == (
             0,
-            "deleted 1 tags and 0 manifests in 1 repositories; kept 0 tags",
+            "deleted 1 tag and 0 manifests; kept 0 tags",
         )
+
+
+def test_the_server_runs_the_rules_by_itself(tmp_path: Path) -> None:
+    """At the interval, in one of the workers."""
+    (tmp_path / "entrepot.toml").write_text(
+        '[upkeep]\nretention_every = "1s"\n[[retention]]\nrepositories = "team/**"\nkeep_last = 1\n'
+    )
+    with running_server(tmp_path, "--config", "entrepot.toml") as server:
+        site = AdminSite(server, tmp_path)
+        for _ in range(2):
+            push(site, "team/app", "a", "b", "c")
+            deadline = time.monotonic() + 60
+            while tags(site, "team/app") != ["c"]:
+                assert time.monotonic() < deadline
+        [job, *_] = json.loads(entrepot_output("jobs", "list", "--json", "--kind", "retention", folder=tmp_path))
+        assert (job["started_by"], job["arguments"]) == ("entrepot retention", {})
 
 
 @pytest.mark.parametrize("command", ["preview", "apply"])

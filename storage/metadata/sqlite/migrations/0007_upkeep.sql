@@ -10,6 +10,14 @@ CREATE TABLE manifest_pull (
     pulls    INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX manifest_pull_last ON manifest_pull (upstream, last);
+-- What was mirrored before this table existed counts as pulled now. Only mirrors make rows in `upstream_check`.
+INSERT INTO manifest_pull (manifest, upstream, last, pulls)
+SELECT m.id, substr(r.name, 1, instr(r.name, '/') - 1), unixepoch('subsec') + 0.0, 0
+  FROM repository r JOIN manifest m ON m.repository = r.id
+ WHERE r.name IN (SELECT repository FROM upstream_check) AND instr(r.name, '/') > 1;
+-- Since when pulls are recorded. The table is empty if they have been recorded since the first push.
+CREATE TABLE pull_recording (since REAL NOT NULL) STRICT;
+INSERT INTO pull_recording SELECT unixepoch('subsec') + 0.0 WHERE EXISTS (SELECT 1 FROM manifest);
 
 -- Deleted manifests that can still be put back. Garbage collection deletes a row when its grace period is over. A
 -- manifest of a repository is either here or in `manifest`.

@@ -64,8 +64,12 @@ class SqliteRetention:
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
             rows: list[Any] = db.execute(_TAGS, (_repository(db, repo), after or "", limit)).fetchall()
+            recorded = _recorded_since(db)
             return [
-                TagFacts(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest))
+                TagFacts(
+                    *(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest)),
+                    unrecorded=recorded if pushed < recorded else None,
+                )
                 for name, digest, manifest, pushed in rows
             ]
 
@@ -75,10 +79,12 @@ class SqliteRetention:
         def read(db: apsw.Connection) -> UntaggedPage:
             repository = _repository(db, repo)
             rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
+            recorded = _recorded_since(db)
             roots = [
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
-                if pushed <= limits.untagged
+                if pushed <= limits.pushed
+                and not pushed < recorded > limits.pulled  # it may have been pulled without a record
                 and not unused_manifests.is_used(db, manifest)
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
             ]
@@ -114,7 +120,7 @@ class SqliteRetention:
         def delete(db: apsw.Connection) -> list[Digest] | None:
             repository = _repository(db, repo)
             row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
-            if row is None or row[1] > limits.untagged or unused_manifests.is_used(db, row[0]):
+            if row is None or row[1] > limits.pushed or unused_manifests.is_used(db, row[0]):
                 return None
             if _is_newer(unused_manifests.last_pull(db, row[0]), limits.pulled):
                 return None
@@ -159,6 +165,12 @@ def _repository(db: apsw.Connection, repo: RepositoryName) -> int:
     """Returns the repository's row id; 0, which no row has, if there is no such repository."""
     row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     return 0 if row_id is None else int(row_id)
+
+
+def _recorded_since(db: apsw.Connection) -> float:
+    """Returns the time in seconds since 1970 since which pulls are recorded; 0 if there are no older manifests."""
+    since = db.execute("SELECT since FROM pull_recording").get
+    return 0.0 if since is None else float(since)
 
 
 def _is_newer(time: float | None, limit: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,16 @@ def test_the_newest_tags_are_kept() -> None:
     assert decide(rule(keep_last=3), tag(pushed=99), NOW, newest=None) == Decision(True, "one of the newest 3")
 
 
+def test_a_tag_that_may_have_been_pulled_is_kept() -> None:
+    """After the program was brought up to date, it knows only for a while that nobody pulls a tag."""
+    judged = replace(tag(pushed=50), unrecorded=NOW - 5 * DAY)
+    decision = decide(rule(keep_pulled_within="14d"), judged, NOW, newest=None)
+    assert decision == Decision(True, "may have been pulled within 14d: pulls are recorded since 2024-02-17")
+    decision = decide(rule(keep_pulled_within="4d"), judged, NOW, newest=None)
+    assert decision == Decision(False, "pushed 2024-01-03, not pulled since 2024-02-17")
+    assert not decide(rule(keep_pushed_within="1d"), judged, NOW, newest=None).is_kept
+
+
 def test_an_immutable_tag_is_kept_whatever_the_rule_says() -> None:
     assert decide(rule(), tag(), NOW, newest=None, is_protected=True) == Decision(True, "it is immutable")
     assert not decide(rule(), tag(), NOW, newest=None).is_kept
@@ -114,10 +125,10 @@ def test_each_condition_alone_is_enough(
 
 
 def test_when_untagged_manifests_go() -> None:
-    """Never by default; a pull within `keep_pulled_within` keeps them as well."""
+    """Never by default, nor within an hour of the push; a pull within `keep_pulled_within` keeps them as well."""
     assert unused_limits(rule(keep_last=1), NOW) is None
-    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW, NOW)
+    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW - 3600, NOW, NOW)
     week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
-    assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week)
+    assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week, week)
     pulled = rule(keep_pulled_within="14d", delete_untagged_after="7d")
-    assert unused_limits(pulled, NOW) == UnusedLimits(week, fortnight)
+    assert unused_limits(pulled, NOW) == UnusedLimits(week, week, fortnight)

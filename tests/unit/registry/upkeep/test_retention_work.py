@@ -233,7 +233,7 @@ async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry,
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, by=BY)
     clock.pass_days(2)
-    await store.retention.delete_untagged(APP, index.digest, UnusedLimits(clock(), clock()), clock(), ACTOR)
+    await store.retention.delete_untagged(APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), ACTOR)
     result = await Run(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
     assert result["manifests_deleted"] == 2
 
@@ -297,3 +297,16 @@ async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, c
     for name in ("private/app", MIRRORED):
         with pytest.raises(NameUnknown, match=r"no .* rule in the settings applies to"):
             await run.preview(RepositoryName(name))
+
+
+async def test_a_push_of_an_index_is_not_disturbed(store: StoredRegistry, clock: Clock) -> None:
+    """Its manifests come before it, and have no tag until then."""
+    everything = rule(delete_all=True, delete_untagged_after="0s")
+    child = await push_image(store, APP, "child")
+    clock.now += 600
+    await Run(store, clock, everything)()
+    await store.put_manifest(APP, index_of([child.descriptor]), [Tag("1")], by=BY)
+    assert await has(store, APP, child)
+    clock.pass_days(1)
+    await Run(store, clock, everything)()
+    assert not await has(store, APP, child)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 
 from storage.composition import open_registry
 from storage.content import Actor, digest_of
+from storage.data_dir.system import boot_id
 from storage.names import RepositoryName, Tag
 from storage.pulls import PullCount, PullRecord
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes import written_data_dir as before
 from tests.fakes.forked_process import ROOT
 from tests.fakes.registry_content import BY, descriptor_of, image_of, push_image
 from tests.fakes.upkeep_store import APP, START, Clock, clocked_store
@@ -108,3 +111,16 @@ async def test_a_kill_loses_only_what_was_not_stored(tmp_path: Path, clock: Cloc
         assert await killed.wait() == -signal.SIGKILL
     async with open_registry(tmp_path) as store:
         assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 100, 1)
+
+
+async def test_what_an_earlier_version_mirrored_has_a_record(tmp_path: Path, clock: Clock) -> None:
+    """As if it was pulled when the data directory was brought up to date, so that it can be evicted some day. What was
+    pushed has none."""
+    written = before.write_data_dir(tmp_path / "data", boot_id())
+    started = time.time()
+    async with clocked_store(tmp_path / "data", clock) as store:
+        found = await store.pulls.record(UBUNTU, digest_of(written.far_manifest))
+        assert found is not None
+        assert (found.upstream, found.pulls) == ("docker.io", 0)
+        assert started <= found.last <= time.time()
+        assert await store.pulls.record(APP, digest_of(written.manifest)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 
 from storage.access import AuditQuery
 from storage.content import Actor, Manifest, digest_of
+from storage.data_dir.system import boot_id
 from storage.errors import ManifestUnknown
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes import written_data_dir as before
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
 from tests.fakes.upkeep_store import APP, DAY, START, Clock, clocked_store, pull
 
@@ -42,7 +45,7 @@ async def facts(store: StoredRegistry, name: str) -> TagFacts:
 
 
 async def unused(store: StoredRegistry, since: float) -> list[Digest]:
-    page = await store.retention.untagged(APP, UnusedLimits(since, since), None)
+    page = await store.retention.untagged(APP, UnusedLimits(since, since, since), None)
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
 
@@ -160,7 +163,7 @@ async def test_untagged_manifests_come_in_pages(store: StoredRegistry, monkeypat
     found: list[Digest] = []
     after: Digest | None = None
     while True:
-        page = await store.retention.untagged(APP, UnusedLimits(START, START), after)
+        page = await store.retention.untagged(APP, UnusedLimits(START, START, START), after)
         found += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
@@ -179,7 +182,7 @@ async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, c
     signature = await push_image(store, APP, "signature", subject=index.digest)
     clock.pass_days(1)
     dependents = await store.retention.delete_untagged(
-        APP, index.digest, UnusedLimits(clock(), clock()), clock(), RETENTION
+        APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), RETENTION
     )
     assert dependents is not None
     assert set(dependents) == {exclusive.digest, tagged.digest, shared.digest, signature.digest}
@@ -195,7 +198,7 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
     """What happens between the judgement and the deletion keeps the manifest."""
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
-    judged_at, limits = clock(), UnusedLimits(clock() - DAY, clock() - DAY)
+    judged_at, limits = clock(), UnusedLimits(*[clock() - DAY] * 3)
     assert await unused(store, limits.untagged) == [image.digest]
     clock.now += 1
     match change:
@@ -235,3 +238,29 @@ async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> 
     await store.retention.add_unused(APP, [index], {Tag("1"), Tag("2")}, unused)
     assert len(unused) == 2
     assert await store.retention.freed_bytes(unused) == sum(blob.size for blob in child.blobs)
+
+
+async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
+    """Pulls are recorded only since the data directory was brought up to date. Content that was pushed since then is
+    judged as in a new one."""
+    before.write_data_dir(tmp_path / "data", boot_id())
+    started = time.time()
+    clock = Clock()
+    async with clocked_store(tmp_path / "data", clock) as store:
+        [old, *_] = [tag for tag in await store.retention.tags(APP, None) if tag.pushed < started]
+        assert old.pulled is None
+        assert old.unrecorded is not None
+        assert started <= old.unrecorded <= time.time()
+        clock.now = started + DAY
+        new = await push_image(store, APP, "new", "new")
+        assert (await facts(store, "new")).unrecorded is None
+        untagged = await push_image(store, APP, "untagged")
+        for tag in await store.retention.tags(APP, None):
+            await store.delete_tag(APP, tag.name, by=BY)
+        clock.pass_days(10)
+        since = clock() - 5 * DAY
+        assert {new.digest, untagged.digest} <= set(await unused(store, since))
+        limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
+        found = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
+        assert old.digest not in found
+        assert old.digest in await unused(store, since)
