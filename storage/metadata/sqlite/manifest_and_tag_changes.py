@@ -18,7 +18,7 @@ import apsw
 from storage.content import Actor, Condition, Manifest, json_of_annotations
 from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
 from storage.metadata.sqlite import lookups
-from storage.metadata.sqlite.access.audit_table import record, record_content
+from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
 from storage.metadata.sqlite.upkeep import deleted_manifests
 from storage.metadata.sqlite.upkeep.damage_changes import forget_manifest, heal_manifest
@@ -374,22 +374,5 @@ def move_tag(
         _check_unchanged(db, repository, repo, tag, manifest.digest)
     _check_restorable(db, repo, repository, manifest)
     previous = _digest_of_tag(db, repository, tag)
-    if is_immutable(tag) and previous not in (None, manifest.digest):
-        _record_forced(db, by, now, repo, tag, previous)
     _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
     return previous
-
-
-def delete_immutable_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag, by: Actor, now: float) -> None:
-    """Deletes an immutable tag, because an operator forces it. Raises NameUnknown, ManifestUnknown."""
-    previous = _digest_of_tag(db, lookups.repository_id(db, repo), tag)
-    delete_tag(db, repo, tag, by, now)
-    _record_forced(db, by, now, repo, tag, previous)
-
-
-def _record_forced(
-    db: apsw.Connection, by: Actor, now: float, repo: RepositoryName, tag: Tag, previous: Digest | None
-) -> None:
-    """Writes a line to the audit log: `by` has forced a change of the immutable tag, which pointed at `previous`. The
-    change itself has a line of its own, in the tag history."""
-    record(db, by, now, "tag.force", repo, {"previous": previous}, part=f":{tag}")

@@ -21,10 +21,11 @@ MAX_DROPPED_BYTES: Final = 16 * 1024 * 1024
 
 
 def keep(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Copies the manifest with this row id, which the caller then deletes."""
+    """Copies the manifest with this row id, which the caller then deletes. Copies no empty body, which could not be put
+    back."""
     db.execute(
         "INSERT OR REPLACE INTO deleted_manifest (repository, digest, media_type, subject, pushed, deleted, body) "
-        "SELECT repository, digest, media_type, subject, pushed, ?, body FROM manifest WHERE id = ?",
+        "SELECT repository, digest, media_type, subject, pushed, ?, body FROM manifest WHERE id = ? AND size > 0",
         (now, manifest_id),
     )
 

@@ -11,6 +11,7 @@ import apsw
 from storage.content import Actor, Condition, Page
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite import lookups, manifest_and_tag_changes
+from storage.metadata.sqlite.access.audit_table import record
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
@@ -35,6 +36,9 @@ _CHANGES_OF_REPOSITORY: Final = (
     _CHANGES
     + " WHERE h.repository = ?1 AND h.at <= ?2 AND (h.at < ?2 OR h.id < ?3) ORDER BY h.at DESC, h.id DESC LIMIT ?4"
 )
+_CURRENT: Final = (
+    "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
+)
 _HALF_MILLISECOND: Final = 0.0005
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 
@@ -58,8 +62,7 @@ class SqliteTagHistory:
         return await self._scans.run(lambda db: _changes(db, repo, tag, before, limit))
 
     async def current(self, repo: RepositoryName, tag: Tag) -> Digest | None:
-        sql = "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
-        return await self._digest(repo, sql, tag)
+        return await self._digest(repo, _CURRENT, tag)
 
     async def last_other_digest(self, repo: RepositoryName, tag: Tag, current: Digest | None) -> Digest | None:
         sql = (
@@ -115,12 +118,15 @@ class SqliteTagHistory:
             # A referrer can list a manifest that was not there before. Of such referrers, one batch is tried again.
             done = {*restored, *put_back_now}
             put_back_now += put_back(db, _batches([part for part in referrers if part.digest not in done])[0])
+            now = self._clock()
             previous = manifest_and_tag_changes.move_tag(
-                *(db, repo, tag, plan.target, by, self._clock()),
+                *(db, repo, tag, plan.target, by, now),
                 condition=condition,
                 is_immutable=is_immutable,
                 force=force,
             )
+            if force and previous not in (None, digest) and is_immutable(tag):
+                _record_forced(db, repo, tag, previous, by, now)
             return TagMove(tag, digest, previous, [*restored, *put_back_now])
 
         return await self._writer.run(change)
@@ -132,7 +138,9 @@ class SqliteTagHistory:
 
         def delete(db: apsw.Connection) -> None:
             if force and is_immutable(tag):
-                manifest_and_tag_changes.delete_immutable_tag(db, repo, tag, by, now)
+                previous = db.execute(_CURRENT, (lookups.repository_id(db, repo), tag)).get
+                manifest_and_tag_changes.delete_tag(db, repo, tag, by, now)
+                _record_forced(db, repo, tag, previous, by, now)
             else:
                 manifest_and_tag_changes.delete_tag(db, repo, tag, by, now, is_immutable=is_immutable)
 
@@ -170,6 +178,12 @@ def _change(row: tuple[Any, ...]) -> TagChange:
         by=Actor(actor, address, request_id, user_agent),
         availability=None if digest is None else availability,
     )
+
+
+def _record_forced(db: apsw.Connection, repo: RepositoryName, tag: Tag, previous: Any, by: Actor, now: float) -> None:
+    """Writes a line to the audit log: `by` has forced a change of the immutable tag, which pointed at the digest
+    `previous`. The change itself has a line of its own, in the tag history."""
+    record(db, by, now, "tag.force", repo, {"previous": previous}, part=f":{tag}")
 
 
 def _batches(manifests: Sequence[PlannedManifest]) -> list[list[Digest]]:
