@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from registry.admin import account_routes, audit_routes, grant_routes, job_routes, token_routes
+from registry.admin import account_routes, audit_routes, backup_routes, grant_routes, job_routes, token_routes
 from registry.admin.caller import ManagementComponents
 from registry.auth.administration import Administration
 from registry.auth.assembly import AuthComponents
@@ -47,6 +47,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "keys", "description": "The keys that sign the bearer tokens of `/token`."},
     {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
     {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
+    {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -78,7 +79,7 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 def add_routes(app: FastAPI) -> None:
     """Adds the routes of the management API to the application."""
-    for module in (account_routes, grant_routes, token_routes, audit_routes, job_routes):
+    for module in (account_routes, grant_routes, token_routes, audit_routes, job_routes, backup_routes):
         app.include_router(module.router, prefix="/api/v1", responses=_error_responses())
 
 

@@ -27,6 +27,7 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
+from registry.config.upkeep_settings import BackupSettings
 from registry.config.worker_count import default_worker_count
 
 
@@ -204,6 +205,7 @@ class Settings(BaseSettings):
     gc: GarbageCollectionSettings = GarbageCollectionSettings()
     uploads: UploadSettings = UploadSettings()
     audit: AuditSettings = AuditSettings()
+    backup: BackupSettings = BackupSettings()
     limits: LimitSettings = LimitSettings()
     hosted: HostedSettings = HostedSettings()
     warm: WarmSettings = WarmSettings()

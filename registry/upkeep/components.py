@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from registry.config import Settings
 from registry.router import Router
+from registry.upkeep.backup_work import backup_work
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import Work
 
@@ -25,4 +26,5 @@ class UpkeepComponents:
 def upkeep_components(settings: Settings, store: StoredRegistry, router: Router) -> UpkeepComponents:
     """Builds the components for an opened registry."""
     works: dict[str, Work] = {}
+    works["backup"] = backup_work(store)
     return UpkeepComponents(settings, store, router, works)

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 
 from storage.blobs.blob_store import BlobStore
 from storage.errors import StorageFull
-from storage.leases import DigestLocks
+from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
 from storage.partials import Partials
+from storage.upkeep.removal_gate import removal_slot
 
 BATCH_SIZE = 500
 """Number of rows that one call reads from the metadata store."""
@@ -73,11 +74,14 @@ class Collector:
         grace: float,
         expire: float,
         is_full: Callable[[], bool] = lambda: False,
+        *,
+        leases: Leases,
     ) -> None:
         self._metadata = metadata
         self._blobs = blobs
         self._partials = partials
         self._locks = locks
+        self._leases = leases
         self._clock = clock
         self.grace = grace
         self._expire = expire
@@ -148,17 +152,26 @@ class Collector:
     async def _remove_blobs(self, report: CollectionReport) -> None:
         """Removes blobs without a link: first the row, then the bytes, which the blob store finds under the key in the
         row (`place`). A push of the same blob waits for the lock of the digest and then stores the bytes again, so
-        these blobs need no grace period."""
-        while digests := await self._metadata.unlinked_blobs(BATCH_SIZE):
-            for digest in digests:
-                async with self._locks.hold(digest):
-                    place = await self._metadata.drop_blob(digest)
-                    if place is not None:
-                        await self._blobs.remove(place)
-                        report.blobs += 1
-                if self._is_full():
-                    await self._blobs.reclaim_space()
+        these blobs need no grace period. While a backup is running, leaves the blobs for a later round."""
+        is_more = True
+        while is_more:
+            async with removal_slot(self._leases) as may_remove:
+                is_more = may_remove and await self._remove_blob_batch(report)
+
+    async def _remove_blob_batch(self, report: CollectionReport) -> bool:
+        """Removes at most `BATCH_SIZE` blobs without a link. Returns False if there was none."""
+        digests = await self._metadata.unlinked_blobs(BATCH_SIZE)
+        for digest in digests:
+            async with self._locks.hold(digest):
+                place = await self._metadata.drop_blob(digest)
+                if place is not None:
+                    await self._blobs.remove(place)
+                    report.blobs += 1
+            if self._is_full():
+                await self._blobs.reclaim_space()
+        if digests:
             await self._blobs.reclaim_space()
+        return bool(digests)
 
     async def _remove_strays(self, report: CollectionReport) -> None:
         """Removes the strays in the next shards of the blob store, except for those that were written recently."""

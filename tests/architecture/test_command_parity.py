@@ -44,6 +44,8 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "backup": ("POST", "/backups"),
+    "restore": ("GET", "/backups"),  # `restore --list`; what is restored is not a running server
 }
 
 ONLY_API = {

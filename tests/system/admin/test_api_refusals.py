@@ -35,6 +35,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/grants"): {"subject": "everyone", "pattern": "**", "actions": ["pull"]},
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
+    ("POST", "/backups"): {},
 }
 
 
