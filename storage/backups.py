@@ -27,6 +27,13 @@ class BackupTargetUnknown(RegistryError):
     default = "the settings name no directory for backups; set `target` in [backup]"
 
 
+class ImageFileFailed(RegistryError):
+    """A file or directory with images cannot be read or written, or its content is not valid."""
+
+    code = "IMAGE_FILE_FAILED"
+    default = "the file with images cannot be used"
+
+
 class SnapshotBlob(NamedTuple):
     """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
     store has them; empty if the store knew that its bytes were damaged."""

@@ -17,7 +17,7 @@ from registry.cli.accounts import (
     user_command,
 )
 from registry.cli.mirror import mirror_command
-from registry.cli.upkeep import backup_command, jobs_command, restore_command
+from registry.cli.upkeep import backup_command, export_command, import_command, jobs_command, restore_command
 
 app = typer.Typer(
     help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
@@ -41,6 +41,8 @@ app.add_typer(key_command.app, name="key")
 app.add_typer(jobs_command.app, name="jobs")
 app.command("backup", help=backup_command.HELP, epilog=backup_command.EXAMPLES)(backup_command.backup)
 app.command("restore", help=restore_command.HELP, epilog=restore_command.EXAMPLES)(restore_command.restore)
+app.command("export", help=export_command.HELP, epilog=export_command.EXAMPLES)(export_command.export)
+app.command("import", help=import_command.HELP, epilog=import_command.EXAMPLES)(import_command.import_)
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

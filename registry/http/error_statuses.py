@@ -91,6 +91,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     jobs.JobStopped: 409,
     backups.BackupFailed: 500,
     backups.BackupTargetUnknown: 409,
+    backups.ImageFileFailed: 500,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
     errors.TooManyOpenFiles: 503,

@@ -14,6 +14,8 @@ NOT_ABOUT_ACCOUNTS = {
     "mirror status",
     "mirror refresh",
     "mirror purge",
+    "export",  # clients pull and push instead
+    "import",
 }
 
 TWINS = {
