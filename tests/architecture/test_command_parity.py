@@ -46,6 +46,9 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "jobs list": ("GET", "/jobs"),
+    "jobs show": ("GET", "/jobs/{job}"),
+    "jobs stop": ("POST", "/jobs/{job}/stop"),
     "backup": ("POST", "/backups"),
     "restore": ("GET", "/backups"),  # `restore --list`; what is restored is not a running server
 }

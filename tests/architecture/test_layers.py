@@ -15,6 +15,7 @@ from tests.fakes.server_process import ROOT
 LINES = 400
 VOCABULARY = {
     *("storage.interface", "storage.names", "storage.patterns", "storage.content", "storage.errors", "storage.access"),
+    *("storage.jobs", "storage.backups"),  # their errors
     "storage.versioned_cache",
 }
 MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py"))

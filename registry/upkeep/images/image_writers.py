@@ -61,16 +61,16 @@ class LayoutDirectory:
         self._root = root
         self._failure = f"cannot write to {root}"
         self._temporary: Path | None = None
-        with_file_errors(self._failure, self._create)
+        with_file_errors(self._failure, self._check)
 
-    def _create(self) -> None:
-        if self._root.exists() and not self._root.is_dir():
+    def _check(self) -> None:
+        if not self._root.exists():
+            return
+        if not self._root.is_dir():
             raise ImageFileFailed(f"{self._root} is a file; name a directory, or a file that ends with .tar")
-        self._root.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in self._root.iterdir() if not path.name.startswith(".")}
         if names and LAYOUT_FILE not in names:
             raise ImageFileFailed(f"{self._root} is not empty and is no OCI image layout; name a new directory")
-        _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
 
     def has(self, digest: Digest, size: int) -> bool:
         path = self._root / blob_file(digest)
@@ -90,10 +90,18 @@ class LayoutDirectory:
 
     def _open(self) -> BinaryIO:
         assert self._temporary is not None
+        self._make_layout()
         self._temporary.parent.mkdir(parents=True, exist_ok=True)
         return open(self._temporary, "wb")
 
+    def _make_layout(self) -> None:
+        """Creates the directory with the file that says what it is."""
+        if not (self._root / LAYOUT_FILE).exists():
+            self._root.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
+
     async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
+        await self._run(self._make_layout)
         await self._run(lambda: self._write_index(entries))
 
     def _write_index(self, entries: list[Document]) -> None:

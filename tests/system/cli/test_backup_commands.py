@@ -191,6 +191,29 @@ def test_killed(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+@pytest.mark.slow
+def test_a_killed_restore(tmp_path: Path) -> None:
+    """No server starts on what a killed restore left; the next one goes on, and its registry is whole."""
+    with running_server(tmp_path) as server:
+        pushed = [push(server, "team/app", f"v{number}", 10_000_000) for number in range(6)]
+        entrepot_output("backup", "backups", folder=tmp_path)
+    command = [sys.executable, "-m", "registry", "restore", "backups", "--data", "new/data", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=command_environment(), stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        killed.kill()
+    said = error_line(entrepot("serve", "--data", "new/data", "--listen", "127.0.0.1:0", folder=tmp_path), 1)
+    assert "a restore from a backup has not ended" in said
+    result = lines(entrepot_output(*command[3:], folder=tmp_path))[-1]
+    assert result["present_blobs"] >= 1
+    assert result["present_blobs"] + result["restored_blobs"] == 12
+    with running_server(tmp_path / "new") as restored:
+        for path, body in pushed:
+            check_whole(restored, path, body)
+
+
 @pytest.mark.parametrize("is_configured", [True, False])
 def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
     """An admin starts a backup into the configured directory and sees it in the list."""

@@ -11,17 +11,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from storage.backups import BackupFailed
 from storage.composition import open_registry, prepare_data_dir, restore_data_dir
 from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.system import System
-from storage.errors import BlobUnknown
+from storage.errors import BlobUnknown, StorageFailed
 from storage.jobs import JSON, JobRunning, JobState
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.backup.backup import BackupOptions, make_backup
+from storage.upkeep.backup.backup import BackupOptions, hash_file, make_backup
 from storage.upkeep.backup.backup_directory import BackupDirectory
 from storage.upkeep.backup.restore import RestoreOptions
 from storage.upkeep.job_runner import JobContext, run_in_command
@@ -169,6 +170,11 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
     restored = await restore(tmp_path / "backups", tmp_path / "new", skip_damaged=True)
     assert restored["damaged"] == [large.digest]
     await check_image(tmp_path / "new", "v1", manifest.digest)
+    async with open_registry(tmp_path / "new") as opened:
+        with pytest.raises(StorageFailed, match="push it again"):
+            await read_blob(opened, REPO, large.digest)
+        await push_blob(opened, REPO, LARGE)
+        assert await read_blob(opened, REPO, large.digest) == LARGE
 
 
 async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) -> None:
@@ -230,6 +236,19 @@ async def test_bad_directories(store: StoredRegistry, tmp_path: Path) -> None:
     database = tmp_path / "backups/snapshots/2001-09-09T01-46-40Z/entrepot.db"
     database.write_bytes(database.read_bytes()[:-1] + b"!")
     with pytest.raises(BackupFailed, match="does not have the SHA-256"):
+        await restore(tmp_path / "backups", tmp_path / "new")
+
+
+async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp_path: Path) -> None:
+    result, _ = await backup(store, tmp_path / "backups")
+    folder = tmp_path / "backups/snapshots" / result["snapshot"]
+    db = apsw.Connection(str(folder / "entrepot.db"))
+    db.pragma("user_version", 1000)
+    db.close()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["database"]["sha256"] = hash_file(folder / "entrepot.db")[0]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BackupFailed, match="a newer Entrepot made this backup"):
         await restore(tmp_path / "backups", tmp_path / "new")
 
 
