@@ -26,5 +26,5 @@ class UpkeepComponents:
 def upkeep_components(settings: Settings, store: StoredRegistry, router: Router) -> UpkeepComponents:
     """Builds the components for an opened registry."""
     works: dict[str, Work] = {}
-    works["backup"] = backup_work(store)
+    works["backup"] = backup_work(store, settings.data)
     return UpkeepComponents(settings, store, router, works)

@@ -113,6 +113,7 @@ def test_what_the_commands_say(tmp_path: Path) -> None:
     assert "is not empty; name a new directory" in error_line(
         entrepot("restore", "backups", "--data", "new", folder=tmp_path), 1
     )
+    assert "is in the data directory" in error_line(entrepot("backup", "data/backups", folder=tmp_path), 1)
     assert "name the directory of the backups" in error_line(entrepot("backup", folder=tmp_path), 2)
     assert "is no directory of backups" in error_line(entrepot("restore", "data", "--data", "x", folder=tmp_path), 1)
 
