@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -59,7 +60,8 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
             reporter = PlainReporter(print_json_line if as_json else _print_step, on_progress)
             await reporter.report(message=f"reading {path}")
             content = await asyncio.to_thread(find_images, opened)
-            return await import_images(upkeep.router, content, name, operator_actor(), reporter)
+            own_host = urlsplit(upkeep.settings.public_url or "").netloc
+            return await import_images(upkeep.router, content, name, operator_actor(), reporter, own_host)
 
     result = with_upkeep(config, data, work, create_data_directory=True)
     if as_json:

@@ -58,15 +58,15 @@ class _Tree:
 
 
 async def import_images(
-    router: Router, content: FoundContent, name: ImportName | None, by: Actor, reporter: Reporter
+    router: Router, content: FoundContent, name: ImportName | None, by: Actor, reporter: Reporter, own_host: str = ""
 ) -> JSON:
-    """Imports all images of the file and returns what was done. `name`: None: the names in the file. Raises
-    ImageFileFailed, Denied (the name belongs to an upstream), and what pushes raise. What was stored before an error
-    stays."""
+    """Imports all images of the file and returns what was done. `name`: None: the names in the file. `own_host`: the
+    host under which clients know this registry, which is left out of names (empty: not known). Raises ImageFileFailed,
+    Denied (the name belongs to an upstream), and what pushes raise. What was stored before an error stays."""
     trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
     referrers = [tree for tree in trees if tree.root.subject is not None]
     named = [pair for pair in zip(content.images, trees, strict=True) if pair[1].root.subject is None or pair[0].names]
-    targets = _targets(content, named, name)
+    targets = _targets(content, named, name, own_host)
     importer = _Importer(router, content, by, reporter)
     for tree, references in targets:
         await importer.push(tree, references)
@@ -81,7 +81,7 @@ async def import_images(
 
 
 def _targets(
-    content: FoundContent, images: list[tuple[FoundImage, _Tree]], name: ImportName | None
+    content: FoundContent, images: list[tuple[FoundImage, _Tree]], name: ImportName | None, own_host: str
 ) -> list[tuple[_Tree, list[ImageReference]]]:
     """Returns the names under which each image is stored. Raises ImageFileFailed if they are not clear."""
     label = content.source.label
@@ -97,14 +97,14 @@ def _targets(
         elif not image.names:
             raise ImageFileFailed(f"{label} states no name for the image {image.digest}; give --as NAME:TAG")
         else:
-            references = [_reference(label, text, name) for text in image.names]
+            references = [_reference(label, text, name, own_host) for text in image.names]
         targets.append((tree, references))
     return targets
 
 
-def _reference(label: str, text: str, name: ImportName | None) -> ImageReference:
+def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
     """Returns the repository and tag that a name in the file means here. The names of Docker Hub lose what docker does
-    not show, and a host with a port is left out."""
+    not show. The host of this registry and a host with a port are left out."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -114,7 +114,7 @@ def _reference(label: str, text: str, name: ImportName | None) -> ImageReference
             text = text.removeprefix(prefix)
             break
     host, slash, rest = text.partition("/")
-    if slash and (":" in host or host == "localhost"):
+    if slash and (":" in host or host in ("localhost", own_host)):
         text = rest
     try:
         reference = parse_reference(text)

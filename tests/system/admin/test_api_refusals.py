@@ -36,6 +36,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
     ("POST", "/backups"): {},
+    ("POST", "/jobs/{job}/stop"): {},
 }
 
 

@@ -166,6 +166,23 @@ def test_a_part_of_an_index(target: RegistryServer, tmp_path: Path) -> None:
     pull_all(wire, "team/part", "v1")
 
 
+@pytest.mark.parametrize(
+    ("stated", "here"),
+    [
+        ("localhost:5000/team/names:v1", "team/names:v1"),
+        ("registry.example.com/team/names:v2", "team/names:v2"),
+        ("docker.io/library/names:v3", "names:v3"),
+        ("docker.io/team/names:v4", "team/names:v4"),
+        ("other.example.com/team/names:v5", "other.example.com/team/names:v5"),
+    ],
+)
+def test_names_of_docker(tmp_path: Path, stated: str, here: str) -> None:
+    """This registry's own host, Docker Hub's and hosts with a port are left out; another host is a part of the name."""
+    write_archive(tmp_path / "x.tar", image("names"), stated)
+    said = entrepot_output("import", "x.tar", folder=tmp_path, ENTREPOT_PUBLIC_URL="https://registry.example.com")
+    assert said.startswith(f"{here}: sha256:")
+
+
 def _damaged(layout: Path, part: ImagePart) -> None:
     path = layout / "blobs/sha256" / part.digest.partition(":")[2]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
