@@ -24,6 +24,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -49,6 +50,8 @@ def as_backup_error(error: OSError, what: str) -> BackupFailed:
     the message."""
     if error.errno in DISK_FULL_ERRNOS:
         reason = "the disk is full; free some space there and run the same command again, which goes on from here"
+    elif isinstance(error, PermissionError):
+        reason = f"{error.strerror}; the command runs as the user with uid {os.geteuid()}, who owns the data directory"
     else:
         reason = error.strerror or str(error)
     return BackupFailed(f"{what}: {reason}")
@@ -139,7 +142,8 @@ class BackupDirectory:
         names = set(os.listdir(self.root)) - {"lost+found"}
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
             raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
-        self.root.chmod(0o700)
+        if stat.S_IMODE(self.root.stat().st_mode) & 0o077:
+            self.root.chmod(0o700)
         if _MARKER not in names:
             self._write_json(self.root / _MARKER, {"kind": _KIND, "version": FORMAT_VERSION})
         self.check()
