@@ -216,6 +216,9 @@ class _Backup:
             if reader.file is not None and reader.file.offset == 0:
                 fd = reader.file.fd
                 await self._copier.bring_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
+            elif reader.data is not None:
+                await self._copier.write_bytes(reader.data, blob.digest, temporary, final)
+                self._note_bytes(blob.size)
             else:
                 await self._copier.write_chunks(reader, blob.digest, temporary, final, self._note_bytes)
 

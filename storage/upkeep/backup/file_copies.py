@@ -91,6 +91,31 @@ class FileCopier:
                 os.unlink(temporary)
             raise
 
+    async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
+        """Makes `final` a file with these bytes, by way of the name `temporary`. Uses a thread only once, since most
+        blobs of a registry are small. Raises BlobDamaged, BackupFailed; nothing is left then."""
+
+        def write() -> None:
+            running = start_digest(digest.algorithm)
+            running.update(data)
+            if running.digest() != digest:
+                raise BlobDamaged(f"its bytes have the digest {running.digest()}")
+            try:
+                fd = self._create(temporary)
+                try:
+                    write_fully(self._system, fd, memoryview(data), 0)
+                    self._system.sync(fd)
+                finally:
+                    os.close(fd)
+                self._move(temporary, final)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+        await self.run(write)
+        self.copied_bytes += len(data)
+
     async def write_chunks(
         self,
         chunks: AsyncIterable[bytes],
