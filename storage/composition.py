@@ -45,17 +45,21 @@ from storage.data_dir.reserve import MinFreeSpace, Reserve
 from storage.data_dir.system import System, boot_id
 from storage.errors import StorageFull
 from storage.inventory import Inventory
+from storage.jobs import JSON
 from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.metadata.sqlite import inventory, setup
 from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
 from storage.metadata.sqlite.sqlite_database import SqliteDatabase
+from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
 from storage.partials import Partials
 from storage.store.publication import Publication
 from storage.store.stored_registry import StorageHealth, StoredRegistry
 from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags
+from storage.upkeep.backup.restore import RestoreOptions, restore_backup
 from storage.upkeep.collector import Collector
 from storage.upkeep.disk_space import DiskSpaceMonitor
+from storage.upkeep.reporter import Reporter
 from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
@@ -132,6 +136,17 @@ def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
     return inventory.open_inventory(layout_of(data).metadata)
 
 
+async def restore_data_dir(
+    data: Path, options: RestoreOptions, reporter: Reporter, *, system: System | None = None
+) -> JSON:
+    """Restores a backup into the data directory, which must be missing or empty, and prepares it. Returns what was
+    restored (`storage.upkeep.backup.restore.restore_backup`). Raises BackupFailed, DataDirectoryError."""
+    layout = layout_of(data)
+    result = await restore_backup(SqliteSnapshots(layout.metadata), layout, options, reporter, system=system)
+    prepare_data_dir(data, system)
+    return result
+
+
 @asynccontextmanager
 async def open_files(
     disk: Disk, boot: str, metadata: Metadata, locks: DigestLocks
@@ -201,7 +216,9 @@ async def open_registry(
             )
         else:
             health = StorageHealth(problem=lambda: NO_ROOM, retire=immutable.retire)
-        collector = Collector(metadata, blobs, partials, locks, clock, grace=grace, expire=expire, is_full=is_full)
+        collector = Collector(
+            metadata, blobs, partials, locks, clock, grace=grace, expire=expire, is_full=is_full, leases=leases
+        )
         registry = StoredRegistry(
             metadata,
             blobs,
@@ -223,6 +240,7 @@ async def open_registry(
             retention=database.retention,
             consistency=database.consistency,
             damage=database.damage,
+            snapshots=database.snapshots,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from registry.admin import (
     account_routes,
     audit_routes,
+    backup_routes,
     cache_routes,
     collection_routes,
     frozen_tag_routes,
@@ -66,6 +67,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "retention", "description": "Which tags the rules in the settings keep, and deleting all others."},
     {"name": "upkeep", "description": "Work on the whole store. Each of these starts a job."},
     {"name": "scrub", "description": "Reads all stored content again, and what it has found to be damaged."},
+    {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -82,6 +84,7 @@ _ROUTE_MODULES: Final = (
     retention_routes,
     collection_routes,
     scrub_routes,
+    backup_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

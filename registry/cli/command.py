@@ -18,11 +18,15 @@ from registry.cli.accounts import (
 )
 from registry.cli.mirror import freeze_command, mirror_command
 from registry.cli.upkeep import (
+    backup_command,
     cache_command,
+    export_command,
     fsck_command,
     gc_command,
+    import_command,
     jobs_command,
     quota_command,
+    restore_command,
     retention_command,
     scrub_command,
     tag_command,
@@ -64,6 +68,10 @@ app.add_typer(retention_command.app, name="retention")
 app.command("fsck", help=fsck_command.HELP, epilog=fsck_command.EXAMPLES)(fsck_command.fsck)
 app.command("gc", help=gc_command.HELP, epilog=gc_command.EXAMPLES)(gc_command.gc)
 app.add_typer(scrub_command.app, name="scrub")
+app.command("backup", help=backup_command.HELP, epilog=backup_command.EXAMPLES)(backup_command.backup)
+app.command("restore", help=restore_command.HELP, epilog=restore_command.EXAMPLES)(restore_command.restore)
+app.command("export", help=export_command.HELP, epilog=export_command.EXAMPLES)(export_command.export)
+app.command("import", help=import_command.HELP, epilog=import_command.EXAMPLES)(import_command.import_)
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

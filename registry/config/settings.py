@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
+from registry.config.backup_settings import BackupSettings
 from registry.config.field_types import MIB, Duration, SettingsGroup, split_commas, split_http_url
 from registry.config.mirror_settings import (
     HostedSettings,
@@ -215,6 +216,7 @@ class Settings(BaseSettings):
     scrub: ScrubSettings = ScrubSettings()
     uploads: UploadSettings = UploadSettings()
     audit: AuditSettings = AuditSettings()
+    backup: BackupSettings = BackupSettings()
     limits: LimitSettings = LimitSettings()
     hosted: HostedSettings = HostedSettings()
     warm: WarmSettings = WarmSettings()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from registry.config import Settings
 from registry.router import Router
+from registry.upkeep.backup_work import backup_work
 from registry.upkeep.budgets import cache_limits
 from registry.upkeep.eviction import EVICTION_KIND, eviction_work
 from registry.upkeep.fsck import FSCK, fsck_work
@@ -54,6 +55,7 @@ def upkeep_components(
         clock=clock,
     )
     works[SCRUB_KIND] = scrub_work(settings.scrub, store, router)
+    works["backup"] = backup_work(store, settings.data)
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
     judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention)
     works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)

@@ -7,6 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from storage.data_dir.layout import Layout
 from storage.data_dir.system import DISK_FULL_ERRNOS
 
 _NETWORK_FILE_SYSTEMS = frozenset(
@@ -56,6 +57,8 @@ def ensure_usable(root: Path) -> None:
     be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
     WAL needs memory that all processes share, which processes on different machines do not have.
 
+    Raises DataDirectoryError also if a restore from a backup has not ended in `root`.
+
     If `root` exists on a full disk, accepts it, because the registry can still serve reads and deletes from it. If
     `root` is missing and the disk is full, raises DataDirectoryError."""
     try:
@@ -68,6 +71,10 @@ def ensure_usable(root: Path) -> None:
         raise DataDirectoryError(
             f"{root} lies on a network file system ({file_system}), where locks and SQLite are not safe; "
             "choose a local disk with --data"
+        )
+    if Layout(root).restore_marker.exists():
+        raise DataDirectoryError(
+            f"a restore from a backup has not ended in {root}; run the same `entrepot restore` again to go on with it"
         )
     try:
         with tempfile.TemporaryFile(dir=root):

@@ -12,6 +12,7 @@
       trash/                                            files of deleted blobs, until they are unlinked
       quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest sha256:abcdef…
       reserve                                           disk space for deletes on a full disk
+      restore.json                                      says that a restore from a backup has not ended yet
 
 A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
 The GENERATION of an upload session grows by 1 each time another request takes the session over. A *lease* is the
@@ -51,6 +52,11 @@ class Layout:
     def reserve(self) -> Path:
         """The file that holds disk space for deletes on a full disk."""
         return self.root / "reserve"
+
+    @property
+    def restore_marker(self) -> Path:
+        """The file that exists while a restore brings content into the data directory."""
+        return self.root / "restore.json"
 
     @property
     def locks(self) -> Path:

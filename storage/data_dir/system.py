@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import cast
 
 SYNC_FILE_RANGE_WRITE = 2
 """Flag of sync_file_range(2): start to write the dirty pages to the disk, and do not wait."""
+_FICLONE = 0x40049409
+"""The request of ioctl_ficlone(2)."""
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Values of `errno` that are treated as a full disk: no free space, a used-up quota, and a file larger than its file
 system allows."""
@@ -59,6 +62,17 @@ class System:
     def rename(self, source: Path, target: Path) -> None:
         """Moves a file. Replaces a file at `target`."""
         os.rename(source, target)
+
+    def link(self, fd: int, target: Path) -> None:
+        """Gives the open file another name, a hard link. Raises OSError also if the file system has no hard links, or
+        if `target` is on another one."""
+        # Python follows the symbolic link only with a `src_dir_fd`, which an absolute path does not use.
+        os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
+
+    def clone(self, source_fd: int, fd: int) -> None:
+        """Makes the empty file `fd` a copy of `source_fd` that shares its blocks on the disk until either is changed
+        (ioctl_ficlone(2)). Raises OSError also if the file system cannot do this."""
+        fcntl.ioctl(fd, _FICLONE, source_fd)
 
     def unlink(self, path: Path) -> None:
         os.unlink(path)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from storage.accounts import Accounts
+from storage.backups import Snapshots
 from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.cached_images import CachedImages
 from storage.consistency import Consistency
@@ -65,6 +66,7 @@ class StoredRegistry:
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
     - `collector`, `jobs`, `consistency`: garbage collection, the jobs of upkeep, and the checks of the whole store;
     - `damage`, `quarantine`: which content is damaged, and how damaged blobs are taken out of use;
+    - `snapshots`: copies of the metadata, for backups;
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
@@ -93,6 +95,7 @@ class StoredRegistry:
         retention: Retention,
         consistency: Consistency,
         damage: DamageRecords,
+        snapshots: Snapshots,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -118,6 +121,7 @@ class StoredRegistry:
         self.checker = Checker(consistency, metadata, blobs, locks, clock)
         self.damage = damage
         self.quarantine = Quarantine(blobs, damage, locks)
+        self.snapshots = snapshots
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 
 from storage.blobs.blob_store import BlobStore, ListedBlob
 from storage.errors import StorageFull
-from storage.leases import DigestLocks
+from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import DeletedManifest, Metadata, QueuedLink, StaleUpload
 from storage.names import Digest
 from storage.partials import Partials
+from storage.upkeep.removal_gate import removal_slot
 from storage.upkeep.removals import CollectionReport, OnRemoval, Removal, RemovalKind, utc_text
 
 BATCH_SIZE = 500
@@ -80,11 +81,14 @@ class Collector:
         grace: float,
         expire: float,
         is_full: Callable[[], bool] = lambda: False,
+        *,
+        leases: Leases,
     ) -> None:
         self._metadata = metadata
         self._blobs = blobs
         self._partials = partials
         self._locks = locks
+        self._leases = leases
         self._clock = clock
         self.grace = grace
         self._expire = expire
@@ -231,24 +235,39 @@ class Collector:
     async def _remove_blobs(self, this_round: _Round) -> None:
         """Removes blobs without a link: first the row, then the bytes, which the blob store finds under the key in the
         row (`place`). A push of the same blob waits for the lock of the digest and then stores the bytes again, so
-        these blobs need no grace period."""
+        these blobs need no grace period. While a backup is running, leaves the blobs for a later round."""
+        if this_round.dry_run:
+            await self._preview_blobs(this_round)
+            return
+        is_more = True
+        while is_more:
+            async with removal_slot(self._leases) as may_remove:
+                is_more = may_remove and await self._remove_blob_batch(this_round)
+
+    async def _preview_blobs(self, this_round: _Round) -> None:
+        """Notes the blobs that `_remove_blobs` would remove now."""
         after: Digest | None = None
         while entries := await self._metadata.unlinked_blobs(BATCH_SIZE, after):
-            after = entries[-1].digest if this_round.dry_run else None
+            after = entries[-1].digest
             for entry in entries:
-                if this_round.dry_run:
-                    if entry.is_unlinked:
-                        await self._note_blob(this_round, entry.digest, entry.size)
-                    continue
-                async with self._locks.hold(entry.digest):
-                    place = await self._metadata.drop_blob(entry.digest)
-                    if place:  # the place of a blob whose bytes are missing or damaged is empty
-                        await self._blobs.remove(place)
-                if place is not None:
+                if entry.is_unlinked:
                     await self._note_blob(this_round, entry.digest, entry.size)
-                if self._is_full():
-                    await self._blobs.reclaim_space()
-            await self._reclaim_space(this_round)
+
+    async def _remove_blob_batch(self, this_round: _Round) -> bool:
+        """Removes at most `BATCH_SIZE` blobs without a link. Returns False if there was none."""
+        entries = await self._metadata.unlinked_blobs(BATCH_SIZE)
+        for entry in entries:
+            async with self._locks.hold(entry.digest):
+                place = await self._metadata.drop_blob(entry.digest)
+                if place:  # the place of a blob whose bytes are missing or damaged is empty
+                    await self._blobs.remove(place)
+            if place is not None:
+                await self._note_blob(this_round, entry.digest, entry.size)
+            if self._is_full():
+                await self._blobs.reclaim_space()
+        if entries:
+            await self._blobs.reclaim_space()
+        return bool(entries)
 
     async def _note_blob(self, this_round: _Round, digest: Digest, size: int) -> None:
         await this_round.note(RemovalKind.BLOB, digest, size, "no repository has it any more")

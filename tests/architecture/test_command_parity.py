@@ -15,6 +15,8 @@ NOT_ABOUT_ACCOUNTS = {
     "mirror refresh",
     "mirror purge",
     "tag delete",  # clients use DELETE in /v2
+    "export",  # clients pull and push instead
+    "import",
 }
 
 TWINS = {
@@ -64,6 +66,8 @@ TWINS = {
     "scrub status": ("GET", "/scrub"),
     "scrub quarantine list": ("GET", "/quarantine"),
     "scrub quarantine delete": ("DELETE", "/quarantine/{digest}"),
+    "backup": ("POST", "/backups"),
+    "restore": ("GET", "/backups"),  # `restore --list`; what is restored is not a running server
 }
 
 ONLY_API = {

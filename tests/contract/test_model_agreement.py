@@ -439,7 +439,8 @@ class Agreement(RuleBasedStateMachine):
         self.model.collect(grace)
         expire = 1000 * 24 * HOUR
         stored = self.stored
-        collector = Collector(stored.metadata, stored.blobs, stored.partials, stored.locks, self.clock, grace, expire)
+        parts = stored.metadata, stored.blobs, stored.partials, stored.locks
+        collector = Collector(*parts, self.clock, grace, expire, leases=stored.leases)
         self.loop.run_until_complete(collector.collect())
         self.changed = True
 

@@ -80,7 +80,7 @@ def run_as_job(
     async def work(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
 
-        with _progress_bar(hidden=as_json) as on_progress:
+        with progress_bar(hidden=as_json) as on_progress:
             return await run_in_command(
                 upkeep.store.jobs,
                 upkeep.store.leases,
@@ -101,7 +101,7 @@ def print_json_line(fields: Mapping[str, JSON]) -> None:
 
 
 @contextmanager
-def _progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
+def progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
     """Context manager that yields a function which shows a job's progress: as a bar if stderr is a terminal and not
     `hidden`, otherwise nowhere. The bar disappears at the end of the block."""
     if hidden or not sys.stderr.isatty():

@@ -39,7 +39,7 @@ from storage.data_dir.reserve import Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_commit_later
-from storage.metadata.sqlite.database import connect, is_full
+from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, connect, is_full
 from storage.metadata.sqlite.upkeep.usage_tables import quota_refusal
 
 MAX_BATCH_CHANGES = 256
@@ -50,6 +50,11 @@ CHECKPOINT_LOG_PAGES = 1000
 RESTART_LOG_PAGES = 16_000
 """With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
 then overwrite the log from its beginning, so that the log does not grow further."""
+RESTART_WAIT_MILLISECONDS = 200
+"""How long such a checkpoint waits. A reader with a long transaction, such as a backup, may need the log for minutes,
+and no process can commit during the wait."""
+RESTART_RETRY_PAGES = 4000
+"""By how many pages the log has to grow until a checkpoint waits again, after one has waited in vain."""
 RIGHTS_TABLE = "access"
 """Table with the epoch: a number that every change of rights increments in its transaction."""
 _CHECKPOINT_FAILED = (
@@ -111,6 +116,8 @@ class CommitThread:
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
         self._log_pages = 0
+        self._restart_log_pages = RESTART_LOG_PAGES
+        """Length of the log, in pages, from which on a checkpoint waits for the log's readers."""
         self._fsync_enabled: bool | None = None
         self._log_name_is_durable = False
         opened: Future[None] = Future()
@@ -313,14 +320,28 @@ class CommitThread:
         """Locks the file `lock` and runs a checkpoint. Logs an error of either instead of raising it."""
         try:
             with Flock(lock):
-                restart = self._log_pages >= RESTART_LOG_PAGES
-                self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE)
+                if self._log_pages >= self._restart_log_pages:
+                    self._restart_log(db)
+                else:
+                    self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
         except Exception as error:
             log.warning(_CHECKPOINT_FAILED, error, exc_info=error)
 
-    def _checkpoint(self, db: apsw.Connection, mode: int) -> None:
+    def _restart_log(self, db: apsw.Connection) -> None:
+        """Runs a checkpoint that waits for a short time until no reader needs the log. If readers need it for longer,
+        the next such checkpoint comes after the log has grown some more."""
+        self._restart_log_pages = self._log_pages + RESTART_RETRY_PAGES
+        db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
+        try:
+            if self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART):
+                self._restart_log_pages = RESTART_LOG_PAGES
+        finally:
+            db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
+
+    def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
         """Runs a checkpoint. If the disk is full, uses the reserve. Logs apsw.Error and StorageFull instead of raising
-        them. The caller holds the lock. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`."""
+        them. Returns whether the checkpoint did all that `mode` asks for. The caller holds the lock. `mode`: one of
+        `apsw.SQLITE_CHECKPOINT_*`."""
         self._log_pages = 0  # the next commit sets it to the length that the log then has
 
         def attempt() -> None:
@@ -336,8 +357,14 @@ class CommitThread:
                 attempt()
             except StorageFull:
                 self._reserve.spend(attempt, StorageFull)
+        except apsw.BusyError as error:
+            if mode != apsw.SQLITE_CHECKPOINT_RESTART:  # otherwise a long read needs the log, which is no fault
+                log.warning(_CHECKPOINT_FAILED, error)
+            return False
         except (apsw.Error, StorageFull) as error:
             log.warning(_CHECKPOINT_FAILED, error)
+            return False
+        return True
 
 
 def _execute_commit(db: apsw.Connection) -> None:

@@ -23,6 +23,7 @@ from storage.metadata.sqlite.upkeep.sqlite_damage import SqliteDamageRecords
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
 from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
 from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
+from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
 from storage.metadata.sqlite.upkeep.sqlite_tag_history import SqliteTagHistory
 from storage.metadata.sqlite.upkeep.sqlite_upstream_tags import SqliteUpstreamTags
 from storage.metadata.sqlite.upkeep.sqlite_usage import SqliteUsage
@@ -38,6 +39,7 @@ class SqliteDatabase:
     - `accounts` stores accounts and rights.
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.
+    - `snapshots` copies the database.
     - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
@@ -78,6 +80,7 @@ class SqliteDatabase:
         self.retention = SqliteRetention(writer, scans, clock)
         self.consistency = SqliteConsistency(checks, writer, clock)
         self.damage = SqliteDamageRecords(self._db, writer, scans, clock)
+        self.snapshots = SqliteSnapshots(layout.metadata, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -51,6 +51,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/gc"): {},
     ("POST", "/fsck"): {},
     ("POST", "/scrub"): {},
+    ("POST", "/backups"): {},
 }
 
 

@@ -1,0 +1,82 @@
+"""The routes of `/api/v1/backups`: copies of the registry in the directory that the settings name. The docstrings of
+the routes are the descriptions in the OpenAPI document.
+
+No route takes the name of a directory, because the server would then write secrets wherever a client says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.caller import AdminCaller, Caller
+from registry.admin.job_routes import JobResponse
+from registry.admin.management_route import ManagementRoute
+from registry.upkeep.backup_work import backup_arguments
+from storage.backups import BackupTargetUnknown
+from storage.data_dir.system import System
+from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+class BackupResponse(BaseModel):
+    """A complete backup: the registry as it was at one time."""
+
+    name: str = Field(description="What `entrepot restore --snapshot` takes")
+    time: datetime
+    manifests: int
+    tags: int
+    blobs: int
+    size: int = Field(description="Total size of the blobs in bytes; backups share blobs")
+    missing: int = Field(description="Number of blobs that could not be copied")
+
+    @classmethod
+    def from_stored(cls, stored: SnapshotManifest) -> Self:
+        """Converts the description of a backup."""
+        return cls(
+            name=stored.name,
+            time=models.to_datetime(stored.time),
+            manifests=stored.totals.manifests,
+            tags=stored.totals.tags,
+            blobs=stored.totals.blobs,
+            size=stored.totals.size,
+            missing=len(stored.missing),
+        )
+
+
+class NewBackup(BaseModel):
+    """How a backup is made."""
+
+    verify: bool = Field(default=False, description="Read all blobs of the backup and compare their digests")
+
+
+@router.get("/backups", tags=["backups"])
+async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
+    """Lists the complete backups in the directory that `[backup] target` names, newest first."""
+    directory = BackupDirectory(_target(caller), System())
+    found = await asyncio.to_thread(directory.snapshots)
+    return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(found)], next=None)
+
+
+@router.post("/backups", tags=["backups"], status_code=202)
+async def make_backup(caller: AdminCaller, body: NewBackup) -> JobResponse:
+    """Starts a job that makes a backup into the directory that `[backup] target` names. The registry serves meanwhile.
+    `GET /jobs/{job}` shows how far it is."""
+    arguments = backup_arguments(_target(caller), caller.upkeep.settings.backup.keep, verify=body.verify)
+    job = await caller.upkeep.store.jobs.add("backup", arguments, actor=caller.actor.name, is_resumable=True)
+    return JobResponse.from_stored(job)
+
+
+def _target(caller: Caller) -> Path:
+    """Returns the directory of the backups. Raises BackupTargetUnknown."""
+    target = caller.upkeep.settings.backup.target
+    if target is None:
+        raise BackupTargetUnknown
+    return target

@@ -1,0 +1,101 @@
+"""The command `entrepot backup`: makes a backup of a registry, also while a server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail, load_or_fail
+from registry.cli.output import human_size, plural
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line, run_as_job
+
+if TYPE_CHECKING:
+    from registry.upkeep.components import UpkeepComponents
+    from storage.upkeep.job_runner import Work
+
+HELP = "Make a backup of everything: images, accounts, keys and history. This is also possible while a server runs."
+EXAMPLES = """\b
+Examples:
+  entrepot backup /mnt/backups --data /var/lib/entrepot
+  entrepot backup /mnt/backups --keep 7 --config /etc/entrepot.toml
+  entrepot backup /mnt/backups --verify --json
+
+DIR is a directory for backups alone. A backup copies only the blobs that DIR does not have yet. After an interruption,
+run the same command again. DIR contains the accounts' password hashes and the signing keys: keep it safe."""
+
+
+def backup(
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="The directory of the backups. [default: target in [backup]]"),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", metavar="N", min=1, help="Keep the newest N backups. [default: keep in [backup], or all]"
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also read the blobs that are there or linked, and compare their digests.")
+    ] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the bytes even where files could be hard links or share blocks.")
+    ] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Makes the backup. Ends the command with exit code 1 if blobs could not be copied."""
+    from registry.upkeep.backup_work import backup_arguments
+
+    settings = load_or_fail(config, data=data).settings
+    target = target or settings.backup.target
+    if target is None:
+        fail("name the directory of the backups, or set `target` in [backup] of the settings", USAGE_ERROR)
+    keep = settings.backup.keep if keep is None else keep
+    arguments = backup_arguments(target, keep, verify=verify, may_link=not copy)
+
+    def make_work(upkeep: UpkeepComponents) -> Work:
+        return upkeep.works["backup"]
+
+    result = run_as_job(config, data, "backup", arguments, make_work, as_json=as_json, on_step=_print_problem)
+    if as_json:
+        print_json_line({"step": "done", **result})
+    else:
+        _print_result(result)
+    raise typer.Exit(1 if result["missing"] else 0)
+
+
+def _print_problem(step: Mapping[str, Any]) -> None:
+    """Prints what is wrong with a blob, on stderr. Copied blobs are not printed."""
+    if step["step"] == "missing":
+        typer.echo(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
+    elif step["step"] == "damaged in the backup":
+        typer.echo(
+            f"entrepot: {step['digest']} was damaged in the backup and is copied again: {step['reason']}", err=True
+        )
+
+
+def _print_result(result: Mapping[str, Any]) -> None:
+    typer.echo(
+        f"{result['target']}/snapshots/{result['snapshot']}: {plural(result['tags'], 'tag')}, "
+        f"{plural(result['manifests'], 'manifest')}, {plural(result['blobs'], 'blob')} ({human_size(result['size'])})"
+    )
+    typer.echo(
+        f"{plural(result['copied_blobs'], 'blob')} new ({human_size(result['new_bytes'])} copied), "
+        f"{result['present_blobs']} already there"
+    )
+    if result.get("removed_snapshots"):
+        typer.echo(
+            f"{plural(len(result['removed_snapshots']), 'old backup')} and {plural(result['removed_blobs'], 'blob')} "
+            "removed"
+        )
+    if result["missing"]:
+        typer.echo(
+            f"entrepot: {plural(len(result['missing']), 'blob')} could not be copied; the backup is complete but for "
+            "these",
+            err=True,
+        )

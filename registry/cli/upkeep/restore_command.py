@@ -1,0 +1,113 @@
+"""The command `entrepot restore`: brings a backup into an empty data directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.cli.interrupts import run_interruptible
+from registry.cli.options import ConfigOption, DataOption, load_or_fail, one_line_errors
+from registry.cli.output import human_size, local_time, plural, print_rows
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line, progress_bar
+
+if TYPE_CHECKING:
+    from storage.upkeep.backup.backup_directory import SnapshotManifest
+
+HELP = "Restore a backup into an empty data directory. Every byte is compared with its digest."
+EXAMPLES = """\b
+Examples:
+  entrepot restore /mnt/backups --list
+  entrepot restore /mnt/backups --data /var/lib/entrepot
+  entrepot restore /mnt/backups --snapshot 2026-01-31T09-30-00Z --data /var/lib/entrepot
+
+The data directory must be missing or empty. After an interruption, run the same command again: until it has ended, no
+server starts there."""
+INTERRUPTED = "interrupted; the same command goes on from here"
+
+
+def restore(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The directory that `entrepot backup` wrote.")],
+    snapshot: Annotated[
+        str | None,
+        typer.Option("--snapshot", metavar="TIME", help="The backup to restore, as --list shows it. [default: newest]"),
+    ] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="Only list the backups in DIR.")] = False,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="Do without blobs that are missing or damaged in the backup."),
+    ] = False,
+    link: Annotated[
+        bool,
+        typer.Option("--link", help="Make hard links to the files of the backup, if it is on the same file system."),
+    ] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Restores the backup, or lists the backups. Ends the command with exit code 1 if blobs are missing or damaged."""
+    from registry.cli.data_owner import become_owner
+    from storage.composition import restore_data_dir
+    from storage.upkeep.backup.restore import RestoreOptions
+    from storage.upkeep.reporter import PlainReporter
+
+    settings = load_or_fail(config, data=data).settings
+    with one_line_errors():
+        if show_list:
+            _print_list(_read_list(target), as_json=as_json)
+            return
+        become_owner(settings.data)
+        options = RestoreOptions(target, snapshot, may_link=link, skip_damaged=skip_damaged)
+        with progress_bar(hidden=as_json) as on_progress:
+            reporter = PlainReporter(print_json_line if as_json else _print_problem, on_progress)
+            result: Any = run_interruptible(restore_data_dir(settings.data, options, reporter), INTERRUPTED)
+    if as_json:
+        print_json_line({"step": "done", **result})
+    else:
+        typer.echo(
+            f"{result['data']}: {plural(result['tags'], 'tag')}, {plural(result['manifests'], 'manifest')}, "
+            f"{plural(result['blobs'], 'blob')} ({human_size(result['size'])}) as of {result['snapshot']}"
+        )
+    if result["damaged"]:
+        typer.echo(f"entrepot: {plural(len(result['damaged']), 'blob')} could not be restored", err=True)
+    raise typer.Exit(1 if result["damaged"] else 0)
+
+
+def _print_problem(step: Mapping[str, Any]) -> None:
+    """Prints what is wrong with a blob, on stderr. Restored blobs are not printed."""
+    if step["step"] == "damaged":
+        typer.echo(f"entrepot: {step['digest']} cannot be restored: {step['reason']}", err=True)
+
+
+def _read_list(target: Path) -> list[SnapshotManifest]:
+    """Returns the complete backups in the directory, oldest first. Raises BackupFailed."""
+    from storage.data_dir.system import System
+    from storage.upkeep.backup.backup_directory import BackupDirectory, with_backup_errors
+
+    def read() -> list[SnapshotManifest]:
+        directory = BackupDirectory(target, System())
+        directory.check()
+        return directory.snapshots()
+
+    return with_backup_errors(f"cannot read {target}", read)
+
+
+def _print_list(found: list[SnapshotManifest], *, as_json: bool) -> None:
+    if as_json:
+        for each in found:
+            print_json_line({"name": each.name, **each.as_json()})
+        return
+    rows = [
+        (
+            each.name,
+            local_time(each.time),
+            str(each.totals.tags),
+            str(each.totals.blobs),
+            human_size(each.totals.size),
+            str(len(each.missing)),
+        )
+        for each in found
+    ]
+    print_rows(("backup", "made", "tags", "blobs", "size", "missing"), rows, "there is no complete backup")

@@ -1,0 +1,47 @@
+"""The job that makes a backup, for servers and for the command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from storage.backups import BackupFailed
+from storage.jobs import JSON
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.backup.backup import BackupOptions, make_backup
+from storage.upkeep.job_runner import JobContext, Work
+
+
+def backup_arguments(target: Path, keep: int | None, *, verify: bool, may_link: bool = True) -> dict[str, JSON]:
+    """Returns the arguments of a job that makes a backup (see `BackupOptions`)."""
+    return {"target": str(target.absolute()), "keep": keep, "verify": verify, "may_link": may_link}
+
+
+def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = time.time) -> Work:
+    """Returns the work of jobs of the kind `backup`. `data`: the data directory, which must not contain the backups,
+    so that a person who deletes it does not delete them. `clock` returns seconds since 1970."""
+
+    async def work(context: JobContext) -> JSON:
+        arguments = context.job.arguments
+        options = BackupOptions(
+            Path(arguments["target"]),
+            keep=arguments["keep"],
+            verify=arguments["verify"],
+            may_link=arguments["may_link"],
+        )
+        _check_outside(options.target, data)
+        job = context.job
+        return await make_backup(
+            *(store.snapshots, store.blobs, store.leases, options, context),
+            clock=clock,
+            holder=f"{job.actor} (job {job.id}, {job.holder})",
+        )
+
+    return work
+
+
+def _check_outside(target: Path, data: Path) -> None:
+    """Raises BackupFailed if `target` is the data directory or in it."""
+    if target.resolve().is_relative_to(data.resolve()):
+        raise BackupFailed(f"{target} is in the data directory; name a directory outside of it")

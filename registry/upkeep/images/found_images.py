@@ -1,0 +1,212 @@
+"""Finds the images in a file source (`find_images`): in an OCI image layout, or in what `docker save` writes.
+
+A docker archive of the old form has no manifests, only configs and layers. So a manifest is made for each image: the
+same archive always gives the same one. The digests of uncompressed layers are stated in the config, and are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from registry.upkeep.images.file_sources import FileSource, read_small
+from registry.upkeep.images.image_files import (
+    DOCKER_FILE,
+    IMAGE_NAME,
+    INDEX_FILE,
+    LAYOUT_FILE,
+    OCI_CONFIG,
+    OCI_LAYER,
+    REF_NAME,
+    blob_file,
+)
+from storage.backups import ImageFileFailed
+from storage.content import INDEXES as INDEX_TYPES
+from storage.content import MANIFESTS, OCI_MANIFEST, Descriptor, Manifest, digest_of
+from storage.errors import RegistryError
+from storage.names import Digest
+
+CHUNK_BYTES: Final = 1 << 20
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image in a file. `names`: the names and tags that the file states for it, such as `team/app:1`; a name that
+    begins with `:` is only a tag."""
+
+    digest: Digest
+    media_type: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class FoundContent:
+    """What a file contains. `made`: manifests that are not in the file but were made from it. `files`: the names of
+    those blobs whose files are not named after their digests."""
+
+    source: FileSource
+    images: list[FoundImage] = field(default_factory=list)
+    made: dict[Digest, bytes] = field(default_factory=dict)
+    files: dict[Digest, str] = field(default_factory=dict)
+
+    def file_of(self, digest: Digest) -> str:
+        """Returns the name of the file with a blob."""
+        return self.files.get(digest) or blob_file(digest)
+
+    def manifest(self, digest: Digest, media_type: str) -> Manifest | None:
+        """Reads a manifest and checks it; None if the file does not contain it. Blocks. Raises ImageFileFailed."""
+        body = self.made.get(digest) or read_small(self.source, blob_file(digest))
+        if body is None:
+            return None
+        try:
+            return Manifest.parse(body, media_type, digest)
+        except RegistryError as error:
+            raise ImageFileFailed(f"{self.source.label}: the manifest {digest} is damaged: {error.message}") from error
+
+
+def find_images(source: FileSource) -> FoundContent:
+    """Finds the images. Reads all layers of a docker archive of the old form. Blocks. Raises ImageFileFailed."""
+    content = FoundContent(source)
+    index = read_small(source, INDEX_FILE)
+    if index is not None and source.size(LAYOUT_FILE) is not None:
+        _read_layout(content, _parse(source, INDEX_FILE, index))
+    elif (images := read_small(source, DOCKER_FILE)) is not None:
+        _read_docker_archive(content, _parse(source, DOCKER_FILE, images))
+    elif source.size("repositories") is not None:
+        raise ImageFileFailed(
+            f"{source.label} was written by docker before 1.10; load it into a newer docker and save it"
+        )
+    else:
+        raise ImageFileFailed(f"{source.label} is neither an OCI image layout nor an archive of docker save")
+    if not content.images:
+        raise ImageFileFailed(f"{source.label} contains no images")
+    return content
+
+
+def _parse(source: FileSource, name: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise ImageFileFailed(f"{source.label}: {name} is not JSON") from None
+
+
+def _read_layout(content: FoundContent, index: Any) -> None:
+    """Adds the images of an OCI image layout. Entries for the same manifest become one image with several names."""
+    names: dict[tuple[Digest, str], list[str]] = {}
+    try:
+        for entry in index["manifests"]:
+            media_type = entry["mediaType"]
+            if media_type not in MANIFESTS | INDEX_TYPES:
+                continue
+            found = names.setdefault((Digest(entry["digest"]), media_type), [])
+            found.extend(_names_of(entry.get("annotations") or {}))
+    except (KeyError, TypeError, AttributeError, RegistryError) as error:
+        raise ImageFileFailed(f"{content.source.label}: {INDEX_FILE} is not valid: {error}") from error
+    content.images += [FoundImage(*key, tuple(dict.fromkeys(found))) for key, found in names.items()]
+
+
+def _names_of(annotations: Mapping[str, str]) -> list[str]:
+    """Returns the names that the annotations of an entry state: none or one."""
+    full, short = annotations.get(IMAGE_NAME), annotations.get(REF_NAME)
+    if full:
+        return [full]
+    if not short:
+        return []
+    return [short if ":" in short or "/" in short else f":{short}"]
+
+
+def _read_docker_archive(content: FoundContent, images: Any) -> None:
+    """Adds the images of a docker archive of the old form."""
+    try:
+        entries = [(str(each["Config"]), list(each["Layers"]), each.get("RepoTags") or []) for each in images]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ImageFileFailed(f"{content.source.label}: {DOCKER_FILE} is not valid: {error}") from error
+    files = {name for _, layers, _ in entries for name in layers}
+    for name in files:
+        if content.source.size(name) is None:
+            raise ImageFileFailed(f"{content.source.label} is incomplete: it has no file {name}")
+    # Each layer is read once, in the order of the archive.
+    hashed = {name: _hash_layer(content.source, name) for name in sorted(files, key=content.source.position)}
+    for config_file, layers, names in entries:
+        config = read_small(content.source, config_file)
+        if config is None:
+            raise ImageFileFailed(f"{content.source.label} is incomplete: it has no file {config_file}")
+        _check_diff_ids(content.source, config_file, config, [hashed[name] for name in layers])
+        descriptors = [hashed[name].descriptor for name in layers]
+        config_descriptor = Descriptor(OCI_CONFIG, digest_of(config), len(config))
+        body = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": config_descriptor.as_json(),
+                "layers": [descriptor.as_json() for descriptor in descriptors],
+            },
+            separators=(",", ":"),
+        ).encode()
+        digest = digest_of(body)
+        content.made[digest] = body
+        content.files[config_descriptor.digest] = config_file
+        content.files.update((hashed[name].descriptor.digest, name) for name in layers)
+        content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(map(str, names))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer of a docker archive. `diff_id`: digest of its uncompressed form; None if that is not known."""
+
+    descriptor: Descriptor
+    diff_id: str | None
+
+
+def _hash_layer(source: FileSource, name: str) -> _Layer:
+    """Reads a layer and computes its digests."""
+    whole, plain, size = hashlib.sha256(), hashlib.sha256(), 0
+    suffix, decompress = "", None
+    try:
+        with source.open(name) as file:
+            while data := file.read(CHUNK_BYTES):
+                if size == 0 and data.startswith(_GZIP):
+                    suffix, decompress = "+gzip", zlib.decompressobj(wbits=31)
+                elif size == 0 and data.startswith(_ZSTD):
+                    suffix = "+zstd"
+                whole.update(data)
+                size += len(data)
+                if decompress is not None:
+                    decompress = _decompress(decompress, data, plain)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ImageFileFailed(f"{source.label} is damaged or cut off at {name}: {error}") from error
+    digest = f"sha256:{whole.hexdigest()}"
+    diff_id = digest if not suffix else f"sha256:{plain.hexdigest()}" if decompress is not None else None
+    return _Layer(Descriptor(OCI_LAYER + suffix, Digest(digest), size), diff_id)
+
+
+def _decompress(decompress: Any, data: bytes, plain: Any) -> Any:
+    """Passes the decompressed data to the hash `plain`, in bounded pieces. Returns the decompressor to go on with: a
+    new one after the end of a gzip member, since a layer may consist of several."""
+    while data:
+        plain.update(decompress.decompress(data, CHUNK_BYTES))
+        if decompress.eof:
+            data = decompress.unused_data
+            if data:
+                decompress = zlib.decompressobj(wbits=31)
+        else:
+            data = decompress.unconsumed_tail
+    return decompress
+
+
+def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers: list[_Layer]) -> None:
+    """Compares the layers with the digests in the config. Raises ImageFileFailed."""
+    try:
+        stated = list(json.loads(config)["rootfs"]["diff_ids"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImageFileFailed(f"{source.label}: the config {config_file} states no layers") from error
+    if len(stated) != len(layers):
+        raise ImageFileFailed(f"{source.label}: the config {config_file} has {len(stated)} layers, not {len(layers)}")
+    for digest, layer in zip(stated, layers, strict=True):
+        if layer.diff_id is not None and layer.diff_id != digest:
+            raise ImageFileFailed(f"{source.label}: the layer {digest} is damaged: its bytes have {layer.diff_id}")

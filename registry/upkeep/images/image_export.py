@@ -1,0 +1,226 @@
+"""Exports images from the registry, hosted or mirrored, into a file or directory (`export_images`). What a mirror has
+not cached yet is fetched from its upstream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from registry.mirror.warm.targets import Platform, choose_manifests, platform_name
+from registry.router import Router
+from registry.upkeep.images.image_files import DOCKER_CONFIG, IMAGE_NAME, OCI_CONFIG, REF_NAME, blob_file
+from registry.upkeep.images.image_writers import Document, ImageWriter
+from storage.content import INDEXES, Descriptor, Manifest
+from storage.errors import ManifestUnknown, Unsupported
+from storage.interface import Registry
+from storage.jobs import JSON
+from storage.names import Digest, ImageReference, RepositoryName, Tag
+from storage.upkeep.reporter import Reporter
+
+MAX_DEPTH: Final = 8
+"""How deep indexes may contain indexes, and referrers refer to referrers."""
+_PAGE: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What is exported. `platforms`: of an image for several platforms, only the manifests for these (None: all).
+    `with_referrers`: whether signatures, SBOMs and other manifests whose subject is exported are exported as well.
+    `for_docker`: whether the result is also a docker archive, in which each image has one platform."""
+
+    platforms: Sequence[Platform] | None = None
+    with_referrers: bool = True
+    for_docker: bool = False
+
+
+@dataclass(slots=True)
+class _Image:
+    """An image to export. `root`: what its name leads to. `manifests`: by digest, all that belong to it, listed ones
+    before the index that lists them. `referrers`: digests of those that are there because of their subject."""
+
+    name: ImageReference
+    registry: Registry
+    repo: RepositoryName
+    root: Manifest
+    platform: Descriptor | None = None
+    manifests: dict[Digest, Manifest] = field(default_factory=dict)
+    referrers: list[Digest] = field(default_factory=list)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+
+
+async def export_images(
+    router: Router, names: Sequence[ImageReference], writer: ImageWriter, options: ExportOptions, reporter: Reporter
+) -> JSON:
+    """Exports the images and returns what was written. Raises ManifestUnknown, also if an image does not exist for one
+    of the platforms; ImageFileFailed; the errors of mirrors; Unsupported if an image cannot be in a docker archive. The
+    final file does not exist after an error or a cancellation."""
+    try:
+        return await _export(router, names, writer, options, reporter)
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+async def _export(
+    router: Router, names: Sequence[ImageReference], writer: ImageWriter, options: ExportOptions, reporter: Reporter
+) -> JSON:
+    images = []
+    for name in names:
+        await reporter.report(message=f"reading {name}")
+        images.append(await _read_image(router, name, options))
+    contents = {
+        digest: size
+        for image in images
+        for digest, size in [
+            *((digest, blob.size) for digest, blob in image.blobs.items()),
+            *((digest, len(manifest.body)) for digest, manifest in image.manifests.items()),
+        ]
+    }
+    done = 0
+
+    def note(count: int) -> None:
+        nonlocal done
+        done += count
+
+    await reporter.report(0, total=sum(contents.values()), unit="bytes", message="exporting")
+    written, present = 0, 0
+    for image in images:
+        for digest, blob in image.blobs.items():
+            if writer.has(digest, blob.size):
+                present += 1
+                note(blob.size)
+            else:
+                reader = await image.registry.open_blob(image.repo, digest)
+                async with aclosing(reader):
+                    await writer.write(digest, blob.size, _reporting(reader, reporter, lambda: done), note)
+                written += 1
+        for digest, manifest in image.manifests.items():
+            if not writer.has(digest, len(manifest.body)):
+                await writer.write(digest, len(manifest.body), _one(manifest.body), note)
+        reporter.step(step="image", image=str(image.name), digest=image.root.digest, manifests=len(image.manifests))
+    entries = list(_entries(images))
+    await writer.finish(entries, [_docker_entry(image) for image in images] if options.for_docker else None)
+    size = sum(contents.values())
+    return {"images": len(images), "blobs": written, "present_blobs": present, "size": size}
+
+
+async def _read_image(router: Router, name: ImageReference, options: ExportOptions) -> _Image:
+    """Reads the manifests of an image."""
+    registry, repo, _ = await router.locate(name.repository)
+    try:
+        root = await registry.get_manifest(repo, name.reference)
+    except ManifestUnknown as error:
+        raise ManifestUnknown(f"{name}: {error.message}") from None
+    image = _Image(name, registry, repo, root)
+    stored_root = root.digest
+    if root.media_type in INDEXES and options.platforms is not None:
+        await _choose_platforms(image, options)
+    await _walk(image, image.root, MAX_DEPTH)
+    if options.with_referrers:
+        for digest in dict.fromkeys([*image.manifests, stored_root]):
+            if digest in image.manifests or digest == stored_root:
+                await _add_referrers(image, digest, MAX_DEPTH)
+    if options.for_docker and not _is_runnable(image.root):
+        raise Unsupported(
+            f"{name} is no container image of one platform, or has layers that this registry does not store; export it "
+            "with --format oci-layout"
+        )
+    return image
+
+
+async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
+    """Replaces the root, which is an index, by what it lists for the platforms: by a manifest, or, if there are
+    several, by a new index of them."""
+    assert options.platforms is not None
+    index = image.root
+    chosen, missing = choose_manifests(index.manifests, options.platforms)
+    if missing:
+        offered = ", ".join(sorted({platform_name(entry) for entry in index.manifests} - {""}))
+        raise ManifestUnknown(f"{image.name} does not exist for {', '.join(map(str, missing))}, only for {offered}")
+    if len(chosen) == 1:
+        image.root = await image.registry.get_manifest(image.repo, chosen[0].digest)
+        image.platform = chosen[0]
+    else:
+        document = json.loads(index.body)
+        wanted = {entry.digest for entry in chosen}
+        document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in wanted]
+        image.root = Manifest.parse(json.dumps(document).encode(), index.media_type)
+
+
+async def _walk(image: _Image, manifest: Manifest, depth: int) -> None:
+    """Adds a manifest, what it lists, and their blobs to the image."""
+    if depth == 0:
+        raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
+    for entry in manifest.manifests:
+        if entry.digest in manifest.blob_children:
+            image.blobs.setdefault(entry.digest, entry)
+        elif entry.digest not in image.manifests:
+            await _walk(image, await image.registry.get_manifest(image.repo, entry.digest), depth - 1)
+    for blob in manifest.blobs:
+        if blob.digest not in manifest.foreign:
+            image.blobs.setdefault(blob.digest, blob)
+    image.manifests[manifest.digest] = manifest
+
+
+async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
+    """Adds the manifests whose subject is `subject`, and those that refer to them."""
+    after: str | None = None
+    more = depth > 0
+    while more:
+        page = await image.registry.referrers(image.repo, subject, None, after, _PAGE)
+        for found in page.items:
+            if found.digest not in image.manifests:
+                await _walk(image, await image.registry.get_manifest(image.repo, found.digest), depth)
+                image.referrers.append(found.digest)
+                await _add_referrers(image, found.digest, depth - 1)
+        more = page.more and (bool(page.items) or page.next_after is not None)
+        after = page.next_after or (page.items[-1].digest if page.items else None)
+
+
+def _entries(images: Iterable[_Image]) -> Iterable[Document]:
+    """Yields the entries of `index.json`: the images, each with its tag, and then the referrers. If the images are of
+    several repositories, the names of these come before the tags."""
+    images = list(images)
+    is_one_repository = len({image.name.repository for image in images}) == 1
+    for image in images:
+        root = replace(image.root.descriptor, annotations=None, artifact_type=None)
+        if image.platform is not None:
+            root = replace(root, platform=image.platform.platform)
+        entry = root.as_json()
+        if isinstance(image.name.reference, Tag):
+            tag = image.name.reference if is_one_repository else str(image.name)
+            entry["annotations"] = {REF_NAME: str(tag), IMAGE_NAME: str(image.name)}
+        yield entry
+    for image in images:
+        for digest in image.referrers:
+            yield replace(image.manifests[digest].descriptor, annotations=None).as_json()
+
+
+def _is_runnable(manifest: Manifest) -> bool:
+    config = manifest.config
+    return config is not None and config.media_type in (OCI_CONFIG, DOCKER_CONFIG) and not manifest.foreign
+
+
+def _docker_entry(image: _Image) -> Document:
+    """Returns the entry of the image in a docker archive's `manifest.json`."""
+    assert image.root.config is not None
+    fields: dict[str, Any] = {
+        "Config": blob_file(image.root.config.digest),
+        "RepoTags": [str(image.name)] if isinstance(image.name.reference, Tag) else None,
+        "Layers": [blob_file(layer.digest) for layer in image.root.layers],
+    }
+    return fields
+
+
+async def _one(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _reporting(chunks: Any, reporter: Reporter, done: Any) -> AsyncIterator[bytes]:
+    """Yields the chunks, and reports the progress before each."""
+    async for chunk in chunks:
+        await reporter.report(done())
+        yield chunk

@@ -1,0 +1,46 @@
+"""Words that exports and imports of images share: names of files and annotations, and errors.
+
+An *OCI image layout* (OCI image spec, "Image Layout") is a directory, or a tar archive of one. Its `index.json` lists
+manifests. All manifests, configs and layers are in `blobs/ALGORITHM/HEX`. A *docker archive* is what `docker save`
+writes: a tar archive whose `manifest.json` lists images. Since version 25, docker writes archives that are both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from storage.backups import ImageFileFailed
+from storage.data_dir.system import DISK_FULL_ERRNOS
+from storage.names import Digest
+
+T = TypeVar("T")
+LAYOUT_FILE: Final = "oci-layout"
+LAYOUT_JSON: Final = b'{"imageLayoutVersion":"1.0.0"}'
+INDEX_FILE: Final = "index.json"
+DOCKER_FILE: Final = "manifest.json"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+"""The annotation in `index.json` with the tag of an image."""
+IMAGE_NAME: Final = "io.containerd.image.name"
+"""The annotation in `index.json` with the name and tag of an image, which docker and containerd write and read."""
+MAX_JSON_BYTES: Final = 32 << 20
+"""Largest size of a JSON file that is read."""
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+
+
+def blob_file(digest: Digest) -> str:
+    """Returns the name of the file that contains a blob or manifest."""
+    return f"blobs/{digest.algorithm}/{digest.encoded}"
+
+
+def with_file_errors(what: str, call: Callable[[], T]) -> T:
+    """Returns what `call` returns. Raises ImageFileFailed, with `what` as the first part of its message, if it raises
+    OSError."""
+    try:
+        return call()
+    except OSError as error:
+        full = error.errno in DISK_FULL_ERRNOS
+        reason = "the disk is full; free some space there" if full else error.strerror or str(error)
+        raise ImageFileFailed(f"{what}: {reason}") from error

@@ -1,0 +1,307 @@
+"""Imports the images of a file into hosted repositories (`import_images`).
+
+The images are pushed, as a client would push them: the same checks apply, and blobs that the registry has already are
+not read from the file. So the same call goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from registry.router import Router
+from registry.upkeep.images.found_images import CHUNK_BYTES, FoundContent, FoundImage
+from storage.backups import ImageFileFailed
+from storage.content import Actor, Descriptor, Manifest
+from storage.errors import BlobUnknown, DigestInvalid, ManifestBlobUnknown, RegistryError
+from storage.interface import BlobWriter
+from storage.jobs import JSON
+from storage.names import DEFAULT_TAG, Digest, ImageReference, RepositoryName, Tag, parse_reference
+from storage.patterns import ALL_NAMES
+from storage.upkeep.reporter import Reporter
+
+ATTEMPTS: Final = 3
+"""How often an image is pushed whose blobs are collected before its manifest is stored."""
+MAX_DEPTH: Final = 8
+_HUB_PREFIXES: Final = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportName:
+    """The name under which images are imported (`--as`). `tag`: None if the images keep their tags."""
+
+    repository: RepositoryName
+    tag: Tag | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ImportName:
+        """Parses `NAME` or `NAME:TAG`. Raises NameInvalid, TagInvalid; ImageFileFailed for a digest."""
+        name = parse_reference(text)
+        if isinstance(name.reference, Digest):
+            raise ImageFileFailed(f"{text}: give a name and a tag; the digest follows from the content")
+        has_tag = ":" in text.rpartition("/")[2]
+        return cls(name.repository, name.reference if has_tag else None)
+
+
+@dataclass(slots=True)
+class _Tree:
+    """An image with everything that belongs to it. `manifests`: in the order in which they are stored. `missing`:
+    digests of listed manifests that the file does not contain."""
+
+    root: Manifest
+    manifests: dict[Digest, Manifest] = field(default_factory=dict)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    missing: list[Digest] = field(default_factory=list)
+
+
+async def import_images(
+    router: Router, content: FoundContent, name: ImportName | None, by: Actor, reporter: Reporter, own_host: str = ""
+) -> JSON:
+    """Imports all images of the file and returns what was done. `name`: None: the names in the file. `own_host`: the
+    host under which clients know this registry, which is left out of names (empty: not known). Raises ImageFileFailed,
+    Denied (the name belongs to an upstream), and what pushes raise. What was stored before an error stays."""
+    trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
+    referrers = [tree for tree in trees if tree.root.subject is not None]
+    named = [pair for pair in zip(content.images, trees, strict=True) if pair[1].root.subject is None or pair[0].names]
+    targets = _targets(content, named, name, own_host)
+    importer = _Importer(router, content, by, reporter)
+    for tree, references in targets:
+        await importer.push(tree, references)
+    await importer.push_referrers([tree for tree in referrers if not importer.has_stored(tree.root.digest)])
+    return {
+        "images": sum(len(references) for _, references in targets),
+        "manifests": importer.manifests,
+        "new_blobs": importer.new_blobs,
+        "present_blobs": importer.present_blobs,
+        "size": importer.done_bytes,
+    }
+
+
+def _targets(
+    content: FoundContent, images: list[tuple[FoundImage, _Tree]], name: ImportName | None, own_host: str
+) -> list[tuple[_Tree, list[ImageReference]]]:
+    """Returns the names under which each image is stored. Raises ImageFileFailed if they are not clear."""
+    label = content.source.label
+    if name is not None and name.tag is not None and len(images) > 1:
+        found = ", ".join(text for image, _ in images for text in image.names) or "without names"
+        raise ImageFileFailed(f"{label} has {len(images)} images ({found}); give --as NAME without a tag")
+    targets = []
+    for image, tree in images:
+        if name is not None and name.tag is not None:
+            references = [ImageReference(name.repository, name.tag)]
+        elif not image.names and name is not None and len(images) == 1:
+            references = [ImageReference(name.repository, Tag(DEFAULT_TAG))]
+        elif not image.names:
+            raise ImageFileFailed(f"{label} states no name for the image {image.digest}; give --as NAME:TAG")
+        else:
+            references = [_reference(label, text, name, own_host) for text in image.names]
+        targets.append((tree, references))
+    return targets
+
+
+def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
+    """Returns the repository and tag that a name in the file means here. The names of Docker Hub lose what docker does
+    not show. The host of this registry and a host with a port are left out."""
+    if text.startswith(":") or name is not None:
+        if name is None:
+            raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
+        return ImageReference(name.repository, Tag(text.rpartition(":")[2]))
+    for prefix in _HUB_PREFIXES:
+        if text.startswith(prefix):
+            text = text.removeprefix(prefix)
+            break
+    host, slash, rest = text.partition("/")
+    if slash and (":" in host or host in ("localhost", own_host)):
+        text = rest
+    try:
+        reference = parse_reference(text)
+    except RegistryError as error:
+        raise ImageFileFailed(f"{label} names an image {text}: {error.message}; give --as NAME:TAG") from error
+    if isinstance(reference.reference, Digest):
+        raise ImageFileFailed(f"{label} states no tag for the image {text}; give --as NAME:TAG")
+    return reference
+
+
+def _read_tree(content: FoundContent, image: FoundImage) -> _Tree:
+    """Reads the manifests of an image. Of an index, those are left out that the file does not contain: `docker save`
+    writes only the platforms that are on its machine. Blocks. Raises ImageFileFailed."""
+    root = content.manifest(image.digest, image.media_type)
+    if root is None:
+        raise ImageFileFailed(f"{content.source.label} is incomplete: it has no manifest {image.digest}")
+    tree = _Tree(root)
+    tree.root = _add(content, tree, root, MAX_DEPTH)
+    return tree
+
+
+def _add(content: FoundContent, tree: _Tree, manifest: Manifest, depth: int) -> Manifest:
+    """Adds a manifest and what it lists. Returns the manifest, or, if the file lacks some that it lists, an index of
+    the others."""
+    if depth == 0:
+        raise ImageFileFailed(f"{content.source.label} has indexes in indexes, more than {MAX_DEPTH} deep")
+    replaced: dict[str, Manifest | None] = {}
+    for entry in manifest.manifests:
+        if entry.digest in manifest.blob_children:
+            tree.blobs.setdefault(entry.digest, entry)
+            continue
+        child = content.manifest(entry.digest, entry.media_type)
+        new = None if child is None or not _has_blobs(content, child) else _add(content, tree, child, depth - 1)
+        if new is None:
+            tree.missing.append(entry.digest)
+        if new is None or new.digest != entry.digest:
+            replaced[entry.digest] = new
+    if replaced:
+        manifest = _without_missing(content, manifest, replaced)
+    for blob in manifest.blobs:
+        if blob.digest not in manifest.foreign:
+            tree.blobs.setdefault(blob.digest, blob)
+    tree.manifests[manifest.digest] = manifest
+    return manifest
+
+
+def _has_blobs(content: FoundContent, manifest: Manifest) -> bool:
+    """Returns whether the file contains the blobs of a listed manifest. containerd keeps manifests of other platforms
+    without their blobs, and `docker save` writes them."""
+    wanted = [blob.digest for blob in manifest.blobs if blob.digest not in manifest.foreign]
+    return all(content.source.size(content.file_of(digest)) is not None for digest in wanted)
+
+
+def _without_missing(content: FoundContent, index: Manifest, replaced: dict[str, Manifest | None]) -> Manifest:
+    """Returns the index with other entries instead of those in `replaced`. Raises ImageFileFailed if none is left."""
+    document = json.loads(index.body)
+    entries = []
+    for entry in document["manifests"]:
+        new = replaced.get(entry["digest"])
+        if new is not None:
+            entries.append({**entry, "digest": new.digest, "size": len(new.body)})
+        elif entry["digest"] not in replaced:
+            entries.append(entry)
+    if not entries:
+        raise ImageFileFailed(
+            f"{content.source.label} is incomplete: it has nothing that the index {index.digest} lists"
+        )
+    document["manifests"] = entries
+    return Manifest.parse(json.dumps(document).encode(), index.media_type)
+
+
+class _Importer:
+    """Pushes images from a file."""
+
+    def __init__(self, router: Router, content: FoundContent, by: Actor, reporter: Reporter) -> None:
+        self._router = router
+        self._content = content
+        self._by = by
+        self._reporter = reporter
+        self._stored: dict[Digest, set[RepositoryName]] = {}
+        """The manifests that were stored, and in which repositories."""
+        self.manifests = 0
+        self.new_blobs = 0
+        self.present_blobs = 0
+        self.done_bytes = 0
+
+    def has_stored(self, digest: Digest) -> bool:
+        return digest in self._stored
+
+    async def push(self, tree: _Tree, references: list[ImageReference]) -> None:
+        """Stores an image under all names."""
+        by_repository: dict[RepositoryName, list[Tag]] = {}
+        for repository, reference in references:
+            assert isinstance(reference, Tag)
+            by_repository.setdefault(repository, []).append(reference)
+        for repo, tags in by_repository.items():
+            await self._push_to(repo, tree, tags)
+            for tag in tags:
+                missing: list[Any] = list(tree.missing)
+                self._reporter.step(step="image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
+
+    async def push_referrers(self, trees: list[_Tree]) -> None:
+        """Stores manifests beside their subjects. Raises ImageFileFailed if a subject is not among the stored
+        manifests."""
+        waiting = list(trees)
+        while waiting:
+            ready = [tree for tree in waiting if tree.root.subject in self._stored]
+            if not ready:
+                raise ImageFileFailed(
+                    f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "
+                    f"{waiting[0].root.digest} refers"
+                )
+            for tree in ready:
+                assert tree.root.subject is not None
+                for repo in list(self._stored[tree.root.subject]):
+                    await self._push_to(repo, tree, [])
+                self._reporter.step(step="referrer", digest=tree.root.digest, subject=tree.root.subject)
+            waiting = [tree for tree in waiting if tree not in ready]
+
+    async def _push_to(self, repo: RepositoryName, tree: _Tree, tags: list[Tag]) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            await self._push_blobs(repo, tree)
+            try:
+                for digest, manifest in tree.manifests.items():
+                    await self._router.put_manifest(
+                        repo, manifest, tags if digest == tree.root.digest else (), by=self._by
+                    )
+                break
+            except ManifestBlobUnknown:  # with a short grace period, blobs are collected soon
+                if attempt == ATTEMPTS:
+                    raise
+        for digest in tree.manifests:
+            self._stored.setdefault(digest, set()).add(repo)
+        self.manifests += len(tree.manifests)
+
+    async def _push_blobs(self, repo: RepositoryName, tree: _Tree) -> None:
+        position = self._content.source.position
+        for blob in sorted(tree.blobs.values(), key=lambda blob: position(self._content.file_of(blob.digest))):
+            await self._reporter.report(self.done_bytes, unit="bytes", message=f"importing into {repo}")
+            if await self._is_stored(repo, blob.digest):
+                self.present_blobs += 1
+            else:
+                await self._push_blob(repo, blob)
+                self.new_blobs += 1
+
+    async def _is_stored(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether the repository has the blob. Adds it if another repository has it."""
+        with suppress(BlobUnknown):
+            await self._router.hosted.resolve_blob(repo, digest)
+            return True
+        with suppress(BlobUnknown):
+            await self._router.mount_blob(repo, digest, ALL_NAMES, self._by)
+            return True
+        return False
+
+    async def _push_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+        source, file_name = self._content.source, self._content.file_of(blob.digest)
+        size = await asyncio.to_thread(source.size, file_name)
+        if size is None:
+            raise ImageFileFailed(f"{source.label} is incomplete: it has no blob {blob.digest}")
+        if size != blob.size:
+            raise ImageFileFailed(f"{source.label}: the blob {blob.digest} has {size} bytes instead of {blob.size}")
+        writer = await self._router.start_upload(repo, blob.digest.algorithm, by=self._by)
+        try:
+            await self._copy(file_name, writer)
+            await writer.commit(blob.digest)
+        except DigestInvalid as error:
+            raise ImageFileFailed(f"{source.label}: the blob {blob.digest} is damaged: {error.message}") from error
+        except BaseException:
+            with suppress(RegistryError):
+                await writer.cancel()
+            raise
+        finally:
+            with suppress(RegistryError):
+                await writer.aclose()
+
+    async def _copy(self, file_name: str, writer: BlobWriter) -> None:
+        label = self._content.source.label
+        with await asyncio.to_thread(self._content.source.open, file_name) as file:
+
+            def read() -> bytes:
+                try:
+                    return file.read(CHUNK_BYTES)
+                except (OSError, EOFError) as error:
+                    raise ImageFileFailed(f"{label} is damaged or cut off: {error}") from error
+
+            while data := await asyncio.to_thread(read):
+                await writer.write(data)
+                self.done_bytes += len(data)
+                await self._reporter.report(self.done_bytes)

@@ -1,0 +1,246 @@
+"""Writes images into a directory (`LayoutDirectory`) or a tar archive (`TarArchive`). A file gets its final name only
+when it is complete."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tarfile
+from collections.abc import AsyncIterable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from registry.upkeep.images.image_files import (
+    INDEX_FILE,
+    LAYOUT_FILE,
+    LAYOUT_JSON,
+    REF_NAME,
+    blob_file,
+    with_file_errors,
+)
+from storage.backups import ImageFileFailed
+from storage.content import OCI_INDEX
+from storage.names import Digest
+from storage.running_digest import start_digest
+
+T = TypeVar("T")
+Document = dict[str, Any]
+
+
+class ImageWriter(Protocol):
+    """Gets the content of images. All methods raise ImageFileFailed."""
+
+    def has(self, digest: Digest, size: int) -> bool:
+        """Returns whether the content was written already, also by an earlier, interrupted run."""
+        ...
+
+    async def write(
+        self, digest: Digest, size: int, chunks: AsyncIterable[bytes], on_bytes: Callable[[int], object]
+    ) -> None:
+        """Writes a blob or manifest. Calls `on_bytes` with the size of each chunk. Raises ImageFileFailed also if the
+        bytes do not have the digest and size."""
+        ...
+
+    async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
+        """Writes the list of images and gives the result its final name. `entries`: descriptors for `index.json`.
+        `docker`: the content of a docker archive's `manifest.json`; None: no such file."""
+        ...
+
+    def abandon(self) -> None:
+        """Called after an error: removes what is of no use for the next run."""
+        ...
+
+
+class LayoutDirectory:
+    """An OCI image layout in a directory. Adds to the layout that is there. Implements `ImageWriter`."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises ImageFileFailed if the directory has other content than a layout."""
+        self._root = root
+        self._failure = f"cannot write to {root}"
+        self._temporary: Path | None = None
+        with_file_errors(self._failure, self._check)
+
+    def _check(self) -> None:
+        if not self._root.exists():
+            return
+        if not self._root.is_dir():
+            raise ImageFileFailed(f"{self._root} is a file; name a directory, or a file that ends with .tar")
+        names = {path.name for path in self._root.iterdir() if not path.name.startswith(".")}
+        if names and LAYOUT_FILE not in names:
+            raise ImageFileFailed(f"{self._root} is not empty and is no OCI image layout; name a new directory")
+
+    def has(self, digest: Digest, size: int) -> bool:
+        path = self._root / blob_file(digest)
+        return path.is_file() and path.stat().st_size == size
+
+    async def write(
+        self, digest: Digest, size: int, chunks: AsyncIterable[bytes], on_bytes: Callable[[int], object]
+    ) -> None:
+        path = self._root / blob_file(digest)
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with await self._run(self._open) as file:
+            await _copy(digest, size, chunks, on_bytes, lambda chunk: self._run(lambda: file.write(chunk)))
+            await self._run(lambda: _sync(file))
+        temporary = self._temporary
+        await self._run(lambda: os.rename(temporary, path))
+        self._temporary = None
+
+    def _open(self) -> BinaryIO:
+        assert self._temporary is not None
+        self._make_layout()
+        self._temporary.parent.mkdir(parents=True, exist_ok=True)
+        return open(self._temporary, "wb")
+
+    def _make_layout(self) -> None:
+        """Creates the directory with the file that says what it is."""
+        if not (self._root / LAYOUT_FILE).exists():
+            self._root.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
+
+    async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
+        await self._run(self._make_layout)
+        await self._run(lambda: self._write_index(entries))
+
+    def _write_index(self, entries: list[Document]) -> None:
+        """Adds the entries to `index.json`. An entry replaces others with the same tag, or with the same digest and no
+        tag."""
+        path = self._root / INDEX_FILE
+        old: list[Document] = []
+        with suppress(FileNotFoundError):
+            try:
+                old = list(json.loads(path.read_bytes())["manifests"])
+            except (ValueError, KeyError, TypeError):
+                raise ImageFileFailed(f"{path} is not valid; name a new directory") from None
+        new = {_entry_key(entry): entry for entry in [*old, *entries]}
+        _write_whole(path, _index_json(list(new.values())))
+
+    def abandon(self) -> None:
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._temporary.unlink()
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.to_thread(with_file_errors, self._failure, call)
+
+
+class TarArchive:
+    """A tar archive with an OCI image layout, and, if wanted, what `docker load` of all versions reads. Implements
+    `ImageWriter`."""
+
+    def __init__(self, path: Path | None, stream: BinaryIO | None = None) -> None:
+        """Writes a file at `path`; None: writes to `stream`."""
+        self._path = path
+        self._failure = "cannot write to the standard output" if path is None else f"cannot write {path}"
+        self._temporary = None if path is None else path.with_name(f".{path.name}.{os.getpid()}.partial")
+        if self._temporary is not None:
+            temporary = self._temporary
+            self._file: BinaryIO = with_file_errors(self._failure, lambda: open(temporary, "wb"))  # noqa: SIM115
+        else:
+            assert stream is not None
+            self._file = stream
+        self._written: set[Digest] = set()
+
+    def has(self, digest: Digest, size: int) -> bool:
+        return digest in self._written
+
+    async def write(
+        self, digest: Digest, size: int, chunks: AsyncIterable[bytes], on_bytes: Callable[[int], object]
+    ) -> None:
+        await self._append(_header(blob_file(digest), size))
+        await _copy(digest, size, chunks, on_bytes, self._append)
+        await self._append(_padding(size))
+        self._written.add(digest)
+
+    async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
+        files = {LAYOUT_FILE: LAYOUT_JSON, INDEX_FILE: _index_json(entries)}
+        if docker is not None:
+            files["manifest.json"] = json.dumps(docker).encode()
+        for name, data in files.items():
+            await self._append(_header(name, len(data)) + data + _padding(len(data)))
+        await self._append(bytes(2 * tarfile.BLOCKSIZE))
+        await asyncio.to_thread(with_file_errors, self._failure, self._complete)
+
+    def _complete(self) -> None:
+        if self._temporary is None or self._path is None:
+            self._file.flush()
+            return
+        _sync(self._file)
+        self._file.close()
+        os.rename(self._temporary, self._path)
+        _sync_directory(self._path.parent)
+
+    def abandon(self) -> None:
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                self._temporary.unlink()
+
+    async def _append(self, data: bytes) -> None:
+        await asyncio.to_thread(with_file_errors, self._failure, lambda: self._file.write(data))
+
+
+async def _copy(
+    digest: Digest,
+    size: int,
+    chunks: AsyncIterable[bytes],
+    on_bytes: Callable[[int], object],
+    append: Callable[[bytes], Any],
+) -> None:
+    """Passes the chunks to `append`. Raises ImageFileFailed if they do not have the digest and size."""
+    running, length = start_digest(digest.algorithm), 0
+    async for chunk in chunks:
+        length += len(chunk)
+        if length > size:
+            break
+        running.update(chunk)
+        await append(bytes(chunk))
+        on_bytes(len(chunk))
+    if length != size or running.digest() != digest:
+        raise ImageFileFailed(f"the registry's bytes of {digest} are damaged; run `entrepot scrub`, or push it again")
+
+
+def _entry_key(entry: Document) -> tuple[str, str]:
+    name = (entry.get("annotations") or {}).get(REF_NAME, "")
+    return (name, "") if name else ("", str(entry.get("digest")))
+
+
+def _index_json(entries: list[Document]) -> bytes:
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}, indent=1).encode()
+
+
+def _header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o644
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padding(size: int) -> bytes:
+    """Returns the zeros that fill the last block of a file in a tar archive."""
+    return bytes(-size % tarfile.BLOCKSIZE)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Writes a file durably in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        _sync(file)
+    os.rename(temporary, path)
+    _sync_directory(path.parent)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,98 @@
+"""The interface of copies of the metadata (`Snapshots`), which a backup consists of together with the blobs that the
+copy names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from storage.errors import RegistryError
+from storage.names import Digest
+
+
+class BackupFailed(RegistryError):
+    """A backup or a restore cannot go on, for example because the directory cannot be written."""
+
+    code = "BACKUP_FAILED"
+    default = "the backup failed"
+
+
+class BackupTargetUnknown(RegistryError):
+    """The settings name no directory for backups."""
+
+    code = "BACKUP_TARGET_UNKNOWN"
+    default = "the settings name no directory for backups; set `target` in [backup]"
+
+
+class ImageFileFailed(RegistryError):
+    """A file or directory with images cannot be read or written, or its content is not valid."""
+
+    code = "IMAGE_FILE_FAILED"
+    default = "the file with images cannot be used"
+
+
+class SnapshotBlob(NamedTuple):
+    """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
+    store has them; empty if the store knew that its bytes were damaged."""
+
+    digest: Digest
+    size: int
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTotals:
+    """What a copy of the metadata names. `size`: total size of the blobs in bytes."""
+
+    repositories: int
+    manifests: int
+    tags: int
+    blobs: int
+    size: int
+
+
+class DatabaseSnapshot(Protocol):
+    """An open copy of the metadata. The methods block; each reads at most `limit` rows, except `totals`. They raise
+    BackupFailed if the copy cannot be read."""
+
+    @property
+    def table_version(self) -> int:
+        """The version of the tables, which grows with the version of the program that wrote them."""
+        ...
+
+    @property
+    def is_too_new(self) -> bool:
+        """Whether a newer version of the program wrote the tables than this one."""
+        ...
+
+    def totals(self) -> SnapshotTotals:
+        """Counts everything that the copy names. Takes time in proportion to its size."""
+        ...
+
+    def blobs(self, after: str, limit: int, prefix: str = "") -> list[SnapshotBlob]:
+        """Returns at most `limit` blobs whose digests sort after `after` (empty: from the first on) and begin with
+        `prefix`, sorted by digest."""
+        ...
+
+
+class Snapshots(Protocol):
+    """Makes and opens copies of the metadata in files."""
+
+    async def write(self, path: Path, on_pages: Callable[[int, int], None]) -> None:
+        """Copies the metadata, as it is at one moment, into the new file `path`. Upload sessions are left out, and jobs
+        that have not ended are marked as stopped. Other processes read and change the metadata meanwhile. Calls
+        `on_pages` in the event loop with the number of copied pages and of all pages. The file is durable afterwards,
+        its name is not. If the call is cancelled, a part of the file may be left. Raises BackupFailed."""
+        ...
+
+    def open(self, path: Path) -> AbstractContextManager[DatabaseSnapshot]:
+        """Opens a copy for reading, in any thread. Raises BackupFailed if the file is no copy of the metadata."""
+        ...
+
+    def mark_damaged(self, path: Path, digests: Sequence[Digest], reason: str) -> None:
+        """Marks blobs in a copy as damaged, so that a registry with this metadata does not try to serve them. Blocks.
+        Raises BackupFailed."""
+        ...

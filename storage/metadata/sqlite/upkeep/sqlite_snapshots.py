@@ -1,0 +1,167 @@
+"""Copies the metadata database into a file while processes use it, and reads such copies (`SqliteSnapshots`).
+
+The copy is made in one read transaction, so it has the state of one moment. Writers do not wait for a read transaction.
+Until it ends, the write-ahead log grows by what they commit. SQLite copies page by page, without interpreting them, so
+this takes about as long as a copy of the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import apsw
+
+from storage.backups import BackupFailed, SnapshotBlob, SnapshotTotals
+from storage.data_dir.system import DISK_FULL_ERRNOS
+from storage.metadata.sqlite.database import connect, newest_table_version
+from storage.names import Digest
+
+PAGES_PER_STEP: Final = 1024
+"""Number of pages that are copied between two reports of the progress."""
+STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
+"""The reason of jobs in a copy that had not ended."""
+_TOTALS: Final = """
+SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
+       (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
+
+
+class SqliteSnapshots:
+    """Implements `storage.backups.Snapshots`, which describes the methods."""
+
+    def __init__(self, database: Path, clock: Callable[[], float] = time.time) -> None:
+        """`database`: the metadata database that `write` copies. `clock` returns seconds since 1970."""
+        self._database = database
+        self._clock = clock
+
+    async def write(self, path: Path, on_pages: Callable[[int, int], None]) -> None:
+        loop = asyncio.get_running_loop()
+        stopping = threading.Event()
+
+        def report(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(on_pages, done, total)
+
+        executor = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        copying = loop.run_in_executor(executor, partial(self._copy, path, report, stopping))
+        try:
+            await asyncio.shield(copying)
+        finally:
+            stopping.set()
+            if not copying.done():
+                await asyncio.wait([copying])
+            executor.shutdown()
+
+    def _copy(self, path: Path, report: Callable[[int, int], None], stopping: threading.Event) -> None:
+        """Copies the database. Returns early, with an incomplete copy, if `stopping` is set."""
+        target: apsw.Connection | None = None
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+            target.pragma("synchronous", "off")  # the file is synced at the end
+            with closing(connect(self._database, read_only=True)) as source, closing(target):
+                # The transaction fixes the moment. Without it, each step would start again after a commit.
+                source.execute("BEGIN; SELECT 1 FROM sqlite_schema")
+                with target.backup("main", source, "main") as backup:
+                    while not backup.done and not stopping.is_set():
+                        backup.step(PAGES_PER_STEP)
+                        report(backup.page_count - backup.remaining, backup.page_count)
+                source.execute("ROLLBACK")
+                if stopping.is_set():
+                    return
+                target.pragma("journal_mode", "delete")  # a copy is one file, without a write-ahead log
+                self._leave_out_unfinished_work(target)
+            _sync(path)
+        except (apsw.Error, OSError) as error:
+            raise _failure(f"cannot copy the database to {path}", error, target) from error
+
+    def _leave_out_unfinished_work(self, db: apsw.Connection) -> None:
+        """Deletes the upload sessions, whose bytes no backup has, and marks the jobs that have not ended as stopped."""
+        db.execute(
+            "DELETE FROM upload; UPDATE job SET state = 'stopped', ended = ?1, updated = ?1, message = ?2 "
+            "WHERE state IN ('queued', 'running')",
+            (self._clock(), STOPPED_BY_BACKUP),
+        )
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[SqliteSnapshot]:
+        try:
+            uri = f"file:{quote(str(path.absolute()))}?immutable=1"
+            db = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        except apsw.Error as error:
+            raise _failure(f"cannot read {path}", error) from error
+        with closing(db):
+            yield SqliteSnapshot(db, path)
+
+    def mark_damaged(self, path: Path, digests: Sequence[Digest], reason: str) -> None:
+        try:
+            with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
+                with db:
+                    for digest in digests:
+                        db.execute(
+                            "INSERT OR IGNORE INTO damaged_blob (digest, found, reason, place) VALUES (?, ?, ?, '')",
+                            (digest, self._clock(), reason),
+                        )
+                        db.execute("UPDATE blob SET place = '' WHERE digest = ?", (digest,))
+                db.pragma("journal_mode", "delete")
+            _sync(path)
+        except (apsw.Error, OSError) as error:
+            raise _failure(f"cannot change {path}", error) from error
+
+
+class SqliteSnapshot:
+    """Implements `storage.backups.DatabaseSnapshot`, which describes the methods."""
+
+    def __init__(self, db: apsw.Connection, path: Path) -> None:
+        self._db = db
+        self._path = path
+
+    @property
+    def table_version(self) -> int:
+        return int(self._rows("PRAGMA user_version")[0][0])
+
+    @property
+    def is_too_new(self) -> bool:
+        return self.table_version > newest_table_version()
+
+    def totals(self) -> SnapshotTotals:
+        return SnapshotTotals(*self._rows(_TOTALS)[0])
+
+    def blobs(self, after: str, limit: int, prefix: str = "") -> list[SnapshotBlob]:
+        rows = self._rows(
+            "SELECT digest, size, place FROM blob WHERE digest > ?1 AND digest >= ?2 AND digest < ?3 "
+            "ORDER BY digest LIMIT ?4",
+            (after, prefix, f"{prefix}~", limit),  # "~" sorts after all characters of a digest
+        )
+        return [SnapshotBlob(Digest(digest), size, place) for digest, size, place in rows]
+
+    def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except apsw.Error as error:
+            raise _failure(f"cannot read {self._path}", error) from error
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _failure(what: str, error: apsw.Error | OSError, db: apsw.Connection | None = None) -> BackupFailed:
+    """Returns the error for a failure. `db`: the connection that may have met a full disk."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, apsw.FullError) or number in DISK_FULL_ERRNOS:
+        return BackupFailed(f"{what}: the disk is full; free some space there and run the command again")
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return BackupFailed(f"{what}: {reason or error}")

@@ -1,0 +1,277 @@
+"""Makes a backup of a registry, also while servers use it (`make_backup`).
+
+First it copies the metadata database, as it is at one moment, and then the blobs that the copy names. A blob whose last
+link is deleted meanwhile stays in the store, because the backup holds back the removal of blobs (module
+`storage.upkeep.removal_gate`). The other order, blobs first, could not work: a push during the backup adds a row to the
+metadata for which the backup has no blob.
+
+A blob that the directory has from an earlier backup is not copied again. So the next run after an interruption copies
+only the rest: a snapshot that was interrupted has no manifest file, and is replaced by a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from storage.backups import DatabaseSnapshot, SnapshotBlob, Snapshots
+from storage.blobs.blob_store import BlobStore, BytesMissing
+from storage.data_dir.system import System
+from storage.errors import StorageFailed
+from storage.jobs import JSON
+from storage.leases import Leases
+from storage.names import ALGORITHMS, Digest
+from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, with_backup_errors
+from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopier, run_together
+from storage.upkeep.removal_gate import removals_held_back
+from storage.upkeep.reporter import Reporter
+
+BATCH_SIZE: Final = 500
+"""Number of blobs that are looked up at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """What a backup does. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
+    `verify`: whether blobs that the directory has already, and linked ones, are read and compared with their digests.
+    `may_link`: whether files of the backup may be hard links to files of the store, where both are on one file
+    system."""
+
+    target: Path
+    keep: int | None = None
+    verify: bool = False
+    may_link: bool = True
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a backup did. `present`: blobs that the directory had already. `missing`: blobs that could not be copied."""
+
+    copied: int = 0
+    copied_bytes: int = 0
+    present: int = 0
+    missing: list[Digest] = field(default_factory=list)
+
+
+async def make_backup(
+    snapshots: Snapshots,
+    blobs: BlobStore,
+    leases: Leases,
+    options: BackupOptions,
+    reporter: Reporter,
+    *,
+    clock: Callable[[], float],
+    holder: str,
+    system: System | None = None,
+) -> JSON:
+    """Makes a backup and returns what it did, as JSON; `missing` there lists the blobs whose bytes the store does not
+    have or that are damaged. Such a blob is missing in the backup, which is complete apart from it. `holder`: who makes
+    the backup, for the message to another process that wants to. Raises BackupFailed, StorageFull, StorageFailed, and
+    JobStopped; what was copied before stays, for the next run."""
+    system = system or System()
+    directory = BackupDirectory(options.target, system)
+    copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
+    with ExitStack() as stack:
+        stack.callback(copier.close)
+        await copier.run(directory.create)
+        stack.enter_context(directory.locked(holder))
+        await copier.run(directory.remove_unfinished)
+        backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
+        async with AsyncExitStack() as held:
+            await reporter.report(message="waiting until no blob is being removed")
+            await held.enter_async_context(removals_held_back(leases))
+            name = await copier.run(lambda: directory.add_snapshot(clock()))
+            manifest = await backup.copy(name, clock())
+        await copier.run(lambda: directory.complete_snapshot(manifest))
+        removed = await backup.prune(options.keep) if options.keep is not None else {}
+        counts = backup.counts
+        return {
+            "target": str(directory.root),
+            "snapshot": name,
+            "blobs": manifest.totals.blobs,
+            "size": manifest.totals.size,
+            "manifests": manifest.totals.manifests,
+            "tags": manifest.totals.tags,
+            "copied_blobs": counts.copied,
+            "new_bytes": counts.copied_bytes,
+            "present_blobs": counts.present,
+            "missing": list(counts.missing),
+            **removed,
+        }
+
+
+class _Backup:
+    """One run of a backup."""
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        blobs: BlobStore,
+        directory: BackupDirectory,
+        copier: FileCopier,
+        options: BackupOptions,
+        reporter: Reporter,
+    ) -> None:
+        self._snapshots = snapshots
+        self._blobs = blobs
+        self._directory = directory
+        self._copier = copier
+        self._verify = options.verify
+        self._reporter = reporter
+        self._done_bytes = 0
+        self.counts = _Counts()
+
+    async def copy(self, name: str, now: float) -> SnapshotManifest:
+        """Copies the database and the blobs that it names, and returns the content of the manifest file."""
+        path = self._directory.database(name)
+        await self._reporter.report(0, unit="pages", message="copying the database")
+        await self._copy_database(path)
+        with self._snapshots.open(path) as snapshot:
+            totals = await self._copier.run(snapshot.totals)
+            await self._reporter.report(0, total=totals.size, unit="bytes", message="copying blobs")
+            await self._copy_blobs(snapshot)
+            sha256, size = await self._copier.run(lambda: hash_file(path))
+            version = snapshot.table_version
+        return SnapshotManifest(name, now, sha256, size, version, totals, tuple(sorted(self.counts.missing)))
+
+    async def _copy_database(self, path: Path) -> None:
+        """Copies the database, and looks after each second whether somebody stops the job."""
+        pages = [0, 0]
+
+        def note(done: int, total: int) -> None:
+            pages[:] = done, total
+
+        copying = asyncio.create_task(self._snapshots.write(path, note))
+        try:
+            while not (await asyncio.wait([copying], timeout=0.5))[0]:
+                await self._reporter.report(pages[0], total=pages[1])
+            copying.result()
+        finally:
+            copying.cancel()
+            await asyncio.gather(copying, return_exceptions=True)
+        self._reporter.step(step="database", pages=pages[1])
+
+    async def _copy_blobs(self, snapshot: DatabaseSnapshot) -> None:
+        after = ""
+        while batch := await self._copier.run(partial(snapshot.blobs, after, BATCH_SIZE)):
+            after = batch[-1].digest
+            present = await self._copier.run(partial(self._find_present, batch))
+            await run_together(self._handle(blob, blob.digest in present) for blob in batch)
+            await self._reporter.report(self._done_bytes)
+
+    def _find_present(self, batch: list[SnapshotBlob]) -> set[Digest]:
+        """Returns the digests of those blobs that the directory has with the right size."""
+        found = set()
+        for blob in batch:
+            try:
+                status = self._directory.blob(blob.digest).stat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode) and status.st_size == blob.size:
+                found.add(blob.digest)
+        return found
+
+    async def _handle(self, blob: SnapshotBlob, is_present: bool) -> None:
+        """Copies a blob if it is not present, or is damaged in the directory."""
+        if is_present and self._verify:
+            try:
+                path = self._directory.blob(blob.digest)
+                await self._copier.check_file(path, blob.digest, blob.size, self._note_bytes)
+            except BlobDamaged as error:
+                self._reporter.step(step="damaged in the backup", digest=blob.digest, reason=str(error))
+                is_present = False
+        elif is_present:
+            self._note_bytes(blob.size)
+        if is_present:
+            self.counts.present += 1
+            return
+        try:
+            await self._copy_blob(blob)
+        except (BlobDamaged, BytesMissing, StorageFailed) as error:
+            reason = "its file is missing" if isinstance(error, BytesMissing) else str(error)
+            self.counts.missing.append(blob.digest)
+            self._reporter.step(step="missing", digest=blob.digest, reason=reason)
+        else:
+            self.counts.copied += 1
+            self.counts.copied_bytes = self._copier.copied_bytes
+            self._reporter.step(step="blob", digest=blob.digest, size=blob.size)
+        await self._reporter.report(self._done_bytes)
+
+    async def _copy_blob(self, blob: SnapshotBlob) -> None:
+        """Copies one blob. Raises BlobDamaged, BytesMissing, StorageFailed, BackupFailed."""
+        if not blob.place:
+            raise BlobDamaged("the registry knows that its bytes are damaged")
+        temporary = self._directory.incoming / blob.digest.encoded
+        final = self._directory.blob(blob.digest)
+        reader = await self._blobs.open(blob.digest, blob.size, blob.place, None)
+        async with aclosing(reader):
+            if reader.file is not None and reader.file.offset == 0:
+                fd = reader.file.fd
+                await self._copier.bring_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
+            elif reader.data is not None:
+                await self._copier.write_bytes(reader.data, blob.digest, temporary, final)
+                self._note_bytes(blob.size)
+            else:
+                await self._copier.write_chunks(reader, blob.digest, temporary, final, self._note_bytes)
+
+    def _note_bytes(self, count: int) -> None:
+        self._done_bytes += count
+
+    async def prune(self, keep: int) -> dict[str, JSON]:
+        """Removes the oldest snapshots until `keep` are left, and the blobs that only these named. Returns what was
+        removed."""
+        snapshots = await self._copier.run(self._directory.snapshots)
+        unneeded = snapshots[: max(len(snapshots) - keep, 0)]
+        for snapshot in unneeded:
+            await self._copier.run(partial(self._directory.remove_snapshot, snapshot.name))
+            self._reporter.step(step="snapshot removed", snapshot=snapshot.name)
+        removed = 0
+        if unneeded:
+            await self._reporter.report(message="removing blobs of old snapshots")
+            kept = [self._directory.database(snapshot.name) for snapshot in snapshots[len(unneeded) :]]
+            with ExitStack() as stack:
+                databases = [stack.enter_context(self._snapshots.open(path)) for path in kept]
+                for algorithm, first_byte in _shards():
+                    removed += await self._copier.run(partial(self._remove_unneeded, databases, algorithm, first_byte))
+                    await self._reporter.report()
+        return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed}
+
+    def _remove_unneeded(self, databases: list[DatabaseSnapshot], algorithm: str, first_byte: str) -> int:
+        """Removes the blobs in one shard that none of the databases names. Returns their number."""
+        folder = self._directory.shard(algorithm, first_byte)
+        names = set(os.listdir(folder))
+        for database in databases:
+            after = ""
+            while names and (batch := database.blobs(after, BATCH_SIZE, f"{algorithm}:{first_byte}")):
+                after = batch[-1].digest
+                names.difference_update(blob.digest.encoded for blob in batch)
+        for name in names:
+            os.unlink(folder / name)
+        return len(names)
+
+
+def _shards() -> Iterator[tuple[str, str]]:
+    for algorithm in ALGORITHMS:
+        for number in range(256):
+            yield algorithm, f"{number:02x}"
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """Returns the SHA-256 of a file, in hex, and its size in bytes. Blocks. Raises BackupFailed."""
+
+    def read() -> tuple[str, int]:
+        with open(path, "rb") as file:
+            running = hashlib.sha256()
+            while data := file.read(CHUNK_BYTES):
+                running.update(data)
+            return running.hexdigest(), file.tell()
+
+    return with_backup_errors(f"cannot read {path}", read)

@@ -1,0 +1,252 @@
+"""The directory that contains the backups of a registry (`BackupDirectory`), and its format.
+
+    TARGET/
+      backup.json                              says that this is a directory of backups, and the version of its format
+      lock                                     locked by the process that makes a backup, or reads one
+      blobs/sha256/ab/abcdef…                  the blobs of all snapshots; each is stored once
+      incoming/                                blobs that are being copied
+      snapshots/2026-01-31T09-30-00Z/
+        entrepot.db                            a copy of the metadata database, one file
+        manifest.json                          written last: a snapshot without it is not complete
+
+A *snapshot* is the state of the registry at one moment: a copy of the metadata, and the blobs that this names. Times in
+names are UTC. `manifest.json` is an object with these fields: `version` (of the format), `time` (when the database was
+copied, in ISO 8601), `database` (an object with `sha256`, `size` and `table_version`), `repositories`, `manifests`,
+`tags`, `blobs`, `size` (of these blobs, in bytes), and `missing` (digests of the blobs that the metadata names but that
+could not be copied; normally empty).
+
+The database contains password hashes and signing keys. So only the owner can read the directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from storage.backups import BackupFailed, SnapshotTotals
+from storage.data_dir.durable_files import sync_directory
+from storage.data_dir.locks import try_flock
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
+from storage.names import ALGORITHMS, Digest
+
+T = TypeVar("T")
+FORMAT_VERSION: Final = 1
+_MARKER: Final = "backup.json"
+_KIND: Final = "entrepot backup"
+_MAX_LOCK_TEXT_BYTES: Final = 400
+
+
+def as_backup_error(error: OSError, what: str) -> BackupFailed:
+    """Returns the error for a failed call of the operating system. `what`: what could not be done, as the first part of
+    the message."""
+    if error.errno in DISK_FULL_ERRNOS:
+        reason = "the disk is full; free some space there and run the same command again, which goes on from here"
+    elif isinstance(error, PermissionError):
+        reason = f"{error.strerror}; the command runs as the user with uid {os.geteuid()}, who owns the data directory"
+    else:
+        reason = error.strerror or str(error)
+    return BackupFailed(f"{what}: {reason}")
+
+
+def with_backup_errors(what: str, call: Callable[[], T]) -> T:
+    """Returns what `call` returns. Raises BackupFailed, with `what` as the first part of its message, if it raises
+    OSError."""
+    try:
+        return call()
+    except OSError as error:
+        raise as_backup_error(error, what) from error
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotManifest:
+    """The content of `manifest.json`. `name`: the name of the snapshot's directory. `time`: in seconds since 1970. The
+    other fields are described at the top of this module."""
+
+    name: str
+    time: float
+    database_sha256: str
+    database_size: int
+    table_version: int
+    totals: SnapshotTotals
+    missing: tuple[Digest, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the content of the file."""
+        return {
+            "version": FORMAT_VERSION,
+            "time": datetime.fromtimestamp(self.time, UTC).isoformat(),
+            "database": {
+                "sha256": self.database_sha256,
+                "size": self.database_size,
+                "table_version": self.table_version,
+            },
+            **asdict(self.totals),
+            "missing": list(self.missing),
+        }
+
+    @classmethod
+    def from_json(cls, name: str, fields: Any) -> SnapshotManifest:
+        """Parses the content of the file. Raises KeyError, TypeError, ValueError, DigestInvalid."""
+        database = fields["database"]
+        totals = (int(fields[key]) for key in ("repositories", "manifests", "tags", "blobs", "size"))
+        return cls(
+            name,
+            datetime.fromisoformat(fields["time"]).timestamp(),
+            str(database["sha256"]),
+            int(database["size"]),
+            int(database["table_version"]),
+            SnapshotTotals(*totals),
+            tuple(Digest(digest) for digest in fields["missing"]),
+        )
+
+
+class BackupDirectory:
+    """The paths in a directory of backups, and changes of its files. All methods block. They raise OSError, unless
+    their descriptions name other errors."""
+
+    def __init__(self, root: Path, system: System) -> None:
+        """Opens nothing and creates nothing. `root`: the directory; it may be missing."""
+        self.root = root.absolute()
+        self._system = system
+
+    @property
+    def incoming(self) -> Path:
+        """The directory of the blobs that are being copied."""
+        return self.root / "incoming"
+
+    def blob(self, digest: Digest) -> Path:
+        """Returns the path of a blob."""
+        return self.shard(digest.algorithm, digest.encoded[:2]) / digest.encoded
+
+    def shard(self, algorithm: str, first_byte: str) -> Path:
+        """Returns the directory of the blobs whose digests begin with this byte, in hex."""
+        return self.root / "blobs" / algorithm / first_byte
+
+    def database(self, name: str) -> Path:
+        """Returns the path of the database of a snapshot."""
+        return self.root / "snapshots" / name / "entrepot.db"
+
+    def create(self) -> None:
+        """Creates the directory and what it always contains, if these are missing, and takes away the rights of other
+        users on it. Raises BackupFailed if there is something else in the directory."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        names = set(os.listdir(self.root)) - {"lost+found"}
+        if _MARKER not in names and names - {f"{_MARKER}.new"}:
+            raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
+        if stat.S_IMODE(self.root.stat().st_mode) & 0o077:
+            self.root.chmod(0o700)
+        if _MARKER not in names:
+            self._write_json(self.root / _MARKER, {"kind": _KIND, "version": FORMAT_VERSION})
+        self.check()
+        shards = (self.shard(algorithm, f"{number:02x}") for algorithm in ALGORITHMS for number in range(256))
+        for path in (self.incoming, self.root / "snapshots", *shards):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """Raises BackupFailed if this is no directory of backups, or if a newer version of the program wrote it."""
+        try:
+            fields = json.loads((self.root / _MARKER).read_text())
+            version = int(fields["version"]) if fields["kind"] == _KIND else 0
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            version = 0
+        if version == 0:
+            raise BackupFailed(f"{self.root} is no directory of backups of this registry")
+        if version > FORMAT_VERSION:
+            raise BackupFailed(f"{self.root} was written by a newer Entrepot; use the `entrepot` of that version")
+
+    @contextmanager
+    def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
+        """Context manager that holds the lock on the directory. `holder`: who holds it, for people. `shared`: other
+        readers can hold the lock at the same time. Raises BackupFailed, which says who holds it, if it is not free."""
+        path = self.root / "lock"
+        flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
+        try:
+            fd = self._system.open(path, flags, 0o600)
+        except FileNotFoundError:
+            yield  # a copy of the directory without the lock; nobody makes backups there
+            return
+        try:
+            if not try_flock(fd, shared=shared):
+                who = os.pread(fd, _MAX_LOCK_TEXT_BYTES, 0).decode(errors="replace") or "another process"
+                raise BackupFailed(f"{who} is using {self.root}; try again when it has ended")
+            if not shared:
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, holder.encode()[:_MAX_LOCK_TEXT_BYTES], 0)
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+
+    def add_snapshot(self, now: float) -> str:
+        """Creates the directory of a new snapshot and returns its name."""
+        time_text = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+        for number in range(1, 1000):
+            name = time_text if number == 1 else f"{time_text}.{number:03d}"
+            with suppress(FileExistsError):
+                self._system.mkdir(self.root / "snapshots" / name)
+                return name
+        raise BackupFailed(f"{self.root} has too many snapshots of {time_text}")
+
+    def remove_unfinished(self) -> int:
+        """Removes the snapshots that are not complete and the blobs that were being copied. Returns the number of these
+        snapshots. Call it only with the lock."""
+        shutil.rmtree(self.incoming)
+        self.incoming.mkdir(mode=0o700)
+        unfinished = [path for path in (self.root / "snapshots").iterdir() if not (path / "manifest.json").exists()]
+        for path in unfinished:
+            shutil.rmtree(path)
+        return len(unfinished)
+
+    def complete_snapshot(self, manifest: SnapshotManifest) -> None:
+        """Makes a snapshot complete. All of its files must be durable; this makes their names durable."""
+        for algorithm in ALGORITHMS:
+            for number in range(256):
+                sync_directory(self._system, self.shard(algorithm, f"{number:02x}"))
+            sync_directory(self._system, self.root / "blobs" / algorithm)
+        folder = self.root / "snapshots" / manifest.name
+        for path in (self.root / "blobs", folder, self.root / "snapshots", self.root):
+            sync_directory(self._system, path)
+        self._write_json(folder / "manifest.json", manifest.as_json())
+
+    def snapshots(self) -> list[SnapshotManifest]:
+        """Returns the complete snapshots, oldest first; none if the directory is missing. Raises BackupFailed if a
+        manifest file cannot be understood."""
+        found: list[SnapshotManifest] = []
+        folder = self.root / "snapshots"
+        for path in sorted(folder.iterdir()) if folder.exists() else ():
+            file = path / "manifest.json"
+            try:
+                found.append(SnapshotManifest.from_json(path.name, json.loads(file.read_text())))
+            except FileNotFoundError:
+                continue
+            except Exception as error:
+                raise BackupFailed(f"{file} cannot be read: {error}") from error
+        return found
+
+    def remove_snapshot(self, name: str) -> None:
+        """Removes a snapshot, but not its blobs."""
+        folder = self.root / "snapshots" / name
+        self._system.unlink(folder / "manifest.json")  # first, so that a half removed snapshot is not complete
+        sync_directory(self._system, folder)
+        shutil.rmtree(folder)
+
+    def _write_json(self, path: Path, value: object) -> None:
+        """Writes a file durably, in one step: it is complete or missing after a crash."""
+        new = path.with_name(f"{path.name}.new")
+        fd = self._system.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(fd, json.dumps(value, indent=2).encode() + b"\n")
+            self._system.sync(fd)
+        finally:
+            os.close(fd)
+        self._system.rename(new, path)
+        sync_directory(self._system, path.parent)

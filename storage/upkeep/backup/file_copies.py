@@ -1,0 +1,259 @@
+"""Brings blobs into files, for backups and restores (`FileCopier`): by a hard link, by sharing blocks on the disk, or
+by copying, whatever the file system can do.
+
+A file gets its final name only when its bytes are durable. Copied bytes are always checked against their digest, which
+costs little beside the copy. Linked bytes are read only if the caller wants them checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from storage.data_dir.blocking_calls import UncancellableFuture, run_in_thread
+from storage.data_dir.durable_files import write_fully
+from storage.data_dir.system import System
+from storage.names import Digest
+from storage.running_digest import start_digest
+from storage.upkeep.backup.backup_directory import with_backup_errors
+
+T = TypeVar("T")
+CHUNK_BYTES: Final = 4 * 1024 * 1024
+THREADS: Final = 4
+"""How many blobs are copied at the same time."""
+_IMPOSSIBLE: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EACCES}
+)
+"""Errors of a link or clone which mean that it will not work for other files either."""
+_IMPOSSIBLE_FOR_ONE: Final = frozenset({errno.EMLINK, errno.ENOENT})
+"""Errors of a link which mean that it does not work for this file: it has as many names as a file can have, or none any
+more, because it was removed."""
+
+
+class BlobDamaged(Exception):
+    """The bytes of a blob are missing, or do not have its digest. The text says which."""
+
+
+class FileCopier:
+    """Brings blobs into files. Works in threads, and can be interrupted between two chunks. `copied_bytes` counts the
+    bytes that were copied, without those that were linked or cloned."""
+
+    def __init__(self, system: System, target: Path, *, may_link: bool, may_clone: bool = True, verify: bool) -> None:
+        """`target`: the directory that the files are brought to, for messages. `may_link`: whether a file may be a hard
+        link. `may_clone`: whether it may share blocks on the disk. `verify`: whether linked and cloned bytes are also
+        checked against their digests."""
+        self._system = system
+        self._failure = f"cannot write to {target}"
+        self._may_link = may_link
+        self._may_clone = may_clone
+        self._verify = verify
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="copy")
+        self.copied_bytes = 0
+
+    def close(self) -> None:
+        """Waits for the running calls, and ends the threads."""
+        self._threads.shutdown()
+
+    def run(self, call: Callable[[], T]) -> UncancellableFuture[T]:
+        """Runs a blocking call in a thread. The future gets BackupFailed instead of an OSError."""
+        return run_in_thread(self._threads, lambda: with_backup_errors(self._failure, call))
+
+    async def bring_file(
+        self, fd: int, digest: Digest, size: int, temporary: Path, final: Path, on_bytes: Callable[[int], object]
+    ) -> None:
+        """Makes `final` a file with the bytes of the open file `fd`, by way of the name `temporary`. Calls `on_bytes`
+        with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed; nothing is left then."""
+        if os.fstat(fd).st_size != size:
+            raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
+        try:
+            if await self.run(lambda: self._link_or_clone(fd, temporary)):
+                if self._verify:
+                    await self._read(fd, digest, size, None, on_bytes)
+                else:
+                    on_bytes(size)
+            else:
+                target = await self.run(lambda: self._create(temporary))
+                try:
+                    await self._read(fd, digest, size, target, on_bytes)
+                    await self.run(lambda: self._system.sync(target))
+                finally:
+                    os.close(target)
+            await self.run(lambda: self._move(temporary, final))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
+        """Makes `final` a file with these bytes, by way of the name `temporary`. Uses a thread only once, since most
+        blobs of a registry are small. Raises BlobDamaged, BackupFailed; nothing is left then."""
+
+        def write() -> None:
+            running = start_digest(digest.algorithm)
+            running.update(data)
+            if running.digest() != digest:
+                raise BlobDamaged(f"its bytes have the digest {running.digest()}")
+            try:
+                fd = self._create(temporary)
+                try:
+                    write_fully(self._system, fd, memoryview(data), 0)
+                    self._system.sync(fd)
+                finally:
+                    os.close(fd)
+                self._move(temporary, final)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+        await self.run(write)
+        self.copied_bytes += len(data)
+
+    async def write_chunks(
+        self,
+        chunks: AsyncIterable[bytes],
+        digest: Digest,
+        temporary: Path,
+        final: Path,
+        on_bytes: Callable[[int], object],
+    ) -> None:
+        """Makes `final` a file with the bytes of `chunks`, by way of the name `temporary`. Calls `on_bytes` with the
+        number of bytes of each chunk. Raises BlobDamaged, BackupFailed; nothing is left then."""
+        running = start_digest(digest.algorithm)
+        offset = 0
+        fd = await self.run(lambda: self._create(temporary))
+        try:
+            try:
+                async for chunk in chunks:
+                    running.update(chunk)
+                    await self.run(partial(write_fully, self._system, fd, memoryview(chunk), offset))
+                    offset += len(chunk)
+                    self.copied_bytes += len(chunk)
+                    on_bytes(len(chunk))
+                if running.digest() != digest:
+                    raise BlobDamaged(f"its bytes have the digest {running.digest()}")
+                await self.run(lambda: self._system.sync(fd))
+            finally:
+                os.close(fd)
+            await self.run(lambda: self._move(temporary, final))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    async def check_file(self, path: Path, digest: Digest, size: int, on_bytes: Callable[[int], object]) -> None:
+        """Reads a file and compares its digest. Raises BlobDamaged, BackupFailed."""
+        fd = await self.open_file(path)
+        try:
+            if os.fstat(fd).st_size != size:
+                raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
+            await self._read(fd, digest, size, None, on_bytes)
+        finally:
+            os.close(fd)
+
+    async def open_file(self, path: Path) -> int:
+        """Opens a file for reading and returns its descriptor. Raises BlobDamaged if there is none, BackupFailed."""
+
+        def open_or_none() -> int | None:
+            with suppress(FileNotFoundError):
+                return self._system.open(path, os.O_RDONLY)
+            return None
+
+        fd = await self.run(open_or_none)
+        if fd is None:
+            raise BlobDamaged("it is missing")
+        return fd
+
+    def _create(self, path: Path) -> int:
+        return self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+
+    def _move(self, temporary: Path, final: Path) -> None:
+        self._system.rename(temporary, final)
+        with suppress(FileNotFoundError):  # a rename onto another name of the same file does nothing
+            os.unlink(temporary)
+
+    def _link_or_clone(self, fd: int, path: Path) -> bool:
+        """Makes `path` a link to the open file, or a clone of it. Returns False if neither is possible."""
+        if self._may_link:
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)  # of an interrupted run
+                self._system.link(fd, path)
+                return True
+            except OSError as error:
+                if error.errno in _IMPOSSIBLE:
+                    self._may_link = False
+                elif error.errno not in _IMPOSSIBLE_FOR_ONE:
+                    raise
+        if self._may_clone:
+            target = self._create(path)
+            try:
+                self._system.clone(fd, target)
+                self._system.sync(target)
+                return True
+            except OSError as error:
+                if error.errno not in _IMPOSSIBLE:
+                    raise
+                self._may_clone = False
+            finally:
+                os.close(target)
+        return False
+
+    async def _read(
+        self, fd: int, digest: Digest, size: int, target: int | None, on_bytes: Callable[[int], object]
+    ) -> None:
+        """Reads the whole file, copies it to the file `target` unless that is None, and checks its digest. Raises
+        BlobDamaged."""
+        running = start_digest(digest.algorithm)
+        offset = 0
+
+        def read_chunk() -> int:
+            try:
+                data = os.pread(fd, CHUNK_BYTES, offset)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise BlobDamaged("the disk cannot read it") from error
+            running.update(data)
+            if target is not None:
+                write_fully(self._system, target, memoryview(data), offset)
+                self._system.start_writeback(target, offset, len(data))
+            return len(data)
+
+        while offset < size:
+            length = await self.run(read_chunk)
+            if length == 0:
+                raise BlobDamaged(f"it ends after {offset} bytes")
+            offset += length
+            if target is not None:
+                self.copied_bytes += length
+            on_bytes(length)
+        if running.digest() != digest:
+            raise BlobDamaged(f"its bytes have the digest {running.digest()}")
+
+
+async def run_together(calls: Iterable[Coroutine[Any, Any, None]], limit: int = THREADS) -> None:
+    """Runs the calls, at most `limit` at the same time. If one raises an error, cancels the others, waits for their
+    end, and raises it."""
+    waiting = iter(calls)
+
+    async def work() -> None:
+        for call in waiting:
+            await call
+
+    tasks = [asyncio.create_task(work()) for _ in range(limit)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for call in waiting:
+            call.close()

@@ -1,0 +1,255 @@
+"""Restores a registry from a backup into an empty data directory (`restore_backup`).
+
+Every byte is compared with its digest before it gets its name in the data directory. The database comes last. Until
+then, the directory contains a marker file, so that no server uses it. After an interruption the same call goes on: it
+does not copy the blobs again that have their names already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from storage.backups import BackupFailed, DatabaseSnapshot, SnapshotBlob, Snapshots
+from storage.data_dir import durable_files
+from storage.data_dir.layout import Layout
+from storage.data_dir.locks import try_flock
+from storage.data_dir.system import System
+from storage.jobs import JSON
+from storage.names import Digest
+from storage.upkeep.backup.backup import BATCH_SIZE, hash_file
+from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, with_backup_errors
+from storage.upkeep.backup.file_copies import BlobDamaged, FileCopier, run_together
+from storage.upkeep.reporter import Reporter
+
+DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
+"""The reason of blobs that a restored registry lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """What a restore does. `target`: the directory of backups. `snapshot`: the name of the snapshot (None: the newest).
+    `may_link`: whether files of the data directory may be hard links to files of the backup. `skip_damaged`: whether
+    the restore ends well although blobs of the backup are missing or damaged; the restored registry knows that it lacks
+    them."""
+
+    target: Path
+    snapshot: str | None = None
+    may_link: bool = False
+    skip_damaged: bool = False
+
+
+@dataclass(slots=True)
+class _Counts:
+    """`present`: blobs that an earlier, interrupted run has brought."""
+
+    restored: int = 0
+    present: int = 0
+    damaged: list[Digest] = field(default_factory=list)
+
+
+async def restore_backup(
+    snapshots: Snapshots, layout: Layout, options: RestoreOptions, reporter: Reporter, *, system: System | None = None
+) -> JSON:
+    """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns what it did,
+    as JSON. The caller prepares the directory afterwards, as for any start of a server.
+
+    Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is false. Then all other blobs are in
+    the directory, and a further call goes on from there, for example when the blobs are back in the backup. If the call
+    is cancelled, the same is true."""
+    system = system or System()
+    backups = BackupDirectory(options.target, system)
+    copier = FileCopier(system, layout.root, may_link=options.may_link, verify=True)
+    with ExitStack() as stack:
+        stack.callback(copier.close)
+        await copier.run(backups.check)
+        stack.enter_context(backups.locked("", shared=True))
+        snapshot = choose_snapshot(await copier.run(backups.snapshots), options.snapshot, backups.root)
+        stack.enter_context(_directory_in_restore(layout, snapshot.name, system))
+        restore = _Restore(snapshots, backups, snapshot, layout, copier, system, reporter)
+        await restore.bring_database()
+        counts = await restore.bring_blobs()
+        if counts.damaged and not options.skip_damaged:
+            raise BackupFailed(
+                f"{len(counts.damaged)} blobs of this backup are missing or damaged, among them {counts.damaged[0]}; "
+                "restore another snapshot, or run the command again with --skip-damaged to do without them"
+            )
+        await copier.run(lambda: restore.complete(counts.damaged))
+        return {
+            "snapshot": snapshot.name,
+            "data": str(layout.root),
+            "blobs": snapshot.totals.blobs,
+            "size": snapshot.totals.size,
+            "manifests": snapshot.totals.manifests,
+            "tags": snapshot.totals.tags,
+            "restored_blobs": counts.restored,
+            "present_blobs": counts.present,
+            "damaged": list(counts.damaged),
+        }
+
+
+def choose_snapshot(found: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
+    """Returns the snapshot with this name; None: the newest. Raises BackupFailed, with the names that exist."""
+    if not found:
+        raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
+    for snapshot in found:
+        if snapshot.name == name:
+            return snapshot
+    if name is not None:
+        names = ", ".join(snapshot.name for snapshot in found[-10:])
+        raise BackupFailed(f"{root} has no snapshot {name}; it has {names}")
+    return found[-1]
+
+
+@contextmanager
+def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iterator[None]:
+    """Checks that the data directory may be restored into, creates it with the marker, and keeps the marker locked.
+    Raises BackupFailed."""
+    with ExitStack() as stack:
+        fd = with_backup_errors(f"cannot restore into {layout.root}", lambda: _open_marker(layout, system))
+        stack.callback(os.close, fd)
+        if not try_flock(fd):
+            raise BackupFailed(f"another process is restoring into {layout.root}; wait until it has ended")
+        written: Any = {}
+        with suppress(ValueError):
+            written = json.loads(os.pread(fd, 4096, 0) or b"{}")
+        if (other := written.get("snapshot", snapshot)) != snapshot:
+            raise BackupFailed(
+                f"a restore of the snapshot {other} has not ended in {layout.root}; go on with it by --snapshot "
+                f"{other}, or delete the directory"
+            )
+
+        def prepare() -> None:
+            system.write(fd, [json.dumps({"snapshot": snapshot}).encode()], 0)
+            system.sync(fd)
+            durable_files.make_directories(system, layout.root, layout.directories())
+            durable_files.sync_directory(system, layout.root)
+
+        with_backup_errors(f"cannot restore into {layout.root}", prepare)
+        yield
+
+
+def _open_marker(layout: Layout, system: System) -> int:
+    """Creates the data directory if it is missing, and opens its marker. Raises BackupFailed if the directory contains
+    something and no restore was interrupted in it; OSError."""
+    layout.root.mkdir(parents=True, exist_ok=True, mode=0o750)
+    names = set(os.listdir(layout.root)) - {"lost+found"}
+    if names and layout.restore_marker.name not in names:
+        raise BackupFailed(f"{layout.root} is not empty; name a new directory with --data")
+    return system.open(layout.restore_marker, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+class _Restore:
+    """One run of a restore."""
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        backups: BackupDirectory,
+        snapshot: SnapshotManifest,
+        layout: Layout,
+        copier: FileCopier,
+        system: System,
+        reporter: Reporter,
+    ) -> None:
+        self._snapshots = snapshots
+        self._backups = backups
+        self._snapshot = snapshot
+        self._layout = layout
+        self._copier = copier
+        self._system = system
+        self._reporter = reporter
+        self._done_bytes = 0
+        self._counts = _Counts()
+        self._new_database = layout.root / "restored.db"
+
+    async def bring_database(self) -> None:
+        """Copies the database and checks it. It gets another name than that of a database in use. Raises
+        BackupFailed."""
+        source = self._backups.database(self._snapshot.name)
+        await self._reporter.report(message="copying the database")
+
+        def copy() -> None:
+            shutil.copyfile(source, self._new_database)
+            os.chmod(self._new_database, 0o660)
+            _sync(self._system, self._new_database)
+
+        await self._copier.run(copy)
+        if (await self._copier.run(lambda: hash_file(self._new_database)))[0] != self._snapshot.database_sha256:
+            raise BackupFailed(
+                f"{source} is damaged: it does not have the SHA-256 that its manifest.json says; restore another "
+                "snapshot with --snapshot"
+            )
+        with self._snapshots.open(self._new_database) as database:
+            if database.is_too_new:
+                raise BackupFailed("a newer Entrepot made this backup; restore it with the `entrepot` of that version")
+
+    async def bring_blobs(self) -> _Counts:
+        """Copies the blobs and checks them. Returns how many."""
+        await self._reporter.report(0, total=self._snapshot.totals.size, unit="bytes", message="restoring blobs")
+        with self._snapshots.open(self._new_database) as database:
+            await self._bring_blobs_of(database)
+        return self._counts
+
+    async def _bring_blobs_of(self, database: DatabaseSnapshot) -> None:
+        after = ""
+        while batch := await self._copier.run(partial(database.blobs, after, BATCH_SIZE)):
+            after = batch[-1].digest
+            await run_together(self._bring(blob) for blob in batch)
+            await self._reporter.report(self._done_bytes)
+
+    async def _bring(self, blob: SnapshotBlob) -> None:
+        if not blob.place:  # the restored registry knows that it lacks the blob
+            self._note_bytes(blob.size)
+            return
+        final = self._layout.blob(blob.digest)
+        if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before it got this name
+            self._counts.present += 1
+            self._note_bytes(blob.size)
+            return
+        try:
+            fd = await self._copier.open_file(self._backups.blob(blob.digest))
+            try:
+                temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
+                await self._copier.bring_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
+            finally:
+                os.close(fd)
+        except BlobDamaged as error:
+            self._counts.damaged.append(blob.digest)
+            self._reporter.step(step="damaged", digest=blob.digest, size=blob.size, reason=str(error))
+        else:
+            self._counts.restored += 1
+            self._reporter.step(step="blob", digest=blob.digest, size=blob.size)
+        await self._reporter.report(self._done_bytes)
+
+    def _note_bytes(self, count: int) -> None:
+        self._done_bytes += count
+
+    def complete(self, damaged: list[Digest]) -> None:
+        """Makes the data directory one that a server can use. Blocks."""
+        for shard in self._layout.shards():
+            durable_files.sync_directory(self._system, shard)
+        if damaged:
+            self._snapshots.mark_damaged(self._new_database, damaged, DAMAGED_IN_BACKUP)
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._layout.metadata}{suffix}")
+        self._system.rename(self._new_database, self._layout.metadata)
+        durable_files.sync_directory(self._system, self._layout.root)
+        self._system.unlink(self._layout.restore_marker)
+        durable_files.sync_directory(self._system, self._layout.root)
+
+
+def _sync(system: System, path: Path) -> None:
+    fd = system.open(path, os.O_RDONLY)
+    try:
+        system.sync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,58 @@
+"""What long work tells about itself (`Reporter`), whether it runs as a job or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from storage.jobs import JSON, Progress
+
+
+class Reporter(Protocol):
+    """Gets the steps and the progress of long work. A `storage.upkeep.job_runner.JobContext` is one."""
+
+    def step(self, **fields: JSON) -> None:
+        """Tells about one thing that was done."""
+        ...
+
+    async def report(
+        self,
+        done: int | None = None,
+        *,
+        total: int | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Updates the given parts of the progress. May raise JobStopped, which ends the work."""
+        ...
+
+
+class PlainReporter:
+    """Reports the work of a command that is no job."""
+
+    def __init__(self, on_step: Callable[[Mapping[str, JSON]], None], on_progress: Callable[[Progress], None]) -> None:
+        """`on_step` and `on_progress` are called at each step and each progress."""
+        self._on_step = on_step
+        self._on_progress = on_progress
+        self._progress = Progress()
+
+    def step(self, **fields: JSON) -> None:
+        self._on_step(fields)
+
+    async def report(
+        self,
+        done: int | None = None,
+        *,
+        total: int | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        old = self._progress
+        fields: dict[str, Any] = {
+            "done": old.done if done is None else done,
+            "total": old.total if total is None else total,
+            "unit": old.unit if unit is None else unit,
+            "message": old.message if message is None else message,
+        }
+        self._progress = Progress(**fields)
+        self._on_progress(self._progress)

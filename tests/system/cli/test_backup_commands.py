@@ -1,0 +1,237 @@
+"""`entrepot backup` and `entrepot restore` beside a real server, and the same in the API."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
+from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line
+from tests.fakes.plain_client import plain_client
+from tests.fakes.raw_http import RawConnection
+from tests.fakes.raw_pushes import RawPushes, digest_of, image
+from tests.fakes.server_process import RegistryServer, running_server
+
+SHORT_GRACE = {"ENTREPOT_GC__GRACE": "2", "ENTREPOT_GC__INTERVAL": "0.2"}
+
+
+def push(server: RegistryServer, repo: str, tag: str, size: int = 100_000) -> tuple[str, bytes]:
+    """Pushes an image that nobody else pushes; gives the path of its manifest, and its bytes."""
+    with RawConnection(("127.0.0.1", server.port)) as wire:
+        pushes = RawPushes(wire, repo)
+        config, layer = os.urandom(2000), os.urandom(size)
+        pushes.blob(config)
+        pushes.blob(layer)
+        body = image(config, layer)
+        return pushes.manifest(body, tag), body
+
+
+def check_whole(server: RegistryServer, path: str, body: bytes) -> None:
+    """The server has the manifest, and every blob of it with the right bytes."""
+    root = path.partition("/manifests/")[0]
+    with plain_client(server.url) as client:
+        assert client.get(path).content == body
+        document = json.loads(body)
+        for part in (document["config"], *document["layers"]):
+            assert digest_of(client.get(f"{root}/blobs/{part['digest']}").content) == part["digest"]
+
+
+def lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_a_backup_under_push_load(tmp_path: Path) -> None:
+    """While threads push and delete images, and collection removes what was deleted, backups are made. Each restores
+    into an empty directory, and each manifest that was acknowledged before the backup began, and not deleted, pulls
+    whole."""
+    done: list[tuple[str, bytes]] = []
+    stop = threading.Event()
+
+    def load(server: RegistryServer, thread: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                pushed = push(server, f"load/app{thread}", f"v{number}")
+            except AssertionError:  # its blobs were collected before its manifest came, on a busy machine
+                continue
+            if number % 3:
+                done.append(pushed)
+            else:
+                with plain_client(server.url) as client:
+                    digest = digest_of(pushed[1])
+                    assert client.delete(f"/v2/load/app{thread}/manifests/{digest}").status_code == 202
+
+    with running_server(tmp_path, env=SHORT_GRACE) as server:
+        threads = [threading.Thread(target=load, args=(server, number)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            while len(done) < 20:
+                assert all(thread.is_alive() for thread in threads)
+                time.sleep(0.01)
+            acknowledged = []
+            for options in ((), ("--copy",), ("--verify",)):
+                acknowledged.append(list(done))
+                made = entrepot_output("backup", "backups", "--json", *options, folder=tmp_path)
+                assert lines(made)[-1]["missing"] == []
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    names = [made["name"] for made in lines(entrepot_output("restore", "backups", "--list", "--json", folder=tmp_path))]
+    assert len(names) == 3
+    for name, expected in zip(names, acknowledged, strict=True):
+        folder = tmp_path / name
+        entrepot_output("restore", "backups", "--snapshot", name, "--data", folder / "data", folder=tmp_path)
+        with running_server(folder) as restored:
+            for path, body in expected:
+                check_whole(restored, path, body)
+
+
+def test_what_the_commands_say(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        push(server, "team/app", "v1")
+        first = entrepot_output("backup", "backups", folder=tmp_path).splitlines()
+        again = entrepot_output("backup", "backups", "--keep", "1", folder=tmp_path).splitlines()
+    assert ": 1 tag, 1 manifest, 2 blobs (" in first[0]
+    assert first[1].startswith("2 blobs new (")
+    assert again[1:] == ["0 blobs new (0 B copied), 2 already there", "1 old backup and 0 blobs removed"]
+    listed = entrepot_output("restore", "backups", "--list", folder=tmp_path).splitlines()
+    assert len([line for line in listed if "Z" in line]) == 1
+    restored = entrepot_output("restore", "backups", "--data", "new", folder=tmp_path)
+    assert ": 1 tag, 1 manifest, 2 blobs (" in restored
+    assert "is not empty; name a new directory" in error_line(
+        entrepot("restore", "backups", "--data", "new", folder=tmp_path), 1
+    )
+    assert "is in the data directory" in error_line(entrepot("backup", "data/backups", folder=tmp_path), 1)
+    assert "name the directory of the backups" in error_line(entrepot("backup", folder=tmp_path), 2)
+    assert "is no directory of backups" in error_line(entrepot("restore", "data", "--data", "x", folder=tmp_path), 1)
+
+
+def test_rotten_bytes(tmp_path: Path) -> None:
+    """A restore names the digest of rotten bytes and makes no registry."""
+    with running_server(tmp_path) as server:
+        push(server, "team/app", "v1")
+        entrepot_output("backup", "backups", "--copy", folder=tmp_path)
+    victim = max((tmp_path / "backups/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    done = entrepot("restore", "backups", "--data", "new", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"sha256:{victim.name} cannot be restored: its bytes have the digest sha256:" in done.stderr
+    assert "a restore from a backup has not ended" in error_line(
+        entrepot("user", "add", "root", "--data", "new", "--password-file", "-", folder=tmp_path, given=PASSWORD), 1
+    )
+    done = entrepot("restore", "backups", "--data", "new", "--skip-damaged", folder=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "entrepot: 1 blob could not be restored")
+
+
+@pytest.mark.slow
+def test_a_full_target(tmp_path: Path) -> None:
+    """A backup into a disk that is too small says so, and goes on when there is more space."""
+    with running_server(tmp_path) as server:
+        for number in range(4):
+            push(server, "team/app", f"v{number}", 2_000_000)
+    (tmp_path / "backups").mkdir()
+    command = f"{sys.executable} -m registry backup backups --data data"
+    script = (
+        f"mount -t tmpfs -o size=6m none backups && ! {command} && find backups -name manifest.json && "
+        f"mount -o remount,size=64m none backups && {command}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        cwd=tmp_path,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "backups: the disk is full; free some space there and run the same command again" in done.stderr
+    first, second = done.stdout.splitlines()
+    assert ": 4 tags, 4 manifests, 8 blobs (" in first
+    new, present = (int(text) for text in (second.split()[0], second.split(", ")[1].split()[0]))
+    assert (new + present, present >= 1) == (8, True)
+
+
+@pytest.mark.slow
+def test_killed(tmp_path: Path) -> None:
+    """A backup that is killed in the middle holds back no collection, and the next one goes on."""
+    with running_server(tmp_path, env=SHORT_GRACE) as server:
+        path, body = push(server, "team/app", "v1", 30_000_000)
+        for number in range(5):
+            push(server, "team/app", f"more{number}", 10_000_000)
+        command = [sys.executable, "-m", "registry", "backup", "backups", "--copy", "--json"]
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=command_environment(), stdout=subprocess.PIPE, text=True
+        ) as killed:
+            assert killed.stdout is not None
+            while json.loads(killed.stdout.readline())["step"] != "blob":
+                pass
+            killed.kill()
+        assert "no complete backup" in entrepot("restore", "backups", "--list", folder=tmp_path).stderr
+        result = lines(entrepot_output("backup", "backups", "--copy", "--json", folder=tmp_path))[-1]
+        assert result["present_blobs"] >= 1
+        assert result["present_blobs"] + result["copied_blobs"] == 12
+        with plain_client(server.url) as client:
+            assert client.delete(f"{path.rpartition('/')[0]}/{digest_of(body)}").status_code == 202
+        layer = json.loads(body)["layers"][0]["digest"].partition(":")[2]
+        file = server.data / f"blobs/sha256/{layer[:2]}/{layer}"
+        deadline = time.monotonic() + 30
+        while file.exists():
+            assert time.monotonic() < deadline, "collection is held back"
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_restore(tmp_path: Path) -> None:
+    """No server starts on what a killed restore left; the next one goes on, and its registry is whole."""
+    with running_server(tmp_path) as server:
+        pushed = [push(server, "team/app", f"v{number}", 10_000_000) for number in range(6)]
+        entrepot_output("backup", "backups", folder=tmp_path)
+    command = [sys.executable, "-m", "registry", "restore", "backups", "--data", "new/data", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=command_environment(), stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        killed.kill()
+    said = error_line(entrepot("serve", "--data", "new/data", "--listen", "127.0.0.1:0", folder=tmp_path), 1)
+    assert "a restore from a backup has not ended" in said
+    result = lines(entrepot_output(*command[3:], folder=tmp_path))[-1]
+    assert result["present_blobs"] >= 1
+    assert result["present_blobs"] + result["restored_blobs"] == 12
+    with running_server(tmp_path / "new") as restored:
+        for path, body in pushed:
+            check_whole(restored, path, body)
+
+
+@pytest.mark.parametrize("is_configured", [True, False])
+def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
+    """An admin starts a backup into the configured directory and sees it in the list."""
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
+    env = {"ENTREPOT_BACKUP__TARGET": str(tmp_path / "backups"), "ENTREPOT_BACKUP__KEEP": "1"} if is_configured else {}
+    with running_server(tmp_path, env=env) as server:
+        site = AdminSite(server, tmp_path)
+        if not is_configured:
+            for answer in (site.call("POST", "/backups", {}), site.call("GET", "/backups")):
+                assert (answer.status_code, code_of(answer)) == (409, "BACKUP_TARGET_UNKNOWN")
+            return
+        assert site.done("GET", "/backups")["items"] == []
+        for _ in range(2):
+            job = site.done("POST", "/backups", {"verify": True})
+            while job["ended"] is None:
+                time.sleep(0.05)
+                job = site.done("GET", f"/jobs/{job['id']}")
+            assert (job["state"], job["started_by"], job["result"]["missing"]) == ("done", ADMIN, [])
+        (made,) = site.done("GET", "/backups")["items"]
+        assert (made["name"], made["tags"]) == (job["result"]["snapshot"], 0)

@@ -1,0 +1,289 @@
+"""`entrepot export` and `entrepot import`: what goes out comes back byte by byte, and a damaged file is refused."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.client_images import (
+    MIB,
+    ImagePart,
+    artifact,
+    digest_of,
+    image,
+    index,
+    layer,
+    noise,
+    write_archive,
+    write_layout,
+)
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_image, pull_all
+from tests.fakes.commands import entrepot, entrepot_output, error_line
+from tests.fakes.hub.hub import hub
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
+
+ONE = image("one", layer({"noise": noise("one", MIB)}))
+MULTI = index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
+SIGNATURE = artifact(ONE, "signed", "application/vnd.test.signature")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A server with three images, one of them signed."""
+    with running_server(tmp_path_factory.mktemp("images")) as running:
+        wire = RegistryClient(running.address)
+        wire.push("team/one", "v1", ONE)
+        wire.push("team/one", SIGNATURE.digest, SIGNATURE)
+        wire.push("team/multi", "v2", MULTI)
+        yield running
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[RegistryServer]:
+    with running_server(tmp_path / "target", workers=1) as running:
+        yield running
+
+
+def export(server: RegistryServer, *args: str | Path) -> str:
+    return entrepot_output("export", *args, "--data", server.data, folder=server.data.parent)
+
+
+def import_(target: RegistryServer, *args: str | Path) -> list[str]:
+    return entrepot_output("import", *args, "--data", target.data, folder=target.data.parent).splitlines()
+
+
+def refused(target: RegistryServer, *args: str | Path, code: int = 1) -> str:
+    return error_line(entrepot("import", *args, "--data", target.data, folder=target.data.parent), code)
+
+
+@pytest.mark.parametrize("to", ["layout", "layout.tar"])
+def test_there_and_back(server: RegistryServer, target: RegistryServer, tmp_path: Path, to: str) -> None:
+    """All platforms, the media types and the signature come back, under the same names or another."""
+    export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / to)
+    lines = import_(target, tmp_path / to)
+    wire = RegistryClient(target.address)
+    assert_same_image(wire, "team/one", "v1", ONE)
+    assert_same_image(wire, "team/multi", "v2", MULTI)
+    referrers = wire.ask("GET", f"/v2/team/one/referrers/{ONE.digest}").json()["manifests"]
+    assert [entry["digest"] for entry in referrers] == [SIGNATURE.digest]
+    assert lines[:2] == [f"team/one:v1: {ONE.digest}", f"team/multi:v2: {MULTI.digest}"]
+    blobs = len(ONE.blobs | MULTI.blobs | SIGNATURE.blobs)
+    assert lines[2].startswith(f"2 images: {blobs} blobs new")
+
+    again = json.loads(import_(target, tmp_path / to, "--as", "other/name", "--json")[-1])
+    assert again["new_blobs"] == 0
+    assert_same_image(wire, "other/name", "v1", ONE)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_names_in_a_layout(server: RegistryServer, tmp_path: Path) -> None:
+    """The tag alone names an image of one repository; with two repositories it is the whole name. A second export into
+    the directory adds to it and writes no blob again."""
+    export(server, "team/one:v1", "--to", tmp_path / "layout", "--no-referrers")
+    entries = json.loads((tmp_path / "layout/index.json").read_text())["manifests"]
+    (annotations,) = [entry["annotations"] for entry in entries]
+    assert annotations == {"org.opencontainers.image.ref.name": "v1", "io.containerd.image.name": "team/one:v1"}
+    result = json.loads(
+        export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / "layout", "--json").splitlines()[-1]
+    )
+    assert result["present_blobs"] >= len(ONE.blobs)
+    names = [
+        entry["annotations"]["org.opencontainers.image.ref.name"]
+        for entry in json.loads((tmp_path / "layout/index.json").read_text())["manifests"]
+        if "annotations" in entry
+    ]
+    assert names == ["v1", "team/one:v1", "team/multi:v2"]
+
+
+def test_platforms(server: RegistryServer, target: RegistryServer, tmp_path: Path) -> None:
+    """One platform of an index is exported as its manifest; a platform that the image lacks is an error."""
+    export(server, "team/multi:v2", "--platform", "linux/arm64", "--to", tmp_path / "arm.tar")
+    import_(target, tmp_path / "arm.tar", "--as", "team/arm")
+    assert_same_image(RegistryClient(target.address), "team/arm", "v2", MULTI.children[1])
+    arguments = ("export", "team/multi:v2", "--platform", "linux/s390x", "--to", tmp_path / "none.tar")
+    said = error_line(entrepot(*arguments, "--data", server.data, folder=tmp_path), 1)
+    assert said == "team/multi:v2 does not exist for linux/s390x, only for linux/amd64, linux/arm64"
+    said = error_line(
+        entrepot(*arguments[:2], "--all-platforms", *arguments[2:], "--data", server.data, folder=tmp_path), 2
+    )
+    assert "contradict each other" in said
+    said = error_line(entrepot("export", "team/none", "--to", "x.tar", "--data", server.data, folder=tmp_path), 1)
+    assert said.startswith("team/none:latest: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arm.tar", "target"]
+
+
+def test_archives_of_docker_save(target: RegistryServer, tmp_path: Path) -> None:
+    """The old form gets manifests, always the same ones; layers are compared with the config. Links in the archive are
+    followed, and the archive may be compressed."""
+    old = write_archive(tmp_path / "old.tar", ONE, "localhost:5000/team/old:v1")
+    lines = import_(target, old)
+    wire = RegistryClient(target.address)
+    pull_all(wire, "team/old", "v1")
+    document = wire.manifest("team/old", "v1").json()
+    assert ONE.config is not None
+    assert document["config"]["digest"] == ONE.config.digest
+    assert [each["digest"] for each in document["layers"]] == [digest_of(each.tar) for each in ONE.layers]
+    (tmp_path / "old.tar.gz").write_bytes(gzip.compress(old.read_bytes()))
+    assert import_(target, tmp_path / "old.tar.gz", "--as", "team/again:v9")[0].split()[1] == lines[0].split()[1]
+
+    with tarfile.open(tmp_path / "linked.tar", "w") as linked, tarfile.open(old) as source:
+        for member in source:
+            data = source.extractfile(member)
+            if member.name == document["layers"][0]["digest"].partition(":")[2] + "/layer.tar":
+                link = tarfile.TarInfo(member.name)
+                linked.addfile(_named(member, "real/layer.tar"), data)
+                link.type, link.linkname = tarfile.SYMTYPE, "../real/layer.tar"
+                linked.addfile(link)
+            else:
+                linked.addfile(member, data)
+    assert import_(target, tmp_path / "linked.tar")[0] == lines[0]
+
+
+def _named(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
+    member.name = name
+    return member
+
+
+def test_a_part_of_an_index(target: RegistryServer, tmp_path: Path) -> None:
+    """Newer versions of docker save an index of which only one platform is in the file. The registry gets an index of
+    what is there, and the command says so."""
+    layout = write_layout(tmp_path / "layout", {"v1": MULTI})
+    assert MULTI.children[1].config is not None
+    (layout / "blobs/sha256" / MULTI.children[1].config.digest.partition(":")[2]).unlink()
+    done = entrepot("import", layout, "--as", "team/part", "--data", target.data, folder=tmp_path)
+    assert (done.returncode, "the file lacks 1 platform of the image" in done.stderr) == (0, True)
+    wire = RegistryClient(target.address)
+    stored = wire.manifest("team/part", "v1").json()
+    assert [entry["digest"] for entry in stored["manifests"]] == [MULTI.children[0].digest]
+    pull_all(wire, "team/part", "v1")
+
+
+@pytest.mark.parametrize(
+    ("stated", "here"),
+    [
+        ("localhost:5000/team/names:v1", "team/names:v1"),
+        ("registry.example.com/team/names:v2", "team/names:v2"),
+        ("docker.io/library/names:v3", "names:v3"),
+        ("docker.io/team/names:v4", "team/names:v4"),
+        ("other.example.com/team/names:v5", "other.example.com/team/names:v5"),
+    ],
+)
+def test_names_of_docker(tmp_path: Path, stated: str, here: str) -> None:
+    """This registry's own host, Docker Hub's and hosts with a port are left out; another host is a part of the name."""
+    write_archive(tmp_path / "x.tar", image("names"), stated)
+    said = entrepot_output("import", "x.tar", folder=tmp_path, ENTREPOT_PUBLIC_URL="https://registry.example.com")
+    assert said.startswith(f"{here}: sha256:")
+
+
+def _damaged(layout: Path, part: ImagePart) -> None:
+    path = layout / "blobs/sha256" / part.digest.partition(":")[2]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
+    """Damaged and incomplete files are refused in one line that names the digest, and no tag appears."""
+    wire = RegistryClient(target.address)
+    for number, part in enumerate((ONE.layers[-1], ONE.manifest)):
+        layout = write_layout(tmp_path / f"layout{number}", {"v1": ONE})
+        _damaged(layout, part)
+        said = refused(target, layout, "--as", "team/bad")
+        assert f"{part.digest} is damaged" in said
+    other = image("another")
+    layout = write_layout(tmp_path / "incomplete", {"v1": other})
+    (layout / "blobs/sha256" / other.layers[1].digest.partition(":")[2]).unlink()
+    assert f"is incomplete: it has no blob {other.layers[1].digest}" in refused(target, layout, "--as", "team/bad")
+    assert wire.tags("team/bad") == []
+
+    archive = write_archive(tmp_path / "archive.tar", ONE, "team/bad:v1")
+    cut = archive.read_bytes()[: MIB // 2]
+    (tmp_path / "cut.tar").write_bytes(cut)
+    assert "cut.tar" in refused(target, tmp_path / "cut.tar")
+    body = bytearray(archive.read_bytes())
+    position = body.index(noise("one", 1000))
+    body[position] ^= 1
+    (tmp_path / "rotten.tar").write_bytes(body)
+    assert "is damaged: its bytes have sha256:" in refused(target, tmp_path / "rotten.tar")
+    (tmp_path / "text").write_text("no archive")
+    assert "is no tar archive" in refused(target, tmp_path / "text")
+    (tmp_path / "empty").mkdir()
+    assert "is neither an OCI image layout nor an archive of docker save" in refused(target, tmp_path / "empty")
+    assert "there is no file or directory" in refused(target, tmp_path / "nothing")
+
+
+def test_unclear_names(target: RegistryServer, tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "two", {"v1": ONE, "v2": MULTI})
+    assert "states only the tag v1 for an image; give --as NAME" in refused(target, layout)
+    assert "has 2 images (:v1, :v2); give --as NAME without a tag" in refused(target, layout, "--as", "team/x:y")
+    assert "--as: " in refused(target, layout, "--as", "Team", code=2)
+    document = json.loads((layout / "index.json").read_text())
+    del document["manifests"][0]["annotations"], document["manifests"][1]
+    (layout / "index.json").write_text(json.dumps(document))
+    assert "states no name for the image" in refused(target, layout)
+    import_(target, layout, "--as", "team/latest")
+    assert_same_image(RegistryClient(target.address), "team/latest", "latest", ONE)
+
+
+def test_an_interrupted_export_leaves_no_file(server: RegistryServer, tmp_path: Path) -> None:
+    """Neither does one whose blob is damaged in the store."""
+    victim = image("victim", layer({"noise": noise("victim", MIB)}))
+    RegistryClient(server.address).push("team/victim", "v1", victim)
+    digest = victim.layers[-1].digest.partition(":")[2]
+    file = server.data / f"blobs/sha256/{digest[:2]}/{digest}"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    for to in ("x.tar", "layout"):
+        said = error_line(entrepot("export", "team/victim:v1", "--to", to, "--data", server.data, folder=tmp_path), 1)
+        assert f"bytes of sha256:{digest} are damaged" in said
+    assert not (tmp_path / "x.tar").exists()
+    assert not (tmp_path / "layout/index.json").exists()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_mirrored_image(tmp_path: Path) -> None:
+    """An export fetches what the mirror lacks, and can be imported under a name that is not mirrored."""
+    content = UpstreamContent()
+    amd64, arm64 = noise_image("amd64", 1000, 2 * MIB), noise_image("arm64", 2000, architecture="arm64")
+    content.add("library/app", index_of((amd64, "amd64"), (arm64, "arm64")), "1")
+    with hub(tmp_path, content) as running:
+        (tmp_path / "entrepot.toml").write_text(
+            f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{running.url}"]\n'
+        )
+        options = ("--config", "entrepot.toml", "--data", "data")
+        entrepot_output("mirror", "warm", "app:1", "--platform", "linux/arm64", *options, folder=tmp_path)
+        entrepot_output("export", "app:1", "--to", "app.tar", *options, folder=tmp_path)
+        said = error_line(entrepot("import", "app.tar", "--as", "docker.io/library/x", *options, folder=tmp_path), 1)
+        assert "is mirrored from docker.io and takes no pushes" in said
+        entrepot_output("import", "app.tar", "--as", "team/app", *options, folder=tmp_path)
+    with running_server(tmp_path) as server:
+        assert len(pull_all(RegistryClient(server.address), "team/app", "1")) == 3 + 2 * 2 + 1
+
+
+def test_docker_archives_are_of_runnable_images(server: RegistryServer, tmp_path: Path) -> None:
+    """An artifact cannot be loaded by docker. The archive has the files that all versions of docker look for."""
+    arguments = ("--format", "docker-archive", "--data", server.data)
+    said = error_line(
+        entrepot("export", f"team/one@{SIGNATURE.digest}", "--to", "a.tar", *arguments, folder=tmp_path), 1
+    )
+    assert "is no container image of one platform" in said
+    entrepot_output("export", "team/one:v1", "--to", "one.tar", *arguments, folder=tmp_path)
+    with tarfile.open(tmp_path / "one.tar") as archive:
+        names = archive.getnames()
+        (listed,) = json.load(archive.extractfile("manifest.json") or io.BytesIO())
+    assert {"oci-layout", "index.json", "manifest.json", listed["Config"], *listed["Layers"]} <= set(names)
+    assert listed["RepoTags"] == ["team/one:v1"]
+
+
+def test_json_lines(server: RegistryServer, target: RegistryServer, tmp_path: Path) -> None:
+    lines: list[Any] = [
+        json.loads(line) for line in export(server, "team/one:v1", "--to", tmp_path / "x", "--json").splitlines()
+    ]
+    assert [line["step"] for line in lines] == ["image", "done"]
+    lines = [json.loads(line) for line in import_(target, tmp_path / "x", "--json")]
+    assert [line["step"] for line in lines] == ["image", "referrer", "done"]

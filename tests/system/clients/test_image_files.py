@@ -1,0 +1,132 @@
+"""docker and skopeo read what `entrepot export` writes, and `entrepot import` reads what they write."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.client_images import ClientImage, artifact
+from tests.fakes.clients.container_tools import ContainerTools
+from tests.fakes.clients.docker_engine import DockerEngine
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_image, pull_all
+from tests.fakes.commands import entrepot_output
+from tests.fakes.server_process import RegistryServer
+
+
+def run(server: RegistryServer, *args: str | Path) -> str:
+    return entrepot_output(*args, "--data", server.data, folder=server.data.parent)
+
+
+def test_docker_load(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """docker loads an exported image under its name, with the same id, and runs it."""
+    wire.push(repo, "v1", fresh)
+    run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
+    assert f"Loaded image: {repo}:v1" in docker("load", "--input", str(tmp_path / "x.tar")).out
+    assert fresh.config is not None
+    assert docker.image_id(f"{repo}:v1") == fresh.config.digest
+    assert docker.output_of(f"{repo}:v1") == f"hello from {repo}\n"
+
+
+def test_docker_load_of_one_platform(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+) -> None:
+    """Without --platform, an archive for docker has the platform of this machine."""
+    wire.push(repo, "v1", multi)
+    run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
+    docker("load", "--input", str(tmp_path / "x.tar"))
+    assert docker.output_of(f"{repo}:v1") == "on amd64\n"
+
+
+def test_docker_save(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """What docker saves is imported under the names that docker has for it; docker pulls the same image id."""
+    archive = tmp_path / "saved.tar"
+    docker.load(fresh, f"{repo}:v1")
+    docker("tag", f"{repo}:v1", f"{server.address}/{repo}:v2")
+    image_id = docker.image_id(f"{repo}:v1")
+    docker("save", "--output", str(archive), f"{repo}:v1", f"{server.address}/{repo}:v2")
+    run(server, "import", archive)
+    assert wire.tags(repo) == ["v1", "v2"]
+    pull_all(wire, repo, "v1")
+    docker.forget(image_id)
+    docker("pull", f"{server.address}/{repo}:v2")
+    assert docker.image_id(f"{server.address}/{repo}:v2") == image_id
+    assert docker.output_of(f"{server.address}/{repo}:v2") == f"hello from {repo}\n"
+
+
+def test_docker_save_of_old_versions(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """Before version 25, the archive had no `index.json`."""
+    docker.load(fresh, f"{repo}:v1")
+    docker("save", "--output", str(tmp_path / "saved.tar"), f"{repo}:v1")
+    with tarfile.open(tmp_path / "saved.tar") as saved, tarfile.open(tmp_path / "old.tar", "w") as old:
+        for member in saved:
+            if member.name not in ("index.json", "oci-layout"):
+                old.addfile(member, saved.extractfile(member) if member.isreg() else None)
+    run(server, "import", tmp_path / "old.tar", "--as", f"{repo}:old")
+    pull_all(wire, repo, "old")
+    name = f"{server.address}/{repo}:old"
+    image_id = docker.image_id(f"{repo}:v1")
+    docker.forget(image_id)
+    docker("pull", name)
+    assert docker.image_id(name) == image_id
+
+
+@pytest.mark.parametrize("form", ["oci", "oci-archive"])
+def test_skopeo_reads_exports(
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    multi: ClientImage,
+    tmp_path: Path,
+    form: str,
+) -> None:
+    """skopeo copies an exported index with all platforms to a registry, byte by byte."""
+    wire.push(repo, "v1", multi)
+    wire.push(repo, (signature := artifact(multi, repo, "application/vnd.test.signature")).digest, signature)
+    path = tmp_path / ("x.tar" if form == "oci-archive" else "x")
+    run(server, "export", f"{repo}:v1", "--to", path)
+    tools.copy(f"{form}:{path}:v1", f"docker://{server.address}/{repo}-copy:v1", "--all")
+    assert_same_image(wire, f"{repo}-copy", "v1", multi)
+
+
+@pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
+def test_what_skopeo_writes(
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    fresh: ClientImage,
+    tmp_path: Path,
+    form: str,
+) -> None:
+    """Layouts and archives of skopeo are imported; the manifest of a layout stays as it is."""
+    wire.push(repo, "v1", fresh)
+    path = tmp_path / ("x" if form == "oci" else "x.tar")
+    name = f"{repo}-copy:v1" if form == "docker-archive" else "v1"
+    tools.copy(f"docker://{server.address}/{repo}:v1", f"{form}:{path}:{name}", exact=form != "docker-archive")
+    run(server, "import", path, "--as", f"{repo}-copy")
+    if form != "docker-archive":
+        assert_same_image(wire, f"{repo}-copy", "v1", fresh)
+    pull_all(wire, f"{repo}-copy", "v1")
+    assert fresh.config is not None
+    config = json.loads(wire.manifest(f"{repo}-copy", "v1").body)["config"]["digest"]
+    assert json.loads(wire.blob(f"{repo}-copy", config))["rootfs"] == json.loads(fresh.config.body)["rootfs"]
+
+
+def test_skopeo_reads_docker_archives(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    wire.push(repo, "v1", fresh)
+    run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
+    source = f"docker-archive:{tmp_path / 'x.tar'}:{repo}:v1"
+    tools.copy(source, f"docker://{server.address}/{repo}-copy:v1", exact=False)
+    pull_all(wire, f"{repo}-copy", "v1")
