@@ -200,6 +200,7 @@ async def open_registry(
             leases=leases,
             accounts=database.accounts,
             jobs=database.jobs,
+            imports=database.imports,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

@@ -17,7 +17,7 @@ from registry.cli.accounts import (
     user_command,
 )
 from registry.cli.mirror import mirror_command
-from registry.cli.upkeep import jobs_command
+from registry.cli.upkeep import import_command, import_registry_command, jobs_command
 
 app = typer.Typer(
     help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
@@ -39,6 +39,10 @@ app.add_typer(group_command.app, name="group")
 app.add_typer(grant_command.app, name="grant")
 app.add_typer(key_command.app, name="key")
 app.add_typer(jobs_command.app, name="jobs")
+app.command("import", help=import_command.HELP, epilog=import_command.EXAMPLES)(import_command.import_images)
+app.command("import-registry", help=import_registry_command.HELP, epilog=import_registry_command.EXAMPLES)(
+    import_registry_command.import_registry
+)
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

@@ -60,6 +60,11 @@ class System:
         """Moves a file. Replaces a file at `target`."""
         os.rename(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """Gives the file `source` the second name `target`, on the same file system. Raises FileExistsError if there is
+        a file at `target`."""
+        os.link(source, target, follow_symlinks=True)
+
     def unlink(self, path: Path) -> None:
         os.unlink(path)
 

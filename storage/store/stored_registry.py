@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
+from storage.imports import ImportRecords
 from storage.interface import BlobReader
 from storage.jobs import Jobs
 from storage.leases import DigestLocks, Leases
@@ -42,7 +44,7 @@ class StorageHealth:
 class StoredRegistry:
     """The registry in a data directory. The other stores in the directory are attributes, for code that needs more than
     the registry: the accounts, the partial blobs and upstream records of the mirror (a cache of other registries), the
-    locks of digests, the leases (exclusive rights to do some work), and the jobs of upkeep.
+    locks of digests, the leases (exclusive rights to do some work), the jobs of upkeep, and the records of imports.
     `storage.composition.open_registry` creates the object. The methods without a description implement
     `storage.interface.Registry`, which describes them."""
 
@@ -60,6 +62,7 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
         jobs: Jobs,
+        imports: ImportRecords,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -74,6 +77,7 @@ class StoredRegistry:
         self.leases = leases
         self.accounts = accounts
         self.jobs = jobs
+        self.imports = imports
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
@@ -179,6 +183,13 @@ class StoredRegistry:
             return writer.offset
         finally:
             await writer.aclose()
+
+    async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, path: Path, fd: int) -> None:
+        """Makes a blob of `repo` from a file of another program without copying its bytes. `path`: the file. `fd`: the
+        file opened for reading, of whose `size` bytes the caller has verified the digest. Raises LinkRefused if that is
+        not possible or not safe; then the caller pushes the bytes with `start_upload`. Raises StorageFull,
+        StorageFailed."""
+        await self._publication.commit_content(repo, self.blobs.link_file(path, fd, digest, size))
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor

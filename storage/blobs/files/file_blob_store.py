@@ -10,10 +10,12 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from storage.blobs.blob_store import BytesMissing, ListedBlob
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
+from storage.blobs.files.linked_file import LinkedFile
 from storage.blobs.files.upload_file import UploadFile, upload_size
 from storage.blobs.files.upload_session import ClaimedUploadFile, FileUploadSession, UploadBuffers
 from storage.content import BLOB_TYPE, Descriptor, Span
@@ -152,6 +154,11 @@ class FileBlobStore:
             return found
 
         return await self._disk.run(scan)
+
+    def link_file(self, path: Path, fd: int, digest: Digest, size: int) -> LinkedFile:
+        """Returns content that is a hard link to the file at `path`. `fd`: the open file, whose bytes the caller has
+        verified. Raises LinkRefused if the file is on another file system, or if another user could change it."""
+        return LinkedFile(self._disk, path, fd, digest, size)
 
     async def remove(self, place: str) -> None:
         """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any

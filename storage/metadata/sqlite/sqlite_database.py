@@ -17,6 +17,7 @@ from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
+from storage.metadata.sqlite.upkeep.sqlite_import_records import SqliteImportRecords
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
 
 
@@ -26,9 +27,9 @@ class SqliteDatabase:
     loop.
 
     `metadata` stores repositories, manifests, tags, blobs and upload sessions. `records` stores what the mirror learned
-    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep. `immutable`
-    is the read-only connection that replaces all others when a full disk has no space to open the database normally;
-    otherwise None."""
+    about its upstream registries. `accounts` stores accounts and rights. `jobs` stores the jobs of upkeep.
+    `imports` has what imports need to know about tags. `immutable` is the read-only connection that replaces all others
+    when a full disk has no space to open the database normally; otherwise None."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class SqliteDatabase:
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
         self.jobs = SqliteJobs(self._db, writer, clock)
+        self.imports = SqliteImportRecords(self._db, writer)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -8,7 +8,14 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.blobs.blob_store import BlobStore, BytesMissing, Checkpoint, ListedBlob
+from storage.blobs.blob_store import (
+    BlobStore,
+    BytesMissing,
+    Checkpoint,
+    LinkRefused,
+    ListedBlob,
+    VerifiedContent,
+)
 from storage.blobs.files.file_partial_store import DownloadedContent, FilePartialStore
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
 from storage.data_dir.disk import Disk
@@ -256,6 +263,9 @@ class MultipartBlobStore:
         with suppress(BlobUploadUnknown):
             return [(UploadID(upload), modified) for upload, modified in found.items()]
         raise AssertionError(f"{found} are not all sessions")
+
+    def link_file(self, path: Path, fd: int, digest: Digest, size: int) -> VerifiedContent:
+        raise LinkRefused("a bucket has no files")
 
     async def remove(self, place: str) -> None:
         await self._disk.run(lambda: self.bucket.delete(place))
