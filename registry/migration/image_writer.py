@@ -57,6 +57,9 @@ class ImageWriter:
         self._by = Actor(actor, user_agent=IMPORT_PROGRAM)
         self._overwrite = overwrite
         self._blob_locks: KeyedLocks[Digest] = KeyedLocks()
+        self._manifest_locks: KeyedLocks[tuple[RepositoryName, Digest]] = KeyedLocks()
+        """Held while a manifest and all below it are brought. A manifest cannot be below itself, so no two tasks wait
+        for each other."""
 
     async def bring_tag(
         self,
@@ -111,6 +114,12 @@ class ImageWriter:
         `bring_tag` raises, and PreconditionFailed."""
         if depth > MAX_NESTED_INDEXES:
             raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
+        async with self._manifest_locks.hold((repo, digest)):
+            return await self._bring_manifest(repo, digest, tags, condition, depth)
+
+    async def _bring_manifest(
+        self, repo: RepositoryName, digest: Digest, tags: Sequence[Tag], condition: Condition | None, depth: int
+    ) -> Manifest:
         is_new = False
         try:
             manifest = await self._store.get_manifest(repo, digest)

@@ -8,6 +8,7 @@ Schema"). Manifests without a tag that neither an index nor a subject leads to c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import fields
@@ -16,7 +17,7 @@ from typing import Any, Final
 from registry.migration.directory_import import STOPPING
 from registry.migration.image_writer import ImageWriter
 from registry.migration.import_report import ContentBroken, ImportInvalid, ImportReport, RepositoryFilter
-from registry.migration.remote_registry import RemoteOptions, RemoteRegistry, SourceDown
+from registry.migration.remote_registry import Pause, RemoteOptions, RemoteRegistry, SourceDown
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError
@@ -55,6 +56,7 @@ class RemoteImport:
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
         self._has_referrers_api: bool | None = None
         """None until the first image was imported."""
+        self._asking_for_api = asyncio.Lock()
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,
@@ -106,8 +108,9 @@ class RemoteImport:
     async def _bring_referrers(self, repo: RepositoryName, digest: Digest, seen: set[Digest]) -> None:
         """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
         registry has no referrers API: then they have tags. `seen`: manifests that were done already."""
-        if self._has_referrers_api is None:
-            self._has_referrers_api = await self._source.has_referrers_api(repo, digest)
+        async with self._asking_for_api:
+            if self._has_referrers_api is None:
+                self._has_referrers_api = await self._source.has_referrers_api(repo, digest)
         if not self._has_referrers_api:
             return
         waiting = [digest]
@@ -130,15 +133,17 @@ class RemoteImport:
             waiting.extend(child.digest for child in stored.manifests if child.digest not in stored.blob_children)
 
 
-async def import_remote(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+async def import_remote(
+    store: StoredRegistry, router: Router, context: JobContext, pause: Pause = asyncio.sleep
+) -> JSON:
     """The work of a job. Its arguments: the fields of `RemoteOptions`; `include` and `exclude`, lists of patterns;
-    `repositories`, a list of names (None: all); and `overwrite`. Returns the counts of `ImportReport`. Raises
-    ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped."""
+    `repositories`, a list of names (None: all); and `overwrite`. `pause` waits for a number of seconds before a retry.
+    Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     options = _options(arguments)
     report = ImportReport(context)
     repositories = RepositoryFilter(arguments.get("include") or (), arguments.get("exclude") or ())
-    async with aclosing(RemoteRegistry(store, options, report)) as source:
+    async with aclosing(RemoteRegistry(store, options, report, pause=pause)) as source:
         running = RemoteImport(
             store,
             router,

@@ -281,9 +281,9 @@ class UpstreamRequester:
 
         `path`: relative to `/v2/<repository>/`, or a complete URL. `linked_from`: the response that contained the
         complete URL; the request may connect only to the addresses that `ApiClient.reach_from` returns for it. None:
-        `path` is relative or at the endpoint. `scope`: see `send_authorized`. `max_bytes`: the largest body. `read_body`: if False, a successful response is returned
-        without its body. `memory`: a large body counts against the memory budget until the `with` block of this scope
-        ends; None: only while it is received.
+        `path` is relative, or a URL of the endpoint. `scope`: see `send_authorized`. `max_bytes`: the largest body.
+        `read_body`: if False, a successful response is returned without its body. `memory`: a large body counts against
+        the memory budget until the `with` block of this scope ends; None: only while it is received.
         """
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         reach = self._api.reach_from(linked_from) if linked_from is not None else None

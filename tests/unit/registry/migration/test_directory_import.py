@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, run_in_command
+from tests.fakes.import_run import ImportRun, assert_whole
 from tests.fakes.old_directory import OldDirectory
 from tests.fakes.upstream_content import (
     ImageTree,
@@ -49,60 +50,20 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
         yield opened
 
 
-class Run:
-    """One import. `result`: its counts. `steps`: its problems and notes."""
-
-    def __init__(self, store: StoredRegistry, old: OldDirectory) -> None:
-        self.store = store
-        self.path = old.path
-        self.result: Any = None
-        self.steps: list[Mapping[str, JSON]] = []
-
-    async def __call__(self, *, upstreams: tuple[str, ...] = (), **arguments: JSON) -> Any:
-        router = Router(self.store, {}, self.store.is_known_repository, NamingRules(upstreams))
-
-        async def work(context: JobContext) -> JSON:
-            return await import_directory(self.store, router, context)
-
-        self.steps = []
-        arguments = {"path": str(self.path), **arguments}
-        self.result = await run_in_command(
-            self.store.jobs, self.store.leases, KIND, arguments, work, actor="cli:ann", on_step=self.steps.append
-        )
-        return self.result
-
-    def told(self, event: str = "problem") -> list[tuple[str, str]]:
-        """What was told: the image or repository, and why."""
-        return [
-            (f"{step['repository']}:{step.get('tag') or step.get('digest') or ''}", str(step["reason"]))
-            for step in self.steps
-            if step["event"] == event
-        ]
-
-
 @pytest.fixture
-def run(store: StoredRegistry, old: OldDirectory) -> Run:
-    return Run(store, old)
+def run(store: StoredRegistry, old: OldDirectory) -> ImportRun:
+    return import_of(store, old)
 
 
-async def pull(store: StoredRegistry, repo: RepositoryName, image: ImageTree) -> None:
-    """Every byte of the image must be here."""
-    for digest, (body, media_type) in image.manifests.items():
-        manifest = await store.get_manifest(repo, Digest(digest))
-        assert (manifest.body, manifest.media_type) == (body, media_type)
-    for digest, blob in image.blobs.items():
-        reader = await store.open_blob(repo, Digest(digest))
-        try:
-            assert b"".join([piece async for piece in reader]) == blob.read()
-        finally:
-            await reader.aclose()
+def import_of(store: StoredRegistry, old: OldDirectory) -> ImportRun:
+    return ImportRun(store, KIND, import_directory, path=str(old.path))
 
 
 async def tag_digest(store: StoredRegistry, tag: str, repo: RepositoryName = APP) -> str:
     return (await store.resolve_manifest(repo, Tag(tag))).digest
 
 
-async def test_all_of_a_repository_comes_over(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_all_of_a_repository_comes_over(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     """Tags, an index with its children, untagged manifests, signatures under their fallback tag."""
     docker = old.push(APP, noise_image("docker", 1000, 200_000, docker=True), "1", "latest")
     index = old.push(APP, index_of((noise_image("a", 500), "amd64"), (noise_image("b", 500), "arm64")), "multi")
@@ -114,7 +75,7 @@ async def test_all_of_a_repository_comes_over(store: StoredRegistry, old: OldDir
     result = await run()
 
     for image in (docker, index, untagged, signature):
-        await pull(store, APP, image)
+        await assert_whole(store, APP, image)
     tags = (await store.tags(APP, None, 10)).items
     assert set(tags) == {"1", "latest", "multi", fallback_tag(docker.digest)}
     assert await tag_digest(store, "latest") == docker.digest
@@ -126,7 +87,7 @@ async def test_all_of_a_repository_comes_over(store: StoredRegistry, old: OldDir
     assert old.snapshot() == before
 
 
-async def test_files_are_linked(store: StoredRegistry, old: OldDirectory, run: Run, tmp_path: Path) -> None:
+async def test_files_are_linked(store: StoredRegistry, old: OldDirectory, run: ImportRun, tmp_path: Path) -> None:
     """A blob is the old registry's file under a second name, and outlives the first."""
     image = old.push(APP, noise_image("linked", 300_000), "1")
     layer = image.layers[0].digest
@@ -135,11 +96,11 @@ async def test_files_are_linked(store: StoredRegistry, old: OldDirectory, run: R
     here = tmp_path / "data" / "blobs" / "sha256" / layer[7:9] / layer[7:]
     assert here.samefile(old.data(layer))
     old.data(layer).unlink()
-    await pull(store, APP, image)
+    await assert_whole(store, APP, image)
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 
-async def test_copies(store: StoredRegistry, old: OldDirectory, run: Run, tmp_path: Path) -> None:
+async def test_copies(store: StoredRegistry, old: OldDirectory, run: ImportRun, tmp_path: Path) -> None:
     """With `copy` a blob is a file of its own."""
     image = old.push(APP, noise_image("copied", 5_000_000), "1")
     result = await run(copy=True)
@@ -148,11 +109,11 @@ async def test_copies(store: StoredRegistry, old: OldDirectory, run: Run, tmp_pa
     for blob in image.blobs.values():
         here = tmp_path / "data" / "blobs" / "sha256" / blob.digest[7:9] / blob.digest[7:]
         assert not here.samefile(old.data(blob.digest))
-    await pull(store, APP, image)
+    await assert_whole(store, APP, image)
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 
-async def test_files_that_others_may_write_are_copied(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_files_that_others_may_write_are_copied(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     image = old.push(APP, noise_image("shared", 1000), "1")
     for digest in image.blobs:
         old.data(digest).chmod(0o666)
@@ -161,10 +122,10 @@ async def test_files_that_others_may_write_are_copied(store: StoredRegistry, old
     assert (result["copied"], result["linked"]) == (2, 0)
     [(_, note)] = run.told("note")
     assert note == "the files are copied, because they cannot be linked: other users may write to it"
-    await pull(store, APP, image)
+    await assert_whole(store, APP, image)
 
 
-async def test_a_second_run_brings_what_changed(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_a_second_run_brings_what_changed(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     first = old.push(APP, noise_image("first", 1000), "1", "latest")
     await run()
     second = old.push(APP, noise_image("second", 1000), "2", "latest")
@@ -177,7 +138,7 @@ async def test_a_second_run_brings_what_changed(store: StoredRegistry, old: OldD
     assert run.told() == []
 
 
-async def test_a_tag_that_was_changed_here_stays(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_a_tag_that_was_changed_here_stays(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     """An import moves only tags that imports have set, unless it is told to."""
     old.push(APP, noise_image("first", 10), "pushed", "deleted", "left")
     await run()
@@ -185,7 +146,7 @@ async def test_a_tag_that_was_changed_here_stays(store: StoredRegistry, old: Old
     mine = noise_image("mine", 10)
     other = OldDirectory(old.path.parent / "other")
     other.push(APP, mine, "x")
-    await Run(store, other)()
+    await import_of(store, other)()
     manifest = await store.get_manifest(APP, Digest(mine.digest))
     ci = Actor("robot:ci")
     await store.put_manifest(APP, manifest, (Tag("pushed"),), by=ci)
@@ -205,7 +166,7 @@ async def test_a_tag_that_was_changed_here_stays(store: StoredRegistry, old: Old
     assert await tag_digest(store, "pushed") == await tag_digest(store, "deleted") == second.digest
 
 
-async def test_times_come_over(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_times_come_over(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     """A tag is as old here as it was there; the history names the import."""
     image = old.push(APP, noise_image("aged", 10))
     old.write_link(old.revision(APP, image.digest), image.digest, at=1_000_000.0)
@@ -220,7 +181,7 @@ async def test_times_come_over(store: StoredRegistry, old: OldDirectory, run: Ru
     assert db.execute("SELECT updated FROM tag").get == 2_000_000.0
 
 
-async def test_blobs_come_once(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_blobs_come_once(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     """A layer that two repositories share is linked once and counted once."""
     image = noise_image("common", 1000)
     for repo in ("a", "b"):
@@ -229,10 +190,10 @@ async def test_blobs_come_once(store: StoredRegistry, old: OldDirectory, run: Ru
 
     assert (result["linked"], result["shared"]) == (2, 2)
     for name in ("a", "b"):
-        await pull(store, RepositoryName(name), image)
+        await assert_whole(store, RepositoryName(name), image)
 
 
-async def test_broken_content_is_told(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_broken_content_is_told(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     """Each broken thing is named with its reason, whatever else is sound comes over, and nothing half is here."""
     sound = old.push(APP, noise_image("sound", 10), "sound")
     missing = old.push(APP, noise_image("missing", 10), "missing")
@@ -277,17 +238,17 @@ async def test_broken_content_is_told(store: StoredRegistry, old: OldDirectory, 
     assert result["problems"] == len(run.told())
     assert ("team/app:", "unfinished pushes are left out: 1") in run.told("note")
     assert (await store.tags(APP, None, 20)).items == ["sound"]
-    await pull(store, APP, sound)
+    await assert_whole(store, APP, sound)
 
     for image in (missing, rotten, no_manifest, bad_manifest):  # repaired from a backup
         old.push(APP, image)
     result = await run()
     assert {name.rpartition(":")[2] for name, _ in run.told()} >= {"dangling", "nonsense", "empty", "schema-1", "odd"}
     assert result["tags"] == 5
-    await pull(store, APP, half)
+    await assert_whole(store, APP, half)
 
 
-async def test_chosen_repositories(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_chosen_repositories(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     for number, name in enumerate(("team/app", "team/tmp-1", "other", "ghcr.io/x")):
         old.push(name, noise_image(str(number), 10), "1")
 
@@ -301,12 +262,12 @@ async def test_chosen_repositories(store: StoredRegistry, old: OldDirectory, run
 
 
 @pytest.mark.parametrize("below", ["", "docker", "docker/registry", "docker/registry/v2"])
-async def test_any_part_of_the_path(store: StoredRegistry, old: OldDirectory, run: Run, below: str) -> None:
+async def test_any_part_of_the_path(store: StoredRegistry, old: OldDirectory, run: ImportRun, below: str) -> None:
     old.push(APP, noise_image("found", 10), "1")
     assert (await run(path=str(old.path / below)))["tags"] == 1
 
 
-async def test_no_registry(store: StoredRegistry, run: Run, tmp_path: Path) -> None:
+async def test_no_registry(store: StoredRegistry, run: ImportRun, tmp_path: Path) -> None:
     with pytest.raises(ImportInvalid, match="is no registry: name the directory that contains docker/registry/v2"):
         await run(path=str(tmp_path / "data"))
     with pytest.raises(ImportInvalid, match="is no directory"):
@@ -315,7 +276,7 @@ async def test_no_registry(store: StoredRegistry, run: Run, tmp_path: Path) -> N
         await run(include=["a b"])
 
 
-async def test_blobs_without_a_manifest_stay(store: StoredRegistry, old: OldDirectory, run: Run) -> None:
+async def test_blobs_without_a_manifest_stay(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     """Only the blobs of images come over; a cache's index may list blobs, which are content of it."""
     stray = UpstreamBlob(b"stray", "application/octet-stream")
     cached = UpstreamBlob(b"cached", "application/vnd.buildkit.cacheconfig.v0")
@@ -336,7 +297,7 @@ async def test_blobs_without_a_manifest_stay(store: StoredRegistry, old: OldDire
 
 
 async def test_a_stop_keeps_what_was_done(
-    store: StoredRegistry, old: OldDirectory, run: Run, monkeypatch: pytest.MonkeyPatch
+    store: StoredRegistry, old: OldDirectory, run: ImportRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped import ends between two pieces of work, and the next one goes on."""
     images = [old.push(APP, noise_image(f"image {number}", 10), str(number)) for number in range(5)]
@@ -361,7 +322,7 @@ async def test_a_stop_keeps_what_was_done(
     result = await run()
     assert (result["tags"], result["present"]) == (3, 2)
     for image in images:
-        await pull(store, APP, image)
+        await assert_whole(store, APP, image)
 
 
 async def test_a_collection_in_between_removes_nothing(tmp_path: Path, old: OldDirectory) -> None:
@@ -375,9 +336,9 @@ async def test_a_collection_in_between_removes_nothing(tmp_path: Path, old: OldD
                 await store.collector.collect()
 
         collecting = asyncio.create_task(collect())
-        run = Run(store, old)
+        run = import_of(store, old)
         result = await run()
         collecting.cancel()
         assert (result["tags"], run.told()) == (30, [])
         for image in images:
-            await pull(store, APP, image)
+            await assert_whole(store, APP, image)
