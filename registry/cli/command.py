@@ -17,7 +17,7 @@ from registry.cli.accounts import (
     user_command,
 )
 from registry.cli.mirror import mirror_command
-from registry.cli.upkeep import import_command, import_registry_command, jobs_command
+from registry.cli.upkeep import import_command, import_config_command, import_registry_command, jobs_command
 
 app = typer.Typer(
     help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
@@ -42,6 +42,9 @@ app.add_typer(jobs_command.app, name="jobs")
 app.command("import", help=import_command.HELP, epilog=import_command.EXAMPLES)(import_command.import_images)
 app.command("import-registry", help=import_registry_command.HELP, epilog=import_registry_command.EXAMPLES)(
     import_registry_command.import_registry
+)
+app.command("import-config", help=import_config_command.HELP, epilog=import_config_command.EXAMPLES)(
+    import_config_command.import_config
 )
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
