@@ -1,5 +1,6 @@
 """The interface of what an import of another registry needs to know and to change besides the content itself
-(`ImportRecords`): who changed a tag last, and when content was pushed at the other registry."""
+(`ImportRecords`): who changed a tag last, and when content was pushed at the other registry. Also the errors of
+imports."""
 
 from __future__ import annotations
 
@@ -7,7 +8,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName, Tag
+
+
+class ContentBroken(RegistryError):
+    """Content of the old registry is missing there, damaged, or of a type that is not accepted here."""
+
+    code = "CONTENT_BROKEN"
+    default = "the content is broken at the old registry"
+
+
+class ImportInvalid(RegistryError):
+    """The source of an import cannot be read, or an argument of the import is not valid."""
+
+    code = "IMPORT_INVALID"
+    default = "the import cannot begin"
+
+
+class SourceDown(RegistryError):
+    """The old registry does not answer any more, so the import has ended. What was imported stays."""
+
+    code = "SOURCE_DOWN"
+    default = "the old registry does not answer; run the import again later: it continues"
 
 
 @dataclass(frozen=True, slots=True)

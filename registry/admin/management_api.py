@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from registry.admin import account_routes, audit_routes, grant_routes, job_routes, token_routes
+from registry.admin import account_routes, audit_routes, grant_routes, import_routes, job_routes, token_routes
 from registry.admin.caller import ManagementComponents
 from registry.auth.administration import Administration
 from registry.auth.assembly import AuthComponents
@@ -78,7 +78,7 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 def add_routes(app: FastAPI) -> None:
     """Adds the routes of the management API to the application."""
-    for module in (account_routes, grant_routes, token_routes, audit_routes, job_routes):
+    for module in (account_routes, grant_routes, token_routes, audit_routes, job_routes, import_routes):
         app.include_router(module.router, prefix="/api/v1", responses=_error_responses())
 
 

@@ -1,7 +1,7 @@
 """The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
 
 Also defines the errors that only HTTP requests have, such as an unknown path. The others are in `storage.errors`,
-`storage.access`, `storage.jobs` and `registry.request`.
+`storage.access`, `storage.imports`, `storage.jobs` and `registry.request`.
 
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from registry.request import RequestInvalid
-from storage import access, errors, jobs
+from storage import access, errors, imports, jobs
 from storage.errors import RegistryError
 
 
@@ -89,6 +89,9 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     jobs.JobUnknown: 404,
     jobs.JobRunning: 409,
     jobs.JobStopped: 409,
+    imports.ImportInvalid: 400,
+    imports.ContentBroken: 502,
+    imports.SourceDown: 502,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
     errors.TooManyOpenFiles: 503,

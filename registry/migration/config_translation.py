@@ -19,7 +19,7 @@ import yaml
 from registry.client_addresses import is_loopback_host
 from registry.config.field_types import parse_duration
 from registry.migration.config_reasons import UNKNOWN_KEY, reason_for
-from registry.migration.import_report import ImportInvalid
+from storage.imports import ImportInvalid
 
 PREFIX: Final = "REGISTRY_"
 PASSWORD_VARIABLE: Final = "UPSTREAM_PASSWORD"

@@ -16,12 +16,13 @@ from typing import Final
 
 from registry.migration.distribution_directory import BrokenEntry, DistributionDirectory
 from registry.migration.image_writer import ImageWriter
-from registry.migration.import_report import ContentBroken, ImportInvalid, ImportReport, RepositoryFilter
+from registry.migration.import_report import ImportReport, RepositoryFilter
 from registry.migration.workers import read_in_thread, run_workers
 from registry.router import Router
 from storage.blobs.blob_store import LinkRefused
 from storage.content import Actor, Descriptor, Manifest
 from storage.errors import BlobUnknown, DigestInvalid, RegistryError, StorageFailed, StorageFull
+from storage.imports import ContentBroken, ImportInvalid
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName
 from storage.running_digest import start_digest

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from registry.migration.import_report import ContentBroken, ImportInvalid
 from storage.content import Manifest
 from storage.errors import DigestInvalid, ManifestInvalid, NameInvalid, TagInvalid
+from storage.imports import ContentBroken, ImportInvalid
 from storage.names import MAX_NAME_LENGTH, Digest, RepositoryName, Tag, shown
 
 _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/registry/v2", "data/docker/registry/v2")

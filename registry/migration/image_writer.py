@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from registry.migration.import_report import ContentBroken, ImportReport
+from registry.migration.import_report import ImportReport
 from registry.migration.workers import each, run_workers
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
+from storage.imports import ContentBroken
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import ALL_NAMES

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from storage.errors import RegistryError
+from storage.imports import ImportInvalid
 from storage.jobs import JSON
 from storage.names import RepositoryName
 from storage.patterns import NamePattern
@@ -18,18 +18,6 @@ from storage.upkeep.job_runner import JobContext
 
 MAX_LISTED_PROBLEMS: Final = 1000
 """Number of problems that the result of a job lists. All of them are counted, and each is told as a step."""
-
-
-class ContentBroken(RegistryError):
-    """Content of the old registry is missing there, damaged, or of a type that is not accepted here."""
-
-    default = "the content is broken at the old registry"
-
-
-class ImportInvalid(RegistryError):
-    """The source of an import cannot be read, or an argument of the import is not valid."""
-
-    default = "the import cannot begin"
 
 
 @dataclass(slots=True)

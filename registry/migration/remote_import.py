@@ -16,11 +16,12 @@ from typing import Any, Final
 
 from registry.migration.directory_import import STOPPING
 from registry.migration.image_writer import ImageWriter
-from registry.migration.import_report import ContentBroken, ImportInvalid, ImportReport, RepositoryFilter
-from registry.migration.remote_registry import Pause, RemoteOptions, RemoteRegistry, SourceDown
+from registry.migration.import_report import ImportReport, RepositoryFilter
+from registry.migration.remote_registry import Pause, RemoteOptions, RemoteRegistry
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError
+from storage.imports import ContentBroken, ImportInvalid, SourceDown
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry

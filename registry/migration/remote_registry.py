@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from registry.config import Upstream
-from registry.migration.import_report import ContentBroken, ImportInvalid, ImportReport
+from registry.migration.import_report import ImportReport
 from registry.mirror.fill.download import Download
 from registry.mirror.fill.retry import AvoidedEndpoints
 from registry.mirror.fill.slots import ConnectionSlots, Demand
@@ -42,6 +42,7 @@ from storage.errors import (
     TooManyRequests,
     UpstreamUnavailable,
 )
+from storage.imports import ContentBroken, ImportInvalid, SourceDown
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 
@@ -57,12 +58,6 @@ PAGE_SIZE: Final = 1000
 IDLE_TIMEOUT_SECONDS: Final = 60.0
 """Time without a byte after which a request fails. Longer than the mirror's, because no client waits."""
 log = logging.getLogger("registry.migration")
-
-
-class SourceDown(RegistryError):
-    """The old registry does not answer any more, so the import ended. What was imported stays."""
-
-    default = "the old registry does not answer; run the import again later: it continues"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ NOT_ABOUT_ACCOUNTS = {
     "mirror status",
     "mirror refresh",
     "mirror purge",
+    "import-config",
 }
 
 TWINS = {
@@ -44,6 +45,8 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "import": ("POST", "/imports/remote"),
+    "import-registry": ("POST", "/imports/directory"),
 }
 
 ONLY_API = {

@@ -35,6 +35,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/grants"): {"subject": "everyone", "pattern": "**", "actions": ["pull"]},
     ("POST", "/tokens"): {"account": "root"},
     ("POST", "/keys"): {},
+    ("POST", "/imports/directory"): {"path": "/none"},
+    ("POST", "/imports/remote"): {"url": "http://127.0.0.1:1"},
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from registry.config import Settings
 from registry.config.settings_sources import load_settings
 from registry.migration.config_translation import translate
-from registry.migration.import_report import ImportInvalid
+from storage.imports import ImportInvalid
 
 DEBIAN = """
 version: 0.1

@@ -11,12 +11,12 @@ import pytest
 
 from registry.migration.directory_import import KIND, import_directory
 from registry.migration.image_writer import IMPORT_PROGRAM
-from registry.migration.import_report import ImportInvalid
 from registry.naming import NamingRules
 from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
 from storage.errors import ManifestUnknown
+from storage.imports import ImportInvalid
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry

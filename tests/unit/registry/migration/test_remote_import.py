@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from registry.migration.import_report import ImportInvalid
 from registry.migration.remote_import import KIND, import_remote
-from registry.migration.remote_registry import FAILURES_TO_END, SourceDown
+from registry.migration.remote_registry import FAILURES_TO_END
 from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
+from storage.imports import ImportInvalid, SourceDown
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -250,7 +251,7 @@ async def test_login(store: StoredRegistry, old: Hub, run: ImportRun, content: U
     old.set(auth="bearer", username="ann", password="right", private=(str(APP),), redirects=True)
     password = tmp_path / "password"
     password.write_text("wrong\n")
-    login = {"username": "ann", "password_file": str(password)}
+    login: dict[str, Any] = {"username": "ann", "password_file": str(password)}
 
     result = await run(**login)
     assert (result["tags"], result["problems"]) == (0, 1)
@@ -269,6 +270,6 @@ async def test_login(store: StoredRegistry, old: Hub, run: ImportRun, content: U
         ({"username": "ann"}, "has no password"),
     ],
 )
-async def test_bad_arguments(run: ImportRun, arguments: dict[str, str], reason: str) -> None:
+async def test_bad_arguments(run: ImportRun, arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(ImportInvalid, match=reason):
         await run(**arguments)
