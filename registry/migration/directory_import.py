@@ -50,6 +50,8 @@ class DirectorySource:
         self._report = report
         self._by = Actor(actor)
         self._may_link = not copy
+        self._refusals: set[str] = set()
+        """Why files could not be linked, as far as it was told."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         return await asyncio.to_thread(self._directory.manifest, digest)
@@ -84,14 +86,21 @@ class DirectorySource:
         path = self._directory.blob_path(digest)
         if not self._may_link:
             return False
+        is_checked = False
         try:
             self._store.blobs.link_file(path, fd, digest, size)  # before the file is read, which takes long
+            is_checked = True
             await self._verify(digest, fd)
             await self._store.link_blob(repo, digest, size, path, fd)
         except LinkRefused as refusal:
-            if self._may_link:
-                self._may_link = False
-                self._report.note(repo, f"the files are copied, because they cannot be linked: {refusal}")
+            # If the system refuses one link, it will probably refuse the others. Then no other file is read in vain.
+            self._may_link = not is_checked
+            reason = str(refusal)
+            if reason not in self._refusals:
+                self._refusals.add(reason)
+                self._report.note(
+                    repo, f"such files are copied, because they cannot be linked: {reason}", digest=digest
+                )
             return False
         self._report.linked += 1
         return True

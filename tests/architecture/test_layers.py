@@ -15,7 +15,7 @@ from tests.fakes.server_process import ROOT
 LINES = 400
 VOCABULARY = {
     *("storage.interface", "storage.names", "storage.patterns", "storage.content", "storage.errors", "storage.access"),
-    "storage.versioned_cache",
+    *("storage.versioned_cache", "storage.jobs", "storage.imports"),
 }
 MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py"))
 

@@ -78,6 +78,7 @@ def assert_moved(old: OldRegistry, new: RegistryServer, docker: DockerEngine) ->
     assert docker.output_of(name) == "from docker\n"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_directory(old: OldRegistry, new: RegistryServer, docker: DockerEngine, tmp_path: Path) -> None:
     """Beside both running servers; files are linked, and a second run has nothing to do."""
@@ -93,6 +94,7 @@ def test_the_directory(old: OldRegistry, new: RegistryServer, docker: DockerEngi
     assert (again["linked"], again["copied"], again["problems"]) == (0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_over_the_network(
     old: OldRegistry, new: RegistryServer, docker: DockerEngine, tools: ContainerTools, tmp_path: Path, big: ClientImage

@@ -59,7 +59,7 @@ http:
     clientauth: verify-client-cert-if-given
     minimumtls: tls1.3
   debug: {addr: ':5001', prometheus: {enabled: true}}
-auth: {token: {realm: 'https://auth/token', service: registry, issuer: auth, rootcertbundle: /root/certs/bundle}}
+auth: {token: {realm: 'https://auth/token', service: registry, issuer: auth, rootcertbundle: /etc/certs/bundle}}
 notifications: {endpoints: [{name: hook, url: 'https://hook', headers: {Authorization: [Bearer HOOKSECRET]}}]}
 redis: {addr: 'redis:6379', password: REDISSECRET}
 proxy: {remoteurl: 'https://registry-1.docker.io', username: ann, password: HUBSECRET, ttl: 168h}

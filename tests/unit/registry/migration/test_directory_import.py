@@ -121,7 +121,7 @@ async def test_files_that_others_may_write_are_copied(store: StoredRegistry, old
 
     assert (result["copied"], result["linked"]) == (2, 0)
     [(_, note)] = run.told("note")
-    assert note == "the files are copied, because they cannot be linked: other users may write to it"
+    assert note == "such files are copied, because they cannot be linked: other users may write to it"
     await assert_whole(store, APP, image)
 
 
