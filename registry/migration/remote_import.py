@@ -58,12 +58,16 @@ class RemoteImport:
         self._has_referrers_api: bool | None = None
         """None until the first image was imported."""
         self._asking_for_api = asyncio.Lock()
+        self._is_any_listed = False
+        """Whether the old registry has named any repository."""
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,
         SourceDown, StorageFull, StorageFailed, JobStopped; what was imported stays."""
         async with aclosing(self._images(names)) as images:
             await run_workers(images, self._import_image, self._jobs)
+        if not self._is_any_listed:
+            self._report.note("", f"{self._source.host} lists no repositories: it may need another login")
         for pattern in self._repositories.unmatched():
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
@@ -82,6 +86,7 @@ class RemoteImport:
     async def _chosen(self, names: list[str] | None) -> AsyncIterator[RepositoryName]:
         """Yields the repositories to import."""
         async for name in self._source.repositories() if names is None else _iterate(names):
+            self._is_any_listed = True
             try:
                 repo = RepositoryName(name)
             except NameInvalid as error:
