@@ -162,6 +162,7 @@ class DirectoryImport:
     async def run(self) -> None:
         """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped; what was imported stays."""
         await run_workers(self._chosen(), self._import_repository, REPOSITORIES_AT_A_TIME)
+        await self._report.show_progress("", save_now=True)
         for pattern in self._repositories.unmatched():
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
@@ -181,7 +182,7 @@ class DirectoryImport:
         self._report.repositories += 1
         failed: set[Digest] = set()  # manifests that were reported
         async for tag in read_in_thread(self._directory.tags(repo)):
-            await self._show_progress(repo)
+            await self._report.show_progress(repo)
             if isinstance(tag, BrokenEntry):
                 self._report.problem(repo, tag.reason, tag=tag.name)
                 continue
@@ -197,7 +198,7 @@ class DirectoryImport:
                 failed.add(tag.digest)
                 self._report.problem(repo, error.message, tag=tag.tag, digest=tag.digest)
         async for revision in read_in_thread(self._directory.revisions(repo)):
-            await self._show_progress(repo)
+            await self._report.show_progress(repo)
             if isinstance(revision, BrokenEntry):
                 self._report.problem(repo, revision.reason, digest=revision.name)
                 continue
@@ -223,10 +224,6 @@ class DirectoryImport:
                 unused += 1
         if unused:
             self._report.note(repo, f"blobs to which no imported manifest refers are left out: {unused}")
-
-    async def _show_progress(self, repo: RepositoryName) -> None:
-        done = self._report.tags + self._report.present
-        await self._report.context.report(done, unit="tags", message=repo)
 
 
 async def import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:

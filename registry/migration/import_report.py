@@ -54,6 +54,10 @@ class ImportReport:
         self.notes += 1
         self.context.step(event="note", repository=repository, **what, reason=reason)
 
+    async def show_progress(self, repository: str, *, save_now: bool = False) -> None:
+        """Reports how many tags are done, and the repository that is imported now. Raises JobStopped."""
+        await self.context.report(self.tags + self.present, unit="tags", message=repository, save_now=save_now)
+
     def result(self) -> JSON:
         """Returns the result of the job."""
         names = ("repositories", "tags", "present", "manifests", "linked", "copied", "fetched", "shared", "bytes")

@@ -66,6 +66,7 @@ class RemoteImport:
         SourceDown, StorageFull, StorageFailed, JobStopped; what was imported stays."""
         async with aclosing(self._images(names)) as images:
             await run_workers(images, self._import_image, self._jobs)
+        await self._report.show_progress("", save_now=True)
         if not self._is_any_listed:
             self._report.note("", f"{self._source.host} lists no repositories: it may need another login")
         for pattern in self._repositories.unmatched():
@@ -101,7 +102,7 @@ class RemoteImport:
 
     async def _import_image(self, image: tuple[RepositoryName, Tag]) -> None:
         repo, tag = image
-        await self._report.context.report(self._report.tags + self._report.present, unit="tags", message=repo)
+        await self._report.show_progress(repo)
         try:
             digest = await self._source.resolve(repo, tag)
             await self._writer.bring_tag(repo, tag, digest)
