@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import errno
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from registry.naming import NamingRules
 from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
-from storage.errors import ManifestUnknown
+from storage.data_dir.system import System
+from storage.errors import ManifestUnknown, StorageFull
 from storage.imports import ImportInvalid
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
@@ -342,3 +344,51 @@ async def test_a_collection_in_between_removes_nothing(tmp_path: Path, old: OldD
         assert (result["tags"], run.told()) == (30, [])
         for image in images:
             await assert_whole(store, APP, image)
+
+
+class WeakSystem(System):
+    """Refuses hard links, and has a full disk after `writes` writes of blobs."""
+
+    writes = 1 << 30
+
+    def link(self, source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
+        if sum(map(len, chunks)) >= 1000:
+            self.writes -= 1
+            if self.writes < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(fd, chunks, offset)
+
+
+async def test_a_system_that_refuses_links(tmp_path: Path, old: OldDirectory) -> None:
+    """Its files are copied, and it is told once."""
+    images = [old.push(APP, noise_image(f"image {number}", 1000), str(number)) for number in range(3)]
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data", system=WeakSystem()) as store:
+        run = import_of(store, old)
+        result = await run()
+        assert (result["linked"], result["copied"], result["problems"]) == (0, 6, 0)
+        [(_, told)] = run.told("note")
+        assert told.endswith("the system does not link it: Operation not permitted")
+        for image in images:
+            await assert_whole(store, APP, image)
+
+
+async def test_a_full_disk_ends_the_import(tmp_path: Path, old: OldDirectory) -> None:
+    """What was imported stays, the rest comes when there is space again."""
+    images = [old.push(APP, noise_image(f"image {number}", 100_000), str(number)) for number in range(4)]
+    prepare_data_dir(tmp_path / "data")
+    system = WeakSystem()
+    system.writes = 2
+    async with open_registry(tmp_path / "data", system=system) as store:
+        run = import_of(store, old)
+        with pytest.raises(StorageFull):
+            await run()
+        assert (await store.tags(APP, None, 10)).items == ["0", "1"]
+        system.writes = 1 << 30
+        assert (await run())["tags"] == 2
+        for image in images:
+            await assert_whole(store, APP, image)
+    assert list((tmp_path / "data" / "uploads").iterdir()) == []
