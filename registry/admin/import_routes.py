@@ -44,15 +44,11 @@ class DirectoryImportBody(BodyModel):
 class RemoteImportBody(BodyModel):
     """What to import from another registry over the network."""
 
-    url: str = Field(max_length=2048, examples=["https://old.example.com"])
-    username: str | None = Field(default=None, min_length=1, max_length=255)
-    password_file: str | None = Field(
-        default=None, max_length=4096, description="File with the password, on the machine of this registry"
+    url: str = Field(
+        max_length=2048,
+        description="An endpoint of an `[[upstream]]` in the settings, whose login is used",
+        examples=["https://old.example.com"],
     )
-    ca_file: str | None = Field(
-        default=None, max_length=4096, description="Certificate authorities to trust, in PEM, on the same machine"
-    )
-    insecure: bool = Field(default=False, description="Accept every certificate")
     jobs: int = Field(default=4, ge=1, le=32, description="How many images are copied at a time")
     repositories: list[Annotated[str, Field(max_length=255)]] | None = Field(
         default=None, max_length=10_000, description="Names of the repositories; null: all that the registry lists"
@@ -84,12 +80,14 @@ async def import_remote(caller: AdminCaller, body: RemoteImportBody) -> JobRespo
     """Starts a job that copies the content of another registry over the network, as `entrepot import URL` does."""
     from registry.migration.import_report import RepositoryFilter
     from registry.migration.remote_import import KIND
-    from registry.migration.remote_registry import RemoteOptions
 
+    # Otherwise an admin of the registry could make the server connect to any machine in its network.
+    if not any(body.url in upstream.endpoints for upstream in caller.upkeep.settings.upstream):
+        raise ImportInvalid(
+            f"{body.url} is not an endpoint of an [[upstream]] in the settings; add it there, or run the command "
+            "`entrepot import` on the server's machine"
+        )
     RepositoryFilter(body.include, body.exclude)
-    RemoteOptions(
-        url=body.url, username=body.username, password_file=body.password_file, ca_file=body.ca_file, jobs=body.jobs
-    ).to_upstream()
     return await _add_job(caller, KIND, body)
 
 

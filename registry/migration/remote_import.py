@@ -9,11 +9,12 @@ Schema"). Manifests without a tag that neither an index nor a subject leads to c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import fields
 from typing import Any, Final
 
+from registry.config import Upstream
 from registry.migration.directory_import import STOPPING
 from registry.migration.image_writer import ImageWriter
 from registry.migration.import_report import ImportReport, RepositoryFilter
@@ -141,16 +142,21 @@ class RemoteImport:
 
 
 async def import_remote(
-    store: StoredRegistry, router: Router, context: JobContext, pause: Pause = asyncio.sleep
+    store: StoredRegistry,
+    router: Router,
+    context: JobContext,
+    configured: Sequence[Upstream] = (),
+    pause: Pause = asyncio.sleep,
 ) -> JSON:
     """The work of a job. Its arguments: the fields of `RemoteOptions`; `include` and `exclude`, lists of patterns;
-    `repositories`, a list of names (None: all); and `overwrite`. `pause` waits for a number of seconds before a retry.
-    Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped."""
+    `repositories`, a list of names (None: all); and `overwrite`. `configured`: the upstreams in the settings. `pause`
+    waits for a number of seconds before a retry. Returns the counts of `ImportReport`. Raises ImportInvalid,
+    SourceDown, StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     options = _options(arguments)
     report = ImportReport(context)
     repositories = RepositoryFilter(arguments.get("include") or (), arguments.get("exclude") or ())
-    async with aclosing(RemoteRegistry(store, options, report, pause=pause)) as source:
+    async with aclosing(RemoteRegistry(store, options, report, configured, pause=pause)) as source:
         running = RemoteImport(
             store,
             router,

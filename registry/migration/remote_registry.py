@@ -10,11 +10,11 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -62,33 +62,40 @@ log = logging.getLogger("registry.migration")
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
-    """How to reach the old registry. `password_file` or `password_env`: where the password of `username` is.
+    """How to reach the old registry. `password_env`: the environment variable with the password of `username`.
     `ca_file`: authorities to trust instead of the system's. `insecure`: whether to accept every certificate. `jobs`:
     how many images are imported at the same time."""
 
     url: str
     username: str | None = None
-    password_file: str | None = None
     password_env: str | None = None
     ca_file: str | None = None
     insecure: bool = False
     jobs: int = 4
 
-    def to_upstream(self) -> Upstream:
-        """Returns the settings of an upstream for the HTTP client. Raises ImportInvalid."""
+    def to_upstream(self, configured: Iterable[Upstream] = ()) -> Upstream:
+        """Returns the settings of an upstream for the HTTP client. `configured`: the upstreams in the settings. If the
+        URL is an endpoint of one of them, its login and its other settings are used, unless the options name others.
+        Raises ImportInvalid."""
         host = urlsplit(self.url).netloc.rpartition("@")[2].lower()
-        name = "-".join(["import", *re.findall(r"[a-z0-9]+", host)])[:100].rstrip("-")
+        values: dict[str, Any] = {}
+        for upstream in configured:
+            if self.url.rstrip("/") in upstream.endpoints:
+                values = upstream.model_dump(exclude_unset=True)
+        if self.username is not None:
+            for name in ("password_file", "docker_config"):
+                values.pop(name, None)
+            values |= {"username": self.username, "password_env": self.password_env}
+        if self.ca_file is not None:
+            values["ca_file"] = Path(self.ca_file)
+        values |= {
+            "name": "-".join(["import", *re.findall(r"[a-z0-9]+", host)])[:100].rstrip("-"),
+            "endpoints": [self.url],
+            "connections": min(max(2 * self.jobs, 4), 64),
+            "idle_timeout": IDLE_TIMEOUT_SECONDS,
+        }
         try:
-            return Upstream(
-                name=name,
-                endpoints=[self.url],
-                username=self.username,
-                password_file=None if self.password_file is None else Path(self.password_file),
-                password_env=self.password_env,
-                ca_file=None if self.ca_file is None else Path(self.ca_file),
-                connections=min(max(2 * self.jobs, 4), 64),
-                idle_timeout=IDLE_TIMEOUT_SECONDS,
-            )
+            return Upstream.model_validate(values)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ImportInvalid(f"the old registry cannot be reached so: {reason}") from None
@@ -103,16 +110,17 @@ class RemoteRegistry:
         store: StoredRegistry,
         options: RemoteOptions,
         report: ImportReport,
+        configured: Iterable[Upstream] = (),
         *,
         clock: Callable[[], float] = time.time,
         pause: Pause = asyncio.sleep,
     ) -> None:
-        """`pause`: waits for a number of seconds."""
+        """`configured`: the upstreams in the settings. `pause`: waits for a number of seconds."""
         self._store = store
         self._report = report
         self._pause = pause
         trust = UncheckedTrust() if options.insecure else None
-        upstream = options.to_upstream()
+        upstream = options.to_upstream(configured)
         self.host = urlsplit(upstream.endpoints[0]).netloc
         self._client = HttpUpstreamClient(upstream, store.records, store.leases, clock, classify_address, trust)
         self._slots = ConnectionSlots(store.leases, self._client)

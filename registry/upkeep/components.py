@@ -28,7 +28,7 @@ def upkeep_components(settings: Settings, store: StoredRegistry, router: Router)
     """Builds the components for an opened registry."""
     works: dict[str, Work] = {}
     works["import-registry"] = partial(_import_directory, store, router)
-    works["import-remote"] = partial(_import_remote, store, router)
+    works["import-remote"] = partial(_import_remote, settings, store, router)
     return UpkeepComponents(settings, store, router, works)
 
 
@@ -42,7 +42,7 @@ async def _import_directory(store: StoredRegistry, router: Router, context: JobC
     return await import_directory(store, router, context)
 
 
-async def _import_remote(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+async def _import_remote(settings: Settings, store: StoredRegistry, router: Router, context: JobContext) -> JSON:
     from registry.migration.remote_import import import_remote
 
-    return await import_remote(store, router, context)
+    return await import_remote(store, router, context, settings.upstream)

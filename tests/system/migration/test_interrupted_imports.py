@@ -170,8 +170,9 @@ def test_the_server_runs_an_import(tmp_path: Path) -> None:
         assert "is no registry" in refusal["errors"][0]["message"]
         status, refusal = post("directory", {"path": "old"})
         assert (status, refusal["errors"][0]["message"]) == (400, "old is not an absolute path")
-        status, refusal = post("remote", {"url": "http://x:5000/path"})
+        status, refusal = post("remote", {"url": "http://x:5000"})
         assert (status, refusal["errors"][0]["code"]) == (400, "IMPORT_INVALID")
+        assert "is not an endpoint of an [[upstream]] in the settings" in refusal["errors"][0]["message"]
 
         status, job = post("directory", {"path": str(old.path), "copy": True})
         assert (status, job["kind"], job["arguments"]["copy"]) == (202, "import-registry", True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.fakes.certificate_authority import certificates
 from tests.fakes.clients.registry_client import RegistryClient
 from tests.fakes.commands import entrepot, entrepot_output
 from tests.fakes.real_upstreams import docker_registry, push, slow_link
-from tests.fakes.same_content import assert_same_content
+from tests.fakes.same_content import assert_same_content, catalog
 from tests.fakes.server_process import running_server
 from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
 
@@ -65,3 +66,25 @@ def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent
         subject = old_wire.digest("team/app", "1")
         assert len(new_wire.ask("GET", f"/v2/team/app/referrers/{subject}").json()["manifests"]) == 1
         assert PASSWORD not in entrepot_output("jobs", "list", "--json", "--data", str(new.data), folder=tmp_path)
+
+
+def test_the_server_copies_from_an_upstream(tmp_path: Path, content: UpstreamContent) -> None:
+    """The API imports from the upstreams in the settings, and a job that a restart interrupted is continued."""
+    with docker_registry(tmp_path, content) as old:
+        config = tmp_path / "entrepot.toml"
+        config.write_text(f'[[upstream]]\nname = "old.test"\nendpoints = ["{old.url}"]\n')
+        with running_server(tmp_path, "--config", str(config)) as server:
+            wire = RegistryClient(server.address)
+            body = json.dumps({"url": old.url, "include": ["team/**"]}).encode()
+            reply = wire.ask("POST", "/api/v1/imports/remote", body, {"Content-Type": "application/json"})
+            assert reply.status == 202, reply.body
+            job = reply.json()
+            server.kill()
+        with running_server(tmp_path, "--config", str(config)) as server:
+            wire = RegistryClient(server.address)
+            while job["ended"] is None:
+                time.sleep(0.05)
+                job = wire.ask("GET", f"/api/v1/jobs/{job['id']}").json()
+            assert (job["state"], job["message"]) == ("done", "")
+            assert catalog(wire) == ["team/app"]
+            assert wire.digest("team/app", "1") == RegistryClient(old.address).digest("team/app", "1")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from registry.config import Upstream
 from registry.migration.remote_import import KIND, import_remote
 from registry.migration.remote_registry import FAILURES_TO_END
 from registry.router import Router
@@ -31,6 +32,8 @@ from tests.fakes.upstream_content import (
 )
 
 APP = RepositoryName("team/app")
+CONFIGURED: list[Upstream] = []
+"""The upstreams in the settings."""
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def pauses() -> Pauses:
 @pytest.fixture
 def run(store: StoredRegistry, old: Hub, pauses: Pauses) -> ImportRun:
     async def work(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
-        return await import_remote(store, router, context, pauses)
+        return await import_remote(store, router, context, CONFIGURED, pauses)
 
     return ImportRun(store, KIND, work, url=old.url, repositories=[str(APP)])
 
@@ -244,21 +247,40 @@ async def test_repositories_that_are_not_listed(run: ImportRun, old: Hub) -> Non
     assert [name for name, _ in run.told()] == ["team/none:", "UPPER:"]
 
 
-async def test_login(store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, tmp_path: Path) -> None:
+async def test_login(
+    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A private repository comes with the login, by tokens; a wrong login is told."""
     image = content.add(APP, noise_image("image", 1000), "1")
     old.put(content)
     old.set(auth="bearer", username="ann", password="right", private=(str(APP),), redirects=True)
-    password = tmp_path / "password"
-    password.write_text("wrong\n")
-    login: dict[str, Any] = {"username": "ann", "password_file": str(password)}
+    login: dict[str, Any] = {"username": "ann", "password_env": "OLD_PASSWORD"}
 
+    monkeypatch.setenv("OLD_PASSWORD", "wrong")
     result = await run(**login)
     assert (result["tags"], result["problems"]) == (0, 1)
     assert "refuses the login" in run.told()[0][1]
 
-    password.write_text("right\n")
+    monkeypatch.setenv("OLD_PASSWORD", "right")
     await run(**login)
+    await assert_whole(store, APP, image)
+
+
+async def test_the_login_of_an_upstream_in_the_settings(
+    store: StoredRegistry,
+    old: Hub,
+    run: ImportRun,
+    content: UpstreamContent,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the URL is an endpoint of an upstream, its login is used."""
+    image = content.add(APP, noise_image("image", 1000), "1")
+    old.put(content)
+    old.set(auth="basic", username="ann", password="right")
+    monkeypatch.setenv("OLD_PASSWORD", "right")
+    upstream = {"name": "old.test", "endpoints": [old.url], "username": "ann", "password_env": "OLD_PASSWORD"}
+    monkeypatch.setattr(f"{__name__}.CONFIGURED", [Upstream.model_validate(upstream)])
+    await run()
     await assert_whole(store, APP, image)
 
 
