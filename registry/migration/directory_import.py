@@ -94,7 +94,8 @@ class DirectorySource:
             await self._store.link_blob(repo, digest, size, path, fd)
         except LinkRefused as refusal:
             # If the system refuses one link, it will probably refuse the others. Then no other file is read in vain.
-            self._may_link = not is_checked
+            if is_checked:
+                self._may_link = False
             reason = str(refusal)
             if reason not in self._refusals:
                 self._refusals.add(reason)

@@ -89,7 +89,7 @@ class ImageWriter:
         except PreconditionFailed:
             self._report.note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
             return
-        self._report.tags += 1
+        self._report.imported(repo, tag, digest)
         if set_at is not None:
             await self._store.imports.save_times(repo, digest, pushed, {tag: set_at})
 

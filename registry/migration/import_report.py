@@ -41,6 +41,11 @@ class ImportReport:
     notes: int = 0
     _listed: list[dict[str, str]] = field(default_factory=list)
 
+    def imported(self, repository: str, tag: str, digest: str) -> None:
+        """Records that a tag was imported with all below it."""
+        self.tags += 1
+        self.context.step(event="imported", repository=repository, tag=tag, digest=digest)
+
     def problem(self, repository: str, reason: str, **what: str) -> None:
         """Records content that could not be taken over. `what`: the tag, digest or file that it is about."""
         self.problems += 1

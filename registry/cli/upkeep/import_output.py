@@ -30,7 +30,9 @@ OverwriteOption = Annotated[
 
 
 def print_step(step: Mapping[str, JSON]) -> None:
-    """Prints a problem or a note as one line on stderr."""
+    """Prints a problem or a note as one line on stderr. Images that were imported are only counted."""
+    if step["event"] == "imported":
+        return
     image = str(step["repository"])
     if "tag" in step:
         image += f":{step['tag']}"

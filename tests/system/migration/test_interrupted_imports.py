@@ -205,6 +205,12 @@ def test_what_the_command_says(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0] == "repositories: 1; tags: 1 imported, 0 unchanged"
     assert done.stdout.splitlines()[-1] == "1 problem: the lines above say what could not be imported"
 
+    old.push("team/app", noise_image("image", 1000), "2")
+    lines = [
+        json.loads(line) for line in entrepot("import-registry", "old", "--json", folder=tmp_path).stdout.splitlines()
+    ]
+    assert [line["event"] for line in lines if line["event"] != "note"] == ["imported", "problem", "done"]
+
     for args, reason in (
         (("import-registry", "none"), "is no directory"),
         (("import", "http://127.0.0.1:1", "--include", "a b"), "is not a pattern of names"),
