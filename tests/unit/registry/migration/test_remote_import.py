@@ -24,10 +24,13 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import Hub, hub, union
 from tests.fakes.import_run import ImportRun, assert_whole
 from tests.fakes.upstream_content import (
+    ImageTree,
+    UpstreamBlob,
     UpstreamContent,
     fallback_index,
     fallback_tag,
     index_of,
+    manifest_of,
     noise_image,
 )
 
@@ -218,6 +221,35 @@ async def test_what_does_not_pass_is_told(
     assert (result["tags"], result["present"], run.told()) == (4, 1, [])
     for image in (sound, broken, gone, wrong, failing):
         await assert_whole(store, APP, image)
+
+
+async def test_manifests_that_are_not_accepted(
+    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, pauses: Pauses
+) -> None:
+    """A schema 1 manifest is told at once: no retry would help."""
+    body = b'{"schemaVersion": 1, "name": "team/app", "tag": "old", "fsLayers": [], "history": []}'
+    content.add(APP, ImageTree(body, "application/vnd.docker.distribution.manifest.v1+json"), "old")
+    old.put(content)
+    result = await run()
+    [(name, reason)] = run.told()
+    assert (name, result["tags"], pauses) == ("team/app:old", 0, [])
+    assert "schema 1 manifests are not accepted here" in reason
+
+
+async def test_foreign_layers_may_be_missing(
+    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+) -> None:
+    """Clients fetch them from other servers; those that the old registry has come over."""
+    foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
+    there, elsewhere = UpstreamBlob(b"there", foreign), UpstreamBlob(b"elsewhere", foreign)
+    image = content.add(APP, manifest_of(config, there, elsewhere), "windows")
+    old.put(content)
+    old.remove(APP, elsewhere.digest)
+    result = await run()
+    assert (result["tags"], result["fetched"], run.told()) == (1, 2, [])
+    assert (await store.get_manifest(APP, Tag("windows"))).body == image.body
+    assert (await store.resolve_blob(APP, Digest(there.digest))).size == 5
 
 
 async def test_a_dead_registry_ends_the_import(
