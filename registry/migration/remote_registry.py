@@ -134,6 +134,7 @@ class RemoteRegistry:
         """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it gives out no
         list."""
         page: CatalogPage | None = None
+        seen_urls: set[str] = set()
         while page is None or page.next_url is not None:
             previous = page
             try:
@@ -145,6 +146,12 @@ class RemoteRegistry:
                 ) from None
             for name in page.names:
                 yield name
+            if page.next_url in seen_urls:
+                raise ImportInvalid(
+                    f"the list of repositories of {self.host} leads in a circle; write their names into a "
+                    "file, one per line, and pass it with --repositories FILE"
+                )
+            seen_urls.add(page.next_url or "")
 
     async def tags(self, repo: RepositoryName) -> AsyncIterator[Tag]:
         """Yields the tags of a repository. Raises ContentBroken if there is no such repository."""

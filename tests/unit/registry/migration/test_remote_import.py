@@ -33,6 +33,7 @@ from tests.fakes.upstream_content import (
     manifest_of,
     noise_image,
 )
+from tests.fakes.upstream_source import ScriptedServer
 
 APP = RepositoryName("team/app")
 CONFIGURED: list[Upstream] = []
@@ -277,6 +278,26 @@ async def test_repositories_that_are_not_listed(run: ImportRun, old: Hub) -> Non
     result = await run(repositories=["team/none", "UPPER"])
     assert result["problems"] == 2
     assert [name for name, _ in run.told()] == ["team/none:", "UPPER:"]
+
+
+async def test_a_list_that_leads_in_a_circle(run: ImportRun) -> None:
+    """Its repositories are read once; the import then ends with what to do instead."""
+    body = b'{"repositories": ["UPPER"]}'
+
+    def reply(head: str) -> bytes:
+        link = "" if "/_catalog" not in head else 'Link: </v2/_catalog?last=x>; rel="next"\r\n'
+        return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{link}\r\n".encode() + body
+
+    old = ScriptedServer(reply)
+    server = await asyncio.start_server(old.serve, "127.0.0.1", 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ImportInvalid, match="leads in a circle"):
+            await run(url=f"http://127.0.0.1:{port}", repositories=None)
+    finally:
+        server.close()
+        await old.stop()
+    assert len(run.told()) == 2
 
 
 async def test_login(
