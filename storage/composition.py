@@ -241,6 +241,7 @@ async def open_registry(
             consistency=database.consistency,
             damage=database.damage,
             snapshots=database.snapshots,
+            imports=database.imports,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

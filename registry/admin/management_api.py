@@ -19,6 +19,7 @@ from registry.admin import (
     collection_routes,
     frozen_tag_routes,
     grant_routes,
+    import_routes,
     job_routes,
     retention_routes,
     scrub_routes,
@@ -85,6 +86,7 @@ _ROUTE_MODULES: Final = (
     collection_routes,
     scrub_routes,
     backup_routes,
+    import_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

@@ -24,6 +24,8 @@ from registry.cli.upkeep import (
     fsck_command,
     gc_command,
     import_command,
+    import_config_command,
+    import_registry_command,
     jobs_command,
     quota_command,
     restore_command,
@@ -71,7 +73,13 @@ app.add_typer(scrub_command.app, name="scrub")
 app.command("backup", help=backup_command.HELP, epilog=backup_command.EXAMPLES)(backup_command.backup)
 app.command("restore", help=restore_command.HELP, epilog=restore_command.EXAMPLES)(restore_command.restore)
 app.command("export", help=export_command.HELP, epilog=export_command.EXAMPLES)(export_command.export)
-app.command("import", help=import_command.HELP, epilog=import_command.EXAMPLES)(import_command.import_)
+app.command("import", help=import_command.HELP, epilog=import_command.EXAMPLES)(import_command.import_images)
+app.command("import-registry", help=import_registry_command.HELP, epilog=import_registry_command.EXAMPLES)(
+    import_registry_command.import_registry
+)
+app.command("import-config", help=import_config_command.HELP, epilog=import_config_command.EXAMPLES)(
+    import_config_command.import_config
+)
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

@@ -1,7 +1,7 @@
 """The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
 
 Also defines the errors that only HTTP requests have, such as an unknown path. The others are in `storage.errors`,
-`storage.access`, `storage.backups`, `storage.jobs`, `storage.upstream_tags` and `registry.request`.
+`storage.access`, `storage.backups`, `storage.imports`, `storage.jobs`, `storage.upstream_tags` and `registry.request`.
 
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from registry.request import RequestInvalid
-from storage import access, backups, errors, jobs, upstream_tags
+from storage import access, backups, errors, imports, jobs, upstream_tags
 from storage.errors import RegistryError
 
 
@@ -94,6 +94,9 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     backups.BackupFailed: 500,
     backups.BackupTargetUnknown: 409,
     backups.ImageFileFailed: 500,
+    imports.ImportInvalid: 400,
+    imports.ContentBroken: 502,
+    imports.SourceDown: 502,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
     errors.TooManyOpenFiles: 503,

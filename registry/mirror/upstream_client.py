@@ -12,7 +12,7 @@ from typing import Protocol
 
 from registry.memory_budget import ShareScope
 from storage.content import Descriptor, Manifest, Page, Span
-from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
+from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError, UpstreamUnavailable
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 
@@ -21,6 +21,12 @@ class RangesUnsupported(RegistryError):
     bytes."""
 
     default = "the upstream registry sends blobs only from their start"
+
+
+class UpstreamContentInvalid(UpstreamUnavailable):
+    """The upstream sent a manifest that is not valid, or of a type that is not accepted. A retry does not help."""
+
+    default = "the upstream registry sends a manifest that is not valid"
 
 
 class UnconfirmedManifestUnknown(ManifestUnknown):

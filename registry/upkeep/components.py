@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from registry.config import Settings
 from registry.router import Router
@@ -17,10 +18,11 @@ from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import RetentionPreview
 from registry.upkeep.retention.retention_work import RetentionWork
 from registry.upkeep.scrub_job import scrub_work
+from storage.jobs import JSON
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.evictor import Evictor
-from storage.upkeep.job_runner import Work
+from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.scrubber import KIND as SCRUB_KIND
 
 
@@ -56,8 +58,26 @@ def upkeep_components(
     )
     works[SCRUB_KIND] = scrub_work(settings.scrub, store, router)
     works["backup"] = backup_work(store, settings.data)
+    works["import-registry"] = partial(_import_directory, store, router)
+    works["import-remote"] = partial(_import_remote, settings, store, router)
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
     judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention)
     works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)
     preview = RetentionPreview(judge, store.retention, clock)
     return UpkeepComponents(settings, store, router, works, evictor, preview)
+
+
+# The modules of imports, and the HTTP client that one of them uses, are imported when the first import runs: most
+# servers never run one.
+
+
+async def _import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+    from registry.migration.directory_import import import_directory
+
+    return await import_directory(store, router, context)
+
+
+async def _import_remote(settings: Settings, store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+    from registry.migration.remote_import import import_remote
+
+    return await import_remote(store, router, context, settings.upstream)

@@ -24,6 +24,7 @@ from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.upstream_client import BlobSink, UnconfirmedBlobUnknown, UnconfirmedManifestUnknown, UpstreamClient
 from registry.upstream.api_client import ApiClient
 from registry.upstream.blob_client import BlobClient
+from registry.upstream.catalog import CatalogPage, CatalogReader
 from registry.upstream.destinations import AddressPolicy, NetworkClassifier, classify_address, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
 from registry.upstream.rate_limits import RequestKind
@@ -77,17 +78,21 @@ class HttpUpstreamClient:
         leases: Leases,
         clock: Callable[[], float],
         classify: NetworkClassifier,
+        trust: TrustStore | None = None,
     ) -> None:
-        """See `make_upstream_client` for the parameters."""
+        """See `make_upstream_client` for the parameters. `trust`: which certificates of servers are accepted; None:
+        those that `settings` say."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
-        proxies, trust, policy = OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name, classify)
+        proxies, policy = OutboundProxies(), AddressPolicy(settings.name, classify)
+        trust = trust or TrustStore(settings.ca_file)
         memory, self._parser = MemoryBudget(RESPONSE_MEMORY_BYTES, f"answers of {settings.name}"), DocumentParser()
         self._api = ApiClient(settings, proxies, trust, policy, memory)
         self._blobs = BlobClient(settings, proxies, trust, policy)
         self._requester = UpstreamRequester(settings, self._api, records, leases, clock)
         self._lists = UpstreamLists(settings.name, self._requester, self._parser, memory)
+        self._catalog = CatalogReader(self._requester, self._parser)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         """Returns the descriptor of a manifest. Sends a HEAD request, and a GET if the response to HEAD does not show
@@ -247,6 +252,15 @@ class HttpUpstreamClient:
     ) -> Page[Descriptor]:
         """See `UpstreamLists.referrers`."""
         return await self._lists.referrers(repo, subject, artifact_type, after, limit)
+
+    async def catalog_page(self, previous: CatalogPage | None = None) -> CatalogPage:
+        """See `CatalogReader.page`."""
+        return await self._catalog.page(previous)
+
+    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether the upstream responds to requests for the referrers of a manifest of this digest, and so has
+        the referrers API. Raises the errors of a failed upstream request."""
+        return await self._lists.has_referrers_api(repo, digest)
 
     def is_nearly_exhausted(self) -> bool:
         """Returns whether the upstream has reported that it allows only few more requests before it responds with

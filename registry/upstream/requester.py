@@ -19,6 +19,7 @@ from registry.mirror.upstream_client import (
     UnconfirmedBlobUnknown,
     UnconfirmedManifestUnknown,
     UnconfirmedNameUnknown,
+    UpstreamContentInvalid,
 )
 from registry.upstream.api_client import ApiClient
 from registry.upstream.authorizer import AuthorizationOffer, UpstreamAuthorizer
@@ -77,6 +78,7 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     TooManyRequests,
     UpstreamTimeout,
     UpstreamUnavailable,
+    UpstreamContentInvalid,
     Denied,
     UnconfirmedManifestUnknown,
     UnconfirmedBlobUnknown,
@@ -190,16 +192,20 @@ class UpstreamRequester:
         send: SendAuthorized,
         not_found_error: RegistryError,
         accepted_statuses: Collection[int] = (),
+        scope: str | None = None,
     ) -> UpstreamResponse:
         """Calls `send` with one `Authorization` header after another, until the endpoint accepts one or none is left to
         try. Returns the last response if its status is 200, 206 or in `accepted_statuses`. For any other response,
         raises the error that it stands for: `not_found_error` for a 404, or its unconfirmed variant. Raises
-        TooManyRequests without a request if the endpoint is paused for this kind of request after a 429."""
+        TooManyRequests without a request if the endpoint is paused for this kind of request after a 429. `scope`: the
+        scope that a token needs; None: to pull from the repository."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:  # with the login, the upstream might show the content
             not_found_error = as_unconfirmed(not_found_error)
         try:
-            response, sent_token = await self._send_with_login(endpoint, attempt, f"repository:{repo}:pull", send)
+            response, sent_token = await self._send_with_login(
+                endpoint, attempt, scope or f"repository:{repo}:pull", send
+            )
         except AnonymousRefused:
             # The token service gives no token to anonymous clients. This does not show whether the content exists.
             raise as_unconfirmed(not_found_error) from None
@@ -268,15 +274,16 @@ class UpstreamRequester:
         accepted_statuses: Collection[int] = (),
         linked_from: UpstreamResponse | None = None,
         memory: ShareScope | None = None,
+        scope: str | None = None,
     ) -> UpstreamResponse:
         """Sends a request for anything but the bytes of a blob. Returns the response and raises errors as
         `send_authorized` does.
 
         `path`: relative to `/v2/<repository>/`, or a complete URL. `linked_from`: the response that contained the
         complete URL; the request may connect only to the addresses that `ApiClient.reach_from` returns for it. None:
-        `path` is relative. `max_bytes`: the largest body. `read_body`: if False, a successful response is returned
-        without its body. `memory`: a large body counts against the memory budget until the `with` block of this scope
-        ends; None: only while it is received.
+        `path` is relative, or a URL of the endpoint. `scope`: see `send_authorized`. `max_bytes`: the largest body.
+        `read_body`: if False, a successful response is returned without its body. `memory`: a large body counts against
+        the memory budget until the `with` block of this scope ends; None: only while it is received.
         """
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         reach = self._api.reach_from(linked_from) if linked_from is not None else None
@@ -294,7 +301,9 @@ class UpstreamRequester:
                     memory=memory,
                 )
 
-        return await self.send_authorized(endpoint, attempt, repo, kind, send, not_found_error, accepted_statuses)
+        return await self.send_authorized(
+            endpoint, attempt, repo, kind, send, not_found_error, accepted_statuses, scope
+        )
 
     async def aclose(self) -> None:
         """Cancels running logins: GET `/v2/`, and requests for tokens."""

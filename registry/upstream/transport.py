@@ -30,9 +30,9 @@ from urllib.request import getproxies_environment
 
 import httpcore2
 import httpx2
-from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, disable_warnings
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NameResolutionError, NewConnectionError
 
 from registry.client_addresses import is_loopback_host
 from registry.single_flight import SingleFlight
@@ -319,6 +319,22 @@ class TrustStore:
         except OSError as error:  # also ssl.SSLError, which is a subclass
             log.error("the certificates in %s cannot be read: %s", self._ca_file, error)
             raise UpstreamUnavailable("the upstream's ca_file cannot be read; the server's log says why") from None
+
+
+class UncheckedTrust(TrustStore):
+    """Accepts every certificate, so that anybody between the two machines can read and change what they send. For
+    servers with certificates of their own making."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def _create_context(self) -> ssl.SSLContext:
+        # urllib3 would print a warning for each connection.
+        disable_warnings(InsecureRequestWarning)
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
 
 
 class OutboundProxies:

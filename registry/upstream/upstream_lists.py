@@ -175,6 +175,21 @@ class UpstreamLists:
             return Page([])
         return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
 
+    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether the upstream has the referrers API. `digest`: of any manifest of the repository. Raises the
+        errors of a failed upstream request."""
+
+        async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool:
+            with ShareScope() as memory:
+                path = f"referrers/{digest}"
+                response = await self._request_referrers(endpoint, attempt, repo, path, None, memory)
+            return response.status not in _NO_REFERRERS_API
+
+        try:
+            return await self._requester.try_endpoints(ask, repo, RequestKind.LIST)
+        except NameUnknown:
+            return False
+
     async def _read_all_referrers(
         self,
         endpoint: UpstreamEndpoint,

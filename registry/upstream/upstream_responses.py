@@ -14,7 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UnconfirmedManifestUnknown, UnconfirmedNameUnknown
+from registry.mirror.upstream_client import (
+    UnconfirmedBlobUnknown,
+    UnconfirmedManifestUnknown,
+    UnconfirmedNameUnknown,
+    UpstreamContentInvalid,
+)
 from registry.upstream.destinations import NetworkClass, loggable_origin
 from storage.content import (
     DOCKER_LIST,
@@ -201,16 +206,16 @@ class DocumentParser:
             parsing.exception()  # marks it as retrieved, so that asyncio logs nothing
 
     async def verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
-        """Returns the manifest in a response. Raises UpstreamUnavailable if it is not valid, or if its bytes have
-        another digest than `reference`. If `reference` is a tag, the bytes must have the digest that the response
-        names; any digest if the response names none."""
+        """Returns the manifest in a response. Raises UpstreamContentInvalid if it is not valid, and UpstreamUnavailable
+        if its bytes have another digest than `reference`. If `reference` is a tag, the bytes must have the digest that
+        the response names; any digest if the response names none."""
         server = loggable_origin(response.url)
         try:
             return await self._parse_manifest(response, response.media_type, _expected_digest(response, reference))
         except DigestInvalid:
             raise UpstreamUnavailable(f"{server} sends a manifest whose bytes have another digest") from None
         except ManifestInvalid as error:
-            raise UpstreamUnavailable(f"{server} sends a manifest that is not valid: {error.message}") from None
+            raise UpstreamContentInvalid(f"{server} sends a manifest that is not valid: {error.message}") from None
 
     async def descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
         """Returns the descriptors in the index that the response contains; an empty tuple if the response contains

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from storage.accounts import Accounts
 from storage.backups import Snapshots
@@ -15,6 +16,7 @@ from storage.consistency import Consistency
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.damage import DamageRecords
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
+from storage.imports import ImportRecords
 from storage.interface import BlobReader
 from storage.jobs import Jobs
 from storage.leases import DigestLocks, Leases
@@ -66,7 +68,7 @@ class StoredRegistry:
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
     - `collector`, `jobs`, `consistency`: garbage collection, the jobs of upkeep, and the checks of the whole store;
     - `damage`, `quarantine`: which content is damaged, and how damaged blobs are taken out of use;
-    - `snapshots`: copies of the metadata, for backups;
+    - `snapshots`, `imports`: copies of the metadata, for backups, and records of imports;
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
@@ -96,6 +98,7 @@ class StoredRegistry:
         consistency: Consistency,
         damage: DamageRecords,
         snapshots: Snapshots,
+        imports: ImportRecords,
     ) -> None:
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
@@ -122,6 +125,7 @@ class StoredRegistry:
         self.damage = damage
         self.quarantine = Quarantine(blobs, damage, locks)
         self.snapshots = snapshots
+        self.imports = imports
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
@@ -243,6 +247,13 @@ class StoredRegistry:
             return writer.offset
         finally:
             await writer.aclose()
+
+    async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, path: Path, fd: int) -> None:
+        """Makes a blob of `repo` from a file of another program without copying its bytes. `path`: the file. `fd`: the
+        file opened for reading, of whose `size` bytes the caller has verified the digest. Raises LinkRefused if that is
+        not possible or not safe; then the caller pushes the bytes with `start_upload`. Raises StorageFull,
+        StorageFailed."""
+        await self._publication.commit_content(repo, self.blobs.link_file(path, fd, digest, size))
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor

@@ -17,6 +17,7 @@ NOT_ABOUT_ACCOUNTS = {
     "tag delete",  # clients use DELETE in /v2
     "export",  # clients pull and push instead
     "import",
+    "import-config",
 }
 
 TWINS = {
@@ -68,6 +69,8 @@ TWINS = {
     "scrub quarantine delete": ("DELETE", "/quarantine/{digest}"),
     "backup": ("POST", "/backups"),
     "restore": ("GET", "/backups"),  # `restore --list`; what is restored is not a running server
+    "import": ("POST", "/imports/remote"),
+    "import-registry": ("POST", "/imports/directory"),
 }
 
 ONLY_API = {

@@ -17,6 +17,7 @@ VOCABULARY = {
     *("storage.interface", "storage.names", "storage.patterns", "storage.content", "storage.errors", "storage.access"),
     *("storage.jobs", "storage.backups", "storage.upstream_tags"),  # their errors
     "storage.versioned_cache",
+    *("storage.versioned_cache", "storage.jobs", "storage.imports"),
 }
 MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py"))
 

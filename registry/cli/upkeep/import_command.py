@@ -1,95 +1,105 @@
-"""The command `entrepot import`: stores the images of a file or directory in hosted repositories."""
+"""The command `entrepot import`: stores the images of a file or directory, or those of another registry, in hosted
+repositories."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from typing import Annotated
 
 import typer
 
-from registry.cli.accounts.account_admin import operator_actor
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
-from registry.cli.output import human_size, plural
-from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line, progress_bar, with_upkeep
+from registry.cli.upkeep.import_file import import_file
+from registry.cli.upkeep.import_output import ExcludeOption, IncludeOption, OverwriteOption
+from registry.cli.upkeep.import_remote import import_from_url, is_url
+from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
-if TYPE_CHECKING:
-    from registry.upkeep.components import UpkeepComponents
-    from registry.upkeep.images.image_import import ImportName
+HELP = """Store images here: those of a file or directory, or those of another registry.
 
-HELP = "Store the images of a file or directory here: an OCI image layout, or an archive of docker save."
+A file or directory is an OCI image layout, or an archive of docker save. Of a registry, every tag is copied with all
+its platforms and its signatures, into repositories of the same names. All content is checked against its digest. What
+cannot be copied is listed, and the exit code is then 1. A second run brings only what is missing, and continues
+interrupted downloads."""
 EXAMPLES = """\b
 Examples:
   docker save team/app:1 -o app.tar && entrepot import app.tar
   entrepot import app.tar.gz --as team/app:1
   entrepot import images/ --as team/app                # each image keeps its tag
+  entrepot import http://old.example.com:5000 --data /srv/entrepot
+  entrepot import https://registry.example.com --username ann --password-file pw --include 'team/**'"""
 
-Blobs that are here already are not read again: after an interruption, run the same command again."""
 
-
-def import_(
-    source: Annotated[str, typer.Argument(metavar="FILE|DIR", help="A tar archive, maybe compressed, or a directory.")],
+def import_images(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|DIR|URL",
+            help="A tar archive, maybe compressed; a directory; or the URL of a registry, http:// or https://.",
+        ),
+    ],
     as_name: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME[:TAG]", help="The name here. [default: the names in the file]"),
+        typer.Option("--as", metavar="NAME[:TAG]", help="The name here, for a file. [default: the names in the file]"),
     ] = None,
+    username: Annotated[
+        str | None, typer.Option("--username", metavar="NAME", help="User name at the other registry.")
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", metavar="FILE", help="File with the password and nothing else.")
+    ] = None,
+    repositories: Annotated[
+        Path | None,
+        typer.Option(
+            "--repositories",
+            metavar="FILE",
+            help="File with the names of the repositories to copy, one per line, for a registry that does not list "
+            "them, such as Docker Hub.",
+        ),
+    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Accept every certificate: others on the way can change what is sent.")
+    ] = False,
+    ca_file: Annotated[
+        Path | None, typer.Option("--ca-file", metavar="FILE", help="Certificate authorities to trust, in PEM.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=32, help="Copy N images at a time.")] = 4,
+    overwrite: OverwriteOption = False,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Imports the images. Ends the command with exit code 1 if one cannot be imported."""
-    import_file(Path(source), as_name, config, data, as_json=as_json)
-
-
-def import_file(path: Path, as_name: str | None, config: Path | None, data: str | None, *, as_json: bool) -> None:
-    """Imports the images of a file or directory."""
-    name = None if as_name is None else _parse(as_name)
-    if not path.exists():
-        fail(f"there is no file or directory {path}")
-
-    async def work(upkeep: UpkeepComponents) -> Any:
-        import asyncio
-
-        from registry.upkeep.images.file_sources import open_source
-        from registry.upkeep.images.found_images import find_images
-        from registry.upkeep.images.image_import import import_images
-        from storage.upkeep.reporter import PlainReporter
-
-        with progress_bar(hidden=as_json) as on_progress, open_source(path) as opened:
-            reporter = PlainReporter(print_json_line if as_json else _print_step, on_progress)
-            await reporter.report(message=f"reading {path}")
-            content = await asyncio.to_thread(find_images, opened)
-            own_host = urlsplit(upkeep.settings.public_url or "").netloc
-            return await import_images(upkeep.router, content, name, operator_actor(), reporter, own_host)
-
-    result = with_upkeep(config, data, work, create_data_directory=True)
-    if as_json:
-        print_json_line({"step": "done", **result})
-    else:
-        typer.echo(
-            f"{plural(result['images'], 'image')}: {plural(result['new_blobs'], 'blob')} new "
-            f"({human_size(result['size'])}), {result['present_blobs']} already here"
-        )
-
-
-def _parse(as_name: str) -> ImportName:
-    from registry.upkeep.images.image_import import ImportName
-    from storage.errors import RegistryError
-
-    try:
-        return ImportName.parse(as_name)
-    except RegistryError as error:
-        fail(f"--as: {error.message}", USAGE_ERROR)
-
-
-def _print_step(step: Mapping[str, Any]) -> None:
-    """Prints the name of an image that was stored, and says if the file lacks a part of it."""
-    if step["step"] == "image":
-        typer.echo(f"{step['image']}: {step['digest']}")
-        if step["missing"]:
-            typer.echo(
-                f"entrepot: {step['image']}: the file lacks {plural(len(step['missing']), 'platform')} of the image; "
-                "the others are stored as a new index",
-                err=True,
-            )
+    """Imports the images of `source`."""
+    if not is_url(source):
+        for option, value in {
+            "--username": username,
+            "--password-file": password_file,
+            "--repositories": repositories,
+            "--include": include,
+            "--exclude": exclude,
+            "--insecure": insecure,
+            "--ca-file": ca_file,
+            "--overwrite": overwrite,
+        }.items():
+            if value:
+                fail(f"{option} is for another registry, and {source} is a file or directory", USAGE_ERROR)
+        import_file(Path(source), as_name, config, data, as_json=as_json)
+        return
+    if as_name is not None:
+        fail("--as is for a file or directory; images of another registry keep their names", USAGE_ERROR)
+    import_from_url(
+        source,
+        username=username,
+        password_file=password_file,
+        repositories=repositories,
+        include=include,
+        exclude=exclude,
+        insecure=insecure,
+        ca_file=ca_file,
+        jobs=jobs,
+        overwrite=overwrite,
+        config=config,
+        data=data,
+        as_json=as_json,
+    )

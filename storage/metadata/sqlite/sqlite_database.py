@@ -20,6 +20,7 @@ from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecord
 from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
 from storage.metadata.sqlite.upkeep.sqlite_consistency import SqliteConsistency
 from storage.metadata.sqlite.upkeep.sqlite_damage import SqliteDamageRecords
+from storage.metadata.sqlite.upkeep.sqlite_import_records import SqliteImportRecords
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
 from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
 from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
@@ -39,7 +40,7 @@ class SqliteDatabase:
     - `accounts` stores accounts and rights.
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.
-    - `snapshots` copies the database.
+    - `snapshots` copies the database. `imports` stores what was imported from other registries.
     - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
@@ -81,6 +82,7 @@ class SqliteDatabase:
         self.consistency = SqliteConsistency(checks, writer, clock)
         self.damage = SqliteDamageRecords(self._db, writer, scans, clock)
         self.snapshots = SqliteSnapshots(layout.metadata, clock)
+        self.imports = SqliteImportRecords(self._db, writer)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -13,9 +13,11 @@ from storage.blobs.blob_store import (
     BytesMissing,
     Checkpoint,
     ContentCheck,
+    LinkRefused,
     ListedBlob,
     OnRead,
     QuarantinedBytes,
+    VerifiedContent,
 )
 from storage.blobs.files.file_partial_store import DownloadedContent, FilePartialStore
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
@@ -277,6 +279,9 @@ class MultipartBlobStore:
         with suppress(BlobUploadUnknown):
             return [(UploadID(upload), modified) for upload, modified in found.items()]
         raise AssertionError(f"{found} are not all sessions")
+
+    def link_file(self, path: Path, fd: int, digest: Digest, size: int) -> VerifiedContent:
+        raise LinkRefused("a bucket has no files")
 
     async def remove(self, place: str) -> None:
         if place:

@@ -52,6 +52,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/fsck"): {},
     ("POST", "/scrub"): {},
     ("POST", "/backups"): {},
+    ("POST", "/imports/directory"): {"path": "/none"},
+    ("POST", "/imports/remote"): {"url": "http://127.0.0.1:1"},
 }
 
 

@@ -60,6 +60,9 @@ class KillingSystem(System):
     def rename(self, source: Path, target: Path) -> None:
         self._step(lambda: System.rename(self, source, target))
 
+    def link(self, fd: int, target: Path) -> None:
+        self._step(lambda: System.link(self, fd, target))
+
     def unlink(self, path: Path) -> None:
         self._step(lambda: System.unlink(self, path))
 

@@ -34,6 +34,7 @@ class RecordingSystem(System):
         self.log: list[Entry] = []
         self._data = data
         self._files: dict[int, int] = {}
+        self._synced: set[int] = set()
         self._made = 0
         self._lock = threading.RLock()
 
@@ -70,8 +71,21 @@ class RecordingSystem(System):
             found = os.fstat(fd)
             if stat.S_ISDIR(found.st_mode):
                 self.log.append(("sync directory", self._name(Path(os.readlink(f"/proc/self/fd/{fd}")))))
-            else:
+            elif found.st_ino in self._files:
                 self.log.append(("sync", self._files[found.st_ino]))
+            else:
+                self._synced.add(found.st_ino)  # a file outside `data`, which may be linked next
+
+    def link(self, fd: int, target: Path) -> None:
+        with self._lock:
+            super().link(fd, target)
+            inode = os.stat(target).st_ino
+            self._made += 1
+            self._files[inode] = self._made
+            self.log.append(("create", self._name(target), self._made))
+            self.log.append(("write", self._made, 0, target.read_bytes()))
+            if inode in self._synced:
+                self.log.append(("sync", self._made))
 
     def rename(self, source: Path, target: Path) -> None:
         with self._lock:

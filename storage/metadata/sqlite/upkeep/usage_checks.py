@@ -5,7 +5,7 @@ A scope is a set of repositories whose use of space is counted. A scope that is 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
@@ -14,8 +14,8 @@ from storage.metadata.sqlite.upkeep.table_checks import Rule, TableCheck
 
 _COUNTED = "coalesce((SELECT u.links FROM usage_blob u WHERE u.scope = s.id AND u.blob = {blob}), 0)"
 _RECOUNTED = (
-    "(SELECT count(*) FROM usage_member m JOIN blob_link l ON l.repository = m.repository "
-    "WHERE m.scope = s.id AND l.blob = {blob})"
+    "(SELECT count(*) FROM blob_link l JOIN usage_member m ON m.repository = l.repository AND m.scope = s.id "
+    "WHERE l.blob = {blob})"
 )
 _TOTALS = """
 SELECT (SELECT count(*) FROM usage_blob u WHERE u.scope = s.id),
@@ -34,7 +34,8 @@ USAGE_CHECKS: Final = (
             Rule(
                 ProblemCode.USAGE_LINKS,
                 "EXISTS (SELECT 1 FROM usage_scope s WHERE s.complete = 1 AND "
-                f"{_COUNTED.format(blob='t.id')} <> {_RECOUNTED.format(blob='t.id')})",
+                f"({_COUNTED.format(blob='t.id')} <> {_RECOUNTED.format(blob='t.id')} OR EXISTS (SELECT 1 "
+                "FROM usage_blob u WHERE u.scope = s.id AND u.blob = t.id AND u.size <> t.size)))",
                 "the number of repositories that have the blob is counted wrongly for a quota or a cache",
             ),
         ),
@@ -49,7 +50,7 @@ USAGE_CHECKS: Final = (
             Rule(
                 ProblemCode.USAGE_TOTALS,
                 f"t.complete = 1 AND (t.blobs, t.bytes, t.tags) <> ({_TOTALS}t.id)",
-                "the space that the repositories of {item} use is counted wrongly",
+                "the space that is used by {item} is counted wrongly",
             ),
         ),
     ),
@@ -70,25 +71,25 @@ def repair(db: apsw.Connection, problem: Problem) -> str | None:
 
 
 def _recount_blob(db: apsw.Connection, key: Key) -> None:
-    """Counts again in how many repositories of each scope the blob with the row id `key` has a link."""
-    # A quota is not enforced while the counts are mended: triggers enforce it only if `complete` is 1.
-    db.execute("UPDATE usage_scope SET complete = 2 WHERE complete = 1")
-    db.execute(
-        "DELETE FROM usage_blob WHERE blob = ?1 AND scope IN (SELECT id FROM usage_scope WHERE complete = 2)", key
-    )
-    db.execute(
-        "INSERT INTO usage_blob (scope, blob, size, links) SELECT id, ?1, size, links FROM (SELECT s.id, b.size, "
-        f"{_RECOUNTED.format(blob='?1')} AS links FROM usage_scope s JOIN blob b ON b.id = ?1 WHERE s.complete = 2) "
-        "WHERE links > 0",
-        key,
-    )
-    db.execute("UPDATE usage_scope SET complete = 1 WHERE complete = 2")
+    """Counts again in how many repositories of each scope the blob with the row id `key` has a link. Triggers correct
+    the totals of the scopes. A scope that is not complete enforces no quota, so that none of them aborts the repair."""
+    scopes: list[Any] = db.execute("SELECT id FROM usage_scope WHERE complete = 1").fetchall()
+    for (scope,) in scopes:
+        db.execute("UPDATE usage_scope SET complete = 0 WHERE id = ?", (scope,))
+        db.execute("DELETE FROM usage_blob WHERE scope = ? AND blob = ?", (scope, *key))
+        db.execute(
+            "INSERT INTO usage_blob (scope, blob, size, links) SELECT s.id, b.id, b.size, "
+            f"{_RECOUNTED.format(blob='b.id')} FROM usage_scope s, blob b WHERE s.id = ?1 AND b.id = ?2 "
+            f"AND {_RECOUNTED.format(blob='b.id')} > 0",
+            (scope, *key),
+        )
+        db.execute("UPDATE usage_scope SET complete = 1 WHERE id = ?", (scope,))
 
 
 def resize_blob(db: apsw.Connection, blob: int, before: int, after: int) -> None:
-    """Corrects the counts of all scopes that have counted the blob, when its size is corrected."""
+    """Corrects the totals of all scopes that have counted the blob, when its size is corrected."""
+    db.execute("UPDATE usage_blob SET size = ? WHERE blob = ?", (after, blob))
     db.execute(
         "UPDATE usage_scope SET bytes = bytes + ? WHERE id IN (SELECT scope FROM usage_blob WHERE blob = ?)",
         (after - before, blob),
     )
-    db.execute("UPDATE usage_blob SET size = ? WHERE blob = ?", (after, blob))

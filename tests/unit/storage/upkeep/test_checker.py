@@ -204,13 +204,13 @@ def wrong_usage_totals(site: Site) -> None:
 
 
 def count_usage(site: Site) -> None:
-    """Counts a scope as the code that keeps the counts does, and adds one that is not counted yet."""
-    site.run("INSERT INTO usage_scope (id, name, prefixes, excluded) VALUES (1, 'team/', '[\"team/\"]', '[]')")
-    site.run("INSERT INTO usage_member (repository, scope) SELECT id, 1 FROM repository WHERE name LIKE 'team/%'")
-    site.run("INSERT INTO usage_blob (scope, blob, size, links) SELECT 1, b.id, b.size, count(*) "
-             "FROM blob_link l JOIN blob b ON b.id = l.blob GROUP BY b.id")  # fmt: skip
-    site.run("UPDATE usage_scope SET tags = (SELECT count(*) FROM tag), complete = 1")
-    site.run("INSERT INTO usage_scope (id, name, prefixes, excluded, bytes) VALUES (2, 'other/', '[]', '[]', 7)")
+    """Counts a scope as the code that keeps the counts does."""
+    site.run("INSERT INTO usage_scope (id, name, prefixes, excluded, complete, blobs) VALUES "
+             "(1, 'quota', '[\"team/\"]', '[]', 1, 0), (2, 'uncounted', '[\"team/\"]', '[]', 0, 7)")  # fmt: skip
+    site.run("INSERT INTO usage_member (repository, scope) SELECT id, 1 FROM repository")
+    site.run("INSERT INTO usage_blob SELECT 1, b.id, b.size, count(*) FROM blob b JOIN blob_link l ON l.blob = b.id "
+             "GROUP BY b.id")  # fmt: skip
+    site.run("UPDATE usage_scope SET tags = 2, max_bytes = bytes - 1 WHERE id = 1")
 
 
 REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {

@@ -1,0 +1,98 @@
+"""The routes of `/api/v1/imports`: content of other registries. The docstrings of the routes are the descriptions in
+the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from registry.admin.caller import AdminCaller
+from registry.admin.job_routes import JobResponse
+from registry.admin.management_route import ManagementRoute
+from registry.admin.models import BodyModel
+from storage.imports import ImportInvalid
+
+router = APIRouter(route_class=ManagementRoute)
+Patterns = Annotated[
+    list[Annotated[str, Field(max_length=255)]],
+    Field(max_length=1000, description="Patterns of repository names", examples=[["team/**"]]),
+]
+
+
+class DirectoryImportBody(BodyModel):
+    """What to import from the directory of a CNCF Distribution registry."""
+
+    path: str = Field(
+        max_length=4096,
+        description="Absolute path of the old registry's directory on the machine of this registry",
+        examples=["/var/lib/docker-registry"],
+    )
+    include: Patterns = Field(default=[])
+    exclude: Patterns = Field(default=[])
+    copy_files: bool = Field(
+        default=False, alias="copy", description="Copy all files, also those that could be hard-linked"
+    )
+    overwrite: bool = Field(
+        default=False, description="Also set tags that somebody has changed here since the last import"
+    )
+
+
+class RemoteImportBody(BodyModel):
+    """What to import from another registry over the network."""
+
+    url: str = Field(
+        max_length=2048,
+        description="An endpoint of an `[[upstream]]` in the settings, whose login is used",
+        examples=["https://old.example.com"],
+    )
+    jobs: int = Field(default=4, ge=1, le=32, description="How many images are copied at a time")
+    repositories: list[Annotated[str, Field(max_length=255)]] | None = Field(
+        default=None, max_length=10_000, description="Names of the repositories; null: all that the registry lists"
+    )
+    include: Patterns = Field(default=[])
+    exclude: Patterns = Field(default=[])
+    overwrite: bool = Field(
+        default=False, description="Also set tags that somebody has changed here since the last import"
+    )
+
+
+@router.post("/imports/directory", status_code=202, tags=["jobs"])
+async def import_directory(caller: AdminCaller, body: DirectoryImportBody) -> JobResponse:
+    """Starts a job that takes over the directory of a CNCF Distribution registry (`registry:2`), as `entrepot
+    import-registry` does."""
+    from registry.migration.directory_import import KIND
+    from registry.migration.distribution_directory import DistributionDirectory
+    from registry.migration.import_report import RepositoryFilter
+
+    RepositoryFilter(body.include, body.exclude)
+    if not Path(body.path).is_absolute():
+        raise ImportInvalid(f"{body.path} is not an absolute path")
+    await asyncio.to_thread(DistributionDirectory.find, Path(body.path))
+    return await _add_job(caller, KIND, body)
+
+
+@router.post("/imports/remote", status_code=202, tags=["jobs"])
+async def import_remote(caller: AdminCaller, body: RemoteImportBody) -> JobResponse:
+    """Starts a job that copies the content of another registry over the network, as `entrepot import URL` does."""
+    from registry.migration.import_report import RepositoryFilter
+    from registry.migration.remote_import import KIND
+
+    # Otherwise an admin of the registry could make the server connect to any machine in its network.
+    if not any(body.url in upstream.endpoints for upstream in caller.upkeep.settings.upstream):
+        raise ImportInvalid(
+            f"{body.url} is not an endpoint of an [[upstream]] in the settings; add it there, or run the command "
+            "`entrepot import` on the server's machine"
+        )
+    RepositoryFilter(body.include, body.exclude)
+    return await _add_job(caller, KIND, body)
+
+
+async def _add_job(caller: AdminCaller, kind: str, body: BodyModel) -> JobResponse:
+    """Adds a job. It is resumable, because an import that runs again continues."""
+    arguments = body.model_dump(by_alias=True)
+    job = await caller.upkeep.store.jobs.add(kind, arguments, actor=caller.actor.name, is_resumable=True)
+    return JobResponse.from_stored(job)

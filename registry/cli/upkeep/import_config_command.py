@@ -1,0 +1,46 @@
+"""The command `entrepot import-config`: translates the settings of a registry:2 into those of this registry."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from registry.cli.options import fail, one_line_errors
+
+HELP = """Translate the config.yml of a registry:2 or registry:3 (CNCF Distribution) into a settings file in TOML.
+
+Environment variables such as REGISTRY_HTTP_ADDR override the file, as they do for the old registry. Each key that has
+no counterpart here becomes a comment that says why. Passwords are not copied. The result goes to stdout."""
+EXAMPLES = (
+    "\b\nExamples:\n  entrepot import-config /etc/docker/registry/config.yml > entrepot.toml\n"
+    "  REGISTRY_HTTP_ADDR=:443 entrepot import-config config.yml\n  entrepot import-config - < config.yml"
+)
+
+
+def import_config(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE]", help="The config.yml; - for stdin. [default: only the REGISTRY_ variables]"),
+    ] = None,
+) -> None:
+    """Prints the settings file."""
+    from registry.migration.config_translation import translate
+
+    text = "" if file is None else _read(file)
+    with one_line_errors():
+        translated = translate(text, os.environ)
+    typer.echo(translated, nl=False)
+
+
+def _read(file: str) -> str:
+    """Returns the text of the file. Ends the command if it cannot be read."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        fail(f"{file} is not text in UTF-8")

@@ -1,0 +1,72 @@
+"""`entrepot import` with a file or directory: stores its images in hosted repositories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from registry.cli.accounts.account_admin import operator_actor
+from registry.cli.options import USAGE_ERROR, fail
+from registry.cli.output import human_size, plural
+from registry.cli.upkeep.upkeep_run import print_json_line, progress_bar, with_upkeep
+
+if TYPE_CHECKING:
+    from registry.upkeep.components import UpkeepComponents
+    from registry.upkeep.images.image_import import ImportName
+
+
+def import_file(path: Path, as_name: str | None, config: Path | None, data: str | None, *, as_json: bool) -> None:
+    """Imports the images of a file or directory."""
+    name = None if as_name is None else _parse(as_name)
+    if not path.exists():
+        fail(f"there is no file or directory {path}")
+
+    async def work(upkeep: UpkeepComponents) -> Any:
+        import asyncio
+
+        from registry.upkeep.images.file_sources import open_source
+        from registry.upkeep.images.found_images import find_images
+        from registry.upkeep.images.image_import import import_images
+        from storage.upkeep.reporter import PlainReporter
+
+        with progress_bar(hidden=as_json) as on_progress, open_source(path) as opened:
+            reporter = PlainReporter(print_json_line if as_json else _print_step, on_progress)
+            await reporter.report(message=f"reading {path}")
+            content = await asyncio.to_thread(find_images, opened)
+            own_host = urlsplit(upkeep.settings.public_url or "").netloc
+            return await import_images(upkeep.router, content, name, operator_actor(), reporter, own_host)
+
+    result = with_upkeep(config, data, work, create_data_directory=True)
+    if as_json:
+        print_json_line({"step": "done", **result})
+    else:
+        typer.echo(
+            f"{plural(result['images'], 'image')}: {plural(result['new_blobs'], 'blob')} new "
+            f"({human_size(result['size'])}), {result['present_blobs']} already here"
+        )
+
+
+def _parse(as_name: str) -> ImportName:
+    from registry.upkeep.images.image_import import ImportName
+    from storage.errors import RegistryError
+
+    try:
+        return ImportName.parse(as_name)
+    except RegistryError as error:
+        fail(f"--as: {error.message}", USAGE_ERROR)
+
+
+def _print_step(step: Mapping[str, Any]) -> None:
+    """Prints the name of an image that was stored, and says if the file lacks a part of it."""
+    if step["step"] == "image":
+        typer.echo(f"{step['image']}: {step['digest']}")
+        if step["missing"]:
+            typer.echo(
+                f"entrepot: {step['image']}: the file lacks {plural(len(step['missing']), 'platform')} of the image; "
+                "the others are stored as a new index",
+                err=True,
+            )

@@ -1,0 +1,72 @@
+"""What the commands that import from another registry print: problems and notes as they are found, and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.cli.output import human_size, plural
+from registry.cli.upkeep.upkeep_run import print_json_line
+
+if TYPE_CHECKING:
+    from storage.jobs import JSON
+
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include", metavar="PATTERN", help="Only repositories that match, such as 'team/**'. Repeat for more."
+    ),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="PATTERN", help="Leave out repositories that match. Repeat for more."),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Also set tags that somebody has changed here since the last import."),
+]
+
+
+def print_step(step: Mapping[str, JSON]) -> None:
+    """Prints a problem or a note as one line on stderr. Images that were imported are only counted."""
+    if step["event"] == "imported":
+        return
+    image = str(step["repository"])
+    if "tag" in step:
+        image += f":{step['tag']}"
+    elif "digest" in step:
+        image += f"@{step['digest']}" if image else str(step["digest"])
+    typer.echo(f"{step['event']}: {image + ': ' if image else ''}{step['reason']}", err=True)
+
+
+def end_import(result: Any, *, as_json: bool) -> None:
+    """Prints the result of an import, and ends the command with exit code 1 if there were problems."""
+    if as_json:
+        print_json_line({"event": "done", **{name: value for name, value in result.items() if name[:6] != "listed"}})
+    else:
+        typer.echo(_summary(result))
+    if result["problems"]:
+        raise typer.Exit(1)
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    """Returns the result in a few sentences."""
+    blobs = [
+        f"{result[name]} {text}"
+        for name, text in (
+            ("linked", "linked"),
+            ("copied", "copied"),
+            ("fetched", "fetched"),
+            ("shared", "already here in other repositories"),
+        )
+        if result[name]
+    ]
+    lines = [
+        f"repositories: {result['repositories']}; tags: {result['tags']} imported, {result['present']} unchanged",
+        f"new manifests: {result['manifests']}; new blobs: {', '.join(blobs) or '0'} ({human_size(result['bytes'])})",
+    ]
+    if result["problems"]:
+        lines.append(f"{plural(result['problems'], 'problem')}: the lines above say what could not be imported")
+    return "\n".join(lines)

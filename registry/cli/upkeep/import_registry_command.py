@@ -1,0 +1,70 @@
+"""The command `entrepot import-registry`: takes over the directory of a CNCF Distribution registry (registry:2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry.cli.options import ConfigOption, DataOption
+from registry.cli.upkeep.import_output import (
+    ExcludeOption,
+    IncludeOption,
+    OverwriteOption,
+    end_import,
+    print_step,
+)
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, run_as_job
+
+if TYPE_CHECKING:
+    from registry.upkeep.components import UpkeepComponents
+    from storage.upkeep.job_runner import Work
+
+HELP = """Take over the directory of a registry:2 or registry:3 (CNCF Distribution) with all its images.
+
+Brings every repository with its tags, its untagged manifests and its signatures. Files are hard-linked where that is
+possible and safe, otherwise copied; each is checked against its digest. Nothing in the old directory is changed. What
+is broken there is listed, and the exit code is then 1. A second run brings only what changed."""
+EXAMPLES = (
+    "\b\nExamples:\n  entrepot import-registry /var/lib/docker-registry --data /srv/entrepot\n"
+    "  entrepot import-registry /srv/registry --include 'team/**' --exclude 'team/tmp-*'"
+)
+
+
+def import_registry(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="The old registry's directory: the one that contains docker/registry/v2."),
+    ],
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy all files; make no hard links.")] = False,
+    overwrite: OverwriteOption = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Takes over the directory at `path`."""
+    arguments = {
+        "path": str(path.absolute()),
+        "include": include or [],
+        "exclude": exclude or [],
+        "copy": copy,
+        "overwrite": overwrite,
+    }
+
+    def work(upkeep: UpkeepComponents) -> Work:
+        return upkeep.works["import-registry"]
+
+    result = run_as_job(
+        config,
+        data,
+        "import-registry",
+        arguments,
+        work,
+        as_json=as_json,
+        on_step=print_step,
+        create_data_directory=True,
+    )
+    end_import(result, as_json=as_json)

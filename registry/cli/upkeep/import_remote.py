@@ -1,0 +1,88 @@
+"""`entrepot import` with a URL: copies the content of another registry over the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from registry.cli.options import USAGE_ERROR, fail
+from registry.cli.upkeep.import_output import end_import, print_step
+from registry.cli.upkeep.upkeep_run import run_as_job
+
+if TYPE_CHECKING:
+    from registry.upkeep.components import UpkeepComponents
+    from storage.upkeep.job_runner import Work
+
+_PASSWORD_VARIABLE: Final = "ENTREPOT_IMPORT_PASSWORD"
+"""The environment variable of this process through which the password gets to the HTTP client. The password is read
+before this process becomes the owner of the data directory, who may not be allowed to read it."""
+
+
+def is_url(source: str) -> bool:
+    """Returns whether the argument of `entrepot import` is the URL of a registry, and not a file."""
+    return source.startswith(("http://", "https://"))
+
+
+def import_from_url(
+    url: str,
+    *,
+    username: str | None,
+    password_file: Path | None,
+    repositories: Path | None,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    insecure: bool,
+    ca_file: Path | None,
+    jobs: int,
+    overwrite: bool,
+    config: Path | None,
+    data: str | None,
+    as_json: bool,
+) -> None:
+    """Runs the import and ends the command: with exit code 1 if something could not be imported."""
+    if (username is None) != (password_file is None):
+        fail("--username and --password-file belong together; give both or none", USAGE_ERROR)
+    if password_file is not None:
+        os.environ[_PASSWORD_VARIABLE] = _read(password_file, "password").rstrip("\r\n")
+    names = None
+    if repositories is not None:
+        lines = (line.strip() for line in _read(repositories, "list of repositories").splitlines())
+        names = [line for line in lines if line and not line.startswith("#")]
+    arguments = {
+        "url": url,
+        "username": username,
+        "password_env": None if password_file is None else _PASSWORD_VARIABLE,
+        "repositories": names,
+        "include": include or [],
+        "exclude": exclude or [],
+        "insecure": insecure,
+        "ca_file": None if ca_file is None else str(ca_file.absolute()),
+        "jobs": jobs,
+        "overwrite": overwrite,
+    }
+
+    def work(upkeep: UpkeepComponents) -> Work:
+        return upkeep.works["import-remote"]
+
+    result = run_as_job(
+        config,
+        data,
+        "import-remote",
+        arguments,
+        work,
+        as_json=as_json,
+        on_step=print_step,
+        create_data_directory=True,
+    )
+    end_import(result, as_json=as_json)
+
+
+def _read(file: Path, what: str) -> str:
+    """Returns the text of a file. Ends the command if it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        fail(f"the {what} in {file} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        fail(f"{file} is not text in UTF-8")

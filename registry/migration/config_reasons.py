@@ -1,0 +1,76 @@
+"""Why keys of a CNCF Distribution registry's settings have no counterpart in this registry, or what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+UNKNOWN_KEY: Final = "no key of a CNCF Distribution registry, as far as is known"
+
+_OTHER_STORAGE: Final = (
+    "content is stored in a local directory here; to copy it, start the old registry and run: "
+    "entrepot import http://OLD:5000"
+)
+_METRICS: Final = "there is no debug port here"
+_LETS_ENCRYPT: Final = "certificates are not requested here; let a program such as certbot do it, and set [tls]"
+_BUILT_IN: Final = "not needed: built in, without a setting"
+
+_REASONS: Final[Mapping[str, str]] = {
+    "log.accesslog": "each request is logged here, except at log_level error",
+    "log.formatter": "the format of the log is fixed here",
+    "log.fields": "the log has no fields of your own here",
+    "log.hooks": "the log sends no mails here; watch its output instead",
+    "log.reportcaller": "the log does not name lines of the code here",
+    "storage.cache": f"{_BUILT_IN}: descriptors are in the database",
+    "storage.delete": "set delete",
+    "storage.redirect": "blobs are always sent by this registry itself",
+    "storage.tag": _BUILT_IN,
+    "storage.maintenance.uploadpurging": "unfinished uploads are looked for in each garbage collection ([gc] interval)",
+    "storage.maintenance": "set read_only, or [uploads] expire",
+    "storage.filesystem": _BUILT_IN,
+    "storage.inmemory": "content is always stored in a directory here; set data",
+    "storage": _OTHER_STORAGE,
+    "auth.htpasswd.realm": "the realm of Basic logins is fixed here",
+    "auth.silly": "it checks nothing; create accounts with: entrepot user add",
+    "auth.token": (
+        "this registry issues tokens itself, at /token. To accept those of another service as well, add an [[issuer]] "
+        "with its issuer, audience and jwks_url or jwks_file, and a robot account for them"
+    ),
+    "auth": "this kind of login does not exist here; create accounts with: entrepot user add",
+    "middleware": "there are no middlewares here; a content delivery network can stand in front of this registry",
+    "reporting": "errors are only logged here",
+    "http.net": "this registry listens on TCP only; set listen",
+    "http.prefix": "the API is always at /v2/",
+    "http.secret": "not needed: uploads are not signed with a shared secret",
+    "http.relativeurls": "not needed: the Location headers are right behind a proxy if trusted_proxies is set",
+    "http.headers": "there are no headers of your own here; add them in a proxy",
+    "http.http2": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
+    "http.h2c": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
+    "http.debug": _METRICS,
+    "http.tls.letsencrypt": _LETS_ENCRYPT,
+    "http.tls.minimumtls": "TLS 1.2 is always the oldest version here",
+    "http.tls.ciphersuites": "the cipher suites are those of the system's OpenSSL",
+    "http.tls": "set [tls]",
+    "notifications": "this registry does not send notifications; `entrepot audit` and /api/v1/audit list what happened",
+    "redis": "not needed: the workers share what they know through the database",
+    "health": "GET /health checks the storage; there is nothing to set",
+    "proxy.ttl": "cached images are not deleted by age",
+    "proxy.exec": "no program is started for a login here; set username and password_file",
+    "proxy": "set [[upstream]]",
+    "compatibility.schema1": "schema 1 manifests are not accepted here",
+    "compatibility": _BUILT_IN,
+    "validation": "everything that a manifest refers to has to exist here, except foreign layers; there is no setting",
+    "catalog": "pages of the catalog are bounded here; there is nothing to set",
+    "policy": "there are no classes of repositories here; use grants",
+    "experimental": "there is no such setting here",
+}
+
+
+def reason_for(path: str) -> str | None:
+    """Returns why the key has no counterpart: the reason of the longest known key that `path` is at or below; None if
+    there is none."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        if reason := _REASONS.get(".".join(parts[:length])):
+            return reason
+    return None

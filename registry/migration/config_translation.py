@@ -1,0 +1,314 @@
+"""Translates the settings of a CNCF Distribution registry (`registry:2`, `registry:3`) into those of this registry:
+`translate`.
+
+The input is the text of its `config.yml`, and the environment variables `REGISTRY_…` that override single keys, as in
+`REGISTRY_HTTP_ADDR`. The output is a settings file in TOML. A key without a counterpart becomes a comment that says
+why, or what to do instead. Passwords and keys are never written into the output.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+import yaml
+
+from registry.client_addresses import is_loopback_host
+from registry.config.field_types import parse_duration
+from registry.migration.config_reasons import UNKNOWN_KEY, reason_for
+from storage.imports import ImportInvalid
+
+PREFIX: Final = "REGISTRY_"
+PASSWORD_VARIABLE: Final = "UPSTREAM_PASSWORD"
+"""The variable that the translated settings name for the password of `proxy.username`."""
+MAX_KEYS: Final = 10_000
+_KUBERNETES_VARIABLE: Final = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
+"""Variables that Kubernetes sets in each container if a service named `registry` exists."""
+_LOG_LEVELS: Final = {
+    "panic": "error",
+    "fatal": "error",
+    "error": "error",
+    "warn": "warning",
+    "warning": "warning",
+    "info": "info",
+    "debug": "debug",
+    "trace": "debug",
+}
+_CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-verify-client-cert": "required"}
+_HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
+_NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
+_MISSING: Final = object()
+Value = Any
+"""A value of a YAML document."""
+
+
+def translate(text: str, environment: Mapping[str, str]) -> str:
+    """Returns the settings file. `text`: the content of config.yml; empty: only the variables count. Raises
+    ImportInvalid if the text is not the settings of a registry."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ImportInvalid(f"the file is not YAML: {_one_line(error)}") from None
+    except RecursionError:
+        raise ImportInvalid("the file is nested too deeply to be the settings of a registry") from None
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise ImportInvalid("the file contains no settings of a registry: it should begin like 'version: 0.1'")
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and not _KUBERNETES_VARIABLE.fullmatch(name):
+            _set_variable(document, name, environment[name])
+    if not document:
+        raise ImportInvalid("there is nothing to translate: the file is empty, and no REGISTRY_ variable is set")
+    return _Translation(document).run()
+
+
+class _Translation:
+    """One translation. Each method takes the keys that it understands out of the document; what is left at the end has
+    no counterpart."""
+
+    def __init__(self, document: dict[str, Value]) -> None:
+        self._leaves = dict(_leaves(document))
+        self._top: list[str] = []
+        self._tables: dict[str, list[str]] = {}
+        self._comments: list[str] = []
+
+    def run(self) -> str:
+        """Returns the settings file."""
+        self._take("version")
+        self._translate_storage()
+        self._translate_http()
+        self._translate_auth()
+        self._translate_proxy()
+        self._setting("log_level", self._first("log.level", "loglevel"), lambda value: _LOG_LEVELS.get(str(value)))
+        for path in self._leaves:
+            self._comments.append(f"# {_comment(path)}: {reason_for(path) or UNKNOWN_KEY}")
+        lines = ["# Translated from the settings of a CNCF Distribution registry.", *self._top]
+        for name, settings in self._tables.items():
+            lines += ["", name, *settings]
+        if self._comments:
+            lines += ["", "# Without a counterpart:", *dict.fromkeys(self._comments)]
+        return "\n".join(lines) + "\n"
+
+    def _translate_storage(self) -> None:
+        rootdirectory = self._take("storage.filesystem.rootdirectory")
+        if rootdirectory is not _MISSING:
+            self._top.append(
+                f"# storage.filesystem.rootdirectory: to take its content over, run: entrepot import-registry "
+                f"{_comment(rootdirectory)}"
+            )
+        deletes = _is_true(self._take("storage.delete.enabled"))
+        self._top.append(f"delete = {_toml(deletes)}")
+        readonly = self._first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
+        if _is_true(readonly[1]):
+            self._top.append("read_only = true")
+        purging = self._take("storage.maintenance.uploadpurging.enabled")
+        if purging is not _MISSING and not _is_true(purging):
+            self._comments.append(
+                "# storage.maintenance.uploadpurging.enabled: unfinished uploads are always deleted here, after "
+                "[uploads] expire"
+            )
+        age = self._first("storage.maintenance.uploadpurging.age")
+        self._setting("expire", age, _duration, table="[uploads]")
+
+    def _translate_http(self) -> None:
+        address = self._take("http.addr")
+        if address is not _MISSING:
+            host, colon, port = str(address).rpartition(":")
+            if colon and port.isdigit() and not self._is_unix_socket():
+                listen = f"{host or '0.0.0.0'}:{port}"
+                self._top.append(f"listen = {_toml(listen)}")
+                if not self._has_accounts() and not is_loopback_host(host.strip("[]")):
+                    self._top += [
+                        "# There are no accounts, so everybody who reaches this address can push and delete:",
+                        "insecure_open = true",
+                    ]
+            else:
+                self._comments.append("# http.addr: this is not HOST:PORT; set listen")
+        self._setting("public_url", self._first("http.host"), _public_url)
+        self._setting("shutdown_grace", self._first("http.draintimeout"), _duration)
+        self._setting("certificate", self._first("http.tls.certificate"), _text, table="[tls]")
+        self._setting("key", self._first("http.tls.key"), _text, table="[tls]")
+        authorities = self._take_list("http.tls.clientcas")
+        if authorities:
+            self._table("[tls]", f"client_ca = {_toml(str(authorities[0]))}")
+        if len(authorities) > 1:
+            self._comments.append("# http.tls.clientcas: there is one file here; append the other files to the first")
+        self._setting(
+            "client_auth",
+            self._first("http.tls.clientauth"),
+            lambda value: _CLIENT_AUTH.get(str(value)),
+            table="[tls]",
+        )
+
+    def _is_unix_socket(self) -> bool:
+        return str(self._leaves.get("http.net", "tcp")) == "unix"
+
+    def _has_accounts(self) -> bool:
+        """Whether clients of the old registry have to log in."""
+        return any(path.startswith(("auth.htpasswd", "auth.token")) for path in self._leaves)
+
+    def _translate_auth(self) -> None:
+        path = self._take("auth.htpasswd.path")
+        if path is not _MISSING:
+            self._table("[auth]", f"htpasswd = {_toml(str(path))}")
+            self._table("[auth]", "# These accounts have no rights until you grant some. What they had in the old one:")
+            self._table("[auth]", "#   entrepot grant add '**' pull,push,delete authenticated")
+
+    def _translate_proxy(self) -> None:
+        url = self._take("proxy.remoteurl")
+        if url in (_MISSING, None, ""):
+            return
+        parts = _split(url)
+        host = (parts.hostname or "").lower()
+        if parts.scheme not in ("http", "https") or not _NAME.fullmatch(host):
+            self._comments.append("# proxy.remoteurl: this is not the URL of a registry; set [[upstream]]")
+            return
+        name = "docker.io" if host in _HUB_HOSTS else host
+        self._table("[[upstream]]", f"name = {_toml(name)}")
+        endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        if name != "docker.io" and endpoint != f"https://{name}":
+            self._table("[[upstream]]", f"endpoints = [{_toml(endpoint)}]")
+        self._table("[[upstream]]", "default = true")
+        username = self._take("proxy.username")
+        password = self._take("proxy.password")
+        if username not in (_MISSING, None, ""):
+            self._table("[[upstream]]", f"username = {_toml(str(username))}")
+            self._table("[[upstream]]", f"password_env = {_toml(PASSWORD_VARIABLE)}")
+            if password is not _MISSING:
+                self._table("[[upstream]]", f"# Set the variable {PASSWORD_VARIABLE} to the value of proxy.password.")
+
+    def _setting(
+        self,
+        name: str,
+        found: tuple[str, Value],
+        convert: Callable[[Value], str | None],
+        table: str | None = None,
+    ) -> None:
+        """Adds a setting with the converted value. If the value cannot be converted, adds a comment instead. `found`:
+        the key of the old settings, and its value."""
+        path, value = found
+        if value is _MISSING or value is None:
+            return
+        converted = convert(value)
+        if converted is None:
+            self._comments.append(f"# {path}: its value {_comment(value)} has no counterpart; set {name}")
+        elif table is None:
+            self._top.append(f"{name} = {_toml(converted)}")
+        else:
+            self._table(table, f"{name} = {_toml(converted)}")
+
+    def _table(self, table: str, line: str) -> None:
+        self._tables.setdefault(table, []).append(line)
+
+    def _take(self, path: str) -> Value:
+        """Removes a key from the document and returns its value; _MISSING if it is not there."""
+        return self._leaves.pop(path, _MISSING)
+
+    def _first(self, *paths: str) -> tuple[str, Value]:
+        """Takes all these keys. Returns the first that is there, with its value."""
+        found = [(path, value) for path in paths if (value := self._take(path)) is not _MISSING]
+        return found[0] if found else (paths[0], _MISSING)
+
+    def _take_list(self, path: str) -> list[Value]:
+        """Takes a list, or a single value in its place."""
+        single = self._take(path)
+        items = [self._take(each) for each in list(self._leaves) if each.startswith(f"{path}.")]
+        return items if single is _MISSING else [single]
+
+
+def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str, Value]]:
+    """Yields the value of each key of a document, with the names that lead to it. Raises ImportInvalid if there are
+    more than `MAX_KEYS`."""
+    count = 0
+    items: Iterator[tuple[Value, Value]]
+    if isinstance(value, dict) and value:
+        items = iter(value.items())
+    elif isinstance(value, list) and value:
+        items = iter(enumerate(value))
+    else:
+        yield path, value
+        return
+    if depth > 20:
+        raise ImportInvalid("the file is nested too deeply to be the settings of a registry")
+    for name, inner in items:
+        for found in _leaves(inner, f"{path}.{name}" if path else str(name), depth + 1):
+            count += 1
+            if count > MAX_KEYS:
+                raise ImportInvalid(f"the file has more than {MAX_KEYS} keys, so it is not the settings of a registry")
+            yield found
+
+
+def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
+    """Sets the key that an environment variable names. Its value is YAML, as the old registry reads it."""
+    *parents, last = variable.removeprefix(PREFIX).lower().split("_")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    inner = document
+    for name in parents:
+        name = _own_name(inner, name)
+        below = inner.get(name)
+        if not isinstance(below, dict):
+            # `storage: filesystem` is short for `storage: {filesystem: {}}`.
+            below = {below: {}} if isinstance(below, str) else {}
+            inner[name] = below
+        inner = below
+    inner[_own_name(inner, last)] = value
+
+
+def _own_name(document: Mapping[str, Value], name: str) -> str:
+    """Returns the key of the document that is equal to `name` in lower case; `name` if there is none."""
+    return next((key for key in document if str(key).lower() == name), name)
+
+
+def _is_true(value: Value) -> bool:
+    return value is True or str(value).lower() in ("true", "yes", "on", "1")
+
+
+def _text(value: Value) -> str | None:
+    return str(value) if isinstance(value, str) and value else None
+
+
+def _duration(value: Value) -> str | None:
+    """Returns a duration as Go writes it, such as `168h`; None if this registry does not read it."""
+    try:
+        parse_duration(str(value))
+    except ValueError:
+        return None
+    return str(value)
+
+
+def _public_url(value: Value) -> str | None:
+    parts = _split(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        return None
+    return f"{parts.scheme}://{parts.netloc}" if parts.path in ("", "/") else None
+
+
+def _split(value: Value) -> SplitResult:
+    """Returns the parts of a URL; empty parts if the value is none."""
+    try:
+        parts = urlsplit(str(value))
+        _ = parts.port  # raises ValueError for a port that is no number
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
+def _toml(value: str | bool) -> str:
+    """Returns a value in TOML. A JSON string without the escape of a slash is a TOML string."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _comment(value: Value) -> str:
+    """Returns a value for a comment, on one line."""
+    return json.dumps(str(value), ensure_ascii=False)[1:-1].replace("\x7f", "")[:200]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

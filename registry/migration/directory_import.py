@@ -1,0 +1,269 @@
+"""Takes over the directory of a CNCF Distribution registry (`DirectoryImport`): the work of jobs of the kind
+`import-registry`. It runs beside this registry's server, and beside the old registry.
+
+The file of a blob becomes a blob here by a hard link if that is possible and safe, otherwise by a copy. Each file is
+read and its digest checked in both cases. Manifests are small and go into the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from registry.migration.distribution_directory import BrokenEntry, DistributionDirectory
+from registry.migration.image_writer import ImageWriter
+from registry.migration.import_report import ImportReport, RepositoryFilter
+from registry.migration.workers import read_in_thread, run_workers
+from registry.router import Router
+from storage.blobs.blob_store import LinkRefused
+from storage.content import Actor, Descriptor, Manifest
+from storage.errors import BlobUnknown, DigestInvalid, RegistryError, StorageFailed, StorageFull
+from storage.imports import ContentBroken, ImportInvalid
+from storage.jobs import JSON, JobStopped
+from storage.names import Digest, RepositoryName
+from storage.running_digest import start_digest
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobContext
+
+KIND: Final = "import-registry"
+"""The kind of the jobs."""
+READ_BYTES: Final = 4 * 1024 * 1024
+"""Number of bytes of a file that one call in a thread reads."""
+REPOSITORIES_AT_A_TIME: Final = 3
+STOPPING: Final = (StorageFull, StorageFailed, JobStopped)
+"""Errors that end an import. After other errors it continues with the next image."""
+
+
+class DirectorySource:
+    """The content of the old registry's directory. Implements `ContentSource`."""
+
+    def __init__(
+        self, store: StoredRegistry, directory: DistributionDirectory, report: ImportReport, *, actor: str, copy: bool
+    ) -> None:
+        """`copy`: whether to copy files although they could be linked."""
+        self._store = store
+        self._directory = directory
+        self._report = report
+        self._by = Actor(actor)
+        self._may_link = not copy
+        self._refusals: set[str] = set()
+        """Why files could not be linked, as far as it was told."""
+
+    async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
+        return await asyncio.to_thread(self._directory.manifest, digest)
+
+    async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+        digest = blob.digest
+        async with self._opened(digest) as fd:
+            if not await asyncio.to_thread(self._directory.has_layer, repo, digest):
+                self._report.note(repo, "the old registry did not serve this blob: its link is missing", digest=digest)
+            size = os.fstat(fd).st_size
+            if not await self._link(repo, digest, size, fd):
+                await self._copy(repo, digest, fd)
+                self._report.copied += 1
+            self._report.bytes += size
+
+    @asynccontextmanager
+    async def _opened(self, digest: Digest) -> AsyncIterator[int]:
+        """Opens the file of a blob inside the `async with` block. Raises ContentBroken."""
+        opening = asyncio.get_running_loop().run_in_executor(None, self._directory.open_blob, digest)
+        try:
+            fd = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    async def _link(self, repo: RepositoryName, digest: Digest, size: int, fd: int) -> bool:
+        """Makes the open file a blob by a hard link. Returns False if it has to be copied. Raises ContentBroken."""
+        path = self._directory.blob_path(digest)
+        if not self._may_link:
+            return False
+        is_checked = False
+        try:
+            self._store.blobs.link_file(path, fd, digest, size)  # before the file is read, which takes long
+            is_checked = True
+            await self._verify(digest, fd)
+            await self._store.link_blob(repo, digest, size, path, fd)
+        except LinkRefused as refusal:
+            # If the system refuses one link, it will probably refuse the others. Then no other file is read in vain.
+            if is_checked:
+                self._may_link = False
+            reason = str(refusal)
+            if reason not in self._refusals:
+                self._refusals.add(reason)
+                self._report.note(
+                    repo, f"such files are copied, because they cannot be linked: {reason}", digest=digest
+                )
+            return False
+        self._report.linked += 1
+        return True
+
+    async def _verify(self, digest: Digest, fd: int) -> None:
+        """Reads the open file. Raises ContentBroken if its bytes have another digest."""
+        running_digest = start_digest(digest.algorithm)
+
+        def read(offset: int) -> int:
+            data = _read(fd, offset, digest)
+            running_digest.update(data)
+            return len(data)
+
+        offset = 0
+        while count := await asyncio.to_thread(read, offset):
+            offset += count
+        if running_digest.digest() != digest:
+            raise _wrong_digest(digest)
+
+    async def _copy(self, repo: RepositoryName, digest: Digest, fd: int) -> None:
+        """Pushes the bytes of the open file. Raises ContentBroken if they have another digest."""
+        writer = await self._store.start_upload(repo, digest.algorithm, by=self._by)
+        try:
+            while data := await asyncio.to_thread(_read, fd, writer.offset, digest):
+                await writer.write(data)
+            await writer.commit(digest)
+        except DigestInvalid:
+            raise _wrong_digest(digest) from None
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(writer.cancel()))
+            raise
+        finally:
+            await writer.aclose()
+
+
+class DirectoryImport:
+    """One import of a directory."""
+
+    def __init__(
+        self,
+        store: StoredRegistry,
+        router: Router,
+        directory: DistributionDirectory,
+        report: ImportReport,
+        repositories: RepositoryFilter,
+        *,
+        actor: str,
+        copy: bool,
+        overwrite: bool,
+    ) -> None:
+        self._store = store
+        self._router = router
+        self._directory = directory
+        self._report = report
+        self._repositories = repositories
+        source = DirectorySource(store, directory, report, actor=actor, copy=copy)
+        self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
+
+    async def run(self) -> None:
+        """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped; what was imported stays."""
+        await run_workers(self._chosen(), self._import_repository, REPOSITORIES_AT_A_TIME)
+        await self._report.show_progress("", save_now=True)
+        for pattern in self._repositories.unmatched():
+            self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
+
+    async def _chosen(self) -> AsyncIterator[RepositoryName]:
+        """Yields the repositories to import."""
+        async for found in read_in_thread(self._directory.repositories()):
+            if isinstance(found, BrokenEntry):
+                self._report.problem(found.name, found.reason)
+            elif self._repositories.takes(found):
+                upstream = self._router.naming.upstream_of(found)
+                if upstream is None:
+                    yield found
+                else:
+                    self._report.problem(found, f"its name belongs to the mirror of {upstream} here")
+
+    async def _import_repository(self, repo: RepositoryName) -> None:
+        self._report.repositories += 1
+        failed: set[Digest] = set()  # manifests that were reported
+        async for tag in read_in_thread(self._directory.tags(repo)):
+            await self._report.show_progress(repo)
+            if isinstance(tag, BrokenEntry):
+                self._report.problem(repo, tag.reason, tag=tag.name)
+                continue
+            pushed = await asyncio.to_thread(self._directory.revision_time, repo, tag.digest)
+            if pushed is None:
+                self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
+                continue
+            try:
+                await self._writer.bring_tag(repo, tag.tag, tag.digest, pushed=pushed, set_at=tag.set_at)
+            except STOPPING:
+                raise
+            except RegistryError as error:
+                failed.add(tag.digest)
+                self._report.problem(repo, error.message, tag=tag.tag, digest=tag.digest)
+        async for revision in read_in_thread(self._directory.revisions(repo)):
+            await self._report.show_progress(repo)
+            if isinstance(revision, BrokenEntry):
+                self._report.problem(repo, revision.reason, digest=revision.name)
+                continue
+            digest, pushed = revision
+            try:
+                await self._writer.bring_untagged(repo, digest, pushed=pushed)
+            except STOPPING:
+                raise
+            except RegistryError as error:
+                if digest not in failed:
+                    self._report.problem(repo, error.message, digest=digest)
+        await self._note_what_stays(repo)
+
+    async def _note_what_stays(self, repo: RepositoryName) -> None:
+        """Tells what is not imported because no image needs it: unfinished pushes, and blobs without a manifest."""
+        if uploads := await asyncio.to_thread(self._directory.unfinished_uploads, repo):
+            self._report.note(repo, f"unfinished pushes are left out: {uploads}")
+        unused = 0
+        async for digest in read_in_thread(self._directory.layer_digests(repo)):
+            try:
+                await self._store.metadata.blob(repo, digest)
+            except BlobUnknown:
+                unused += 1
+        if unused:
+            self._report.note(repo, f"blobs to which no imported manifest refers are left out: {unused}")
+
+
+async def import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+    """The work of a job. Its arguments: `path` of the old registry's directory; `include` and `exclude`, lists of
+    patterns; `copy` and `overwrite`. Returns the counts of `ImportReport`. Raises ImportInvalid, StorageFull,
+    StorageFailed, JobStopped."""
+    arguments = context.job.arguments
+    path = Path(str(arguments["path"]))
+    if not path.is_absolute():
+        raise ImportInvalid(f"{path} is not an absolute path")
+    directory = await asyncio.to_thread(DistributionDirectory.find, path)
+    report = ImportReport(context)
+    running = DirectoryImport(
+        store,
+        router,
+        directory,
+        report,
+        RepositoryFilter(arguments.get("include") or (), arguments.get("exclude") or ()),
+        actor=context.job.actor,
+        copy=bool(arguments.get("copy")),
+        overwrite=bool(arguments.get("overwrite")),
+    )
+    await running.run()
+    return report.result()
+
+
+def _read(fd: int, offset: int, digest: Digest) -> bytes:
+    """Returns the next bytes of an open file; none at its end. Raises ContentBroken."""
+    try:
+        return os.pread(fd, READ_BYTES, offset)
+    except OSError as error:
+        raise ContentBroken(f"the file of the blob {digest} cannot be read: {error.strerror}") from None
+
+
+def _wrong_digest(digest: Digest) -> ContentBroken:
+    return ContentBroken(f"the bytes of the blob {digest} have another digest")
+
+
+def _close_opened(opening: asyncio.Future[int]) -> None:
+    """Closes the file that a thread has opened for a task that was cancelled."""
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result())

@@ -1,0 +1,216 @@
+"""Reads the data directory of a CNCF Distribution registry (`registry:2`, `registry:3`): `DistributionDirectory`.
+
+    ROOT = …/docker/registry/v2
+    ROOT/repositories/NAME/_manifests/tags/TAG/current/link          the digest that the tag points at
+    ROOT/repositories/NAME/_manifests/revisions/sha256/HEX/link      a manifest of the repository, tagged or not
+    ROOT/repositories/NAME/_layers/sha256/HEX/link                   a blob of the repository
+    ROOT/repositories/NAME/_uploads/UUID/                            an unfinished push
+    ROOT/blobs/sha256/HH/HEX/data                                    the bytes of a manifest or blob
+
+A deleted manifest leaves its directory in `revisions` without the file `link`. The old registry may run meanwhile: it
+moves a finished layer to its place and never writes to that file again, and its garbage collection only unlinks files.
+All methods block.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from storage.content import Manifest
+from storage.errors import DigestInvalid, ManifestInvalid, NameInvalid, TagInvalid
+from storage.imports import ContentBroken, ImportInvalid
+from storage.names import MAX_NAME_LENGTH, Digest, RepositoryName, Tag, shown
+
+_ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/registry/v2", "data/docker/registry/v2")
+"""Where ROOT may be below the path that a person names: a docker volume, the directory in the settings, or a part."""
+_MAX_LINK_BYTES: Final = 256
+"""A link contains one digest. A longer file is not read."""
+MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+"""Largest manifest that is read: the largest that the settings of this registry can allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class TagLink:
+    """A tag of the old registry. `digest`: what it points at. `set_at`: when it was set, in seconds since 1970."""
+
+    tag: Tag
+    digest: Digest
+    set_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenEntry:
+    """Something in the directory that cannot be imported. `what` and `name`: the kind and name of it, such as a tag.
+    `reason`: what is wrong."""
+
+    what: str
+    name: str
+    reason: str
+
+
+class DistributionDirectory:
+    """The data directory of a Distribution registry. `root`: the directory that contains `repositories` and `blobs`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def find(cls, path: Path) -> DistributionDirectory:
+        """Returns the registry at or below `path`. Raises ImportInvalid if there is none, or it cannot be read."""
+        for below in _ROOTS:
+            root = path / below
+            try:
+                os.scandir(root / "repositories").close()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise ImportInvalid(
+                    f"{root}/repositories cannot be read: {error.strerror}; give this user the right to read it"
+                ) from None
+            return cls(root)
+        what = "is no registry" if path.is_dir() else "is no directory"
+        raise ImportInvalid(
+            f"{path} {what}: name the directory that contains docker/registry/v2/repositories, "
+            "which is storage.filesystem.rootdirectory in the old config.yml"
+        )
+
+    def repositories(self) -> Iterator[RepositoryName | BrokenEntry]:
+        """Yields the repositories, sorted by name, and what looks like one and is none."""
+        yield from self._repositories_below("")
+
+    def _repositories_below(self, prefix: str) -> Iterator[RepositoryName | BrokenEntry]:
+        try:
+            with os.scandir(self.root / "repositories" / prefix) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_dir())
+        except OSError as error:
+            yield BrokenEntry("repository", prefix, f"its directory cannot be read: {error.strerror}")
+            return
+        if "_manifests" in names or "_layers" in names:
+            try:
+                yield RepositoryName(prefix)
+            except NameInvalid as error:
+                yield BrokenEntry("repository", prefix, error.message)
+        for name in names:
+            path = f"{prefix}/{name}" if prefix else name
+            # The limit also ends a walk through a symbolic link that leads in a circle.
+            if not name.startswith("_") and len(path) <= MAX_NAME_LENGTH:
+                yield from self._repositories_below(path)
+
+    def tags(self, repo: RepositoryName) -> Iterator[TagLink | BrokenEntry]:
+        """Yields the tags of the repository, sorted by name, and those that cannot be read."""
+        for name in self._names(self._manifests(repo) / "tags"):
+            link = self._manifests(repo) / "tags" / name / "current" / "link"
+            try:
+                yield TagLink(Tag(name), *_read_link(link))
+            except (TagInvalid, ContentBroken) as error:
+                yield BrokenEntry("tag", name, error.message)
+
+    def revisions(self, repo: RepositoryName) -> Iterator[tuple[Digest, float] | BrokenEntry]:
+        """Yields the digest of each manifest of the repository, with the time in seconds since 1970 at which it was
+        pushed. Leaves out deleted manifests."""
+        for path in self._links(self._manifests(repo) / "revisions"):
+            try:
+                digest = Digest(f"{path.parent.name}:{path.name}")
+                pushed = os.stat(path / "link").st_mtime
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                yield BrokenEntry("manifest", path.name, f"its link cannot be read: {error.strerror}")
+            except DigestInvalid as error:
+                yield BrokenEntry("manifest", path.name, error.message)
+            else:
+                yield digest, pushed
+
+    def revision_time(self, repo: RepositoryName, digest: Digest) -> float | None:
+        """Returns when the manifest was pushed to the repository, in seconds since 1970; None if the repository does
+        not have the manifest, for example because it was deleted."""
+        link = self._manifests(repo) / "revisions" / digest.algorithm / digest.encoded / "link"
+        with suppress(OSError):
+            return os.stat(link).st_mtime
+        return None
+
+    def layer_digests(self, repo: RepositoryName) -> Iterator[Digest]:
+        """Yields the digests of the blobs of the repository."""
+        for path in self._links(self._repository(repo) / "_layers"):
+            with suppress(DigestInvalid):
+                digest = Digest(f"{path.parent.name}:{path.name}")
+                if (path / "link").exists():
+                    yield digest
+
+    def has_layer(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether the old registry serves the blob from this repository."""
+        return (self._repository(repo) / "_layers" / digest.algorithm / digest.encoded / "link").exists()
+
+    def unfinished_uploads(self, repo: RepositoryName) -> int:
+        """Returns the number of unfinished pushes of the repository."""
+        return sum(1 for _ in self._names(self._repository(repo) / "_uploads"))
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """Returns the manifest with this digest. Raises ContentBroken."""
+        path = self.blob_path(digest)
+        try:
+            with open(path, "rb") as file:
+                body = file.read(MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            raise ContentBroken(_unreadable("its file", error)) from None
+        if len(body) > MAX_MANIFEST_BYTES:
+            raise ContentBroken(f"its file has more than {MAX_MANIFEST_BYTES} bytes, so it is no manifest")
+        try:
+            return Manifest.parse(body, None, digest)
+        except DigestInvalid:
+            raise ContentBroken("the bytes of its file have another digest") from None
+        except ManifestInvalid as error:
+            raise ContentBroken(error.message) from None
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Returns the path of the file with the bytes of the blob or manifest."""
+        return self.root / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded / "data"
+
+    def open_blob(self, digest: Digest) -> int:
+        """Opens the file of the blob for reading and returns its descriptor. Raises ContentBroken."""
+        try:
+            return os.open(self.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ContentBroken(_unreadable(f"the file of the blob {digest}", error)) from None
+
+    def _repository(self, repo: RepositoryName) -> Path:
+        return self.root / "repositories" / repo
+
+    def _manifests(self, repo: RepositoryName) -> Path:
+        return self._repository(repo) / "_manifests"
+
+    @staticmethod
+    def _names(directory: Path) -> Iterator[str]:
+        """Yields the names in a directory, sorted; nothing if it cannot be read."""
+        with suppress(OSError):
+            yield from sorted(os.listdir(directory))
+
+    def _links(self, directory: Path) -> Iterator[Path]:
+        """Yields the directories ALGORITHM/HEX below `directory`, in which a link may be."""
+        for algorithm in self._names(directory):
+            for encoded in self._names(directory / algorithm):
+                yield directory / algorithm / encoded
+
+
+def _unreadable(what: str, error: OSError) -> str:
+    """Returns the reason why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{what} is missing"
+    return f"{what} cannot be read: {error.strerror}"
+
+
+def _read_link(path: Path) -> tuple[Digest, float]:
+    """Returns the digest in a link, and when the link was written. Raises ContentBroken."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_LINK_BYTES).decode("ascii", errors="replace").strip()
+            return Digest(text), os.fstat(file.fileno()).st_mtime
+    except OSError as error:
+        raise ContentBroken(_unreadable("its link", error)) from None
+    except DigestInvalid:
+        raise ContentBroken(f"its link contains {shown(text)}, which is not a digest") from None

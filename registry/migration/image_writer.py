@@ -1,0 +1,189 @@
+"""Stores images of another registry in this one (`ImageWriter`): the blobs first, then the manifests, children before
+their index, and the tag with the last manifest. So an import that is interrupted leaves no image half there, and a
+second run continues.
+
+A tag that somebody has changed here since the last import stays as it is: a second run must not undo a push. The
+history of the tag tells who changed it (`IMPORT_PROGRAM`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from registry.migration.import_report import ImportReport
+from registry.migration.workers import each, run_workers
+from storage.content import Actor, Condition, Descriptor, Manifest
+from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
+from storage.imports import ContentBroken
+from storage.keyed_locks import KeyedLocks
+from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.patterns import ALL_NAMES
+from storage.store.stored_registry import StoredRegistry
+
+IMPORT_PROGRAM: Final = "entrepot import"
+"""What the history of tags says as the program of a change that an import has made."""
+BLOBS_AT_A_TIME: Final = 4
+"""Number of blobs of one manifest that are brought at the same time."""
+MAX_NESTED_INDEXES: Final = 10
+"""How deep indexes may be nested."""
+MAX_ATTEMPTS: Final = 3
+"""How often a manifest is stored. Garbage collection with a very short grace period may remove blobs in between."""
+
+
+class ContentSource(Protocol):
+    """The old registry."""
+
+    async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
+        """Returns the manifest, whose bytes were verified. Raises ContentBroken, and errors of the old registry."""
+        ...
+
+    async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+        """Stores a blob, which this registry does not have yet, in the repository of the same name here. Raises
+        ContentBroken, errors of the old registry, StorageFull, StorageFailed."""
+        ...
+
+
+class ImageWriter:
+    """Stores images of `source`. Many calls may run at the same time."""
+
+    def __init__(
+        self, store: StoredRegistry, source: ContentSource, report: ImportReport, *, actor: str, overwrite: bool = False
+    ) -> None:
+        """`actor`: who runs the import, for the audit log. `overwrite`: whether to set also tags that somebody has
+        changed here."""
+        self._store = store
+        self._source = source
+        self._report = report
+        self._by = Actor(actor, user_agent=IMPORT_PROGRAM)
+        self._overwrite = overwrite
+        self._blob_locks: KeyedLocks[Digest] = KeyedLocks()
+        self._manifest_locks: KeyedLocks[tuple[RepositoryName, Digest]] = KeyedLocks()
+        """Held while a manifest and all below it are brought. A manifest cannot be below itself, so no two tasks wait
+        for each other."""
+
+    async def bring_tag(
+        self,
+        repo: RepositoryName,
+        tag: Tag,
+        digest: Digest,
+        *,
+        pushed: float | None = None,
+        set_at: float | None = None,
+    ) -> None:
+        """Points a tag at the manifest with this digest, and stores that manifest with all below it. Does nothing if
+        the tag points at it already. `pushed` and `set_at`: when the manifest was pushed and the tag set at the old
+        registry, in seconds since 1970. Raises ContentBroken, and errors of the source and the store."""
+        current = await self._digest(repo, tag)
+        if current == digest:
+            self._report.present += 1
+            return
+        change = await self._store.imports.last_tag_change(repo, tag)
+        if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
+            done = "deleted" if change.digest is None else "set"
+            self._report.note(repo, f"the tag stays as it is: {change.actor} has {done} it here", tag=tag)
+            return
+        condition = Condition(frozenset({current})) if current else Condition(negated=True)
+        try:
+            await self.bring_manifest(repo, digest, (tag,), None if self._overwrite else condition)
+        except PreconditionFailed:
+            self._report.note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
+            return
+        self._report.imported(repo, tag, digest)
+        if set_at is not None:
+            await self._store.imports.save_times(repo, digest, pushed, {tag: set_at})
+
+    async def bring_untagged(self, repo: RepositoryName, digest: Digest, *, pushed: float | None = None) -> bool:
+        """Stores a manifest with all below it. Returns False if the repository has it already. Raises what `bring_tag`
+        raises."""
+        if await self._digest(repo, digest) is not None:
+            return False
+        await self.bring_manifest(repo, digest)
+        if pushed is not None:
+            await self._store.imports.save_times(repo, digest, pushed, {})
+        return True
+
+    async def bring_manifest(
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        tags: Sequence[Tag] = (),
+        condition: Condition | None = None,
+        depth: int = 0,
+    ) -> Manifest:
+        """Stores a manifest with all below it, points `tags` at it if `condition` holds, and returns it. Raises what
+        `bring_tag` raises, and PreconditionFailed."""
+        if depth > MAX_NESTED_INDEXES:
+            raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
+        async with self._manifest_locks.hold((repo, digest)):
+            return await self._bring_manifest(repo, digest, tags, condition, depth)
+
+    async def _bring_manifest(
+        self, repo: RepositoryName, digest: Digest, tags: Sequence[Tag], condition: Condition | None, depth: int
+    ) -> Manifest:
+        is_new = False
+        try:
+            manifest = await self._store.get_manifest(repo, digest)
+        except ManifestUnknown:
+            is_new = True
+            manifest = await self._source.get_manifest(repo, digest)
+        if not is_new and not tags:
+            return manifest
+        for attempt in range(MAX_ATTEMPTS):
+            if is_new or attempt:
+                await self._bring_content(repo, manifest, depth)
+            try:
+                await self._store.put_manifest(repo, manifest, tags, by=self._by, condition=condition)
+            except ManifestBlobUnknown as error:
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise ContentBroken(error.message) from None
+            else:
+                break
+        self._report.manifests += is_new
+        return manifest
+
+    async def _digest(self, repo: RepositoryName, reference: Reference) -> Digest | None:
+        """Returns the digest of a manifest that this registry has; None if it does not have it."""
+        try:
+            return (await self._store.resolve_manifest(repo, reference)).digest
+        except ManifestUnknown:
+            return None
+
+    async def _bring_content(self, repo: RepositoryName, manifest: Manifest, depth: int) -> None:
+        """Stores what a manifest refers to."""
+        for child in manifest.manifests:
+            try:
+                if child.digest in manifest.blob_children:
+                    await self._bring_blob(repo, child)
+                    continue
+            except ContentBroken:
+                pass  # its media type is unknown, so it may be a manifest
+            try:
+                await self.bring_manifest(repo, child.digest, depth=depth + 1)
+            except ContentBroken as error:
+                raise ContentBroken(f"its child {child.digest}: {error.message}") from None
+        blobs = {blob.digest: blob for blob in manifest.blobs}
+
+        async def bring(blob: Descriptor) -> None:
+            try:
+                await self._bring_blob(repo, blob)
+            except ContentBroken:
+                if blob.digest not in manifest.foreign:  # clients fetch foreign layers from other servers
+                    raise
+
+        await run_workers(each(iter(blobs.values())), bring, min(BLOBS_AT_A_TIME, max(len(blobs), 1)))
+
+    async def _bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+        """Stores a blob in a repository. Takes the bytes of another repository of this registry if one has the blob, so
+        that they come only once."""
+        async with self._blob_locks.hold(blob.digest):
+            try:
+                await self._store.resolve_blob(repo, blob.digest)
+                return
+            except BlobUnknown:
+                pass
+            try:
+                await self._store.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
+                self._report.shared += 1
+            except BlobUnknown:
+                await self._source.bring_blob(repo, blob)

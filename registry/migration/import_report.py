@@ -1,0 +1,96 @@
+"""What an import has done and found (`ImportReport`), and which repositories it takes (`RepositoryFilter`).
+
+A *problem* is content that the import could not take over, so that the old registry had something that this one lacks.
+A *note* is something that a person may want to know, but that lost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from storage.imports import ImportInvalid
+from storage.jobs import JSON
+from storage.names import RepositoryName
+from storage.patterns import NamePattern
+from storage.upkeep.job_runner import JobContext
+
+MAX_LISTED_PROBLEMS: Final = 1000
+"""Number of problems that the result of a job lists. All of them are counted, and each is told as a step."""
+
+
+@dataclass(slots=True)
+class ImportReport:
+    """Counts what an import has done. `present`: tags that pointed at the same digest here already. `linked`, `copied`
+    and `fetched`: how the bytes of the new blobs came: by a hard link, by a copy of the file, or over the network.
+    `shared`: blobs that another repository of this registry had already. `bytes`: size of the blobs that were linked,
+    copied or fetched."""
+
+    context: JobContext
+    repositories: int = 0
+    tags: int = 0
+    present: int = 0
+    manifests: int = 0
+    linked: int = 0
+    copied: int = 0
+    fetched: int = 0
+    shared: int = 0
+    bytes: int = 0
+    problems: int = 0
+    notes: int = 0
+    _listed: list[dict[str, str]] = field(default_factory=list)
+
+    def imported(self, repository: str, tag: str, digest: str) -> None:
+        """Records that a tag was imported with all below it."""
+        self.tags += 1
+        self.context.step(event="imported", repository=repository, tag=tag, digest=digest)
+
+    def problem(self, repository: str, reason: str, **what: str) -> None:
+        """Records content that could not be taken over. `what`: the tag, digest or file that it is about."""
+        self.problems += 1
+        found = {"repository": repository, **what, "reason": reason}
+        if len(self._listed) < MAX_LISTED_PROBLEMS:
+            self._listed.append(found)
+        self.context.step(event="problem", **found)
+
+    def note(self, repository: str, reason: str, **what: str) -> None:
+        """Records something that a person may want to know."""
+        self.notes += 1
+        self.context.step(event="note", repository=repository, **what, reason=reason)
+
+    async def show_progress(self, repository: str, *, save_now: bool = False) -> None:
+        """Reports how many tags are done, and the repository that is imported now. Raises JobStopped."""
+        await self.context.report(self.tags + self.present, unit="tags", message=repository, save_now=save_now)
+
+    def result(self) -> JSON:
+        """Returns the result of the job."""
+        names = ("repositories", "tags", "present", "manifests", "linked", "copied", "fetched", "shared", "bytes")
+        counts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return {**counts, "problems": self.problems, "notes": self.notes, "listed_problems": self._listed}
+
+
+class RepositoryFilter:
+    """Decides which repositories of the old registry are imported."""
+
+    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
+        """`include`: patterns of names; empty: all names. `exclude`: patterns of names to leave out. Raises
+        ImportInvalid for a text that is not a pattern."""
+        try:
+            self._include = [NamePattern(text) for text in include]
+            self._exclude = [NamePattern(text) for text in exclude]
+        except ValueError as error:
+            raise ImportInvalid(str(error)) from None
+        self._unmatched = dict.fromkeys([*self._include, *self._exclude])
+
+    def takes(self, repo: RepositoryName) -> bool:
+        """Returns whether the repository is imported."""
+        included = [pattern for pattern in self._include if pattern.matches(repo)]
+        excluded = [pattern for pattern in self._exclude if pattern.matches(repo)]
+        for pattern in (*included, *excluded):
+            self._unmatched.pop(pattern, None)
+        return bool(included or not self._include) and not excluded
+
+    def unmatched(self) -> list[str]:
+        """Returns the patterns that have matched no repository so far."""
+        return list(self._unmatched)

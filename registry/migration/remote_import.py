@@ -1,0 +1,185 @@
+"""Copies the content of another registry over the network (`RemoteImport`): the work of jobs of the kind
+`import-remote`. It works with every registry that speaks the OCI distribution spec, and beside this registry's server.
+
+For each tag, a HEAD request tells the digest, so that a second run fetches only what changed. Referrers, such as
+signatures, come with their subject: through the referrers API, or as the tags that replace it (spec: "Referrers Tag
+Schema"). Manifests without a tag that neither an index nor a subject leads to cannot be found over the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import fields
+from typing import Any, Final
+
+from registry.config import Upstream
+from registry.migration.directory_import import STOPPING
+from registry.migration.image_writer import ImageWriter
+from registry.migration.import_report import ImportReport, RepositoryFilter
+from registry.migration.remote_registry import Pause, RemoteOptions, RemoteRegistry
+from registry.migration.workers import run_workers
+from registry.router import Router
+from storage.errors import ManifestUnknown, NameInvalid, RegistryError
+from storage.imports import ContentBroken, ImportInvalid, SourceDown
+from storage.jobs import JSON
+from storage.names import Digest, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobContext
+
+KIND: Final = "import-remote"
+"""The kind of the jobs."""
+MAX_JOBS: Final = 32
+"""Largest number of images that are imported at the same time."""
+
+
+class RemoteImport:
+    """One import over the network."""
+
+    def __init__(
+        self,
+        store: StoredRegistry,
+        router: Router,
+        source: RemoteRegistry,
+        report: ImportReport,
+        repositories: RepositoryFilter,
+        *,
+        actor: str,
+        overwrite: bool,
+        jobs: int,
+    ) -> None:
+        self._store = store
+        self._router = router
+        self._source = source
+        self._report = report
+        self._repositories = repositories
+        self._jobs = jobs
+        self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
+        self._has_referrers_api: bool | None = None
+        """None until the first image was imported."""
+        self._asking_for_api = asyncio.Lock()
+        self._is_any_listed = False
+        """Whether the old registry has named any repository."""
+
+    async def run(self, names: list[str] | None) -> None:
+        """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,
+        SourceDown, StorageFull, StorageFailed, JobStopped; what was imported stays."""
+        async with aclosing(self._images(names)) as images:
+            await run_workers(images, self._import_image, self._jobs)
+        await self._report.show_progress("", save_now=True)
+        if not self._is_any_listed:
+            self._report.note("", f"{self._source.host} lists no repositories: it may need another login")
+        for pattern in self._repositories.unmatched():
+            self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
+
+    async def _images(self, names: list[str] | None) -> AsyncGenerator[tuple[RepositoryName, Tag]]:
+        """Yields the tags to import. Reads the tags of a repository when the tags of the one before were taken."""
+        async for repo in self._chosen(names):
+            self._report.repositories += 1
+            try:
+                async for tag in self._source.tags(repo):
+                    yield repo, tag
+            except (*STOPPING, SourceDown):
+                raise
+            except RegistryError as error:
+                self._report.problem(repo, error.message)
+
+    async def _chosen(self, names: list[str] | None) -> AsyncIterator[RepositoryName]:
+        """Yields the repositories to import."""
+        async for name in self._source.repositories() if names is None else _iterate(names):
+            self._is_any_listed = True
+            try:
+                repo = RepositoryName(name)
+            except NameInvalid as error:
+                self._report.problem(name, error.message)
+                continue
+            if not self._repositories.takes(repo):
+                continue
+            if (upstream := self._router.naming.upstream_of(repo)) is not None:
+                self._report.problem(repo, f"its name belongs to the mirror of {upstream} here")
+                continue
+            yield repo
+
+    async def _import_image(self, image: tuple[RepositoryName, Tag]) -> None:
+        repo, tag = image
+        await self._report.show_progress(repo)
+        try:
+            digest = await self._source.resolve(repo, tag)
+            await self._writer.bring_tag(repo, tag, digest)
+            await self._bring_referrers(repo, digest, set())
+        except (*STOPPING, SourceDown):
+            raise
+        except RegistryError as error:
+            self._report.problem(repo, error.message, tag=tag)
+
+    async def _bring_referrers(self, repo: RepositoryName, digest: Digest, seen: set[Digest]) -> None:
+        """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
+        registry has no referrers API: then they have tags. `seen`: manifests that were done already."""
+        async with self._asking_for_api:
+            if self._has_referrers_api is None:
+                self._has_referrers_api = await self._source.has_referrers_api(repo, digest)
+        if not self._has_referrers_api:
+            return
+        waiting = [digest]
+        while waiting:
+            subject = waiting.pop()
+            if subject in seen:
+                continue
+            seen.add(subject)
+            async for referrer in self._source.referrers(repo, subject):
+                try:
+                    await self._writer.bring_untagged(repo, referrer)
+                except ContentBroken as error:
+                    self._report.problem(repo, error.message, digest=referrer)
+                else:
+                    waiting.append(referrer)
+            try:
+                stored = await self._store.get_manifest(repo, subject)
+            except ManifestUnknown:  # the tag stays as it was changed here
+                continue
+            waiting.extend(child.digest for child in stored.manifests if child.digest not in stored.blob_children)
+
+
+async def import_remote(
+    store: StoredRegistry,
+    router: Router,
+    context: JobContext,
+    configured: Sequence[Upstream] = (),
+    pause: Pause = asyncio.sleep,
+) -> JSON:
+    """The work of a job. Its arguments: the fields of `RemoteOptions`; `include` and `exclude`, lists of patterns;
+    `repositories`, a list of names (None: all); and `overwrite`. `configured`: the upstreams in the settings. `pause`
+    waits for a number of seconds before a retry. Returns the counts of `ImportReport`. Raises ImportInvalid,
+    SourceDown, StorageFull, StorageFailed, JobStopped."""
+    arguments = context.job.arguments
+    options = _options(arguments)
+    report = ImportReport(context)
+    repositories = RepositoryFilter(arguments.get("include") or (), arguments.get("exclude") or ())
+    async with aclosing(RemoteRegistry(store, options, report, configured, pause=pause)) as source:
+        running = RemoteImport(
+            store,
+            router,
+            source,
+            report,
+            repositories,
+            actor=context.job.actor,
+            overwrite=bool(arguments.get("overwrite")),
+            jobs=min(max(options.jobs, 1), MAX_JOBS),
+        )
+        await running.run(arguments.get("repositories"))
+    return report.result()
+
+
+def _options(arguments: Mapping[str, Any]) -> RemoteOptions:
+    """Returns the options among a job's arguments. Raises ImportInvalid."""
+    names = {field.name for field in fields(RemoteOptions)}
+    given = {name: value for name, value in arguments.items() if name in names and value is not None}
+    if "url" not in given:
+        raise ImportInvalid("the import has no URL")
+    return RemoteOptions(**given)
+
+
+async def _iterate(names: list[str]) -> AsyncIterator[str]:
+    for name in names:
+        yield name

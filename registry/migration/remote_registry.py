@@ -1,0 +1,251 @@
+"""The old registry as it is seen over the network (`RemoteRegistry`), by the same HTTP client that the mirrors use.
+
+Each request is retried with growing pauses. If the old registry fails again and again although nothing else worked in
+between, it is down, and the import ends (`SourceDown`): the next one continues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from registry.config import Upstream
+from registry.migration.import_report import ImportReport
+from registry.mirror.fill.download import Download
+from registry.mirror.fill.retry import AvoidedEndpoints
+from registry.mirror.fill.slots import ConnectionSlots, Demand
+from registry.mirror.upstream_client import UpstreamContentInvalid
+from registry.upstream.catalog import CatalogPage
+from registry.upstream.client import HttpUpstreamClient
+from registry.upstream.destinations import classify_address
+from registry.upstream.transport import UncheckedTrust
+from storage.content import Descriptor, Manifest
+from storage.errors import (
+    BlobUnknown,
+    Denied,
+    DigestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    PartialLost,
+    RegistryError,
+    SizeInvalid,
+    TooManyRequests,
+    UpstreamUnavailable,
+)
+from storage.imports import ContentBroken, ImportInvalid, SourceDown
+from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+
+T = TypeVar("T")
+Pause = Callable[[float], Awaitable[None]]
+RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
+"""Pauses before the second and later attempts of a request."""
+LONGEST_PAUSE_SECONDS: Final = 600.0
+"""Longest pause that the old registry may ask for (Retry-After)."""
+FAILURES_TO_END: Final = 8
+"""The import ends after this many requests in a row that failed in all attempts."""
+PAGE_SIZE: Final = 1000
+IDLE_TIMEOUT_SECONDS: Final = 60.0
+"""Time without a byte after which a request fails. Longer than the mirror's, because no client waits."""
+log = logging.getLogger("registry.migration")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOptions:
+    """How to reach the old registry. `password_env`: the environment variable with the password of `username`.
+    `ca_file`: authorities to trust instead of the system's. `insecure`: whether to accept every certificate. `jobs`:
+    how many images are imported at the same time."""
+
+    url: str
+    username: str | None = None
+    password_env: str | None = None
+    ca_file: str | None = None
+    insecure: bool = False
+    jobs: int = 4
+
+    def to_upstream(self, configured: Iterable[Upstream] = ()) -> Upstream:
+        """Returns the settings of an upstream for the HTTP client. `configured`: the upstreams in the settings. If the
+        URL is an endpoint of one of them, its login and its other settings are used, unless the options name others.
+        Raises ImportInvalid."""
+        host = urlsplit(self.url).netloc.rpartition("@")[2].lower()
+        values: dict[str, Any] = {}
+        for upstream in configured:
+            if self.url.rstrip("/") in upstream.endpoints:
+                values = upstream.model_dump(exclude_unset=True)
+        if self.username is not None:
+            for name in ("password_file", "docker_config"):
+                values.pop(name, None)
+            values |= {"username": self.username, "password_env": self.password_env}
+        if self.ca_file is not None:
+            values["ca_file"] = Path(self.ca_file)
+        values |= {
+            "name": "-".join(["import", *re.findall(r"[a-z0-9]+", host)])[:100].rstrip("-"),
+            "endpoints": [self.url],
+            "connections": min(max(2 * self.jobs, 4), 64),
+            "idle_timeout": IDLE_TIMEOUT_SECONDS,
+        }
+        try:
+            return Upstream.model_validate(values)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ImportInvalid(f"the old registry cannot be reached so: {reason}") from None
+
+
+class RemoteRegistry:
+    """The old registry. Implements `ContentSource`. Errors: ContentBroken (it does not have the content, or sends other
+    bytes), SourceDown, Denied, TooManyRequests and UpstreamUnavailable after all attempts."""
+
+    def __init__(
+        self,
+        store: StoredRegistry,
+        options: RemoteOptions,
+        report: ImportReport,
+        configured: Iterable[Upstream] = (),
+        *,
+        clock: Callable[[], float] = time.time,
+        pause: Pause = asyncio.sleep,
+    ) -> None:
+        """`configured`: the upstreams in the settings. `pause`: waits for a number of seconds."""
+        self._store = store
+        self._report = report
+        self._pause = pause
+        trust = UncheckedTrust() if options.insecure else None
+        upstream = options.to_upstream(configured)
+        self.host = urlsplit(upstream.endpoints[0]).netloc
+        self._client = HttpUpstreamClient(upstream, store.records, store.leases, clock, classify_address, trust)
+        self._slots = ConnectionSlots(store.leases, self._client)
+        self._failures_in_row = 0
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def repositories(self) -> AsyncIterator[str]:
+        """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it gives out no
+        list."""
+        page: CatalogPage | None = None
+        seen_urls: set[str] = set()
+        while page is None or page.next_url is not None:
+            previous = page
+            try:
+                page = await self._retry(lambda: self._client.catalog_page(previous))  # noqa: B023  awaited here
+            except (NameUnknown, Denied) as error:
+                raise ImportInvalid(
+                    f"{self.host} does not give out the list of its repositories ({error.message}); write their names "
+                    "into a file, one per line, and pass it with --repositories FILE"
+                ) from None
+            for name in page.names:
+                yield name
+            if page.next_url in seen_urls:
+                raise ImportInvalid(
+                    f"the list of repositories of {self.host} leads in a circle; write their names into a "
+                    "file, one per line, and pass it with --repositories FILE"
+                )
+            seen_urls.add(page.next_url or "")
+
+    async def tags(self, repo: RepositoryName) -> AsyncIterator[Tag]:
+        """Yields the tags of a repository. Raises ContentBroken if there is no such repository."""
+        after: str | None = None
+        while True:
+            try:
+                page = await self._retry(lambda: self._client.tags(repo, after, PAGE_SIZE))  # noqa: B023
+            except NameUnknown as error:
+                raise ContentBroken(f"{self.host} does not show its tags: {error.message}") from None
+            for tag in page.items:
+                yield tag
+            if not page.more:
+                return
+            after = page.items[-1]
+
+    async def resolve(self, repo: RepositoryName, reference: Reference) -> Digest:
+        """Returns the digest of a manifest, by a HEAD request."""
+        try:
+            return (await self._retry(lambda: self._client.resolve_manifest(repo, reference))).digest
+        except ManifestUnknown as error:
+            raise ContentBroken(error.message) from None
+
+    async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
+        try:
+            return await self._retry(lambda: self._client.get_manifest(repo, digest))
+        except (ManifestUnknown, UpstreamContentInvalid) as error:
+            raise ContentBroken(error.message) from None
+
+    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether the old registry can list the referrers of a manifest."""
+        return await self._retry(lambda: self._client.has_referrers_api(repo, digest))
+
+    async def referrers(self, repo: RepositoryName, subject: Digest) -> AsyncIterator[Digest]:
+        """Yields the digests of the manifests that refer to `subject`."""
+        after: str | None = None
+        while True:
+            try:
+                page = await self._retry(lambda: self._client.referrers(repo, subject, None, after, PAGE_SIZE))  # noqa: B023
+            except NameUnknown:
+                return
+            for descriptor in page.items:
+                yield descriptor.digest
+            if not page.more:
+                return
+            after = page.items[-1].digest
+
+    async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+        """Downloads a blob. Bytes that have arrived are kept if the download is interrupted, and the next one continues
+        after them."""
+        try:
+            await self._retry(lambda: self._download(repo, blob))
+        except BlobUnknown:
+            raise ContentBroken(f"{self.host} does not have the blob {blob.digest}") from None
+        except DigestInvalid:
+            raise ContentBroken(f"{self.host} sends other bytes for the blob {blob.digest}") from None
+        except SizeInvalid as error:
+            raise ContentBroken(
+                f"the blob {blob.digest} does not have the size that the manifest states: {error}"
+            ) from None
+        self._report.fetched += 1
+        self._report.bytes += blob.size
+
+    async def _download(self, repo: RepositoryName, blob: Descriptor) -> None:
+        with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
+            if not partial.is_owner:
+                raise PartialLost("another process downloads this blob from the old registry")
+            demand = Demand()
+            demand.request()
+            download = Download(
+                self._client, self._slots, repo, partial, demand, AvoidedEndpoints(), on_response=lambda: None
+            )
+            await download.run()
+            await partial.commit(repo)
+
+    async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Returns the result of `attempt`, which is repeated after errors that may pass. Raises its last error."""
+        for seconds in (*RETRY_SECONDS, None):
+            try:
+                result = await attempt()
+            except UpstreamContentInvalid:
+                self._failures_in_row = 0
+                raise
+            except (UpstreamUnavailable, TooManyRequests, PartialLost) as error:
+                if seconds is None:
+                    self._failures_in_row += 1
+                    if self._failures_in_row >= FAILURES_TO_END:
+                        raise SourceDown(f"{SourceDown.default} ({error.message})") from None
+                    raise
+                asked = getattr(error, "retry_after", None) or 0
+                await self._pause(min(max(seconds, asked), LONGEST_PAUSE_SECONDS))
+            except RegistryError:
+                self._failures_in_row = 0
+                raise
+            else:
+                self._failures_in_row = 0
+                return result
+        raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,93 @@
+"""Reads the list of all repositories of an upstream, page by page (`CatalogReader`). Many registries do not give it
+out; Docker Hub does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from registry.memory_budget import ShareScope
+from registry.upstream.destinations import loggable_origin
+from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
+from registry.upstream.rate_limits import RequestKind
+from registry.upstream.request_limits import MIB
+from registry.upstream.requester import UpstreamRequester
+from registry.upstream.upstream_lists import TAG_PAGE_BOUNDS, next_page_url
+from registry.upstream.upstream_responses import DocumentParser, UpstreamResponse
+from storage.errors import NameUnknown, UpstreamUnavailable
+from storage.json_bounds import load_bounded
+from storage.names import RepositoryName, shown
+
+NAMES_PER_PAGE: Final = 1000
+"""Number of names that are requested in one page. CNCF Distribution refuses larger numbers."""
+MAX_PAGE_BYTES: Final = 8 * MIB
+PAGE_TIMEOUT_SECONDS: Final = 300.0
+"""Time limit for one page. CNCF Distribution walks through its whole storage for each page."""
+CATALOG_SCOPE: Final = "registry:catalog:*"
+"""The scope of the token (token specification of Distribution)."""
+_NO_REPOSITORY: Final = RepositoryName("catalog")
+"""Stands for a repository where the requester counts the requests for one repository."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogPage:
+    """A page of the list of repositories. `names`: as the upstream wrote them. `next_url`: the URL of the next page;
+    None if this is the last one. `response`: the response with this page, without its body."""
+
+    names: Sequence[str]
+    next_url: str | None
+    response: UpstreamResponse
+
+
+class CatalogReader:
+    """Reads the list of repositories of one upstream."""
+
+    def __init__(self, requester: UpstreamRequester, parser: DocumentParser) -> None:
+        self._requester = requester
+        self._parser = parser
+
+    async def page(self, previous: CatalogPage | None) -> CatalogPage:
+        """Returns the page after `previous`; None: the first page. Raises NameUnknown if the upstream has no such list,
+        Denied if the login may not read it, and the errors of a failed upstream request."""
+
+        async def read(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> CatalogPage:
+            url = f"{endpoint.url}/v2/_catalog?n={NAMES_PER_PAGE}"
+            if previous is not None and previous.next_url is not None:
+                url = previous.next_url
+            with ShareScope() as memory:
+                response = await self._requester.request(
+                    *(endpoint, attempt, _NO_REPOSITORY, RequestKind.LIST, "GET", url),
+                    not_found_error=NameUnknown("it has no list of repositories"),
+                    max_bytes=MAX_PAGE_BYTES,
+                    accepted_statuses=(405, 501),
+                    linked_from=None if previous is None else previous.response,
+                    memory=memory,
+                    scope=CATALOG_SCOPE,
+                )
+                if response.status in (405, 501):
+                    raise NameUnknown("it has no list of repositories")
+                names = await self._parser.run(len(response.body), partial(_parse, response))
+            next_url = None if response.is_cross_origin else next_page_url(response.headers, response.url)
+            return CatalogPage(names, next_url, replace(response, body=b""))
+
+        return await self._requester.try_endpoints(
+            read, _NO_REPOSITORY, RequestKind.LIST, timeout_seconds=PAGE_TIMEOUT_SECONDS
+        )
+
+
+def _parse(response: UpstreamResponse) -> list[str]:
+    """Returns the names in the body of a response. Raises UpstreamUnavailable if it is not a list of names."""
+    server = loggable_origin(response.url)
+    try:
+        document = load_bounded(response.body, TAG_PAGE_BOUNDS)
+        names = document["repositories"] if isinstance(document, dict) else ""
+        if names is None:
+            return []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError
+    except (ValueError, LookupError, RecursionError):
+        start = shown(response.body[:80].decode(errors="replace"))
+        raise UpstreamUnavailable(f"{server} answers with something that is no list of repositories: {start}") from None
+    return names

@@ -1,0 +1,61 @@
+"""The interface of what an import of another registry needs to know and to change besides the content itself
+(`ImportRecords`): who changed a tag last, and when content was pushed at the other registry. Also the errors of
+imports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from storage.errors import RegistryError
+from storage.names import Digest, RepositoryName, Tag
+
+
+class ContentBroken(RegistryError):
+    """Content of the old registry is missing there, damaged, or of a type that is not accepted here."""
+
+    code = "CONTENT_BROKEN"
+    default = "the content is broken at the old registry"
+
+
+class ImportInvalid(RegistryError):
+    """The source of an import cannot be read, or an argument of the import is not valid."""
+
+    code = "IMPORT_INVALID"
+    default = "the import cannot begin"
+
+
+class SourceDown(RegistryError):
+    """The old registry does not answer any more, so the import has ended. What was imported stays."""
+
+    code = "SOURCE_DOWN"
+    default = "the old registry does not answer; run the import again later: it continues"
+
+
+@dataclass(frozen=True, slots=True)
+class TagChange:
+    """The latest change of a tag. `digest`: what the tag points at since then; None if the change deleted the tag.
+    `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of the
+    client, or the name of the work inside this program that changed it."""
+
+    digest: Digest | None
+    at: float
+    actor: str
+    program: str
+
+
+class ImportRecords(Protocol):
+    """What imports read and write besides content. Changes raise StorageFull, StorageFailed."""
+
+    async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> TagChange | None:
+        """Returns the latest change of a tag; None if there never was such a tag."""
+        ...
+
+    async def save_times(
+        self, repo: RepositoryName, digest: Digest, pushed: float | None, tags: Mapping[Tag, float]
+    ) -> None:
+        """Stores when a manifest was pushed and when its tags were set, at the registry from which they came. Times are
+        seconds since 1970; None: not known. A time later than the stored one changes nothing, nor does a tag that
+        points at another manifest meanwhile. The history of tags keeps the time of the import."""
+        ...

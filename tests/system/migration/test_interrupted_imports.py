@@ -1,0 +1,233 @@
+"""Imports that are killed, that meet another one, or that a server runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.client_images import MIB
+from tests.fakes.clients.registry_client import RegistryClient
+from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line, wait_for_output
+from tests.fakes.forked_process import ForkedProcess
+from tests.fakes.hub.hub import Hub, hub, repeated, union
+from tests.fakes.old_directory import OldDirectory
+from tests.fakes.real_upstreams import docker_registry
+from tests.fakes.same_content import assert_same_content
+from tests.fakes.server_process import running_server
+from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
+
+
+@pytest.fixture
+def content() -> UpstreamContent:
+    """Images of all kinds in three repositories, some layers in several of them."""
+    made = UpstreamContent()
+    for number in range(12):
+        amd64 = noise_image(f"amd64 {number // 2}", 300_000, docker=True)
+        arm64 = noise_image(f"arm64 {number}", 1000, 400_000)
+        image = index_of((amd64, "amd64"), (arm64, "arm64"), docker=bool(number % 2))
+        made.add(f"team/app-{number % 3}", image, str(number), "latest")
+    return made
+
+
+def start(*args: str | Path, folder: Path) -> ForkedProcess:
+    return ForkedProcess("registry", *map(str, args), cwd=folder, env=command_environment())
+
+
+def blob_count(data: Path) -> int:
+    return sum(1 for path in (data / "blobs" / "sha256").glob("*/*"))
+
+
+def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
+    """Kills the process when the data directory has so many blobs. Gives False if it ended before."""
+    while process.poll() is None:
+        if blob_count(data) >= count:
+            os.kill(process.pid, signal.SIGKILL)
+            return True
+        time.sleep(0.001)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["links", "copies", "network"])
+def test_killed_again_and_again(tmp_path: Path, content: UpstreamContent, way: str) -> None:
+    """Whenever an import is killed, the next one continues; in the end all is here, and nothing is left over."""
+    data = tmp_path / "data"
+    with docker_registry(tmp_path, content) as old, running_server(tmp_path) as server:
+        source = old.url if way == "network" else old.log.parent / "data"
+        command = ["import" if way == "network" else "import-registry", source, "--data", data]
+        command += ["--copy"] if way == "copies" else []
+        kills = 0
+        for count in (1, 9, 20, 31):
+            with start(*command, folder=tmp_path) as process:
+                kills += kill_at(process, data, count)
+                wait_for_output(process)
+        assert kills >= 3
+        result = json.loads(entrepot_output(*map(str, command), "--json", folder=tmp_path).splitlines()[-1])
+        assert result["problems"] == 0
+        assert assert_same_content(RegistryClient(old.address), RegistryClient(server.address)) > 30
+        assert list((data / "partials").iterdir()) == []
+        jobs = json.loads(entrepot_output("jobs", "list", "--json", "--data", str(data), folder=tmp_path))
+        assert [job["state"] for job in jobs] == ["done", *["failed"] * kills]
+        assert jobs[1]["message"] == "the process that ran it has ended"
+
+
+def test_a_killed_download_continues(tmp_path: Path) -> None:
+    """No byte of a blob that has arrived is fetched again."""
+    content = UpstreamContent()
+    image = content.add("team/app", noise_image("large", 24 * MIB), "1")
+    layer = image.layers[0].digest
+    names = tmp_path / "names"
+    names.write_text("# the repositories to move\nteam/app\n")
+    data = tmp_path / "data"
+    with hub(tmp_path, content, rate=4 * MIB, send_buffer=65536) as old:
+        command = ("import", old.url, "--repositories", names, "--data", data)
+        with start(*command, folder=tmp_path) as process:
+            while not (old.count(digest=layer) and _stored(data) > 6 * MIB):
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+            wait_for_output(process)
+        old.forget()
+        old.set(rate=0)
+        entrepot_output(*map(str, command), folder=tmp_path)
+        fetched = sum(stop - begin for begin, stop in union(old.sent(layer)))
+        assert fetched < 19 * MIB
+        assert repeated(old.sent(layer)) == []
+    with running_server(tmp_path) as server:
+        assert RegistryClient(server.address).blob("team/app", layer) == image.layers[0].read()
+
+
+def _stored(data: Path) -> int:
+    """Bytes of the disk that partial blobs take up."""
+    return sum(path.stat().st_blocks * 512 for path in (data / "partials").glob("*.data"))
+
+
+@pytest.fixture
+def stalling(tmp_path: Path) -> Iterator[Hub]:
+    """A registry whose answers wait for `release`."""
+    content = UpstreamContent()
+    content.add("team/app", noise_image("image", 10), "1")
+    with hub(tmp_path, content) as running:
+        running.fault(on="blob", stall=True, times=None)
+        yield running
+
+
+def test_two_at_once(tmp_path: Path, stalling: Hub) -> None:
+    """The second command says who is at work, and does no harm."""
+    (tmp_path / "names").write_text("team/app\n")
+    command = ("import", stalling.url, "--repositories", "names", "--data", "data")
+    with start(*command, folder=tmp_path) as first:
+        stalling.wait(1, "blob")
+        said = error_line(entrepot(*command, folder=tmp_path), 1)
+        assert "is running import-remote already (job 1, command, process " in said
+        assert "entrepot jobs stop 1" in said
+        stalling.clear()
+        stalling.release()
+        out, err = wait_for_output(first)
+    assert (first.returncode, err) == (0, "")
+    assert "tags: 1 imported" in out
+
+
+def test_ctrl_c_ends_an_import(tmp_path: Path, stalling: Hub) -> None:
+    """At once, with the job marked as stopped; the next import brings the rest."""
+    (tmp_path / "names").write_text("team/app\n")
+    command = ("import", stalling.url, "--repositories", "names", "--data", "data")
+    with start(*command, folder=tmp_path) as first:
+        stalling.wait(1, "blob")
+        first.send_signal(signal.SIGINT)
+        wait_for_output(first)
+    assert first.returncode == 130
+    [job] = json.loads(entrepot_output("jobs", "list", "--json", "--data", "data", folder=tmp_path))
+    assert (job["state"], job["message"]) == ("stopped", "it was interrupted")
+    stalling.clear()
+    stalling.release()
+    assert "tags: 1 imported" in entrepot_output(*command, folder=tmp_path)
+
+
+def test_the_server_runs_an_import(tmp_path: Path) -> None:
+    """The API queues a job, which a worker runs; a bad request names what is wrong."""
+    old = OldDirectory(tmp_path / "old")
+    image = old.push("team/app", noise_image("image", 1000), "1")
+    broken = old.push("team/app", noise_image("broken", 1000), "broken")
+    old.data(broken.layers[0].digest).unlink()
+    with running_server(tmp_path) as server:
+        wire = RegistryClient(server.address)
+
+        def post(path: str, body: object) -> tuple[int, Any]:
+            headers = {"Content-Type": "application/json"}
+            reply = wire.ask("POST", f"/api/v1/imports/{path}", json.dumps(body).encode(), headers)
+            return reply.status, reply.json()
+
+        status, refusal = post("directory", {"path": str(tmp_path)})
+        assert (status, refusal["errors"][0]["code"]) == (400, "IMPORT_INVALID")
+        assert "is no registry" in refusal["errors"][0]["message"]
+        status, refusal = post("directory", {"path": "old"})
+        assert (status, refusal["errors"][0]["message"]) == (400, "old is not an absolute path")
+        status, refusal = post("remote", {"url": "http://x:5000"})
+        assert (status, refusal["errors"][0]["code"]) == (400, "IMPORT_INVALID")
+        assert "is not an endpoint of an [[upstream]] in the settings" in refusal["errors"][0]["message"]
+
+        status, job = post("directory", {"path": str(old.path), "copy": True})
+        assert (status, job["kind"], job["arguments"]["copy"]) == (202, "import-registry", True)
+        while job["ended"] is None:
+            time.sleep(0.05)
+            job = wire.ask("GET", f"/api/v1/jobs/{job['id']}").json()
+        assert (job["state"], job["result"]["tags"], job["result"]["linked"]) == ("done", 1, 0)
+        assert job["result"]["copied"] >= 2
+        assert job["result"]["listed_problems"] == [
+            {
+                "repository": "team/app",
+                "tag": "broken",
+                "digest": broken.digest,
+                "reason": f"the file of the blob {broken.layers[0].digest} is missing",
+            }
+        ]
+        assert wire.manifest("team/app", "1").body == image.body
+
+
+def test_what_the_command_says(tmp_path: Path) -> None:
+    """Problems are lines on stderr, the summary is on stdout, and the exit code is 1."""
+    old = OldDirectory(tmp_path / "old")
+    old.push("team/app", noise_image("image", 1000), "1")
+    broken = old.push("team/app", noise_image("broken", 1000), "broken")
+    old.data(broken.layers[0].digest).unlink()
+    done = entrepot("import-registry", "old", folder=tmp_path)
+    assert done.returncode == 1
+    reason = f"the file of the blob {broken.layers[0].digest} is missing"
+    assert done.stderr.splitlines()[0] == f"problem: team/app:broken: {reason}"
+    assert done.stdout.splitlines()[0] == "repositories: 1; tags: 1 imported, 0 unchanged"
+    assert done.stdout.splitlines()[-1] == "1 problem: the lines above say what could not be imported"
+
+    old.push("team/app", noise_image("image", 1000), "2")
+    lines = [
+        json.loads(line) for line in entrepot("import-registry", "old", "--json", folder=tmp_path).stdout.splitlines()
+    ]
+    assert [line["event"] for line in lines if line["event"] != "note"] == ["imported", "problem", "done"]
+
+    for args, reason in (
+        (("import-registry", "none"), "is no directory"),
+        (("import", "http://127.0.0.1:1", "--include", "a b"), "is not a pattern of names"),
+        (("import", "http://127.0.0.1:1", "--repositories", "none"), "cannot be read: No such file or directory"),
+    ):
+        assert reason in error_line(entrepot(*args, folder=tmp_path), 1)
+    for args, reason in (
+        (("import", "file.tar"), "is not the URL of a registry"),
+        (("import", "http://127.0.0.1:1", "--username", "ann"), "belong together"),
+    ):
+        assert reason in error_line(entrepot(*args, folder=tmp_path), 2)
+
+
+def test_settings_are_translated(tmp_path: Path) -> None:
+    (tmp_path / "config.yml").write_text("version: 0.1\nhttp: {addr: ':5000'}\n")
+    out = entrepot_output("import-config", "config.yml", folder=tmp_path, REGISTRY_LOG_LEVEL="warn")
+    assert 'log_level = "warning"' in out
+    assert entrepot_output("import-config", "-", folder=tmp_path, given="log: {level: error}").endswith('"error"\n')
+    assert "is not YAML" in error_line(entrepot("import-config", "-", folder=tmp_path, given="{"), 1)
+    assert "cannot be read" in error_line(entrepot("import-config", "none", folder=tmp_path), 1)

@@ -1,0 +1,90 @@
+"""Imports from registries that need more than a URL: TLS, logins, another Entrepot."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.certificate_authority import certificates
+from tests.fakes.clients.registry_client import RegistryClient
+from tests.fakes.commands import entrepot, entrepot_output
+from tests.fakes.real_upstreams import docker_registry, push, slow_link
+from tests.fakes.same_content import assert_same_content, catalog
+from tests.fakes.server_process import running_server
+from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
+
+
+@pytest.fixture
+def content() -> UpstreamContent:
+    made = UpstreamContent()
+    image = made.add("team/app", index_of((noise_image("a", 1000), "amd64"), (noise_image("b", 10), "arm64")), "1")
+    made.add("team/app", noise_image("signature", 10, subject=image))
+    made.add("other", noise_image("other", 10, docker=True), "1")
+    return made
+
+
+def test_tls(tmp_path: Path, content: UpstreamContent) -> None:
+    """A certificate of one's own making needs its authority, or `--insecure`."""
+    bundle = certificates(tmp_path)
+    with docker_registry(tmp_path, content) as old, slow_link(tmp_path, old.url, certificates=bundle) as link:
+        names = tmp_path / "names"
+        names.write_text("other\n")
+        command = ("import", link.url, "--repositories", names)
+        trusts = [["--ca-file", str(bundle.authority)], ["--insecure"]]
+        for number, trust in enumerate(trusts):
+            out = entrepot_output(*map(str, [*command, *trust]), "--data", str(number), folder=tmp_path)
+            assert "tags: 1 imported" in out
+
+
+def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent) -> None:
+    """Its list of repositories and its referrers come with the login, and only what the account may see."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    with running_server(folder) as old:
+        push(old.address, content)
+    data = ("--data", str(folder / "data"))
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", *data, folder=folder, given=PASSWORD)
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    with running_server(folder) as old, running_server(tmp_path / "new") as new:
+        command = ("import", old.url, "--data", new.data)
+        nothing = entrepot(*command, folder=tmp_path)
+        assert nothing.stdout.startswith("repositories: 0;")
+        assert nothing.stderr == f"note: {old.address} lists no repositories: it may need another login\n"
+
+        login = ("--username", ADMIN, "--password-file", "password", "--json")
+        out = entrepot_output(*map(str, command), *login, folder=tmp_path)
+        result = json.loads(out.splitlines()[-1])
+        assert (result["repositories"], result["tags"], result["problems"]) == (2, 2, 0)
+        basic = "Basic " + base64.b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
+        old_wire, new_wire = RegistryClient(old.address, basic), RegistryClient(new.address)
+        assert assert_same_content(old_wire, new_wire) >= 8
+        subject = old_wire.digest("team/app", "1")
+        assert len(new_wire.ask("GET", f"/v2/team/app/referrers/{subject}").json()["manifests"]) == 1
+        assert PASSWORD not in entrepot_output("jobs", "list", "--json", "--data", str(new.data), folder=tmp_path)
+
+
+def test_the_server_copies_from_an_upstream(tmp_path: Path, content: UpstreamContent) -> None:
+    """The API imports from the upstreams in the settings, and a job that a restart interrupted is continued."""
+    with docker_registry(tmp_path, content) as old:
+        config = tmp_path / "entrepot.toml"
+        config.write_text(f'[[upstream]]\nname = "old.test"\nendpoints = ["{old.url}"]\n')
+        with running_server(tmp_path, "--config", str(config)) as server:
+            wire = RegistryClient(server.address)
+            body = json.dumps({"url": old.url, "include": ["team/**"]}).encode()
+            reply = wire.ask("POST", "/api/v1/imports/remote", body, {"Content-Type": "application/json"})
+            assert reply.status == 202, reply.body
+            job = reply.json()
+            server.kill()
+        with running_server(tmp_path, "--config", str(config)) as server:
+            wire = RegistryClient(server.address)
+            while job["ended"] is None:
+                time.sleep(0.05)
+                job = wire.ask("GET", f"/api/v1/jobs/{job['id']}").json()
+            assert (job["state"], job["message"]) == ("done", "")
+            assert catalog(wire) == ["team/app"]
+            assert wire.digest("team/app", "1") == RegistryClient(old.address).digest("team/app", "1")

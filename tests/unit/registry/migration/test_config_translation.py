@@ -1,0 +1,213 @@
+"""The settings of a registry:2 become settings of this registry, or a sentence on why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.config import Settings
+from registry.config.settings_sources import load_settings
+from registry.migration.config_translation import translate
+from storage.imports import ImportInvalid
+
+DEBIAN = """
+version: 0.1
+log:
+  fields:
+    service: registry
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: /var/lib/docker-registry
+  delete:
+    enabled: true
+http:
+  addr: :5000
+  headers:
+    X-Content-Type-Options: [nosniff]
+auth:
+  htpasswd:
+    realm: basic-realm
+    path: /etc/docker/registry
+health:
+  storagedriver:
+    enabled: true
+    interval: 10s
+    threshold: 3
+"""
+
+FULL = """
+version: 0.1
+log: {level: warn, formatter: json, accesslog: {disabled: true}, hooks: [{type: mail, levels: [panic]}]}
+storage:
+  s3: {region: us-east-1, bucket: images, accesskey: AKIASECRET, secretkey: VERYSECRET}
+  redirect: {disable: true}
+  maintenance:
+    uploadpurging: {enabled: true, age: 72h, interval: 24h, dryrun: false}
+    readonly: {enabled: true}
+http:
+  addr: 127.0.0.1:443
+  host: https://registry.example.com
+  secret: HTTPSECRET
+  draintimeout: 90s
+  tls:
+    certificate: /etc/tls/cert.pem
+    key: /etc/tls/key.pem
+    clientcas: [/etc/tls/ca.pem, /etc/tls/more.pem]
+    clientauth: verify-client-cert-if-given
+    minimumtls: tls1.3
+  debug: {addr: ':5001', prometheus: {enabled: true}}
+auth: {token: {realm: 'https://auth/token', service: registry, issuer: auth, rootcertbundle: /etc/certs/bundle}}
+notifications: {endpoints: [{name: hook, url: 'https://hook', headers: {Authorization: [Bearer HOOKSECRET]}}]}
+redis: {addr: 'redis:6379', password: REDISSECRET}
+proxy: {remoteurl: 'https://registry-1.docker.io', username: ann, password: HUBSECRET, ttl: 168h}
+validation: {manifests: {urls: {allow: ['^https://']}}}
+nonsense: {key: 1}
+"""
+
+
+def load(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings in a translated file."""
+    monkeypatch.delenv("ENTREPOT_CONFIG", raising=False)
+    file = tmp_path / "entrepot.toml"
+    file.write_text(text)
+    return load_settings({}, file).settings
+
+
+def comments(text: str) -> dict[str, str]:
+    """What the comments at the end say, by key."""
+    lines = text.partition("# Without a counterpart:\n")[2].splitlines()
+    return {key: reason for key, _, reason in (line.removeprefix("# ").partition(": ") for line in lines)}
+
+
+def test_the_settings_of_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = translate(DEBIAN, {})
+    settings = load(tmp_path, text, monkeypatch)
+    assert (settings.listen, settings.delete, settings.insecure_open) == ("0.0.0.0:5000", True, False)
+    assert settings.auth.htpasswd == Path("/etc/docker/registry")
+    assert "entrepot import-registry /var/lib/docker-registry" in text
+    assert "entrepot grant add '**' pull,push,delete authenticated" in text
+    assert set(comments(text)) == {
+        "log.fields.service",
+        "storage.cache.blobdescriptor",
+        "http.headers.X-Content-Type-Options.0",
+        "auth.htpasswd.realm",
+        "health.storagedriver.enabled",
+        "health.storagedriver.interval",
+        "health.storagedriver.threshold",
+    }
+
+
+def test_all_kinds_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = translate(FULL, {})
+    settings = load(tmp_path, text, monkeypatch)
+    assert settings.log_level == "warning"
+    assert (settings.delete, settings.read_only, settings.uploads.expire) == (False, True, 72 * 3600)
+    assert (settings.listen, settings.public_url) == ("127.0.0.1:443", "https://registry.example.com")
+    assert settings.shutdown_grace == 90
+    tls = settings.tls
+    assert (tls.certificate, tls.key) == (Path("/etc/tls/cert.pem"), Path("/etc/tls/key.pem"))
+    assert (tls.client_ca, tls.client_auth) == (Path("/etc/tls/ca.pem"), "optional")
+    [upstream] = settings.upstream
+    assert (upstream.name, upstream.default, upstream.username) == ("docker.io", True, "ann")
+    assert upstream.endpoints == ["https://registry-1.docker.io"]
+    said = comments(text)
+    assert "entrepot import http://OLD:5000" in said["storage.s3.bucket"]
+    assert "[[issuer]]" in said["auth.token.realm"]
+    assert "does not send notifications" in said["notifications.endpoints.0.url"]
+    assert said["nonsense.key"] == "no key of a CNCF Distribution registry, as far as is known"
+    assert "append the other files" in said["http.tls.clientcas"]
+
+
+def test_no_secret_is_written() -> None:
+    assert "SECRET" in FULL
+    assert "SECRET" not in translate(FULL, {})
+
+
+def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the old registry, their values are YAML, and `REGISTRY_AUTH=htpasswd` chooses a kind."""
+    variables = {
+        "REGISTRY_HTTP_ADDR": "[::]:443",
+        "REGISTRY_STORAGE_DELETE_ENABLED": "false",
+        "REGISTRY_AUTH": "htpasswd",
+        "REGISTRY_AUTH_HTPASSWD_PATH": "/auth/htpasswd",
+        "REGISTRY_AUTH_HTPASSWD_REALM": "x",
+        "REGISTRY_LOG_LEVEL": "debug",
+        "REGISTRY_PORT_5000_TCP_ADDR": "10.0.0.1",  # by Kubernetes
+        "REGISTRY_SERVICE_HOST": "10.0.0.1",
+        "PATH": "/bin",
+    }
+    text = translate(DEBIAN, variables)
+    settings = load(tmp_path, text, monkeypatch)
+    assert (settings.listen, settings.delete, settings.log_level) == ("[::]:443", False, "debug")
+    assert settings.auth.htpasswd == Path("/auth/htpasswd")
+    assert "10.0.0.1" not in text
+
+    settings = load(tmp_path, translate("", variables), monkeypatch)
+    assert (settings.listen, settings.auth.htpasswd) == ("[::]:443", Path("/auth/htpasswd"))
+
+
+def test_an_open_registry_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without logins the old registry lets everybody push, which this one does only if it is told to."""
+    text = translate("version: 0.1\nhttp: {addr: ':5000'}", {})
+    assert load(tmp_path, text, monkeypatch).insecure_open
+    text = translate("version: 0.1\nhttp: {addr: 'localhost:5000'}", {})
+    assert not load(tmp_path, text, monkeypatch).insecure_open
+
+
+def test_another_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = translate("proxy: {remoteurl: 'http://mirror.corp:5000/'}", {})
+    [upstream] = load(tmp_path, text, monkeypatch).upstream
+    assert (upstream.name, upstream.endpoints) == ("mirror.corp", ["http://mirror.corp:5000"])
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("http: {addr: /run/registry.sock, net: unix}", "http.addr"),
+        ("http: {host: 'https://x/path'}", "http.host"),
+        ("http: {draintimeout: 5 parsecs}", "http.draintimeout"),
+        ("http: {tls: {clientauth: request-client-cert}}", "http.tls.clientauth"),
+        ("log: {level: loud}", "log.level"),
+        ("proxy: {remoteurl: nonsense}", "proxy.remoteurl"),
+        ("proxy: {remoteurl: 'http://[x'}", "proxy.remoteurl"),
+        ("http: {host: 'http://x:y'}", "http.host"),
+        ('"a\\nread_only = true": 1', "a\\nread_only = true"),
+        ("auth: {silly: {realm: x}}", "auth.silly.realm"),
+        ("storage: {inmemory: }", "storage.inmemory"),
+    ],
+)
+def test_values_without_a_counterpart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, key: str) -> None:
+    text = translate(line, {})
+    assert key in comments(text)
+    load(tmp_path, text, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1", "contains no settings of a registry"),
+        ("", "nothing to translate"),
+        ("[" * 900, "nested too deeply"),
+        ("{a: " * 30 + "1" + "}" * 30, "nested too deeply"),
+        ("a: &a [1,2,3,4,5,6,7,8,9]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d]", "more than 10000 keys"),
+    ],
+)  # fmt: skip
+def test_bad_files(text: str, reason: str) -> None:
+    with pytest.raises(ImportInvalid, match=reason) as raised:
+        translate(text, {})
+    assert "\n" not in raised.value.message
+
+
+def test_hostile_values_stay_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value with quotes and newlines cannot add settings."""
+    text = translate('storage: {filesystem: {rootdirectory: "x\\nread_only = true"}}\n'
+                     'http: {tls: {certificate: "a\\"\\nkey = \\"b"}, addr: "h\\nx:5000"}', {})  # fmt: skip
+    settings = load(tmp_path, text, monkeypatch)
+    assert not settings.read_only
+    assert settings.tls.certificate == Path('a"\nkey = "b')
+    assert settings.tls.key is None
