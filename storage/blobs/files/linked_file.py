@@ -60,8 +60,6 @@ class LinkedFile:
                 if error.errno in DISK_FULL_ERRNOS:
                     raise
                 return f"the system does not link it: {error.strerror}"
-            if not os.path.samestat(os.stat(link), os.fstat(self._fd)):
-                return "the file was replaced meanwhile"
             target = layout.path_of(self.place)
             system.rename(link, target)
             sync_directory(system, target.parent)

@@ -110,12 +110,13 @@ async def test_a_large_blob_whose_file_is_cut(stored: StoredRegistry) -> None:
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
 async def test_a_blob_whose_file_is_gone(client: AsgiClient, stored: StoredRegistry, data: bytes) -> None:
-    """It is a 500 that says what to do."""
+    """It is a 404 that says what to do, so that a client's HEAD before a push makes the client upload the blob."""
     blob = await push(stored, data)
     file_of(stored, blob).unlink()
     answer = await client("GET", f"{V2}/blobs/{blob.digest}")
-    assert (answer.status, answer.code) == (500, "STORAGE_FAILED")
-    assert "push it again" in answer.json["errors"][0]["message"]
+    assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
+    assert "push the image again" in answer.json["errors"][0]["message"]
+    assert (await client("HEAD", f"{V2}/blobs/{blob.digest}")).status == 404
 
 
 async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
