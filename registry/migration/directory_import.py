@@ -83,15 +83,14 @@ class DirectorySource:
 
     async def _link(self, repo: RepositoryName, digest: Digest, size: int, fd: int) -> bool:
         """Makes the open file a blob by a hard link. Returns False if it has to be copied. Raises ContentBroken."""
-        path = self._directory.blob_path(digest)
         if not self._may_link:
             return False
         is_checked = False
         try:
-            self._store.blobs.link_file(path, fd, digest, size)  # before the file is read, which takes long
+            self._store.blobs.link_file(fd, digest, size)  # before the file is read, which takes long
             is_checked = True
             await self._verify(digest, fd)
-            await self._store.link_blob(repo, digest, size, path, fd)
+            await self._store.link_blob(repo, digest, size, fd)
         except LinkRefused as refusal:
             # If the system refuses one link, it will probably refuse the others. Then no other file is read in vain.
             if is_checked:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from storage.content import Span
@@ -207,12 +206,12 @@ class BlobStore(Protocol):
         """Returns the sessions for which the store has any data, and when each last changed (seconds since 1970)."""
         ...
 
-    def link_file(self, path: Path, fd: int, digest: Digest, size: int) -> VerifiedContent:
-        """Returns content that is a file of another program, without a copy of its bytes. `path`: the file. `fd`: the
-        file opened for reading; the caller has read its `size` bytes and found that they have this digest, and closes
-        `fd` after `VerifiedContent.publish` has returned. `publish` also raises LinkRefused. The bytes of the file must
-        never change after this call; the other program may delete the file. Raises LinkRefused if the store cannot
-        share files with other programs."""
+    def link_file(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
+        """Returns content that is a file of another program, without a copy of its bytes. `fd`: the file, opened for
+        reading; the caller has read its `size` bytes and found that they have this digest, and closes `fd` after
+        `VerifiedContent.publish` has returned. `publish` also raises LinkRefused. The bytes of the file must never
+        change after this call; the other program may delete the file. Raises LinkRefused if the store cannot share
+        files with other programs."""
         ...
 
     async def remove(self, place: str) -> None:

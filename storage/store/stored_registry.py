@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from storage.accounts import Accounts
 from storage.backups import Snapshots
@@ -248,12 +247,11 @@ class StoredRegistry:
         finally:
             await writer.aclose()
 
-    async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, path: Path, fd: int) -> None:
-        """Makes a blob of `repo` from a file of another program without copying its bytes. `path`: the file. `fd`: the
-        file opened for reading, of whose `size` bytes the caller has verified the digest. Raises LinkRefused if that is
-        not possible or not safe; then the caller pushes the bytes with `start_upload`. Raises StorageFull,
-        StorageFailed."""
-        await self._publication.commit_content(repo, self.blobs.link_file(path, fd, digest, size))
+    async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, fd: int) -> None:
+        """Makes a blob of `repo` from a file of another program without copying its bytes. `fd`: the file, opened for
+        reading, of whose `size` bytes the caller has verified the digest. Raises LinkRefused if that is not possible or
+        not safe; then the caller pushes the bytes with `start_upload`. Raises StorageFull, StorageFailed."""
+        await self._publication.commit_content(repo, self.blobs.link_file(fd, digest, size))
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor

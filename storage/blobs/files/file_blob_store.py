@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from storage.blobs.blob_store import BytesMissing, ContentCheck, ListedBlob, OnRead, QuarantinedBytes
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
@@ -159,10 +158,10 @@ class FileBlobStore:
 
         return await self._disk.run(scan)
 
-    def link_file(self, path: Path, fd: int, digest: Digest, size: int) -> LinkedFile:
-        """Returns content that is a hard link to the file at `path`. `fd`: the open file, whose bytes the caller has
-        verified. Raises LinkRefused if the file is on another file system, or if another user could change it."""
-        return LinkedFile(self._disk, path, fd, digest, size)
+    def link_file(self, fd: int, digest: Digest, size: int) -> LinkedFile:
+        """Returns content that is a hard link to the open file `fd`, whose bytes the caller has verified. Raises
+        LinkRefused if the file is on another file system, or if another user could change it."""
+        return LinkedFile(self._disk, fd, digest, size)
 
     async def remove(self, place: str) -> None:
         """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any

@@ -28,13 +28,12 @@ class LinkedFile:
     """Implements `VerifiedContent` for a file of another program, whose digest the caller has verified. `place`: the
     path that the link will have, relative to the data directory."""
 
-    def __init__(self, disk: Disk, path: Path, fd: int, digest: Digest, size: int) -> None:
+    def __init__(self, disk: Disk, fd: int, digest: Digest, size: int) -> None:
         """`fd`: the open file; the caller closes it. Raises LinkRefused if the file must not be linked."""
         self.digest = digest
         self.size = size
         self.place = disk.layout.blob_place(digest)
         self._disk = disk
-        self._path = path
         self._fd = fd
         _check_private(fd, disk.layout.uploads)
 

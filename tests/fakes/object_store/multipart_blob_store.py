@@ -280,7 +280,7 @@ class MultipartBlobStore:
             return [(UploadID(upload), modified) for upload, modified in found.items()]
         raise AssertionError(f"{found} are not all sessions")
 
-    def link_file(self, path: Path, fd: int, digest: Digest, size: int) -> VerifiedContent:
+    def link_file(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
         raise LinkRefused("a bucket has no files")
 
     async def remove(self, place: str) -> None:

@@ -71,7 +71,7 @@ def opened(path: Path | str) -> Iterator[int]:
 
 async def link(store: StoredRegistry, file: Path) -> None:
     with opened(file) as fd:
-        await store.link_blob(REPO, DIGEST, len(BODY), file, fd)
+        await store.link_blob(REPO, DIGEST, len(BODY), fd)
 
 
 def assert_same_file(one: Path, other: Path) -> None:
@@ -122,7 +122,7 @@ async def test_another_file_of_the_same_name(store: StoredRegistry, file: Path, 
     with opened(file) as fd:
         replace_file(file, b"other bytes")
         with pytest.raises(LinkRefused, match="the system does not link it"):
-            await store.link_blob(REPO, DIGEST, len(BODY), file, fd)
+            await store.link_blob(REPO, DIGEST, len(BODY), fd)
     assert_missing(here)
     assert_nothing_left(tmp_path)
 
