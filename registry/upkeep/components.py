@@ -61,7 +61,7 @@ def upkeep_components(
     works["import-registry"] = partial(_import_directory, store, router)
     works["import-remote"] = partial(_import_remote, settings, store, router)
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
-    judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention)
+    judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention, store.immutable_tags)
     works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)
     preview = RetentionPreview(judge, store.retention, clock)
     return UpkeepComponents(settings, store, router, works, evictor, preview)
