@@ -25,6 +25,13 @@ class TagNotFrozen(RegistryError):
     default = "the tag is not frozen"
 
 
+class TagFrozen(RegistryError):
+    """A frozen tag needs what would be deleted."""
+
+    code = "TAG_FROZEN"
+    default = "the tag is frozen"
+
+
 @dataclass(frozen=True, slots=True)
 class Sighting:
     """`digest` holds an upstream's tag from `since` until the next sighting of the tag."""
@@ -88,9 +95,9 @@ class UpstreamTags(Protocol):
         the tag that `after` names, in the form `REPOSITORY:TAG`."""
         ...
 
-    async def frozen_digests(self, repo: RepositoryName) -> frozenset[Digest]:
-        """Returns the digests at which tags of the repository are frozen. Nothing may evict their manifests from the
-        cache, nor what these refer to."""
+    async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
+        """Returns the frozen tags of the repository. Nothing may evict their manifests from the cache, nor what these
+        refer to."""
         ...
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:

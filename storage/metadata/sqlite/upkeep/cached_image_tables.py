@@ -171,8 +171,8 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest,))
-        delete_manifest(db, image.name, Digest(digest), by, now)
+        # Not restorable: the next pull fetches it from the upstream, and a copy here would keep its blobs.
+        delete_manifest(db, image.name, Digest(digest), by, now, restorable=False)
     freed = 0
     for blob, digest, size in blobs:
         if not is_referenced(db, image.repository, Digest(digest)):
