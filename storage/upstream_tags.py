@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from storage.content import Actor, Page
-from storage.errors import RegistryError
+from storage.errors import Denied, RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
 
@@ -25,10 +25,9 @@ class TagNotFrozen(RegistryError):
     default = "the tag is not frozen"
 
 
-class TagFrozen(RegistryError):
+class TagFrozen(Denied):
     """A frozen tag needs what would be deleted."""
 
-    code = "TAG_FROZEN"
     default = "the tag is frozen"
 
 
