@@ -16,9 +16,23 @@ from typing import Protocol
 
 from storage.content import Actor
 from storage.names import Digest, RepositoryName, Tag
+from storage.upstream_tags import Sighting
 
 IsKept = Callable[[RepositoryName], bool]
 """Returns whether the images of a repository are never evicted."""
+
+
+ServedInstead = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
+"""Returns, for an upstream's tag with these sightings, the digest that is served while a cooldown holds back the newest
+one; None: no digest is held back, or none is served. Called in a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cooldowns:
+    """The cooldowns of all upstreams. `longest`: in seconds."""
+
+    longest: float
+    served_instead: ServedInstead
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +64,13 @@ class EvictionRules:
     """What is not evicted. `is_kept`: tells the repositories whose images stay. `downloading`: the digests of blobs
     that are being downloaded now; an image that refers to one of them stays. `incomplete_since`: an image that lacks
     some of its blobs stays if it was pulled after this time (seconds since 1970), because a client may be pulling
-    it. Images that a frozen tag points at stay in any case."""
+    it. `cooldowns`: an image that one of them serves instead of a newer one stays, because the upstream may no longer
+    have it; None: there are none. Images that a frozen tag points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]
     incomplete_since: float
+    cooldowns: Cooldowns | None = None
 
 
 class CachedImages(Protocol):

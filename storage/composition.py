@@ -189,12 +189,7 @@ async def open_registry(
     change. `min_free`: how much of the disk stays free, because pushes are refused before; None: pushes are refused
     only on a full disk. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's
     current boot in tests. `open_content`: opens the blob store and the store of partial blobs. Raises StorageFull,
-    StorageFailed.
-    open it for changes (see `StoredRegistry.is_read_only`). `min_free`: how much of the disk stays free, because pushes
-    are refused before; None: pushes are refused only on a full disk. `clock`: returns the time in seconds since 1970.
-    `boot`: replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store
-    of partial blobs. Raises StorageFull, StorageFailed.
-    """
+    StorageFailed."""
     layout = layout_of(data)
     system = system or System()
     boot = boot_id() if boot is None else boot

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from storage.content import Actor
 from storage.names import Digest, RepositoryName, Tag
+from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_PAGE_ROWS: Final = 500
 """Largest number of tags or manifests that one call reads."""
@@ -83,7 +84,12 @@ class UntaggedPage:
 class Retention(Protocol):
     """Reads the tags and manifests of one repository at a time, in pages, and deletes what was judged. Reads run in a
     thread. All methods take stored names, and may raise StorageFailed. A repository without content has no tags and no
-    manifests."""
+    manifests.
+
+    A deleted tag, and a deleted manifest for the grace period of garbage collection, can be put back
+    (`storage.tag_history`), except that a full disk may have no space to keep a deleted manifest. What an immutable tag
+    needs is never deleted: its manifest has a tag, an index lists the manifests below it, and their referrers have
+    their subjects."""
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         """Returns the position of the last of the newest `count` tags; None if there are fewer tags."""
@@ -98,9 +104,11 @@ class Retention(Protocol):
         further pages."""
         ...
 
-    async def delete_tag(self, repo: RepositoryName, judged: TagFacts, by: Actor) -> bool:
-        """Deletes a tag, unless it has been pushed, moved, deleted or pulled since it was judged. Its manifest stays.
-        Returns whether it deleted the tag."""
+    async def delete_tag(
+        self, repo: RepositoryName, judged: TagFacts, by: Actor, is_immutable: IsImmutable = nothing_immutable
+    ) -> bool:
+        """Deletes a tag, unless it is immutable, or has been pushed, moved, deleted or pulled since it was judged. Its
+        manifest stays. Returns whether it deleted the tag."""
         ...
 
     async def delete_untagged(

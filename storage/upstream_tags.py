@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from storage.content import Actor, Page
-from storage.errors import RegistryError
+from storage.errors import Denied, RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
 
@@ -23,6 +23,12 @@ class TagNotFrozen(RegistryError):
 
     code = "TAG_NOT_FROZEN"
     default = "the tag is not frozen"
+
+
+class TagFrozen(Denied):
+    """A frozen tag needs what would be deleted."""
+
+    default = "the tag is frozen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +94,9 @@ class UpstreamTags(Protocol):
         the tag that `after` names, in the form `REPOSITORY:TAG`."""
         ...
 
-    async def frozen_digests(self, repo: RepositoryName) -> frozenset[Digest]:
-        """Returns the digests at which tags of the repository are frozen. Nothing may evict their manifests from the
-        cache, nor what these refer to."""
+    async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
+        """Returns the frozen tags of the repository. Nothing may evict their manifests from the cache, nor what these
+        refer to."""
         ...
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:

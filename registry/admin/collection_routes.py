@@ -20,6 +20,11 @@ class CollectionRequest(models.BodyModel):
     """A garbage collection to start."""
 
     dry_run: bool = Field(default=False, description="Remove nothing, and list what a collection would remove")
+    strays: bool = Field(
+        default=False,
+        description="Look for stray files among all blobs, which takes long in a large store, and not only in a "
+        "part of them",
+    )
 
 
 class CheckRequest(models.BodyModel):
@@ -31,11 +36,10 @@ class CheckRequest(models.BodyModel):
 
 @router.post("/gc", tags=["upkeep"], status_code=202)
 async def collect_garbage(caller: AdminCaller, request: CollectionRequest) -> JobResponse:
-    """Starts a full round of garbage collection. Its result, at `/jobs/{job}`, has the number and the bytes of what was
+    """Starts a round of garbage collection. Its result, at `/jobs/{job}`, has the number and the bytes of what was
     removed, by kind; after a dry run also the first thousand things that would be removed, with the reasons."""
-    job = await caller.upkeep.store.jobs.add(
-        GC, {"dry_run": request.dry_run}, actor=caller.actor.name, is_resumable=True
-    )
+    arguments = {"dry_run": request.dry_run, "strays": request.strays}
+    job = await caller.upkeep.store.jobs.add(GC, arguments, actor=caller.actor.name, is_resumable=True)
     return JobResponse.from_stored(job)
 
 

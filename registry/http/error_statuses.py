@@ -91,6 +91,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     jobs.JobRunning: 409,
     jobs.JobStopped: 409,
     upstream_tags.TagNotFrozen: 404,
+    upstream_tags.TagFrozen: 403,
     backups.BackupFailed: 500,
     backups.BackupTargetUnknown: 409,
     backups.ImageFileFailed: 500,

@@ -20,6 +20,7 @@ from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import immutable_tag_denied
 
 IMPORT_PROGRAM: Final = "entrepot import"
 """What the history of tags says as the program of a change that an import has made."""
@@ -73,11 +74,14 @@ class ImageWriter:
     ) -> None:
         """Points a tag at the manifest with this digest, and stores that manifest with all below it. Does nothing if
         the tag points at it already. `pushed` and `set_at`: when the manifest was pushed and the tag set at the old
-        registry, in seconds since 1970. Raises ContentBroken, and errors of the source and the store."""
+        registry, in seconds since 1970. Raises ContentBroken, Denied if the tag is immutable and points at another
+        manifest, and errors of the source and the store."""
         current = await self._digest(repo, tag)
         if current == digest:
             self._report.present += 1
             return
+        if current is not None and self._store.immutable_tags.is_immutable(repo, tag):
+            raise immutable_tag_denied(repo, tag, current)  # before the content is brought in vain
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
             done = "deleted" if change.digest is None else "set"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
@@ -84,6 +84,15 @@ class ServedTags:
                 return None
             sightings = [Sighting(now, cached.digest)]
         return choose_digest(sightings, cooldown, now, serves_new=self._serves_new)
+
+    def served_instead(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
+        """Returns the digest that is served for a tag with these sightings while the cooldown holds back the newest
+        one; None: it holds nothing back, or serves nothing. Reads no store, so it can be called in any thread."""
+        cooldown = self.cooldown(repo, tag)
+        if not cooldown or not sightings:
+            return None
+        choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_new)
+        return None if choice.newest_from is None else next(iter(choice.candidates), None)
 
     async def young_tags(self) -> AsyncIterator[tuple[RepositoryName, Tag]]:
         """Yields the tags of this upstream that have pointed at their newest digest for less than their cooldown."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from registry.config import Settings
-from storage.cached_images import IsKept
+from storage.cached_images import Cooldowns, IsKept
 from storage.data_dir.reserve import MinFreeSpace
 from storage.patterns import NameSet
 from storage.upkeep.evictor import Budget, CacheLimits
@@ -51,8 +51,8 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
     return scopes
 
 
-def cache_limits(settings: Settings) -> CacheLimits:
-    """Returns the limits of the cache."""
+def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> CacheLimits:
+    """Returns the limits of the cache. `cooldowns`: those of the upstreams; None: there are none."""
     upstreams = tuple(upstream.name for upstream in settings.upstream)
     budgets = [
         Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)
@@ -63,7 +63,7 @@ def cache_limits(settings: Settings) -> CacheLimits:
         budgets.append(Budget(CACHE_SCOPE, upstreams, settings.cache.max))
     low_free = settings.cache.min_free if upstreams else 0
     high_free = settings.cache.target_free or int(low_free * _HIGH_FREE_FRACTION)
-    return CacheLimits(upstreams, tuple(budgets), low_free, high_free, _name_check(settings.cache.keep))
+    return CacheLimits(upstreams, tuple(budgets), low_free, high_free, _name_check(settings.cache.keep), cooldowns)
 
 
 def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budget:

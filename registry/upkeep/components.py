@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,12 +18,15 @@ from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import RetentionPreview
 from registry.upkeep.retention.retention_work import RetentionWork
 from registry.upkeep.scrub_job import scrub_work
+from storage.cached_images import Cooldowns
 from storage.jobs import JSON
+from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.evictor import Evictor
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.scrubber import KIND as SCRUB_KIND
+from storage.upstream_tags import Sighting
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def upkeep_components(
         store.usage,
         store.collector,
         store.leases,
-        cache_limits(settings),
+        cache_limits(settings, _cooldowns(settings, store, clock)),
         list_downloads=store.partials.downloading,
         free_bytes=store.free_bytes,
         clock=clock,
@@ -61,10 +64,26 @@ def upkeep_components(
     works["import-registry"] = partial(_import_directory, store, router)
     works["import-remote"] = partial(_import_remote, settings, store, router)
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
-    judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention)
+    judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention, store.immutable_tags)
     works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)
     preview = RetentionPreview(judge, store.retention, clock)
     return UpkeepComponents(settings, store, router, works, evictor, preview)
+
+
+def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], float]) -> Cooldowns | None:
+    """Returns the cooldowns of the upstreams; None if there are none."""
+    upstreams = [upstream for upstream in settings.upstream if upstream.cooldown]
+    if not upstreams:
+        return None
+    from registry.mirror.served_tags import ServedTags
+
+    served = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
+
+    def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
+        tags = served.get(repo.partition("/")[0])
+        return None if tags is None else tags.served_instead(repo, tag, sightings)
+
+    return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
 
 
 # The modules of imports, and the HTTP client that one of them uses, are imported when the first import runs: most

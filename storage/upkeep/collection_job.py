@@ -1,4 +1,4 @@
-"""The job that runs one full round of garbage collection (`collection_work`)."""
+"""The job that runs one round of garbage collection (`collection_work`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ MAX_RECORDS: Final = 1000
 
 
 def collection_work(collector: Collector) -> Work:
-    """Returns the work of the job. Its argument `dry_run` (true or false) says that nothing is removed.
+    """Returns the work of the job. Its arguments are true or false, and optional. `dry_run`: nothing is removed.
+    `strays`: looks for strays in all shards of the blob store, which lists all blobs, and not only in the next ones.
 
     Each removal is a step with the fields `kind`, `repository`, `item`, `bytes` and `reason`. The result has the totals
     for each kind and the number of freed bytes; after a dry run also the first `MAX_RECORDS` removals. The job can be
@@ -25,6 +26,7 @@ def collection_work(collector: Collector) -> Work:
 
     async def collect(context: JobContext) -> JSON:
         dry_run = bool(context.job.arguments.get("dry_run", False))
+        all_shards = bool(context.job.arguments.get("strays", False))
         records: list[dict[str, Any]] = []
         count = freed = 0
 
@@ -40,7 +42,7 @@ def collection_work(collector: Collector) -> Work:
             await context.report(count, unit="things", message=f"{verb} garbage of {freed} bytes")
 
         await context.report(0, unit="things", message="looking for garbage", save_now=True)
-        report = await collector.collect(on_removal, dry_run=dry_run, all_shards=True)
+        report = await collector.collect(on_removal, dry_run=dry_run, all_shards=all_shards)
         await context.report(count, save_now=True)
         totals = {kind: {"count": report.count(kind), "bytes": report.sizes.get(kind, 0)} for kind in RemovalKind}
         result: dict[str, Any] = {"dry_run": dry_run, "bytes": report.freed_bytes, "totals": totals}

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from storage.cached_images import CachedImages, EvictedImage, EvictionRules, IsKept
+from storage.cached_images import CachedImages, Cooldowns, EvictedImage, EvictionRules, IsKept
 from storage.content import Actor
 from storage.errors import RegistryError
 from storage.leases import Leases
@@ -58,13 +58,15 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
     """All limits of the cache. `upstreams`: names of all upstreams. `low_free` and `high_free`: marks of the free space
-    of the disk, in bytes; 0: not limited. `is_kept`: tells the repositories whose images are never evicted."""
+    of the disk, in bytes; 0: not limited. `is_kept`: tells the repositories whose images are never evicted.
+    `cooldowns`: images that they serve stay; None: there are none."""
 
     upstreams: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
     low_free: int = 0
     high_free: int = 0
     is_kept: IsKept = field(default=lambda _: False)
+    cooldowns: Cooldowns | None = None
 
     def __bool__(self) -> bool:
         return bool(self.budgets or self.low_free)
@@ -229,7 +231,10 @@ class Evictor:
 
     async def _rules(self) -> EvictionRules:
         return EvictionRules(
-            self.limits.is_kept, await self._list_downloads(), incomplete_since=self._clock() - INCOMPLETE_SECONDS
+            self.limits.is_kept,
+            await self._list_downloads(),
+            incomplete_since=self._clock() - INCOMPLETE_SECONDS,
+            cooldowns=self.limits.cooldowns,
         )
 
     def _log(self, evicted: Sequence[EvictedImage]) -> None:
@@ -248,6 +253,6 @@ class Evictor:
         if now - self._warned_at >= WARNING_SECONDS:
             self._warned_at = now
             log.warning(
-                "the cache exceeds its limits, and what is in it must stay: a pattern or a frozen tag keeps it, or it "
-                "is being pulled"
+                "the cache exceeds its limits, and what is in it must stay: a pattern, a frozen tag or a cooldown "
+                "keeps it, or it is being pulled"
             )

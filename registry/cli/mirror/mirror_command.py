@@ -192,18 +192,20 @@ Examples:
   entrepot mirror purge ubuntu:24.04 --mirror docker.io
   entrepot mirror purge --all ghcr.io/org/app --config entrepot.toml
 
-The command sends nothing to the upstream registry. The next pull fetches the content again.""",
+The command sends nothing to the upstream registry. The next pull fetches the content again. What a frozen tag needs is
+dropped only with --force, because the upstream may no longer have it.""",
 )
 def purge(
     references: ReferencesArgument,
     everything: Annotated[bool, typer.Option("--all", help="REF is a NAME: drop the whole repository.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Drop also what a frozen tag needs. It stays frozen.")] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
     """Deletes the cached content of each reference. If `everything` is true, deletes the cached content of the whole
-    repository that the reference names. Ends the command with exit code 1 if this failed for one reference, otherwise
-    with 0."""
+    repository that the reference names. If `force` is true, deletes also what a frozen tag needs. Ends the command with
+    exit code 1 if this failed for one reference, otherwise with 0."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import purge_reference
@@ -211,7 +213,9 @@ def purge(
         if everything and (tagged := next((text for text in references if _has_tag_or_digest(text)), None)):
             fail(f"{tagged}: --all takes a name without tag and digest", USAGE_ERROR)
         images = _parse_references(references)
-        purge_one = partial(purge_reference, data=settings.data, grace=settings.gc.grace, everything=everything)
+        purge_one = partial(
+            purge_reference, data=settings.data, grace=settings.gc.grace, everything=everything, force=force
+        )
         raise typer.Exit(
             _run_for_each(settings, images, purge_one, create_data_directory=False, whole_repositories=everything)
         )

@@ -9,6 +9,7 @@ mirror, which asks the upstream; `mirrored.upstream` is the upstream's name; and
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from registry.mirror.mirror import Mirror
 from registry.mirror.served_tags import time_text
 from registry.router import Destination, Router
 from storage.composition import open_inventory
-from storage.content import Actor
+from storage.content import Actor, Manifest
 from storage.errors import ManifestUnknown, NameUnknown, UpstreamUnavailable
+from storage.inventory import RemovalPlan
 from storage.names import Digest, ImageReference, Reference, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
+from storage.upstream_tags import FrozenTag, TagFrozen
 
 MIRROR_COMMAND_ACTOR = Actor(name="entrepot mirror")
 """The name with which the audit log says who deleted content."""
@@ -97,35 +100,60 @@ async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, ima
     assert mirrored.upstream is not None
     # The digest in a reference may be that of a blob and not of a manifest.
     blobs = {image.reference} if isinstance(image.reference, Digest) else set()
-    unread: list[Reference] = [image.reference]
+    async for manifest in _cached_tree(stored, mirrored.repo, [image.reference]):
+        blobs |= {blob.digest for blob in manifest.blobs} | manifest.blob_children
+    return await stored.records.forget_bad_senders(mirrored.upstream, blobs)
+
+
+async def _cached_tree(
+    stored: StoredRegistry, repo: RepositoryName, references: Sequence[Reference]
+) -> AsyncIterator[Manifest]:
+    """Yields the cached manifests of the references, and those that they list, directly or through other indexes."""
+    unread = list(references)
     seen: set[Reference] = set()
     while unread:
         reference = unread.pop()
         if reference in seen:
             continue
         seen.add(reference)
-        with suppress(ManifestUnknown):
-            manifest = await stored.get_manifest(mirrored.repo, reference)
-            blobs |= {blob.digest for blob in manifest.blobs} | manifest.blob_children
-            unread += [child.digest for child in manifest.manifests]
-    return await stored.records.forget_bad_senders(mirrored.upstream, blobs)
+        try:
+            manifest = await stored.get_manifest(repo, reference)
+        except ManifestUnknown:
+            continue
+        yield manifest
+        unread += [child.digest for child in manifest.manifests]
 
 
 async def purge_reference(
-    router: Router, stored: StoredRegistry, image: ImageReference, *, data: Path, grace: float, everything: bool
+    router: Router,
+    stored: StoredRegistry,
+    image: ImageReference,
+    *,
+    data: Path,
+    grace: float,
+    everything: bool,
+    force: bool = False,
 ) -> str:
     """Deletes the cached tags and manifests of an image, or with `everything` those of its whole repository. Returns
-    the result as a text for the user. `data` is the data directory.
+    the result as a text for the user. `data` is the data directory. `force`: deletes also what a frozen tag needs. The
+    tag stays frozen, and its next pull fetches its digest again.
 
     Garbage collection deletes a blob later, when no manifest has referred to it for `grace` seconds. Raises NameUnknown
-    if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is not cached."""
+    if the repository is not mirrored or nothing of it is cached, ManifestUnknown if the image is not cached, and
+    TagFrozen if a frozen tag needs what would be deleted and `force` is false. Then nothing has changed."""
     mirrored = await _locate_mirrored(router, image.repository)
+    if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
+        frozen = await stored.upstream_tags.frozen(mirrored.repo, image.reference)
+        if frozen is not None:
+            raise _tag_frozen(frozen)
     with open_inventory(data) as inventory:
         removal = (
             inventory.plan_removal_of_all(mirrored.repo)
             if everything
             else inventory.plan_removal(mirrored.repo, image.reference)
         )
+    if not force:
+        await _check_not_frozen(stored, mirrored.repo, removal)
     # Deletes the records of the mirror's last checks at the upstream, for this reference or for all (None).
     await stored.records.forget_checks(mirrored.repo, None if everything else image.reference)
     for tag in removal.tags:
@@ -140,6 +168,25 @@ async def purge_reference(
     return (
         f"{dropped}; {human_size(removal.size)} are freed after {local_time(time.time() + grace)} "
         f"(gc.grace is {format_duration(grace)}), unless a pull uses them again before"
+    )
+
+
+async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, removal: RemovalPlan) -> None:
+    """Raises TagFrozen if a frozen tag of the repository is among the tags that would be deleted, or needs one of the
+    manifests."""
+    removed = set(removal.manifests)
+    for frozen in await stored.upstream_tags.frozen_in(repo):
+        if frozen.tag in removal.tags:
+            raise _tag_frozen(frozen)
+        async for manifest in _cached_tree(stored, repo, [frozen.digest]):
+            if manifest.digest in removed:
+                raise _tag_frozen(frozen)
+
+
+def _tag_frozen(frozen: FrozenTag) -> TagFrozen:
+    return TagFrozen(
+        f"{frozen} is frozen at {frozen.digest}, which the upstream may no longer have; to drop the cached copy anyway,"
+        " add --force"
     )
 
 

@@ -1,4 +1,4 @@
-"""The command `entrepot gc`: runs one full round of garbage collection, also while a server runs."""
+"""The command `entrepot gc`: runs one round of garbage collection, also while a server runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 HELP = """Remove what nothing refers to any more: blobs, abandoned uploads, cut-off downloads and stray files.
 
-A server collects garbage by itself, at an interval. This command does a full round at once, and says for each thing
-what it was, how many bytes it took and why it goes. It keeps to the same times as the server: what is younger than the
-setting gc.grace stays. Manifests stay, with or without a tag."""
-EXAMPLES = "\b\nExamples:\n  entrepot gc --dry-run\n  entrepot gc\n  entrepot gc --json"
+A server collects garbage by itself, at an interval. This command does a round at once, and says for each thing what it
+was, how many bytes it took and why it goes. It keeps to the same times as the server: what is younger than the setting
+gc.grace stays. Manifests stay, with or without a tag.
+
+Stray files are those that a crash has left without a record. To find them, a round lists a part of all blobs, each time
+another part. With --strays it lists all of them, which takes long in a large store."""
+EXAMPLES = "\b\nExamples:\n  entrepot gc --dry-run\n  entrepot gc\n  entrepot gc --strays --json"
 _KIND_NAMES = {
     "upload": "abandoned uploads",
     "partial": "cut-off downloads",
@@ -30,6 +33,9 @@ _KIND_NAMES = {
 def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing; show what a round at this moment would remove.")
+    ] = False,
+    strays: Annotated[
+        bool, typer.Option("--strays", help="Look for stray files among all blobs, and not only in a part of them.")
     ] = False,
     as_json: JsonLinesOption = False,
     config: ConfigOption = None,
@@ -48,7 +54,7 @@ def gc(
         config,
         data,
         GC,
-        {"dry_run": dry_run},
+        {"dry_run": dry_run, "strays": strays},
         lambda upkeep: collection_work(upkeep.store.collector),
         as_json=as_json,
         on_step=show,

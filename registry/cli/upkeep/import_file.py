@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def import_file(path: Path, as_name: str | None, config: Path | None, data: str | None, *, as_json: bool) -> None:
-    """Imports the images of a file or directory."""
+    """Imports the images of a file or directory. Ends the command with exit code 1 if a tag could not be set."""
     name = None if as_name is None else _parse(as_name)
     if not path.exists():
         fail(f"there is no file or directory {path}")
@@ -38,7 +38,9 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
             await reporter.report(message=f"reading {path}")
             content = await asyncio.to_thread(find_images, opened)
             own_host = urlsplit(upkeep.settings.public_url or "").netloc
-            return await import_images(upkeep.router, content, name, operator_actor(), reporter, own_host)
+            return await import_images(
+                *(upkeep.router, content, name, operator_actor(), reporter, own_host, upkeep.store.immutable_tags)
+            )
 
     result = with_upkeep(config, data, work, create_data_directory=True)
     if as_json:
@@ -48,6 +50,8 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
             f"{plural(result['images'], 'image')}: {plural(result['new_blobs'], 'blob')} new "
             f"({human_size(result['size'])}), {result['present_blobs']} already here"
         )
+    if result["problems"]:
+        raise typer.Exit(1)
 
 
 def _parse(as_name: str) -> ImportName:
@@ -61,7 +65,10 @@ def _parse(as_name: str) -> ImportName:
 
 
 def _print_step(step: Mapping[str, Any]) -> None:
-    """Prints the name of an image that was stored, and says if the file lacks a part of it."""
+    """Prints the name of an image that was stored, and says if the file lacks a part of it; or why its tag could not be
+    set."""
+    if step["step"] == "problem":
+        typer.echo(f"problem: {step['image']}: {step['reason']}", err=True)
     if step["step"] == "image":
         typer.echo(f"{step['image']}: {step['digest']}")
         if step["missing"]:

@@ -16,11 +16,12 @@ from registry.router import Router
 from registry.upkeep.images.found_images import CHUNK_BYTES, FoundContent, FoundImage
 from storage.backups import ImageFileFailed
 from storage.content import Actor, Descriptor, Manifest
-from storage.errors import BlobUnknown, DigestInvalid, ManifestBlobUnknown, RegistryError
+from storage.errors import BlobUnknown, DigestInvalid, ManifestBlobUnknown, ManifestUnknown, NameUnknown, RegistryError
 from storage.interface import BlobWriter
 from storage.jobs import JSON
 from storage.names import DEFAULT_TAG, Digest, ImageReference, RepositoryName, Tag, parse_reference
 from storage.patterns import ALL_NAMES
+from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags, immutable_tag_denied
 from storage.upkeep.reporter import Reporter
 
 ATTEMPTS: Final = 3
@@ -58,25 +59,33 @@ class _Tree:
 
 
 async def import_images(
-    router: Router, content: FoundContent, name: ImportName | None, by: Actor, reporter: Reporter, own_host: str = ""
+    router: Router,
+    content: FoundContent,
+    name: ImportName | None,
+    by: Actor,
+    reporter: Reporter,
+    own_host: str = "",
+    immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
 ) -> JSON:
     """Imports all images of the file and returns what was done. `name`: None: the names in the file. `own_host`: the
-    host under which clients know this registry, which is left out of names (empty: not known). Raises ImageFileFailed,
-    Denied (the name belongs to an upstream), and what pushes raise. What was stored before an error stays."""
+    host under which clients know this registry, which is left out of names (empty: not known). An immutable tag that
+    points at another image stays, and is told as a problem. Raises ImageFileFailed, Denied (the name belongs to an
+    upstream), and what pushes raise. What was stored before an error stays."""
     trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
     referrers = [tree for tree in trees if tree.root.subject is not None]
     named = [pair for pair in zip(content.images, trees, strict=True) if pair[1].root.subject is None or pair[0].names]
     targets = _targets(content, named, name, own_host)
-    importer = _Importer(router, content, by, reporter)
+    importer = _Importer(router, content, by, reporter, immutable_tags)
     for tree, references in targets:
         await importer.push(tree, references)
     await importer.push_referrers([tree for tree in referrers if not importer.has_stored(tree.root.digest)])
     return {
-        "images": sum(len(references) for _, references in targets),
+        "images": sum(len(references) for _, references in targets) - importer.problems,
         "manifests": importer.manifests,
         "new_blobs": importer.new_blobs,
         "present_blobs": importer.present_blobs,
         "size": importer.done_bytes,
+        "problems": importer.problems,
     }
 
 
@@ -189,39 +198,71 @@ def _without_missing(content: FoundContent, index: Manifest, replaced: dict[str,
 class _Importer:
     """Pushes images from a file."""
 
-    def __init__(self, router: Router, content: FoundContent, by: Actor, reporter: Reporter) -> None:
+    def __init__(
+        self, router: Router, content: FoundContent, by: Actor, reporter: Reporter, immutable_tags: ImmutableTags
+    ) -> None:
         self._router = router
         self._content = content
         self._by = by
         self._reporter = reporter
+        self._immutable_tags = immutable_tags
         self._stored: dict[Digest, set[RepositoryName]] = {}
         """The manifests that were stored, and in which repositories."""
+        self._refused: set[Digest] = set()
+        """The manifests that no repository took, because the tag was immutable, and their referrers."""
         self.manifests = 0
         self.new_blobs = 0
         self.present_blobs = 0
         self.done_bytes = 0
+        self.problems = 0
 
     def has_stored(self, digest: Digest) -> bool:
         return digest in self._stored
 
     async def push(self, tree: _Tree, references: list[ImageReference]) -> None:
-        """Stores an image under all names."""
+        """Stores an image under all names, except for immutable tags that point at something else."""
         by_repository: dict[RepositoryName, list[Tag]] = {}
         for repository, reference in references:
             assert isinstance(reference, Tag)
             by_repository.setdefault(repository, []).append(reference)
-        for repo, tags in by_repository.items():
+        for repo, named in by_repository.items():
+            tags = await self._changeable(repo, tree.root, named)
+            if not tags:
+                self._refused.add(tree.root.digest)
+                continue
             await self._push_to(repo, tree, tags)
             for tag in tags:
                 missing: list[Any] = list(tree.missing)
                 self._reporter.step(step="image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
 
+    async def _changeable(self, repo: RepositoryName, root: Manifest, tags: list[Tag]) -> list[Tag]:
+        """Returns those of the tags that may point at the manifest. Tells the others as problems."""
+        is_immutable = self._immutable_tags.in_repository(repo)
+        changeable = []
+        for tag in tags:
+            current = None
+            if is_immutable(tag):
+                with suppress(ManifestUnknown, NameUnknown):
+                    current = (await self._router.hosted.resolve_manifest(repo, tag)).digest
+            if current is None or current == root.digest:
+                changeable.append(tag)
+            else:
+                self.problems += 1
+                reason = immutable_tag_denied(repo, tag, current).message
+                self._reporter.step(step="problem", image=f"{repo}:{tag}", digest=root.digest, reason=reason)
+        return changeable
+
     async def push_referrers(self, trees: list[_Tree]) -> None:
-        """Stores manifests beside their subjects. Raises ImageFileFailed if a subject is not among the stored
-        manifests."""
+        """Stores manifests beside their subjects. Leaves out those of images that were not stored because of an
+        immutable tag. Raises ImageFileFailed if a subject is not among the manifests of the file."""
         waiting = list(trees)
         while waiting:
             ready = [tree for tree in waiting if tree.root.subject in self._stored]
+            refused = [tree for tree in waiting if tree not in ready and tree.root.subject in self._refused]
+            self._refused.update(tree.root.digest for tree in refused)
+            waiting = [tree for tree in waiting if tree not in refused]
+            if refused and not ready:
+                continue
             if not ready:
                 raise ImageFileFailed(
                     f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "

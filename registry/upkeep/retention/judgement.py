@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import NamedTuple
 
 from registry.config import HUB_LIBRARY, RetentionRule
 from registry.naming import NamingRules
 from registry.upkeep.retention.decision import Decision, decide
 from storage.metadata.catalog import Metadata
-from storage.names import RepositoryName, Tag
+from storage.names import RepositoryName
 from storage.patterns import NamePattern, NameSet
 from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts
+from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags
 
 _REPOSITORIES_PER_PAGE = 500
-IsProtected = Callable[[RepositoryName, Tag], bool]
-"""Returns whether a tag of a repository must not be deleted, because it is immutable."""
-
-
-def nothing_protected(_repo: RepositoryName, _tag: Tag) -> bool:
-    """An `IsProtected` for a registry without immutable tags."""
-    return False
 
 
 class NumberedRule(NamedTuple):
@@ -44,7 +38,7 @@ class JudgedTag(NamedTuple):
 
 class RetentionJudge:
     """Finds the rule of a repository, and what it decides on the repository's tags. `naming` tells which repositories
-    are mirrored; no rule applies to those."""
+    are mirrored; no rule applies to those. `immutable_tags`: the tags that are kept whatever a rule says."""
 
     def __init__(
         self,
@@ -52,13 +46,13 @@ class RetentionJudge:
         naming: NamingRules,
         metadata: Metadata,
         retention: Retention,
-        is_protected: IsProtected = nothing_protected,
+        immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
     ) -> None:
         self.rules = [NumberedRule(number, rule) for number, rule in enumerate(rules, 1)]
         self._naming = naming
         self._metadata = metadata
         self._retention = retention
-        self._is_protected = is_protected
+        self.immutable_tags = immutable_tags
         patterns = [NamePattern(pattern) for rule in rules for pattern in rule.repositories]
         mirrored = [*naming.upstreams, *([HUB_LIBRARY] if naming.default else [])]
         self._names = NameSet.of(patterns).without_names_below(mirrored)
@@ -93,9 +87,10 @@ class RetentionJudge:
         """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with what the rule
         decides on each at the time `now`. The rule sees all tags of a page as they were at one moment."""
         newest = await self._retention.newest(repo, rule.keep_last) if rule.keep_last else None
+        is_immutable = self.immutable_tags.in_repository(repo)
         while tags := await self._retention.tags(repo, after, limit):
             yield [
-                JudgedTag(tag, decide(rule, tag, now, newest=newest, is_protected=self._is_protected(repo, tag.name)))
+                JudgedTag(tag, decide(rule, tag, now, newest=newest, is_protected=is_immutable(tag.name)))
                 for tag in tags
             ]
             after = tags[-1].name

@@ -74,7 +74,8 @@ class RetentionWork:
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, unwanted: Sequence[JudgedTag]
     ) -> int:
         """Deletes tags, and returns the number of those that have not been used again since they were judged."""
-        deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR) for judged in unwanted)
+        is_immutable = self._judge.immutable_tags.in_repository(repo)
+        deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in unwanted)
         outcomes = await asyncio.gather(*deletions)
         for (tag, decision), was_deleted in zip(unwanted, outcomes, strict=True):
             context.step(

@@ -29,6 +29,10 @@ keep_tags = ["v*"]
 repositories = ["scratch/*", "taem/*"]
 keep_last = 1
 delete_untagged_after = "0s"
+
+[[immutable]]
+repositories = "scratch/fixed"
+tags = "1.*"
 """
 
 
@@ -147,6 +151,16 @@ def test_the_command_beside_the_server(site: AdminSite) -> None:
     assert again.stderr.splitlines() == [
         "entrepot: warning: rule 2: the pattern taem/* applies to no hosted repository with content"
     ]
+
+
+def test_an_immutable_tag_stays(site: AdminSite) -> None:
+    """The preview says so."""
+    push(site, "scratch/fixed", "1.0", "a", "b")
+    options = ("--config", "entrepot.toml")
+    shown = entrepot_output("retention", "preview", "scratch/fixed", *options, folder=site.folder).splitlines()
+    assert shown[0] == "keep   scratch/fixed:1.0  it is immutable (rule 2)"
+    run_job(site)
+    assert tags(site, "scratch/fixed") == ["1.0", "b"]
 
 
 def test_a_repository_without_a_rule(site: AdminSite) -> None:

@@ -280,6 +280,27 @@ def test_docker_archives_are_of_runnable_images(server: RegistryServer, tmp_path
     assert listed["RepoTags"] == ["team/one:v1"]
 
 
+def test_an_immutable_tag_stays(server: RegistryServer, tmp_path: Path) -> None:
+    """It is told as a problem with the sentence that a push gets. The other images of the file come, and referrers of
+    the refused image do not."""
+    (tmp_path / "entrepot.toml").write_text('[[immutable]]\nrepositories = "team/**"\ntags = "v1"\n')
+    options = ("--config", "entrepot.toml", "--data", "data")
+    export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / "both")
+    changed = write_layout(tmp_path / "changed", {"v1": MULTI})
+    entrepot_output("import", changed, "--as", "team/one", *options, folder=tmp_path)
+    done = entrepot("import", "both", "--json", *options, folder=tmp_path)
+    assert done.returncode == 1
+    problem, stored, result = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (problem["step"], problem["image"]) == ("problem", "team/one:v1")
+    assert problem["reason"] == f"team/one:v1 is immutable and points at {MULTI.digest}; push another tag"
+    assert (stored["step"], stored["image"]) == ("image", "team/multi:v2")
+    assert (result["images"], result["problems"]) == (1, 1)
+    said = entrepot("import", "both", *options, folder=tmp_path).stderr
+    assert said == f"problem: team/one:v1: {problem['reason']}\n"
+    again = entrepot("import", changed, "--as", "team/one", *options, folder=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 def test_json_lines(server: RegistryServer, target: RegistryServer, tmp_path: Path) -> None:
     lines: list[Any] = [
         json.loads(line) for line in export(server, "team/one:v1", "--to", tmp_path / "x", "--json").splitlines()

@@ -15,7 +15,7 @@ import pytest
 from tests.fakes.commands import entrepot, entrepot_output, error_line
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.server_process import RegistryServer, running_server
-from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
+from tests.fakes.upstream_content import ImageTree, UpstreamContent, index_of, noise_image
 
 FIRST, SECOND = noise_image("first", 1000), noise_image("second", 1000)
 
@@ -117,6 +117,32 @@ def test_what_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None:
     usage = error_line(mirror(tmp_path, "freeze", "app:1", f"app@{unknown}"), 2)
     assert usage == f"'app' names no tag to freeze; write it like app:TAG@{unknown}"
     assert "is not a digest" in error_line(mirror(tmp_path, "freeze", "app:1@sha256:1"), 2)
+
+
+def test_a_purge_spares_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
+    """Unless it is forced: neither the tag, nor a digest that it needs, nor its whole repository. Then the next pull
+    fetches the frozen digest again."""
+    content = UpstreamContent()
+    content.add("library/app", multi := index_of((FIRST, "amd64")), "1", "2")
+    content.add("library/app", SECOND, "3")
+    upstream.put(content)
+    done(tmp_path, "warm", "app:1", "app:2", "app:3", "--all-platforms")
+    done(tmp_path, "freeze", "app:1")
+    upstream.forget()
+    for args in (["app:1"], [f"app@{multi.digest}"], [f"app@{FIRST.digest}"], ["--all", "app"]):
+        said = error_line(mirror(tmp_path, "purge", *args), 1)
+        assert f"docker.io/library/app:1 is frozen at {multi.digest}, which the upstream may no longer have" in said
+        assert said.endswith("add --force")
+    assert done(tmp_path, "purge", "app:2", "app:3")[0].startswith("app:2: dropped 1 tag and 0 manifests; ")
+    (line,) = done(tmp_path, "purge", "app:1", "--force")
+    assert line.startswith("app:1: dropped 1 tag and 2 manifests; ")
+    assert upstream.requests() == []
+    assert "is frozen at" in error_line(mirror(tmp_path, "purge", "app:1"), 1)
+    content.add("library/app", SECOND, "1")
+    upstream.put(content)
+    with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
+        ((digest, _),) = served(server)
+        assert digest == multi.digest
 
 
 def test_a_cooldown_in_the_commands(tmp_path: Path, upstream: Hub) -> None:

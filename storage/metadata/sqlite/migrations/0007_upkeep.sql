@@ -161,6 +161,7 @@ CREATE TABLE upstream_tag (
     PRIMARY KEY (repository, tag, since)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX upstream_tag_since ON upstream_tag (since);
+CREATE INDEX upstream_tag_digest ON upstream_tag (repository, digest);
 -- Tags that are cached already point at what the mirror saw at its last change of them.
 INSERT INTO upstream_tag (repository, tag, since, digest)
 SELECT r.name, t.name, t.updated, m.digest

@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import apsw
 
-from storage.cached_images import EvictedImage, EvictionRules
+from storage.cached_images import Cooldowns, EvictedImage, EvictionRules
 from storage.content import Actor
 from storage.metadata.sqlite.blob_changes import is_referenced, remove_link
 from storage.metadata.sqlite.manifest_and_tag_changes import delete_manifest
 from storage.names import Digest, RepositoryName, Tag
+from storage.upstream_tags import Sighting
 
 MAX_LOOKS: Final = 20
 """Largest number of manifests that one transaction looks at."""
@@ -46,6 +47,14 @@ SELECT max(max(m.pushed, coalesce(p.last, 0))) FROM json_each(?) i
 _IS_FROZEN = """
 SELECT 1 FROM json_each(?2) i JOIN manifest m ON m.id = i.value
   JOIN frozen_tag f ON f.repository = ?1 AND f.digest = m.digest LIMIT 1"""
+_HAS_DIGEST = "SELECT 1 FROM json_each(?1) i JOIN manifest m ON m.id = i.value WHERE m.digest = ?2 LIMIT 1"
+_MOVED_TAGS = """
+SELECT DISTINCT u.tag FROM json_each(?2) i CROSS JOIN manifest m ON m.id = i.value
+  CROSS JOIN upstream_tag u INDEXED BY upstream_tag_digest ON u.repository = ?1 AND u.digest = m.digest
+ WHERE EXISTS (SELECT 1 FROM upstream_tag n
+                WHERE n.repository = u.repository AND n.tag = u.tag AND n.since > u.since AND n.since > ?3)"""
+"""The tags that pointed at one of the manifests ?2 (JSON) of the repository ?1 and have moved since the time ?3. With
+CROSS JOIN, SQLite does not read all tags of the repository."""
 _IS_DOWNLOADING = """
 SELECT 1 FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
  WHERE g.digest IN (SELECT value FROM json_each(?2)) LIMIT 1"""
@@ -110,8 +119,9 @@ def find_image(db: apsw.Connection, manifest: int, gone: Collection[int] = ()) -
     )
 
 
-def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules) -> str | None:
-    """Returns why the image must stay: `kept`, `frozen`, `downloading` or `incomplete`; None if it may go."""
+def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now: float) -> str | None:
+    """Returns why the image must stay at the time `now`: `kept`, `frozen`, `downloading`, `incomplete` or `served`;
+    None if it may go."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -121,7 +131,24 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules) -> s
         return "downloading"
     if image.last_pulled > rules.incomplete_since and db.execute(_LACKS_BLOB, (family,)).get is not None:
         return "incomplete"
+    if rules.cooldowns is not None and _is_served_instead(db, image, rules.cooldowns, now):
+        return "served"
     return None
+
+
+def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, now: float) -> bool:
+    """Returns whether a cooldown serves a manifest of the image for a tag that has moved on at the upstream."""
+    family = json.dumps(image.family)
+    tags: list[Any] = db.execute(_MOVED_TAGS, (image.name, family, now - cooldowns.longest)).fetchall()
+    for (tag,) in tags:
+        rows: list[Any] = db.execute(
+            "SELECT since, digest FROM upstream_tag WHERE repository = ? AND tag = ? ORDER BY since", (image.name, tag)
+        ).fetchall()
+        sightings = [Sighting(since, Digest(digest)) for since, digest in rows]
+        served = cooldowns.served_instead(image.name, Tag(tag), sightings)
+        if served is not None and db.execute(_HAS_DIGEST, (family, served)).get is not None:
+            return True
+    return False
 
 
 def evict_next(
@@ -136,7 +163,7 @@ def evict_next(
         image = find_image(db, manifest)
         if image is not None and image.last_pulled > rank:
             _set_rank(db, manifest, image.last_pulled)
-        elif image is None or reason_to_keep(db, image, rules) is not None:
+        elif image is None or reason_to_keep(db, image, rules, now) is not None:
             # A manifest that belongs to another image goes with that one. So neither need be looked at again soon.
             _set_rank(db, manifest, max(started, now))
         else:
@@ -171,8 +198,8 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest,))
-        delete_manifest(db, image.name, Digest(digest), by, now)
+        # Not restorable: the next pull fetches it from the upstream, and a copy here would keep its blobs.
+        delete_manifest(db, image.name, Digest(digest), by, now, restorable=False)
     freed = 0
     for blob, digest, size in blobs:
         if not is_referenced(db, image.repository, Digest(digest)):

@@ -37,9 +37,9 @@ SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c 
 
 
 def plan(
-    db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
+    db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str, now: float
 ) -> list[EvictedImage]:
-    """Returns the images to evict so that the scope `within` gets smaller by `bytes_to_free` bytes."""
+    """Returns the images to evict at the time `now` so that the scope `within` gets smaller by `bytes_to_free`."""
     planned: list[EvictedImage] = []
     gone: set[int] = set()
     later: list[tuple[float, int, str]] = []  # a heap of images that were pulled after their rank
@@ -50,7 +50,7 @@ def plan(
         image = find_image(db, manifest, gone)
         if image is not None and image.last_pulled > rank:
             heapq.heappush(later, (image.last_pulled, manifest, upstream))
-        elif image is not None and reason_to_keep(db, image, rules) is None:
+        elif image is not None and reason_to_keep(db, image, rules, now) is None:
             gone.update(image.removable)
             size = _freed_bytes(db, image, gone, within)
             freed += size

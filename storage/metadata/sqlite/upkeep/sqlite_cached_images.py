@@ -39,7 +39,8 @@ class SqliteCachedImages:
     async def plan(
         self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
     ) -> list[EvictedImage]:
-        return await self._scans.run(lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, within))
+        now = self._clock()
+        return await self._scans.run(lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, within, now))
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
         now = self._clock()

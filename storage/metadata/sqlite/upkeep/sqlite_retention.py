@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 
 from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
+from storage.errors import StorageFull
 from storage.metadata.sqlite import manifest_and_tag_changes
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
@@ -25,7 +27,10 @@ from storage.retention import (
     UntaggedPage,
     UnusedLimits,
 )
+from storage.tag_rules import IsImmutable, nothing_immutable
 
+T = TypeVar("T")
+log = logging.getLogger("storage.retention")
 _NEWEST: Final = """
 SELECT updated, name FROM tag WHERE repository = ?1 ORDER BY updated DESC, name LIMIT 1 OFFSET ?2"""
 _TAGS: Final = """
@@ -95,8 +100,12 @@ class SqliteRetention:
 
         return await self._scans.run(read)
 
-    async def delete_tag(self, repo: RepositoryName, judged: TagFacts, by: Actor) -> bool:
+    async def delete_tag(
+        self, repo: RepositoryName, judged: TagFacts, by: Actor, is_immutable: IsImmutable = nothing_immutable
+    ) -> bool:
         now = self._clock()
+        if is_immutable(judged.name):
+            return False
 
         def delete(db: apsw.Connection) -> bool:
             row: Any = db.execute(_TAG, (_repository(db, repo), judged.name)).fetchone()
@@ -115,9 +124,7 @@ class SqliteRetention:
     async def delete_untagged(
         self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
-        now = self._clock()
-
-        def delete(db: apsw.Connection) -> list[Digest] | None:
+        def delete(db: apsw.Connection, restorable: bool) -> list[Digest] | None:
             repository = _repository(db, repo)
             row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
             if row is None or row[1] > limits.pushed or unused_manifests.is_used(db, row[0]):
@@ -127,18 +134,17 @@ class SqliteRetention:
             if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
                 return None
             dependents = [dependent for _, dependent in unused_manifests.dependents(db, row[0])]
-            manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now)
+            manifest_and_tag_changes.delete_manifest(db, repo, digest, by, self._clock(), restorable=restorable)
             return dependents
 
-        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+        return await self._delete_manifests(repo, delete)
 
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor
     ) -> tuple[Sequence[Digest], Sequence[Digest]]:
         assert len(digests) <= MAX_ORPHANS
-        now = self._clock()
 
-        def delete(db: apsw.Connection) -> tuple[list[Digest], list[Digest]]:
+        def delete(db: apsw.Connection, restorable: bool) -> tuple[list[Digest], list[Digest]]:
             repository = _repository(db, repo)
             deleted: list[Digest] = []
             dependents: list[Digest] = []
@@ -146,11 +152,22 @@ class SqliteRetention:
                 row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
                 if row is not None and not unused_manifests.is_used(db, row[0]):
                     dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
-                    manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now)
+                    # The clock is read in the transaction, so that later deletions have later times (see
+                    # `SqliteMetadata.delete_manifest`).
+                    manifest_and_tag_changes.delete_manifest(db, repo, digest, by, self._clock(), restorable=restorable)
                     deleted.append(digest)
             return deleted, dependents
 
-        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+        return await self._delete_manifests(repo, delete)
+
+    async def _delete_manifests(self, repo: RepositoryName, delete: Callable[[apsw.Connection, bool], T]) -> T:
+        """Runs a change that deletes manifests, and keeps them so that they can be put back, if the disk has space for
+        that. `delete`: its second argument says whether to keep them. Raises StorageFull, StorageFailed."""
+        try:
+            return await self._writer.run(lambda db: delete(db, True), reserve_use=ReserveUse.RELIEF)
+        except StorageFull:
+            log.warning("the disk is too full to keep deleted manifests of %s; they cannot be put back", repo)
+            return await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.RELIEF)
 
     async def add_unused(
         self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]

@@ -97,9 +97,9 @@ class SqliteUpstreamTags:
         ).fetchall()
         return Page([_frozen_tag(row) for row in rows[:limit]], more=len(rows) > limit)
 
-    async def frozen_digests(self, repo: RepositoryName) -> frozenset[Digest]:
-        rows: list[Any] = self._db.execute("SELECT digest FROM frozen_tag WHERE repository = ?", (repo,)).fetchall()
-        return frozenset(Digest(digest) for (digest,) in rows)
+    async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
+        rows: list[Any] = self._db.execute(f"{_FROZEN} WHERE repository = ? ORDER BY tag", (repo,)).fetchall()
+        return [_frozen_tag(row) for row in rows]
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
         now = self._clock()

@@ -21,7 +21,9 @@ from storage.errors import ManifestUnknown, StorageFull
 from storage.imports import ImportInvalid
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext, run_in_command
 from tests.fakes.import_run import ImportRun, assert_whole
 from tests.fakes.old_directory import OldDirectory
@@ -166,6 +168,24 @@ async def test_a_tag_that_was_changed_here_stays(store: StoredRegistry, old: Old
     ]
     await run(overwrite=True)
     assert await tag_digest(store, "pushed") == await tag_digest(store, "deleted") == second.digest
+
+
+async def test_an_immutable_tag_is_a_problem_of_that_tag(tmp_path: Path, old: OldDirectory) -> None:
+    """The import says what a push would, and goes on with the others. What the tag should point at comes untagged."""
+    first = old.push(APP, noise_image("first", 10), "v1", "latest")
+    prepare_data_dir(tmp_path / "data")
+    rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
+    async with open_registry(tmp_path / "data", immutable_tags=rules) as store:
+        run = import_of(store, old)
+        await run()
+        second = old.push(APP, noise_image("second", 10), "v1", "v2", "latest")
+        result = await run()
+        denied = f"team/app:v1 is immutable and points at {first.digest}; push another tag"
+        assert run.told() == [("team/app:v1", denied)]
+        assert (result["problems"], result["tags"]) == (1, 2)
+        assert [await tag_digest(store, tag) for tag in ("v1", "v2", "latest")] == [first.digest, *[second.digest] * 2]
+        await run(overwrite=True)
+        assert run.told() == [("team/app:v1", denied)]
 
 
 async def test_times_come_over(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:

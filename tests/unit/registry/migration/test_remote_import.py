@@ -18,7 +18,9 @@ from storage.content import Actor
 from storage.imports import ImportInvalid, SourceDown
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext
 from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import Hub, hub, union
@@ -74,6 +76,10 @@ def pauses() -> Pauses:
 
 @pytest.fixture
 def run(store: StoredRegistry, old: Hub, pauses: Pauses) -> ImportRun:
+    return import_into(store, old, pauses)
+
+
+def import_into(store: StoredRegistry, old: Hub, pauses: Pauses) -> ImportRun:
     async def work(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
         return await import_remote(store, router, context, CONFIGURED, pauses)
 
@@ -100,6 +106,31 @@ async def test_images_come_with_all_platforms_and_signatures(
     assert (await store.tags(APP, None, 10)).items == ["1", "docker", "latest"]
     referrers = (await store.referrers(APP, Digest(arm64.digest), None, None, 10)).items
     assert [each.digest for each in referrers] == [sbom.digest]
+
+
+async def test_an_immutable_tag_is_a_problem_of_that_tag(
+    tmp_path: Path, old: Hub, content: UpstreamContent, pauses: Pauses
+) -> None:
+    """The import goes on with the others, and fetches nothing for the tag."""
+    first = content.add(APP, noise_image("first", 10), "v1")
+    old.put(content)
+    rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
+    prepare_data_dir(tmp_path / "fixed")
+    async with open_registry(tmp_path / "fixed", immutable_tags=rules) as store:
+        run = import_into(store, old, pauses)
+        await run()
+        second = content.add(APP, noise_image("second", 10), "v1")
+        third = content.add(APP, noise_image("third", 10), "v2")
+        old.put(content)
+        old.forget()
+        result = await run()
+        assert run.told() == [
+            ("team/app:v1", f"team/app:v1 is immutable and points at {first.digest}; push another tag")
+        ]
+        assert (result["problems"], result["tags"]) == (1, 1)
+        await assert_whole(store, APP, third)
+        assert {seen.digest for seen in old.requests("blob", "GET")} == set(third.blobs) - set(first.blobs)
+        assert (await store.resolve_manifest(APP, Tag("v1"))).digest == first.digest != second.digest
 
 
 async def test_fallback_tags_are_tags(

@@ -363,7 +363,7 @@ async def test_the_frozen_tags(site: MirrorStore, worker: MirrorWorker) -> None:
     assert list((await tags.frozen_tags(str(frozen[2]), 3)).items) == frozen[3:]
     again = await tags.freeze(MIRRORED_REPO, TAG, two, by=Actor(name="bob"))
     assert (again.digest, again.actor, again.at) == (two, "bob", site.clock.now)
-    assert await tags.frozen_digests(MIRRORED_REPO) == {one, two}
+    assert [each.digest for each in await tags.frozen_in(MIRRORED_REPO)] == [two, one]
     assert await tags.unfreeze(MIRRORED_REPO, TAG, by=BY) == again
     with pytest.raises(TagNotFrozen, match=r"docker\.io/library/app:1 is not frozen"):
         await tags.unfreeze(MIRRORED_REPO, TAG, by=BY)

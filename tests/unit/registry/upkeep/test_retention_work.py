@@ -18,11 +18,14 @@ from storage.content import Manifest
 from storage.errors import ManifestUnknown, NameUnknown
 from storage.jobs import JSON, Job, JobState, JobStopped
 from storage.names import RepositoryName, Tag
+from storage.patterns import NamePattern
 from storage.retention import Retention, TagFacts, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext, run_in_command, run_job
+from storage.upkeep.tag_changes import TagChanges
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
-from tests.fakes.upkeep_store import APP, Clock, clocked_store, pull
+from tests.fakes.upkeep_store import APP, DAY, Clock, clocked_store, pull
 
 OTHER = RepositoryName("team/other")
 MIRRORED = RepositoryName("docker.io/library/ubuntu")
@@ -79,9 +82,9 @@ class Interrupted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def delete_tag(self, repo: RepositoryName, judged: TagFacts, by: Any) -> bool:
+    async def delete_tag(self, repo: RepositoryName, judged: TagFacts, *arguments: Any) -> bool:
         await self._before(judged)
-        return await self._inner.delete_tag(repo, judged, by)
+        return await self._inner.delete_tag(repo, judged, *arguments)
 
 
 async def push_daily(store: StoredRegistry, clock: Clock, repo: RepositoryName, *tags: str) -> list[Manifest]:
@@ -193,10 +196,52 @@ async def test_a_push_between_judgement_and_deletion_wins(store: StoredRegistry,
     assert (result["tags_kept"], result["tags_deleted"]) == (2, 1)
 
 
-async def test_protected_tags_stay(store: StoredRegistry, clock: Clock) -> None:
-    await push_daily(store, clock, APP, "a", "b", "c")
-    await Run(store, clock, rule(keep_last=1), is_protected=lambda repo, tag: (repo, tag) == (APP, "a"))()
-    assert await all_tags(store, APP) == ["a", "c"]
+async def test_what_an_immutable_tag_needs_stays(store: StoredRegistry, clock: Clock) -> None:
+    """Its manifest, those below it, and their referrers. The preview says why."""
+    child = await push_image(store, APP, "child")
+    index = index_of([child.descriptor])
+    await store.put_manifest(APP, index, [Tag("v1"), Tag("other")], by=BY)
+    signature = await push_image(store, APP, "signature", subject=child.digest)
+    gone = await push_image(store, APP, "gone", "a")
+    clock.pass_days(100)
+    everything = rule(delete_all=True, delete_untagged_after="0s")
+    immutable_tags = ImmutableTags([TagRule((NamePattern("team/app"),), (TagPattern("v*"),))])
+    run = Run(store, clock, everything, immutable_tags=immutable_tags)
+
+    lines: list[PreviewLine] = []
+    await RetentionPreview(run.judge, store.retention, clock).run(lines.append)
+    assert {line.tag: line.reason for line in lines if line.is_kept} == {"v1": "it is immutable"}
+    result = await run()
+    assert await all_tags(store, APP) == ["v1"]
+    assert [await has(store, APP, each) for each in (index, child, signature, gone)] == [True, True, True, False]
+    assert (result["tags_kept"], result["tags_deleted"], result["manifests_deleted"]) == (1, 2, 1)
+
+
+async def test_what_retention_deletes_can_be_put_back(store: StoredRegistry, clock: Clock) -> None:
+    """For the grace period: a multi-platform image whole, with its signatures."""
+    children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
+    index = index_of([child.descriptor for child in children])
+    await store.put_manifest(APP, index, [Tag("1")], by=BY)
+    signature = await push_image(store, APP, "signature", subject=children[1].digest)
+    image = [index, *children, signature]
+    clock.pass_days(100)
+    everything = Run(store, clock, rule(delete_all=True, delete_untagged_after="0s"))
+    assert (await everything())["manifests_deleted"] == 4
+    clock.now += DAY / 2
+    await store.collector.collect()
+    changes = TagChanges(store.tag_history, store.immutable_tags)
+    await changes.restore(APP, Tag("1"), by=BY)
+    assert [await has(store, APP, manifest) for manifest in image] == [True] * 4
+    for manifest in image:
+        for blob in manifest.blobs:
+            await store.resolve_blob(APP, blob.digest)
+
+    clock.pass_days(1)
+    await everything()
+    clock.now += DAY + 1
+    await store.collector.collect()
+    with pytest.raises(ManifestUnknown):
+        await changes.restore(APP, Tag("1"), by=BY)
 
 
 async def test_a_job_goes_on_where_it_was_stopped(

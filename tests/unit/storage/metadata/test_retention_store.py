@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import apsw
 import pytest
 
 from storage.access import AuditQuery
+from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor, Manifest, digest_of
-from storage.data_dir.system import boot_id
+from storage.data_dir.system import System, boot_id
 from storage.errors import ManifestUnknown
+from storage.metadata.sqlite.upkeep import sqlite_retention
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import nothing_immutable
 from tests.fakes import written_data_dir as before
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
 from tests.fakes.upkeep_store import APP, DAY, START, Clock, clocked_store, pull
@@ -32,6 +36,17 @@ def clock() -> Clock:
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
     async with clocked_store(tmp_path, clock) as opened:
         yield opened
+
+
+class FullDisk(System):
+    """A disk without space for any commit while `is_full` is true."""
+
+    is_full = False
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        if self.is_full:
+            raise apsw.FullError
+        super().commit(commit, durable=durable)
 
 
 async def push_index(store: StoredRegistry, children: list[Manifest], *tags: str) -> Manifest:
@@ -107,6 +122,14 @@ async def test_a_judged_tag_is_deleted(store: StoredRegistry) -> None:
     assert await has(store, image.digest)
     [line] = store.accounts.audit(AuditQuery(actor=RETENTION.name), 10).items
     assert (line.action, line.target) == ("tag.delete", f"{APP}:old")
+
+
+async def test_an_immutable_tag_is_not_deleted(store: StoredRegistry) -> None:
+    await push_image(store, APP, "a", "v1", "old")
+    for name in ("v1", "old"):
+        judged = await facts(store, name)
+        await store.retention.delete_tag(APP, judged, RETENTION, is_immutable=lambda tag: tag.startswith("v"))
+    assert await all_tags(store, APP) == ["v1"]
 
 
 @pytest.mark.parametrize("change", ["moved", "pushed again", "pulled", "deleted"])
@@ -213,6 +236,24 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
             await store.delete_tag(APP, Tag("tag"), by=BY)
     assert await store.retention.delete_untagged(APP, image.digest, limits, judged_at, RETENTION) is None
     assert await has(store, image.digest)
+
+
+async def test_a_full_disk_does_not_keep_what_is_deleted(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention has to free space there, so it does not insist on keeping the manifest."""
+    disk = FullDisk()
+    monkeypatch.setattr(sqlite_retention.log, "warning", lambda *_: setattr(disk, "is_full", False))
+    prepare_data_dir(tmp_path / "full")
+    async with open_registry(tmp_path / "full", clock=clock, system=disk) as store:
+        image = await push_image(store, APP, "a")
+        clock.pass_days(1)
+        limits = UnusedLimits(clock(), clock(), clock())
+        disk.is_full = True
+        assert await store.retention.delete_untagged(APP, image.digest, limits, clock(), RETENTION) == []
+        assert not await has(store, image.digest)
+        with pytest.raises(ManifestUnknown, match="put back"):
+            await store.tag_history.move(APP, Tag("tag"), image.digest, by=BY, is_immutable=nothing_immutable)
 
 
 async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> None:

@@ -17,6 +17,7 @@ from storage.data_dir.layout import Layout
 from storage.errors import ManifestUnknown
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.pulls import PullCount
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Budget, CacheLimits, Evictor
 from storage.upkeep.usage_counting import count_scopes
@@ -235,6 +236,53 @@ async def test_what_must_stay(cache: Cache) -> None:
     cache.db.execute("DELETE FROM frozen_tag")
     cache.clock.now += 1
     assert await evictor.evict() == 1
+
+
+async def test_a_frozen_tag_keeps_all_that_it_needs(cache: Cache) -> None:
+    """The index, its children and their blobs stay, although the tag points at something else now. The plan agrees."""
+    children = [await cache.fetch(APP, f"child {n}") for n in range(2)]
+    index = await cache.list(APP, children, "1")
+    await cache.store.upstream_tags.freeze(APP, Tag("1"), index.digest, by=BY)
+    nested = await cache.fetch(WEB, "nested")
+    await cache.list(WEB, [nested], "1")  # only a child of this index is frozen
+    await cache.store.upstream_tags.freeze(WEB, Tag("2"), nested.digest, by=BY)
+    newer = await cache.fetch(APP, "newer", tag="1")
+    cache.clock.now += 1000
+    evictor, budget = cache.evictor(1), Budget("cache", ("hub", "other"), 1)
+    assert [image.digest for image in await evictor.plan(budget)] == [newer.digest]
+    assert await evictor.evict() == 1
+    for repo, image in [(APP, index), (APP, children[0]), (APP, children[1]), (WEB, nested)]:
+        assert await cache.has(repo, image)
+        for blob in image.blobs:
+            await cache.store.resolve_blob(repo, blob.digest)
+    assert await cache.used() == await cache.stored_bytes() == 3 * SIZE + 2
+
+
+async def test_mirrored_manifests_are_not_kept_to_be_put_back(cache: Cache) -> None:
+    """Their pulls and their place in the order of eviction go with them."""
+    children = [await cache.fetch(APP, f"child {n}") for n in range(2)]
+    await cache.list(APP, children, "1")
+    cache.pull(children[0])
+    cache.clock.now += 1
+    assert await cache.evictor(1).evict() == 1
+    for table in ("manifest", "deleted_manifest", "manifest_pull", "cached_manifest"):
+        assert cache.db.execute(f"SELECT count(*) FROM {table}").get == 0
+
+
+@pytest.mark.parametrize("restorable", [True, False])
+async def test_a_deleted_manifest_is_no_image_of_the_cache(cache: Cache, restorable: bool) -> None:
+    """A manifest that is stored later, maybe under the same row id, has pulls and a place of its own."""
+    first = await cache.fetch(APP, "first", tag="1")
+    cache.pull(first)
+    await cache.store.delete_manifest(APP, first.digest, by=BY, restorable=restorable)
+    for table in ("manifest_pull", "cached_manifest"):
+        assert cache.db.execute(f"SELECT count(*) FROM {table}").get == 0
+    await cache.store.pulls.save([PullCount(APP, first.digest, "hub", cache.clock.now, 1)])  # counted before the delete
+    second = await cache.fetch(APP, "second")
+    record = await cache.store.pulls.record(APP, second.digest)
+    assert record is not None
+    assert (record.last, record.pulls) == (cache.clock.now, 0)
+    assert cache.db.execute("SELECT upstream, rank FROM cached_manifest").fetchall() == [("hub", cache.clock.now)]
 
 
 async def test_free_space_of_the_disk(cache: Cache) -> None:
