@@ -39,6 +39,8 @@ STALE_AGE_SECONDS = 365 * 86400.0
 """Age of the images that are evicted, and time since their last pull. No other image was not pulled for so long."""
 CACHE_KIB = 512 * 1024
 BUSY_MILLISECONDS = 30_000
+CHECKPOINT_PAGES = 20_000
+"""Pages in the WAL after which it is copied into the database while a store is filled. A long WAL slows down reads."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class UpkeepStore:
         """Inserts all repositories. No server may use the directory."""
         with self._connected() as db:
             db.pragma("synchronous", "OFF")  # the checkpoint at the end makes it durable
+            db.wal_autocheckpoint(CHECKPOINT_PAGES)
             old = time.time() - AGE_SECONDS
             for first in range(0, self.size.repositories, BATCH_REPOSITORIES):
                 numbers = range(first, min(first + BATCH_REPOSITORIES, self.size.repositories))
