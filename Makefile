@@ -25,7 +25,7 @@ PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:bui
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
 UNWANTED := docker-registry nginx
 
-.PHONY: help serve check test bench bench-mirror bench-growth lint format docs lock clean packages
+.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs lock clean packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-mirror: $(VENV)/.runtime ## Measure the mirror beside docker-registry in p
 
 bench-growth: $(VENV)/.runtime ## Measure stores of 100 to 1,000,000 manifests; ARGS="--quick" for less
 	@exec $(BIN)/python -m bench growth $(ARGS)
+
+bench-gc: $(VENV)/.runtime ## Measure collection and eviction in stores of 10,000 and 1,000,000 blobs; ARGS="--quick" for less
+	@exec $(BIN)/python -m bench upkeep $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`python -m bench registries`, `python -m bench mirror` and `python -m bench growth`."""
+"""`python -m bench registries`, `mirror`, `growth` and `upkeep`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.growth.growth_run import growth_bench
 from bench.mirror.mirror_run import mirror_bench
 from bench.registries.registry_run import registry_bench
 from bench.runner import Bench, Options, run_bench
+from bench.upkeep.upkeep_run import upkeep_bench
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(
         rounds=parsed.rounds or (1 if parsed.quick else parsed.usual_rounds),
         seconds=parsed.seconds or (1.0 if parsed.quick else 4.0),
-        sizes=parsed.sizes or ([100, 10_000] if parsed.quick else [100, 10_000, 1_000_000]),
+        sizes=parsed.sizes or (parsed.quick_sizes if parsed.quick else parsed.usual_sizes),
         **{name: getattr(parsed, name) for name in ("quick", "strict", "against", "only", "folder", "json", "plot")},
     )
     try:
@@ -46,17 +47,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures Entrepot.")
     commands = parser.add_subparsers(required=True)
     registries = commands.add_parser("registries", help="beside Debian's docker-registry")
-    registries.set_defaults(bench=registry_bench, usual_rounds=7, sizes=None)
+    registries.set_defaults(bench=registry_bench, usual_rounds=7, sizes=None, usual_sizes=[], quick_sizes=[])
     mirror = commands.add_parser("mirror", help="as a mirror, beside docker-registry in proxy mode")
-    mirror.set_defaults(bench=mirror_bench, usual_rounds=5, sizes=None, seconds=None)
+    mirror.set_defaults(bench=mirror_bench, usual_rounds=5, sizes=None, usual_sizes=[], quick_sizes=[], seconds=None)
     growth = commands.add_parser("growth", help="as the store grows")
-    growth.set_defaults(bench=growth_bench, usual_rounds=3, only=None)
+    growth.set_defaults(
+        bench=growth_bench,
+        usual_rounds=3,
+        only=None,
+        usual_sizes=[100, 10_000, 1_000_000],
+        quick_sizes=[100, 10_000],
+    )
     growth.add_argument("--sizes", type=_sizes, metavar="N,…", help="manifests in each store, ascending")
-    for each in (registries, mirror):
+    upkeep = commands.add_parser("upkeep", help="garbage collection and eviction, as the store grows")
+    upkeep.set_defaults(
+        bench=upkeep_bench, usual_rounds=3, usual_sizes=[10_000, 1_000_000], quick_sizes=[1_000, 10_000]
+    )
+    upkeep.add_argument("--sizes", type=_sizes, metavar="N,…", help="blobs in each store, ascending")
+    for each in (registries, mirror, upkeep):
         each.add_argument("--only", metavar="ROW,…", help="just these rows")
-    for each in (registries, growth):
+    for each in (registries, growth, upkeep):
         each.add_argument("--seconds", type=_duration, metavar="S", help="length of a trial, about")
-    for each in (registries, mirror, growth):
+    for each in (registries, mirror, growth, upkeep):
         each.add_argument("--against", type=Path, metavar="FOLDER", help="beside the Entrepot of that checkout")
         each.add_argument("--rounds", type=_count, metavar="N", help="rounds")
         each.add_argument("--quick", action="store_true", help="one short round: to see that it works")

@@ -139,7 +139,7 @@ class Options:
     """The checkout to compare with, in place of docker-registry."""
     only: str | None
     sizes: Sequence[int]
-    """Manifests in each store of the growth bench."""
+    """Manifests in each store of the growth bench, or blobs in each of the upkeep bench."""
     folder: Path | None
     json: Path | None
     plot: Path | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report.measurements import CPU, CPU_GIB, CPU_SECONDS, P99, RowSamples
+from bench.report.measurements import CPU, CPU_GIB, CPU_SECONDS, P99, SECONDS, RowSamples
 from bench.system.servers import DOCKER_REGISTRY, ENTREPOT
 
 
@@ -108,6 +108,26 @@ def growth_goals(smallest: str, largest: str) -> tuple[Goal, ...]:
         at_most("tags", "tags", "page of 100 tags, ms", 5, largest),
         at_most("catalog", "catalog", "page of 100 repositories, ms", 5, largest),
         at_most("start", "start", "ready to serve, s", 2, largest),
+    )
+
+
+MAX_UPKEEP_GROWTH = 1.5
+"""How many times as long as in the smallest store the same upkeep may take in the largest."""
+
+
+def upkeep_goals(smallest: str, largest: str) -> tuple[Goal, ...]:
+    """Returns the goals for stores by their names."""
+
+    def at_most_longer(row: str, text: str) -> Goal:
+        return Goal(row, SECONDS.key, text, MAX_UPKEEP_GROWTH, False, True, peer=smallest, subject=largest)
+
+    return (
+        at_most_longer("collect", "collection, seconds to those in the smallest store"),
+        at_most_longer("evict", "eviction, seconds to those in the smallest store"),
+        at_most("manifest-beside-collect", P99.key, "manifest p99 during a collection, ms", 50, largest),
+        at_most("manifest-beside-collect", "slowdown", "manifest p99 during a collection, to idle", 2, largest),
+        at_most("manifest-beside-evict", P99.key, "manifest p99 during an eviction, ms", 50, largest),
+        at_most("manifest-beside-evict", "slowdown", "manifest p99 during an eviction, to idle", 2, largest),
     )
 
 

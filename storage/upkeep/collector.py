@@ -38,17 +38,22 @@ MIN_STRAY_AGE_SECONDS = 60.0
 """Bytes without a row are kept for at least this time in seconds, because a push stores the row shortly after the
 bytes."""
 SHARDS_PER_ROUND = 16
-"""Number of shards of the blob store that are listed in one round, unless the round lists all."""
+"""Largest number of shards of the blob store that are listed in one round, unless the round lists all."""
+BLOBS_LISTED_PER_ROUND = 1000
+"""Number of blobs after which a round lists no more shards, unless it lists all. A shard of a large store has more, and
+with 16 of them, the cost of a round would follow the size of the store."""
 log = logging.getLogger("storage.collect")
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
     """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
-    list. `report` counts what was removed; `on_removal` is called for each removal."""
+    list, unless the round ends after `max_listed` blobs. `report` counts what was removed; `on_removal` is called for
+    each removal."""
 
     dry_run: bool
     shards: Iterable[int]
+    max_listed: float
     on_removal: OnRemoval | None
     report: CollectionReport = field(default_factory=CollectionReport)
 
@@ -108,7 +113,7 @@ class Collector:
         StorageFailed, or `on_removal` raises an error, the round raises it at once. What was removed before an error or
         a cancellation stays removed."""
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
-        this_round = _Round(dry_run, shards, on_removal)
+        this_round = _Round(dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal)
         failure: StorageFull | None = None
         for step in (
             self._empty_trash,
@@ -134,7 +139,7 @@ class Collector:
     async def free_unlinked_blobs(self) -> int:
         """Removes the blobs that have no link now and frees their space at once, and nothing else. Returns how many it
         removed. Raises StorageFull, StorageFailed."""
-        this_round = _Round(dry_run=False, shards=(), on_removal=None)
+        this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None)
         await self._remove_blobs(this_round)
         await self._reclaim_space(this_round)
         return this_round.report.blobs
@@ -274,11 +279,16 @@ class Collector:
 
     async def _remove_strays(self, this_round: _Round) -> None:
         """Removes the strays in some shards of the blob store, except for those that were written recently."""
+        count = 0
         for shard in this_round.shards:
             written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-            old = [listed for listed in await self._blobs.list_shard(shard) if listed.written < written_before]
+            blobs = await self._blobs.list_shard(shard)
+            old = [listed for listed in blobs if listed.written < written_before]
             known = await self._metadata.known_blobs([listed.digest for listed in old])
             for stray in old:
                 if stray.digest not in known and (this_round.dry_run or await self.remove_stray(stray)):
                     reason = f"the store has no such blob; the bytes were written at {utc_text(stray.written)}"
                     await this_round.note(RemovalKind.STRAY, stray.digest, stray.size, reason)
+            count += len(blobs)
+            if count >= this_round.max_listed:
+                break

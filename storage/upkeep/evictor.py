@@ -218,7 +218,7 @@ class Evictor:
 
     async def _drop_unused_links(self, upstreams: Sequence[str]) -> int:
         """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
-        nothing if there was none a short time ago, because the search looks at each mirrored repository."""
+        nothing if there was none a short time ago, because the search looks at the whole collect queue."""
         now = self._clock()
         if now < self._no_unused_links_until:
             return 0

@@ -1,9 +1,13 @@
 -- Gets manifests by random tags, all over a large store. Arguments: Accept, the number of repositories, the step between
--- their numbers, the number of tags in each, and optionally If-None-Match.
+-- their numbers, the number of tags in each, and optionally If-None-Match (or an empty text) and the milliseconds from a
+-- response to the next request of its connection.
 local headers, repositories, step, tags
 
 function init(args)
-  headers = { ["Accept"] = args[1], ["If-None-Match"] = args[5] }
+  headers = { ["Accept"] = args[1], ["If-None-Match"] = args[5] ~= "" and args[5] or nil }
+  if args[6] then
+    function delay() return tonumber(args[6]) end
+  end
   repositories, step, tags = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   math.randomseed(7)
 end
