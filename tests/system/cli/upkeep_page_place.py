@@ -152,6 +152,9 @@ class Place:
         for number in range(1, 5):
             pull_all(self.client, f"docker.io/library/app{number}", "1")
 
+    def push_one(self) -> None:
+        self.push("team/app", "1")
+
     def wait_for_quota(self) -> None:
         """The server counts once what is there when a quota is new."""
         self.push("team/app", "1")
@@ -265,7 +268,7 @@ PREPARATIONS: dict[str, Callable[[Place], None]] = {
     "damaged blob": Place.damage_blob,
     "lost blob": Place.lose_blob,
     "content to back up": lambda place: place.fill(lambda store, _: _push_tags(store, "1", "2")),
-    "image to move": lambda place: place.push("team/app", "1") and None,
+    "image to move": Place.push_one,
     "old registry": Place.write_old_registry,
     "old settings": Place.write_old_settings,
 }
