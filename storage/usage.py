@@ -1,8 +1,8 @@
 """The interface of the accounting of disk space (`Usage`), and the sentences about exceeded quotas.
 
-A *scope* is a set of repositories, given by prefixes of their names, whose blobs, bytes and tags are counted. A blob
-counts once in a scope, however many of its repositories have it. There is a scope for each quota, one for the content
-of each upstream (the registries that this one mirrors), and one for all mirrored content.
+A *usage scope*, here a scope for short, is a set of repositories, given by prefixes of their names, whose blobs, bytes
+and tags are counted. A blob counts once in a scope, however many of its repositories have it. There is a scope for each
+quota, one for the content of each upstream (the registries that this one mirrors), and one for all mirrored content.
 
 The counts are exact: they change in the transactions that add or remove blobs and tags. A scope that is new in the
 settings is first counted in the background; until it is *complete*, its quota is not enforced.

@@ -1,5 +1,5 @@
-"""What the settings say about the use of space: the scopes that are counted (`scope_definitions`), the limits of the
-cache (`cache_limits`), and the free space of the disk (`min_free_space`)."""
+"""What the settings say about the use of space: the usage scopes that are counted (`scope_definitions`), the limits of
+the cache (`cache_limits`), and the free space of the disk (`min_free_space`)."""
 
 from __future__ import annotations
 

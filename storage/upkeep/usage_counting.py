@@ -1,4 +1,5 @@
-"""Counts in the background what repositories use, when the scopes in the settings have changed (`count_scopes`)."""
+"""Counts in the background what repositories use, when the usage scopes in the settings have changed
+(`count_scopes`)."""
 
 from __future__ import annotations
 

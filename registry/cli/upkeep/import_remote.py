@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
     from storage.upkeep.job_runner import Work
 
-_PASSWORD_VARIABLE: Final = "ENTREPOT_IMPORT_PASSWORD"
+_PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # not a setting: those begin with ENTREPOT_
 """The environment variable of this process through which the password gets to the HTTP client. The password is read
 before this process becomes the owner of the data directory, who may not be allowed to read it."""
 

@@ -38,7 +38,7 @@ CREATE INDEX deleted_manifest_subject ON deleted_manifest (repository, subject) 
 -- The history of one tag, newest entry first.
 CREATE INDEX tag_history_tag ON tag_history (repository, tag, id);
 
--- A scope is a set of repositories whose use of space is counted, such as those of a quota or of a mirror. A repository
+-- A usage scope is a set of repositories whose use of space is counted: those of a quota or of a mirror. A repository
 -- belongs to a scope if its name begins with one of `prefixes` and with none of `excluded` (JSON arrays). `blobs` and
 -- `bytes` count each blob of the scope once. While an existing store is being counted, `complete` is 0, and
 -- `position` is the highest row id of a repository that was looked at. A scope that is no longer in the settings has the

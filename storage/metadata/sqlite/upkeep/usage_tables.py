@@ -1,8 +1,8 @@
 """The tables that count what repositories use: `usage_scope`, `usage_member` and `usage_blob`.
 
-Triggers in the migration keep the counts exact. The functions here define the scopes, and count what was stored before
-a scope was defined. A repository that belongs to a scope is a *member*. Each function that changes something runs
-inside a transaction that the caller commits. It changes a bounded number of rows.
+Triggers in the migration keep the counts exact. The functions here define the usage scopes (`storage.usage`), and count
+what was stored before a scope was defined. A repository that belongs to a scope is a *member*. Each function that
+changes something runs inside a transaction that the caller commits. It changes a bounded number of rows.
 """
 
 from __future__ import annotations

@@ -1,0 +1,109 @@
+"""The commands of docs/upkeep.md do what the page shows, each beside a running server."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from registry.cli.command import app
+from tests.fakes.page_sections import Command, Section, has_shape, read_sections
+from tests.fakes.server_process import ROOT
+from tests.system.admin.test_api_refusals import ROUTES
+from tests.system.cli.test_command import EVERY_COMMAND, options_of
+from tests.system.cli.upkeep_page_place import PREPARATIONS, Place
+
+PAGE = ROOT / "docs" / "upkeep.md"
+SECTIONS = read_sections(PAGE)
+RUN = [section for section in SECTIONS if section.parts]
+RUN_ELSEWHERE = {
+    "tests/system/clients/test_image_files.py": [
+        "docker load --input app.tar",
+        "skopeo copy --all oci:images:1 docker://registry.example.com/team/app:1",
+        "docker save team/app:1 | gzip > app.tar.gz && entrepot import app.tar.gz",
+    ],
+}
+"""The commands that need other programs, by the tests that run those programs."""
+
+
+@pytest.mark.parametrize("section", RUN, ids=lambda section: re.sub(r"\W+", "-", section.title).strip("-"))
+def test_the_commands_print_what_the_page_shows(tmp_path: Path, section: Section) -> None:
+    """Each with the exit code that the page shows, or 0, and with output of the same shape."""
+    with ExitStack() as stack:
+        place = Place(tmp_path, section, stack)
+        for part in section.parts:
+            if isinstance(part, Command):
+                place.run(part)
+            else:
+                place.prepare(part)
+
+
+def test_the_blocks_that_are_not_run() -> None:
+    """They are those of the list, and the tests that run them exist."""
+    found: dict[str, list[str]] = {}
+    for section in SECTIONS:
+        found |= section.elsewhere
+    assert found == RUN_ELSEWHERE
+    assert [file for file in found if not (ROOT / file).is_file()] == []
+
+
+def test_every_preparation_is_used() -> None:
+    """No preparation is left over from an older page."""
+    assert {part for section in SECTIONS for part in section.parts if isinstance(part, str)} == set(PREPARATIONS)
+
+
+def test_the_page_has_commands() -> None:
+    """The page is read as its author meant it."""
+    assert len([part for section in RUN for part in section.parts if isinstance(part, Command)]) > 25
+    assert not has_shape("1 tag deleted\n", ["2 tags deleted"])
+    assert not has_shape("more\n1 tag deleted\n", ["1 tag deleted"])
+
+
+def command_names(words: list[str]) -> str | None:
+    """Returns the longest name of a command with which the words begin."""
+    names = (" ".join(words[:count]) for count in (3, 2, 1))
+    return next((name for name in names if name in known_names()), None)
+
+
+@cache
+def known_names() -> set[str]:
+    """Returns the names of all commands, and of groups that run by themselves."""
+    root: Any = typer.main.get_command(app)
+    return {*EVERY_COMMAND, *(name for name, found in root.commands.items() if found.callback)}
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"`(?:\w+=\S+ )?entrepot ([^`]+)`", PAGE.read_text()))))
+def test_commands_in_sentences_exist(line: str) -> None:
+    """With all their options."""
+    words = shlex.split(line)
+    name = command_names(words)
+    assert name is not None
+    assert {word for word in words if word.startswith("--")} <= options_of(name)
+
+
+def table() -> list[list[str]]:
+    """Returns the cells of the table of commands and routes."""
+    rows = PAGE.read_text().partition("\n## Commands and routes\n")[2].splitlines()
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| `")]
+
+
+def test_the_routes_of_the_table_exist() -> None:
+    """And the table has all routes about upkeep."""
+    text = " ".join(row[1] for row in table())
+    named: set[tuple[str, str]] = set()
+    for methods, path in re.findall(r"`([A-Z`, ]+) (/[\w/]+)`", text):
+        filled = re.sub(r"NAME|TAG|ID|DIGEST", lambda found: PLACEHOLDERS[found[0]], path)
+        named |= {(method, filled) for method in re.findall(r"[A-Z]+", methods)}
+    about_upkeep = re.compile(
+        r"/(gc|fsck|repositories|retention|mirror|cache|quotas|scrub|damaged|quarantine|backups|imports|jobs)\b"
+    )
+    assert named == {route for route in ROUTES if about_upkeep.match(route[1])}
+
+
+PLACEHOLDERS = {"NAME": "{name}", "TAG": "{tag}", "ID": "{job}", "DIGEST": "{digest}"}

@@ -1,0 +1,274 @@
+"""What docs/upkeep.md presupposes in its sections: a server, and content to look at (`Place.prepare`)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import subprocess
+import time
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Actor
+from storage.data_dir.layout import Layout
+from storage.names import Digest, RepositoryName, Tag
+from storage.pulls import PullCount
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.client_images import ClientImage, image
+from tests.fakes.clients.registry_client import RegistryClient, pull_all
+from tests.fakes.commands import entrepot, entrepot_output
+from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.old_directory import OldDirectory
+from tests.fakes.page_sections import Command, Section, has_shape
+from tests.fakes.registry_content import push_blob, push_image
+from tests.fakes.scrub_runs import flip_byte
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.upkeep_store import APP, DAY, Clock
+from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
+
+ALICE = Actor(name="alice", address="192.0.2.9")
+CI = Actor(name="ci", address="192.0.2.7")
+OLD_LOGIN = ("ann", "the password of ann")
+OLD_CONFIG = """
+version: 0.1
+storage:
+  delete:
+    enabled: true
+  filesystem:
+    rootdirectory: /var/lib/registry
+http:
+  addr: :5000
+auth:
+  htpasswd:
+    realm: old
+    path: /auth/htpasswd
+"""
+
+
+class Place:
+    """A folder in which the commands of one section run, and the server beside which they do.
+
+    The page's paths (/mnt, /srv, /var, /etc) lie in the folder. `addresses` has the URLs that stand for those of the
+    page. The server starts with the first command."""
+
+    def __init__(self, folder: Path, section: Section, stack: ExitStack) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.addresses: dict[str, str] = {}
+        self._settings = section.settings
+        self._stack = stack
+        self._server: RegistryServer | None = None
+        self._hub: Hub
+        self._images: list[ClientImage] = []
+        prepare_data_dir(self.data)
+
+    @property
+    def server(self) -> RegistryServer:
+        if self._server is None:
+            (self.folder / "entrepot.toml").write_text(self._settings_for_tests())
+            flags = ("--config", str(self.folder / "entrepot.toml"))
+            self._server = self._stack.enter_context(running_server(self.folder, *flags, workers=1))
+        return self._server
+
+    @property
+    def client(self) -> RegistryClient:
+        return RegistryClient(self.server.address)
+
+    def run(self, command: Command) -> None:
+        """Runs a command of the page. Raises AssertionError if its exit code or the shape of its output is another
+        one."""
+        assert self.server
+        done = self._entrepot(command.line)
+        outputs = [self._as_on_the_page(text) for text in (done.stderr + done.stdout, done.stdout + done.stderr)]
+        shown = "\n".join(command.output)
+        said = f"$ {command.line}\n{outputs[0]}(exit code {done.returncode}), but the page has:\n{shown}"
+        assert done.returncode == command.exit_code, said
+        assert any(has_shape(output, command.output) for output in outputs), said
+
+    def prepare(self, name: str) -> None:
+        """Prepares what the page names in a comment."""
+        PREPARATIONS[name](self)
+
+    def fill(self, work: Callable[[StoredRegistry, Clock], Awaitable[None]]) -> None:
+        """Runs `work` on the store, with a clock that it may set."""
+
+        async def run() -> None:
+            clock = Clock(time.time())
+            async with open_registry(self.data, clock=clock) as store:
+                await work(store, clock)
+
+        asyncio.run(run())
+
+    def push(self, repo: str, tag: str) -> ClientImage:
+        """Pushes an image by HTTP."""
+        made = image(f"{repo}:{tag}")
+        self.client.push(repo, tag, made)
+        self._images.append(made)
+        return made
+
+    def _entrepot(self, line: str) -> subprocess.CompletedProcess[str]:
+        words = shlex.split(self._here(line))
+        assert words.pop(0) == "entrepot", f"mark the block of {line!r} as one that is not run here"
+        paths = {"ENTREPOT_CONFIG": str(self.folder / "entrepot.toml"), "ENTREPOT_DATA": str(self.data)}
+        return entrepot(*words, folder=self.folder, **paths)
+
+    def _here(self, text: str) -> str:
+        for shown, real in self.addresses.items():
+            text = text.replace(shown, real)
+        return re.sub(r"(?<!\S)/(mnt|srv|var|etc)/", rf"{self.folder}/\1/", text)
+
+    def _as_on_the_page(self, output: str) -> str:
+        for shown, real in self.addresses.items():
+            output = output.replace(real, shown)
+        return output.replace(f"{self.folder}/", "/")
+
+    def _settings_for_tests(self) -> str:
+        """The page's settings, with the stand-ins' addresses. The disk of a test may be small, so free space is
+        counted in MiB."""
+        settings = re.sub(r'((?:min|target)_free = "\d+)GiB', r"\1MiB", self._settings)
+        settings = re.sub(r"(min_free_percent) = \d+", r"\1 = 0.01", settings)
+        for shown, real in self.addresses.items():
+            name = shown.removeprefix("https://")
+            settings = settings.replace(f'name = "{name}"', f'name = "{name}"\nendpoints = ["{real}"]')
+        return settings
+
+    def start_upstream(self, url: str, content: UpstreamContent) -> None:
+        self._hub = self._stack.enter_context(hub(self.folder, content))
+        self.addresses[url] = self._hub.url
+
+    def move_upstream_tag(self) -> None:
+        """A pull, a move of the tag at the upstream, and the next request there."""
+        self.client.manifest("ghcr.io/org/app", "1")
+        moved = UpstreamContent()
+        moved.add("org/app", noise_image("second", 1000), "1")
+        self._hub.put(moved)
+        assert self._entrepot("entrepot mirror refresh ghcr.io/org/app:1").returncode == 0
+
+    def pull_images(self) -> None:
+        for number in range(1, 5):
+            pull_all(self.client, f"docker.io/library/app{number}", "1")
+
+    def push_one(self) -> None:
+        self.push("team/app", "1")
+
+    def wait_for_quota(self) -> None:
+        """The server counts once what is there when a quota is new."""
+        self.push("team/app", "1")
+        while self._entrepot("entrepot quota list").stdout.find("in effect") < 0:
+            pass
+
+    def damage_blob(self) -> None:
+        self.push("team/app", "1")
+        self.push("team/web", "1")
+        flip_byte(self._layer_file(0))
+
+    def lose_blob(self) -> None:
+        """Heals the damaged one by a push, and removes the file of another."""
+        self.push("team/app", "1")
+        self._layer_file(1).unlink()
+
+    def _layer_file(self, number: int) -> Path:
+        return Layout(self.data).blob(Digest(self._images[number].layers[-1].digest))
+
+    def write_old_registry(self) -> None:
+        """The directory of an old registry, with an index one of whose manifests has lost a blob. Another server stands
+        for one that is reached over the network."""
+        old = OldDirectory(self.folder / "var" / "lib" / "docker-registry")
+        old.push("team/app", noise_image("team", 1000), "1")
+        whole, broken = noise_image("whole", 1000), noise_image("broken", 1000)
+        old.push("tools/build", index_of((whole, "amd64"), (broken, "arm64")), "1.0")
+        old.data(broken.layers[0].digest).unlink()
+        self._start_old_server(self.folder / "old")
+
+    def _start_old_server(self, folder: Path) -> None:
+        name, password = OLD_LOGIN
+        folder.mkdir()
+        (self.folder / "pw").write_text(password)
+        entrepot_output("user", "add", name, "--admin", "--password-file", "-", folder=folder, given=password)
+        server = self._stack.enter_context(running_server(folder, workers=1))
+        self.addresses["https://old.example.com"] = server.url
+        login = b64encode(f"{name}:{password}".encode()).decode()
+        for repo in ("team/web", "other/web"):
+            RegistryClient(server.address, f"Basic {login}").push(repo, "2", image(repo))
+
+    def write_old_settings(self) -> None:
+        file = self.folder / "etc" / "docker" / "registry" / "config.yml"
+        file.parent.mkdir(parents=True)
+        file.write_text(OLD_CONFIG)
+
+
+async def _leave_garbage(store: StoredRegistry, clock: Clock) -> None:
+    """A blob that nothing has referred to for two days, and an upload that stopped three weeks ago."""
+    now = clock.now
+    clock.now = now - 21 * DAY
+    upload = await store.start_upload(RepositoryName("team/web"))
+    await upload.write(b"x" * 100_000)
+    await upload.aclose()
+    clock.now = now - 2 * DAY
+    await push_blob(store, APP, b"y" * 200_000)
+
+
+async def _overwrite_tag(store: StoredRegistry, clock: Clock) -> None:
+    now = clock.now
+    for seconds, actor in ((3, ALICE), (0, CI)):
+        clock.now = now - seconds
+        made = await push_image(store, APP, actor.name)
+        await store.put_manifest(APP, made, [Tag("stable")], by=actor)
+
+
+async def _delete_image(store: StoredRegistry, _: Clock) -> None:
+    made = await push_image(store, APP, "1.4", "1.4")
+    await store.delete_manifest(APP, made.digest, by=ALICE)
+
+
+async def _push_many_tags(store: StoredRegistry, clock: Clock) -> None:
+    """A release, an old tag, an old tag that was pulled yesterday, and ten newer ones."""
+    now = clock.now
+    ages = {"v1.0": 60, "1841": 57, "1842": 40} | {str(1843 + number): 20 - number for number in range(10)}
+    for tag, age in ages.items():
+        clock.now = now - age * DAY
+        made = await push_image(store, APP, tag, tag)
+        if tag == "1842":
+            await store.pulls.save([PullCount(APP, made.digest, "", now - DAY, 3)])
+
+
+async def _push_tags(store: StoredRegistry, *tags: str) -> None:
+    for tag in tags:
+        await push_image(store, APP, tag, tag)
+
+
+def _one_moving_tag() -> UpstreamContent:
+    content = UpstreamContent()
+    content.add("org/app", noise_image("first", 1000), "1")
+    return content
+
+
+def _four_images() -> UpstreamContent:
+    content = UpstreamContent()
+    for number, size in enumerate((600_000, 900_000, 500_000, 1_000_000), start=1):
+        content.add(f"library/app{number}", noise_image(f"app{number}", size), "1")
+    return content
+
+
+PREPARATIONS: dict[str, Callable[[Place], None]] = {
+    "garbage": lambda place: place.fill(_leave_garbage),
+    "overwritten tag": lambda place: place.fill(_overwrite_tag),
+    "deleted image": lambda place: place.fill(_delete_image),
+    "many tags": lambda place: place.fill(_push_many_tags),
+    "immutable tag": lambda place: place.fill(lambda store, _: _push_tags(store, "v1", "v1-fixed")),
+    "upstream that moves a tag": lambda place: place.start_upstream("https://ghcr.io", _one_moving_tag()),
+    "cooldown": Place.move_upstream_tag,
+    "upstream with images": lambda place: place.start_upstream("https://docker.io", _four_images()),
+    "cached images": Place.pull_images,
+    "team": Place.wait_for_quota,
+    "damaged blob": Place.damage_blob,
+    "lost blob": Place.lose_blob,
+    "content to back up": lambda place: place.fill(lambda store, _: _push_tags(store, "1", "2")),
+    "image to move": Place.push_one,
+    "old registry": Place.write_old_registry,
+    "old settings": Place.write_old_settings,
+}
