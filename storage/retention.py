@@ -7,6 +7,7 @@ its own transaction, what the judgement was based on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -20,6 +21,10 @@ MAX_PAGE_ROWS: Final = 500
 MAX_ORPHANS: Final = 10
 """Largest number of manifests that one call of `Retention.delete_orphans` deletes."""
 
+REFERRER_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}(\..+)?")
+"""The name of a tag that belongs to the manifest whose digest it contains: a signature, SBOM or attestation of cosign,
+or the list of a manifest's referrers (OCI distribution spec, "Referrers Tag Schema")."""
+
 ManifestKey = int
 """Identifies a manifest of a repository in the store."""
 
@@ -29,7 +34,8 @@ class TagFacts:
     """What a tag is judged by. `pushed`: when it was last pushed. `pulled`: when its manifest, or for an index a
     manifest below it, was last pulled; None: no pull is recorded. `unrecorded`: pulls before this time were not
     recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are in
-    seconds since 1970."""
+    seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the
+    repository does not have that manifest, or the tag has another name."""
 
     name: Tag
     digest: Digest
@@ -37,6 +43,12 @@ class TagFacts:
     pushed: float
     pulled: float | None
     unrecorded: float | None = None
+    subject: Digest | None = None
+
+    @property
+    def is_referrer(self) -> bool:
+        """Whether the name of the tag is a `REFERRER_TAG`."""
+        return REFERRER_TAG.fullmatch(self.name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +104,8 @@ class Retention(Protocol):
     their subjects."""
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
-        """Returns the position of the last of the newest `count` tags; None if there are fewer tags."""
+        """Returns the position of the last of the newest `count` tags; None if there are fewer tags. Tags whose names
+        are a `REFERRER_TAG` do not count."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:

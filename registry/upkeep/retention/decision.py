@@ -28,10 +28,12 @@ def decide(
 ) -> Decision:
     """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the last of the newest
     `rule.keep_last` tags of the repository; None: it has no more tags than that. `is_protected`: the tag is immutable,
-    so it is never deleted."""
+    so it is never deleted. A signature or another tag that belongs to a manifest stays as long as the manifest does."""
     if is_protected:
         return Decision(True, "it is immutable")
-    if rule.keep_last and (newest is None or newest.includes(tag)):
+    if tag.subject is not None:
+        return Decision(True, f"belongs to {tag.subject}, which is here")
+    if rule.keep_last and not tag.is_referrer and (newest is None or newest.includes(tag)):
         return Decision(True, f"one of the newest {rule.keep_last}")
     for pattern in rule.keep_tags:
         if fnmatchcase(tag.name, pattern):

@@ -20,6 +20,7 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.retention import (
     MAX_ORPHANS,
     MAX_PAGE_ROWS,
+    REFERRER_TAG,
     ManifestKey,
     TagFacts,
     TagPosition,
@@ -31,8 +32,12 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 
 T = TypeVar("T")
 log = logging.getLogger("storage.retention")
-_NEWEST: Final = """
-SELECT updated, name FROM tag WHERE repository = ?1 ORDER BY updated DESC, name LIMIT 1 OFFSET ?2"""
+_REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
+_IS_REFERRER: Final = f"(name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*')"
+"""Condition on a tag that is true where `storage.retention.REFERRER_TAG` matches its name."""
+_NEWEST: Final = f"""
+SELECT updated, name FROM tag WHERE repository = ?1 AND NOT {_IS_REFERRER}
+ ORDER BY updated DESC, name LIMIT 1 OFFSET ?2"""
 _TAGS: Final = """
 SELECT t.name, m.digest, m.id, t.updated FROM tag t JOIN manifest m ON m.id = t.manifest
  WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?3"""
@@ -68,12 +73,14 @@ class SqliteRetention:
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
-            rows: list[Any] = db.execute(_TAGS, (_repository(db, repo), after or "", limit)).fetchall()
+            repository = _repository(db, repo)
+            rows: list[Any] = db.execute(_TAGS, (repository, after or "", limit)).fetchall()
             recorded = _recorded_since(db)
             return [
                 TagFacts(
                     *(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest)),
                     unrecorded=recorded if pushed < recorded else None,
+                    subject=_subject_of_tag(db, repository, name),
                 )
                 for name, digest, manifest, pushed in rows
             ]
@@ -108,8 +115,9 @@ class SqliteRetention:
             return False
 
         def delete(db: apsw.Connection) -> bool:
-            row: Any = db.execute(_TAG, (_repository(db, repo), judged.name)).fetchone()
-            if row is None:
+            repository = _repository(db, repo)
+            row: Any = db.execute(_TAG, (repository, judged.name)).fetchone()
+            if row is None or _subject_of_tag(db, repository, judged.name) is not None:
                 return False
             manifest, digest, pushed = row
             if (digest, pushed) != (judged.digest, judged.pushed):
@@ -182,6 +190,15 @@ def _repository(db: apsw.Connection, repo: RepositoryName) -> int:
     """Returns the repository's row id; 0, which no row has, if there is no such repository."""
     row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     return 0 if row_id is None else int(row_id)
+
+
+def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest | None:
+    """Returns the digest that the name of a tag contains, if the name is a `REFERRER_TAG` and the repository has a
+    manifest with that digest."""
+    if REFERRER_TAG.fullmatch(name) is None:
+        return None
+    digest = Digest(name[:71].replace("-", ":", 1))
+    return None if db.execute(_MANIFEST, (repository, digest)).get is None else digest
 
 
 def _recorded_since(db: apsw.Connection) -> float:

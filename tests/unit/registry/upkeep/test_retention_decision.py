@@ -132,3 +132,13 @@ def test_when_untagged_manifests_go() -> None:
     assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week, week)
     pulled = rule(keep_pulled_within="14d", delete_untagged_after="7d")
     assert unused_limits(pulled, NOW) == UnusedLimits(week, week, fortnight)
+
+
+def test_a_tag_that_belongs_to_a_manifest_stays_with_it() -> None:
+    """A signature of cosign, or a list of referrers, is kept as long as its manifest is here. It is none of the newest
+    tags: after its manifest it goes."""
+    subject = digest_of(b"signed")
+    signature = tag(f"sha256-{subject.encoded}.sig", pushed=0)
+    assert decide(rule(keep_last=5), replace(signature, subject=subject), NOW, newest=None).is_kept
+    assert not decide(rule(keep_last=5), signature, NOW, newest=None).is_kept
+    assert decide(rule(keep_last=5), tag("sha256-of-mine"), NOW, newest=None).is_kept

@@ -305,3 +305,23 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
         found = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
         assert old.digest not in found
         assert old.digest in await unused(store, since)
+
+
+async def test_signatures_are_told_apart(store: StoredRegistry, clock: Clock) -> None:
+    """A tag of cosign or a fallback tag of the spec names the manifest that it belongs to, as long as the repository
+    has it, and is not counted among the newest tags."""
+    signed = await push_image(store, APP, "signed", "v1")
+    for suffix in (".sig", ".att", ""):
+        clock.now += 1
+        await push_image(store, APP, f"about{suffix}", f"sha256-{signed.digest.encoded}{suffix}")
+    assert await store.retention.newest(APP, 1) == TagPosition(START, "v1")
+    assert await store.retention.newest(APP, 2) is None
+    signature = await facts(store, f"sha256-{signed.digest.encoded}.sig")
+    assert (signature.subject, signature.is_referrer) == (signed.digest, True)
+    assert (await facts(store, "v1")).subject is None
+    assert not await store.retention.delete_tag(APP, signature, RETENTION)
+
+    await store.delete_manifest(APP, signed.digest, by=BY)
+    signature = await facts(store, signature.name)
+    assert (signature.subject, signature.is_referrer) == (None, True)
+    assert await store.retention.delete_tag(APP, signature, RETENTION)
