@@ -88,17 +88,10 @@ class SqliteConsistency:
         )
         return None if row is None else BlobRecord(row[0], digest, row[1], row[2])
 
-    async def mark_damaged(self, digest: Digest, reason: str, place: str) -> None:
-        now = self._clock()
-        await self._writer.run(
-            lambda db: consistency_repairs.mark_damaged(db, digest, reason, place, now), reserve_use=ReserveUse.RELIEF
+    async def set_size(self, digest: Digest, place: str, size: int) -> bool:
+        return await self._writer.run(
+            lambda db: consistency_repairs.set_size(db, digest, place, size), reserve_use=ReserveUse.RELIEF
         )
-
-    async def set_size(self, digest: Digest, size: int) -> None:
-        await self._writer.run(lambda db: consistency_repairs.set_size(db, digest, size), reserve_use=ReserveUse.RELIEF)
-
-    async def count_damaged(self) -> int:
-        return await self._scan(lambda db: _number(db.execute("SELECT count(*) FROM damaged_blob").get))
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
         """Runs the lookup in the thread, in one transaction. Raises StorageFailed."""
