@@ -41,7 +41,7 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import expired_manifests
+from storage.metadata.sqlite.upkeep import deleted_manifests
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
@@ -349,11 +349,11 @@ class SqliteMetadata:
     async def deleted_manifests(
         self, before: float, limit: int, after: DeletedManifest | None = None
     ) -> list[DeletedManifest]:
-        return expired_manifests.deleted_manifests(self._db, before, limit, after)
+        return deleted_manifests.oldest(self._db, before, limit, after)
 
     async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
         return await self._writer.run(
-            lambda db: expired_manifests.drop_deleted_manifests(db, before, limit), reserve_use=ReserveUse.RELIEF
+            lambda db: deleted_manifests.drop_oldest(db, before, limit), reserve_use=ReserveUse.RELIEF
         )
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:

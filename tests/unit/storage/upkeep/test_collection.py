@@ -188,7 +188,7 @@ async def test_many_things_are_listed_in_batches(store: StoredRegistry, data: Pa
                 db.execute("INSERT INTO blob_link VALUES (7, ?, 0, 1)", (number + 1,))
             db.execute("INSERT INTO collect_queue VALUES (?, ?, 5)", (7 if number % 2 else 0, digest))
             db.execute("INSERT INTO upload VALUES (?, 'team/many', 'sha256', 0, NULL, '', 5, 5, '')", (_uuid(number),))
-            db.execute("INSERT INTO deleted_manifest VALUES (7, ?, 'type', 5, 5, X'00')", (digest,))
+            db.execute("INSERT INTO deleted_manifest VALUES (7, ?, 'type', NULL, 5, 5, X'00')", (digest,))
     db.close()
     planned, done = await round_of(store, dry_run=True), await round_of(store, dry_run=False)
     assert set(planned) == set(done)
