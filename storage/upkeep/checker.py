@@ -261,11 +261,13 @@ class _Check:
     async def _check_shard(self, shard: int) -> None:
         """Checks that there is a row for all bytes in a shard of the blob store."""
         written_before = self._clock() - MIN_STRAY_AGE_SECONDS
-        old = [listed for listed in await self._blobs.list_shard(shard) if listed.written < written_before]
-        known = await self._metadata.known_blobs([listed.digest for listed in old])
-        for listed in old:
-            if listed.digest not in known:
-                await self._confirm_stray(listed)
+        found = await self._blobs.list_shard(shard)
+        for start in range(0, len(found), BATCH_SIZE):
+            old = [listed for listed in found[start : start + BATCH_SIZE] if listed.written < written_before]
+            known = await self._metadata.known_blobs([listed.digest for listed in old])
+            for listed in old:
+                if listed.digest not in known:
+                    await self._confirm_stray(listed)
         await self._advance(1, "looking for stray files")
 
     async def _confirm_stray(self, stray: ListedBlob) -> None:

@@ -16,9 +16,9 @@ allocated in advance.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -61,8 +61,10 @@ _MAX_REFERRERS_ON_LOOP: Final = 100
 whose `subject` field has the digest of that manifest."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
-_ROWS_PER_ITERATION: Final = 500
-"""Number of rows that are looked up in one iteration of the event loop. This takes about 5 ms."""
+_LOOKUPS_ON_LOOP: Final = 4
+"""Number of rows that may be looked up one by one on the event loop."""
+_LOOKUPS_IN_THREAD: Final = 500
+"""Number of rows that are looked up one by one in one turn of the thread. This takes about 5 ms."""
 _HEALED: Final = "the damaged blob %s is whole again: its bytes were stored for %s"
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
@@ -357,13 +359,14 @@ class SqliteMetadata:
         )
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
-        """Returns the `values` that occur in the column of the table. There may be tens of thousands of values, so the
-        event loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
+        """Returns the `values` that occur in the column of the table. There may be tens of thousands of values. Each
+        lookup gives up the global interpreter lock and waits for it again, up to 5 ms if another thread has it. So more
+        than a few are looked up in the thread, where only the caller waits."""
+        if len(values) <= _LOOKUPS_ON_LOOP:
+            return lookups.existing_values(self._db, table, column, values)
         found: set[S] = set()
-        for start in range(0, len(values), _ROWS_PER_ITERATION):
-            if start:
-                await asyncio.sleep(0)  # lets the event loop run other tasks
-            group = values[start : start + _ROWS_PER_ITERATION]
-            existing = lookups.existing_values(self._db, table, column, group)
-            found.update(value for value in group if value in existing)
+        for start in range(0, len(values), _LOOKUPS_IN_THREAD):
+            group = values[start : start + _LOOKUPS_IN_THREAD]
+            lookup = partial(lookups.existing_values, table=table, column=column, values=group)
+            found |= await self._scans.run(lookup)
         return found

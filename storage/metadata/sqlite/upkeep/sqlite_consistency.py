@@ -75,12 +75,13 @@ class SqliteConsistency:
         return await self._writer.run(mend, reserve_use=ReserveUse.RELIEF)
 
     async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
-        rows: list[Any] = await self._scan(
-            lambda db: db.execute(
+        def read(db: apsw.Connection) -> list[BlobRecord]:
+            rows: list[Any] = db.execute(
                 "SELECT id, digest, size, place FROM blob WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
             ).fetchall()
-        )
-        return [BlobRecord(row_id, Digest(digest), size, place) for row_id, digest, size, place in rows]
+            return [BlobRecord(row_id, Digest(digest), size, place) for row_id, digest, size, place in rows]
+
+        return await self._scan(read)
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         row: Any = await self._scan(

@@ -21,11 +21,13 @@ from storage.jobs import JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
+from tests.fakes.loop_hold import watch_loop
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import scrub
 
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
 LAYER = b"layer of image"
+MAX_LOOP_SECONDS = 0.05
 
 
 @dataclass
@@ -476,7 +478,10 @@ def many(site: Site) -> int:
 
 
 async def test_every_page_is_checked(site: Site, many: int) -> None:
-    found = await findings(site.store)
+    """While the event loop stays free for requests."""
+    async with watch_loop() as held:
+        found = await findings(site.store)
+    assert held.longest < MAX_LOOP_SECONDS
     for code in (ProblemCode.LINK_NOT_QUEUED, ProblemCode.TAG_WITHOUT_MANIFEST):
         items = [finding.problem.item for finding in found if finding.problem.code is code]
         assert len(items) == len(set(items)) == many
