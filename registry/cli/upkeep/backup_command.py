@@ -96,8 +96,8 @@ def _print_result(result: Mapping[str, Any]) -> None:
         )
     if result["damaged"]:
         typer.echo(
-            f"entrepot: {plural(len(result['damaged']), 'blob')} known to be damaged left out; push or pull the images "
-            "again, or restore the backup of a time when they were whole",
+            f"entrepot: left out {plural(len(result['damaged']), 'blob')} known to be damaged; push or pull the images "
+            "again",
             err=True,
         )
     if result["missing"]:
