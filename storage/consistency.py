@@ -112,15 +112,7 @@ class Consistency(Protocol):
         """Returns a blob; None if there is none with this digest."""
         ...
 
-    async def mark_damaged(self, digest: Digest, reason: str, place: str) -> None:
-        """Records that the stored bytes of a blob are missing or damaged, so that they are not served any more and the
-        next push stores them again. `place`: where the blob store keeps the damaged bytes; empty if there are none."""
-        ...
-
-    async def set_size(self, digest: Digest, size: int) -> None:
-        """Corrects the size of a blob, in bytes."""
-        ...
-
-    async def count_damaged(self) -> int:
-        """Returns the number of blobs that are recorded as damaged."""
+    async def set_size(self, digest: Digest, place: str, size: int) -> bool:
+        """Corrects the size of a blob, in bytes. Returns False if its bytes are not at `place` any more. The caller
+        holds the lock of the digest."""
         ...

@@ -54,8 +54,8 @@ class UploadRow:
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
     """An entry of the garbage collector's queue of links. `repository` and `name`: row id and name of the repository.
-    `digest` and `size`: of the blob. No manifest of the repository referred to the blob when the entry was made, at the
-    time `since` (seconds since 1970)."""
+    `digest`: of the blob. `size`: number of its stored bytes; 0 if they are damaged or missing. No manifest of the
+    repository referred to the blob when the entry was made, at the time `since` (seconds since 1970)."""
 
     repository: int
     digest: Digest
@@ -76,8 +76,8 @@ class LinkPreview:
 
 @dataclass(frozen=True, slots=True)
 class UnlinkedBlob:
-    """An entry of the garbage collector's queue of blobs that have lost their last link. `size`: in bytes.
-    `is_unlinked`: whether the blob exists and still has no link."""
+    """An entry of the garbage collector's queue of blobs that have lost their last link. `size`: number of stored
+    bytes; 0 if they are damaged or missing. `is_unlinked`: whether the blob exists and still has no link."""
 
     digest: Digest
     size: int

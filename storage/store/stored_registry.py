@@ -120,7 +120,7 @@ class StoredRegistry:
         self.pulls = pulls
         self.retention = retention
         self.consistency = consistency
-        self.checker = Checker(consistency, metadata, blobs, locks, clock)
+        self.checker = Checker(consistency, metadata, blobs, damage, locks, clock)
         self.damage = damage
         self.quarantine = Quarantine(blobs, damage, locks)
         self.snapshots = snapshots

@@ -4,25 +4,25 @@ bytes, both ways.
 The store changes meanwhile. So what a first pass finds is only a candidate, and a second look decides. The second look
 at a blob holds the lock of its digest. A push holds this lock while it stores the bytes and then the row, and the
 garbage collector while it deletes the row and then the bytes, so that under the lock the two must agree.
+
+Content that is known to be damaged is no problem: it is recorded, nobody serves it, and a push heals it. A repair takes
+the damaged blobs that it finds out of use in the same way as scrub (module `storage.upkeep.quarantine`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
 from storage.blobs.blob_store import BlobStore, BytesMissing, ListedBlob
 from storage.consistency import BlobRecord, Consistency, Key, Problem, ProblemCode
-from storage.errors import StorageFailed, TooManyOpenFiles
+from storage.damage import DamageRecords, StoredBlob
 from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
-from storage.running_digest import start_digest
 from storage.upkeep.collector import MIN_STRAY_AGE_SECONDS
+from storage.upkeep.quarantine import MISSING, FoundDamage, Quarantine
 
 BATCH_SIZE: Final = 500
 """Number of blobs whose sizes are compared in one step."""
@@ -41,7 +41,7 @@ class Finding:
 @dataclass(slots=True)
 class CheckReport:
     """How many problems of each kind a check found (`found`), and how many of them it repaired (`repaired`). `damaged`:
-    number of blobs that are recorded as damaged and wait for a push; they are no problem of their own."""
+    number of blobs and manifests that are known to be damaged and wait for a push; they are no problem of their own."""
 
     found: dict[ProblemCode, int] = field(default_factory=dict)
     repaired: int = 0
@@ -56,15 +56,16 @@ class CheckReport:
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
     """`repair`: mend what can be mended without losing anything. `hash_bytes`: also compare the stored bytes of each
-    blob with its digest, which reads everything. `is_mirrored`: whether a repository belongs to a mirror. It may then
-    lack content that its manifests refer to."""
+    blob with its digest, which reads everything. `quarantine_bytes`: how many damaged bytes a repair keeps, and an
+    eighth more while it runs; None: all. `is_mirrored`: whether a repository belongs to a mirror. It may then lack
+    content that its manifests refer to."""
 
     repair: bool = False
     hash_bytes: bool = False
+    quarantine_bytes: int | None = None
     is_mirrored: Callable[[str], bool] = lambda name: False
 
 
-log = logging.getLogger("storage.check")
 OnFinding = Callable[[Finding], Awaitable[None]]
 OnProgress = Callable[[int, int, str], Awaitable[None]]
 """Gets the number of checked rows, about how many there are, and what is checked. What it raises ends the check."""
@@ -77,6 +78,7 @@ class Checker:
     consistency: Consistency
     metadata: Metadata
     blobs: BlobStore
+    damage: DamageRecords
     locks: DigestLocks
     clock: Callable[[], float]
 
@@ -96,6 +98,10 @@ class _Check:
         self._consistency = store.consistency
         self._metadata = store.metadata
         self._blobs = store.blobs
+        self._damage = store.damage
+        self._quarantine = Quarantine(store.blobs, store.damage, store.locks)
+        self._new_in_quarantine = 0
+        """Bytes that have come into the quarantine since it was last shrunk."""
         self._locks = store.locks
         self._clock = store.clock
         self._options = options
@@ -119,7 +125,8 @@ class _Check:
             await self._check_shard(shard)
         if self._options.repair:
             await self._blobs.reclaim_space()
-        self.report.damaged = await self._consistency.count_damaged()
+            await self._shrink_quarantine()
+        self.report.damaged = await self._damage.damaged_count()
 
     async def _note(self, problem: Problem, repair: str | None = None) -> None:
         self.report.found[problem.code] = self.report.found.get(problem.code, 0) + 1
@@ -158,8 +165,8 @@ class _Check:
             for record, size in zip(stored, sizes, strict=True):
                 if size != record.size:
                     await self._confirm_size(record.digest)
-                elif self._options.hash_bytes and await self._actual_digest(record) != record.digest:
-                    await self._confirm_digest(record.digest)
+                elif self._options.hash_bytes:
+                    await self._check_bytes(_stored(record))
                 if self._options.hash_bytes:
                     await self._advance(1, "hashing blobs")
             if not self._options.hash_bytes:
@@ -174,68 +181,93 @@ class _Check:
             [size] = await self._blobs.stored_sizes([record.place])
             if size == record.size:
                 return
-            if size is None:
-                text = "the bytes of the blob are missing; push it again, or pull it again if it is mirrored"
-                problem = Problem(ProblemCode.BLOB_FILE_MISSING, text, item=digest)
-                repair = await self._mark_damaged(record, "its bytes are missing", "")
-            else:
-                text = f"the blob has {record.size} bytes, but {size} are stored; push it again, or repair it"
-                problem = Problem(ProblemCode.BLOB_FILE_SIZE, text, item=digest)
-                repair = await self._repair_size(record, size)
-        await self._note(problem, repair)
-
-    async def _repair_size(self, record: BlobRecord, size: int) -> str | None:
-        """Corrects the recorded size if the stored bytes have the blob's digest. Otherwise records them as damaged."""
+            version = await self._blobs.version(record.place) if self._options.repair else None
+        blob = _stored(record)
+        if size is None:
+            text = "the bytes of the blob are missing; push it again, or pull it again if it is mirrored"
+            problem = Problem(ProblemCode.BLOB_FILE_MISSING, text, item=digest)
+            reason = MISSING
+        else:
+            text = f"the blob has {blob.size} bytes, but {size} are stored; push it again, or repair it"
+            problem = Problem(ProblemCode.BLOB_FILE_SIZE, text, item=digest)
+            reason = f"{size} bytes are stored instead of {blob.size}"
         if not self._options.repair:
-            return None
-        if await self._actual_digest(BlobRecord(record.id, record.digest, size, record.place)) == record.digest:
-            await self._consistency.set_size(record.digest, size)
-            return "corrected the recorded size, because the stored bytes have the digest of the blob"
-        return await self._mark_damaged(record, f"{size} bytes are stored instead of {record.size}", record.place)
+            await self._note(problem)
+        elif size is not None and await self._has_digest(blob, size, version):
+            await self._correct_size(problem, blob, size, version)
+        else:
+            await self._take_out(problem, FoundDamage(digest, blob.place, reason, version), size or 0)
 
-    async def _confirm_digest(self, digest: Digest) -> None:
-        """Looks again at a blob whose bytes had another digest."""
-        async with self._locks.hold(digest):
-            record = await self._consistency.blob(digest)
-            if record is None or not record.place or await self._actual_digest(record) == digest:
-                return
-            repair = await self._mark_damaged(record, "its bytes have another digest or cannot be read", record.place)
+    async def _has_digest(self, blob: StoredBlob, size: int, version: str | None) -> bool:
+        """Returns whether the stored bytes, of this number and version, have the digest of the blob."""
+        try:
+            check = await self._blobs.check(blob.digest, size, blob.place, self._note_read)
+        except BytesMissing:
+            return False
+        return check.problem is None and check.version == version
+
+    async def _correct_size(self, problem: Problem, blob: StoredBlob, size: int, version: str | None) -> None:
+        """Corrects the recorded size, unless the bytes have been removed or replaced since."""
+        async with self._locks.hold(blob.digest):
+            is_same = await self._blobs.version(blob.place) == version
+            is_done = is_same and await self._consistency.set_size(blob.digest, blob.place, size)
+        if is_done:
+            await self._note(
+                problem, "corrected the recorded size, because the stored bytes have the digest of the blob"
+            )
+
+    async def _check_bytes(self, blob: StoredBlob) -> None:
+        """Compares the bytes of a blob with its digest."""
+        damage = await self._quarantine.find(blob, self._note_read, self._note_read)
+        if damage is None:
+            return
+        if damage.version is None:  # the bytes have gone since their size was read
+            await self._confirm_size(blob.digest)
+            return
         text = (
             "the stored bytes have another digest or cannot be read; push the blob again, or pull it if it is mirrored"
         )
-        await self._note(Problem(ProblemCode.BLOB_FILE_DIGEST, text, item=digest), repair)
+        problem = Problem(ProblemCode.BLOB_FILE_DIGEST, text, item=blob.digest)
+        if self._options.repair:
+            await self._take_out(problem, damage, blob.size)
+            return
+        async with self._locks.hold(blob.digest):
+            is_current = await self._quarantine.is_current(damage)
+        if is_current:
+            await self._note(problem)
 
-    async def _mark_damaged(self, record: BlobRecord, reason: str, place: str) -> str | None:
-        """Records a blob as damaged if the check repairs. The caller holds the lock of the digest."""
-        if not self._options.repair:
-            return None
-        await self._consistency.mark_damaged(record.digest, reason, place)
-        return "recorded it as damaged: it is not served any more, and the next push stores it again"
+    async def _take_out(self, problem: Problem, damage: FoundDamage, size: int) -> None:
+        """Takes a damaged blob out of use, unless its bytes have been removed or replaced since. `size`: how many
+        damaged bytes are stored."""
+        if not await self._quarantine.take_out(damage):
+            return
+        await self._note(
+            problem, "recorded it as damaged: it is not served any more, and the next push stores it again"
+        )
+        self._new_in_quarantine += size
+        limit = self._options.quarantine_bytes
+        if limit is not None and self._new_in_quarantine * 8 > limit:  # listing a full quarantine takes time
+            await self._shrink_quarantine()
 
-    async def _actual_digest(self, record: BlobRecord) -> Digest | None:
-        """Returns the digest of the stored bytes. Returns None if they are missing or cannot be read."""
-        running = start_digest(record.digest.algorithm)
-        try:
-            async with aclosing(await self._blobs.open(record.digest, record.size, record.place, None)) as reader:
-                async for chunk in reader:
-                    await asyncio.to_thread(running.update, chunk)
-        except BytesMissing:
-            return None
-        except TooManyOpenFiles:
-            raise
-        except StorageFailed as error:
-            log.warning("the bytes of the blob %s cannot be read: %s", record.digest, error, exc_info=error.__cause__)
-            return None
-        return running.digest()
+    async def _shrink_quarantine(self) -> None:
+        if self._options.quarantine_bytes is not None:
+            await self._quarantine.shrink(self._options.quarantine_bytes)
+        self._new_in_quarantine = 0
+
+    async def _note_read(self, count: int) -> None:
+        """Tells that the check goes on while it reads a large blob, so that somebody can stop it there."""
+        await self._advance(0, "hashing blobs")
 
     async def _check_shard(self, shard: int) -> None:
         """Checks that there is a row for all bytes in a shard of the blob store."""
         written_before = self._clock() - MIN_STRAY_AGE_SECONDS
-        old = [listed for listed in await self._blobs.list_shard(shard) if listed.written < written_before]
-        known = await self._metadata.known_blobs([listed.digest for listed in old])
-        for listed in old:
-            if listed.digest not in known:
-                await self._confirm_stray(listed)
+        found = await self._blobs.list_shard(shard)
+        for start in range(0, len(found), BATCH_SIZE):
+            old = [listed for listed in found[start : start + BATCH_SIZE] if listed.written < written_before]
+            known = await self._metadata.known_blobs([listed.digest for listed in old])
+            for listed in old:
+                if listed.digest not in known:
+                    await self._confirm_stray(listed)
         await self._advance(1, "looking for stray files")
 
     async def _confirm_stray(self, stray: ListedBlob) -> None:
@@ -251,3 +283,7 @@ class _Check:
                 repair = "removed the bytes"
         text = f"{stray.size} bytes are stored that no blob has; garbage collection removes them after its grace period"
         await self._note(Problem(ProblemCode.STRAY, text, item=stray.digest), repair)
+
+
+def _stored(record: BlobRecord) -> StoredBlob:
+    return StoredBlob(record.id, record.digest, record.size, record.place)

@@ -1,4 +1,5 @@
-"""Takes damaged blobs out of use (`Quarantine`), and puts them back when their bytes turn out to be right.
+"""Finds damaged blobs and takes them out of use (`Quarantine`), and puts them back when their bytes turn out to be
+right.
 
 A blob is taken out in three steps, all under the lock of its digest, so that neither a push nor the garbage collector
 stores or removes its bytes meanwhile:
@@ -14,6 +15,7 @@ a push replaces them. The lock is not held while bytes are read: the version say
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from storage.blobs.blob_store import BlobStore, BytesMissing, ContentCheck, OnRead
 from storage.damage import DamagedBlob, DamageRecords, StoredBlob
@@ -22,6 +24,17 @@ from storage.names import Digest
 
 MISSING = "its bytes are missing"
 log = logging.getLogger("storage.damage")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDamage:
+    """What is wrong with the bytes of a blob, for people (`problem`). `place` is where they are. `version` identifies
+    these bytes (`BlobStore.version`); None if there are none."""
+
+    digest: Digest
+    place: str
+    problem: str
+    version: str | None
 
 
 class Quarantine:
@@ -34,33 +47,56 @@ class Quarantine:
         self._locks = locks
 
     async def check(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
-        """Reads the blob's bytes. If they are damaged, reads them a second time from the disk, and if they still are,
-        takes the blob out of use. Returns what is wrong with them; None if the blob is right or was deleted.
+        """Looks for damage like `find`, and takes the blob out of use if there is any. Returns what is wrong with its
+        bytes; None if the blob is right or was deleted."""
+        damage = await self.find(blob, on_read, on_second_read)
+        return damage.problem if damage is not None and await self.take_out(damage) else None
+
+    async def find(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> FoundDamage | None:
+        """Reads the blob's bytes. If they are damaged, reads them a second time from the disk. Returns the damage if
+        they still are; the blob may have been deleted meanwhile, or its bytes replaced (`take_out`, `is_current`).
         `on_second_read` is called during the second read, which should be fast, because clients get the damaged bytes
         until it has ended."""
         first = await self._read(blob, on_read, read_again=False)
-        if first is None:
-            return MISSING if await self.mark_missing(blob.digest, blob.place) else None
-        if first.problem is None:
+        if first is not None and first.problem is None:
             return None
-        second = await self._read(blob, on_second_read, read_again=True)
-        if second is None:
-            return MISSING if await self.mark_missing(blob.digest, blob.place) else None
-        if second.problem is None:
-            log.warning("a read of %s returned other bytes than the next one: %s", blob.digest, first.problem)
+        last = first and await self._read(blob, on_second_read, read_again=True)
+        if last is None:
+            return FoundDamage(blob.digest, blob.place, MISSING, None)
+        if last.problem is None:
+            log.warning("a read of %s returned other bytes than the next one: %s", blob.digest, first and first.problem)
             return None
-        return second.problem if await self._take_out(blob, second) else None
+        return FoundDamage(blob.digest, blob.place, last.problem, last.version)
+
+    async def is_current(self, damage: FoundDamage) -> bool:
+        """Returns whether the blob still has the bytes that were found damaged. The caller holds the lock of the
+        digest."""
+        return (
+            await self._damage.place_of(damage.digest) == damage.place
+            and await self._blobs.version(damage.place) == damage.version
+        )
+
+    async def take_out(self, damage: FoundDamage) -> bool:
+        """Takes the blob out of use, unless its bytes were removed or replaced since they were read. Returns whether it
+        did."""
+        digest, place = damage.digest, damage.place
+        kept_at = "" if damage.version is None else self._blobs.quarantine_place(digest)
+        async with self._locks.hold(digest):
+            if not await self.is_current(damage) or not await self._damage.mark_blob(
+                digest, place, damage.problem, kept_at
+            ):
+                return False
+            if kept_at:
+                await self._blobs.quarantine(digest, place)
+        log.error(
+            "the blob %s is damaged and is not served any more: %s; push it again to restore it", digest, damage.problem
+        )
+        return True
 
     async def mark_missing(self, digest: Digest, place: str) -> bool:
         """Marks the blob as damaged if there are no bytes at `place`, where its row says they are. Returns whether it
         marked the blob."""
-        async with self._locks.hold(digest):
-            if await self._damage.place_of(digest) != place or await self._blobs.version(place) is not None:
-                return False
-            marked = await self._damage.mark_blob(digest, place, MISSING, "")
-        if marked:
-            log.error("the blob %s is damaged: %s; push it again to restore it", digest, MISSING)
-        return marked
+        return await self.take_out(FoundDamage(digest, place, MISSING, None))
 
     async def look_again(self, blob: DamagedBlob, on_read: OnRead) -> bool:
         """Looks where the bytes of a damaged blob were. If right bytes are there, because somebody has put them back,
@@ -103,17 +139,3 @@ class Quarantine:
             return await self._blobs.check(blob.digest, blob.size, blob.place, on_read, read_again=read_again)
         except BytesMissing:
             return None
-
-    async def _take_out(self, blob: StoredBlob, check: ContentCheck) -> bool:
-        """Takes the blob out of use, unless its bytes were removed or replaced since they were read. Returns whether it
-        did."""
-        digest, place = blob.digest, blob.place
-        async with self._locks.hold(digest):
-            if await self._damage.place_of(digest) != place or await self._blobs.version(place) != check.version:
-                return False
-            reason = check.problem or ""
-            if not await self._damage.mark_blob(digest, place, reason, self._blobs.quarantine_place(digest)):
-                return False
-            await self._blobs.quarantine(digest, place)
-        log.error("the blob %s is damaged and is not served any more: %s; push it again to restore it", digest, reason)
-        return True

@@ -48,7 +48,8 @@ def backup(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Makes the backup. Ends the command with exit code 1 if blobs could not be copied."""
+    """Makes the backup. Ends the command with exit code 1 if blobs could not be copied that the registry did not know
+    to be damaged."""
     from registry.upkeep.backup_work import backup_arguments
 
     settings = load_or_fail(config, data=data).settings
@@ -71,7 +72,7 @@ def backup(
 
 def _print_problem(step: Mapping[str, Any]) -> None:
     """Prints what is wrong with a blob, on stderr. Copied blobs are not printed."""
-    if step["step"] == "missing":
+    if step["step"] in ("missing", "damaged"):
         typer.echo(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
     elif step["step"] == "damaged in the backup":
         typer.echo(
@@ -93,9 +94,15 @@ def _print_result(result: Mapping[str, Any]) -> None:
             f"{plural(len(result['removed_snapshots']), 'old backup')} and {plural(result['removed_blobs'], 'blob')} "
             "removed"
         )
+    if result["damaged"]:
+        typer.echo(
+            f"entrepot: left out {plural(len(result['damaged']), 'blob')} known to be damaged; push or pull the images "
+            "again",
+            err=True,
+        )
     if result["missing"]:
         typer.echo(
             f"entrepot: {plural(len(result['missing']), 'blob')} could not be copied; the backup is complete but for "
-            "these",
+            "these. To take them out of use and fetch again what a mirror can get, run entrepot scrub",
             err=True,
         )

@@ -70,5 +70,6 @@ def _summary(result: Mapping[str, Any], *, repair: bool) -> str:
     else:
         text = f"{plural(count, 'problem')}; to repair what can be repaired, run entrepot fsck --repair"
     if result["damaged"]:
-        text += f"; {plural(result['damaged'], 'blob')} known to be damaged: push or pull the images again"
+        what = "blob or manifest" if result["damaged"] == 1 else "blobs or manifests"
+        text += f"; {result['damaged']} {what} known to be damaged: push or pull the images again"
     return text

@@ -45,12 +45,13 @@ SELECT r.id, b.id FROM repository r JOIN blob b ON b.digest = ?2
   JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
  WHERE r.name = ?1"""
 _QUEUED_LINKS = """
-SELECT q.repository, q.digest, coalesce(r.name, ''), coalesce(b.size, 0), q.since
+SELECT q.repository, q.digest, coalesce(r.name, ''), CASE WHEN b.place <> '' THEN b.size ELSE 0 END, q.since
   FROM collect_queue q LEFT JOIN repository r ON r.id = q.repository LEFT JOIN blob b ON b.digest = q.digest
  WHERE q.since <= ?1 AND q.repository <> ?2 AND (q.since, q.repository, q.digest) > (?3, ?4, ?5)
  ORDER BY q.since, q.repository, q.digest LIMIT ?6"""
 _UNLINKED_BLOBS = """
-SELECT q.digest, coalesce(b.size, 0), b.id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = b.id)
+SELECT q.digest, CASE WHEN b.place <> '' THEN b.size ELSE 0 END,
+       b.id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = b.id)
   FROM collect_queue q LEFT JOIN blob b ON b.digest = q.digest
  WHERE q.repository = ?1 AND q.digest > ?2 ORDER BY q.digest LIMIT ?3"""
 _REFERRING_MANIFEST = """

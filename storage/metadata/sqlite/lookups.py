@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
@@ -20,6 +20,7 @@ from storage.metadata.catalog import BlobRow, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
+S = TypeVar("S", bound=str)
 PAGE_BYTES = 1024 * 1024
 """Approximate size of a full page of referrers in bytes. A page is larger only if it consists of one large referrer."""
 MAX_ANNOTATIONS_BYTES = 1024 * 1024
@@ -280,7 +281,7 @@ def referrers(
     return Page(found, more=more, next_after=last if more else None)
 
 
-def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
+def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[S]) -> set[S]:
     """Returns the `values` that occur in the column of the table."""
     sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
     return {value for value in values if db.execute(sql, (value,)).get is not None}

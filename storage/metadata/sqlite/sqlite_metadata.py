@@ -16,9 +16,9 @@ allocated in advance.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -41,7 +41,7 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import expired_manifests
+from storage.metadata.sqlite.upkeep import deleted_manifests
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
@@ -61,8 +61,10 @@ _MAX_REFERRERS_ON_LOOP: Final = 100
 whose `subject` field has the digest of that manifest."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
-_ROWS_PER_ITERATION: Final = 500
-"""Number of rows that are looked up in one iteration of the event loop. This takes about 5 ms."""
+_LOOKUPS_ON_LOOP: Final = 4
+"""Number of rows that may be looked up one by one on the event loop."""
+_LOOKUPS_IN_THREAD: Final = 500
+"""Number of rows that are looked up one by one in one turn of the thread. This takes about 5 ms."""
 _HEALED: Final = "the damaged blob %s is whole again: its bytes were stored for %s"
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
@@ -349,21 +351,22 @@ class SqliteMetadata:
     async def deleted_manifests(
         self, before: float, limit: int, after: DeletedManifest | None = None
     ) -> list[DeletedManifest]:
-        return expired_manifests.deleted_manifests(self._db, before, limit, after)
+        return deleted_manifests.oldest(self._db, before, limit, after)
 
     async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
         return await self._writer.run(
-            lambda db: expired_manifests.drop_deleted_manifests(db, before, limit), reserve_use=ReserveUse.RELIEF
+            lambda db: deleted_manifests.drop_oldest(db, before, limit), reserve_use=ReserveUse.RELIEF
         )
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
-        """Returns the `values` that occur in the column of the table. There may be tens of thousands of values, so the
-        event loop runs other tasks between groups of `_ROWS_PER_ITERATION`."""
+        """Returns the `values` that occur in the column of the table. There may be tens of thousands of values. Each
+        lookup gives up the global interpreter lock and waits for it again, up to 5 ms if another thread has it. So more
+        than a few are looked up in the thread, where only the caller waits."""
+        if len(values) <= _LOOKUPS_ON_LOOP:
+            return lookups.existing_values(self._db, table, column, values)
         found: set[S] = set()
-        for start in range(0, len(values), _ROWS_PER_ITERATION):
-            if start:
-                await asyncio.sleep(0)  # lets the event loop run other tasks
-            group = values[start : start + _ROWS_PER_ITERATION]
-            existing = lookups.existing_values(self._db, table, column, group)
-            found.update(value for value in group if value in existing)
+        for start in range(0, len(values), _LOOKUPS_IN_THREAD):
+            group = values[start : start + _LOOKUPS_IN_THREAD]
+            lookup = partial(lookups.existing_values, table=table, column=column, values=group)
+            found |= await self._scans.run(lookup)
         return found

@@ -53,11 +53,13 @@ class BackupOptions:
 
 @dataclass(slots=True)
 class _Counts:
-    """What a backup did. `present`: blobs that the directory had already. `missing`: blobs that could not be copied."""
+    """What a backup did. `present`: blobs that the directory had already. `damaged`: blobs that the registry knew to be
+    damaged and that the directory does not have. `missing`: other blobs that could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0
     present: int = 0
+    damaged: list[Digest] = field(default_factory=list)
     missing: list[Digest] = field(default_factory=list)
 
 
@@ -72,10 +74,11 @@ async def make_backup(
     holder: str,
     system: System | None = None,
 ) -> JSON:
-    """Makes a backup and returns what it did, as JSON; `missing` there lists the blobs whose bytes the store does not
-    have or that are damaged. Such a blob is missing in the backup, which is complete apart from it. `holder`: who makes
-    the backup, for the message to another process that wants to. Raises BackupFailed, StorageFull, StorageFailed, and
-    JobStopped; what was copied before stays, for the next run."""
+    """Makes a backup and returns what it did, as JSON; `missing` there lists the blobs whose bytes turned out to be
+    missing or damaged, and `damaged` those of which the registry knew this before. Such a blob is missing in the
+    backup, which is complete apart from it. `holder`: who makes the backup, for the message to another process that
+    wants to. Raises BackupFailed, StorageFull, StorageFailed, and JobStopped; what was copied before stays, for the
+    next run."""
     system = system or System()
     directory = BackupDirectory(options.target, system)
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
@@ -103,6 +106,7 @@ async def make_backup(
             "copied_blobs": counts.copied,
             "new_bytes": counts.copied_bytes,
             "present_blobs": counts.present,
+            "damaged": list(counts.damaged),
             "missing": list(counts.missing),
             **removed,
         }
@@ -140,7 +144,8 @@ class _Backup:
             await self._copy_blobs(snapshot)
             sha256, size = await self._copier.run(lambda: hash_file(path))
             version = snapshot.table_version
-        return SnapshotManifest(name, now, sha256, size, version, totals, tuple(sorted(self.counts.missing)))
+        missing = tuple(sorted([*self.counts.damaged, *self.counts.missing]))
+        return SnapshotManifest(name, now, sha256, size, version, totals, missing)
 
     async def _copy_database(self, path: Path) -> None:
         """Copies the database, and looks after each second whether somebody stops the job."""
@@ -180,18 +185,26 @@ class _Backup:
         return found
 
     async def _handle(self, blob: SnapshotBlob, is_present: bool) -> None:
-        """Copies a blob if it is not present, or is damaged in the directory."""
-        if is_present and self._verify:
+        """Copies a blob if it is not present, or is damaged in the directory. The bytes of a blob that the registry
+        knows to be damaged may be right in the directory; but not if they are a hard link to the damaged file."""
+        if is_present and (self._verify or not blob.place):
+            path = self._directory.blob(blob.digest)
             try:
-                path = self._directory.blob(blob.digest)
                 await self._copier.check_file(path, blob.digest, blob.size, self._note_bytes)
             except BlobDamaged as error:
                 self._reporter.step(step="damaged in the backup", digest=blob.digest, reason=str(error))
                 is_present = False
+                if not blob.place:
+                    await self._copier.run(partial(os.unlink, path))
         elif is_present:
             self._note_bytes(blob.size)
         if is_present:
             self.counts.present += 1
+            return
+        if not blob.place:
+            self.counts.damaged.append(blob.digest)
+            self._reporter.step(step="damaged", digest=blob.digest, reason="the registry knows that it is damaged")
+            self._note_bytes(blob.size)
             return
         try:
             await self._copy_blob(blob)
@@ -207,8 +220,6 @@ class _Backup:
 
     async def _copy_blob(self, blob: SnapshotBlob) -> None:
         """Copies one blob. Raises BlobDamaged, BytesMissing, StorageFailed, BackupFailed."""
-        if not blob.place:
-            raise BlobDamaged("the registry knows that its bytes are damaged")
         temporary = self._directory.incoming / blob.digest.encoded
         final = self._directory.blob(blob.digest)
         reader = await self._blobs.open(blob.digest, blob.size, blob.place, None)

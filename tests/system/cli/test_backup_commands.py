@@ -235,3 +235,20 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
             assert (job["state"], job["started_by"], job["result"]["missing"]) == ("done", ADMIN, [])
         (made,) = site.done("GET", "/backups")["items"]
         assert (made["name"], made["tags"]) == (job["result"]["snapshot"], 0)
+
+
+def test_lost_and_damaged_blobs(tmp_path: Path) -> None:
+    """A backup fails over a blob that turns out to be lost. Once the registry knows of the damage, the backup only says
+    so."""
+    with running_server(tmp_path) as server:
+        push(server, "team/app", "v1")
+        victim = max((tmp_path / "data/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+        victim.unlink()
+        failed = entrepot("backup", "backups", folder=tmp_path)
+        repaired = entrepot("fsck", "--repair", folder=tmp_path)
+        known = entrepot("backup", "backups", folder=tmp_path)
+    assert (failed.returncode, repaired.returncode, known.returncode) == (1, 0, 0)
+    assert f"sha256:{victim.name} is not in the backup: its file is missing" in failed.stderr
+    assert "1 problem, 1 repaired, 0 left; 1 blob or manifest known to be damaged" in repaired.stdout
+    assert f"sha256:{victim.name} is not in the backup: the registry knows that it is damaged" in known.stderr
+    assert "left out 1 blob known to be damaged; push or pull the images again" in known.stderr

@@ -66,7 +66,7 @@ async def check_copy(data: Path, whole: Manifest, broken: Manifest) -> None:
     assert all(finding.repair for finding in await repair_and_collect(data, System(), lambda: time.time() + 3600))
     async with open_registry(data, grace=0, boot=BOOT) as registry:
         assert await findings(registry) == []
-        assert await registry.consistency.count_damaged() == 1
+        assert await registry.damage.damaged_count() == 1
         assert (await registry.get_manifest(APP, Tag("whole"))).body == whole.body
         assert (await registry.get_manifest(APP, Tag("broken"))).body == broken.body
         for blob in whole.blobs:

@@ -11,6 +11,7 @@ import pytest
 from storage.access import AccountName, Grantee, GranteeKind
 from storage.composition import check_version, has_had_account, list_partials, open_registry, prepare_data_dir
 from storage.content import Actor, Allowance, UpstreamCheck, digest_of
+from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.system import boot_id
 from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.store.stored_registry import StoredRegistry
@@ -43,9 +44,17 @@ async def read(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -
         await reader.aclose()
 
 
-def test_it_is_of_this_version(written: before.Written, tmp_path: Path) -> None:
-    """Commands beside a server open it without any change; its partial blob is listed, and it had an account."""
+def test_a_server_brings_it_up_to_date(written: before.Written, tmp_path: Path) -> None:
+    """Commands ask for that. Before as well as after it, its partial blob is listed, and it had an account."""
+    with pytest.raises(DataDirectoryError, match="start `entrepot serve` once to bring it up to date"):
+        check_version(tmp_path / "data")
+    check_what_is_read(tmp_path)
+    prepare_data_dir(tmp_path / "data")
     check_version(tmp_path / "data")
+    check_what_is_read(tmp_path)
+
+
+def check_what_is_read(tmp_path: Path) -> None:
     assert has_had_account(tmp_path / "data")
     (partial,) = list_partials(tmp_path / "data")
     assert (partial.digest, partial.size) == (digest_of(before.PARTIAL), len(before.PARTIAL))

@@ -13,7 +13,7 @@ from storage.consistency import Problem, ProblemCode
 from storage.content import json_of_annotations
 from storage.metadata.sqlite import blob_changes
 from storage.metadata.sqlite.blob_changes import WHOLE_STORE
-from storage.metadata.sqlite.upkeep import manifest_checks, usage_checks
+from storage.metadata.sqlite.upkeep import damage_changes, manifest_checks, usage_checks
 from storage.names import Digest
 
 _NEWEST_TARGET = """
@@ -44,8 +44,15 @@ def _queue_link(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _record_missing_place(db: apsw.Connection, problem: Problem, now: float) -> str:
-    mark_damaged(db, Digest(problem.item), "its place was not recorded", "", now)
+    damage_changes.record_lost_place(db, Digest(problem.item), "its place was not recorded", now)
     return "recorded it as damaged; the next push stores it again"
+
+
+def _mark_manifest(db: apsw.Connection, problem: Problem, now: float) -> str | None:
+    """Marks the manifest as damaged, as scrub does."""
+    if not _stored(db, problem).names_digest or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None:
+        return None  # no push could heal it
+    return "recorded it as damaged: it is not served any more, and the next push stores it again"
 
 
 def _drop_link_without_blob(db: apsw.Connection, problem: Problem, now: float) -> str:
@@ -141,24 +148,15 @@ def _stored(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredMani
     return stored
 
 
-def mark_damaged(db: apsw.Connection, digest: Digest, reason: str, place: str, now: float) -> None:
-    """Records that the bytes of a blob are damaged (`place`: where they are) or missing (`place` is empty)."""
-    db.execute("UPDATE blob SET place = '' WHERE digest = ?", (digest,))
-    if db.changes():
-        db.execute(
-            "INSERT INTO damaged_blob (digest, found, reason, place) VALUES (?, ?, ?, ?) ON CONFLICT (digest) "
-            "DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place",
-            (digest, now, reason, place),
-        )
-
-
-def set_size(db: apsw.Connection, digest: Digest, size: int) -> None:
-    """Corrects the size of a blob, and the counted use of space."""
-    row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ?", (digest,)).get
+def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool:
+    """Corrects the size of a blob whose bytes are at `place`, and the counted use of space. Returns False if they are
+    not there any more."""
+    row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ? AND place = ?", (digest, place)).get
     if row is not None:
         blob, before = row
         db.execute("UPDATE blob SET size = ? WHERE id = ?", (size, blob))
         usage_checks.resize_blob(db, blob, before, size)
+    return row is not None
 
 
 _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float], str | None]]] = {
@@ -167,6 +165,7 @@ _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float],
     ProblemCode.LINK_WITHOUT_BLOB: _drop_link_without_blob,
     ProblemCode.LINK_WITHOUT_REPOSITORY: _drop_link_without_repository,
     ProblemCode.LINK_NOT_QUEUED: _queue_link,
+    ProblemCode.MANIFEST_DIGEST: _mark_manifest,
     ProblemCode.MANIFEST_FIELDS: _correct_fields,
     ProblemCode.MANIFEST_REFERENCES: _correct_references,
     ProblemCode.MANIFEST_BLOB_MISSING: _restore_link,

@@ -35,6 +35,17 @@ def mark_blob(db: apsw.Connection, digest: Digest, former: str, reason: str, pla
     db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former))
     if not former or db.changes() == 0:
         return False
+    _record_damage(db, digest, former, reason, place, now)
+    return True
+
+
+def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: float) -> None:
+    """Records that a blob is damaged whose row has no place already, so that nobody knows where its bytes are."""
+    _record_damage(db, digest, "", reason, "", now)
+
+
+def _record_damage(db: apsw.Connection, digest: Digest, former: str, reason: str, place: str, now: float) -> None:
+    """Stores the record of damage of a blob whose row has no place, and writes lines in the audit log."""
     db.execute(
         "INSERT INTO damaged_blob (digest, found, reason, place, former) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place, "
@@ -43,7 +54,6 @@ def mark_blob(db: apsw.Connection, digest: Digest, former: str, reason: str, pla
     )
     for repo in holders(db, digest, MAX_AUDIT_LINES):
         record_content(db, UPKEEP_ACTOR, now, "blob.damaged", repo, digest, {"reason": reason})
-    return True
 
 
 def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:

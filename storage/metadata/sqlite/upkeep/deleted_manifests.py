@@ -6,23 +6,39 @@ repository. Times are seconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import apsw
 
 from storage.content import Manifest
+from storage.metadata.catalog import DeletedManifest
 from storage.names import Digest
 
 MAX_DROPPED: Final = 500
 """Largest number of rows that `drop_of_repository` deletes."""
-MAX_DROPPED_BYTES: Final = 16 * 1024 * 1024
-"""A transaction deletes no further rows after it has deleted rows with this many bytes of manifests."""
+MAX_DROPPED_BYTES: Final = 1024 * 1024
+"""Size of the manifests in bytes that one transaction deletes, so that other changes do not wait for long."""
+_OLDEST: Final = """
+SELECT d.repository, d.digest, coalesce(r.name, ''), octet_length(d.body), d.deleted
+  FROM deleted_manifest d LEFT JOIN repository r ON r.id = d.repository
+ WHERE d.deleted <= ?1 AND (d.deleted, d.repository, d.digest) > (?2, ?3, ?4)
+ ORDER BY d.deleted, d.repository, d.digest LIMIT ?5"""
+_OLDEST_OF_REPOSITORY: Final = """
+SELECT repository, digest, '', octet_length(body), deleted FROM deleted_manifest
+ WHERE repository = ? AND deleted <= ? ORDER BY deleted LIMIT ?"""
+
+
+class KeptManifest(NamedTuple):
+    """A deleted manifest, and the time at which it was pushed."""
+
+    manifest: Manifest
+    pushed: float
 
 
 def keep(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Copies the manifest with this row id, which the caller then deletes. Copies no empty body, which could not be put
-    back."""
+    """Copies the manifest with this row id, which the caller then deletes. Copies no empty body, that of a damaged
+    manifest, because it could not be put back."""
     db.execute(
         "INSERT OR REPLACE INTO deleted_manifest (repository, digest, media_type, subject, pushed, deleted, body) "
         "SELECT repository, digest, media_type, subject, pushed, ?, body FROM manifest WHERE id = ? AND size > 0",
@@ -35,20 +51,13 @@ def forget(db: apsw.Connection, repository: int, digest: Digest) -> None:
     db.execute("DELETE FROM deleted_manifest WHERE repository = ? AND digest = ?", (repository, digest))
 
 
-class DeletedManifest(NamedTuple):
-    """A deleted manifest, and the time at which it was pushed."""
-
-    manifest: Manifest
-    pushed: float
-
-
-def find(db: apsw.Connection, repository: int, digest: Digest) -> DeletedManifest | None:
+def find(db: apsw.Connection, repository: int, digest: Digest) -> KeptManifest | None:
     """Returns a deleted manifest; None if it is not kept."""
     row: Any = db.execute(
         "SELECT body, media_type, pushed FROM deleted_manifest WHERE repository = ? AND digest = ?",
         (repository, digest),
     ).get
-    return None if row is None else DeletedManifest(Manifest(row[0], row[1], digest), row[2])
+    return None if row is None else KeptManifest(Manifest(row[0], row[1], digest), row[2])
 
 
 def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int) -> list[Digest]:
@@ -61,24 +70,41 @@ def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int)
     return [Digest(digest) for (digest,) in rows]
 
 
+def oldest(
+    db: apsw.Connection, before: float, limit: int, after: DeletedManifest | None = None
+) -> list[DeletedManifest]:
+    """Returns at most `limit` manifests that were deleted by the time `before` and follow the manifest `after`, oldest
+    first."""
+    position = (after.deleted, after.repository, after.digest) if after else (float("-inf"), 0, "")
+    return _rows(db, _OLDEST, before, *position, limit)
+
+
+def drop_oldest(db: apsw.Connection, before: float, limit: int) -> list[DeletedManifest]:
+    """Deletes at most `limit` of the manifests that were deleted by the time `before`, the oldest first, and returns
+    them. Deletes fewer if they are large, but at least one."""
+    return _drop(db, oldest(db, before, limit))
+
+
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
-    """Deletes rows of manifests of one repository that were deleted by the time `before`, but only so many as one
-    transaction should. Returns whether there are none left."""
-    rows: list[Any] = db.execute(
-        "SELECT rowid, octet_length(body) FROM deleted_manifest WHERE repository = ? AND deleted <= ? "
-        "ORDER BY deleted LIMIT ?",
-        (repository, before, MAX_DROPPED),
-    ).fetchall()
-    return _drop(db, rows) == len(rows) < MAX_DROPPED
+    """Deletes manifests of one repository that were deleted by the time `before`, but only so many as one transaction
+    should. Returns whether there are none left."""
+    found = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
+    return len(_drop(db, found)) == len(found) < MAX_DROPPED
 
 
-def _drop(db: apsw.Connection, rows: Sequence[tuple[int, int]]) -> int:
-    """Deletes rows, given by row id and size, until they have `MAX_DROPPED_BYTES`. Returns how many it deleted."""
-    dropped = dropped_bytes = 0
-    for row_id, size in rows:
-        db.execute("DELETE FROM deleted_manifest WHERE rowid = ?", (row_id,))
-        dropped += 1
-        dropped_bytes += size
-        if dropped_bytes >= MAX_DROPPED_BYTES:
+def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[DeletedManifest]:
+    """Deletes manifests until they have `MAX_DROPPED_BYTES`, but at least one. Returns those that it deleted."""
+    dropped: list[DeletedManifest] = []
+    size = 0
+    for manifest in manifests:
+        size += manifest.size
+        if dropped and size > MAX_DROPPED_BYTES:
             break
+        forget(db, manifest.repository, manifest.digest)
+        dropped.append(manifest)
     return dropped
+
+
+def _rows(db: apsw.Connection, sql: str, *parameters: object) -> list[DeletedManifest]:
+    rows: list[Any] = db.execute(sql, parameters).fetchall()
+    return [DeletedManifest(repository, Digest(digest), *more) for repository, digest, *more in rows]

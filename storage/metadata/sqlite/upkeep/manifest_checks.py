@@ -1,5 +1,6 @@
 """Checks of stored manifests: that the body has the digest, that the other columns and tables say what the body says,
-and that the repository has what a manifest refers to.
+and that the repository has what a manifest refers to. A manifest that is known to be damaged has no body, and is not
+checked.
 
 All functions run in a transaction, which the caller starts and ends. A manifest that an earlier version stored and that
 this version cannot parse is only checked for its digest and size.
@@ -28,7 +29,9 @@ _NEXT = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
 _MANIFEST = """
 SELECT m.repository, m.digest, m.media_type, m.size, m.subject, m.artifact_type, m.body, r.name,
        EXISTS (SELECT 1 FROM upstream_check u WHERE u.repository = r.name)
-       OR EXISTS (SELECT 1 FROM manifest_pull p WHERE p.manifest = m.id AND p.upstream <> '')
+       OR EXISTS (SELECT 1 FROM manifest_pull p WHERE p.manifest = m.id AND p.upstream <> ''),
+       m.size = 0 AND EXISTS (
+       SELECT 1 FROM damaged_manifest d WHERE d.repository = m.repository AND d.digest = m.digest)
   FROM manifest m LEFT JOIN repository r ON r.id = m.repository WHERE m.id = ?"""
 _MISSING_BLOBS = """
 SELECT value FROM json_each(?2) WHERE NOT EXISTS (
@@ -41,7 +44,7 @@ SELECT value FROM json_each(?2) WHERE NOT EXISTS (
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
     """A row of the table. `name`: of the repository; None if there is none. `is_mirrored`: the repository belongs to an
-    upstream, so that it may lack content."""
+    upstream, so that it may lack content. `is_damaged`: it is known to be damaged."""
 
     id: int
     repository: int
@@ -53,15 +56,21 @@ class StoredManifest:
     body: bytes
     name: str | None
     is_mirrored: bool
+    is_damaged: bool
+
+    @property
+    def names_digest(self) -> bool:
+        """Whether the digest of the row is one."""
+        try:
+            Digest(self.digest)
+        except RegistryError:
+            return False
+        return True
 
     @property
     def has_digest(self) -> bool:
         """Whether the body has the digest of the row."""
-        try:
-            digest = Digest(self.digest)
-        except RegistryError:
-            return False
-        return digest_of(self.body, digest.algorithm) == digest
+        return self.names_digest and digest_of(self.body, Digest(self.digest).algorithm) == self.digest
 
     @property
     def manifest(self) -> Manifest | None:
@@ -126,6 +135,8 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
     """Yields for each problem its code, its text, and what its key has in addition to the row id."""
     if stored.name is None:
         yield ProblemCode.MANIFEST_WITHOUT_REPOSITORY, "the manifest belongs to no repository", ()
+        return
+    if stored.is_damaged:
         return
     if not stored.has_digest:
         yield ProblemCode.MANIFEST_DIGEST, "the stored manifest has another digest; push it again", ()

@@ -75,12 +75,13 @@ class SqliteConsistency:
         return await self._writer.run(mend, reserve_use=ReserveUse.RELIEF)
 
     async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
-        rows: list[Any] = await self._scan(
-            lambda db: db.execute(
+        def read(db: apsw.Connection) -> list[BlobRecord]:
+            rows: list[Any] = db.execute(
                 "SELECT id, digest, size, place FROM blob WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
             ).fetchall()
-        )
-        return [BlobRecord(row_id, Digest(digest), size, place) for row_id, digest, size, place in rows]
+            return [BlobRecord(row_id, Digest(digest), size, place) for row_id, digest, size, place in rows]
+
+        return await self._scan(read)
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         row: Any = await self._scan(
@@ -88,17 +89,10 @@ class SqliteConsistency:
         )
         return None if row is None else BlobRecord(row[0], digest, row[1], row[2])
 
-    async def mark_damaged(self, digest: Digest, reason: str, place: str) -> None:
-        now = self._clock()
-        await self._writer.run(
-            lambda db: consistency_repairs.mark_damaged(db, digest, reason, place, now), reserve_use=ReserveUse.RELIEF
+    async def set_size(self, digest: Digest, place: str, size: int) -> bool:
+        return await self._writer.run(
+            lambda db: consistency_repairs.set_size(db, digest, place, size), reserve_use=ReserveUse.RELIEF
         )
-
-    async def set_size(self, digest: Digest, size: int) -> None:
-        await self._writer.run(lambda db: consistency_repairs.set_size(db, digest, size), reserve_use=ReserveUse.RELIEF)
-
-    async def count_damaged(self) -> int:
-        return await self._scan(lambda db: _number(db.execute("SELECT count(*) FROM damaged_blob").get))
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
         """Runs the lookup in the thread, in one transaction. Raises StorageFailed."""

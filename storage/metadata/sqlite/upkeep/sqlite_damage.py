@@ -154,9 +154,8 @@ class SqliteDamageRecords:
         return [DamagedManifest(RepositoryName(name), Digest(digest), *rest) for name, digest, *rest in rows]
 
     async def damaged_count(self) -> int:
-        count: Any = self._db.execute(
-            "SELECT (SELECT count(*) FROM damaged_blob) + (SELECT count(*) FROM damaged_manifest)"
-        ).get
+        counts = "SELECT (SELECT count(*) FROM damaged_blob) + (SELECT count(*) FROM damaged_manifest)"
+        count: Any = await self._scans.run(lambda db: db.execute(counts).get)
         return int(count)
 
     async def holders(self, digest: Digest, limit: int) -> Sequence[RepositoryName]:

@@ -24,6 +24,7 @@ import apsw
 from storage.backups import BackupFailed, SnapshotBlob, SnapshotTotals
 from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.metadata.sqlite.database import connect, newest_table_version
+from storage.metadata.sqlite.upkeep.damage_changes import mark_blob
 from storage.names import Digest
 
 PAGES_PER_STEP: Final = 1024
@@ -106,11 +107,8 @@ class SqliteSnapshots:
             with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
                 with db:
                     for digest in digests:
-                        db.execute(
-                            "INSERT OR IGNORE INTO damaged_blob (digest, found, reason, place) VALUES (?, ?, ?, '')",
-                            (digest, self._clock(), reason),
-                        )
-                        db.execute("UPDATE blob SET place = '' WHERE digest = ?", (digest,))
+                        former = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
+                        mark_blob(db, digest, str(former or ""), reason, "", self._clock())
                 db.pragma("journal_mode", "delete")
             _sync(path)
         except (apsw.Error, OSError) as error:

@@ -16,15 +16,18 @@ import pytest
 from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
 from storage.content import Manifest, digest_of
-from storage.errors import StorageFailed
+from storage.errors import BlobUnknown, ManifestUnknown, StorageFailed
 from storage.jobs import JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
+from tests.fakes.loop_hold import watch_loop
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image, read_blob
+from tests.fakes.scrub_runs import scrub
 
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
 LAYER = b"layer of image"
+MAX_LOOP_SECONDS = 0.05
 
 
 @dataclass
@@ -74,7 +77,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         db.close()
 
 
-async def findings(store: StoredRegistry, **options: Any) -> list[Finding]:
+async def findings(store: StoredRegistry, *, damaged: int | None = None, **options: Any) -> list[Finding]:
+    """Checks the store. `damaged`: how many blobs and manifests must be known to be damaged."""
     found: list[Finding] = []
     progress: list[tuple[int, int]] = []
 
@@ -86,6 +90,7 @@ async def findings(store: StoredRegistry, **options: Any) -> list[Finding]:
 
     report = await store.checker.check(CheckOptions(**options), on_finding, on_progress)
     assert sum(report.found.values()) == len(found)
+    assert damaged in (None, report.damaged)
     assert report.repaired == sum(finding.repair is not None for finding in found)
     assert progress == sorted(progress)
     assert all(done <= total for done, total in progress)
@@ -189,6 +194,10 @@ def reference_of_nothing(site: Site) -> None:
     site.run("INSERT INTO manifest_child VALUES (1, ?, 9999)", digest_of(b"b"))
 
 
+def rot_manifest(site: Site) -> None:
+    site.run("UPDATE manifest SET body = X'7b7d' WHERE id = ?", site.manifest_id(site.image))
+
+
 def wrong_fields(site: Site) -> None:
     site.run("UPDATE manifest SET size = 1, subject = NULL WHERE subject IS NOT NULL")
 
@@ -232,6 +241,7 @@ REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {
     lose_child_reference: ProblemCode.MANIFEST_REFERENCES,
     wrong_reference: ProblemCode.MANIFEST_REFERENCES,
     reference_of_nothing: ProblemCode.REFERENCE_WITHOUT_MANIFEST,
+    rot_manifest: ProblemCode.MANIFEST_DIGEST,
     wrong_fields: ProblemCode.MANIFEST_FIELDS,
     wrong_usage_links: ProblemCode.USAGE_LINKS,
     wrong_usage_totals: ProblemCode.USAGE_TOTALS,
@@ -291,10 +301,6 @@ async def test_a_repaired_index_keeps_its_children(site: Site) -> None:
     assert len((await site.store.referrers(APP, site.image.digest, None, None, 10)).items) == 1
 
 
-def rot_manifest(site: Site) -> None:
-    site.run("UPDATE manifest SET body = X'7b7d' WHERE id = ?", site.manifest_id(site.image))
-
-
 def bad_digest(site: Site) -> None:
     site.run("UPDATE manifest SET digest = 'none' WHERE id = ?", site.manifest_id(site.image))
 
@@ -322,7 +328,6 @@ def lose_history(site: Site) -> None:
 
 
 BEYOND_REPAIR: dict[Callable[[Site], None], set[ProblemCode]] = {
-    rot_manifest: {ProblemCode.MANIFEST_DIGEST},
     bad_digest: {ProblemCode.MANIFEST_DIGEST},
     lose_child: {ProblemCode.INDEX_CHILD_MISSING},
     lose_repository: {
@@ -347,15 +352,75 @@ async def test_what_cannot_be_repaired_is_left_as_it_is(site: Site, damage: Call
 
 @pytest.mark.parametrize("damage", [lose_file, cut_file, flip_byte])
 async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Callable[[Site], None]) -> None:
-    """After the repair the damaged bytes are not served any more, and the blob counts as damaged."""
+    """After the repair the damaged bytes are not served any more, and the blob is known to be damaged, with its bytes
+    in the quarantine. This is no problem for later checks."""
     damage(site)
-    await findings(site.store, hash_bytes=True, repair=True)
-    assert await site.store.consistency.count_damaged() == 1
-    with pytest.raises(StorageFailed):
+    bytes_before = None if damage is lose_file else site.file(digest_of(LAYER)).read_bytes()
+    [finding] = await findings(site.store, hash_bytes=True, repair=True)
+    [damaged] = (await site.store.damage.damaged_blobs(None, 10)).items
+    kept = await site.store.blobs.list_quarantine()
+
+    assert finding.repair is not None
+    assert (damaged.digest, damaged.size, set(damaged.repositories)) == (digest_of(LAYER), len(LAYER), {APP, OTHER})
+    assert [(site.data / item.place).read_bytes() for item in kept] == ([bytes_before] if bytes_before else [])
+    assert damaged.place == (kept[0].place if kept else "")
+    assert site.data / damaged.former == site.file(digest_of(LAYER))
+    assert site.run("SELECT count(*) FROM audit WHERE action = 'blob.damaged'") == 2
+    assert not site.file(digest_of(LAYER)).exists()
+    with pytest.raises(BlobUnknown, match="damaged"):
         await read_blob(site.store, APP, digest_of(LAYER))
+    for repair in (False, True):
+        assert await findings(site.store, hash_bytes=True, repair=repair, damaged=1) == []
+
     await push_blob(site.store, APP, LAYER)
     assert await read_blob(site.store, APP, digest_of(LAYER)) == LAYER
     assert await findings(site.store, hash_bytes=True) == []
+
+
+async def test_a_damaged_manifest_is_known_after_a_repair(site: Site) -> None:
+    """The same as after a scrub. Its blobs stay in use, and a push heals it."""
+    rot_manifest(site)
+    [finding] = await findings(site.store, repair=True)
+    [damaged] = await site.store.damage.damaged_manifests(10)
+
+    assert (finding.problem.code, damaged.digest) == (ProblemCode.MANIFEST_DIGEST, site.image.digest)
+    with pytest.raises(ManifestUnknown, match="push the image again"):
+        await site.store.get_manifest(APP, Tag("latest"))
+    assert await findings(site.store, hash_bytes=True, repair=True, damaged=1) == []
+
+    await site.store.put_manifest(APP, site.image, by=BY)
+    assert (await site.store.get_manifest(APP, Tag("latest"))).body == site.image.body
+    assert await findings(site.store) == []
+
+
+async def test_what_scrub_has_found_is_no_problem(site: Site) -> None:
+    """A check counts it, and reports nothing. The next scrub finds nothing new after a repair."""
+    flip_byte(site)
+    rot_manifest(site)
+    await scrub(site.store)
+    for repair in (False, True):
+        assert await findings(site.store, hash_bytes=True, repair=repair, damaged=2) == []
+    result, _ = await scrub(site.store)
+    assert (result["damaged"], await site.store.damage.damaged_count()) == (0, 2)
+
+
+async def test_a_repair_bounds_the_quarantine(site: Site) -> None:
+    """Like scrub, it deletes the oldest damaged bytes."""
+    for blob in (LAYER, b"layer of child 0", b"layer of child 1"):
+        site.file(digest_of(blob)).write_bytes(b"X" + blob[1:])
+    size = len(b"layer of child 1")
+    assert len(await findings(site.store, hash_bytes=True, repair=True, quarantine_bytes=size)) == 3
+    assert [item.digest for item in await site.store.blobs.list_quarantine()] == [digest_of(b"layer of child 1")]
+
+
+async def test_an_unmounted_directory_is_no_damage(site: Site) -> None:
+    """A repair ends with an error, and does not take the blobs out of use."""
+    folder = site.file(digest_of(LAYER)).parent
+    folder.rename(site.data / "elsewhere")
+    with pytest.raises(StorageFailed, match="is its file system mounted"):
+        await findings(site.store, repair=True)
+    (site.data / "elsewhere").rename(folder)
+    assert await findings(site.store) == []
 
 
 async def test_a_mirror_may_lack_content(site: Site) -> None:
@@ -407,13 +472,16 @@ def many(site: Site) -> int:
             digest = digest_of(str(row).encode())
             site.run("INSERT INTO blob VALUES (?, ?, 1, '', 0)", 1000 + row, digest)
             site.run("INSERT INTO blob_link VALUES (2, ?, 0, 1)", 1000 + row)
-            site.run("INSERT INTO damaged_blob VALUES (?, 0, '', '')", digest)
+            site.run("INSERT INTO damaged_blob VALUES (?, 0, '', '', '')", digest)
             site.run("INSERT INTO tag VALUES (2, ?, 9999, 0)", f"t{row}")
     return number
 
 
 async def test_every_page_is_checked(site: Site, many: int) -> None:
-    found = await findings(site.store)
+    """While the event loop stays free for requests."""
+    async with watch_loop() as held:
+        found = await findings(site.store)
+    assert held.longest < MAX_LOOP_SECONDS
     for code in (ProblemCode.LINK_NOT_QUEUED, ProblemCode.TAG_WITHOUT_MANIFEST):
         items = [finding.problem.item for finding in found if finding.problem.code is code]
         assert len(items) == len(set(items)) == many

@@ -108,6 +108,8 @@ async def make_garbage(store: StoredRegistry, data: Path, clock: Clock) -> dict[
     young = write_stray(data, b"bytes whose row is about to be stored", clock.now)
     for path in files(abandoned):
         os.utime(path, (clock.now, clock.now))
+    for path in files(data / "partials"):
+        os.utime(path, (clock.now - HOUR - 1, clock.now - HOUR - 1))
     await push_blob(store, APP, b"pushed just now")
     return {"gone": gone, "shared": shared, "half": half, "lost": lost, "young": young, "upload": writer.id}
 

@@ -12,6 +12,8 @@ from storage.content import Descriptor
 from storage.errors import ManifestBlobUnknown, ManifestUnknown
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.removals import RemovalKind
+from storage.upkeep.tag_changes import TagChanges
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.registry_content import BY, index_of, push_image
 from tests.fakes.scrub_runs import scrub
@@ -68,7 +70,12 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
         await scrub(registry)
         await registry.delete_manifest(APP, image.digest, by=BY)
         assert not await registry.damage.damaged_manifests(10)
-        assert (await registry.collector.collect()).blobs == 2
+        planned = await registry.collector.collect(dry_run=True)
+        report = await registry.collector.collect()
+        assert planned == report
+        assert (report.blobs, report.count(RemovalKind.MANIFEST)) == (2, 0)  # a damaged body is not kept
+        with pytest.raises(ManifestUnknown):
+            await TagChanges(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
 
 
 async def test_a_body_that_is_right_after_all_comes_back(registry: StoredRegistry) -> None:
