@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import traceback
 from dataclasses import dataclass, field
 
 from tests.fakes.raw_http import RawAnswer, RawConnection
@@ -32,39 +33,49 @@ class Acknowledged:
 
 @dataclass
 class Counts:
-    """What the clients did, to show that the load was one."""
+    """What the clients did, to show that the load was one: manifests pushed, refused and deleted, images pulled whole,
+    through the mirror as well (`mirrored`), and blobs mounted."""
 
     pushed: int = 0
     refused: int = 0
     deleted: int = 0
     pulled: int = 0
+    mirrored: int = 0
     mounted: int = 0
 
 
-class BusyClient(threading.Thread):
-    """One client. `failure` says what it saw that must not be."""
+class BusyClient:
+    """One client, in a thread. `failure` says what it saw that must not be."""
 
     def __init__(self, port: int, number: int, stop: threading.Event, mirrored: tuple[str, ...] = ()) -> None:
-        super().__init__(name=f"client {number}")
+        self.name = f"client {number}"
+        self._thread = threading.Thread(target=self._run, name=self.name)
         self._port = port
         self._random = random.Random(number)
-        self._stop_event = stop
+        self._stop = stop
         self._mirrored = mirrored
         self.kept, self.scratch = f"kept/app{number}", f"scratch/app{number}"
         self.acknowledged = Acknowledged()
         self.counts = Counts()
         self.failure: str | None = None
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
         try:
-            while not self._stop_event.is_set():
+            while not self._stop.is_set():
                 with RawConnection(("127.0.0.1", self._port)) as wire:
                     for _ in range(20):
                         self._act(wire)
-                        if self._stop_event.is_set():
+                        if self._stop.is_set():
                             break
         except BaseException as error:
-            self.failure = f"{self.name}: {type(error).__name__}: {error}"
+            where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+            self.failure = f"{self.name}: {' '.join(where)}: {type(error).__name__}: {error}"
 
     def _act(self, wire: RawConnection) -> None:
         chance = self._random.random()
@@ -178,27 +189,40 @@ class BusyClient(threading.Thread):
         repo, digest = self._random.choice(list(self.acknowledged.manifests))
         self.pull_whole(wire, repo, digest)
 
-    def pull_whole(self, wire: RawConnection, repo: str, digest: str) -> None:
-        """Pulls an acknowledged manifest with all that it refers to. Only what a retention rule covers may be gone, and
-        then as a whole."""
+    def pull_whole(self, wire: RawConnection, repo: str, digest: str) -> bool:
+        """Pulls an acknowledged manifest with all that it refers to. Returns False if the manifest is gone, which only
+        a retention rule may do. As long as a manifest is there, everything that it refers to must be there as well."""
         _, blobs, children = self.acknowledged.manifests[repo, digest]
-        answer = wire.ask("GET", f"/v2/{repo}/manifests/{digest}")
-        if answer.status == 404 and repo == self.scratch:
+        path = f"/v2/{repo}/manifests/{digest}"
+        answer = wire.ask("GET", path)
+        is_gone = answer.status == 404
+        if not is_gone:
+            expect(answer, 200)
+            assert digest_of(answer.body) == digest
+            is_gone = not (self._pull_blobs(wire, repo, blobs) and self._pull_children(wire, repo, children))
+        if is_gone:
+            assert repo == self.scratch, f"something of {repo}@{digest} is gone"
+            expect(wire.ask("GET", path), 404)  # not only a part of it
             del self.acknowledged.manifests[repo, digest]
-            return
-        expect(answer, 200)
-        assert digest_of(answer.body) == digest
+            return False
+        self.counts.pulled += 1
+        return True
+
+    def _pull_blobs(self, wire: RawConnection, repo: str, blobs: tuple[str, ...]) -> bool:
+        """Pulls the blobs of an image. Returns False if one is gone."""
         for blob in blobs:
             answer = wire.ask("GET", f"/v2/{repo}/blobs/{blob}")
-            if answer.status == 404 and repo == self.scratch:
-                expect(wire.ask("GET", f"/v2/{repo}/manifests/{digest}"), 404)
-                return
+            if answer.status == 404:
+                return False
             expect(answer, 200)
             assert digest_of(answer.body) == blob
-        for child in children:
-            if (repo, child) in self.acknowledged.manifests:
-                self.pull_whole(wire, repo, child)
-        self.counts.pulled += 1
+        return True
+
+    def _pull_children(self, wire: RawConnection, repo: str, children: tuple[str, ...]) -> bool:
+        """Pulls the images of an index. Returns False if one is gone."""
+        return all(
+            (repo, child) in self.acknowledged.manifests and self.pull_whole(wire, repo, child) for child in children
+        )
 
     def _pull_mirrored(self, wire: RawConnection, name: str) -> None:
         """Pulls an image through the mirror, whose cache is being evicted meanwhile."""
@@ -209,7 +233,7 @@ class BusyClient(threading.Thread):
             answer = wire.ask("GET", f"/v2/{name}/blobs/{blob['digest']}")
             expect(answer, 200)
             assert digest_of(answer.body) == blob["digest"]
-        self.counts.pulled += 1
+        self.counts.mirrored += 1
 
 
 def expect(answer: RawAnswer, *statuses: int) -> None:

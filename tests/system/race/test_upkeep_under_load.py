@@ -3,12 +3,15 @@ acknowledged is lost, and nothing is left over."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -19,14 +22,18 @@ from tests.fakes.commands import entrepot
 from tests.fakes.raw_http import RawConnection
 from tests.fakes.raw_pushes import RawPushes, image
 from tests.fakes.server_process import RegistryServer, running_server
-from tests.system.race.busy_clients import BusyClient
+from tests.system.race.busy_clients import BusyClient, Counts
 
 pytestmark = pytest.mark.timeout(900)
 CLIENTS = 16
-SECONDS = float(os.environ.get("ENTREPOT_RACE_SECONDS", "25"))
+SECONDS = float(os.environ.get("ENTREPOT_RACE_SECONDS", "20"))
 MIRRORED_IMAGES = 12
 MIRRORED_BYTES = 300_000
-COMMANDS = (("gc",), ("retention", "apply"), ("scrub", "--rate", "1GiB"), ("cache", "evict", "--to", "1MiB"))
+COMMANDS = (
+    (("gc",), ("retention", "apply"), ("fsck", "--json")),
+    (("cache", "evict", "--to", "1MiB"), ("scrub", "--rate", "1GiB"), ("backup", "backups", "--keep", "2")),
+)
+"""What runs at the same time: each of these, one command after another, again and again."""
 
 
 @pytest.fixture(scope="module")
@@ -68,39 +75,62 @@ def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) ->
     stop = threading.Event()
     mirrored = tuple(f"up.test/org/app{number}" for number in range(MIRRORED_IMAGES))
     clients = [BusyClient(server.port, number, stop, mirrored) for number in range(CLIENTS)]
+    options = ("--config", tmp_path / "entrepot.toml", "--data", server.data)
     for client in clients:
         client.start()
-    options = ("--config", tmp_path / "entrepot.toml", "--data", server.data)
-    end = time.monotonic() + SECONDS
-    runs = 0
-    for command in itertools.cycle(COMMANDS):
-        if time.monotonic() > end or any(client.failure for client in clients):
-            break
-        done = entrepot(*command, *options, folder=tmp_path)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        runs += 1
-    stop.set()
-    for client in clients:
-        client.join()
+    try:
+        runs = run_commands(options, tmp_path, lambda: any(client.failure for client in clients))
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
     assert [client.failure for client in clients if client.failure] == []
-    assert runs >= len(COMMANDS)
-    for count in ("pushed", "deleted", "pulled", "mounted"):
-        assert sum(getattr(client.counts, count) for client in clients) > CLIENTS, count
+    counts = {
+        each.name: sum(getattr(client.counts, each.name) for client in clients) for each in dataclasses.fields(Counts)
+    }
+    print(f"in {SECONDS:.0f} s: {counts}; runs of commands: {dict(runs)}")
+    assert set(runs) == {command[0] for commands in COMMANDS for command in commands}
+    for name in ("pushed", "deleted", "pulled", "mirrored", "mounted"):
+        assert counts[name] > CLIENTS, name
 
     with RawConnection(("127.0.0.1", server.port)) as wire:
         for client in clients:
-            for repo, digest in list(client.acknowledged.manifests):
-                if (repo, digest) in client.acknowledged.manifests:
-                    client.pull_whole(wire, repo, digest)
-            for (repo, tag), digest in client.acknowledged.tags.items():
-                if repo == client.kept:
-                    answer = wire.ask("GET", f"/v2/{repo}/manifests/{tag}")
-                    assert answer["docker-content-digest"] == digest
+            pull_everything(client, wire)
     for _ in range(2):  # the links that the last pulls have touched go in the second
         assert entrepot("gc", *options, folder=tmp_path).returncode == 0
-    checked = entrepot("fsck", "--json", *options, folder=tmp_path)
+    checked = entrepot("fsck", "--hash", "--json", *options, folder=tmp_path)
     assert checked.returncode == 0, checked.stdout
     check_files(server.data)
+
+
+def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Callable[[], bool]) -> Counter[str]:
+    """Runs the commands until the time is over or `is_failed` returns true. Returns how often each of them ran."""
+    end = time.monotonic() + SECONDS
+
+    def run_in_turn(commands: tuple[tuple[str, ...], ...]) -> Counter[str]:
+        runs: Counter[str] = Counter()
+        for command in itertools.cycle(commands):
+            if time.monotonic() > end or is_failed():
+                break
+            done = entrepot(*command, *options, folder=folder)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            runs[command[0]] += 1
+        return runs
+
+    with ThreadPoolExecutor(len(COMMANDS)) as threads:
+        return sum(threads.map(run_in_turn, COMMANDS), Counter())
+
+
+def pull_everything(client: BusyClient, wire: RawConnection) -> None:
+    """Pulls all that the server has acknowledged to the client, and looks at the tags that no rule deletes."""
+    known = client.acknowledged
+    for repo, digest in list(known.manifests):
+        if (repo, digest) in known.manifests:
+            client.pull_whole(wire, repo, digest)
+    for (repo, tag), digest in known.tags.items():
+        if repo == client.kept:
+            answer = wire.ask("GET", f"/v2/{repo}/manifests/{tag}")
+            assert answer["docker-content-digest"] == digest
 
 
 def check_files(data: Path) -> None:
