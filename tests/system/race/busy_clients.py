@@ -1,7 +1,8 @@
 """Clients that push, mount, tag, delete and pull at random, and know what the server has acknowledged.
 
 Each client has repositories of its own, so it knows what must be there. `kept/…` is under no retention rule;
-`scratch/…` is. All clients share a pool of layers, so that blobs are pushed and collected at the same time.
+`scratch/…` is. All clients share a pool of layers. They also share a few images that each of them pushes and soon
+deletes again, so that the same blobs are pushed and collected at the same time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tests.fakes.raw_pushes import OCI_INDEX, OCI_MANIFEST, describe, digest_of,
 
 SHARED_LAYERS = 12
 LAYER_BYTES = 40_000
+BRIEF_IMAGES = 12
 TAGS = 6
 
 
@@ -80,7 +82,9 @@ class BusyClient:
     def _act(self, wire: RawConnection) -> None:
         chance = self._random.random()
         repo = self._random.choice((self.kept, self.scratch))
-        if chance < 0.45:
+        if chance < 0.2:
+            self._push_brief_image(wire)
+        elif chance < 0.45:
             self._push_image(wire, repo, self._tag())
         elif chance < 0.55:
             self._push_index(wire, repo, self._tag())
@@ -121,6 +125,18 @@ class BusyClient:
             self._blob(wire, repo, data)
         blobs = tuple(digest_of(data) for data in (config, *layers))
         return self._put(wire, repo, reference, image(config, *layers), OCI_MANIFEST, blobs, ())
+
+    def _push_brief_image(self, wire: RawConnection) -> None:
+        """Pushes an image that the other clients push as well, pulls it and deletes it."""
+        number = self._random.randrange(BRIEF_IMAGES)
+        blobs = b'{"brief":%d}' % number, random.Random(f"brief {number}").randbytes(LAYER_BYTES)
+        for data in blobs:
+            self._blob(wire, self.kept, data)
+        digests = tuple(digest_of(data) for data in blobs)
+        digest = self._put(wire, self.kept, None, image(*blobs), OCI_MANIFEST, digests, ())
+        if digest is not None:
+            self.pull_whole(wire, self.kept, digest)
+            self._delete_manifest(wire, self.kept, digest)
 
     def _push_index(self, wire: RawConnection, repo: str, tag: str) -> None:
         bodies = []
@@ -177,10 +193,15 @@ class BusyClient:
             digests = [digest for name, digest in known.manifests if name == repo and digest not in listed]
             if not digests:
                 return
-            digest = self._random.choice(digests)
-            del known.manifests[repo, digest]
-            known.tags = {key: value for key, value in known.tags.items() if (key[0], value) != (repo, digest)}
-            expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{digest}"), 202, 404)
+            self._delete_manifest(wire, repo, self._random.choice(digests))
+            return
+        self.counts.deleted += 1
+
+    def _delete_manifest(self, wire: RawConnection, repo: str, digest: str) -> None:
+        known = self.acknowledged
+        del known.manifests[repo, digest]
+        known.tags = {key: value for key, value in known.tags.items() if (key[0], value) != (repo, digest)}
+        expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{digest}"), 202, 404)
         self.counts.deleted += 1
 
     def _pull(self, wire: RawConnection) -> None:
