@@ -25,9 +25,10 @@ from tests.fakes.raw_pushes import RawPushes, image
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.system.race.busy_clients import BusyClient, Counts
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIENTS = 16
 SECONDS = float(os.environ.get("ENTREPOT_RACE_SECONDS", "20"))
+"""How long the clients work. For a thorough run, set the variable to 120 or more."""
 MIRRORED_IMAGES = 12
 MIRRORED_BYTES = 300_000
 COMMANDS = (
@@ -48,16 +49,17 @@ UNTAGGED_AT_ONCE = str(Path(__file__).with_name("untagged_at_once.py"))
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A registry with images that the server mirrors."""
+    """A registry with images that the server mirrors. Each has a layer of its own, and one that others have too."""
     with running_server(tmp_path_factory.mktemp("upstream"), workers=1) as server:
         numbers = random.Random(7)
+        shared = [numbers.randbytes(MIRRORED_BYTES // 3) for _ in range(MIRRORED_IMAGES // 4)]
         with RawConnection(("127.0.0.1", server.port)) as wire:
             for number in range(MIRRORED_IMAGES):
-                config, layer = b'{"n":%d}' % number, numbers.randbytes(MIRRORED_BYTES)
+                blobs = b'{"n":%d}' % number, shared[number % len(shared)], numbers.randbytes(MIRRORED_BYTES)
                 pushes = RawPushes(wire, f"org/app{number}")
-                pushes.blob(config)
-                pushes.blob(layer)
-                pushes.manifest(image(config, layer), "latest")
+                for data in blobs:
+                    pushes.blob(data)
+                pushes.manifest(image(*blobs), "latest")
         yield server
 
 
@@ -81,11 +83,13 @@ cache_max = "3MiB"
 
 
 def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) -> None:
-    """After the load each acknowledged manifest pulls whole, `fsck` is clean, and the files are the linked blobs."""
+    """After the load each acknowledged manifest pulls whole, `fsck` is clean, the files are the linked blobs, and the
+    last backup restores to a clean store."""
     stop = threading.Event()
     mirrored = tuple(f"up.test/org/app{number}" for number in range(MIRRORED_IMAGES))
     clients = [BusyClient(server.port, number, stop, mirrored) for number in range(CLIENTS)]
-    options = ("--config", tmp_path / "entrepot.toml", "--data", server.data)
+    config = ("--config", tmp_path / "entrepot.toml")
+    options = (*config, "--data", server.data)
     for client in clients:
         client.start()
     try:
@@ -110,9 +114,15 @@ def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) ->
         list(threads.map(lambda client: pull_everything(client, server.port), clients))
     for _ in range(2):  # the links that the last pulls have touched go in the second
         assert entrepot("gc", *options, folder=tmp_path).returncode == 0
-    checked = entrepot("fsck", "--hash", "--json", *options, folder=tmp_path)
-    assert checked.returncode == 0, checked.stdout
+    # The last backup was made under the load.
+    restored = tmp_path / "restored"
+    assert entrepot("restore", "backups", *config, "--data", restored, folder=tmp_path).returncode == 0
+    for data in (server.data, restored):
+        checked = entrepot("fsck", "--hash", "--json", *config, "--data", data, folder=tmp_path)
+        assert checked.returncode == 0, checked.stdout
     check_files(server.data)
+    errors = [line for line in server.log_text().splitlines() if " ERROR " in line or line.startswith("Traceback")]
+    assert errors == []
 
 
 def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Callable[[], bool]) -> Counter[str]:
