@@ -114,6 +114,12 @@ class Partial(Protocol):
         deleting all bytes. If the call is cancelled, it takes effect either completely or not at all."""
         ...
 
+    async def discard(self) -> None:
+        """Deletes the partial blob. Only for the owner, which has found that the blob is stored already; does nothing
+        for other handles. From then on `wait` raises PartialLost in all processes for the bytes that have not
+        arrived."""
+        ...
+
     def close(self) -> None:
         """Closes this handle. If it was the owner, there is no owner afterwards. The bytes that have arrived stay for
         the next owner. May be called more than once."""

@@ -17,6 +17,7 @@ from tests.fakes.forked_process import ROOT, ForkedProcess
 
 STACK_DUMP = str(ROOT / "tests" / "fakes" / "stack_dump")
 """To be the first of a command's PYTHONPATH, so that `wait_for_output` can show its stacks."""
+STACK_DUMP_SITE = f"{STACK_DUMP}/sitecustomize.py"
 
 
 def wait_for_output(
@@ -60,17 +61,18 @@ TIMEOUT = 200.0
 
 
 def entrepot(
-    *args: str | Path, folder: Path, given: str | None = None, **variables: str
+    *args: str | Path, folder: Path, given: str | None = None, site: str = STACK_DUMP_SITE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `entrepot` in `folder` with no ENTREPOT_* variables but these, and waits for its end. `given` is its stdin;
-    None: it has none. The process is a fork of one that has the program imported (`forked_process`)."""
+    None: it has none. `site` is a Python file that the process runs first. The process is a fork of one that has the
+    program imported (`forked_process`)."""
     with ForkedProcess(
         "registry",
         *map(str, args),
         cwd=folder,
         env=command_environment(**variables),
         stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
-        site=f"{STACK_DUMP}/sitecustomize.py",
+        site=site,
     ) as process:
         out, err = wait_for_output(process, TIMEOUT, given)
     return subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)

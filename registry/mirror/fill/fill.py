@@ -201,9 +201,7 @@ class Fill:
     async def _run(self) -> None:
         """Becomes the owner and downloads the blob, or follows the owner until the blob is stored. If the owner
         disappears, tries again to become the owner. Raises the error that ends the fill."""
-        self._partial = partial = await self._context.partials.claim(
-            self.digest, self.size, self._context.upstream.name
-        )
+        partial = await self._claim()
         is_owner, lost_owners = partial.is_owner, 0
         while not is_owner:
             if not self.demand.requested.is_set():
@@ -223,7 +221,18 @@ class Fill:
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
                 await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
+                if not self._started.is_set():  # nobody reads from the old partial blob, which may have been deleted
+                    partial = await self._claim()
+                    is_owner = partial.is_owner
         return await self._download(partial)
+
+    async def _claim(self) -> Partial:
+        """Claims the partial blob, and closes an earlier handle to it."""
+        partial = await self._context.partials.claim(self.digest, self.size, self._context.upstream.name)
+        if self._partial is not None:
+            self._partial.close()
+        self._partial = partial
+        return partial
 
     async def _follow(self, partial: Partial) -> bool:
         """Waits while the owner in another process downloads the blob. Returns True when the blob is stored. Returns
@@ -252,6 +261,9 @@ class Fill:
         `repositories`."""
         context = self._context
         if not self._started.is_set() and await self._mount_if_stored():
+            if partial.missing() in ([], [(0, self.size)]):
+                # Nobody reads the partial blob. If only some bytes are stored, a follower may have begun to read them.
+                await partial.discard()
             return
         # If there was another owner, it may have learned that the upstream does not have the blob.
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):

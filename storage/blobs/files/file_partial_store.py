@@ -120,6 +120,11 @@ class PartialHandle:
         PartialLost, StorageFull, StorageFailed. The commit runs to its end even if this call is cancelled."""
         return await asyncio.shield(self._store.start_commit(self, self._shared, repo, on_corrupt))
 
+    async def discard(self) -> None:
+        """Deletes the files of the partial blob. Does nothing if this handle is not the owner."""
+        with suppress(PartialLost), self._shared.owner_step(self):
+            await self._store.run(lambda: self._shared.end(PartialStatus.DELETED))
+
     def close(self) -> None:
         """Closes this handle. If it is the owner, there is no owner afterwards. The stored bytes are kept for the next
         owner. May be called more than once."""

@@ -1,13 +1,15 @@
 """Clients that push, mount, tag, delete and pull at random, and know what the server has acknowledged.
 
 Each client has repositories of its own, so it knows what must be there. `kept/…` is under no retention rule;
-`scratch/…` is. All clients share a pool of layers, so that blobs are pushed and collected at the same time.
+`scratch/…` is. All clients share a pool of layers. They also share a few images that each of them pushes and soon
+deletes again, so that the same blobs are pushed and collected at the same time.
 """
 
 from __future__ import annotations
 
 import random
 import threading
+import traceback
 from dataclasses import dataclass, field
 
 from tests.fakes.raw_http import RawAnswer, RawConnection
@@ -15,6 +17,7 @@ from tests.fakes.raw_pushes import OCI_INDEX, OCI_MANIFEST, describe, digest_of,
 
 SHARED_LAYERS = 12
 LAYER_BYTES = 40_000
+BRIEF_IMAGES = 12
 TAGS = 6
 
 
@@ -32,44 +35,56 @@ class Acknowledged:
 
 @dataclass
 class Counts:
-    """What the clients did, to show that the load was one."""
+    """What the clients did, to show that the load was one: manifests pushed, refused and deleted, images pulled whole,
+    through the mirror as well (`mirrored`), and blobs mounted."""
 
     pushed: int = 0
     refused: int = 0
     deleted: int = 0
     pulled: int = 0
+    mirrored: int = 0
     mounted: int = 0
 
 
-class BusyClient(threading.Thread):
-    """One client. `failure` says what it saw that must not be."""
+class BusyClient:
+    """One client, in a thread. `failure` says what it saw that must not be."""
 
     def __init__(self, port: int, number: int, stop: threading.Event, mirrored: tuple[str, ...] = ()) -> None:
-        super().__init__(name=f"client {number}")
+        self.name = f"client {number}"
+        self._thread = threading.Thread(target=self._run, name=self.name)
         self._port = port
         self._random = random.Random(number)
-        self._stop_event = stop
+        self._stop = stop
         self._mirrored = mirrored
         self.kept, self.scratch = f"kept/app{number}", f"scratch/app{number}"
         self.acknowledged = Acknowledged()
         self.counts = Counts()
         self.failure: str | None = None
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
         try:
-            while not self._stop_event.is_set():
+            while not self._stop.is_set():
                 with RawConnection(("127.0.0.1", self._port)) as wire:
                     for _ in range(20):
                         self._act(wire)
-                        if self._stop_event.is_set():
+                        if self._stop.is_set():
                             break
         except BaseException as error:
-            self.failure = f"{self.name}: {type(error).__name__}: {error}"
+            where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+            self.failure = f"{self.name}: {' '.join(where)}: {type(error).__name__}: {error}"
 
     def _act(self, wire: RawConnection) -> None:
         chance = self._random.random()
         repo = self._random.choice((self.kept, self.scratch))
-        if chance < 0.45:
+        if chance < 0.2:
+            self._push_brief_image(wire)
+        elif chance < 0.45:
             self._push_image(wire, repo, self._tag())
         elif chance < 0.55:
             self._push_index(wire, repo, self._tag())
@@ -110,6 +125,18 @@ class BusyClient(threading.Thread):
             self._blob(wire, repo, data)
         blobs = tuple(digest_of(data) for data in (config, *layers))
         return self._put(wire, repo, reference, image(config, *layers), OCI_MANIFEST, blobs, ())
+
+    def _push_brief_image(self, wire: RawConnection) -> None:
+        """Pushes an image that the other clients push as well, pulls it and deletes it."""
+        number = self._random.randrange(BRIEF_IMAGES)
+        blobs = b'{"brief":%d}' % number, random.Random(f"brief {number}").randbytes(LAYER_BYTES)
+        for data in blobs:
+            self._blob(wire, self.kept, data)
+        digests = tuple(digest_of(data) for data in blobs)
+        digest = self._put(wire, self.kept, None, image(*blobs), OCI_MANIFEST, digests, ())
+        if digest is not None:
+            self.pull_whole(wire, self.kept, digest)
+            self._delete_manifest(wire, self.kept, digest)
 
     def _push_index(self, wire: RawConnection, repo: str, tag: str) -> None:
         bodies = []
@@ -166,10 +193,15 @@ class BusyClient(threading.Thread):
             digests = [digest for name, digest in known.manifests if name == repo and digest not in listed]
             if not digests:
                 return
-            digest = self._random.choice(digests)
-            del known.manifests[repo, digest]
-            known.tags = {key: value for key, value in known.tags.items() if (key[0], value) != (repo, digest)}
-            expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{digest}"), 202, 404)
+            self._delete_manifest(wire, repo, self._random.choice(digests))
+            return
+        self.counts.deleted += 1
+
+    def _delete_manifest(self, wire: RawConnection, repo: str, digest: str) -> None:
+        known = self.acknowledged
+        del known.manifests[repo, digest]
+        known.tags = {key: value for key, value in known.tags.items() if (key[0], value) != (repo, digest)}
+        expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{digest}"), 202, 404)
         self.counts.deleted += 1
 
     def _pull(self, wire: RawConnection) -> None:
@@ -178,27 +210,40 @@ class BusyClient(threading.Thread):
         repo, digest = self._random.choice(list(self.acknowledged.manifests))
         self.pull_whole(wire, repo, digest)
 
-    def pull_whole(self, wire: RawConnection, repo: str, digest: str) -> None:
-        """Pulls an acknowledged manifest with all that it refers to. Only what a retention rule covers may be gone, and
-        then as a whole."""
+    def pull_whole(self, wire: RawConnection, repo: str, digest: str) -> bool:
+        """Pulls an acknowledged manifest with all that it refers to. Returns False if the manifest is gone, which only
+        a retention rule may do. As long as a manifest is there, everything that it refers to must be there as well."""
         _, blobs, children = self.acknowledged.manifests[repo, digest]
-        answer = wire.ask("GET", f"/v2/{repo}/manifests/{digest}")
-        if answer.status == 404 and repo == self.scratch:
+        path = f"/v2/{repo}/manifests/{digest}"
+        answer = wire.ask("GET", path)
+        is_gone = answer.status == 404
+        if not is_gone:
+            expect(answer, 200)
+            assert digest_of(answer.body) == digest
+            is_gone = not (self._pull_blobs(wire, repo, blobs) and self._pull_children(wire, repo, children))
+        if is_gone:
+            assert repo == self.scratch, f"something of {repo}@{digest} is gone"
+            expect(wire.ask("GET", path), 404)  # not only a part of it
             del self.acknowledged.manifests[repo, digest]
-            return
-        expect(answer, 200)
-        assert digest_of(answer.body) == digest
+            return False
+        self.counts.pulled += 1
+        return True
+
+    def _pull_blobs(self, wire: RawConnection, repo: str, blobs: tuple[str, ...]) -> bool:
+        """Pulls the blobs of an image. Returns False if one is gone."""
         for blob in blobs:
             answer = wire.ask("GET", f"/v2/{repo}/blobs/{blob}")
-            if answer.status == 404 and repo == self.scratch:
-                expect(wire.ask("GET", f"/v2/{repo}/manifests/{digest}"), 404)
-                return
+            if answer.status == 404:
+                return False
             expect(answer, 200)
             assert digest_of(answer.body) == blob
-        for child in children:
-            if (repo, child) in self.acknowledged.manifests:
-                self.pull_whole(wire, repo, child)
-        self.counts.pulled += 1
+        return True
+
+    def _pull_children(self, wire: RawConnection, repo: str, children: tuple[str, ...]) -> bool:
+        """Pulls the images of an index. Returns False if one is gone."""
+        return all(
+            (repo, child) in self.acknowledged.manifests and self.pull_whole(wire, repo, child) for child in children
+        )
 
     def _pull_mirrored(self, wire: RawConnection, name: str) -> None:
         """Pulls an image through the mirror, whose cache is being evicted meanwhile."""
@@ -209,7 +254,7 @@ class BusyClient(threading.Thread):
             answer = wire.ask("GET", f"/v2/{name}/blobs/{blob['digest']}")
             expect(answer, 200)
             assert digest_of(answer.body) == blob["digest"]
-        self.counts.pulled += 1
+        self.counts.mirrored += 1
 
 
 def expect(answer: RawAnswer, *statuses: int) -> None:

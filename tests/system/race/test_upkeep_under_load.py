@@ -3,44 +3,63 @@ acknowledged is lost, and nothing is left over."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 
-from tests.fakes.commands import entrepot
+from tests.fakes.commands import STACK_DUMP_SITE, entrepot
 from tests.fakes.raw_http import RawConnection
 from tests.fakes.raw_pushes import RawPushes, image
 from tests.fakes.server_process import RegistryServer, running_server
-from tests.system.race.busy_clients import BusyClient
+from tests.system.race.busy_clients import BusyClient, Counts
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIENTS = 16
-SECONDS = float(os.environ.get("ENTREPOT_RACE_SECONDS", "25"))
+SECONDS = float(os.environ.get("ENTREPOT_RACE_SECONDS", "20"))
+"""How long the clients work. For a thorough run, set the variable to 120 or more."""
 MIRRORED_IMAGES = 12
 MIRRORED_BYTES = 300_000
-COMMANDS = (("gc",), ("retention", "apply"), ("scrub", "--rate", "1GiB"), ("cache", "evict", "--to", "1MiB"))
+COMMANDS = (
+    (("gc",), ("retention", "apply"), ("fsck",)),
+    (("cache", "evict", "--to", "1MiB"), ("scrub", "--rate", "1GiB"), ("backup", "backups", "--keep", "2")),
+)
+"""What runs at the same time: each of these, one command after another, again and again."""
+EFFECTS = {
+    "gc": ("bytes",),
+    "retention": ("tags_deleted", "manifests_deleted"),
+    "cache": ("images",),
+    "scrub": ("blobs", "manifests"),
+    "backup": ("copied_blobs",),
+}
+"""What the commands count in their results, to show that they had work to do."""
+UNTAGGED_AT_ONCE = str(Path(__file__).with_name("untagged_at_once.py"))
 
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A registry with images that the server mirrors."""
+    """A registry with images that the server mirrors. Each has a layer of its own, and one that others have too."""
     with running_server(tmp_path_factory.mktemp("upstream"), workers=1) as server:
         numbers = random.Random(7)
+        shared = [numbers.randbytes(MIRRORED_BYTES // 3) for _ in range(MIRRORED_IMAGES // 4)]
         with RawConnection(("127.0.0.1", server.port)) as wire:
             for number in range(MIRRORED_IMAGES):
-                config, layer = b'{"n":%d}' % number, numbers.randbytes(MIRRORED_BYTES)
+                blobs = b'{"n":%d}' % number, shared[number % len(shared)], numbers.randbytes(MIRRORED_BYTES)
                 pushes = RawPushes(wire, f"org/app{number}")
-                pushes.blob(config)
-                pushes.blob(layer)
-                pushes.manifest(image(config, layer), "latest")
+                for data in blobs:
+                    pushes.blob(data)
+                pushes.manifest(image(*blobs), "latest")
         yield server
 
 
@@ -49,7 +68,7 @@ def server(tmp_path: Path, upstream: RegistryServer) -> Iterator[RegistryServer]
     (tmp_path / "entrepot.toml").write_text(f"""
 [gc]
 grace = 0
-interval = "2s"
+interval = "1s"
 [[retention]]
 repositories = "scratch/**"
 keep_last = 3
@@ -64,43 +83,87 @@ cache_max = "3MiB"
 
 
 def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) -> None:
-    """After the load each acknowledged manifest pulls whole, `fsck` is clean, and the files are the linked blobs."""
+    """After the load each acknowledged manifest pulls whole, `fsck` is clean, the files are the linked blobs, and the
+    last backup restores to a clean store."""
     stop = threading.Event()
     mirrored = tuple(f"up.test/org/app{number}" for number in range(MIRRORED_IMAGES))
     clients = [BusyClient(server.port, number, stop, mirrored) for number in range(CLIENTS)]
+    config = ("--config", tmp_path / "entrepot.toml")
+    options = (*config, "--data", server.data)
     for client in clients:
         client.start()
-    options = ("--config", tmp_path / "entrepot.toml", "--data", server.data)
-    end = time.monotonic() + SECONDS
-    runs = 0
-    for command in itertools.cycle(COMMANDS):
-        if time.monotonic() > end or any(client.failure for client in clients):
-            break
-        done = entrepot(*command, *options, folder=tmp_path)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        runs += 1
-    stop.set()
-    for client in clients:
-        client.join()
-    assert [client.failure for client in clients if client.failure] == []
-    assert runs >= len(COMMANDS)
-    for count in ("pushed", "deleted", "pulled", "mounted"):
-        assert sum(getattr(client.counts, count) for client in clients) > CLIENTS, count
-
-    with RawConnection(("127.0.0.1", server.port)) as wire:
+    try:
+        runs = run_commands(options, tmp_path, lambda: any(client.failure for client in clients))
+    finally:
+        stop.set()
         for client in clients:
-            for repo, digest in list(client.acknowledged.manifests):
-                if (repo, digest) in client.acknowledged.manifests:
-                    client.pull_whole(wire, repo, digest)
-            for (repo, tag), digest in client.acknowledged.tags.items():
-                if repo == client.kept:
-                    answer = wire.ask("GET", f"/v2/{repo}/manifests/{tag}")
-                    assert answer["docker-content-digest"] == digest
+            client.join()
+    assert [client.failure for client in clients if client.failure] == []
+    counts = {
+        each.name: sum(getattr(client.counts, each.name) for client in clients) for each in dataclasses.fields(Counts)
+    }
+    print(f"in {SECONDS:.0f} s: {counts}; commands: {dict(runs)}")
+    for name, effects in EFFECTS.items():
+        for effect in effects:
+            assert runs[f"{name} {effect}"] > 0, (name, effect)
+    assert runs["fsck"] > 0
+    for name in ("pushed", "deleted", "pulled", "mirrored", "mounted"):
+        assert counts[name] > 0, name
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda client: pull_everything(client, server.port), clients))
     for _ in range(2):  # the links that the last pulls have touched go in the second
         assert entrepot("gc", *options, folder=tmp_path).returncode == 0
-    checked = entrepot("fsck", "--json", *options, folder=tmp_path)
-    assert checked.returncode == 0, checked.stdout
+    # The last backup was made under the load.
+    restored = tmp_path / "restored"
+    assert entrepot("restore", "backups", *config, "--data", restored, folder=tmp_path).returncode == 0
+    for data in (server.data, restored):
+        checked = entrepot("fsck", "--hash", "--json", *config, "--data", data, folder=tmp_path)
+        assert checked.returncode == 0, checked.stdout
     check_files(server.data)
+    errors = [line for line in server.log_text().splitlines() if " ERROR " in line or line.startswith("Traceback")]
+    assert errors == []
+
+
+def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Callable[[], bool]) -> Counter[str]:
+    """Runs the commands until the time is over or `is_failed` returns true. Returns how often each of them ran, and the
+    sums of their `EFFECTS`."""
+    start = time.monotonic()
+
+    def run_in_turn(commands: tuple[tuple[str, ...], ...]) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        wanted = {f"{name} {effect}" for name, *_ in commands for effect in EFFECTS.get(name, ())}
+        for command in itertools.cycle(commands):
+            seconds = time.monotonic() - start
+            # On a slow machine, a command may have found nothing to do yet.
+            has_worked = all(counts[effect] for effect in wanted)
+            if is_failed() or seconds > SECONDS + 60 or (seconds > SECONDS and has_worked):
+                break
+            name = command[0]
+            site = UNTAGGED_AT_ONCE if name == "retention" else STACK_DUMP_SITE
+            done = entrepot(*command, "--json", *options, folder=folder, site=site)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            last_line = json.loads(done.stdout.splitlines()[-1])
+            result = last_line.get("result", last_line)
+            counts[name] += 1
+            counts.update({f"{name} {effect}": result[effect] for effect in EFFECTS.get(name, ())})
+        return counts
+
+    with ThreadPoolExecutor(len(COMMANDS)) as threads:
+        return sum(threads.map(run_in_turn, COMMANDS), Counter())
+
+
+def pull_everything(client: BusyClient, port: int) -> None:
+    """Pulls all that the server has acknowledged to the client, and looks at the tags that no rule deletes."""
+    known = client.acknowledged
+    with RawConnection(("127.0.0.1", port)) as wire:
+        for repo, digest in list(known.manifests):
+            if (repo, digest) in known.manifests:
+                client.pull_whole(wire, repo, digest)
+        for (repo, tag), digest in known.tags.items():
+            if repo == client.kept:
+                answer = wire.ask("GET", f"/v2/{repo}/manifests/{tag}")
+                assert answer["docker-content-digest"] == digest
 
 
 def check_files(data: Path) -> None:

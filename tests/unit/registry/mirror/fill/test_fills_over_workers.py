@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import pytest
 from registry.backend import open_backend
 from registry.config import Settings
 from registry.mirror.fill.slots import PULL_IDLE_SECONDS
-from storage.composition import prepare_data_dir
+from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
 from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
 from storage.metadata.sqlite.sqlite_database import SqliteDatabase
-from storage.names import Tag
+from storage.names import Digest, Tag
+from storage.partials import Partial
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
@@ -195,3 +198,51 @@ async def test_a_start_on_a_full_disk_warms_nothing(
         assert backend.store.is_read_only == full
         rounds = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
         assert len(rounds) == (0 if full else 1)
+
+
+@pytest.fixture
+def partial_files(site: MirrorStore) -> Callable[[], list[str]]:
+    """Returns the names of the files of partial blobs."""
+    return lambda: sorted(os.listdir(site.data / "partials"))
+
+
+async def test_a_blob_that_another_worker_has_just_stored(
+    site: MirrorStore, monkeypatch: pytest.MonkeyPatch, partial_files: Callable[[], list[str]]
+) -> None:
+    """A worker that claims a blob just after another one has stored it leaves no partial blob behind."""
+    site.far.add_image(UPSTREAM_REPO, FIRST)
+    async with site.worker() as early, site.worker(source_of_another_worker(site)) as late:
+        is_claiming, may_claim = asyncio.Event(), asyncio.Event()
+        claim = late.store.partials.claim
+
+        async def claim_later(digest: Digest, size: int, source: str = "") -> Partial:
+            is_claiming.set()
+            await may_claim.wait()
+            return await claim(digest, size, source)
+
+        monkeypatch.setattr(late.store.partials, "claim", claim_later)
+        await late.mirror.get_manifest(MIRRORED_REPO, TAG)
+        reading = asyncio.create_task(read_blob(late.mirror, MIRRORED_REPO, digest_of(FIRST)))
+        await is_claiming.wait()
+        assert await read_blob(early.mirror, MIRRORED_REPO, digest_of(FIRST)) == FIRST
+        may_claim.set()
+        assert await reading == FIRST
+        assert partial_files() == []
+    sent_once(site, digest_of(FIRST), len(FIRST))
+
+
+async def test_a_follower_of_a_discarded_partial_blob(
+    site: MirrorStore, partial_files: Callable[[], list[str]]
+) -> None:
+    """A worker that waits for a partial blob which its owner discards claims the blob anew."""
+    site.far.add_image(UPSTREAM_REPO, FIRST)
+    async with site.worker() as worker, open_registry(site.data) as other:
+        await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+        owner = await other.partials.claim(digest_of(FIRST), len(FIRST), "docker.io")
+        assert owner.is_owner
+        reading = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST)))
+        await wait_until(lambda: owner.has_waiters)
+        await owner.discard()
+        owner.close()
+        assert await reading == FIRST
+        assert partial_files() == []
