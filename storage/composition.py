@@ -142,7 +142,9 @@ async def restore_data_dir(
     """Restores a backup into the data directory, which must be missing or empty, and prepares it. Returns what was
     restored (`storage.upkeep.backup.restore.restore_backup`). Raises BackupFailed, DataDirectoryError."""
     layout = layout_of(data)
-    result = await restore_backup(SqliteSnapshots(layout.metadata), layout, options, reporter, system=system)
+    result = await restore_backup(
+        SqliteSnapshots(layout.metadata, system=system), layout, options, reporter, system=system
+    )
     prepare_data_dir(data, system)
     return result
 

@@ -56,6 +56,16 @@ def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
+def sync_file(system: System, path: Path) -> None:
+    """Syncs the file `path`, which makes the bytes that any process wrote to it durable, but not its name. Raises
+    OSError."""
+    fd = system.open(path, os.O_RDONLY)
+    try:
+        system.sync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_directory(system: System, path: Path) -> None:
     """Syncs the directory `path`, which makes the creation, renaming and deletion of files in it durable. Raises
     OSError."""
@@ -64,6 +74,20 @@ def sync_directory(system: System, path: Path) -> None:
         system.sync(fd)
     finally:
         os.close(fd)
+
+
+def make_root(system: System, path: Path) -> None:
+    """Creates the directory `path` and the missing directories above it, and makes their names durable. Raises
+    OSError."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        with suppress(FileExistsError):  # another process may do the same
+            system.mkdir(directory)
+        with suppress(PermissionError):  # a directory of another user, which this one cannot read
+            sync_directory(system, directory.parent)
 
 
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:

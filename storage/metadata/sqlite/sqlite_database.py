@@ -81,7 +81,7 @@ class SqliteDatabase:
         self.retention = SqliteRetention(writer, scans, clock)
         self.consistency = SqliteConsistency(checks, writer, clock)
         self.damage = SqliteDamageRecords(self._db, writer, scans, clock)
-        self.snapshots = SqliteSnapshots(layout.metadata, clock)
+        self.snapshots = SqliteSnapshots(layout.metadata, clock, system=system)
         self.imports = SqliteImportRecords(self._db, writer)
 
     def close(self) -> None:

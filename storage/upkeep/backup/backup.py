@@ -257,15 +257,13 @@ class _Backup:
 
     def _remove_unneeded(self, databases: list[DatabaseSnapshot], algorithm: str, first_byte: str) -> int:
         """Removes the blobs in one shard that none of the databases names. Returns their number."""
-        folder = self._directory.shard(algorithm, first_byte)
-        names = set(os.listdir(folder))
+        names = set(os.listdir(self._directory.shard(algorithm, first_byte)))
         for database in databases:
             after = ""
             while names and (batch := database.blobs(after, BATCH_SIZE, f"{algorithm}:{first_byte}")):
                 after = batch[-1].digest
                 names.difference_update(blob.digest.encoded for blob in batch)
-        for name in names:
-            os.unlink(folder / name)
+        self._directory.remove_blobs(algorithm, first_byte, names)
         return len(names)
 
 

@@ -23,9 +23,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from storage.backups import BackupFailed, SnapshotTotals
-from storage.data_dir.durable_files import sync_directory
+from storage.data_dir.durable_files import make_directories, make_root, sync_directory, write_fully
 from storage.data_dir.locks import try_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.names import ALGORITHMS, Digest
@@ -138,7 +137,7 @@ class BackupDirectory:
     def create(self) -> None:
         """Creates the directory and what it always contains, if these are missing, and takes away the rights of other
         users on it. Raises BackupFailed if there is something else in the directory."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
             raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
@@ -148,8 +147,9 @@ class BackupDirectory:
             self._write_json(self.root / _MARKER, {"kind": _KIND, "version": FORMAT_VERSION})
         self.check()
         shards = (self.shard(algorithm, f"{number:02x}") for algorithm in ALGORITHMS for number in range(256))
-        for path in (self.incoming, self.root / "snapshots", *shards):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        blobs = [self.root / "blobs", *(self.root / "blobs" / algorithm for algorithm in ALGORITHMS)]
+        paths = iter([self.incoming, self.root / "snapshots", *blobs, *shards])
+        make_directories(self._system, self.root, paths)
 
     def check(self) -> None:
         """Raises BackupFailed if this is no directory of backups, or if a newer version of the program wrote it."""
@@ -199,11 +199,11 @@ class BackupDirectory:
     def remove_unfinished(self) -> int:
         """Removes the snapshots that are not complete and the blobs that were being copied. Returns the number of these
         snapshots. Call it only with the lock."""
-        shutil.rmtree(self.incoming)
-        self.incoming.mkdir(mode=0o700)
+        for name in os.listdir(self.incoming):
+            self._system.unlink(self.incoming / name)
         unfinished = [path for path in (self.root / "snapshots").iterdir() if not (path / "manifest.json").exists()]
         for path in unfinished:
-            shutil.rmtree(path)
+            self._remove_folder(path)
         return len(unfinished)
 
     def complete_snapshot(self, manifest: SnapshotManifest) -> None:
@@ -237,14 +237,25 @@ class BackupDirectory:
         folder = self.root / "snapshots" / name
         self._system.unlink(folder / "manifest.json")  # first, so that a half removed snapshot is not complete
         sync_directory(self._system, folder)
-        shutil.rmtree(folder)
+        self._remove_folder(folder)
+
+    def remove_blobs(self, algorithm: str, first_byte: str, names: Iterable[str]) -> None:
+        """Removes the blobs with these names in one shard."""
+        for name in names:
+            self._system.unlink(self.shard(algorithm, first_byte) / name)
+
+    def _remove_folder(self, path: Path) -> None:
+        """Removes a directory that contains only files."""
+        for name in os.listdir(path):
+            self._system.unlink(path / name)
+        self._system.rmdir(path)
 
     def _write_json(self, path: Path, value: object) -> None:
         """Writes a file durably, in one step: it is complete or missing after a crash."""
         new = path.with_name(f"{path.name}.new")
         fd = self._system.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            os.write(fd, json.dumps(value, indent=2).encode() + b"\n")
+            write_fully(self._system, fd, memoryview(json.dumps(value, indent=2).encode() + b"\n"), 0)
             self._system.sync(fd)
         finally:
             os.close(fd)

@@ -76,6 +76,7 @@ class FileCopier:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify:
                     await self._read(fd, digest, size, None, on_bytes)
+                    await self.run(lambda: self._system.sync(fd))  # somebody may have written it a moment ago
                 else:
                     on_bytes(size)
             else:
@@ -88,7 +89,7 @@ class FileCopier:
             await self.run(lambda: self._move(temporary, final))
         except BaseException:
             with suppress(OSError):
-                os.unlink(temporary)
+                self._system.unlink(temporary)
             raise
 
     async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
@@ -110,7 +111,7 @@ class FileCopier:
                 self._move(temporary, final)
             except BaseException:
                 with suppress(OSError):
-                    os.unlink(temporary)
+                    self._system.unlink(temporary)
                 raise
 
         await self.run(write)
@@ -145,7 +146,7 @@ class FileCopier:
             await self.run(lambda: self._move(temporary, final))
         except BaseException:
             with suppress(OSError):
-                os.unlink(temporary)
+                self._system.unlink(temporary)
             raise
 
     async def check_file(self, path: Path, digest: Digest, size: int, on_bytes: Callable[[int], object]) -> None:
@@ -177,14 +178,14 @@ class FileCopier:
     def _move(self, temporary: Path, final: Path) -> None:
         self._system.rename(temporary, final)
         with suppress(FileNotFoundError):  # a rename onto another name of the same file does nothing
-            os.unlink(temporary)
+            self._system.unlink(temporary)
 
     def _link_or_clone(self, fd: int, path: Path) -> bool:
         """Makes `path` a link to the open file, or a clone of it. Returns False if neither is possible."""
         if self._may_link:
             try:
                 with suppress(FileNotFoundError):
-                    os.unlink(path)  # of an interrupted run
+                    self._system.unlink(path)  # of an interrupted run
                 self._system.link(fd, path)
                 return True
             except OSError as error:

@@ -129,6 +129,7 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
         def prepare() -> None:
             system.write(fd, [json.dumps({"snapshot": snapshot}).encode()], 0)
             system.sync(fd)
+            durable_files.sync_directory(system, layout.root)  # before anything that a server could take for its own
             durable_files.make_directories(system, layout.root, layout.directories())
             durable_files.sync_directory(system, layout.root)
 
@@ -139,7 +140,7 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
 def _open_marker(layout: Layout, system: System) -> int:
     """Creates the data directory if it is missing, and opens its marker. Raises BackupFailed if the directory contains
     something and no restore was interrupted in it; OSError."""
-    layout.root.mkdir(parents=True, exist_ok=True, mode=0o750)
+    durable_files.make_root(system, layout.root)
     names = set(os.listdir(layout.root)) - {"lost+found"}
     if names and layout.restore_marker.name not in names:
         raise BackupFailed(f"{layout.root} is not empty; name a new directory with --data")
@@ -179,7 +180,7 @@ class _Restore:
         def copy() -> None:
             shutil.copyfile(source, self._new_database)
             os.chmod(self._new_database, 0o660)
-            _sync(self._system, self._new_database)
+            durable_files.sync_file(self._system, self._new_database)
 
         await self._copier.run(copy)
         if (await self._copier.run(lambda: hash_file(self._new_database)))[0] != self._snapshot.database_sha256:
@@ -240,16 +241,8 @@ class _Restore:
             self._snapshots.mark_damaged(self._new_database, damaged, DAMAGED_IN_BACKUP)
         for suffix in ("-wal", "-shm"):
             with suppress(FileNotFoundError):
-                os.unlink(f"{self._layout.metadata}{suffix}")
+                self._system.unlink(Path(f"{self._layout.metadata}{suffix}"))
         self._system.rename(self._new_database, self._layout.metadata)
         durable_files.sync_directory(self._system, self._layout.root)
         self._system.unlink(self._layout.restore_marker)
         durable_files.sync_directory(self._system, self._layout.root)
-
-
-def _sync(system: System, path: Path) -> None:
-    fd = system.open(path, os.O_RDONLY)
-    try:
-        system.sync(fd)
-    finally:
-        os.close(fd)

@@ -22,7 +22,8 @@ from urllib.parse import quote
 import apsw
 
 from storage.backups import BackupFailed, SnapshotBlob, SnapshotTotals
-from storage.data_dir.system import DISK_FULL_ERRNOS
+from storage.data_dir.durable_files import sync_file
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.metadata.sqlite.database import connect, newest_table_version
 from storage.metadata.sqlite.upkeep.damage_changes import mark_blob
 from storage.names import Digest
@@ -39,9 +40,11 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) F
 class SqliteSnapshots:
     """Implements `storage.backups.Snapshots`, which describes the methods."""
 
-    def __init__(self, database: Path, clock: Callable[[], float] = time.time) -> None:
-        """`database`: the metadata database that `write` copies. `clock` returns seconds since 1970."""
+    def __init__(self, database: Path, clock: Callable[[], float] = time.time, *, system: System | None = None) -> None:
+        """`database`: the metadata database that `write` copies. `clock` returns seconds since 1970. `system`
+        creates and syncs the files; None: the real one."""
         self._database = database
+        self._system = system or System()
         self._clock = clock
 
     async def write(self, path: Path, on_pages: Callable[[int, int], None]) -> None:
@@ -65,7 +68,7 @@ class SqliteSnapshots:
         """Copies the database. Returns early, with an incomplete copy, if `stopping` is set."""
         target: apsw.Connection | None = None
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.close(self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             target.pragma("synchronous", "off")  # the file is synced at the end
             with closing(connect(self._database, read_only=True)) as source, closing(target):
@@ -80,7 +83,7 @@ class SqliteSnapshots:
                     return
                 target.pragma("journal_mode", "delete")  # a copy is one file, without a write-ahead log
                 self._leave_out_unfinished_work(target)
-            _sync(path)
+            sync_file(self._system, path)
         except (apsw.Error, OSError) as error:
             raise _failure(f"cannot copy the database to {path}", error, target) from error
 
@@ -110,7 +113,7 @@ class SqliteSnapshots:
                         former = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
                         mark_blob(db, digest, str(former or ""), reason, "", self._clock())
                 db.pragma("journal_mode", "delete")
-            _sync(path)
+            sync_file(self._system, path)
         except (apsw.Error, OSError) as error:
             raise _failure(f"cannot change {path}", error) from error
 
@@ -146,14 +149,6 @@ class SqliteSnapshot:
             return self._db.execute(sql, parameters).fetchall()
         except apsw.Error as error:
             raise _failure(f"cannot read {self._path}", error) from error
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _failure(what: str, error: apsw.Error | OSError, db: apsw.Connection | None = None) -> BackupFailed:
