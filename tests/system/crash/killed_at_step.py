@@ -30,17 +30,17 @@ class KillingSystem(System):
 
     def __init__(self, number: int, after: bool) -> None:
         super().__init__()
-        self._left = number
+        self.left = number
         self._after = after
 
     def _step(self, step: Callable[[], T]) -> T:
-        self._left -= 1
-        if self._left == 0 and not self._after:
+        self.left -= 1
+        if self.left == 0 and not self._after:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             return step()
         finally:
-            if self._left == 0:
+            if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def open(self, path: Path, flags: int, mode: int = 0o644) -> int:

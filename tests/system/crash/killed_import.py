@@ -1,23 +1,18 @@
-"""Imports of a directory that are killed at a durable step: `python -m tests.system.crash.killed_import OLD
-RESULTS_FOLDER`.
-
-For n = 1, 2, … a fresh process imports the directory OLD into a data directory of its own, RESULTS_FOLDER/n, and kills
-itself with SIGKILL before its nth durable step. One line a process says how it ended; the last came through.
-"""
+"""Imports of a directory OLD that are killed at a durable step: `python -m tests.system.crash.killed_import FOLDER
+OLD` (see `crash_runs`)."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from registry.migration.directory_import import KIND, import_directory
-from storage.composition import open_registry, prepare_data_dir
+from storage.composition import open_registry
 from storage.data_dir.system import System
 from tests.fakes.import_run import ImportRun
-from tests.system.crash.killed_at_step import BOOT, KillingSystem
+from tests.system.crash.crash_runs import die_before_each_step
+from tests.system.crash.killed_at_step import BOOT
 
 
 async def import_once(old: Path, data: Path, system: System | None = None, boot: str = BOOT) -> None:
@@ -27,23 +22,5 @@ async def import_once(old: Path, data: Path, system: System | None = None, boot:
     assert result["problems"] == 0
 
 
-def main(old: Path, folder: Path) -> None:
-    for number in range(1, 1000):
-        child = os.fork()
-        if child == 0:
-            try:
-                data = folder / str(number)
-                prepare_data_dir(data)
-                asyncio.run(import_once(old, data, KillingSystem(number, after=False)))
-                os._exit(0)
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        print(number, code, flush=True)
-        if code != -signal.SIGKILL:
-            return
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    die_before_each_step(Path(sys.argv[1]), partial(import_once, Path(sys.argv[2])))

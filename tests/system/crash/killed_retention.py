@@ -1,17 +1,8 @@
-"""Runs of retention that are killed at a durable step: `python -m tests.system.crash.killed_retention FOLDER`.
-
-For n = 1, 2, … a fresh process runs the job on a copy of the same data directory, FOLDER/n, and kills itself with
-SIGKILL before its nth durable step. One JSON line a process says how it ended; the last line is of the process that
-came through.
-"""
+"""Runs of retention that are killed at a durable step: `python -m tests.system.crash.killed_retention FOLDER` (see
+`crash_runs`)."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -26,7 +17,7 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import run_in_command
 from tests.fakes.registry_content import BY, index_of, push_image
 from tests.fakes.upkeep_store import APP, START, Clock
-from tests.system.crash.killed_at_step import KillingSystem
+from tests.system.crash.crash_runs import die_before_each_step
 
 WEB = RepositoryName("team/web")
 RULES = [RetentionRule(repositories=["team/**"], keep_last=2, keep_tags=["v*"], delete_untagged_after=0.0)]
@@ -51,37 +42,20 @@ async def run_retention(store: StoredRegistry, clock: Clock) -> None:
     await run_in_command(store.jobs, store.leases, KIND, {}, work, actor="test")
 
 
-async def _prepare(data: Path) -> None:
+async def make_store(data: Path) -> None:
+    """Makes the data directory on which retention runs."""
     clock = Clock()
     prepare_data_dir(data)
     async with open_registry(data, clock=clock) as store:
         await fill(store, clock)
 
 
-async def _run(data: Path, system: System) -> None:
+async def run(data: Path, system: System) -> None:
+    """Opens the store, a few days later, and runs the job."""
     clock = Clock(START + 1_000_000)
     async with open_registry(data, system=system, clock=clock) as store:
         await run_retention(store, clock)
 
 
-def main(folder: Path) -> None:
-    asyncio.run(_prepare(folder / "base"))
-    for number in range(1, 1000):
-        data = folder / str(number)
-        shutil.copytree(folder / "base", data)
-        child = os.fork()
-        if child == 0:
-            try:
-                asyncio.run(_run(data, KillingSystem(number, after=False)))
-                os._exit(0)
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"number": number, "code": code}), flush=True)
-        if code != -signal.SIGKILL:
-            return
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    die_before_each_step(Path(sys.argv[1]), run)

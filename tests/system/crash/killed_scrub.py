@@ -1,27 +1,20 @@
-"""Processes that are killed while they scrub: `python -m tests.system.crash.killed_scrub FOLDER`.
-
-For n = 1, 2, … a fresh process scrubs a damaged data directory of its own, FOLDER/n, and kills itself with SIGKILL
-before its nth durable step. One JSON line for each process says how it ended; the last one is of the process that came
-through.
-"""
+"""Processes that are killed while they scrub: `python -m tests.system.crash.killed_scrub FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 import random
-import signal
 import sys
 from pathlib import Path
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Manifest, digest_of
+from storage.data_dir.system import System
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import BY, image_of, push_blob
 from tests.fakes.scrub_runs import cut, delete, file_of, flip_byte, scrub
-from tests.system.crash.killed_at_step import BOOT, KillingSystem
+from tests.system.crash.crash_runs import die_before_each_step
+from tests.system.crash.killed_at_step import BOOT
 
 APP = RepositoryName("team/app")
 BODIES = {name: random.Random(name).randbytes(20_000) for name in ("whole", "flipped", "cut", "deleted", "last")}
@@ -42,9 +35,10 @@ async def push_all(registry: StoredRegistry) -> Manifest:
     return manifest
 
 
-async def _damage(data: Path) -> None:
-    """An image with three damaged layers. One of them was damaged before: the last process was killed between the
-    record of the damage and the move of the bytes."""
+async def make_damaged_store(data: Path) -> None:
+    """Stores an image with three damaged layers. One of them was damaged before: the last process was killed between
+    the record of the damage and the move of the bytes."""
+    prepare_data_dir(data)
     async with open_registry(data, boot=BOOT) as registry:
         await push_all(registry)
         for name, damage in DAMAGE.items():
@@ -55,29 +49,11 @@ async def _damage(data: Path) -> None:
         await registry.damage.mark_blob(digest("last"), place, "test", registry.blobs.quarantine_place(digest("last")))
 
 
-async def _scrub(data: Path, number: int) -> None:
-    async with open_registry(data, boot=BOOT, system=KillingSystem(number, after=False)) as registry:
+async def run(data: Path, system: System) -> None:
+    """Scrubs the store."""
+    async with open_registry(data, boot=BOOT, system=system) as registry:
         await scrub(registry, quarantine_bytes=QUARANTINE_BYTES)
 
 
-def main(folder: Path) -> None:
-    for number in range(1, 200):
-        data = folder / str(number)
-        prepare_data_dir(data)
-        asyncio.run(_damage(data))
-        child = os.fork()
-        if child == 0:
-            try:
-                asyncio.run(_scrub(data, number))
-                os._exit(0)
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"number": number, "code": code}), flush=True)
-        if code != -signal.SIGKILL:
-            return
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    die_before_each_step(Path(sys.argv[1]), run)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ Entry = tuple[Any, ...]
 
 
 class RecordingSystem(System):
-    """Does everything for real, below `data`, and writes down what it did, in order, together with what was told."""
+    """Does everything for real, below `data`, and writes down what it did, in order, together with what was told.
+
+    A file that others write, such as a copy of the database, is written down as a whole when it is synced."""
 
     def __init__(self, data: Path) -> None:
         super().__init__()
@@ -35,6 +38,7 @@ class RecordingSystem(System):
         self._data = data
         self._files: dict[int, int] = {}
         self._synced: set[int] = set()
+        self._written: set[int] = set()
         self._made = 0
         self._lock = threading.RLock()
 
@@ -47,16 +51,46 @@ class RecordingSystem(System):
 
     def open(self, path: Path, flags: int, mode: int = 0o644) -> int:
         with self._lock:
+            is_new = bool(flags & os.O_CREAT) and not path.exists()
             fd = super().open(path, flags, mode)
-            if flags & os.O_EXCL:
-                self._made += 1
-                self._files[os.fstat(fd).st_ino] = self._made
-                self.log.append(("create", self._name(path), self._made))
+            inode = os.fstat(fd).st_ino
+            if is_new:
+                self._create(inode, self._name(path))
+            elif flags & os.O_TRUNC:
+                self.log.append(("truncate", self._files[inode], 0))
             return fd
+
+    def _create(self, inode: int, name: str) -> None:
+        self._made += 1
+        self._files[inode] = self._made
+        self._written.discard(inode)
+        self.log.append(("create", name, self._made))
+
+    def record_existing(self) -> None:
+        """Writes down that what is below `data` now is durable."""
+        for folder, folders, names in os.walk(self._data):
+            here = Path(folder)
+            for name in names:
+                file = here / name
+                if not _is_kept(self._name(file)):
+                    self._create(file.stat().st_ino, self._name(file))
+                    self._take_over(file.stat().st_ino, file)
+            self.log += [("mkdir", self._name(here / name)) for name in folders]
+            self.log.append(("sync directory", self._name(here)))
+
+    def trust(self, folder: Path) -> None:
+        """Takes the bytes of all files in `folder`, which is not below `data`, for durable."""
+        self._synced.update(file.stat().st_ino for file in folder.rglob("*") if file.is_file())
+
+    def _take_over(self, inode: int, file: Path) -> None:
+        body = file.read_bytes()
+        number = self._files[inode]
+        self.log += [("truncate", number, 0), ("write", number, 0, body), ("sync", number)]
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         with self._lock:
             done = super().write(fd, chunks, offset)
+            self._written.add(os.fstat(fd).st_ino)
             self.log.append(("write", self._files[os.fstat(fd).st_ino], offset, b"".join(chunks)[:done]))
             return done
 
@@ -68,29 +102,37 @@ class RecordingSystem(System):
     def sync(self, fd: int) -> None:
         with self._lock:
             super().sync(fd)
-            found = os.fstat(fd)
-            if stat.S_ISDIR(found.st_mode):
-                self.log.append(("sync directory", self._name(Path(os.readlink(f"/proc/self/fd/{fd}")))))
-            elif found.st_ino in self._files:
+            found, path = os.fstat(fd), Path(os.readlink(f"/proc/self/fd/{fd}"))
+            if not path.is_relative_to(self._data) and found.st_ino not in self._files:
+                self._synced.add(found.st_ino)  # a file outside `data`, which may be linked next
+            elif stat.S_ISDIR(found.st_mode):
+                self.log.append(("sync directory", self._name(path)))
+            elif found.st_ino in self._written:
                 self.log.append(("sync", self._files[found.st_ino]))
             else:
-                self._synced.add(found.st_ino)  # a file outside `data`, which may be linked next
+                if found.st_ino not in self._files:
+                    self._create(found.st_ino, self._name(path))
+                self._take_over(found.st_ino, path)
 
     def link(self, fd: int, target: Path) -> None:
         with self._lock:
             super().link(fd, target)
             inode = os.stat(target).st_ino
-            self._made += 1
-            self._files[inode] = self._made
-            self.log.append(("create", self._name(target), self._made))
+            if inode in self._files:
+                self.log.append(("link", self._name(target), self._files[inode]))
+                return
+            self._create(inode, self._name(target))
             self.log.append(("write", self._made, 0, target.read_bytes()))
+            self._written.add(inode)
             if inode in self._synced:
                 self.log.append(("sync", self._made))
 
     def rename(self, source: Path, target: Path) -> None:
         with self._lock:
+            is_same = target.exists() and target.samefile(source)
             super().rename(source, target)
-            self.log.append(("rename", self._name(source), self._name(target)))
+            if not is_same:  # otherwise it does nothing
+                self.log.append(("rename", self._name(source), self._name(target)))
 
     def unlink(self, path: Path) -> None:
         with self._lock:
@@ -113,7 +155,9 @@ class RecordingSystem(System):
             self.log.append(("commit", self.snapshot(), durable))
 
     def snapshot(self) -> bytes:
-        """The metadata as it stands."""
+        """The metadata as it stands; nothing, where there is none."""
+        if not (self._data / "entrepot.db").exists():
+            return b""
         db = apsw.Connection(str(self._data / "entrepot.db"))
         try:
             return db.serialize("main")
@@ -145,6 +189,12 @@ class DiskAfterCut:
     names: dict[str, bytes | None]
     metadata: bytes
 
+    def lay_out_anew(self, root: Path) -> None:
+        """Makes `root` look like this disk, which need not be a data directory."""
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        self._make_names(root)
+
     def lay_out(self, data: Path) -> None:
         """Makes the prepared directory `data` look like this disk."""
         for folder, _, names in os.walk(data):
@@ -154,12 +204,15 @@ class DiskAfterCut:
         for folder in os.listdir(data / "uploads"):
             os.rmdir(data / "uploads" / folder)
         (data / "entrepot.db").write_bytes(self.metadata)
+        self._make_names(data)
+
+    def _make_names(self, root: Path) -> None:
         for name in sorted(self.names):
             body = self.names[name]
             if body is None:
-                (data / name).mkdir()
+                (root / name).mkdir(exist_ok=True)
             else:
-                (data / name).write_bytes(body)
+                (root / name).write_bytes(body)
 
 
 @dataclass
@@ -173,16 +226,19 @@ class ReplayedDisk:
     seen: dict[str, int] = field(default_factory=dict)
     durable: dict[str, int] = field(default_factory=dict)
     entries: list[tuple[str, int | None]] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
+    """The directories that were ever made."""
     told: StepLog = field(default_factory=StepLog)
 
     def follow(self, entry: Entry) -> None:
         match entry:
             case ("told", kind, event):
                 self.told.note(kind, event)
-            case ("create", name, number):
-                self.files[number] = ReplayedFile()
+            case ("create" | "link", name, number):
+                self.files.setdefault(number, ReplayedFile())
                 self._enter(name, number)
             case ("mkdir", name):
+                self.made.add(name)
                 self._enter(name, 0)
             case ("write", number, offset, data):
                 file = self.files[number]
@@ -192,7 +248,7 @@ class ReplayedDisk:
             case ("sync", number):
                 self.files[number].durable = self.files[number].seen
             case ("sync directory", folder):
-                self._settle(folder)
+                self._settle("" if folder == "." else folder)
             case ("rename", source, target):
                 self._enter(target, self.seen[source])
                 self._enter(source, None)
@@ -238,11 +294,20 @@ class ReplayedDisk:
     ) -> DiskAfterCut:
         bytes_of = {number: file.left(mood, zeros=zeros) for number, file in self.files.items()}
         kept = {name: bytes_of[number] if number else None for name, number in names.items()}
-        # An entry in a directory that is not there itself cannot be reached.
-        reached = {
-            n: b for n, b in kept.items() if not n.startswith("uploads/") or os.path.dirname(n) in (*kept, "uploads")
-        }
+        reached = {name: body for name, body in kept.items() if self._is_reached(name, kept)}
         return DiskAfterCut(how, reached, metadata)
+
+    def _is_reached(self, name: str, kept: Mapping[str, bytes | None]) -> bool:
+        """Whether all directories are there that the entry is in."""
+        while name := os.path.dirname(name):
+            if name in self.made and name not in kept:
+                return False
+        return True
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a file of a data directory is not a part of the replayed disk."""
+    return name.startswith(("locks/", "entrepot.db")) or name == "reserve"
 
 
 def _change(names: dict[str, int], name: str, number: int | None) -> None:

@@ -3,12 +3,8 @@ brings the rest."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,11 +15,11 @@ from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.import_run import assert_whole
 from tests.fakes.old_directory import OldDirectory
-from tests.fakes.server_process import ROOT
 from tests.fakes.upstream_content import ImageTree, index_of, noise_image
+from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
+from tests.system.crash.killed_at_step import BOOT
 from tests.system.crash.killed_import import import_once
-from tests.system.crash.power_cut_disk import RecordingSystem, ReplayedDisk
-from tests.system.crash.workload import files_below, sweep
+from tests.system.crash.workload import files_below
 
 REPOSITORIES = ("team/app", "team/copy")
 
@@ -60,14 +56,15 @@ async def assert_nothing_half(store: StoredRegistry, images: list[ImageTree]) ->
             await assert_whole(store, repo, image)
 
 
-async def check(data: Path, old: OldDirectory, images: list[ImageTree], boot: str) -> None:
+async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTree], boot: str) -> None:
     """What is there is whole; the next import completes it; garbage collection leaves nothing else."""
     async with open_registry(data, grace=0, boot=boot) as store:
+        await assert_consistent(store)
         await assert_nothing_half(store, images)
     await import_once(old.path, data, boot=boot)
     clock = lambda: time.time() + 3600  # noqa: E731
     async with open_registry(data, grace=0, expire=60, boot=boot, clock=clock) as store:
-        await sweep(store)
+        await store.collector.collect(all_shards=True)
         for repo in REPOSITORIES:
             for image in images:
                 await assert_whole(store, repo, image)
@@ -79,48 +76,27 @@ async def check(data: Path, old: OldDirectory, images: list[ImageTree], boot: st
 
 @pytest.mark.slow
 def test_an_import_that_is_killed_at_a_durable_step(quick: Path, old: OldDirectory, images: list[ImageTree]) -> None:
-    command = [sys.executable, "-m", "tests.system.crash.killed_import", str(old.path), str(quick / "killed")]
-    (quick / "killed").mkdir()
-    before = old.snapshot()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
-        assert helper.stdout is not None
-        for line in helper.stdout:
-            number, code = map(int, line.split())
-            data = quick / "killed" / str(number)
-            try:
-                asyncio.run(check(data, old, images, "first run of the machine"))
-            except BaseException as error:
-                helper.kill()
-                error.add_note(f"killed before step {number}")
-                raise
-            shutil.rmtree(data)
-            assert code in (-signal.SIGKILL, 0)
-    assert code == 0, "the last process should have come through"
-    assert number > 40
+    folder, before = quick / "killed", old.snapshot()
+    prepare_data_dir(folder / "start")
+
+    async def check(data: Path, _: int) -> None:
+        await check_next_import(data, old, images, BOOT)
+
+    assert check_killed_runs("tests.system.crash.killed_import", folder, str(old.path), check=check) > 40
     assert old.snapshot() == before
 
 
 @pytest.mark.slow
 async def test_an_import_that_a_power_cut_ends(quick: Path, old: OldDirectory, images: list[ImageTree]) -> None:
-    recorded, data = quick / "recorded", quick / "data"
-    prepare_data_dir(recorded)
-    prepare_data_dir(data)
-    system = RecordingSystem(recorded)
-    disk = ReplayedDisk(system.snapshot())
-    await import_once(old.path, recorded, system, boot="first run")
-    cuts = 0
-    for number, entry in enumerate(system.log):
-        disk.follow(entry)
-        for left in disk.cuts(number, mixtures=0):
-            left.lay_out(data)
-            cuts += 1
-            try:
-                if cuts % 7:
-                    async with open_registry(data, grace=0, boot="second run") as store:
-                        await assert_nothing_half(store, images)
-                else:
-                    await check(data, old, images, "second run")
-            except BaseException as error:
-                error.add_note(f"power cut after step {number}, {entry[:3]!r:.100}; left: {left.how}")
-                raise
-    assert cuts > 100
+    """For all disks that a cut could leave, what is there is whole; for each seventh, the next import completes it."""
+    start = quick / "start"
+    prepare_data_dir(start)
+
+    async def check(data: Path, number: int) -> None:
+        if number % 7:
+            async with open_registry(data, grace=0, boot="second run") as store:
+                await assert_nothing_half(store, images)
+        else:
+            await check_next_import(data, old, images, "second run")
+
+    assert await check_power_cuts(start, partial(import_once, old.path), check, mixtures=0) > 60

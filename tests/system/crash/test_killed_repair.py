@@ -1,14 +1,10 @@
-"""SIGKILL before each durable step of a repair and of the collection after it: the next run finishes both."""
+"""SIGKILL before each durable step of a repair and of the collection after it, and a power cut after each: the next
+run finishes both."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,9 +16,9 @@ from storage.content import Manifest, digest_of
 from storage.data_dir.system import System
 from storage.names import RepositoryName, Tag
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
-from tests.fakes.server_process import ROOT
+from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
 from tests.system.crash.killed_at_step import BOOT
-from tests.system.crash.killed_repair import findings, repair_and_collect
+from tests.system.crash.killed_repair import repair_and_collect
 
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
 REPAIRS = 7
@@ -59,13 +55,16 @@ async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
     return whole, broken
 
 
-async def check_copy(data: Path, whole: Manifest, broken: Manifest) -> None:
+async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -> None:
     """Checks that a second run finishes what the killed one has begun, and that nothing in use is lost."""
     prepare_data_dir(data)
     # An hour later, so that what the killed process has left is not kept as something that was just written.
-    assert all(finding.repair for finding in await repair_and_collect(data, System(), lambda: time.time() + 3600))
-    async with open_registry(data, grace=0, boot=BOOT) as registry:
-        assert await findings(registry) == []
+    clock = lambda: time.time() + 3600  # noqa: E731
+    assert all(finding.repair for finding in await repair_and_collect(data, System(), clock, boot))
+    async with open_registry(data, grace=0, boot=boot, clock=clock) as registry:
+        await assert_consistent(registry)
+        # A cut can leave both names of an upload's file, of which one collection deletes one.
+        await registry.collector.collect()
         assert await registry.consistency.count_damaged() == 1
         assert (await registry.get_manifest(APP, Tag("whole"))).body == whole.body
         assert (await registry.get_manifest(APP, Tag("broken"))).body == broken.body
@@ -81,22 +80,20 @@ async def check_copy(data: Path, whole: Manifest, broken: Manifest) -> None:
 def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
     """For every durable step: nothing is wrong after the second run, nothing that is in use is lost, and no garbage is
     left."""
-    whole, broken = asyncio.run(make_damaged_store(quick / "made"))
-    command = [sys.executable, "-m", "tests.system.crash.killed_repair", str(quick)]
-    deaths = 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
-        assert helper.stdout is not None
-        for line in helper.stdout:
-            ended = json.loads(line)
-            data = quick / str(ended["number"])
-            try:
-                asyncio.run(check_copy(data, whole, broken))
-            except BaseException as error:
-                helper.kill()
-                error.add_note(f"killed before step {ended['number']}")
-                raise
-            shutil.rmtree(data)
-            deaths += ended["code"] == -signal.SIGKILL
-    assert helper.returncode == 0
-    assert ended["code"] == 0, "the last process should have come through"
-    assert deaths > REPAIRS
+    whole, broken = asyncio.run(make_damaged_store(quick / "start"))
+
+    async def check(data: Path, _: int) -> None:
+        await check_copy(data, whole, broken, BOOT)
+
+    assert check_killed_runs("tests.system.crash.killed_repair", quick, check=check) > REPAIRS
+
+
+@pytest.mark.slow
+async def test_a_repair_that_a_power_cut_ends_is_finished_by_the_next(quick: Path) -> None:
+    """The same for each third of the disks that a power cut after any durable step could leave."""
+    whole, broken = await make_damaged_store(quick / "start")
+
+    async def check(data: Path, _: int) -> None:
+        await check_copy(data, whole, broken, "second run")
+
+    assert await check_power_cuts(quick / "start", repair_and_collect, check, every=3) > REPAIRS

@@ -1,44 +1,29 @@
-"""SIGKILL at every durable step of retention: what is kept is whole, and the next run completes the work."""
+"""SIGKILL or a power cut at every durable step of retention: what is kept is whole, and the next run completes the
+work."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
-from storage.names import Digest, Reference, RepositoryName, Tag
-from storage.store.stored_registry import StoredRegistry
+from storage.names import Digest, Tag
 from tests.fakes.registry_content import all_tags
-from tests.fakes.server_process import ROOT
 from tests.fakes.upkeep_store import APP, START, Clock
-from tests.system.crash.killed_retention import WEB, run_retention
+from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts, pulled_blobs
+from tests.system.crash.killed_retention import WEB, make_store, run, run_retention
 from tests.system.crash.workload import files_below
 
 KEPT = ["c", "d", "v1"]
 
 
-async def pulled_blobs(store: StoredRegistry, repo: RepositoryName, reference: Reference) -> set[Digest]:
-    """The blobs of an image with all platforms and referrers, each of which must be there."""
-    manifest = await store.get_manifest(repo, reference)
-    blobs = {blob.digest for blob in manifest.blobs}
-    for digest in blobs:
-        await store.resolve_blob(repo, digest)
-    referrers = (await store.referrers(repo, manifest.digest, None, None, 100)).items
-    for child in [*manifest.manifests, *referrers]:
-        blobs |= await pulled_blobs(store, repo, child.digest)
-    return blobs
-
-
-async def check(data: Path) -> None:
+async def check(data: Path, _: int) -> None:
     clock = Clock(START + 2_000_000)
     prepare_data_dir(data)
     async with open_registry(data, grace=0, clock=clock) as store:
+        await assert_consistent(store)
         for repo in (APP, WEB):
             tags = await all_tags(store, repo)
             assert set(tags) >= set(KEPT)
@@ -61,19 +46,12 @@ async def check(data: Path) -> None:
 def test_retention_is_completed_after_a_kill(quick: Path) -> None:
     """For every durable step: all that has a tag can be pulled, the next run deletes the rest, and the collector then
     leaves no blob that nothing needs."""
-    command = [sys.executable, "-m", "tests.system.crash.killed_retention", str(quick)]
-    deaths = 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
-        assert helper.stdout is not None
-        for line in helper.stdout:
-            report = json.loads(line)
-            try:
-                asyncio.run(check(quick / str(report["number"])))
-            except BaseException as error:
-                helper.kill()
-                error.add_note(f"killed before step {report['number']}")
-                raise
-            deaths += report["code"] == -signal.SIGKILL
-    assert helper.returncode == 0
-    assert report["code"] == 0, "the last process should have come through"
-    assert deaths > 10
+    asyncio.run(make_store(quick / "start"))
+    assert check_killed_runs("tests.system.crash.killed_retention", quick, check=check) > 10
+
+
+@pytest.mark.slow
+async def test_retention_is_completed_after_a_power_cut(quick: Path) -> None:
+    """The same for each third of the disks that a power cut after any durable step could leave."""
+    await make_store(quick / "start")
+    assert await check_power_cuts(quick / "start", run, check, every=3) > 10

@@ -4,12 +4,6 @@ and nothing is lost."""
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +14,18 @@ from storage.names import Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import read_blob
 from tests.fakes.scrub_runs import file_of, quarantined_file, scrub
-from tests.fakes.server_process import ROOT
+from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
 from tests.system.crash.killed_at_step import BOOT
-from tests.system.crash.killed_scrub import APP, BODIES, DAMAGE, QUARANTINE_BYTES, digest, push_all
-from tests.system.crash.power_cut_disk import RecordingSystem, ReplayedDisk
+from tests.system.crash.killed_scrub import (
+    APP,
+    BODIES,
+    DAMAGE,
+    QUARANTINE_BYTES,
+    digest,
+    make_damaged_store,
+    push_all,
+    run,
+)
 from tests.system.crash.workload import files_below, sweep
 
 
@@ -34,15 +36,16 @@ async def _is_served(registry: StoredRegistry, name: str) -> bool:
         return False
 
 
-async def _check(data: Path, *, kept: tuple[int, ...] = (1,), thorough: bool) -> None:
+async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thorough: bool) -> None:
     """Whatever the process left: the next scrub completes its work, a push of the image makes all whole, and, looked at
     if `thorough`, there is no garbage that the collector does not find. `kept`: how many blobs' damaged bytes the
     quarantine may have."""
     prepare_data_dir(data)
-    async with open_registry(data, grace=0, boot=BOOT) as registry:
+    async with open_registry(data, grace=0, boot=boot) as registry:
         for blob in (await registry.damage.damaged_blobs(None, 10)).items:
             assert await registry.damage.place_of(blob.digest) == ""
         await scrub(registry, quarantine_bytes=QUARANTINE_BYTES)
+        await assert_consistent(registry)
         damaged = {blob.digest for blob in (await registry.damage.damaged_blobs(None, 10)).items}
         assert damaged == {digest(name) for name in (*DAMAGE, "last")}
         assert [await _is_served(registry, name) for name in BODIES] == [name == "whole" for name in BODIES]
@@ -60,70 +63,22 @@ async def _check(data: Path, *, kept: tuple[int, ...] = (1,), thorough: bool) ->
 
 @pytest.mark.slow
 def test_scrub_killed_before_each_durable_step(quick: Path) -> None:
-    command = [sys.executable, "-m", "tests.system.crash.killed_scrub", str(quick)]
-    deaths = 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
-        assert helper.stdout is not None
-        for line in helper.stdout:
-            report = json.loads(line)
-            data = quick / str(report["number"])
-            try:
-                asyncio.run(_check(data, thorough=report["number"] % 4 == 0))
-            except BaseException as error:
-                helper.kill()
-                error.add_note(f"killed before step {report['number']}")
-                raise
-            shutil.rmtree(data)
-            deaths += report["code"] == -signal.SIGKILL
-    assert helper.returncode == 0
-    assert report["code"] == 0, "the last process should have come through"
+    asyncio.run(make_damaged_store(quick / "start"))
+
+    async def check(data: Path, number: int) -> None:
+        await _check(data, BOOT, thorough=number % 4 == 0)
+
+    deaths = check_killed_runs("tests.system.crash.killed_scrub", quick, check=check)
     assert deaths >= 10, "scrub has fewer durable steps than it should"
-
-
-class _DamagingSystem(RecordingSystem):
-    """Records durable steps, and can damage a file so that the replayed disk has the damage too."""
-
-    def damage(self, name: str, file: Path) -> None:
-        if name == "deleted":
-            self.unlink(file)
-            fd = self.open(file.parent, os.O_RDONLY)
-        else:
-            fd = self.open(file, os.O_RDWR)
-            if name == "cut":
-                self.truncate(fd, file.stat().st_size - 1)
-            else:
-                self.write(fd, [bytes([file.read_bytes()[0] ^ 1])], 0)
-        self.sync(fd)
-        os.close(fd)
 
 
 @pytest.mark.slow
 async def test_a_power_cut_after_each_durable_step_of_scrub(quick: Path) -> None:
-    recorded, data = quick / "recorded", quick / "data"
-    prepare_data_dir(recorded)
-    prepare_data_dir(data)
-    system = _DamagingSystem(recorded)
-    disk = ReplayedDisk(system.snapshot())
-    async with open_registry(recorded, system=system, boot=BOOT) as registry:
-        await push_all(registry)
-        for name in (*DAMAGE, "last"):
-            system.damage(name, file_of(registry, digest(name)))
-        before = len(system.log)
-        await scrub(registry, quarantine_bytes=QUARANTINE_BYTES)
-    done: set[object] = set()
-    for number, entry in enumerate(system.log):
-        disk.follow(entry)
-        if number < before - 1:
-            continue
-        for left in disk.cuts(number, 2):
-            mark = (tuple(sorted(left.names.items())), left.metadata)
-            if mark not in done:
-                done.add(mark)
-                left.lay_out(data)
-                try:
-                    # The cut may undo the move of the bytes, or only a half of it.
-                    await _check(data, kept=(0, 1), thorough=len(done) % 8 == 0)
-                except BaseException as error:
-                    error.add_note(f"power cut after step {number}, {entry[:3]!r:.100}; left: {left.how}")
-                    raise
-    assert len(done) > 10
+    """Each third of the disks that a cut could leave."""
+    await make_damaged_store(quick / "start")
+
+    async def check(data: Path, number: int) -> None:
+        # The cut may undo the move of the bytes, or only a half of it.
+        await _check(data, "second run", kept=(0, 1), thorough=number % 6 == 0)
+
+    assert await check_power_cuts(quick / "start", run, check, every=3) > 10

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from storage.composition import open_registry, prepare_data_dir
+from tests.system.crash.crash_runs import assert_consistent
 from tests.system.crash.power_cut_disk import RecordingSystem, ReplayedDisk
 from tests.system.crash.workload import StateCheck, StepLog, Workload, files_below, referred_files, sweep
 
@@ -23,6 +24,8 @@ async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
 
 async def _check(data: Path, told: StepLog, thorough: bool) -> None:
     async with open_registry(data, grace=0, boot="second run") as registry:
+        if thorough:
+            await assert_consistent(registry)
         check = StateCheck(registry, told, survived=False)
         await check.blobs()
         await check.manifests()

@@ -1,0 +1,166 @@
+"""Work that ends at a durable step, by SIGKILL or by a power cut, and what must hold after each end.
+
+A *run* is a coroutine function that does the work on a data directory with a given `System`. For SIGKILL, a program of
+its own forks a process for each durable step (`die_before_each_step`), and the test checks what each has left
+(`check_killed_runs`). For a power cut, the test records one run and replays it (`check_power_cuts`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Set
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from storage.consistency import ProblemCode
+from storage.data_dir.system import System
+from storage.names import Digest, Reference, RepositoryName
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.checker import CheckOptions, Finding
+from tests.fakes.server_process import ROOT
+from tests.system.crash.killed_at_step import KillingSystem
+from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
+
+Run = Callable[[Path, System], Awaitable[object]]
+NOTHING: frozenset[ProblemCode] = frozenset()
+
+
+async def find_problems(store: StoredRegistry, options: CheckOptions | None = None) -> list[Finding]:
+    """Checks the store and the bytes in it, as `entrepot fsck --hash` does."""
+    found: list[Finding] = []
+
+    async def on_finding(finding: Finding) -> None:
+        found.append(finding)
+
+    async def on_progress(done: int, total: int, message: str) -> None:
+        pass
+
+    await store.checker.check(options or CheckOptions(hash_bytes=True), on_finding, on_progress)
+    return found
+
+
+async def assert_consistent(
+    store: StoredRegistry, expected: Set[ProblemCode] = NOTHING, options: CheckOptions | None = None
+) -> None:
+    """Demands that a check finds nothing but problems of the kinds `expected`."""
+    found = [finding.problem for finding in await find_problems(store, options)]
+    unexpected = [problem for problem in found if problem.code not in expected]
+    assert not unexpected, unexpected
+
+
+async def pulled_blobs(store: StoredRegistry, repo: RepositoryName, reference: Reference) -> set[Digest]:
+    """The blobs of an image with all platforms and referrers, each of which must be there."""
+    manifest = await store.get_manifest(repo, reference)
+    blobs = {blob.digest for blob in manifest.blobs}
+    for digest in blobs:
+        await store.resolve_blob(repo, digest)
+    referrers = (await store.referrers(repo, manifest.digest, None, None, 100)).items
+    for child in [*manifest.manifests, *referrers]:
+        blobs |= await pulled_blobs(store, repo, child.digest)
+    return blobs
+
+
+def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = None) -> None:
+    """For n = 1, 2, … (`steps`) a forked process does the work on FOLDER/n, a copy of FOLDER/start if there is one, and
+    kills itself with SIGKILL before its nth durable step. Prints one line for each process, with n and the exit code.
+    The last process comes through."""
+    for number in steps or count(1):
+        data = folder / str(number)
+        if (folder / "start").exists():
+            shutil.copytree(folder / "start", data)
+        child = os.fork()
+        if child == 0:
+            try:
+                asyncio.run(_run_in_child(run, data, KillingSystem(number, after=False)))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(number, code, flush=True)
+        if code != -signal.SIGKILL:
+            return
+
+
+async def _run_in_child(run: Run, data: Path, system: System) -> None:
+    await run(data, system)
+
+
+def check_killed_runs(
+    module: str, folder: Path, *arguments: str, check: Callable[[Path, int], Coroutine[Any, Any, None]]
+) -> int:
+    """Runs `python -m module FOLDER ARGUMENTS…`, which calls `die_before_each_step`, and awaits `check(FOLDER/n, n)`
+    for each of its processes. Returns the number of those that were killed."""
+    deaths = 0
+    command = [sys.executable, "-m", module, str(folder), *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
+        assert helper.stdout is not None
+        for line in helper.stdout:
+            number, code = map(int, line.split())
+            data = folder / str(number)
+            try:
+                asyncio.run(check(data, number))
+            except BaseException as error:
+                helper.kill()
+                error.add_note(f"killed before step {number}")
+                raise
+            shutil.rmtree(data)
+            deaths += code == -signal.SIGKILL
+    assert helper.returncode == 0
+    assert code == 0, "the last process should have come through"
+    return deaths
+
+
+async def check_power_cuts(
+    made: Path,
+    run: Run,
+    check: Callable[[Path, int], Awaitable[None]],
+    *,
+    mixtures: int = 2,
+    every: int = 1,
+    system: RecordingSystem | None = None,
+    lay_out: Callable[[DiskAfterCut, Path], None] = DiskAfterCut.lay_out,
+    look_at: Callable[[DiskAfterCut], None] = lambda _: None,
+    check_end: Callable[[Path], Awaitable[None]] | None = None,
+) -> int:
+    """Does the work on the directory `made`, and then awaits `check(data, n)` for the disks that a power cut after any
+    of its durable steps could leave; `data` is laid out as the nth of them. Checks each disk once, and only each
+    `every`th of them and the last. Returns the number of different disks.
+
+    `look_at` is called with all of them. `check_end` is awaited with the least that a cut after the end of the work
+    leaves. `lay_out` makes a directory look like a disk. `system` records the work."""
+    data = made.with_name(f"{made.name} after a cut")
+    shutil.copytree(made, data)
+    system = system or RecordingSystem(made)
+    system.record_existing()
+    disk = ReplayedDisk(system.snapshot())
+    before = len(system.log)
+    await run(made, system)
+    done: set[object] = set()
+    for number, entry in enumerate(system.log):
+        disk.follow(entry)
+        if number < before - 1:
+            continue
+        for left in disk.cuts(number, mixtures):
+            mark = (tuple(sorted(left.names.items())), left.metadata)
+            if mark in done:
+                continue
+            done.add(mark)
+            try:
+                look_at(left)
+                if len(done) % every and number + 1 < len(system.log):
+                    continue
+                lay_out(left, data)
+                await check(data, len(done))
+            except BaseException as error:
+                error.add_note(f"power cut after step {number}, {entry[:3]!r:.200}; left: {left.how}")
+                raise
+    if check_end is not None:
+        lay_out(next(disk.cuts(0, 0)), data)
+        await check_end(data)
+    return len(done)

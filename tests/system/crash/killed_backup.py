@@ -1,0 +1,89 @@
+"""Backups and restores that are killed at a durable step: `python -m tests.system.crash.killed_backup FOLDER SOURCE
+backup|restore` (see `crash_runs`).
+
+Many steps are alike, since each makes or syncs one of the 512 directories of blobs. Of these, only some are tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from storage.composition import open_registry, prepare_data_dir, restore_data_dir
+from storage.content import Manifest
+from storage.data_dir.system import System
+from storage.names import Tag
+from storage.upkeep.backup.backup import BackupOptions, make_backup
+from storage.upkeep.backup.restore import RestoreOptions
+from storage.upkeep.reporter import PlainReporter
+from tests.fakes.registry_content import BY, image_of, push_blob, push_image
+from tests.fakes.upkeep_store import APP
+from tests.system.crash.crash_runs import die_before_each_step
+from tests.system.crash.killed_at_step import BOOT, KillingSystem
+
+FIRST, SECOND = 1e9, 2e9
+"""When the backups are made, in seconds since 1970."""
+LARGE = bytes(range(256)) * 1000
+"""A blob that is too large to be read at once."""
+
+
+async def make_source(data: Path, backups: Path) -> Manifest:
+    """Makes a store, backs it up, and then changes it: an image goes, and another comes. Returns the image that is in
+    both states."""
+    prepare_data_dir(data)
+    async with open_registry(data, grace=0, boot=BOOT) as store:
+        large = await push_blob(store, APP, LARGE)
+        kept = image_of(await push_blob(store, APP, b"config"), [large])
+        await store.put_manifest(APP, kept, [Tag("kept")], by=BY)
+        old = await push_image(store, APP, "old", "old")
+    await back_up(data, backups, System(), FIRST)
+    async with open_registry(data, grace=0, boot=BOOT) as store:
+        await store.delete_manifest(APP, old.digest, by=BY)
+        await store.collector.collect()
+        await push_blob(store, APP, LARGE[1:])
+        new = await push_image(store, APP, "new", "new")
+        await store.put_manifest(APP, new, [Tag("again")], by=BY)
+    return kept
+
+
+def quiet_reporter() -> PlainReporter:
+    return PlainReporter(lambda _: None, lambda _: None)
+
+
+async def back_up(source: Path, backups: Path, system: System, now: float = SECOND) -> None:
+    """Backs the data directory `source` up, and keeps only this backup."""
+    async with open_registry(source, grace=0, system=system, boot=BOOT) as store:
+        parts = store.snapshots, store.blobs, store.leases, BackupOptions(backups, keep=1), quiet_reporter()
+        made: Any = await make_backup(*parts, clock=lambda: now, holder="test", system=system)
+    assert made["missing"] == []
+
+
+async def back_up_in(source: Path, folder: Path, system: System) -> None:
+    """Backs `source` up into the subdirectory `backups`."""
+    await back_up(source, folder / "backups", system)
+
+
+async def restore_in(backups: Path, folder: Path, system: System) -> None:
+    """Restores the newest backup into the subdirectory `data`."""
+    await restore_data_dir(folder / "data", RestoreOptions(backups), quiet_reporter(), system=system)
+
+
+def chosen_steps(count: int) -> list[int]:
+    """The numbers of the steps that are tried, out of `count`."""
+    return sorted({*range(1, 12, 2), *range(12, count, 397), *range(max(count - 30, 1), count, 3), count, count + 1})
+
+
+def main(folder: Path, source: Path, what: str) -> None:
+    run = partial(back_up_in if what == "backup" else restore_in, source)
+    counting = KillingSystem(10**9, after=False)
+    shutil.copytree(folder / "start", folder / "whole")
+    asyncio.run(run(folder / "whole", counting))
+    die_before_each_step(folder, run, iter(chosen_steps(10**9 - counting.left)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

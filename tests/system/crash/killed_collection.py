@@ -1,0 +1,79 @@
+"""Collections that are killed at a durable step, in a store with deleted manifests, tags that are restored and moved,
+and leftovers: `python -m tests.system.crash.killed_collection FOLDER` (see `crash_runs`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import digest_of
+from storage.data_dir.system import System
+from storage.names import Digest, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.tag_changes import TagChanges
+from tests.fakes.registry_content import BY, index_of, push_blob, push_image
+from tests.fakes.upkeep_store import APP, START, Clock
+from tests.system.crash.crash_runs import die_before_each_step
+from tests.system.crash.killed_at_step import BOOT
+
+WEB = RepositoryName("team/web")
+GRACE = 100.0
+"""Seconds for which a deleted manifest can be put back."""
+RESTORED = ("deleted", "family", "overwritten")
+"""Tags of WEB that `run` gives back what they pointed at."""
+
+
+def tag_changes(store: StoredRegistry) -> TagChanges:
+    return TagChanges(store.tag_history, store.immutable_tags)
+
+
+async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
+    """Makes a store in which all that a collection removes is there. Returns what the tags in `RESTORED` pointed at,
+    and the digest of a manifest that is left without a tag."""
+    clock = Clock()
+    prepare_data_dir(data)
+    async with open_registry(data, boot=BOOT, clock=clock) as store:
+        await push_image(store, APP, "kept", "kept")
+        await push_image(store, WEB, "kept", "same")  # all of it is in both repositories
+        for number in range(2):
+            gone = await push_image(store, APP, f"gone {number}", "gone")
+            await store.delete_manifest(APP, gone.digest, by=BY)
+        await push_blob(store, APP, b"without a manifest")
+        writer = await store.start_upload(APP)
+        await writer.write(b"abandoned")
+        await writer.aclose()
+        partial = await store.partials.claim(digest_of(b"half a blob"), 11)
+        partial.write_at(0, b"half")
+        partial.close()
+        clock.now += 2 * GRACE  # what was deleted before can no longer be put back, what is deleted now can
+        deleted = await push_image(store, WEB, "deleted", "deleted")
+        await push_image(store, WEB, "signature", subject=deleted.digest)
+        child = await push_image(store, WEB, "child")
+        family = index_of([child.descriptor])
+        await store.put_manifest(WEB, family, [Tag("family")], by=BY)
+        overwritten = await push_image(store, WEB, "overwritten", "overwritten")
+        overwriting = await push_image(store, WEB, "overwriting", "overwritten")
+        for digest in (deleted.digest, family.digest, child.digest):
+            await store.delete_manifest(WEB, digest, by=BY)
+        await store.delete_manifest(WEB, overwritten.digest, by=BY)
+    restored = {"deleted": deleted.digest, "family": family.digest, "overwritten": overwritten.digest}
+    return restored, overwriting.digest
+
+
+async def run(data: Path, system: System) -> None:
+    """Collects before, between and after the changes of tags, the last time when every grace period is over."""
+    clock = Clock(START + 2.5 * GRACE)
+    async with open_registry(data, grace=GRACE, expire=GRACE, system=system, boot=BOOT, clock=clock) as store:
+        await store.collector.collect()
+        for tag in RESTORED:
+            await tag_changes(store).restore(WEB, Tag(tag), by=BY)
+        await tag_changes(store).move(WEB, Tag("moved"), Tag("deleted"), by=BY)
+        await store.collector.collect()
+        await store.delete_tag(WEB, Tag("moved"), by=BY)
+        clock.now += 2 * GRACE
+        await store.collector.collect()
+
+
+if __name__ == "__main__":
+    die_before_each_step(Path(sys.argv[1]), run)

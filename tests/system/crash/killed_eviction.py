@@ -1,0 +1,45 @@
+"""Evictions that are killed: `python -m tests.system.crash.killed_eviction FOLDER` (see `crash_runs`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Set
+from pathlib import Path
+
+from storage.composition import open_registry
+from storage.data_dir.system import System
+from storage.names import Digest
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.evictor import Budget, CacheLimits, Evictor
+from tests.system.crash.crash_runs import die_before_each_step
+from tests.system.crash.killed_at_step import BOOT
+
+NOW = 2_000_000_000.0
+"""What the clock says, in seconds since 1970."""
+EVERYTHING = Budget("cache hub", ("hub",), 0)
+
+
+def evictor_of(store: StoredRegistry, now: float) -> Evictor:
+    async def list_downloads() -> Set[Digest]:
+        return await store.partials.downloading()
+
+    return Evictor(
+        store.cached_images,
+        store.usage,
+        store.collector,
+        store.leases,
+        CacheLimits(("hub",), (EVERYTHING,)),
+        list_downloads=list_downloads,
+        free_bytes=store.free_bytes,
+        clock=lambda: now,
+    )
+
+
+async def evict_all(data: Path, system: System | None = None, now: float = NOW, boot: str = BOOT) -> None:
+    """Evicts all mirrored images."""
+    async with open_registry(data, system=system, boot=boot, clock=lambda: now) as store:
+        await evictor_of(store, now).evict_to(EVERYTHING)
+
+
+if __name__ == "__main__":
+    die_before_each_step(Path(sys.argv[1]), evict_all)

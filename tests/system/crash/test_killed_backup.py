@@ -1,0 +1,203 @@
+"""SIGKILL before the durable steps of a backup and of a restore, and power cuts after them: a snapshot that counts as
+complete restores whole, and the next run completes what was interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.composition import has_data, open_registry, prepare_data_dir
+from storage.content import Manifest, digest_of
+from storage.data_dir.layout import Layout
+from storage.data_dir.system import System
+from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
+from storage.names import Tag
+from storage.upkeep.backup.backup_directory import BackupDirectory
+from storage.upkeep.backup.restore import RestoreOptions, restore_backup
+from tests.fakes.registry_content import all_tags
+from tests.fakes.upkeep_store import APP
+from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts, pulled_blobs
+from tests.system.crash.killed_backup import back_up_in, make_source, quiet_reporter, restore_in
+from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem
+from tests.system.crash.workload import files_below
+
+OLD_TAGS, NEW_TAGS = ["kept", "old"], ["again", "kept", "new"]
+
+
+def snapshot_names(folder: Path) -> list[str]:
+    """The names of the complete snapshots."""
+    return [snapshot.name for snapshot in BackupDirectory(folder / "backups", System()).snapshots()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files below `folder`, by name."""
+    return {file.name: file.read_bytes() for file in files_below(folder)}
+
+
+async def check_data(data: Path, kept: Manifest) -> list[str]:
+    """Demands that a restored store is whole. Returns its tags."""
+    prepare_data_dir(data)
+    async with open_registry(data) as store:
+        await assert_consistent(store)
+        tags = await all_tags(store, APP)
+        for tag in tags:
+            await pulled_blobs(store, APP, Tag(tag))
+        assert (await store.get_manifest(APP, Tag("kept"))).body == kept.body
+    return tags
+
+
+async def check_newest(folder: Path, kept: Manifest, tags: list[str]) -> None:
+    """Restores the newest snapshot and demands that it is whole and has these tags."""
+    await restore_in(folder / "backups", folder / "restored", System())
+    assert await check_data(folder / "restored" / "data", kept) == tags
+    shutil.rmtree(folder / "restored")
+
+
+async def check_backups(folder: Path, source: Path, kept: Manifest) -> None:
+    """There is a complete snapshot, and it is whole; the next backup can be made."""
+    names = snapshot_names(folder)
+    assert names
+    await check_newest(folder, kept, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
+    await check_next(folder, source)
+
+
+async def check_next(folder: Path, source: Path) -> None:
+    """The next backup has all blobs of the store byte for byte, and leaves nothing else."""
+    await back_up_in(source, folder, System())
+    assert len(snapshot_names(folder)) == 1
+    assert len(list((folder / "backups" / "snapshots").iterdir())) == 1
+    assert not list((folder / "backups" / "incoming").iterdir())
+    assert contents(folder / "backups" / "blobs") == contents(source / "blobs")
+
+
+async def check_restored(folder: Path, backups: Path, kept: Manifest) -> None:
+    """The restore has ended, or the next one completes it."""
+    data = folder / "data"
+    if not has_data(data) or Layout(data).restore_marker.exists():
+        await restore_in(backups, folder, System())
+    assert await check_data(data, kept) == OLD_TAGS
+
+
+def look_at_backups(disk: DiskAfterCut) -> None:
+    """A complete snapshot has its database, byte for byte, and all blobs that it names."""
+    manifests = [name for name in disk.names if name.startswith("backups/snapshots/") and name.endswith(".json")]
+    for name in manifests:
+        fields = json.loads(disk.names[name] or b"")
+        database = disk.names[f"{Path(name).parent}/entrepot.db"] or b""
+        assert hashlib.sha256(database).hexdigest() == fields["database"]["sha256"]
+        with closing(apsw.Connection(":memory:")) as db:
+            db.deserialize("main", database)
+            for (digest,) in db.execute("SELECT digest FROM blob"):
+                algorithm, _, encoded = digest.partition(":")
+                blob = disk.names[f"backups/blobs/{algorithm}/{encoded[:2]}/{encoded}"]
+                assert digest_of(blob or b"") == digest
+
+
+def look_at_restored(disk: DiskAfterCut) -> None:
+    """A directory that contains anything is marked as unfinished, or has its database."""
+    if any(name.startswith("data/") for name in disk.names):
+        assert "data/restore.json" in disk.names or "data/entrepot.db" in disk.names
+
+
+@pytest.mark.slow
+def test_a_backup_that_is_killed(quick: Path) -> None:
+    source = quick / "source"
+    kept = asyncio.run(make_source(source, quick / "start" / "backups"))
+
+    async def check(folder: Path, _: int) -> None:
+        await check_backups(folder, source, kept)
+
+    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(source), "backup", check=check) > 15
+
+
+@pytest.mark.slow
+async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
+    """The checks that take long look only at a sample of the disks. A backup that has returned is there after a cut."""
+    source, start = quick / "source", quick / "start"
+    kept = await make_source(source, start / "backups")
+    system = RecordingSystem(start)
+    system.trust(source)
+
+    async def check(folder: Path, _: int) -> None:
+        await check_backups(folder, source, kept)
+
+    async def check_end(folder: Path) -> None:
+        assert len(snapshot_names(folder)) == 1
+        await check_newest(folder, kept, NEW_TAGS)
+
+    cuts = await check_power_cuts(
+        start, partial(back_up_in, source), check,
+        system=system, lay_out=DiskAfterCut.lay_out_anew, every=23, look_at=look_at_backups, check_end=check_end,
+    )  # fmt: skip
+    assert cuts > 30
+
+
+@pytest.mark.slow
+async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
+    """It is complete or not there, and it is complete when it has returned."""
+    source, start = quick / "source", quick / "start"
+    kept = await make_source(source, quick / "other backups")
+    start.mkdir()
+    system = RecordingSystem(start)
+    system.trust(source)
+
+    async def check(folder: Path, _: int) -> None:
+        if snapshot_names(folder):
+            await check_newest(folder, kept, NEW_TAGS)
+        else:
+            await check_next(folder, source)
+
+    async def check_end(folder: Path) -> None:
+        await check_newest(folder, kept, NEW_TAGS)
+
+    cuts = await check_power_cuts(
+        start, partial(back_up_in, source), check,
+        system=system, lay_out=DiskAfterCut.lay_out_anew, every=151, look_at=look_at_backups, check_end=check_end,
+    )  # fmt: skip
+    assert cuts > 500
+
+
+@pytest.mark.slow
+def test_a_restore_that_is_killed(quick: Path) -> None:
+    backups = quick / "backups"
+    kept = asyncio.run(make_source(quick / "source", backups))
+    (quick / "start").mkdir()
+
+    async def check(folder: Path, _: int) -> None:
+        await check_restored(folder, backups, kept)
+
+    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(backups), "restore", check=check) > 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("may_link", [False, True])
+async def test_a_restore_that_a_power_cut_ends(quick: Path, *, may_link: bool) -> None:
+    """No server takes what an unfinished restore has left for a registry. For a sample of the disks, the next restore
+    completes it. A restore that has returned is there after a cut."""
+    backups, start = quick / "backups", quick / "start"
+    kept = await make_source(quick / "source", backups)
+    start.mkdir()
+
+    async def check(folder: Path, _: int) -> None:
+        await check_restored(folder, backups, kept)
+
+    async def check_end(folder: Path) -> None:
+        assert await check_data(folder / "data", kept) == OLD_TAGS
+
+    async def run(folder: Path, system: System) -> None:
+        layout = Layout(folder / "data")
+        snapshots, options = SqliteSnapshots(layout.metadata, system=system), RestoreOptions(backups, may_link=may_link)
+        await restore_backup(snapshots, layout, options, quiet_reporter(), system=system)
+
+    cuts = await check_power_cuts(
+        start, run, check, lay_out=DiskAfterCut.lay_out_anew, every=211, look_at=look_at_restored, check_end=check_end
+    )
+    assert cuts > 500
