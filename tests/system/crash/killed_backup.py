@@ -74,7 +74,7 @@ async def restore_in(backups: Path, folder: Path, system: System) -> None:
 
 def chosen_steps(count: int) -> list[int]:
     """The numbers of the steps that are tried, out of `count`."""
-    return sorted({*range(1, 12, 2), *range(12, count, 197), *range(max(count - 30, 1), count, 3), count, count + 1})
+    return sorted({*range(1, 12, 2), *range(12, count, 397), *range(max(count - 30, 1), count, 3), count, count + 1})
 
 
 def main(folder: Path, source: Path, what: str) -> None:

@@ -115,7 +115,7 @@ def test_a_backup_that_is_killed(quick: Path) -> None:
     async def check(folder: Path, _: int) -> None:
         await check_backups(folder, source, kept)
 
-    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(source), "backup", check=check) > 20
+    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(source), "backup", check=check) > 15
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
-        system=system, lay_out=DiskAfterCut.lay_out_anew, every=11, look_at=look_at_backups, check_end=check_end,
+        system=system, lay_out=DiskAfterCut.lay_out_anew, every=23, look_at=look_at_backups, check_end=check_end,
     )  # fmt: skip
     assert cuts > 30
 
@@ -160,7 +160,7 @@ async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
-        system=system, lay_out=DiskAfterCut.lay_out_anew, every=71, look_at=look_at_backups, check_end=check_end,
+        system=system, lay_out=DiskAfterCut.lay_out_anew, every=151, look_at=look_at_backups, check_end=check_end,
     )  # fmt: skip
     assert cuts > 500
 
@@ -174,7 +174,7 @@ def test_a_restore_that_is_killed(quick: Path) -> None:
     async def check(folder: Path, _: int) -> None:
         await check_restored(folder, backups, kept)
 
-    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(backups), "restore", check=check) > 20
+    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(backups), "restore", check=check) > 15
 
 
 @pytest.mark.slow
@@ -198,6 +198,6 @@ async def test_a_restore_that_a_power_cut_ends(quick: Path, *, may_link: bool) -
         await restore_backup(snapshots, layout, options, quiet_reporter(), system=system)
 
     cuts = await check_power_cuts(
-        start, run, check, lay_out=DiskAfterCut.lay_out_anew, every=113, look_at=look_at_restored, check_end=check_end
+        start, run, check, lay_out=DiskAfterCut.lay_out_anew, every=211, look_at=look_at_restored, check_end=check_end
     )
     assert cuts > 500
