@@ -109,6 +109,7 @@ def test_previews_of_nothing(site: AdminSite, repository: str | None, status: in
 
 def test_a_run_deletes_what_the_preview_said(site: AdminSite) -> None:
     """The pulls that clients made meanwhile are in the next preview."""
+    push(site, "team/run", "kept")  # so that the pattern of the first rule applies to something
     push(site, "scratch/run", "a", "b", "c")
     assert tags(site, "scratch/run") == ["a", "b", "c"]
     result = run_job(site)

@@ -138,7 +138,10 @@ WRONG_UPSTREAMS = [
     ("[upstream]\nname = 'docker.io'", "a.toml: upstream: a table is no list; write [[upstream]]"),
     ("[hosted]\nprefixes = ['team/']", "a.toml: hosted.prefixes[1]: 'team/' is not a pattern of names like team/** "),
     ("[hosted]\nprefixes = ['ghcr.io/**']\n" + GHCR, "a.toml: hosted.prefixes: 'ghcr.io/**' covers mirrored names"),
-    ("mirror = ['docker.io']\n[hosted]\nprefixes = ['library/*']", "a.toml: hosted.prefixes: 'library/*' covers mirrored names"),
+    (
+        "mirror = ['docker.io']\n[hosted]\nprefixes = ['library/*']",
+        "a.toml: hosted.prefixes: 'library/*' covers mirrored names",
+    ),
 ]
 
 

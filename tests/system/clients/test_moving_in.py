@@ -15,7 +15,7 @@ from tests.fakes.clients.docker_engine import DockerEngine
 from tests.fakes.clients.registry_client import RegistryClient
 from tests.fakes.commands import entrepot
 from tests.fakes.real_upstreams import RunningProgram, docker_registry
-from tests.fakes.same_content import assert_same_content, catalog
+from tests.fakes.same_content import assert_same_content, catalog, tags
 from tests.fakes.server_process import RegistryServer, running_server
 
 
@@ -83,14 +83,15 @@ def assert_moved(old: OldRegistry, new: RegistryServer, docker: DockerEngine) ->
 def test_the_directory(old: OldRegistry, new: RegistryServer, docker: DockerEngine, tmp_path: Path) -> None:
     """Beside both running servers; files are linked, and a second run has nothing to do."""
     command = ("import-registry", old.directory, "--data", new.data)
+    count = sum(len(tags(old.wire, repo)) for repo in catalog(old.wire))
     done = entrepot(*command, folder=tmp_path)
     assert (done.returncode, "copied" in done.stdout) == (0, False), (done.stdout, done.stderr)
-    assert done.stdout.startswith("repositories: 4; tags: 6 imported, 0 unchanged\n")
+    assert done.stdout.startswith(f"repositories: 4; tags: {count} imported, 0 unchanged\n")
     assert "left out: " in done.stderr  # the blobs of the deleted image
     assert_moved(old, new, docker)
 
     again = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
-    assert (again["event"], again["tags"], again["present"], again["manifests"]) == ("done", 0, 6, 0)
+    assert (again["event"], again["tags"], again["present"], again["manifests"]) == ("done", 0, count, 0)
     assert (again["linked"], again["copied"], again["problems"]) == (0, 0, 0)
 
 

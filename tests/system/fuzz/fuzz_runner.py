@@ -180,7 +180,8 @@ class StoreCounts:
 
 
 def store_counts(server: RegistryServer) -> StoreCounts:
-    """Counts files of content and of uploads, and the rows of each table of the metadata. History may grow."""
+    """Counts files of content and of uploads, and the rows of each table of the metadata. History may grow, and pulls
+    are stored later."""
     data = server.data
     db = apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
@@ -188,7 +189,8 @@ def store_counts(server: RegistryServer) -> StoreCounts:
         counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]
     finally:
         db.close()
-    rows = tuple((name, count) for name, count in counts if not name.startswith(("sqlite_", "tag_history", "audit")))
+    growing = ("sqlite_", "tag_history", "audit", "manifest_pull")
+    rows = tuple((name, count) for name, count in counts if not name.startswith(growing))
     return StoreCounts(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
 
 

@@ -213,14 +213,12 @@ def test_what_the_command_says(tmp_path: Path) -> None:
 
     for args, reason in (
         (("import-registry", "none"), "is no directory"),
+        (("import", "file.tar"), "there is no file or directory file.tar"),
         (("import", "http://127.0.0.1:1", "--include", "a b"), "is not a pattern of names"),
         (("import", "http://127.0.0.1:1", "--repositories", "none"), "cannot be read: No such file or directory"),
     ):
         assert reason in error_line(entrepot(*args, folder=tmp_path), 1)
-    for args, reason in (
-        (("import", "file.tar"), "is not the URL of a registry"),
-        (("import", "http://127.0.0.1:1", "--username", "ann"), "belong together"),
-    ):
+    for args, reason in ((("import", "http://127.0.0.1:1", "--username", "ann"), "belong together"),):
         assert reason in error_line(entrepot(*args, folder=tmp_path), 2)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.server.process.free_memory import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, MemoryTrimmer
+from registry.server.process.free_memory import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, MemoryTrimmer, trim_memory
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,9 @@ class Cycle:
 
 @pytest.fixture
 def by_hand() -> Iterator[None]:
-    """Disables automatic garbage collection."""
+    """Disables automatic garbage collection, and returns the free memory of earlier tests, so that the memory of a test
+    makes the process grow."""
+    trim_memory()
     gc.disable()
     yield
     gc.enable()
