@@ -22,10 +22,11 @@ from tests.fakes.scrub_runs import flip_byte
 from tests.fakes.server_process import running_server
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """A server with two workers, the admin root, and a grant for everyone to push."""
-    folder = tmp_path_factory.mktemp("scrub")
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[AdminSite]:
+    """A server with two workers, the admin root, and a grant for everyone to push. Each test has one of its own,
+    because images share layers."""
+    folder = tmp_path
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     entrepot_output("grant", "add", "**", "pull,push", "everyone", folder=folder)
     with running_server(folder, workers=2) as server:
