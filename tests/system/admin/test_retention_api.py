@@ -122,6 +122,7 @@ def test_a_run_deletes_what_the_preview_said(site: AdminSite) -> None:
 
 def test_the_command_beside_the_server(site: AdminSite) -> None:
     """It says the same as text and as lines of JSON, and the server sees what it deletes."""
+    push(site, "team/command", "kept")  # so that the pattern of the first rule applies to something
     push(site, "scratch/command", "a", "b")
     options = ("--config", "entrepot.toml")
     shown = entrepot("retention", "preview", "scratch/command", *options, folder=site.folder)
