@@ -15,7 +15,7 @@ Key = tuple[int | str, ...]
 
 
 class ProblemCode(StrEnum):
-    """What can be wrong. Programs may rely on these texts."""
+    """The kinds of problems that a check can find. Programs may rely on these texts."""
 
     DATABASE = "database-damaged"
     BLOB_FILE_MISSING = "blob-bytes-missing"

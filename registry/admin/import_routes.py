@@ -42,7 +42,7 @@ class DirectoryImportBody(BodyModel):
 
 
 class RemoteImportBody(BodyModel):
-    """What to import from another registry over the network."""
+    """The other registry, and which of its content is imported over the network."""
 
     url: str = Field(
         max_length=2048,

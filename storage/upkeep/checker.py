@@ -27,7 +27,7 @@ from storage.upkeep.quarantine import MISSING, FoundDamage, Quarantine
 BATCH_SIZE: Final = 500
 """Number of blobs whose sizes are compared in one step."""
 MAY_LACK_CONTENT: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemCode.INDEX_CHILD_MISSING})
-"""What is no problem in a mirrored repository, which fetches its content when a client asks for it."""
+"""Problems that do not count in a mirrored repository, because it fetches content when a client requests it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnava
 log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final = "openid"
-"""What the audit log records as the method of a login through the OpenID provider."""
+"""The method that the audit log records for a login through the OpenID provider."""
 MAX_PARALLEL_LOGINS: Final = 32
 """The largest number of logins in one process that exchange a code at the same time. Further ones are refused."""
 MAX_CODE_CHARACTERS: Final = 4096

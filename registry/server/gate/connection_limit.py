@@ -76,7 +76,7 @@ class EvictionCandidate:
 
 
 class EvictableConnection(Protocol):
-    """What `ConnectionLimit` needs from a connection: an open one, or one that has no protocol object yet."""
+    """The methods of a connection that `ConnectionLimit` calls. It may be open, or have no protocol object yet."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Describes the connection as a candidate for eviction; None if it is not silent or is closing already. `now`

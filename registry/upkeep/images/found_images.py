@@ -46,7 +46,7 @@ class FoundImage:
 
 @dataclass(slots=True)
 class FoundContent:
-    """What a file contains. `made`: manifests that are not in the file but were made from it. `files`: the names of
+    """The content of a file. `made`: manifests that are not in the file but were made from it. `files`: the names of
     those blobs whose files are not named after their digests."""
 
     source: FileSource

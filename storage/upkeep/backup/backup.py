@@ -40,7 +40,7 @@ BATCH_SIZE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
-    """What a backup does. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
+    """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
     `verify`: whether blobs that the directory has already, and linked ones, are read and compared with their digests.
     `may_link`: whether files of the backup may be hard links to files of the store, where both are on one file
     system."""
