@@ -22,7 +22,7 @@ from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName
 from tests.fakes.object_store.multipart_blob_store import open_objects
-from tests.fakes.small_reserve import small_reserve as small_reserve
+from tests.fakes.small_store import small_store as small_store
 from tests.fakes.store_accounts import acting_as
 
 PART_BYTES = 64 * 1024
@@ -140,7 +140,7 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
 }
 
 
-DAILY = ("guarded", "memory", "stored")
+DAILY = ("memory", "stored")
 """The kinds of `make check`: the others wrap these or hand calls on to them."""
 
 

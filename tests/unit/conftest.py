@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tests.fakes.small_reserve import small_reserve as small_reserve
+from tests.fakes.small_store import small_store as small_store

@@ -24,8 +24,9 @@ import socket
 from collections.abc import Callable
 
 from registry.server.connection.flow_control import ClientDisconnected
-from registry.server.connection.page_cache import MappedFile, ReadAhead
+from registry.server.connection.read_ahead import ReadAhead
 from registry.server.kernel import unacknowledged_bytes
+from storage.data_dir.mapped_file import MappedFile
 
 SEND_SLICE_BYTES = 2 * 1024 * 1024
 """Bytes that are sent in one iteration of the event loop. This takes about 0.5 ms, during which other connections

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from storage.blobs.blob_store import BytesMissing
 from storage.blobs.files.quarantine import DAMAGE_ERRNOS, file_version, version_of
+from storage.data_dir.mapped_file import MappedFile
 from storage.names import Digest
 from storage.running_digest import start_digest
 
 PART_BYTES: Final = 1024 * 1024
 """Largest number of bytes that one call of `FileCheck.read_part` reads. Reading and hashing them takes a few
 milliseconds."""
-_CAN_READ_CACHED: Final = hasattr(os, "RWF_NOWAIT") and hasattr(os, "preadv")
 
 
 class FileCheck:
@@ -24,8 +24,8 @@ class FileCheck:
 
     The check reads files that nobody else may read for months. The kernel would keep their pages in memory and drop
     those of blobs that clients pull. So the check drops the pages that it has brought in, and keeps those that were in
-    memory before. It tells them apart by a read that fails where the kernel would have to wait for the disk. Read-ahead
-    is off for this file, because pages that the kernel reads in advance would look like pages of others."""
+    memory before. Read-ahead is off for this file, because pages that the kernel reads in advance would look like pages
+    that were there."""
 
     def __init__(self, path: Path, digest: Digest, size: int, *, read_again: bool) -> None:
         """`read_again`: first drops all pages of the file from memory, so that all bytes come from the disk."""
@@ -105,11 +105,8 @@ class FileCheck:
     def _read(self, view: memoryview) -> int:
         """Fills `view` with the bytes from `_offset` on, and returns how many there were. Drops those from memory that
         were not there before."""
-        in_memory = 0
-        if _CAN_READ_CACHED:
-            with suppress(OSError):  # nothing is in memory, or the file system does not support the flag
-                in_memory = os.preadv(self._fd, [view], self._offset, os.RWF_NOWAIT)
-        count = in_memory
+        in_memory = self._count_resident(len(view))
+        count = 0
         while count < len(view):
             got = os.preadv(self._fd, [view[count:]], self._offset + count)
             if not got:
@@ -119,6 +116,13 @@ class FileCheck:
             # Drops pages behind the first missing one even if they were in memory. This is at most one part of a file.
             os.posix_fadvise(self._fd, self._offset + in_memory, count - in_memory, os.POSIX_FADV_DONTNEED)
         return count
+
+    def _count_resident(self, length: int) -> int:
+        """Returns how many of the next `length` bytes are in memory, up to the first one that is not."""
+        if (mapped := MappedFile.try_map(self._fd, self._offset, self._offset + length)) is None:
+            return 0
+        with closing(mapped):
+            return mapped.count_resident(self._offset, self._offset + length)
 
     def _advise(self, advice: int) -> None:
         os.posix_fadvise(self._fd, 0, 0, advice)

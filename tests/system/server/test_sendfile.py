@@ -20,10 +20,10 @@ import uvloop
 
 from registry.server.connection.context import WorkerContext
 from registry.server.connection.file_sender import FileSender, FileTruncated, is_local_peer
-from registry.server.connection.page_cache import MappedFile
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.server_limits import ServerLimits
+from storage.data_dir.mapped_file import MappedFile
 from tests.fakes.temporary_files import disk_folder
 from tests.system.server.app_process import AppProcess, Start, read_all, read_response, wait_for
 from tests.system.server.echo_app import answer

@@ -23,6 +23,8 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase
 from storage.names import RepositoryName
 from tests.fakes.server_process import ROOT
 
+pytestmark = pytest.mark.full_store
+
 APP = RepositoryName("team/app")
 
 

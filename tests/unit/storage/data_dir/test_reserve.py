@@ -25,14 +25,9 @@ from storage.metadata.sqlite.database import connect
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern
 
-pytestmark = pytest.mark.real_disk
+pytestmark = [pytest.mark.real_disk, pytest.mark.full_store]
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-def small_reserve() -> None:
-    """These tests are about a reserve of the usual size."""
 
 
 APP = RepositoryName("team/app")

@@ -59,6 +59,7 @@ async def test_the_first_account_closes_the_store_for_good(data: Path, both: Two
     db.close()
 
 
+@pytest.mark.full_store
 async def test_a_store_has_a_name_of_its_own(data: Path, tmp_path: Path, both: TwoWorkers) -> None:
     """It stays the same; another store has another one."""
     name = both.one.instance_id()

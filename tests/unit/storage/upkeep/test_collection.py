@@ -73,6 +73,7 @@ def write_stray(data: Path, content: bytes, written: float) -> Digest:
     """Writes a blob file that no row names."""
     digest = digest_of(content)
     path = data / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     os.utime(path, (written, written))
     return digest

@@ -110,6 +110,7 @@ async def test_bytes_that_come_back_make_the_blob_whole(registry: StoredRegistry
     assert await read_blob(registry, APP, layer.digest) == BODY
 
 
+@pytest.mark.full_store
 async def test_an_unmounted_directory_is_not_damage(registry: StoredRegistry) -> None:
     """If not even the directory of a file exists, scrub stops and a GET fails; no blob is taken out of use."""
     layer = await push_blob(registry, APP, BODY)

@@ -238,6 +238,7 @@ async def test_unsigned(worker: AuthWorker) -> None:
     await refused(worker, jwt.encode(claims, "", "none", headers={"kid": worker.accounts.signing_keys()[0].id}))
 
 
+@pytest.mark.full_store
 async def test_other_store(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
     """A token of another registry is refused, also one that names this registry's key."""
     async with auth_worker(tmp_path / "other", clock) as other:

@@ -18,6 +18,8 @@ from storage.errors import StorageFull
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 
+pytestmark = pytest.mark.full_store
+
 REPO = RepositoryName("team/app")
 BODY = b"a layer"
 DIGEST = digest_of(BODY)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.server.connection.page_cache import MappedFile
+from storage.data_dir.mapped_file import MappedFile
 
 pytestmark = pytest.mark.real_disk
 

@@ -1,0 +1,92 @@
+"""Reads files into the kernel's page cache in advance (`ReadAhead`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+
+READ_PIECE_BYTES = 2 * 1024 * 1024
+"""Size of a *piece*: the bytes of one file that a thread reads before it can read another file. All senders of a
+worker share the threads."""
+READ_AHEAD_BYTES = 8 * 1024 * 1024
+"""A piece begins at most this many bytes after the next byte to send."""
+_READ_BUFFER_BYTES = 64 * 1024
+"""Size of the buffer into which a file is read. Only the page cache matters; the content of the buffer is not used."""
+
+
+class ReadAhead:
+    """Reads a file into the page cache, in pieces, a limited distance ahead of the code that sends the file. Each piece
+    is read by a thread of the event loop's default executor, and only one piece at a time."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        file: int,
+        stop: int,
+        on_piece_read: Callable[[BaseException | None], None],
+    ) -> None:
+        """`file` is a file descriptor, which stays open. The file is read up to the offset `stop`. `on_piece_read` is
+        called in the event loop after each piece: with the error if the piece could not be read, otherwise with
+        None."""
+        self._loop = loop
+        self._file = _reopen(file)  # `close` closes it
+        self._stop = stop
+        self._on_piece_read = on_piece_read
+        self._is_reading = False
+        self._closed = False
+        self.read_up_to = 0
+        """Offset in the file after the piece that was read last; 0 if none was read yet."""
+
+    def read(self, offset: int) -> None:
+        """Starts to read a piece at `offset`. Does nothing if a thread is reading a piece already."""
+        if not self._is_reading:
+            self._start(offset)
+
+    def keep_ahead_of(self, sender_offset: int) -> None:
+        """Starts to read the next piece if it begins less than `READ_AHEAD_BYTES` after `sender_offset`, the offset of
+        the next byte to send. Does nothing if a thread is reading a piece already, or if all was read."""
+        if not self._is_reading and self.read_up_to < min(self._stop, sender_offset + READ_AHEAD_BYTES):
+            self._start(self.read_up_to)
+
+    def close(self) -> None:
+        """Stops reading after the piece that a thread is reading now. `on_piece_read` is not called afterwards. Call
+        this method once."""
+        self._closed = True
+        if not self._is_reading:
+            os.close(self._file)
+
+    def _start(self, offset: int) -> None:
+        stop = min(offset + READ_PIECE_BYTES, self._stop)
+        future = self._loop.run_in_executor(None, _read_into_cache, self._file, offset, stop)
+        self._is_reading = True
+        future.add_done_callback(partial(self._on_read_end, stop))
+
+    def _on_read_end(self, stop: int, future: asyncio.Future[None]) -> None:
+        self._is_reading = False
+        error = None if future.cancelled() else future.exception()
+        if self._closed:
+            os.close(self._file)
+        elif not future.cancelled():
+            self.read_up_to = stop
+            self._on_piece_read(error)
+
+
+def _read_into_cache(file: int, offset: int, stop: int) -> None:
+    """Reads the file from `offset` to `stop` and discards the bytes. Afterwards they are in the page cache."""
+    buffer = bytearray(min(_READ_BUFFER_BYTES, stop - offset))
+    # The list contains the same buffer many times. So one system call can read the whole piece with little memory.
+    buffers = [buffer] * -(-(stop - offset) // len(buffer))
+    while offset < stop and (count := os.preadv(file, buffers, offset)):
+        offset += count
+
+
+def _reopen(file: int) -> int:
+    """Opens the same file again, and returns the new descriptor. The kernel reads ahead on its own, and adapts the
+    distance to the reads of each opened file. So the reads of this module do not affect the reads of the sender. If the
+    file cannot be opened again, returns a duplicate of the descriptor."""
+    try:
+        return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return os.dup(file)

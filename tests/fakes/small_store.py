@@ -1,0 +1,79 @@
+"""Small data directories for stores that a test opens in its own process.
+
+The product creates 512 directories for blob files with each data directory, reserves 16 MiB, and creates the tables of
+the database one by one. This takes more time than all other steps of a unit test. Here the reserve is small, the
+directory of a blob file is created when its path is first needed, and the database is a copy of an empty one. Tests of
+full disks and of the data directory itself create all of it: they have the marker `full_store`.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.data_dir import reserve
+from storage.data_dir.layout import Layout
+from storage.data_dir.system import System
+from storage.metadata.sqlite import setup
+from storage.names import Digest
+
+SMALL_RESERVE_BYTES = 512 * 1024
+_path_of = Layout.path_of
+_shard = Layout.shard
+_prepare_database = setup.prepare_database
+
+
+@pytest.fixture(autouse=True)
+def small_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the data directories of this test small."""
+    if request.node.get_closest_marker("full_store") is not None:
+        return
+    monkeypatch.setattr(reserve, "RESERVE_BYTES", SMALL_RESERVE_BYTES)
+    monkeypatch.setattr(setup, "prepare_database", _copy_or_prepare_database)
+    monkeypatch.setattr(Layout, "shards", _no_shards)
+    monkeypatch.setattr(Layout, "shard", _existing_shard)
+    monkeypatch.setattr(Layout, "path_of", _path_in_existing_shard)
+    monkeypatch.setattr(Layout, "blob", _blob_in_existing_shard)
+
+
+def _no_shards(layout: Layout) -> Iterator[Path]:
+    return iter(())
+
+
+def _existing_shard(layout: Layout, number: int) -> Path:
+    return _created(_shard(layout, number))
+
+
+def _path_in_existing_shard(layout: Layout, place: str) -> Path:
+    path = _path_of(layout, place)
+    _created(path.parent)
+    return path
+
+
+def _blob_in_existing_shard(layout: Layout, digest: Digest) -> Path:
+    return _path_in_existing_shard(layout, layout.blob_place(digest))
+
+
+def _created(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def _copy_or_prepare_database(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
+    if layout.metadata.exists():
+        _prepare_database(layout, system, free_space)
+    else:
+        layout.metadata.write_bytes(_empty_database())
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    """Returns the database of a new data directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        layout = Layout(Path(folder))
+        _prepare_database(layout, System(), lambda: None)
+        return layout.metadata.read_bytes()
