@@ -4,6 +4,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
+# Each process that a test starts would compile the program anew where bytecode files are switched off.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -12,9 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
 
 # System tests wait a third of their time, so one process more than there are processors keeps all of them busy. Each
-# process takes whole groups of tests (tests/conftest.py), of which there are not enough for more than eight.
+# process takes whole groups of tests (tests/conftest.py), of which there are not enough for more than eight. Unit tests do not wait.
 SEED := $(or $(SEED),$(shell echo $$((RANDOM * 32768 + RANDOM))))
 PROCESSES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
+CHECK_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 SIDE_BY_SIDE := --dist=loadscope --no-loadscope-reorder --randomly-seed=$(SEED)
 CHECKED := tests/architecture tests/unit tests/contract
 
@@ -35,7 +39,7 @@ serve: $(VENV)/.runtime ## Set up what is missing and run the registry on 127.0.
 
 check: lint ## Check style, types and layers, and run the unit and contract tests: the daily loop, a minute or so
 	@echo "SEED=$(SEED) repeats this order"
-	@exec $(BIN)/python -m pytest -q --numprocesses=$(PROCESSES) $(SIDE_BY_SIDE) -m "not slow" $(CHECKED)
+	@exec $(BIN)/python -m pytest -q --numprocesses=$(CHECK_PROCESSES) $(SIDE_BY_SIDE) -m "not slow" $(CHECKED)
 
 test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/system/cli -k config" for some
 ifeq ($(strip $(ARGS)),)

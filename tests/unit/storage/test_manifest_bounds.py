@@ -120,6 +120,7 @@ def test_no_manifest_holds_up_the_other_threads(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WORST)
+@pytest.mark.slow
 def test_every_manifest_is_read_in_time_that_grows_with_its_size(kind: str) -> None:
     """A second of CPU time is enough for any."""
     body = WORST[kind]()

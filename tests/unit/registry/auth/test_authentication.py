@@ -45,6 +45,7 @@ async def status(service: AppInProcess, login: str | None, target: str = TAG, me
 @pytest.mark.parametrize(
     "stray", ["Basic " + base64.b64encode(b"hub:password").decode(), "Basic !", "Bearer x", "Negotiate abc", "", "\xff"]
 )
+@pytest.mark.slow
 async def test_while_there_are_no_accounts_credentials_are_not_looked_at(
     open_service: AppInProcess, stray: str
 ) -> None:
@@ -158,6 +159,7 @@ async def refused_unread(service: AppInProcess, method: str, target: str, login:
         ("PUT", "blobs/uploads/00000000-0000-0000-0000-000000000000?digest=sha256:" + "0" * 64),
     ],
 )
+@pytest.mark.slow
 async def test_a_refusal_comes_before_the_body_is_read(
     service: AppInProcess, login: str | None, method: str, path: str
 ) -> None:

@@ -38,6 +38,7 @@ async def refused(worker: AuthWorker, user: str, secret: str) -> None:
     assert error.value.message == "the credentials are not valid"
 
 
+@pytest.mark.slow
 async def test_right_and_wrong(worker: AuthWorker) -> None:
     """The right password proves the account. No other text does."""
     proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
@@ -49,6 +50,7 @@ async def test_right_and_wrong(worker: AuthWorker) -> None:
         await refused(worker, nobody, PASSWORD)
 
 
+@pytest.mark.slow
 async def test_no_password(worker: AuthWorker) -> None:
     """No text is the password of a robot, or of an account without a password."""
     await worker.add_user(BOB, None)
@@ -90,6 +92,7 @@ async def test_remembered(worker: AuthWorker, hashed: list[bytes]) -> None:
     assert hashed.count(PASSWORD.encode()) == 4  # bob's too
 
 
+@pytest.mark.slow
 async def test_what_is_remembered_is_no_help_in_guessing(worker: AuthWorker) -> None:
     """A throttled guesser learns nothing from the right password, even while its owner logs in from another address."""
     verify = worker.access.credential_verifier.verify_basic

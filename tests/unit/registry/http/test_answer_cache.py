@@ -33,6 +33,7 @@ async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("what", ["tag", "digest", "tags/list", "ping", "bare ping", "catalog", "referrers"])
+@pytest.mark.slow
 async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, what: str, method: str) -> None:
     """Status, headers and body are those of the first answer; only the request's id is new."""
     target = {
@@ -87,6 +88,7 @@ async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: Answer
 
 
 @pytest.mark.parametrize("what", ["tag", "manifest", "blob"])
+@pytest.mark.slow
 async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
     """A tag by its name; a manifest by its digest and by every tag; a blob."""
     blob, digest = f"{V2}/blobs/{site.blob}", f"{V2}/manifests/{site.image.digest}"
@@ -165,6 +167,7 @@ async def test_the_end_of_the_application_is_the_end_of_its_answers(tmp_path: Pa
         ("transfer-encoding", "chunked", 200),
     ],
 )
+@pytest.mark.slow
 async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
     site: AnswerCacheSite, name: str, value: str, status: int
 ) -> None:
@@ -280,6 +283,7 @@ LINE = re.compile(r"operation=(\S+) repository=(\S+) reference=(\S+) outcome=(\S
 
 
 @pytest.mark.parametrize("what", ["get_manifest", "resolve_manifest", "open_blob", "tags", "repositories"])
+@pytest.mark.slow
 async def test_a_ready_answer_writes_its_line(
     site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:

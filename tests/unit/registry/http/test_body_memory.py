@@ -599,6 +599,7 @@ async def test_slow_bodies_make_way_together() -> None:
     assert cut == small[:8]
 
 
+@pytest.mark.slow
 async def test_many_who_wait_do_not_hold_the_loop() -> None:
     """A bounded number waits, the others are refused at once; those who wait are not looked at one by one."""
     memory = budget(16 * SMALL_SHARE_BYTES, wait_seconds=1, slow_seconds=60)

@@ -225,6 +225,7 @@ async def test_a_cut_is_one_line_in_the_log(
     assert error.message in record.getMessage()
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
     """Its reader is closed although no byte comes any more."""
     client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
@@ -237,6 +238,7 @@ async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
     assert not blob.open
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_before_the_first_byte(blob: Growing) -> None:
     """Nor is it waited for when none of its bytes came."""
     client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()

@@ -187,6 +187,7 @@ class SlowListing(RefusingRegistry):
         raise AssertionError
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_does_not_wait_for_a_list() -> None:
     """One request of an account waits for the other; who hangs up meanwhile keeps no place in that queue."""
     queue, gone = SlowListing(), asyncio.Event()

@@ -255,6 +255,7 @@ async def test_what_does_not_pass_is_told(
         await assert_whole(store, APP, image)
 
 
+@pytest.mark.slow
 async def test_manifests_that_are_not_accepted(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
@@ -284,6 +285,7 @@ async def test_foreign_layers_may_be_missing(
     assert (await store.resolve_blob(APP, Digest(there.digest))).size == 5
 
 
+@pytest.mark.slow
 async def test_a_dead_registry_ends_the_import(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
 ) -> None:

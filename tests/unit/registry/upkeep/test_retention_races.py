@@ -7,6 +7,8 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from registry.config import RetentionRule
 from registry.naming import NamingRules
 from registry.upkeep.retention.judgement import RetentionJudge
@@ -77,6 +79,7 @@ async def check_whole(store: StoredRegistry, repo: RepositoryName, reference: Re
         await check_whole(store, repo, child.digest)
 
 
+@pytest.mark.slow
 async def test_what_has_a_tag_is_whole(tmp_path: Path) -> None:
     """Whatever happens at the same time; time passes quickly, so that all that has no tag is old."""
     clock = Clock()

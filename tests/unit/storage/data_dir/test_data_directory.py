@@ -226,6 +226,7 @@ def _made_older(database: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", range(1, len(migrations())))
+@pytest.mark.slow
 async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_path: Path, version: int) -> None:
     """What was pushed is there, a session that was begun goes on, what has come new works, and others on the machine
     cannot read its database any more."""

@@ -127,6 +127,7 @@ async def test_nothing_is_kept_of_keys_that_nobody_uses(turns: FileLeases) -> No
     assert not turns._held_bytes
 
 
+@pytest.mark.slow
 async def test_turns_and_slots_hold_over_processes_and_fall_with_them(registry: StoredRegistry, data: Path) -> None:
     """What another process has is not to be had here; when it is killed it is, within a moment."""
     turns = registry.leases

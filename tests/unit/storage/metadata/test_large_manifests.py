@@ -42,6 +42,7 @@ def referrer(number: int, **more: object) -> Manifest:
     return image(subject=subject, annotations={"n": str(number), **more.pop("annotations", {})}, **more)  # type: ignore[dict-item]
 
 
+@pytest.mark.slow
 async def test_many_references_are_few_steps(registry: StoredRegistry) -> None:
     """As many as a manifest may have: stored, let go and queued for collection in a time that others can wait."""
     layers = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(MAX_REFERENCES - 1)]

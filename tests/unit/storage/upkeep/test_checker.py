@@ -250,6 +250,7 @@ REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {
 
 
 @pytest.mark.parametrize("damage", REPAIRABLE, ids=lambda damage: damage.__name__)
+@pytest.mark.slow
 async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site], None]) -> None:
     """A check without --repair changes nothing. After a repair nothing is wrong, and no manifest is gone."""
     hash_bytes = damage is flip_byte
@@ -341,6 +342,7 @@ BEYOND_REPAIR: dict[Callable[[Site], None], set[ProblemCode]] = {
 
 
 @pytest.mark.parametrize("damage", BEYOND_REPAIR, ids=lambda damage: damage.__name__)
+@pytest.mark.slow
 async def test_what_cannot_be_repaired_is_left_as_it_is(site: Site, damage: Callable[[Site], None]) -> None:
     """It is reported again, and no row of it is touched."""
     damage(site)
@@ -352,6 +354,7 @@ async def test_what_cannot_be_repaired_is_left_as_it_is(site: Site, damage: Call
 
 
 @pytest.mark.parametrize("damage", [lose_file, cut_file, flip_byte])
+@pytest.mark.slow
 async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Callable[[Site], None]) -> None:
     """After the repair the damaged bytes are not served any more, and the blob is known to be damaged, with its bytes
     in the quarantine. This is no problem for later checks."""
@@ -481,6 +484,7 @@ def many(site: Site) -> int:
     return number
 
 
+@pytest.mark.slow
 async def test_every_page_is_checked(site: Site, many: int) -> None:
     """While the event loop stays free for requests."""
     async with watch_loop() as held:

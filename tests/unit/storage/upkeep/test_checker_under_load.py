@@ -57,6 +57,7 @@ def age_files(data: Path) -> None:
                 os.utime(path, (1, 1))
 
 
+@pytest.mark.slow
 async def test_a_busy_store_is_sound(tmp_path: Path) -> None:
     """While clients push, mount and delete, and the collector has no grace, checks find nothing; and a repair at the
     same time breaks nothing."""

@@ -179,6 +179,7 @@ async def test_the_reason_names_the_repository_and_the_time(store: StoredRegistr
     assert blob.reason == "no repository has it any more"
 
 
+@pytest.mark.slow
 async def test_many_things_are_listed_in_batches(store: StoredRegistry, data: Path, clock: Clock) -> None:
     """A dry run over more garbage than one batch names each thing once."""
     db = apsw.Connection(str(data / "entrepot.db"))
@@ -217,8 +218,8 @@ async def test_the_job_gives_records_and_totals(store: StoredRegistry, data: Pat
     await make_garbage(store, data, clock)
     planned: list[Mapping[str, JSON]] = []
     removed: list[Mapping[str, JSON]] = []
-    preview = await run_job(store, planned, dry_run=True)
-    result = await run_job(store, removed)
+    preview = await run_job(store, planned, dry_run=True, strays=True)
+    result = await run_job(store, removed, strays=True)
 
     assert preview["records"] == planned
     assert not preview["more"]

@@ -398,6 +398,7 @@ def links(cache: Cache) -> set[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 async def test_what_is_kept_stays_whole(cache: Cache, seed: int) -> None:
     """Whatever images, indexes, mounts and pulls there are: a kept manifest keeps each blob that it had, a kept index
     its children, a hosted repository its mounts; the counts and the files are exact."""

@@ -254,6 +254,7 @@ async def test_a_reader_that_was_slow_catches_up_one_second() -> None:
     assert waited == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 async def test_a_busy_registry_gives_no_false_alarm(data: Path) -> None:
     """Blobs are pushed, deleted and collected while scrub reads them, again and again."""
     async with open_registry(data, grace=0) as registry:

@@ -335,6 +335,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.slow
 async def test_keys_cannot_be_had(worker: AuthWorker, far: KeySetServer, key: IssuerKey, name: str) -> None:
     """Without keys every token is refused. The fetch is repeated after some seconds, and then tokens are accepted."""
     good = far.body

@@ -120,6 +120,7 @@ async def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token"])
+@pytest.mark.slow
 async def test_slow(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """A slow provider is given up after some seconds."""
     monkeypatch.setattr(identity_http, "TOTAL_SECONDS", 0.3)
@@ -145,6 +146,7 @@ async def test_slow(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, pa
     ],
     ids=str,
 )
+@pytest.mark.slow
 async def test_descriptions_that_are_refused(sso: FakeOpenIDProvider, described: dict[str, Any]) -> None:
     """Metadata of another issuer, or with unsafe URLs, is refused."""
     sso.described = described
@@ -173,6 +175,7 @@ async def test_keys_that_moved_while_somebody_waited(sso: FakeOpenIDProvider) ->
 
 @pytest.mark.parametrize("public", [False, True], ids=["secret", "public"])
 @pytest.mark.parametrize("post", [False, True], ids=["basic", "post"])
+@pytest.mark.slow
 async def test_how_the_client_shows_who_it_is(
     sso: FakeOpenIDProvider, worker: AuthWorker, secret: Path, post: bool, public: bool
 ) -> None:
@@ -355,6 +358,7 @@ async def test_groups(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> 
         assert len(await worker.access.login_sessions.issue(proof)) < 3500
 
 
+@pytest.mark.slow
 async def test_first_login(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
     """With `create`, the first login creates a person without a password and without admin rights. It replaces no group
     and no robot."""

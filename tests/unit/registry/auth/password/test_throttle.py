@@ -123,6 +123,7 @@ async def test_counted_over_workers(data: Path, clock: AuthClock, worker: AuthWo
 
 
 @pytest.mark.parametrize("name", ["alice", "nobody-here"])
+@pytest.mark.slow
 async def test_known_and_unknown_accounts_alike(worker: AuthWorker, name: str) -> None:
     """Whether an account exists changes neither when an attempt is held back nor the error."""
     answers = []

@@ -200,6 +200,7 @@ async def inner(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 @pytest.mark.parametrize(
     "principal", [UNPRIVILEGED, ANYBODY, who(None, token={})], ids=["nothing", "everyone's", "token"]
 )
+@pytest.mark.slow
 async def test_nobody_is_told_to_log_in(inner: Registry, principal: Principal, name: str) -> None:
     """Whatever they ask for, and whether it is there or not."""
     with acting_as(principal):
@@ -242,6 +243,7 @@ async def test_an_account_that_may_not_write_is_denied(inner: Registry, name: st
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
+@pytest.mark.slow
 async def test_a_token_that_is_not_enough_is_told_from_an_account_that_is_not(inner: Registry, name: str) -> None:
     """`insufficient_scope`, so that the client asks for a better token; there or not."""
     every = PULL | PUSH | DELETE

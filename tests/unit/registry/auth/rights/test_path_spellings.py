@@ -83,6 +83,7 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App
 
 @pytest.mark.parametrize("login", [None, "alice"])
 @pytest.mark.parametrize("target", SPELLINGS)
+@pytest.mark.slow
 async def test_no_spelling_gets_around_a_right(service: AppInProcess, login: str | None, target: str) -> None:
     """No spelling shows the secret manifest, or that it exists."""
     image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)

@@ -186,6 +186,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.slow
 async def test_wrong_claims(worker: AuthWorker, name: str) -> None:
     """A token with the right signature and wrong claims is refused."""
     header, claims = parts(await token(worker))
@@ -207,6 +208,7 @@ async def test_clock_set_back_a_little(worker: AuthWorker) -> None:
 
 
 @pytest.mark.parametrize("where", ["header", "claims", "signature", "no signature", "empty", "two parts", "four parts"])
+@pytest.mark.slow
 async def test_tampered(worker: AuthWorker, where: str) -> None:
     """A token of which any part is replaced is refused."""
     header, claims, signature = (await token(worker)).split(".")

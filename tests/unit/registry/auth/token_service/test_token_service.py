@@ -222,6 +222,7 @@ PULL, PUSH = "repository:public/app:pull", "repository:public/app:pull,push"
         ((PULL, "nonsense"), 401),
     ],
 )
+@pytest.mark.slow
 async def test_bad_credentials(
     worker: AuthWorker, client: httpx2.AsyncClient, user: str, scopes: tuple[str, ...], status: int
 ) -> None:
@@ -253,6 +254,7 @@ async def test_stray_credentials_of_many(worker: AuthWorker, client: httpx2.Asyn
     assert hashed == [b"hub password"] * 40 + [PASSWORD.encode()]
 
 
+@pytest.mark.slow
 async def test_stray_credentials_for_ever(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """A machine that sends another registry's login with every pull is never held back from what everyone may pull; one
     that guesses is, from all else, and is told when to come back."""
