@@ -1,4 +1,4 @@
-"""The kinds of registry that the contract holds for; each test runs once on each."""
+"""The kinds of registry that the contract holds for; each test runs once on each. Checks that several modules use."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from registry.observe import Observed
 from registry.restrict import Restricted
 from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
-from storage.errors import NameUnknown
+from storage.content import Manifest
+from storage.errors import ManifestUnknown, NameUnknown
 from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
-from storage.names import RepositoryName
+from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.object_store.multipart_blob_store import open_objects
 from tests.fakes.small_store import small_store as small_store
 from tests.fakes.store_accounts import acting_as
 
 PART_BYTES = 64 * 1024
+LATEST = Tag("latest")
 
 
 class InTurns:
@@ -160,3 +162,23 @@ def repo() -> RepositoryName:
 @pytest.fixture
 def other() -> RepositoryName:
     return RepositoryName("team/app/deeper/other")
+
+
+async def assert_is(registry: Registry, repo: RepositoryName, reference: Tag | Digest, manifest: Manifest) -> None:
+    """Checks that the reference leads to the manifest."""
+    got = await registry.get_manifest(repo, reference)
+    assert (got.body, got.media_type, got.digest) == (manifest.body, manifest.media_type, manifest.digest)
+    resolved = await registry.resolve_manifest(repo, reference)
+    assert (resolved.digest, resolved.media_type, resolved.size) == (
+        manifest.digest,
+        manifest.media_type,
+        len(manifest.body),
+    )
+
+
+async def assert_unknown(registry: Registry, repo: RepositoryName, reference: Tag | Digest) -> None:
+    """Checks that the reference leads to no manifest."""
+    with pytest.raises(ManifestUnknown):
+        await registry.get_manifest(repo, reference)
+    with pytest.raises(ManifestUnknown):
+        await registry.resolve_manifest(repo, reference)

@@ -15,10 +15,13 @@ from registry.upstream.client import make_upstream_client
 from registry.upstream.destinations import NetworkClassifier, classify_address
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Span
-from storage.names import Digest, RepositoryName
+from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 
 REPO = RepositoryName("library/app")
+TAG = Tag("1")
+ABSENT = Digest("sha256:" + "0" * 64)
+LOGIN = {"username": "ann", "password": "correct horse"}
 
 
 class CollectingSink:
@@ -52,6 +55,13 @@ class UpstreamClock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def logged_in(folder: Path, password: str = LOGIN["password"]) -> dict[str, Any]:
+    """Returns the settings of an upstream with a login, whose password is in a file."""
+    file = folder / "password"
+    file.write_text(f"{password}\n")
+    return {"username": LOGIN["username"], "password_file": file}
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""The stand-in does what it says: a stand-in that lies would make every test with it worthless."""
+"""The fake Hub serves content as a registry does: a fake that lies would make every test with it worthless."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
-import pytest
 
 from tests.fakes.client_images import DOCKER_LIST, MIB
-from tests.fakes.hub.hub import Hub, HubFailed, hub, repeated, union
-from tests.fakes.plain_client import plain_client
+from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.server_process import ROOT
 from tests.fakes.upstream_content import (
     ImageTree,
@@ -30,79 +28,7 @@ from tests.fakes.upstream_content import (
     noise_image,
     ubuntu,
 )
-
-REPO = "library/app"
-SIZE = 3 * MIB + 11
-
-
-@pytest.fixture(scope="module")
-def held() -> ImageTree:
-    return noise_image("app", 1000, SIZE)
-
-
-@pytest.fixture
-def content(held: ImageTree) -> UpstreamContent:
-    made = UpstreamContent()
-    made.add(REPO, held, "1", "latest")
-    return made
-
-
-@pytest.fixture
-def upstream(tmp_path: Path, content: UpstreamContent) -> Iterator[Hub]:
-    with hub(tmp_path, content) as running:
-        yield running
-
-
-@pytest.fixture
-def client() -> Iterator[httpx2.Client]:
-    with plain_client(timeout=30, headers={"Accept-Encoding": "identity"}) as made:
-        yield made
-
-
-def blob_url(upstream: Hub, digest: str) -> str:
-    return f"{upstream.url}/v2/{REPO}/blobs/{digest}"
-
-
-def manifest_url(upstream: Hub, reference: str = "1", repo: str = REPO) -> str:
-    return f"{upstream.url}/v2/{repo}/manifests/{reference}"
-
-
-def ask(upstream: Hub, path: str, *lines: str) -> socket.socket:
-    """Sends a GET by hand."""
-    host, port = upstream.address.split(":")
-    sock = socket.create_connection((host, int(port)), 30)
-    sock.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: hub", *lines, "", ""]).encode())
-    return sock
-
-
-def rest(sock: socket.socket) -> tuple[bytes, bool]:
-    """All that still comes, and whether a reset ended it."""
-    found = b""
-    try:
-        while piece := sock.recv(1 << 20):
-            found += piece
-    except ConnectionResetError:
-        return found, True
-    finally:
-        sock.close()
-    return found, False
-
-
-def body_of(answer: bytes) -> bytes:
-    return answer.partition(b"\r\n\r\n")[2]
-
-
-def token_for(client: httpx2.Client, refused: httpx2.Response, auth: tuple[str, str] | None = None) -> httpx2.Response:
-    """Asks the token service that a 401 names, for what it names."""
-    scheme, _, text = refused.headers["WWW-Authenticate"].partition(" ")
-    assert scheme == "Bearer"
-    challenge = {name: value.strip('"') for name, _, value in (part.partition("=") for part in text.split(","))}
-    query = {"service": challenge["service"], "scope": challenge["scope"]}
-    return client.get(challenge["realm"], params=query, auth=auth)
-
-
-def bearer(answer: httpx2.Response) -> dict[str, str]:
-    return {"Authorization": f"Bearer {answer.raise_for_status().json()['token']}"}
+from tests.system.fakes.conftest import REPO, SIZE, ask, bearer, blob_url, manifest_url, token_for
 
 
 def test_manifests_by_tag_and_by_digest_are_byte_exact(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
@@ -219,127 +145,6 @@ def test_the_second_port_refuses_authorization(upstream: Hub, client: httpx2.Cli
     assert upstream.sent(digest) == [(10, 20)]
 
 
-def test_the_rate_limit_counts_gets(upstream: Hub, client: httpx2.Client) -> None:
-    """HEADs are free; after two GETs there is 429 with Retry-After, until the limit is set anew."""
-    upstream.set(limit=2, retry_after=7)
-    assert client.head(manifest_url(upstream)).headers["ratelimit-remaining"] == "2;w=21600"
-    answers = [client.get(manifest_url(upstream)) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 200, 429]
-    assert [answer.headers["ratelimit-remaining"] for answer in answers] == ["1;w=21600", "0;w=21600", "0;w=21600"]
-    assert answers[0].headers["ratelimit-limit"] == "2;w=21600"
-    assert answers[2].headers["Retry-After"] == "7"
-    assert client.head(manifest_url(upstream)).status_code == 200
-    upstream.set(limit=1)
-    assert client.get(manifest_url(upstream)).status_code == 200
-
-
-@pytest.mark.parametrize("reset", [False, True])
-def test_a_drop_ends_the_connection_after_so_many_bytes(upstream: Hub, held: ImageTree, reset: bool) -> None:
-    """All that was sent arrives, then comes the end, by FIN or by RST; the next request is well again."""
-    layer = held.layers[1]
-    upstream.fault(drop_after=1_000_001, reset=reset)
-    rest(ask(upstream, f"/v2/{REPO}/blobs/{held.layers[0].digest}", "Connection: close"))  # too short for it
-    answer, was_reset = rest(ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=9-"))
-    assert was_reset is reset
-    assert body_of(answer) == layer.read(9, 1_000_010)
-    assert upstream.sent(layer.digest) == [(9, 1_000_010)]
-    assert [seen.end for seen in upstream.requests("blob")] == ["whole", "dropped"]
-    answer, was_reset = rest(
-        ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=1000010-", "Connection: close")
-    )
-    assert body_of(answer) == layer.read(1_000_010)
-    assert repeated(upstream.sent(layer.digest)) == []
-    assert union(upstream.sent(layer.digest)) == [(9, SIZE)]
-
-
-def test_a_wrong_byte_is_at_its_place(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Only answers that have the byte are hit, and so many of them; manifests too."""
-    layer = held.layers[1]
-    upstream.fault(corrupt=2_000_000, times=2)
-    url = blob_url(upstream, layer.digest)
-    assert client.get(url, headers={"Range": "bytes=0-1999999"}).content == layer.read(0, 2_000_000)
-    for asked, start in (("0-", 0), ("1999990-", 1_999_990)):
-        got, right = client.get(url, headers={"Range": f"bytes={asked}"}).content, layer.read(start)
-        assert [start + at for at, (a, b) in enumerate(zip(got, right, strict=True)) if a != b] == [2_000_000]
-    assert client.get(url).content == layer.read()
-    upstream.fault(on="manifest", corrupt=3, times=None)
-    assert client.get(manifest_url(upstream)).content[3] == held.body[3] ^ 0xFF
-    upstream.clear()
-    assert client.get(manifest_url(upstream)).content == held.body
-
-
-def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """The next requests of a kind get a status, or no answer; `skip` lets some off, and others never notice."""
-    upstream.fault(on="manifest", method="", status=503, times=2, skip=1, retry_after="3")
-    answers = [client.head(manifest_url(upstream)) for _ in range(4)]
-    assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
-    assert answers[1].headers["Retry-After"] == "3"
-    assert upstream.faults == 0
-    upstream.fault(on="blob", match=held.layers[0].digest, hangup=True)
-    assert client.get(blob_url(upstream, held.layers[1].digest)).status_code == 200
-    with pytest.raises(httpx2.RemoteProtocolError):
-        client.get(blob_url(upstream, held.layers[0].digest))
-    assert client.get(blob_url(upstream, held.layers[0].digest)).status_code == 200
-
-
-def test_stalls_hold_until_they_are_released(upstream: Hub, held: ImageTree) -> None:
-    """Before the headers and in the middle of the body; a client that leaves meanwhile is noticed."""
-    layer = held.layers[1]
-    path = f"/v2/{REPO}/blobs/{layer.digest}"
-    upstream.fault(stall=True, times=2)
-    left, held_up = ask(upstream, path, "Connection: close"), ask(upstream, path, "Connection: close")
-    upstream.wait(2, "blob")
-    left.close()
-    upstream.until(lambda: upstream.open == 1)
-    held_up.settimeout(0.1)
-    with pytest.raises(TimeoutError):
-        held_up.recv(1)
-    held_up.settimeout(30)
-    upstream.release()
-    assert body_of(rest(held_up)[0]) == layer.read()
-    assert sorted(seen.end for seen in upstream.requests("blob")) == ["gone", "whole"]
-    upstream.forget()
-    upstream.fault(stall_after=70_000)
-    sock = ask(upstream, path, "Connection: close")
-    upstream.until(lambda: upstream.sent(layer.digest) == [(0, 70_000)])
-    upstream.release()
-    assert body_of(rest(sock)[0]) == layer.read()
-
-
-def test_connections_are_refused_and_taken_again(upstream: Hub, client: httpx2.Client) -> None:
-    """On the same port; what was open is reset, unless it is to be left."""
-    assert client.get(manifest_url(upstream)).status_code == 200
-    upstream.refuse(cut=False)
-    assert client.get(manifest_url(upstream)).status_code == 200
-    upstream.cut()
-    with pytest.raises(httpx2.TransportError):
-        client.get(manifest_url(upstream))
-    with pytest.raises(httpx2.ConnectError):
-        client.get(manifest_url(upstream))
-    upstream.listen()
-    assert client.get(manifest_url(upstream)).status_code == 200
-    assert (upstream.open, upstream.opened) == (1, 2)
-
-
-def test_the_rate_is_kept_per_connection(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """A connection gets no more than its rate, smoothly: the answer's record says when it began and ended."""
-    upstream.set(rate=8 * MIB)
-    digest = held.layers[1].digest
-    client.get(blob_url(upstream, digest), headers={"Range": f"bytes=0-{2 * MIB - 1}"})
-    [seen] = upstream.requests("blob")
-    assert seen.ended - seen.first_byte >= 0.2
-    # A burst may hold what three slices of 10 ms carry.
-    assert seen.sent / (seen.ended - seen.first_byte + 0.04) < 8.5 * MIB
-
-
-def test_latency_comes_before_each_answer(upstream: Hub, client: httpx2.Client) -> None:
-    """No answer's first byte leaves sooner."""
-    upstream.set(latency=0.05)
-    client.get(manifest_url(upstream))
-    [seen] = upstream.requests()
-    assert seen.first_byte - seen.begun >= 0.05
-
-
 def test_whoever_accepts_gzip_gets_it(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
     """Only then, for blobs and manifests."""
     upstream.set(gzip=True)
@@ -359,28 +164,6 @@ def test_who_does_not_accept_a_media_type_gets_no_manifest(
     assert client.get(manifest_url(upstream), headers={"Accept": f"x/y, {held.media_type}"}).content == held.body
     several = [("Accept", "x/y"), ("Accept", held.media_type), ("Accept", "y/z")]
     assert client.get(manifest_url(upstream), headers=several).content == held.body
-
-
-def test_answers_without_a_length(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """They end with their connection; one that is dropped looks like a whole one."""
-    upstream.set(lengths=False)
-    layer = held.layers[1]
-    got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-"})
-    assert got.content == layer.read(7)
-    assert "Content-Length" not in got.headers
-    assert "Content-Length" not in client.head(manifest_url(upstream)).headers
-    upstream.fault(drop_after=99)
-    assert client.get(blob_url(upstream, layer.digest)).content == layer.read(0, 99)
-
-
-def test_a_range_may_begin_elsewhere(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """It says so in Content-Range, and the record has what was sent."""
-    layer = held.layers[1]
-    upstream.fault(shift=10)
-    got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-99"})
-    assert got.headers["Content-Range"] == f"bytes 17-99/{SIZE}"
-    assert got.content == layer.read(17, 100)
-    assert upstream.sent(layer.digest) == [(17, 100)]
 
 
 def test_tags_come_in_pages(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
@@ -488,14 +271,6 @@ def ask_whole(upstream: Hub, digest: str) -> socket.socket:
 def pieces(sock: socket.socket) -> Iterator[bytes]:
     while piece := sock.recv(1 << 20):
         yield piece
-
-
-def test_a_mistake_in_a_test_is_told(upstream: Hub) -> None:
-    """A switch or a fault that does not exist is an error, where it is asked for."""
-    with pytest.raises(HubFailed, match="no switch ratte"):
-        upstream.set(ratte=1)
-    with pytest.raises(TypeError, match="dorp"):
-        upstream.fault(dorp=1)
 
 
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

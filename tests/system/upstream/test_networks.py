@@ -15,14 +15,21 @@ from registry.mirror.upstream_client import UpstreamClient
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, classify_address, literal_address
 from storage.content import Span
 from storage.errors import RegistryError, UpstreamUnavailable
-from storage.names import Digest, Tag
+from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.hub.hub import Hub
 from tests.fakes.upstream_content import ImageTree
-from tests.fakes.upstream_source import REPO, CollectingSink, ScriptedServer, answer, scripted_server, upstream_source
+from tests.fakes.upstream_source import (
+    REPO,
+    TAG,
+    CollectingSink,
+    ScriptedServer,
+    answer,
+    scripted_server,
+    upstream_source,
+)
 from tests.system.upstream.test_tls_and_proxies import http_proxy
 
-TAG = Tag("1")
 NONE = Digest("sha256:" + "0" * 64)
 OUTSIDE = "127.0.0.2"
 """An address that these tests take for a public one."""

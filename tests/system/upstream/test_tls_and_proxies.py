@@ -17,15 +17,13 @@ import pytest
 
 from storage.content import Span
 from storage.errors import UpstreamUnavailable
-from storage.names import Digest, Tag
+from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.certificate_authority import CertificateAuthority, CertificateBundle, certificates
 from tests.fakes.hub.hub import Hub
 from tests.fakes.real_upstreams import docker_registry, entrepot, slow_link
 from tests.fakes.upstream_content import ImageTree, UpstreamContent
-from tests.fakes.upstream_source import REPO, CollectingSink, fetch, upstream_source
-
-TAG = Tag("1")
+from tests.fakes.upstream_source import REPO, TAG, CollectingSink, fetch, upstream_source
 
 
 @pytest.fixture(scope="session")

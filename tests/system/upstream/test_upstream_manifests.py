@@ -27,9 +27,7 @@ from storage.names import Digest, Reference, Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.upstream_content import ImageTree, UpstreamBlob, UpstreamContent, manifest_of, ubuntu
-from tests.fakes.upstream_source import REPO, always, answer, scripted_server, upstream_source
-
-TAG = Tag("1")
+from tests.fakes.upstream_source import REPO, TAG, always, answer, scripted_server, upstream_source
 
 
 @pytest.mark.parametrize("by", ["tag", "digest"])

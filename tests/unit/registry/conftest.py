@@ -1,8 +1,10 @@
-"""What the tests of the HTTP layer share: the API over the reference registry, and ways to fill it."""
+"""The API over the reference registry, ways to fill it, and a wait for a condition."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +17,13 @@ from tests.fakes.asgi_client import AsgiClient
 
 REPO = RepositoryName("team/app")
 V2 = f"/v2/{REPO}"
+
+
+async def wait_until(holds: Callable[[], object]) -> None:
+    """Waits for a condition that another task or thread brings about."""
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110  the other side knows nothing of who waits
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture

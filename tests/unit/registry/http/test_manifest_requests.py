@@ -7,7 +7,7 @@ import json
 import pytest
 
 from registry.http import DistributionAPI, RequestLimits
-from storage.content import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, digest_of
+from storage.content import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, digest_of
 from storage.memory_registry import MemoryRegistry
 from tests.fakes.asgi_client import AsgiAnswer, AsgiClient
 from tests.unit.registry.conftest import V2, image, put_blob, put_image
@@ -249,3 +249,32 @@ async def test_delete_a_manifest(client: AsgiClient, registry: MemoryRegistry) -
     ]
     answer = await client("DELETE", f"/v2/never/heard/manifests/{stored.digest}")
     assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
+
+
+async def test_a_put_of_many_tags_is_answered_in_few_header_lines(client: AsgiClient) -> None:
+    """As many as are taken give an answer of fewer than the 100 lines that common clients read; more are 414."""
+    most = RequestLimits().tags_per_put
+    body = image()
+
+    def path(count: int) -> str:
+        return f"{V2}/manifests/{digest_of(body)}?" + "&".join(f"tag=t{number}" for number in range(count))
+
+    answer = await client("PUT", path(most), TYPE, body)
+    assert answer.status == 201
+    assert len(answer.all("oci-tag")) == most
+    assert len(answer.fields) < 90
+    refused = await client("PUT", path(most + 1), TYPE, body)
+    assert refused.status == 414
+    assert f"at most {most} are accepted" in refused.json["errors"][0]["message"]
+
+
+async def test_a_long_type_is_400(client: AsgiClient) -> None:
+    """It would be held for every list and every HEAD."""
+    for more in ({"artifactType": "a" * 300}, {"subject": _typed("a" * 300)}):
+        answer = await client("PUT", f"{V2}/manifests/1", TYPE, image(**more))
+        assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
+        assert "at most 255 are taken" in answer.json["errors"][0]["message"]
+
+
+def _typed(kind: str) -> dict[str, object]:
+    return Descriptor(kind, digest_of(b"{}"), 2).as_json()

@@ -1,11 +1,13 @@
-"""Mirrors over a real store, in front of an upstream in memory."""
+"""Mirrors over a real store, in front of an upstream in memory, and a large blob that they fill."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import apsw
@@ -14,21 +16,21 @@ import pytest
 from registry.config import Upstream
 from registry.mirror.mirror import Mirror
 from storage.composition import open_registry, prepare_data_dir
+from storage.content import digest_of
 from storage.data_dir.system import System
-from storage.names import RepositoryName
+from storage.errors import BlobUnknown
+from storage.interface import BlobReader
+from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.mirror_source import FakeSource
 
 MIRRORED_REPO = RepositoryName("docker.io/library/app")
 UPSTREAM_REPO = "library/app"
 NOW = 1_750_000_000.0
-
-
-async def wait_until(holds: Callable[[], bool]) -> None:
-    """Waits for a condition that another task or thread brings about."""
-    async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110  the other side knows nothing of who waits
-            await asyncio.sleep(0.001)
+MIB = 1 << 20
+BIG = random.Random(4).randbytes(12 * MIB + 12345)
+DIGEST = digest_of(BIG)
+OTHER = RepositoryName("docker.io/library/other")
 
 
 class MirrorClock:
@@ -112,3 +114,42 @@ def source_of_another_worker(site: MirrorStore) -> FakeSource:
 @pytest.fixture
 def site(tmp_path: Path) -> MirrorStore:
     return MirrorStore(tmp_path / "data")
+
+
+@pytest.fixture
+async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+    async with site.worker() as opened:
+        yield opened
+
+
+async def begun(site: MirrorStore, worker: MirrorWorker, *layers: bytes) -> None:
+    """Adds an image to the upstream, and pulls its manifest."""
+    site.far.add_image(UPSTREAM_REPO, *(layers or (BIG,)))
+    await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+
+
+async def read(reader: BlobReader) -> bytes:
+    try:
+        return b"".join([chunk async for chunk in reader])
+    finally:
+        await reader.aclose()
+
+
+def sent_once(site: MirrorStore, digest: Digest, size: int) -> None:
+    """Checks that the upstream sent every byte once."""
+    spans = sorted(site.far.sent[digest])
+    assert spans[0][0] == 0
+    assert spans[-1][1] == size
+    assert all(one[1] == two[0] for one, two in pairwise(spans))
+
+
+async def stored(worker: MirrorWorker, digest: Digest, repo: RepositoryName = MIRRORED_REPO) -> None:
+    """Waits until the blob is in the store."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await worker.store.resolve_blob(repo, digest)
+            except BlobUnknown:
+                await asyncio.sleep(0.001)
+            else:
+                return

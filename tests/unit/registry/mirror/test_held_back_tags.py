@@ -13,13 +13,13 @@ from storage.content import Actor, Manifest
 from storage.errors import Denied, ManifestUnknown, UpstreamUnavailable
 from storage.names import RepositoryName, Tag
 from storage.upstream_tags import TagNotFrozen
+from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     UPSTREAM_REPO,
     MirrorStore,
     MirrorWorker,
     source_of_another_worker,
-    wait_until,
 )
 
 TAG = Tag("1")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from registry.request import RequestContext, enter_request
@@ -17,12 +15,6 @@ from tests.fakes.registry_content import BY, image_of, push_image, read_blob
 from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
 
 TAG = Tag("1")
-
-
-@pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
-    async with site.worker() as opened:
-        yield opened
 
 
 async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> None:

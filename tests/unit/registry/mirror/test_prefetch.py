@@ -15,8 +15,18 @@ from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Tag
 from tests.fakes.mirror_source import FakeSource
 from tests.fakes.registry_content import image_of, index_of, read_blob
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker, wait_until
-from tests.unit.registry.mirror.test_mirrored_blobs import BIG, DIGEST, MIB, sent_once, stored
+from tests.unit.registry.conftest import wait_until
+from tests.unit.registry.mirror.conftest import (
+    BIG,
+    DIGEST,
+    MIB,
+    MIRRORED_REPO,
+    UPSTREAM_REPO,
+    MirrorStore,
+    MirrorWorker,
+    sent_once,
+    stored,
+)
 
 CONFIG = b'{"architecture":"amd64"}'
 LAYERS = (b"first layer", b"second layer" * 10_000, b"third layer")

@@ -13,8 +13,8 @@ from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_QUEUED_BLOBS, MAX_RUNN
 from storage.content import digest_of
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.registry_content import read_blob
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker, wait_until
-from tests.unit.registry.mirror.test_mirrored_blobs import stored
+from tests.unit.registry.conftest import wait_until
+from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker, stored
 
 FIRST = b"a first layer"
 TAG = Tag("1")

@@ -14,7 +14,8 @@ from storage.content import Manifest, digest_of
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Tag
 from tests.fakes.registry_content import index_of
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker, wait_until
+from tests.unit.registry.conftest import wait_until
+from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
 
 TAG = Tag("1")
 

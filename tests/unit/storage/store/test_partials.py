@@ -1,4 +1,4 @@
-"""Blobs on their way in, in one process."""
+"""Blobs on their way in, in one process: what is written, read, committed and kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,26 +13,13 @@ import pytest
 
 from storage.blobs.files.partial_state_format import MAX_STORED_EXTENTS, Progress, decode_progress
 from storage.composition import open_registry
-from storage.content import PartialFailures, digest_of
-from storage.errors import BlobUnknown, DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
+from storage.content import digest_of
+from storage.errors import BlobUnknown, DigestInvalid, PartialLost, StorageFailed
 from storage.names import RepositoryName
-from storage.partials import Partial
 from storage.store.stored_registry import StoredRegistry
-from tests.fakes.partial_peer import BOOT, UBUNTU, content, digest
+from tests.fakes.partial_peer import UBUNTU
 from tests.system.crash.workload import files_below, read
-
-SIZE = 3 * 1024 * 1024 + 17
-BODY, DIGEST = content(1, SIZE), digest(1, SIZE)
-STEP = 64 * 1024
-
-
-async def _fill(partial: Partial, body: bytes = BODY) -> None:
-    for start, stop in partial.missing():
-        await asyncio.to_thread(partial.write_at, start, body[start:stop])
-
-
-def _seen(partial: Partial, start: int, stop: int) -> bytes:
-    return os.pread(partial.file.fd, stop - start, partial.file.offset + start)
+from tests.unit.storage.store.conftest import BODY, DIGEST, SIZE, STEP, bytes_of, fill
 
 
 async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegistry, data: Path) -> None:
@@ -53,7 +39,7 @@ async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegi
     assert partial.missing() == []
     assert (await partial.commit(UBUNTU)).size == SIZE
     assert await read(registry, UBUNTU, DIGEST) == BODY
-    assert _seen(partial, 0, SIZE) == BODY, "it stays open"
+    assert bytes_of(partial, 0, SIZE) == BODY, "it stays open"
     assert await partial.wait(0) == await partial.wait(SIZE) == SIZE
     assert not partial.is_owner
     assert files_below(data / "partials") == []
@@ -88,14 +74,14 @@ async def test_readers_follow_what_is_there_without_a_gap(registry: StoredRegist
     await asyncio.to_thread(owner.write_at, 0, BODY[:STEP])
     assert await first in (STEP, 3 * STEP)
     assert await reader.wait(0) == 3 * STEP
-    assert _seen(reader, 0, 3 * STEP) == BODY[: 3 * STEP]
-    await _fill(owner)
+    assert bytes_of(reader, 0, 3 * STEP) == BODY[: 3 * STEP]
+    await fill(owner)
     assert await reader.wait(3 * STEP) == SIZE
     assert not end.done(), "not content before its digest is checked"
     await owner.commit(UBUNTU)
     assert await end == SIZE
     owner.close()
-    assert _seen(reader, 0, SIZE) == BODY
+    assert bytes_of(reader, 0, SIZE) == BODY
     reader.close()
 
 
@@ -117,7 +103,7 @@ async def test_wrong_bytes_keep_nothing(registry: StoredRegistry, data: Path) ->
     starts with nothing."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     waiting = asyncio.create_task(reader.wait(SIZE))
-    await _fill(owner, b"x" + BODY[1:])
+    await fill(owner, b"x" + BODY[1:])
     with pytest.raises(DigestInvalid):
         await owner.commit(UBUNTU)
     with pytest.raises(DigestInvalid):
@@ -141,35 +127,9 @@ async def test_bytes_that_are_there_are_never_changed(registry: StoredRegistry) 
     partial = await registry.partials.claim(DIGEST, SIZE)
     await asyncio.to_thread(partial.write_at, 0, BODY[: 2 * STEP])
     await asyncio.to_thread(partial.write_at, STEP, b"\0" * STEP + BODY[2 * STEP :])
-    assert _seen(partial, 0, SIZE) == BODY
+    assert bytes_of(partial, 0, SIZE) == BODY
     await partial.commit(UBUNTU)
     partial.close()
-    assert await read(registry, UBUNTU, DIGEST) == BODY
-
-
-async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistry) -> None:
-    """When the owner lets go, who waits for a byte that is not there gets PartialLost, can become the owner, and needs
-    to bring only what is missing; of two, one becomes it."""
-    owner, second, third = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
-    await asyncio.to_thread(owner.write_at, STEP, BODY[STEP : 2 * STEP])
-    waiting = asyncio.create_task(second.wait(0))
-    await asyncio.sleep(0)
-    owner.close()
-    with pytest.raises(PartialLost):
-        await waiting
-    with pytest.raises(PartialLost):
-        await asyncio.to_thread(owner.write_at, 0, b"x")
-    assert not owner.take_ownership()
-    assert await second.wait(STEP) == 2 * STEP, "what is there can be read"
-    assert second.take_ownership()
-    assert second.is_owner
-    assert not third.take_ownership()
-    assert second.missing() == [(0, STEP), (2 * STEP, SIZE)]
-    await _fill(second)
-    await second.commit(UBUNTU)
-    assert await third.wait(SIZE) == SIZE
-    second.close()
-    third.close()
     assert await read(registry, UBUNTU, DIGEST) == BODY
 
 
@@ -191,7 +151,7 @@ async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) 
     for partial in (owner, reader):
         with pytest.raises(PartialLost):
             await partial.commit(UBUNTU)
-    await _fill(owner)
+    await fill(owner)
     with pytest.raises(PartialLost):
         await reader.commit(UBUNTU)
     await owner.commit(UBUNTU)
@@ -202,7 +162,7 @@ async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) 
 async def test_a_commit_whose_caller_is_cancelled_is_made_all_the_same(registry: StoredRegistry) -> None:
     """Also when the partial is closed at once: it is never half done."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
-    await _fill(owner)
+    await fill(owner)
     committing = asyncio.create_task(owner.commit(UBUNTU))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -217,7 +177,7 @@ async def test_a_commit_whose_caller_is_cancelled_is_made_all_the_same(registry:
 async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredRegistry) -> None:
     """The commit gives the repository the blob all the same."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    await _fill(partial)
+    await fill(partial)
     writer = await registry.start_upload(RepositoryName("team/app"))
     await writer.write(BODY)
     await writer.commit(DIGEST)
@@ -228,71 +188,12 @@ async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredReg
     assert await read(registry, RepositoryName("team/app"), DIGEST) == BODY
 
 
-async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: Path) -> None:
-    """A negative one, bytes outside of it; one that cannot fit is refused before anything is fetched, and leaves
-    nothing."""
-    partial = await registry.partials.claim(DIGEST, SIZE)
-    for offset, piece in ((SIZE - 1, b"xy"), (-1, b"xy"), (SIZE + 5, b"x")):
-        with pytest.raises(SizeInvalid):
-            partial.write_at(offset, piece)
-    with pytest.raises(SizeInvalid):
-        await registry.partials.claim(digest_of(b"a"), -1)
-    with pytest.raises(StorageFull):
-        await registry.partials.claim(digest_of(b"a"), 1 << 60)
-    assert len(files_below(data / "partials")) == 2
-    partial.close()
-
-
-async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, data: Path) -> None:
-    """Who has a wrong size for a blob is in nobody's way: it has an owner and bytes of its own, cannot become content,
-    and what had come of the right one stays."""
-    partial = await registry.partials.claim(DIGEST, SIZE)
-    await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
-    partial.close()
-    for size in (SIZE + 1, STEP):
-        wrong = await registry.partials.claim(DIGEST, size)
-        assert wrong.is_owner
-        assert wrong.missing() == [(0, size)]
-        await _fill(wrong, BODY + b"x")
-        with pytest.raises(DigestInvalid):
-            await wrong.commit(UBUNTU)
-        wrong.close()
-    partial = await registry.partials.claim(DIGEST, SIZE)
-    assert partial.missing() == [(STEP, SIZE)]
-    await _fill(partial)
-    await partial.commit(UBUNTU)
-    partial.close()
-    assert await read(registry, UBUNTU, DIGEST) == BODY
-    assert files_below(data / "partials") == []
-
-
-async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) -> None:
-    """Until that one lets go; its own wish it does not see. The others learn whether it has begun."""
-    owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
-    owner.add_waiter()
-    assert not owner.has_waiters
-    assert first.has_waiters
-    owner.mark_started()
-    assert first.has_started
-    first.add_waiter()
-    second.add_waiter()
-    first.close()
-    assert owner.has_waiters
-    second.close()
-    assert not owner.has_waiters
-    owner.close()
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.is_owner
-    assert not again.has_started
-    again.close()
-
-
 async def test_who_sent_wrong_bytes_is_noted_before_anybody_learns_of_them(registry: StoredRegistry) -> None:
     """So that whoever begins anew knows it; also where noting it fails, the bytes go."""
     for failing in (False, True):
         owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
         waiting = asyncio.create_task(reader.wait(SIZE))
-        await _fill(owner, b"x" + BODY[1:])
+        await fill(owner, b"x" + BODY[1:])
         told: list[bool] = []
 
         async def blame(waiting: asyncio.Task[int] = waiting, told: list[bool] = told, *, fail: bool = failing) -> None:
@@ -307,89 +208,6 @@ async def test_who_sent_wrong_bytes_is_noted_before_anybody_learns_of_them(regis
         assert told == [False]
         owner.close()
         reader.close()
-
-
-async def test_a_partial_that_was_dropped_is_claimed_anew(registry: StoredRegistry, data: Path) -> None:
-    """Whoever still has it open gets PartialLost and never becomes its owner."""
-    first = await registry.partials.claim(DIGEST, SIZE)
-    await asyncio.to_thread(first.write_at, 0, BODY[:STEP])
-    reader = await registry.partials.claim(DIGEST, SIZE)
-    first.close()
-    assert await registry.partials.expire(time.time() + 60)
-    assert not reader.take_ownership()
-    with pytest.raises(PartialLost):
-        await reader.wait(STEP)
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.is_owner
-    assert again.missing() == [(0, SIZE)]
-    reader.close()
-    again.close()
-
-
-async def test_only_idle_partials_without_an_owner_expire(registry: StoredRegistry, data: Path) -> None:
-    """One that is owned or was written of late stays; files of a broken-off beginning or end go when they are old."""
-    owned = await registry.partials.claim(DIGEST, SIZE)
-    idle = await registry.partials.claim(digest(2, 10), 10)
-    idle.close()
-    (data / "partials" / f"docker.io~sha256-{'a' * 64}.10.state").touch()
-    (data / "partials" / f"sha256-{'b' * 64}.data").touch()
-    (data / "partials" / "something else").touch()
-    assert await registry.partials.expire(time.time() - 3600) == []
-    assert len(await registry.partials.expire(time.time() + 3600)) == 3
-    assert {path.name for path in files_below(data / "partials")} == {
-        "something else", f"sha256-{DIGEST.encoded}.{SIZE}.data", f"sha256-{DIGEST.encoded}.{SIZE}.state",
-    }  # fmt: skip
-    await asyncio.to_thread(owned.write_at, 0, BODY)
-    await owned.commit(UBUNTU)
-    owned.close()
-
-
-async def test_the_collector_drops_idle_partials(data: Path) -> None:
-    """After the time that idle upload sessions have as well."""
-    async with open_registry(data, boot=BOOT) as registry:
-        (await registry.partials.claim(DIGEST, SIZE)).close()
-        assert (await registry.collector.collect()).partials == 0
-    async with open_registry(data, boot=BOOT, expire=60, clock=lambda: time.time() + 3600) as registry:
-        assert (await registry.collector.collect()).partials == 1
-    assert files_below(data / "partials") == []
-
-
-async def test_partials_of_another_run_of_the_machine_are_collected_at_once(data: Path) -> None:
-    """They can never be gone on with."""
-    async with open_registry(data, boot="before") as registry:
-        (await registry.partials.claim(DIGEST, SIZE)).close()
-    async with open_registry(data, boot="after") as registry:
-        assert (await registry.collector.collect()).partials == 1
-    assert files_below(data / "partials") == []
-
-
-async def test_many_claims_at_once_have_one_owner_and_one_file(registry: StoredRegistry) -> None:
-    """Of a hundred at once, one owns it, and together they hold two files open."""
-    before = len(os.listdir("/proc/self/fd"))
-    partials = await asyncio.gather(*(registry.partials.claim(DIGEST, SIZE) for _ in range(100)))
-    assert sum(partial.is_owner for partial in partials) == 1
-    assert len(os.listdir("/proc/self/fd")) == before + 2
-    for partial in partials:
-        partial.close()
-        partial.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def test_a_claim_that_is_cancelled_holds_nothing(registry: StoredRegistry) -> None:
-    """Neither an open file nor the owner's place."""
-    before = len(os.listdir("/proc/self/fd"))
-    for turns in range(6):
-        claiming = asyncio.create_task(registry.partials.claim(DIGEST, SIZE))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        claiming.cancel()
-        await asyncio.wait([claiming])
-        if not claiming.cancelled():
-            claiming.result().close()
-    assert len(os.listdir("/proc/self/fd")) == before
-    partial = await registry.partials.claim(DIGEST, SIZE)
-    assert partial.is_owner
-    partial.close()
 
 
 async def test_closing_while_threads_write_lets_them_finish(registry: StoredRegistry) -> None:
@@ -415,7 +233,7 @@ async def test_closing_while_threads_write_lets_them_finish(registry: StoredRegi
     assert sum(stop - start for start, stop in again.missing()) in (
         SIZE - written * STEP, SIZE - (written - 1) * STEP - SIZE % STEP,
     )  # fmt: skip
-    await _fill(again)
+    await fill(again)
     await again.commit(UBUNTU)
     again.close()
 
@@ -432,7 +250,7 @@ async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: Stor
     partial.close()
     again = await registry.partials.claim(DIGEST, SIZE)
     assert len(again.missing()) == MAX_STORED_EXTENTS
-    await _fill(again)
+    await fill(again)
     await again.commit(UBUNTU)
     again.close()
     assert await read(registry, UBUNTU, DIGEST) == BODY
@@ -441,7 +259,7 @@ async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: Stor
 async def test_a_file_that_was_cut_short_is_told(registry: StoredRegistry, data: Path) -> None:
     """Somebody cut the file of the bytes: the commit fails, and the next claim starts over."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    await _fill(partial)
+    await fill(partial)
     os.truncate(data / "partials" / f"sha256-{DIGEST.encoded}.{SIZE}.data", 2 * 1024 * 1024)
     with pytest.raises((StorageFailed, DigestInvalid)):
         await partial.commit(UBUNTU)
@@ -478,27 +296,3 @@ async def test_a_poke_that_comes_late_finds_nobody(registry: StoredRegistry) -> 
     for _ in range(5):
         await asyncio.sleep(0.002)
     assert errors == []
-
-
-async def test_why_an_owner_gave_up_is_told(data: Path) -> None:
-    """To all processes that follow, with a count, so that they know whether it was just now; the bytes stay, and the
-    next owner's reason takes its place."""
-    async with open_registry(data, boot=BOOT) as one, open_registry(data, boot=BOOT) as two:
-        owner, follower = await one.partials.claim(DIGEST, SIZE), await two.partials.claim(DIGEST, SIZE)
-        assert follower.owner_failures == PartialFailures()
-        await follower.report_failure("not its owner's")
-        assert follower.owner_failures == PartialFailures()
-        owner.write_at(0, BODY[:1000])
-        await owner.report_failure("because")
-        owner.close()
-        assert follower.owner_failures == PartialFailures(1, "because")
-        assert follower.take_ownership()
-        assert follower.missing() == [(1000, SIZE)]
-        follower.write_at(1000, BODY[1000:])
-        await follower.report_failure("long " * 1000)
-        later = await one.partials.claim(DIGEST, SIZE)
-        assert later.owner_failures.times == 2
-        assert 1000 < len(later.owner_failures.reason) < 4096
-        await follower.commit(UBUNTU)
-        later.close()
-        follower.close()

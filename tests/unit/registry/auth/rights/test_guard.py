@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -11,69 +11,46 @@ from typing import TypeVar
 import pytest
 
 from registry.auth.rights.guard import Guarded
-from registry.auth.rights.principal import ANONYMOUS, CATALOG, UNPRIVILEGED, Identity, Principal, Rights
-from registry.naming import NamingRules
-from registry.router import Router
+from registry.auth.rights.principal import CATALOG, UNPRIVILEGED, Principal
 from storage.access import Action
 from storage.composition import open_registry, prepare_data_dir
-from storage.content import BLOB_TYPE, Descriptor, Span
 from storage.errors import (
     BlobUnknown,
     BlobUploadUnknown,
     Denied,
     ManifestUnknown,
     NameUnknown,
-    RegistryError,
     Unauthorized,
     Unsupported,
 )
 from storage.interface import Deleter, Lister, Reader, Registry, Writer
 from storage.memory_registry import MemoryRegistry
-from storage.names import Digest, RepositoryName, Tag, UploadID
-from storage.patterns import ALL_NAMES, NameSet
+from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from storage.wrappers import Call as RegistryCall
 from storage.wrappers import RefusingRegistry
-from tests.fakes.registry_content import BY, descriptor_of, image_of, push_blob, push_image, read_blob
-from tests.fakes.store_accounts import acting_as, limit
-
-APP, NONE = RepositoryName("team/app"), RepositoryName("team/non")
-OTHER = RepositoryName("other/app")
-LATEST = Tag("latest")
-LAYER = descriptor_of(b"layer of one").digest
-IMAGE = image_of(descriptor_of(b"{}", "application/x.test"))
-UPLOAD = UploadID.random()
-
-PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
-
-Call = Callable[[Registry, RepositoryName], Awaitable[object]]
-
-READS: Mapping[str, Call] = {
-    "resolve_blob": lambda r, repo: r.resolve_blob(repo, LAYER),
-    "open_blob": lambda r, repo: r.open_blob(repo, LAYER, Span(0, 2)),
-    "resolve_manifest": lambda r, repo: r.resolve_manifest(repo, LATEST),
-    "get_manifest": lambda r, repo: r.get_manifest(repo, LATEST),
-    "tags": lambda r, repo: r.tags(repo, None, 10),
-}
-WRITES: Mapping[str, Call] = {
-    "start_upload": lambda r, repo: r.start_upload(repo, by=BY),
-    "resume_upload": lambda r, repo: r.resume_upload(repo, UPLOAD, by=BY),
-    "upload_offset": lambda r, repo: r.upload_offset(repo, UPLOAD, by=BY),
-    "mount_blob": lambda r, repo: r.mount_blob(repo, LAYER, OTHER, BY),
-    "mount_blob, from anywhere": lambda r, repo: r.mount_blob(repo, LAYER, ALL_NAMES, BY),
-    "put_manifest": lambda r, repo: r.put_manifest(repo, IMAGE, [LATEST], by=BY),
-}
-DELETES: Mapping[str, Call] = {
-    "delete_blob": lambda r, repo: r.delete_blob(repo, LAYER, by=BY),
-    "delete_manifest": lambda r, repo: r.delete_manifest(repo, LAYER, by=BY),
-    "delete_tag": lambda r, repo: r.delete_tag(repo, LATEST, by=BY),
-}
-OTHERS: Mapping[str, Call] = {
-    "referrers": lambda r, repo: r.referrers(repo, LAYER, None, None, 10),
-    "repositories": lambda r, repo: r.repositories(None, 10),
-}
-CALLS = {**READS, **WRITES, **DELETES, **OTHERS}
-
+from tests.fakes.guarded_calls import (
+    ALICE,
+    ANYBODY,
+    APP,
+    CALLS,
+    DELETE,
+    DELETES,
+    LATEST,
+    LAYER,
+    NONE,
+    OTHER,
+    PULL,
+    PUSH,
+    READS,
+    ROOT,
+    WRITES,
+    outcome,
+    who,
+)
+from tests.fakes.registry_content import BY, descriptor_of, push_blob, push_image, read_blob
+from tests.fakes.store_accounts import acting_as
 
 T = TypeVar("T")
 
@@ -87,32 +64,6 @@ class TouchedRegistry(RefusingRegistry):
 
     async def handle(self, call: RegistryCall[T]) -> T:
         raise Touched
-
-
-def who(
-    name: str | None, *access: tuple[str, Action], token: Mapping[str, Action] | None = None, limits: str | None = None
-) -> Principal:
-    """Somebody with these rights, perhaps by a token."""
-    actions: dict[Action, list[str]] = {}
-    for pattern, allowed in access:
-        for action in Action:
-            if action in allowed:
-                actions.setdefault(action, []).append(pattern)
-    proof = Identity(name, access=token, limits=(limit(limits, "*"),) if limits else None)
-    return Principal(proof, Rights({action: NameSet.of(found) for action, found in actions.items()}))
-
-
-ALICE = who("alice", ("own/**", PULL | PUSH | DELETE))
-ANYBODY = who(None, ("own/**", PULL))
-ROOT = Principal(Identity("root"), Rights.everything(admin=True))
-
-
-async def outcome(call: Awaitable[object]) -> tuple[object, ...]:
-    """What a client is told: what came, or the error's class and all that is in it."""
-    try:
-        return ("OK", repr(await call))
-    except RegistryError as error:
-        return (type(error), error.code, error.message, repr(error.detail))
 
 
 def protocol_methods() -> set[str]:
@@ -330,177 +281,6 @@ async def test_a_session_is_its_owners(inner: Registry) -> None:
     with acting_as(alice):
         assert await guard.upload_offset(APP, writer.id) == 5
         await (await guard.resume_upload(APP, writer.id)).commit(descriptor_of(b"bytes").digest)
-
-
-# Names that lead elsewhere
-
-MIRRORED = RepositoryName("docker.io/team/app")
-
-
-class GuardedRouter:
-    """A router with a default upstream and a private one, over registries in memory. `during` is called while the
-    mirror answers."""
-
-    def __init__(self) -> None:
-        self.hosted = MemoryRegistry()
-        self.far = MirrorStub(self)
-        self.private = MemoryRegistry()
-        self.pushed: set[str] = set()
-        self.during: Callable[[], Awaitable[object]] | None = None
-        mirrors: dict[str, Registry] = {"docker.io": self.far, "private.example": self.private}
-        self.router = Router(self.hosted, mirrors, self.known, NamingRules(mirrors, default="docker.io"))
-        self.guard = Guarded(self.router, self.router.naming, self.router.stored_name)
-
-    async def known(self, repo: RepositoryName) -> bool:
-        return repo in self.pushed
-
-    async def push(self) -> None:
-        await push_image(self.hosted, APP, "hosted", "latest")
-        self.pushed.add(APP)
-
-
-class MirrorStub(MemoryRegistry):
-    """An upstream's mirror."""
-
-    def __init__(self, site: GuardedRouter) -> None:
-        super().__init__()
-        self._site = site
-        self.asked: list[str] = []
-
-    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        self.asked.append(repo)
-        if self._site.during is not None:
-            await self._site.during()
-        return await super().resolve_blob(repo, digest)
-
-
-@pytest.fixture
-async def site() -> GuardedRouter:
-    """`team/app` is nobody's, and Docker Hub has one of that name."""
-    made = GuardedRouter()
-    await push_image(made.far, MIRRORED, "far", "latest")
-    await push_image(made.far, RepositoryName("docker.io/library/ubuntu"), "ubuntu", "latest")
-    await push_image(made.private, RepositoryName("private.example/team/app"), "private", "latest")
-    return made
-
-
-FAR, HOSTED = descriptor_of(b"layer of far").digest, descriptor_of(b"layer of hosted").digest
-
-
-@pytest.mark.parametrize("name", ["ubuntu", "library/ubuntu", "docker.io/ubuntu", "docker.io/library/ubuntu"])
-async def test_a_mirrors_content_is_granted_by_its_stored_name(site: GuardedRouter, name: str) -> None:
-    """However it was asked for; a grant on the short name opens nothing."""
-    repo = RepositoryName(name)
-    with acting_as(who("alice", ("docker.io/library/*", PULL))):
-        await site.guard.get_manifest(repo, LATEST)
-    with acting_as(who("alice", ("ubuntu", PULL), ("library/*", PULL))), pytest.raises(ManifestUnknown):
-        await site.guard.get_manifest(repo, LATEST)
-
-
-async def test_who_may_have_the_name_but_not_the_mirrors_finds_nothing_there(site: GuardedRouter) -> None:
-    """Also nobody, whom a 401 would send away from a name that is open to all; the upstream hears nothing. Once it is
-    pushed, it is there."""
-    for name in (None, "alice"):
-        with acting_as(who(name, ("team/**", PULL | PUSH | DELETE))):
-            for call in READS.values():
-                with pytest.raises((BlobUnknown, ManifestUnknown, NameUnknown)):
-                    await call(site.guard, APP)
-            for call in DELETES.values():
-                with pytest.raises((BlobUnknown, NameUnknown)):
-                    await call(site.guard, APP)
-    assert site.far.asked == []
-    await site.push()
-    with acting_as(who(None, ("team/**", PULL))):
-        assert (await site.guard.get_manifest(APP, LATEST)).blobs[1].digest == HOSTED
-
-
-async def test_who_may_have_the_mirrors_but_not_the_name_loses_it_with_the_first_push(site: GuardedRouter) -> None:
-    """What was pushed under that name is not what they may read."""
-    with acting_as(who("alice", ("docker.io/**", PULL))):
-        assert (await site.guard.get_manifest(APP, LATEST)).blobs[1].digest == FAR
-        await site.push()
-        for call in READS.values():
-            with pytest.raises((BlobUnknown, ManifestUnknown, NameUnknown)):
-                await call(site.guard, APP)
-        assert (await site.guard.referrers(APP, FAR, None, None, 10)).items == []
-
-
-async def test_a_push_between_the_question_and_the_answer_opens_nothing(site: GuardedRouter) -> None:
-    """A blob that is looked for while the name is first pushed: the answer would be of the wrong repository."""
-    site.pushed.add(MIRRORED)
-    with acting_as(who("alice", ("docker.io/**", PULL))):
-        assert (await site.guard.resolve_blob(APP, FAR)).digest == FAR
-        site.during = site.push
-        with pytest.raises(BlobUnknown):
-            await site.guard.resolve_blob(APP, FAR)
-    assert site.far.asked == [MIRRORED, MIRRORED]
-
-
-async def test_a_head_of_a_name_that_is_nobodys_asks_no_upstream(site: GuardedRouter) -> None:
-    """Who pushes looks for blobs first; the upstream is told no private names, also where rights differ."""
-    with acting_as(who("alice", ("docker.io/**", PULL))), pytest.raises(BlobUnknown):
-        await site.guard.resolve_blob(APP, FAR)
-    assert site.far.asked == []
-
-
-async def test_a_push_does_not_bring_over_what_may_not_be_read(site: GuardedRouter) -> None:
-    """A manifest that names a blob of the mirror's repository gets it for those who may pull there."""
-    site.pushed.add(MIRRORED)
-    image = await site.far.get_manifest(MIRRORED, LATEST)
-    for blob in image.blobs:
-        site.hosted.add_blob(MIRRORED, blob.digest, await read_blob(site.far, MIRRORED, blob.digest))
-    with acting_as(who("alice", ("team/**", PULL | PUSH))):
-        assert (await outcome(site.guard.put_manifest(APP, image, [LATEST], by=BY)))[1] == "MANIFEST_BLOB_UNKNOWN"
-    with acting_as(who("alice", ("team/**", PULL | PUSH), ("docker.io/**", PULL))):
-        await site.guard.put_manifest(APP, image, [LATEST], by=BY)
-
-
-async def test_the_bare_name_of_an_upstream_tells_nothing_to_who_may_not_pull_there(site: GuardedRouter) -> None:
-    """It is refused like any other name."""
-    with acting_as(ALICE):
-        seen = [await outcome(site.guard.tags(RepositoryName(name), None, 1)) for name in ("docker.io", "unknown.io")]
-        assert str(seen[0]).replace("docker", "unknown") == str(seen[1])
-    with acting_as(ROOT), pytest.raises(NameUnknown, match="mirrored here"):
-        await site.guard.tags(RepositoryName("docker.io"), None, 1)
-
-
-async def test_a_mirrors_repository_takes_no_push_and_says_so_to_who_could(site: GuardedRouter) -> None:
-    """Others are told that they may not push there, and no more."""
-    for principal, text in ((ROOT, "is mirrored from docker.io"), (ALICE, "alice may not push to docker.io/library/x")):
-        with acting_as(principal), pytest.raises(Denied, match=text):
-            await site.guard.start_upload(RepositoryName("docker.io/library/x"))
-
-
-async def test_mounts_from_a_mirror_take_a_pull_on_its_stored_name(site: GuardedRouter) -> None:
-    """By whichever name the source is given."""
-    ubuntu = RepositoryName("docker.io/library/ubuntu")
-    site.hosted.add_blob(ubuntu, LAYER, b"layer of one")
-    for source in ("ubuntu", "docker.io/library/ubuntu"):
-        with acting_as(who("alice", ("team/**", PUSH), ("ubuntu", PULL))), pytest.raises(BlobUnknown):
-            await site.guard.mount_blob(APP, LAYER, RepositoryName(source), BY)
-        with acting_as(who("alice", ("team/**", PUSH), ("docker.io/**", PULL))):
-            assert await site.guard.mount_blob(APP, LAYER, RepositoryName(source), BY) == Descriptor(
-                BLOB_TYPE, LAYER, 12
-            )
-
-
-async def test_a_private_upstream_in_an_open_registry_says_what_to_do(site: GuardedRouter) -> None:
-    """There is nobody who could have a grant yet."""
-    principal = Principal(ANONYMOUS, Rights.everything(["private.example"]), open=True)
-    with acting_as(principal):
-        with pytest.raises(Unauthorized, match="require_grant = false"):
-            await site.guard.get_manifest(RepositoryName("private.example/team/app"), LATEST)
-        await site.guard.get_manifest(APP, LATEST)
-
-
-async def test_a_token_speaks_of_the_name_that_was_asked_by(site: GuardedRouter) -> None:
-    """As the challenge does: `ns=docker.io` and `library/ubuntu` come here as the stored name."""
-    rights = ("docker.io/**", PULL)
-    stored = RepositoryName("docker.io/library/ubuntu")
-    with acting_as(who("alice", rights, token={"library/ubuntu": PULL}), "library/ubuntu"):
-        await site.guard.get_manifest(stored, LATEST)
-    with acting_as(who("alice", rights, token={"library/ubuntu": PULL}), "library/debian"):
-        assert (await outcome(site.guard.get_manifest(stored, LATEST)))[0] is Unauthorized
 
 
 async def test_rights_hold_for_a_push_that_goes_on(inner: Registry) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -18,26 +17,25 @@ from storage.errors import BlobUnknown, Denied, DigestInvalid, RegistryError, To
 from storage.names import Tag
 from tests.fakes.mirror_source import FakeSource
 from tests.fakes.registry_content import image_of, read_blob
+from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
+    BIG,
+    DIGEST,
+    MIB,
     MIRRORED_REPO,
+    OTHER,
     UPSTREAM_REPO,
     MirrorStore,
     MirrorWorker,
+    read,
+    sent_once,
     source_of_another_worker,
-    wait_until,
 )
-from tests.unit.registry.mirror.test_mirrored_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
 
 pytestmark = pytest.mark.slow
 
 OTHER_FAR = "library/other"
 SMALL = random.Random(5).randbytes(3 * MIB)
-
-
-@pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
-    async with site.worker() as opened:
-        yield opened
 
 
 async def begun(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:

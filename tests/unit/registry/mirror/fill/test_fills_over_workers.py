@@ -23,15 +23,20 @@ from storage.metadata.sqlite.sqlite_database import SqliteDatabase
 from storage.names import Digest, Tag
 from storage.partials import Partial
 from tests.fakes.registry_content import read_blob
+from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
+    BIG,
+    DIGEST,
+    MIB,
     MIRRORED_REPO,
+    OTHER,
     UPSTREAM_REPO,
     MirrorStore,
     MirrorWorker,
+    read,
+    sent_once,
     source_of_another_worker,
-    wait_until,
 )
-from tests.unit.registry.mirror.test_mirrored_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
 
 pytestmark = pytest.mark.slow
 

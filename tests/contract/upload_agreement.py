@@ -1,0 +1,265 @@
+"""Drives the stored registry and the reference model through uploads and restarts, and compares their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from storage.composition import OpenContent, open_files, open_registry, prepare_data_dir
+from storage.content import Actor, digest_of
+from storage.interface import Registry
+from storage.memory_registry import MemoryRegistry
+from storage.names import Digest, RepositoryName, Tag, UploadID
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.temporary_files import memory_root
+
+from .registry_pair import Raised, RegistryPair, UploadPair
+
+BY = Actor("model")
+REPOS = [RepositoryName(name) for name in ("a", "a/b")]
+TAGS = [Tag(name) for name in ("latest", "v1", "Z")]
+BLOBS = [b"", b"config", b"layer" * 50]
+ALGORITHMS = ["sha256", "sha512"]
+BLOB_DIGESTS = [digest_of(data, algorithm) for data in BLOBS for algorithm in ALGORITHMS]
+UNKNOWN = digest_of(b"nobody has this")
+
+repos = st.sampled_from(REPOS)
+contents = st.sampled_from(BLOBS)
+algorithms = st.sampled_from(["sha256", "sha256", "sha256", "sha512"])
+people = st.sampled_from([None, BY, Actor("somebody else")])
+
+
+class UploadAgreement(RuleBasedStateMachine):
+    """Drives both through uploads; each rule compares their answers. Time stands still unless a rule lets it pass."""
+
+    uploads: Bundle[UploadPair] = Bundle("uploads")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1_000_000.0
+        self.known: set[Digest] = {UNKNOWN, *BLOB_DIGESTS}
+        self.loop = asyncio.new_event_loop()
+        self.directory = tempfile.TemporaryDirectory(dir=memory_root())
+        self.data = Path(self.directory.name) / "data"
+        prepare_data_dir(self.data)
+        self.model = MemoryRegistry(self.clock)
+        self.pair = RegistryPair(self.loop, self.model, self.open())
+        self.held: list[UploadPair] = []
+        self.changed = False
+
+    @invariant()
+    def alike(self) -> None:
+        """After each change everything that can be seen is the same."""
+        if self.changed:
+            self.changed = False
+            self.pair.compare_all(REPOS, sorted(self.known), TAGS)
+
+    def change(self, call: Callable[[Registry], Awaitable[Any]]) -> Any:
+        self.changed = True
+        return self.pair.ask(call)
+
+    def clock(self) -> float:
+        return self.now
+
+    def content(self) -> OpenContent:
+        """Where the bytes lie."""
+        return open_files
+
+    def open(self) -> StoredRegistry:
+        self.opened: AbstractAsyncContextManager[StoredRegistry] = open_registry(
+            self.data, clock=self.clock, open_content=self.content()
+        )
+        self.stored = self.loop.run_until_complete(self.opened.__aenter__())
+        return self.stored
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.opened.__aexit__(None, None, None))
+
+    def teardown(self) -> None:
+        """At the end, and after a restart, everything that can be seen is the same."""
+        try:
+            self.restart()
+            self.alike()
+        finally:
+            for upload in self.held:
+                for writers in upload.old:
+                    self.loop.run_until_complete(self.drop(writers))
+            self.close()
+            self.loop.close()
+            self.directory.cleanup()
+
+    @staticmethod
+    async def drop(writers: list[Any]) -> None:
+        for writer in writers:
+            await asyncio.gather(writer.aclose(), return_exceptions=True)
+
+    # Uploads
+
+    @rule(target=uploads, repo=repos, algorithm=algorithms, by=people)
+    def start(self, repo: RepositoryName, algorithm: str, by: Actor | None) -> UploadPair:
+        return self.begin(repo, algorithm, by)
+
+    def begin(self, repo: RepositoryName, algorithm: str, by: Actor | None = None) -> UploadPair:
+        writers = self.pair.get([registry.start_upload(repo, algorithm, by=by) for registry in self.pair.both])
+        upload = UploadPair(repo, [writer.id for writer in writers], writers)
+        self.held.append(upload)
+        return upload
+
+    @rule(repo=repos, data=contents, algorithm=algorithms)
+    def push_blob(self, repo: RepositoryName, data: bytes, algorithm: str) -> None:
+        upload = self.begin(repo, algorithm)
+        self.write(upload, data)
+        self.end(upload, [writer.commit(digest_of(data, algorithm)) for writer in upload.writers or ()])
+
+    @rule(upload=uploads, data=contents)
+    def write(self, upload: UploadPair, data: bytes) -> None:
+        if upload.writers is None:
+            return
+        if not isinstance(self.pair.compare([writer.write(data) for writer in upload.writers]), Raised):
+            upload.taken += data
+        assert [writer.offset for writer in upload.writers] == [len(upload.taken)] * 2
+
+    @rule(upload=uploads, start=st.integers(0, 20), length=st.integers(0, 1000))
+    def read_at(self, upload: UploadPair, start: int, length: int) -> None:
+        if upload.writers is not None:
+            read = self.pair.compare([writer.read_at(start, length) for writer in upload.writers])
+            assert read == upload.taken[start : start + length]
+
+    @rule(upload=uploads)
+    def let_go(self, upload: UploadPair) -> None:
+        if upload.writers is not None:
+            self.pair.compare([writer.aclose() for writer in upload.writers])
+            upload.old.append(upload.writers)
+            upload.writers = None
+
+    @rule(upload=uploads, asked=st.sampled_from(["right", "right", "none", "wrong"]))
+    def resume(self, upload: UploadPair, asked: str) -> None:
+        """By someone else, at once: whoever has the session loses it, and with it what is not in the store yet."""
+        self.land(upload)
+        offset = {"right": len(upload.taken), "none": None, "wrong": len(upload.taken) + 1}[asked]
+        resumed = self.pair.get(
+            [
+                registry.resume_upload(upload.repo, number, offset)
+                for registry, number in zip(self.pair.both, upload.ids, strict=True)
+            ]
+        )
+        if resumed:
+            assert [writer.offset for writer in resumed] == [len(upload.taken)] * 2
+            if upload.writers is not None:
+                upload.old.append(upload.writers)
+            upload.writers = resumed
+
+    def land(self, upload: UploadPair) -> None:
+        """Reading back makes a writer bring what it has gathered to the store."""
+        if upload.writers is not None:
+            self.pair.compare([writer.read_at(0, 0) for writer in upload.writers])
+
+    @rule(upload=uploads)
+    def status(self, upload: UploadPair) -> None:
+        self.land(upload)
+        self.ask_status(upload)
+
+    def ask_status(self, upload: UploadPair) -> Any:
+        return self.pair.compare(
+            [
+                registry.upload_offset(upload.repo, number)
+                for registry, number in zip(self.pair.both, upload.ids, strict=True)
+            ]
+        )
+
+    @rule(upload=uploads, repo=repos)
+    def ask_for_it_elsewhere(self, upload: UploadPair, repo: RepositoryName) -> None:
+        if repo != upload.repo:
+            pairs = list(zip(self.pair.both, upload.ids, strict=True))
+            assert isinstance(self.pair.compare([registry.upload_offset(repo, n) for registry, n in pairs]), Raised)
+            assert isinstance(self.pair.compare([registry.resume_upload(repo, n) for registry, n in pairs]), Raised)
+
+    @rule(upload=uploads, by=people)
+    def ask_for_it_as(self, upload: UploadPair, by: Actor | None) -> None:
+        """Nobody loses it by that, whether it is theirs or not."""
+        self.land(upload)
+        pairs = list(zip(self.pair.both, upload.ids, strict=True))
+        self.pair.compare([registry.upload_offset(upload.repo, number, by=by) for registry, number in pairs])
+        wrong = len(upload.taken) + 1
+        told = self.pair.compare(
+            [registry.resume_upload(upload.repo, number, wrong, by=by) for registry, number in pairs]
+        )
+        assert isinstance(told, Raised)
+
+    @rule(upload=uploads, algorithm=algorithms, right=st.sampled_from([True, True, True, False]))
+    def commit(self, upload: UploadPair, algorithm: str, right: bool) -> None:
+        if upload.writers is not None:
+            digest = digest_of(upload.taken if right else upload.taken + b"?", algorithm)
+            self.known.add(digest)
+            self.end(upload, [writer.commit(digest) for writer in upload.writers])
+
+    @rule(repo=repos, data=contents, algorithm=algorithms)
+    def commit_wrongly(self, repo: RepositoryName, data: bytes, algorithm: str) -> None:
+        """What is sent is not what was announced: nothing of it stays."""
+        upload = self.begin(repo, "sha256")
+        self.write(upload, data + b"broken")
+        self.end(upload, [writer.commit(digest_of(data, algorithm)) for writer in upload.writers or ()])
+
+    @rule(repo=repos, data=contents, call=st.sampled_from(["write", "commit", "read_at"]))
+    def take_over(self, repo: RepositoryName, data: bytes, call: str) -> None:
+        """A push that breaks off, is resumed while its old connection lives on, and is ended by the new one."""
+        upload = self.begin(repo, "sha256")
+        self.write(upload, data[:3])
+        self.resume(upload, "right")
+        self.try_what_was_lost(upload, call)
+        self.write(upload, data[3:])
+        self.commit(upload, "sha256", right=True)
+        self.try_what_was_lost(upload, call)
+
+    @rule(upload=uploads)
+    def cancel(self, upload: UploadPair) -> None:
+        if upload.writers is not None:
+            self.end(upload, [writer.cancel() for writer in upload.writers])
+
+    def end(self, upload: UploadPair, calls: list[Any]) -> None:
+        self.changed = True
+        self.pair.compare(calls)
+        assert isinstance(self.ask_status(upload), Raised)
+        writers, upload.writers = upload.writers, None
+        if writers is not None:
+            self.pair.compare([writer.aclose() for writer in writers])
+            upload.old.append(writers)
+
+    @rule(upload=uploads, call=st.sampled_from(["write", "commit", "read_at"]))
+    def try_what_was_lost(self, upload: UploadPair, call: str) -> None:
+        """A writer that lost its session, or let it go, can do nothing with it."""
+        for writers in upload.old[-1:]:
+            calls: dict[str, Callable[[Any], Awaitable[Any]]] = {
+                "write": lambda writer: self.write_and_close(writer),
+                "read_at": lambda writer: writer.read_at(0, 1),
+                "commit": lambda writer: writer.commit(digest_of(upload.taken)),
+            }
+            assert isinstance(self.pair.compare([calls[call](writer) for writer in writers]), Raised)
+
+    @staticmethod
+    async def write_and_close(writer: Any) -> None:
+        await writer.write(b"too late")
+        await writer.aclose()
+
+    @rule(repo=repos)
+    def resume_nothing(self, repo: RepositoryName) -> None:
+        unknown = UploadID.random()
+        assert isinstance(self.pair.ask(lambda registry: registry.resume_upload(repo, unknown)), Raised)
+        assert isinstance(self.pair.ask(lambda registry: registry.upload_offset(repo, unknown)), Raised)
+
+    @rule()
+    def restart(self) -> None:
+        """The store is closed and opened again; sessions that somebody had are there to be resumed."""
+        for upload in self.held:
+            self.let_go(upload)
+            upload.old.clear()
+        self.close()
+        self.pair.both[1] = self.open()
+        self.changed = True

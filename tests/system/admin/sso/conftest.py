@@ -1,0 +1,120 @@
+"""An OpenID provider, a registry that uses it, and the browsers of two people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
+from tests.fakes.commands import entrepot_output
+from tests.fakes.openid_server import CLIENT, SECRET, FakeOpenIDProvider, openid_provider
+from tests.fakes.plain_client import plain_client
+from tests.fakes.server_process import running_server
+
+SESSION, ATTEMPT = "entrepot-session", "entrepot-login"
+
+
+@dataclass
+class Browser:
+    """A client that keeps cookies and follows redirects."""
+
+    site: AdminSite
+    client: httpx2.Client
+
+    def get(self, path: str, **more: Any) -> httpx2.Response:
+        """Gets one page, without following redirects."""
+        return self.client.get(path if path.startswith("http") else self.site.server.url + path, **more)
+
+    def to_provider(self, path: str = "/login") -> httpx2.Response:
+        """Returns the parameters of the provider's redirect back to the registry."""
+        begun = self.get(path)
+        assert begun.status_code == 303, begun.text
+        answer = self.get(begun.headers["location"])
+        assert answer.status_code == 302
+        return answer
+
+    def login(self, path: str = "/login") -> httpx2.Response:
+        """Logs in at the provider. Returns the registry's answer to the provider's redirect."""
+        return self.get(self.to_provider(path).headers["location"])
+
+    def call(self, method: str, path: str, body: object = None, **headers: str) -> httpx2.Response:
+        return self.client.request(method, f"{self.site.server.url}/api/v1{path}", json=body, headers=headers)
+
+    @property
+    def own(self) -> str:
+        return self.site.server.url
+
+    @property
+    def session(self) -> str | None:
+        return self.client.cookies.get(SESSION)
+
+
+def variables(sso: FakeOpenIDProvider, folder: Path, **more: str) -> dict[str, str]:
+    """Returns the environment variables of a registry that uses the provider."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "secret").write_text(SECRET)
+    given = {"ISSUER": sso.url, "CLIENT_ID": CLIENT, "CLIENT_SECRET_FILE": str(folder / "secret"), **more}
+    return {f"ENTREPOT_OIDC__{name}": value for name, value in given.items()}
+
+
+def failed(site: AdminSite, part: str) -> list[dict[str, Any]]:
+    """Waits for failed logins in the audit log whose reason contains a text, and returns them."""
+    while True:
+        lines = site.done("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
+        if found := [line for line in lines if part in json.dumps(line["detail"])]:
+            return found
+
+
+def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403) -> None:
+    """Checks that the answer is a short page without a session."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert (
+        answer.headers["content-security-policy"]
+        == "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+    assert '<a href="/login">' in answer.text
+    assert len(answer.text) < 1000
+    assert browser.session is None
+    assert browser.call("GET", "/me").status_code == 401
+
+
+@pytest.fixture(scope="package")
+def made_provider() -> Iterator[FakeOpenIDProvider]:
+    with openid_provider() as made:
+        yield made
+
+
+@pytest.fixture
+def sso(made_provider: FakeOpenIDProvider) -> FakeOpenIDProvider:
+    made_provider.clear_faults()
+    return made_provider
+
+
+@pytest.fixture(scope="package")
+def site(made_provider: FakeOpenIDProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """Yields a site with the admin root and the user alice."""
+    folder = tmp_path_factory.mktemp("login")
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", "alice", "--password-file", "-", folder=folder, given=PASSWORD)
+    with running_server(folder, workers=2, env=variables(made_provider, folder, GROUPS_CLAIM="groups")) as server:
+        yield AdminSite(server, folder)
+
+
+@pytest.fixture
+def browser(site: AdminSite) -> Iterator[Browser]:
+    with plain_client(timeout=60) as client:
+        yield Browser(site, client)
+
+
+@pytest.fixture
+def other(site: AdminSite) -> Iterator[Browser]:
+    """Yields another person's browser."""
+    with plain_client(timeout=60) as client:
+        yield Browser(site, client)

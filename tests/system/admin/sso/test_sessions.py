@@ -1,0 +1,145 @@
+"""The session after a login: where it counts, what ends it, and that no page of another site can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import jwt
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.openid_server import FakeOpenIDProvider
+from tests.system.admin.sso.conftest import SESSION, Browser
+
+
+def test_where_it_counts(browser: Browser, sso: FakeOpenIDProvider) -> None:
+    """A session counts at the management API only, and as a cookie only; not at `/v2` or `/token`."""
+    browser.login()
+    assert browser.call("GET", "/me").status_code == 200
+    session = browser.session
+    assert session is not None
+    for path in ("/v2/", "/v2/_catalog"):
+        assert browser.get(path).status_code == 401
+        assert httpx2.get(browser.own + path, headers={"authorization": f"Bearer {session}"}).status_code == 401
+    token = browser.get("/token?scope=repository:team/app:pull&service=entrepot").json()["token"]
+    assert jwt.decode(token, options={"verify_signature": False})["sub"] == ""
+    for auth in (("alice", session), ("entrepot", session)):
+        assert httpx2.get(f"{browser.own}/token", auth=auth).status_code == 401
+        assert httpx2.get(f"{browser.own}/api/v1/me", auth=auth).status_code == 401
+    form = {"grant_type": "refresh_token", "refresh_token": session, "service": "entrepot"}
+    assert httpx2.post(f"{browser.own}/token", data=form).status_code == 401
+    headers = {"authorization": f"Bearer {session}"}
+    assert httpx2.get(f"{browser.own}/api/v1/me", headers=headers).status_code == 401
+
+
+def test_a_token_is_no_session(browser: Browser, sso: FakeOpenIDProvider) -> None:
+    """A bearer token, an ID token and an altered session are refused as sessions."""
+    browser.login()
+    token = httpx2.get(f"{browser.own}/token", auth=(ADMIN, PASSWORD)).json()["token"]
+    session = browser.session or ""
+    head, body, mark = session.split(".")
+    forged = jwt.encode(jwt.decode(session, options={"verify_signature": False}), "", "none")
+    api_token = browser.site.token("alice")
+    for wrong in (token, sso.tokens[-1], api_token, f"{head}.{body}.{mark[:-4]}AAAA", forged, "x", "x" * 5000):
+        answer = httpx2.get(f"{browser.own}/api/v1/me", headers={"cookie": f"{SESSION}={wrong}"})
+        assert answer.status_code == 401
+
+
+def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
+    """Disabling the account, a new password and removing it end the session at the next request."""
+    changes: list[Callable[[str], Any]] = [
+        lambda name: browser.site.done("PATCH", f"/users/{name}", {"enabled": False}),
+        lambda name: browser.site.done("PUT", f"/users/{name}/password", {}),
+        lambda name: browser.site.done("DELETE", f"/users/{name}"),
+    ]
+    for change in changes:
+        name = browser.site.user()[0]
+        sso.person = {"preferred_username": name}
+        browser.login()
+        assert browser.call("GET", "/me").json()["name"] == name
+        change(name)
+        for _ in range(3):
+            assert browser.call("GET", "/me").status_code == 401
+
+
+def test_a_new_key_ends_it_later(browser: Browser, sso: FakeOpenIDProvider) -> None:
+    """A session signed by the old key is accepted as long as bearer tokens of that key."""
+    browser.login()
+    browser.site.done("POST", "/keys", {})
+    assert browser.call("GET", "/me").status_code == 200
+
+
+def test_a_login_goes_before_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
+    """Credentials in a header have precedence over the session, also wrong ones."""
+    browser.login()
+    me = f"{browser.own}/api/v1/me"
+    assert browser.client.get(me, auth=(ADMIN, PASSWORD)).json()["name"] == ADMIN
+    assert browser.client.get(me, auth=(ADMIN, "wrong")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"origin": "https://evil.example.com"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:1"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "none"},
+        {"sec-fetch-site": ""},
+    ],
+    ids=str,
+)
+def test_other_sites_change_nothing(browser: Browser, sso: FakeOpenIDProvider, headers: dict[str, str]) -> None:
+    """A request that does not come from a page of this registry changes nothing in a session, and does not log out."""
+    browser.login()
+    for method, path, body in (("POST", "/tokens", {}), ("DELETE", "/tokens/none", None), ("PUT", "/grants", {})):
+        assert browser.call(method, path, body, **headers).status_code == 403
+    refused = browser.client.post(f"{browser.own}/logout", headers=headers)
+    assert refused.status_code == 403
+    assert "set-cookie" not in refused.headers
+    assert browser.call("GET", "/me").status_code == 200
+
+
+def test_another_site_lies_in_neither(browser: Browser, sso: FakeOpenIDProvider) -> None:
+    """Sec-Fetch-Site counts, whatever Origin holds."""
+    browser.login()
+    headers = {"sec-fetch-site": "same-site", "origin": browser.own}
+    assert browser.call("POST", "/tokens", {}, **headers).status_code == 403
+
+
+@pytest.mark.parametrize("how", ["origin", "sec-fetch-site"])
+def test_a_person_makes_api_tokens(browser: Browser, sso: FakeOpenIDProvider, how: str) -> None:
+    """A page of this registry may do what the person may. docker can log in with an API token made there."""
+    browser.login()
+    headers = {"origin": browser.own} if how == "origin" else {"sec-fetch-site": "same-origin"}
+    made = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
+    assert made.status_code == 201
+    assert httpx2.get(f"{browser.own}/token", auth=("alice", made.json()["secret"])).status_code == 200
+    assert browser.call("POST", "/tokens", {"account": ADMIN}, **headers).status_code == 404
+    # Their password still takes the old one.
+    assert browser.call("PUT", "/users/alice/password", {"new": "another long one"}, **headers).status_code == 403
+
+
+def test_logout(browser: Browser, sso: FakeOpenIDProvider) -> None:
+    """The logout button ends the session, and the person can log in again."""
+    browser.login()
+    page = browser.get("/logout")
+    assert page.status_code == 200
+    assert '<form method="post" action="/logout">' in page.text
+    assert page.headers["referrer-policy"] == "same-origin"
+    foreign = browser.client.post(f"{browser.own}/logout", headers={"origin": "https://evil.example"})
+    assert foreign.status_code == 403
+    for answer in (page, foreign, browser.client.put(f"{browser.own}/logout")):
+        assert "form-action 'self'" in answer.headers["content-security-policy"] or answer is not page
+        for name in ("content-security-policy", "x-frame-options", "x-content-type-options", "cache-control"):
+            assert len(answer.headers.get_list(name)) == 1, name
+    assert browser.call("GET", "/me").status_code == 200
+    out = browser.client.post(f"{browser.own}/logout", headers={"origin": browser.own})
+    assert out.status_code == 200
+    assert browser.session is None
+    assert browser.call("GET", "/me").status_code == 401
+    assert browser.login().status_code == 303

@@ -1,0 +1,197 @@
+"""Answers that clients do not read: they hold no request body, and use memory within a budget."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+
+import pytest
+from fastapi import Request
+
+from registry.app import create_app
+from registry.asgi import Message
+from registry.config import Settings
+from registry.http import DistributionAPI
+from registry.http.body_memory import UNCOUNTED_RESPONSE_BYTES, BodyMemory
+from registry.memory_budget import MemoryBudget
+from storage.content import Manifest
+from storage.errors import TooManyRequests
+from storage.memory_registry import MemoryRegistry
+from storage.names import Reference, RepositoryName, Tag
+from tests.fakes.asgi_client import AsgiClient, scope_of
+from tests.unit.registry.conftest import REPO, V2, put_blob, put_image, wait_until
+from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, UnreadPut, api_of, large_image
+
+
+@pytest.mark.parametrize("body", [large_image(), b"{" * LARGE], ids=["201", "400"])
+async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegistry, body: bytes) -> None:
+    """The turn and the body's memory are given back before the answer is sent, whether it is a 201 or a 400."""
+    await put_blob(registry, b"{}")
+    intake = BodyMemory()
+    silent, other = (
+        UnreadPut(api_of(registry, intake), body, "a"),
+        PiecewiseSender(api_of(registry, intake), large_image(), "b"),
+    )
+    silent.send_all()
+    waiting = silent.start()
+    await wait_until(lambda: silent.status)
+    assert intake.manifests.used == 0
+    other.send_all()
+    async with asyncio.timeout(10):
+        await other.start()
+    assert other.status == 201
+    silent.reads.set()
+    await waiting
+
+
+async def test_an_error_that_is_not_read_keeps_no_body(registry: MemoryRegistry) -> None:
+    """What went wrong refers to the body: that is let go before the answer is sent."""
+    size = 4 * 1024 * KIB
+    silent = UnreadPut(api_of(registry, BodyMemory()), b"{" * size)
+    silent.send_all()
+    tracemalloc.start()
+    try:
+        waiting = silent.start()
+        await wait_until(lambda: silent.status)
+        await wait_until(lambda: tracemalloc.get_traced_memory()[0] < size // 2)
+    finally:
+        tracemalloc.stop()
+    assert silent.status == 400
+    silent.reads.set()
+    await waiting
+
+
+async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
+    """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
+    several is held once."""
+    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    api = api_of(registry, intake)
+    taken = asyncio.Event()
+
+    async def get(name: str, gate: asyncio.Event | None) -> int:
+        status = 0
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            if gate is not None and message["type"] == "http.response.body":
+                await gate.wait()
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        await api(scope_of("GET", f"{V2}/manifests/{name}", {}), receive, send)
+        return status
+
+    slow = [asyncio.create_task(get("a", taken)) for _ in range(5)]
+    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    assert intake.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
+    assert await get("b", None) == 429
+    assert await get("a", None) == 200
+    taken.set()
+    assert await asyncio.gather(*slow) == [200] * 5
+    assert await get("b", None) == 200
+    assert intake.responses.used == 0
+
+
+class UnreadGet:
+    """A client's GET of a manifest that reads nothing of the answer until `reads` is set."""
+
+    def __init__(
+        self, api: DistributionAPI, name: str, headers: dict[str, str] | None = None, part: str = "body"
+    ) -> None:
+        """`part` of the answer is where it stops: the start, or the body."""
+        self.status = 0
+        self.reads = asyncio.Event()
+        self._part = f"http.response.{part}"
+        self.task = asyncio.create_task(
+            api(scope_of("GET", f"{V2}/manifests/{name}", headers or {}), self._receive, self._send)
+        )
+
+    async def _receive(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == self._part:
+            await self.reads.wait()
+        self.status = message.get("status", self.status)
+
+
+@pytest.mark.parametrize("part", ["start", "body"])
+async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
+    """Those who hold one manifest together are cut together; whether they have taken the headers or not."""
+    intake = BodyMemory(
+        responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
+    )
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    slow = [UnreadGet(api_of(registry, intake), "a", part=part) for _ in range(5)]
+    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    other = UnreadGet(api_of(registry, intake), "b")
+    other.reads.set()
+    async with asyncio.timeout(10):
+        await other.task
+    assert other.status == 200
+    for each in slow:
+        with pytest.raises(TooManyRequests):  # the server cuts the connection
+            await each.task
+    assert intake.responses.used == 0
+
+
+async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
+    """If-None-Match is looked at first."""
+    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    slow = UnreadGet(api_of(registry, intake), "a")
+    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
+    for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
+        other = UnreadGet(api_of(registry, intake), "b", headers)
+        other.reads.set()
+        await other.task
+        assert other.status == status
+    slow.reads.set()
+    await slow.task
+
+
+async def test_a_large_manifest_is_read_once() -> None:
+    """Where there is room for it: a second read would be a second line in the log."""
+    read: list[Reference] = []
+
+    class Counted(MemoryRegistry):
+        async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+            read.append(reference)
+            return await super().get_manifest(repo, reference)
+
+    registry = Counted()
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    answer = await AsgiClient(DistributionAPI(registry))("GET", f"{V2}/manifests/a")
+    assert (answer.status, read) == (200, ["a"])
+
+
+async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
+    """A client that does not read it keeps no memory of the form."""
+    app = create_app(Settings(), MemoryRegistry())
+    app.body_memory = BodyMemory()
+
+    @app.post("/form")
+    async def form(request: Request) -> int:
+        return len(await request.body())
+
+    silent = UnreadPut(app, b"")
+    silent.scope.update({"path": "/form", "raw_path": b"/form", "method": "POST"})
+    messages = [{"type": "http.request", "body": b"x" * 100, "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await asyncio.Future()
+
+    task = asyncio.create_task(app(silent.scope, receive, silent._send))
+    await wait_until(lambda: silent.status)
+    assert (silent.status, app.body_memory.forms.used) == (200, 0)
+    silent.reads.set()
+    await task

@@ -1,0 +1,138 @@
+"""Connections to an upstream while blobs are filled: all workers share a bounded number; none may hold up a blob."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from registry.mirror.fill import pieces
+from storage.content import digest_of
+from storage.errors import UpstreamTimeout
+from storage.names import Digest, Tag
+from tests.fakes.registry_content import read_blob
+from tests.unit.registry.conftest import wait_until
+from tests.unit.registry.mirror.conftest import (
+    BIG,
+    DIGEST,
+    MIB,
+    MIRRORED_REPO,
+    UPSTREAM_REPO,
+    MirrorStore,
+    MirrorWorker,
+    begun,
+    read,
+    sent_once,
+)
+
+pytestmark = pytest.mark.slow
+
+
+async def test_one_slow_connection_does_not_hold_a_blob_up(
+    site: MirrorStore, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When all other bytes are stored, the rest of a piece on a nearly stalled connection is fetched over another one.
+    No stored byte is fetched again."""
+    monkeypatch.setattr(pieces, "STRAGGLER_WINDOW_SECONDS", 0.2)
+    await begun(site, worker)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+
+    def again(digest: Digest) -> None:
+        if any(span.start == MIB for span in site.far.asked[digest]):
+            gate.set()
+
+    site.far.on_fetch = again
+    async with asyncio.timeout(60):
+        assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_connections_are_bounded(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Any number of blobs at a time use no more connections than the settings allow, and all of them arrive."""
+    site.far.connections = 3
+    layers = [BIG[start : start + 9 * MIB] for start in range(0, 6000, 1000)]
+    await begun(site, worker, *layers)
+    got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, digest_of(layer)) for layer in layers))
+    assert got == layers
+    assert site.far.most_at_once <= 3
+
+
+async def test_one_blob_does_not_keep_the_connections(site: MirrorStore, worker: MirrorWorker) -> None:
+    """A large blob may use all connections. A second blob that a client requests gets one after the next piece."""
+    site.far.connections = 2
+    small = BIG[1 : 3 * MIB]
+    await begun(site, worker, BIG, small)
+    first, second = (site.far.faults.gates.setdefault(at * MIB, threading.Event()) for at in (3, 5))
+    reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    await wait_until(lambda: site.far.at_once == 2)
+    other = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(small)))
+    second.set()
+    assert await other == small
+    first.set()
+    assert await read(reader) == BIG
+    assert site.far.most_at_once == 2
+
+
+async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
+    """A fill of many pieces lets a fill of another worker use the connection in between."""
+    site.far.connections = 1
+    small = BIG[: 3 * MIB]
+    site.far.add_image(UPSTREAM_REPO, BIG, small)
+    gate = site.far.faults.gates[5 * MIB] = threading.Event()
+    order: list[Digest] = []
+    site.far.on_fetch = order.append
+    async with site.worker() as one, site.worker() as two:
+        await one.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        reading = asyncio.create_task(read(first))
+        await wait_until(lambda: order.count(DIGEST) > 1)
+        other = asyncio.create_task(read_blob(two.mirror, MIRRORED_REPO, digest_of(small)))
+        await wait_until(lambda: bool(two.mirror.running_fills))
+        gate.set()
+        assert (await reading, await other) == (BIG, small)
+    assert order[-1] == DIGEST
+
+
+async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) -> None:
+    """A request for a blob that waits for a connection is answered in time. The blob follows when there is a
+    connection."""
+    site.far.connections, site.start_timeout = 1, 1.0
+    small = BIG[: 3 * MIB]
+    site.far.add_image(UPSTREAM_REPO, BIG, small)
+    gate = site.far.faults.gates[0] = threading.Event()
+    async with site.worker() as worker:
+        await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+        readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest) for digest in (DIGEST, digest_of(small))]
+        gate.set()
+        assert await asyncio.gather(*map(read, readers)) == [BIG, small]
+
+
+async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
+    """The client gets an error in time also if the upstream does not answer the question for the size."""
+    site.start_timeout = 1.0
+    loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
+    hold = site.far.faults.hold = asyncio.Event()
+    async with site.worker() as worker:
+        with pytest.raises(UpstreamTimeout):
+            await worker.mirror.open_blob(MIRRORED_REPO, loose.digest)
+        with pytest.raises(UpstreamTimeout):
+            await worker.mirror.resolve_blob(MIRRORED_REPO, loose.digest)
+        hold.set()
+        assert await read_blob(worker.mirror, MIRRORED_REPO, loose.digest) == b"named by no manifest here"
+
+
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> None:
+    """The client gets an error before it gives up. Bytes that arrive later are kept."""
+    site.start_timeout = 0.5
+    data = BIG[:size]
+    stall = site.far.faults.stall = asyncio.Event()
+    async with site.worker() as worker:
+        await begun(site, worker, data)
+        with pytest.raises(UpstreamTimeout):
+            await worker.mirror.open_blob(MIRRORED_REPO, digest_of(data))
+        stall.set()
+        await wait_until(lambda: not worker.mirror.running_fills)
+        assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
+    sent_once(site, digest_of(data), size)

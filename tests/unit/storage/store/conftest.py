@@ -1,0 +1,24 @@
+"""A partial blob of 3 MiB and a bit, and ways to write and read it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from storage.partials import Partial
+from tests.fakes.partial_peer import content, digest
+
+SIZE = 3 * 1024 * 1024 + 17
+BODY, DIGEST = content(1, SIZE), digest(1, SIZE)
+STEP = 64 * 1024
+
+
+async def fill(partial: Partial, body: bytes = BODY) -> None:
+    """Writes the bytes that are missing."""
+    for start, stop in partial.missing():
+        await asyncio.to_thread(partial.write_at, start, body[start:stop])
+
+
+def bytes_of(partial: Partial, start: int, stop: int) -> bytes:
+    """Returns these bytes of the partial as they are in its file."""
+    return os.pread(partial.file.fd, stop - start, partial.file.offset + start)
