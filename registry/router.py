@@ -40,6 +40,7 @@ from storage.errors import (
     PartialLost,
     QuotaExceeded,
     TooManyRequests,
+    Unsupported,
     UpstreamUnavailable,
 )
 from storage.interface import Registry
@@ -128,6 +129,17 @@ class Router(RefusingRegistry):
         upstream, returns it unchanged."""
         possible_names = self.naming.candidates(repo)  # the stored names that `repo` can mean: one or two
         return possible_names[0] if len(possible_names) == 1 else (await self.locate(repo)).repo
+
+    async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
+        """Returns the stored name of a repository to which clients have pushed: only such a repository has tags that
+        people may change here. Raises Unsupported for the name of a mirrored repository, NameUnknown if nothing was
+        ever pushed to the name."""
+        if (upstream := self.naming.upstream_of(repo)) is not None:
+            raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")
+        destination = await self.locate(repo)
+        if destination.upstream is not None:  # the name leads to the default upstream only until its first push
+            raise NameUnknown(f"nothing was ever pushed to {repo}")
+        return destination.repo
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
         """Returns True if it is known, without a look into the store, that the hosted registry answers every read of

@@ -7,7 +7,6 @@ from __future__ import annotations
 from registry.admin.caller import Caller
 from registry.auth.rights.guard import INSUFFICIENT_SCOPE
 from registry.auth.rights.principal import Principal
-from registry.upkeep.hosted_names import hosted_repository
 from storage.access import Action
 from storage.errors import Denied, NameUnknown, Unauthorized, Unsupported
 from storage.names import RepositoryName
@@ -41,7 +40,7 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
         raise Denied(f"{principal.name} may not push to {name}")
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
-    return await hosted_repository(caller.upkeep.router, name)
+    return await caller.upkeep.router.hosted_repository(name)
 
 
 def _unauthorized(principal: Principal, action_phrase: str) -> Unauthorized:

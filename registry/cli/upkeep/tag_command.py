@@ -113,7 +113,6 @@ def restore(
     """Restores the tag and prints what it points at now."""
     from registry.cli.accounts.account_admin import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
-    from registry.upkeep.hosted_names import hosted_repository
     from storage.names import Digest
     from storage.upkeep.tag_changes import TagChanges
 
@@ -125,7 +124,7 @@ def restore(
     seconds = None if at is None else _parse_time_or_fail(at)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
-        stored = await hosted_repository(upkeep.router, repo)
+        stored = await upkeep.router.hosted_repository(repo)
         changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
         return await changes.restore(stored, tag, to=digest, at=seconds, by=operator_actor(), force=force)
 
@@ -153,7 +152,6 @@ def move(
     """Moves the tag and prints what it points at now."""
     from registry.cli.accounts.account_admin import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
-    from registry.upkeep.hosted_names import hosted_repository
     from storage.names import as_reference
     from storage.upkeep.tag_changes import TagChanges
 
@@ -162,7 +160,7 @@ def move(
         wanted = as_reference(target)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
-        stored = await hosted_repository(upkeep.router, repo)
+        stored = await upkeep.router.hosted_repository(repo)
         changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
         return await changes.move(stored, tag, wanted, by=operator_actor(), force=force)
 
@@ -180,13 +178,12 @@ def delete(
     """Deletes the tag."""
     from registry.cli.accounts.account_admin import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
-    from registry.upkeep.hosted_names import hosted_repository
     from storage.upkeep.tag_changes import TagChanges
 
     repo, tag = _parse_tag_or_fail(reference)
 
     async def work(upkeep: UpkeepComponents) -> None:
-        stored = await hosted_repository(upkeep.router, repo)
+        stored = await upkeep.router.hosted_repository(repo)
         changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
         await changes.delete(stored, tag, by=operator_actor(), force=force)
 
