@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from storage.errors import QuotaExceeded
+from storage.human_text import size_text
 from storage.names import Digest, RepositoryName
-from storage.sizes import size_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ import logging
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -16,6 +15,7 @@ from registry.config import DOCKER_HUB, HUB_LIBRARY, Upstream, format_duration
 from registry.mirror.cooldown import TagChoice, add_sighting, choose_digest
 from storage.content import Descriptor
 from storage.errors import Denied, StorageFailed, StorageFull
+from storage.human_text import utc_text
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern
 from storage.upstream_tags import FrozenTag, Sighting, UpstreamTags
@@ -157,4 +157,4 @@ def frozen_notice(frozen: FrozenTag) -> str:
 def time_text(unix_seconds: float) -> str:
     """Returns a time as text for people, in UTC: `2026-01-31 09:30:05 UTC`. Rounds up to a second, so that a digest is
     served at the time that the text says."""
-    return datetime.fromtimestamp(math.ceil(unix_seconds), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return utc_text(math.ceil(unix_seconds))

@@ -10,8 +10,8 @@ from registry.config import Settings
 from registry.upkeep.budgets import CACHE_SCOPE, budget_of, scope_definitions, upstream_scope
 from storage.cached_images import EvictedImage
 from storage.errors import NameUnknown, Unsupported
+from storage.human_text import size_text
 from storage.jobs import JSON
-from storage.sizes import size_text
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Budget, Evictor
 from storage.upkeep.job_runner import JobContext, Work

@@ -27,7 +27,7 @@ from typing import Final, TypeVar
 from storage.data_dir.locks import Flock, try_flock, unlock_flock
 from storage.data_dir.system import System
 from storage.errors import StorageFull
-from storage.sizes import size_text
+from storage.human_text import size_text
 
 RESERVE_BYTES: Final = 16 * 1024 * 1024
 """Full size of the reserve. The largest known need is 7 MiB, for the log of a delete of a manifest with 25,000

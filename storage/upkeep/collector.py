@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 
 from storage.blobs.blob_store import BlobStore, ListedBlob
 from storage.errors import StorageFull
+from storage.human_text import utc_text
 from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import DeletedManifest, Metadata, QueuedLink, StaleUpload
 from storage.names import Digest
 from storage.partials import Partials
 from storage.upkeep.removal_gate import removal_slot
-from storage.upkeep.removals import CollectionReport, OnRemoval, Removal, RemovalKind, utc_text
+from storage.upkeep.removals import CollectionReport, OnRemoval, Removal, RemovalKind
 
 BATCH_SIZE = 500
 """Number of rows that one call reads from the metadata store."""

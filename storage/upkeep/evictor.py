@@ -20,9 +20,9 @@ from typing import Final
 from storage.cached_images import CachedImages, Cooldowns, EvictedImage, EvictionRules, IsKept
 from storage.content import Actor
 from storage.errors import RegistryError
+from storage.human_text import size_text
 from storage.leases import Leases
 from storage.names import Digest
-from storage.sizes import size_text
 from storage.upkeep.collector import Collector
 from storage.usage import ScopeUse, Usage
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -87,8 +86,3 @@ class CollectionReport:
     def __str__(self) -> str:
         """Returns the counts as text, such as `blob: 2, link: 3`."""
         return ", ".join(f"{kind}: {count}" for kind, count in self.counts.items())
-
-
-def utc_text(unix_seconds: float) -> str:
-    """Returns a time for people, such as `2026-01-31 09:30:00 UTC`."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
 from registry.config import RetentionRule, format_duration
+from storage.human_text import date_text
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 
 MIN_UNTAGGED_SECONDS: Final = 3600.0
@@ -68,8 +68,3 @@ def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:
         untagged=now - unused_seconds,
         pulled=now - max(unused_seconds, rule.keep_pulled_within),
     )
-
-
-def date_text(seconds: float) -> str:
-    """Returns the day of a time in seconds since 1970, in UTC."""
-    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from registry.upkeep.retention.decision import date_text, unused_limits
+from registry.upkeep.retention.decision import unused_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
 from storage.errors import NameUnknown
+from storage.human_text import date_text
 from storage.names import Digest, RepositoryName, Tag
 from storage.retention import MAX_PAGE_ROWS, ManifestKey, Retention, UnusedLimits
 

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from registry.upkeep.retention.decision import date_text, unused_limits
+from registry.upkeep.retention.decision import unused_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
 from storage.content import Actor
+from storage.human_text import date_text
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName
 from storage.retention import MAX_ORPHANS, Retention, UntaggedManifest, UnusedLimits

@@ -1,0 +1,23 @@
+"""Sizes and times as text for people. Times are in UTC, because the readers of a log or of an error may be anywhere."""
+
+from __future__ import annotations
+
+import time
+
+
+def size_text(size_bytes: int) -> str:
+    """Returns a number of bytes as text, such as `1.5 GiB`."""
+    size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} {units[0]}" if size == int(size) else f"{size:.1f} {units[0]}"
+
+
+def utc_text(unix_seconds: float) -> str:
+    """Returns a time as text, such as `2026-01-31 09:30:00 UTC`. Rounds down to a second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
+
+
+def date_text(unix_seconds: float) -> str:
+    """Returns the day of a time as text, such as `2026-01-31`."""
+    return time.strftime("%Y-%m-%d", time.gmtime(unix_seconds))
