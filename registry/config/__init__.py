@@ -10,9 +10,9 @@ from registry.config.mirror_settings import (
     Upstream,
     normalized_host,
 )
-from registry.config.retention_settings import RetentionRule, UpkeepSettings
+from registry.config.retention_settings import RetentionRule
 from registry.config.settings import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, TLSSettings
-from registry.config.upkeep_settings import CacheSettings, DiskSettings, Quota
+from registry.config.upkeep_settings import CacheSettings, DiskSettings, Quota, UpkeepSettings
 
 __all__ = [
     "DOCKER_HUB",

@@ -1,4 +1,4 @@
-"""The settings for upkeep: `[upkeep]` and `[[retention]]` (which tags are kept).
+"""The setting `[[retention]]`: which tags are kept.
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """
@@ -14,16 +14,6 @@ from registry.config.cooldown_settings import TagPattern
 from registry.config.field_types import Duration, SettingsGroup, split_commas
 from registry.config.mirror_settings import HUB_LIBRARY, Upstream
 from storage.patterns import NamePattern
-
-
-class UpkeepSettings(SettingsGroup):
-    """Work that the server does on its content from time to time."""
-
-    retention_every: Duration = Field(
-        default=86400.0,
-        description="Time between two runs of the rules `[[retention]]`. 0 means that only the command "
-        "`entrepot retention apply` and the API run them",
-    )
 
 
 class RetentionRule(SettingsGroup):

@@ -18,7 +18,6 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
-from registry.config.backup_settings import BackupSettings
 from registry.config.field_types import MIB, Duration, SettingsGroup, split_commas, split_http_url
 from registry.config.mirror_settings import (
     HostedSettings,
@@ -28,13 +27,15 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
-from registry.config.retention_settings import RetentionRule, UpkeepSettings, check_retention
-from registry.config.scrub_settings import ScrubSettings
+from registry.config.retention_settings import RetentionRule, check_retention
 from registry.config.upkeep_settings import (
+    BackupSettings,
     CacheSettings,
     DiskSettings,
     ImmutableRule,
     Quota,
+    ScrubSettings,
+    UpkeepSettings,
     check_immutable_rules,
     check_quotas,
 )

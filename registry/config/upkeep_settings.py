@@ -1,14 +1,18 @@
-"""The settings for upkeep: `[[immutable]]` (tags that clients cannot overwrite)."""
+"""The settings for upkeep: `[upkeep]`, `[scrub]`, `[backup]`, `[cache]`, `[disk]`, `[[quota]]` and `[[immutable]]`.
+
+The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import NoDecode
 
-from registry.config.field_types import SettingsGroup, split_commas
+from registry.config.field_types import MIB, Duration, SettingsGroup, split_commas
 from storage.errors import RegistryError
 from storage.names import RepositoryName
 from storage.patterns import NamePattern
@@ -23,15 +27,62 @@ def _check_tag_pattern(value: str) -> str:
     return TagPattern(value)
 
 
+_NamePattern = Annotated[str, AfterValidator(_check_name_pattern)]
+_TagPattern = Annotated[str, AfterValidator(_check_tag_pattern)]
+
+
+class UpkeepSettings(SettingsGroup):
+    """Work that the server does on its content from time to time."""
+
+    retention_every: Duration = Field(
+        default=86400.0,
+        description="Time between two runs of the rules `[[retention]]`. 0 means that only the command "
+        "`entrepot retention apply` and the API run them",
+    )
+
+
+class ScrubSettings(SettingsGroup):
+    """Scrub, which reads all stored content again to find out whether the disk has changed or lost any of it. Damaged
+    content is not served any more. What a mirror can fetch again, it fetches; the rest waits for a push."""
+
+    every: Duration = Field(
+        default=30 * 86400.0,
+        description="Time between the end of a round and the start of the next one. `0` means that the server starts "
+        "no rounds",
+    )
+    rate: ByteSize = Field(default=ByteSize(20 * MIB), gt=0, description="How many bytes are read per second at most")
+    quarantine_max: ByteSize = Field(
+        default=ByteSize(1024 * MIB),
+        ge=0,
+        description="How many damaged bytes are kept in the data directory's folder `quarantine`, for a look at them; "
+        "the oldest go first",
+    )
+
+
+class BackupSettings(SettingsGroup):
+    """Backups, which `entrepot backup` and the API make while the registry serves."""
+
+    target: Path | None = Field(
+        default=None,
+        description="Directory of the backups. It has its own copy of the accounts and keys, so only its owner may "
+        "read it",
+    )
+    keep: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many backups are kept in the directory; older ones are removed. Default: all",
+    )
+
+
 class ImmutableRule(SettingsGroup):
     """Tags that clients cannot overwrite or delete once they exist, in repositories that are pushed to this registry. A
     push of the same image again is accepted. An operator can change such a tag with `entrepot tag move --force`. A tag
     is immutable if it matches one of the rules."""
 
-    repositories: Annotated[
-        list[Annotated[str, AfterValidator(_check_name_pattern)]], BeforeValidator(split_commas)
-    ] = Field(min_length=1, description="Patterns of repositories, such as `team/**`")
-    tags: Annotated[list[Annotated[str, AfterValidator(_check_tag_pattern)]], BeforeValidator(split_commas)] = Field(
+    repositories: Annotated[list[_NamePattern], BeforeValidator(split_commas)] = Field(
+        min_length=1, description="Patterns of repositories, such as `team/**`"
+    )
+    tags: Annotated[list[_TagPattern], BeforeValidator(split_commas)] = Field(
         min_length=1, description="Patterns of tags, such as `v*`"
     )
 
@@ -59,10 +110,6 @@ def _check_prefix(value: str) -> str:
     except RegistryError:
         raise ValueError(f"{value!r} is not the beginning of repository names, like team/") from None
     return value
-
-
-def _check_pattern(value: str) -> str:
-    return NamePattern(value)
 
 
 class Quota(SettingsGroup):
@@ -95,10 +142,8 @@ class CacheSettings(SettingsGroup):
         description="Largest size of all mirrored content. Default: no limit. `cache_max` of an `[[upstream]]` limits "
         "one upstream",
     )
-    keep: Annotated[list[Annotated[str, AfterValidator(_check_pattern)]], NoDecode, BeforeValidator(split_commas)] = (
-        Field(
-            default=[], description="Patterns of repositories whose images always stay, such as `docker.io/library/*`"
-        )
+    keep: Annotated[list[_NamePattern], NoDecode, BeforeValidator(split_commas)] = Field(
+        default=[], description="Patterns of repositories whose images always stay, such as `docker.io/library/*`"
     )
     min_free: ByteSize = Field(
         default=ByteSize(0), ge=0, description="If less of the disk is free, images are evicted. 0 means never"

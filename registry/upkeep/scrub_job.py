@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from registry.config.scrub_settings import ScrubSettings
+from registry.config.upkeep_settings import ScrubSettings
 from registry.router import Router
 from registry.upkeep.refetch import Refetcher
 from storage.damage import DamageRecords

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.config.scrub_settings import ScrubSettings
+from registry.config.upkeep_settings import ScrubSettings
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.scrub_job import CONTINUE_SECONDS, is_due, scrub_work, start_if_due
