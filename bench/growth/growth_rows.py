@@ -58,6 +58,11 @@ class GrownStore:
     build_seconds: float
 
     @property
+    def count(self) -> int:
+        """Number of its manifests."""
+        return self.size.manifests
+
+    @property
     def is_entrepot(self) -> bool:
         return self.program.is_entrepot
 

@@ -52,6 +52,11 @@ class FilledStore:
     build_seconds: float
 
     @property
+    def count(self) -> int:
+        """Number of its blobs."""
+        return self.content.size.blobs
+
+    @property
     def is_entrepot(self) -> bool:
         return self.program.is_entrepot
 
