@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, Caller
-from registry.admin.job_routes import JobResponse
+from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import ManagementRoute
 from registry.upkeep.backup_work import backup_arguments
 from storage.backups import BackupTargetUnknown
@@ -70,8 +70,7 @@ async def make_backup(caller: AdminCaller, body: NewBackup) -> JobResponse:
     """Starts a job that makes a backup into the directory that `[backup] target` names. The registry serves meanwhile.
     `GET /jobs/{job}` shows how far it is."""
     arguments = backup_arguments(_target(caller), caller.upkeep.settings.backup.keep, verify=body.verify)
-    job = await caller.upkeep.store.jobs.add("backup", arguments, actor=caller.actor.name, is_resumable=True)
-    return JobResponse.from_stored(job)
+    return await queue_job(caller, "backup", arguments)
 
 
 def _target(caller: Caller) -> Path:

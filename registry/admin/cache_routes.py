@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller
-from registry.admin.job_routes import JobResponse
+from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import ManagementRoute
 from registry.upkeep.eviction import EVICTION_KIND, CachePart, check_upstream, eviction_arguments
 from registry.upkeep.eviction import read_cache_status as read_parts
@@ -98,9 +98,7 @@ async def evict_from_cache(caller: AdminCaller, request: EvictionRequest) -> Job
     the cache exceeds the limits in the settings."""
     check_upstream(caller.upkeep.settings, request.upstream)
     arguments = eviction_arguments(request.to, request.upstream, dry_run=request.dry_run)
-    return JobResponse.from_stored(
-        await caller.upkeep.store.jobs.add(EVICTION_KIND, arguments, actor=caller.actor.name, is_resumable=True)
-    )
+    return await queue_job(caller, EVICTION_KIND, arguments)
 
 
 @router.get("/quotas", tags=["quotas"])

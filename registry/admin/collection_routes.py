@@ -8,7 +8,7 @@ from pydantic import Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller
-from registry.admin.job_routes import JobResponse
+from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import ManagementRoute
 from registry.upkeep.fsck import FSCK
 from storage.upkeep.collection_job import GC
@@ -39,8 +39,7 @@ async def collect_garbage(caller: AdminCaller, request: CollectionRequest) -> Jo
     """Starts a round of garbage collection. Its result, at `/jobs/{job}`, has the number and the bytes of what was
     removed, by kind; after a dry run also the first thousand things that would be removed, with the reasons."""
     arguments = {"dry_run": request.dry_run, "strays": request.strays}
-    job = await caller.upkeep.store.jobs.add(GC, arguments, actor=caller.actor.name, is_resumable=True)
-    return JobResponse.from_stored(job)
+    return await queue_job(caller, GC, arguments)
 
 
 @router.post("/fsck", tags=["upkeep"], status_code=202)
@@ -48,5 +47,4 @@ async def check_store(caller: AdminCaller, request: CheckRequest) -> JobResponse
     """Starts a check of the metadata and the stored files. Its result, at `/jobs/{job}`, has the number of problems by
     code, and the first thousand problems."""
     arguments = {"repair": request.repair, "hash": request.hash}
-    job = await caller.upkeep.store.jobs.add(FSCK, arguments, actor=caller.actor.name, is_resumable=True)
-    return JobResponse.from_stored(job)
+    return await queue_job(caller, FSCK, arguments)

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from registry.admin.caller import AdminCaller
-from registry.admin.job_routes import JobResponse
+from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import ManagementRoute
 from registry.admin.models import BodyModel
 from storage.imports import ImportInvalid
@@ -72,7 +72,7 @@ async def import_directory(caller: AdminCaller, body: DirectoryImportBody) -> Jo
     if not Path(body.path).is_absolute():
         raise ImportInvalid(f"{body.path} is not an absolute path")
     await asyncio.to_thread(DistributionDirectory.find, Path(body.path))
-    return await _add_job(caller, KIND, body)
+    return await queue_job(caller, KIND, body.model_dump(by_alias=True))
 
 
 @router.post("/imports/remote", status_code=202, tags=["jobs"])
@@ -88,11 +88,4 @@ async def import_remote(caller: AdminCaller, body: RemoteImportBody) -> JobRespo
             "`entrepot import` on the server's machine"
         )
     RepositoryFilter(body.include, body.exclude)
-    return await _add_job(caller, KIND, body)
-
-
-async def _add_job(caller: AdminCaller, kind: str, body: BodyModel) -> JobResponse:
-    """Adds a job. It is resumable, because an import that runs again continues."""
-    arguments = body.model_dump(by_alias=True)
-    job = await caller.upkeep.store.jobs.add(kind, arguments, actor=caller.actor.name, is_resumable=True)
-    return JobResponse.from_stored(job)
+    return await queue_job(caller, KIND, body.model_dump(by_alias=True))

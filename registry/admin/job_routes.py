@@ -3,6 +3,7 @@ descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Self
 
@@ -10,10 +11,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
-from registry.admin.caller import AdminCaller
+from registry.admin.caller import AdminCaller, Caller
 from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
 from registry.request import RequestInvalid
-from storage.jobs import Job
+from storage.jobs import JSON, Job
 
 router = APIRouter(route_class=ManagementRoute)
 
@@ -57,6 +58,13 @@ class JobResponse(BaseModel):
             message=job.progress.message,
             result=job.result,
         )
+
+
+async def queue_job(caller: Caller, kind: str, arguments: Mapping[str, JSON]) -> JobResponse:
+    """Queues a job of the caller, and returns it. A server runs it. It is resumable: if its process ends, it runs
+    again."""
+    job = await caller.upkeep.store.jobs.add(kind, arguments, actor=caller.actor.name, is_resumable=True)
+    return JobResponse.from_stored(job)
 
 
 @router.get("/jobs", tags=["jobs"])

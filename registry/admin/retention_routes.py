@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, LoggedInCaller
-from registry.admin.job_routes import JobResponse
+from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import ManagementRoute
 from registry.upkeep.retention import retention_work
 from registry.upkeep.retention.preview import PreviewLine, PreviewSummary
@@ -107,5 +107,4 @@ async def apply_retention(caller: AdminCaller) -> JobResponse:
     """Queues a job that deletes the tags and untagged manifests that no rule in the settings keeps."""
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
-    job = await caller.upkeep.store.jobs.add(retention_work.KIND, {}, actor=caller.actor.name, is_resumable=True)
-    return JobResponse.from_stored(job)
+    return await queue_job(caller, retention_work.KIND, {})

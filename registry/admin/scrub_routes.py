@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller
-from registry.admin.job_routes import JobResponse
+from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import LimitQuery, ManagementRoute
 from registry.upkeep.scrub_job import scrub_arguments
 from storage.blobs.blob_store import QuarantinedBytes
@@ -182,13 +182,7 @@ async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) 
     jobs = caller.upkeep.store.jobs
     if active := await jobs.active(KIND):
         raise JobRunning(f"{active[0].actor} has started scrub already (job {active[0].id})")
-    job = await jobs.add(
-        KIND,
-        scrub_arguments(wanted.rate, keep_going=wanted.keep_going),
-        actor=caller.actor.name,
-        is_resumable=True,
-    )
-    return JobResponse.from_stored(job)
+    return await queue_job(caller, KIND, scrub_arguments(wanted.rate, keep_going=wanted.keep_going))
 
 
 @router.get("/damaged", tags=["scrub"])

@@ -10,8 +10,8 @@ import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
 from registry.cli.upkeep.import_file import import_file
-from registry.cli.upkeep.import_output import ExcludeOption, IncludeOption, OverwriteOption
 from registry.cli.upkeep.import_remote import import_from_url, is_url
+from registry.cli.upkeep.import_run import ExcludeOption, IncludeOption, OverwriteOption
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 HELP = """Store images here: those of a file or directory, or those of another registry.

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from registry.cli.options import ConfigOption, DataOption
-from registry.cli.upkeep.import_output import (
-    ExcludeOption,
-    IncludeOption,
-    OverwriteOption,
-    end_import,
-    print_step,
-)
-from registry.cli.upkeep.upkeep_run import JsonLinesOption, run_as_job
-
-if TYPE_CHECKING:
-    from registry.upkeep.components import UpkeepComponents
-    from storage.upkeep.job_runner import Work
+from registry.cli.upkeep.import_run import ExcludeOption, IncludeOption, OverwriteOption, run_import
+from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 HELP = """Take over the directory of a registry:2 or registry:3 (CNCF Distribution) with all its images.
 
@@ -53,18 +43,4 @@ def import_registry(
         "copy": copy,
         "overwrite": overwrite,
     }
-
-    def work(upkeep: UpkeepComponents) -> Work:
-        return upkeep.works["import-registry"]
-
-    result = run_as_job(
-        config,
-        data,
-        "import-registry",
-        arguments,
-        work,
-        as_json=as_json,
-        on_step=print_step,
-        create_data_directory=True,
-    )
-    end_import(result, as_json=as_json)
+    run_import(config, data, "import-registry", arguments, as_json=as_json)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from registry.cli.options import USAGE_ERROR, fail
-from registry.cli.upkeep.import_output import end_import, print_step
-from registry.cli.upkeep.upkeep_run import run_as_job
-
-if TYPE_CHECKING:
-    from registry.upkeep.components import UpkeepComponents
-    from storage.upkeep.job_runner import Work
+from registry.cli.upkeep.import_run import run_import
 
 _PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # not a setting: those begin with ENTREPOT_
 """The environment variable of this process through which the password gets to the HTTP client. The password is read
@@ -61,21 +56,7 @@ def import_from_url(
         "jobs": jobs,
         "overwrite": overwrite,
     }
-
-    def work(upkeep: UpkeepComponents) -> Work:
-        return upkeep.works["import-remote"]
-
-    result = run_as_job(
-        config,
-        data,
-        "import-remote",
-        arguments,
-        work,
-        as_json=as_json,
-        on_step=print_step,
-        create_data_directory=True,
-    )
-    end_import(result, as_json=as_json)
+    run_import(config, data, "import-remote", arguments, as_json=as_json)
 
 
 def _read(file: Path, what: str) -> str:

@@ -1,14 +1,16 @@
-"""What the commands that import from another registry print: problems and notes as they are found, and a summary."""
+"""What the commands that import from another registry share: their options, their job, and what they print. They print
+problems and notes as they are found, and a summary."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from registry.cli.output import human_size, plural
-from registry.cli.upkeep.upkeep_run import print_json_line
+from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
 
 if TYPE_CHECKING:
     from storage.jobs import JSON
@@ -29,7 +31,7 @@ OverwriteOption = Annotated[
 ]
 
 
-def print_step(step: Mapping[str, JSON]) -> None:
+def _print_step(step: Mapping[str, JSON]) -> None:
     """Prints a problem or a note as one line on stderr. Images that were imported are only counted."""
     if step["event"] == "imported":
         return
@@ -41,7 +43,25 @@ def print_step(step: Mapping[str, JSON]) -> None:
     typer.echo(f"{step['event']}: {image + ': ' if image else ''}{step['reason']}", err=True)
 
 
-def end_import(result: Any, *, as_json: bool) -> None:
+def run_import(
+    config: Path | None, data: str | None, kind: str, arguments: Mapping[str, JSON], *, as_json: bool
+) -> None:
+    """Runs an import from another registry as a job of this kind, into a data directory that it creates if there is
+    none, and prints its steps and its result. Ends the command with exit code 1 if there were problems."""
+    result = run_as_job(
+        config,
+        data,
+        kind,
+        arguments,
+        lambda upkeep: upkeep.works[kind],
+        as_json=as_json,
+        on_step=_print_step,
+        create_data_directory=True,
+    )
+    _end_import(result, as_json=as_json)
+
+
+def _end_import(result: Any, *, as_json: bool) -> None:
     """Prints the result of an import, and ends the command with exit code 1 if there were problems."""
     if as_json:
         print_json_line({"event": "done", **{name: value for name, value in result.items() if name[:6] != "listed"}})
