@@ -2,4 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.store.stored_registry import StoredRegistry
 from tests.fakes.small_store import small_store as small_store
+from tests.fakes.upkeep_store import Clock, clocked_store
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    """A store whose time is that of `clock`."""
+    async with clocked_store(tmp_path, clock) as opened:
+        yield opened

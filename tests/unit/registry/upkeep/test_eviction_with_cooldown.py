@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 from pydantic import ByteSize
 
 from registry.config import Settings, Upstream
@@ -21,21 +17,10 @@ from storage.upkeep.evictor import Evictor
 from storage.upkeep.usage_counting import count_scopes
 from storage.upstream_tags import Sighting
 from tests.fakes.registry_content import BY, image_of, index_of, push_blob
-from tests.fakes.upkeep_store import DAY, Clock, clocked_store
+from tests.fakes.upkeep_store import DAY, Clock
 
 APP = RepositoryName("docker.io/library/app")
 TAG = Tag("1")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    async with clocked_store(tmp_path, clock) as opened:
-        yield opened
 
 
 async def evictor_of(store: StoredRegistry, clock: Clock, cooldown: float) -> Evictor:

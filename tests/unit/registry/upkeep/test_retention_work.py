@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 import pytest
@@ -25,22 +24,11 @@ from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext, run_in_command, run_job
 from storage.upkeep.tag_changes import TagChanges
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
-from tests.fakes.upkeep_store import APP, DAY, Clock, clocked_store, pull
+from tests.fakes.upkeep_store import APP, DAY, Clock, pull
 
 OTHER = RepositoryName("team/other")
 MIRRORED = RepositoryName("docker.io/library/ubuntu")
 NAMING = NamingRules(["docker.io", "ghcr.io"], default="docker.io")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    async with clocked_store(tmp_path, clock) as opened:
-        yield opened
 
 
 def rule(repositories: str = "team/**", **conditions: Any) -> RetentionRule:

@@ -7,10 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from storage.composition import open_registry
 from storage.content import Actor, digest_of
@@ -24,17 +21,6 @@ from tests.fakes.registry_content import BY, descriptor_of, image_of, push_image
 from tests.fakes.upkeep_store import APP, START, Clock, clocked_store
 
 UBUNTU = RepositoryName("docker.io/library/ubuntu")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    async with clocked_store(tmp_path, clock) as opened:
-        yield opened
 
 
 async def test_pulls_add_up(store: StoredRegistry) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -25,17 +25,6 @@ from tests.fakes.upkeep_store import APP, DAY, START, Clock, clocked_store, pull
 
 RETENTION = Actor("entrepot retention")
 OTHER = RepositoryName("team/other")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    async with clocked_store(tmp_path, clock) as opened:
-        yield opened
 
 
 class FullDisk(System):

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 
 from storage.jobs import Job, JobState
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_schedule import queue_jobs
-from tests.fakes.upkeep_store import DAY, Clock, clocked_store
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    async with clocked_store(tmp_path, clock) as opened:
-        yield opened
+from tests.fakes.upkeep_store import DAY, Clock
 
 
 async def checked(store: StoredRegistry, clock: Clock) -> list[Job]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -16,18 +15,7 @@ from storage.pulls import MAX_SAVED_PULLS, PullCount, PullRecord, Pulls
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.pull_recorder import STORE_SECONDS, PullRecorder
 from tests.fakes.registry_content import push_image
-from tests.fakes.upkeep_store import APP, START, Clock, clocked_store
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    async with clocked_store(tmp_path, clock) as opened:
-        yield opened
+from tests.fakes.upkeep_store import APP, START, Clock
 
 
 async def hosted(repo: RepositoryName) -> tuple[object, RepositoryName, str | None]:
