@@ -70,6 +70,9 @@ def restore(
             f"{result['data']}: {plural(result['tags'], 'tag')}, {plural(result['manifests'], 'manifest')}, "
             f"{plural(result['blobs'], 'blob')} ({human_size(result['size'])}) as of {result['snapshot']}"
         )
+        if result["healed_blobs"]:
+            healed = plural(result["healed_blobs"], "blob")
+            typer.echo(f"restored whole, although damaged when the backup was made: {healed}")
     if result["damaged"]:
         typer.echo(f"entrepot: {plural(len(result['damaged']), 'blob')} could not be restored", err=True)
     raise typer.Exit(1 if result["damaged"] else 0)
