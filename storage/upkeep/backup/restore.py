@@ -229,11 +229,11 @@ class _Restore:
         except BlobDamaged as error:
             if blob.place:  # otherwise the restored registry knows that it lacks the blob
                 self._counts.damaged.append(blob.digest)
-                self._reporter.step(step="damaged", digest=blob.digest, size=blob.size, reason=str(error))
+                self._reporter.step("damaged", digest=blob.digest, size=blob.size, reason=str(error))
         else:
             self._counts.restored += 1
             self._note_healed(blob)
-            self._reporter.step(step="blob", digest=blob.digest, size=blob.size)
+            self._reporter.step("blob", digest=blob.digest, size=blob.size)
         await self._reporter.report(self._done_bytes)
 
     def _note_bytes(self, count: int) -> None:

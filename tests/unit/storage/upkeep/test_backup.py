@@ -80,7 +80,7 @@ async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
     result, steps = await backup(store, tmp_path / "backups")
 
     assert (result["blobs"], result["copied_blobs"], result["missing"]) == (3, 3, [])
-    assert {step["digest"] for step in steps if step["step"] == "blob"} >= {large.digest}
+    assert {step["digest"] for step in steps if step["event"] == "blob"} >= {large.digest}
     restored = await restore(tmp_path / "backups", tmp_path / "new")
     assert (restored["restored_blobs"], restored["manifests"], restored["tags"]) == (3, 1, 1)
     await check_image(tmp_path / "new", "v1", manifest.digest)
@@ -165,7 +165,7 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
     result, steps = await backup(store, tmp_path / "backups")
 
     assert result["missing"] == [large.digest]
-    assert {"step": "missing", "digest": large.digest, "reason": "its file is missing"} in steps
+    assert {"event": "missing", "digest": large.digest, "reason": "its file is missing"} in steps
     with pytest.raises(BackupFailed, match=f"1 blobs .* among them {large.digest}.*--skip-damaged"):
         await restore(tmp_path / "backups", tmp_path / "new")
     with pytest.raises(DataDirectoryError, match="a restore from a backup has not ended"):
@@ -199,7 +199,7 @@ async def test_damage_that_is_known_is_left_out(store: StoredRegistry, tmp_path:
     result, steps = await backup(store, tmp_path / "backups", now=2e9)
 
     assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, after.digest]), [])
-    assert {"step": "damaged", "digest": after.digest, "reason": "the registry knows that it is damaged"} in steps
+    assert {"event": "damaged", "digest": after.digest, "reason": "the registry knows that it is damaged"} in steps
     for target in ("backups", "other"):
         if target == "other":
             result, _ = await backup(store, tmp_path / target)
@@ -276,7 +276,7 @@ async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) 
     assert not (tmp_path / "new/entrepot.db").exists()
     result, steps = await backup(store, tmp_path / "backups", may_link=False, verify=True, now=2e9)
     assert (result["copied_blobs"], copy.read_bytes() == LARGE) == (1, True)
-    assert steps[1]["step"] == "damaged in the backup"
+    assert steps[1]["event"] == "damaged in the backup"
 
     (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).write_bytes(b"?" + LARGE[1:])
     copied, _ = await backup(store, tmp_path / "copied", may_link=False)
@@ -429,8 +429,8 @@ async def test_stopped_in_the_middle(store: StoredRegistry, tmp_path: Path) -> N
     reached = asyncio.Event()
 
     class Waiting(PlainReporter):
-        def step(self, **fields: JSON) -> None:
-            if fields["step"] == "blob":
+        def step(self, event: str, /, **fields: JSON) -> None:
+            if event == "blob":
                 reached.set()
 
     reporter = Waiting(lambda _: None, lambda _: None)
