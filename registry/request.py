@@ -23,6 +23,8 @@ USER_AGENT_CHARACTERS: Final = 256
 LogCall = Callable[[str, str, str], None]
 """Repeats the log line of an earlier call on the registry, for a request that the response cache answers. Its
 arguments are the name of that request's principal, its client's address and its id."""
+PushRefusal = Callable[[int], str | None]
+"""Returns a sentence on why the disk has no room for a push of this number of bytes; None if it has."""
 
 
 class RequestInvalid(RegistryError):

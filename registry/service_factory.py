@@ -38,7 +38,7 @@ from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
 from registry.naming import NamingRules
 from registry.observe import Observed
-from registry.request import current_request
+from registry.request import PushRefusal, current_request
 from registry.restrict import restrict
 from registry.server.shared_counters import SharedRateLimiter
 from registry.upkeep.admission import Admission
@@ -175,6 +175,8 @@ class ServiceFactory:
                 answer_cache,
                 has_no_accounts=lambda: not policy.closed,
                 count_pull=backend.pulls.count,
+                # With the setting `read_only`, pushes are refused whatever room there is.
+                push_refusal=None if settings.read_only else store.push_refusal,
             ),
             unchecked_registry=restricted,
             access=AccessControl(components, policy, components.token_service(policy), management),
@@ -200,10 +202,12 @@ class ServiceFactory:
         answer_cache: AnswerCache | None = None,
         has_no_accounts: Callable[[], bool] = lambda: True,
         count_pull: CountPull | None = None,
+        push_refusal: PushRefusal | None = None,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
         `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything.
-        `count_pull` counts the pulls of manifests; None: they are not counted."""
+        `count_pull` counts the pulls of manifests; None: they are not counted. `push_refusal` tells whether the disk
+        has room for a manifest; None: this is not checked before the manifest is received."""
         settings = self.settings
         return DistributionAPI(
             Observed(guard),
@@ -217,6 +221,7 @@ class ServiceFactory:
             cross_site=CrossSiteCheck(settings.public_url, self._upstream_by_host, has_no_accounts),
             body_memory=self.body_memory,
             count_pull=count_pull,
+            push_refusal=push_refusal,
         )
 
     def _namespaces(self) -> Namespaces | None:

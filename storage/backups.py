@@ -3,7 +3,7 @@ copy names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,4 +95,9 @@ class Snapshots(Protocol):
     def mark_damaged(self, path: Path, digests: Sequence[Digest], reason: str) -> None:
         """Marks blobs in a copy as damaged, so that a registry with this metadata does not try to serve them. Blocks.
         Raises BackupFailed."""
+        ...
+
+    def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
+        """Marks damaged blobs in a copy as whole. `places`: the key under which the blob store has the bytes of each.
+        Blocks. Raises BackupFailed."""
         ...

@@ -19,6 +19,15 @@ class ContentBroken(RegistryError):
     default = "the content is broken at the old registry"
 
 
+class ChildBroken(ContentBroken):
+    """A manifest that an index lists cannot be imported, so the index cannot be either. `below`: the digests of the
+    manifests from that one down to the one whose content is broken."""
+
+    def __init__(self, child: Digest, cause: ContentBroken) -> None:
+        super().__init__(f"its child {child}: {cause.message}")
+        self.below: tuple[Digest, ...] = (child, *(cause.below if isinstance(cause, ChildBroken) else ()))
+
+
 class ImportInvalid(RegistryError):
     """The source of an import cannot be read, or an argument of the import is not valid."""
 

@@ -99,6 +99,13 @@ class UpstreamTags(Protocol):
         refer to."""
         ...
 
+    async def frozen_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
+        """Returns the first frozen tag of the repository that needs the manifest or blob with this digest; None if no
+        frozen tag needs it. A frozen tag needs its manifest, the manifests that this one lists, and the blobs of all of
+        these, as far as the manifests are cached. Reads the manifests of all frozen tags of the repository, in a
+        thread."""
+        ...
+
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
         """Freezes the tag at the digest, and returns it. If it is frozen at another digest, freezes it at this one. If
         it is frozen at this digest already, changes nothing, so that it keeps its time and actor."""

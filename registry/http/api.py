@@ -26,8 +26,8 @@ from registry.http.rate_limit import RateLimit, check_rate, rate_key
 from registry.http.resource_path import parse_path
 from registry.http.response_headers import JSON, REVALIDATE, allow_header
 from registry.http.www_authenticate import Authenticator, Challenges
-from registry.request import UNRESTRICTED, enter_request
-from storage.errors import RegistryError, TooManyOpenFiles, Unauthorized
+from registry.request import UNRESTRICTED, PushRefusal, enter_request
+from storage.errors import RegistryError, StorageFull, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry
 from storage.names import RepositoryName
 
@@ -99,6 +99,7 @@ class DistributionAPI:
         cross_site: CrossSiteCheck | None = None,
         body_memory: BodyMemory | None = None,
         count_pull: CountPull | None = None,
+        push_refusal: PushRefusal | None = None,
     ) -> None:
         """The options:
 
@@ -112,7 +113,9 @@ class DistributionAPI:
           that has no accounts and no host name except that in `public_url`.
         - `body_memory`: the memory budgets of the worker; None: new ones.
         - `count_pull`: counts each pull of a manifest (`storage.pulls`), also those that the response cache answers;
-          None: pulls are not counted."""
+          None: pulls are not counted.
+        - `push_refusal`: tells whether the disk has room for a manifest; None: only the registry checks that, when it
+          has the whole manifest."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
@@ -127,6 +130,7 @@ class DistributionAPI:
         self._cross_site = cross_site or CrossSiteCheck(public_url, hosts=(), has_no_accounts=lambda: True)
         self._body_memory = body_memory or BodyMemory()
         self._count_pull = count_pull
+        self._push_refusal = push_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
@@ -188,9 +192,8 @@ class DistributionAPI:
         await self._admit(exchange)
         if self._namespaces is not None and exchange.requested_name:
             self._namespaces.apply(exchange)
-        if self._authenticator is not None and exchange.kind == "manifests" and exchange.method == "PUT":
-            # The registry also checks the right to push, but only after the whole body has been received.
-            self._authenticator.check_push(exchange.repo)
+        if exchange.kind == "manifests" and exchange.method == "PUT":
+            self._check_manifest_push(exchange)
         handler = HANDLERS[exchange.kind].get(exchange.method)
         if handler is not None:
             try:
@@ -202,6 +205,16 @@ class DistributionAPI:
             await exchange.send_empty(204, allow_header(exchange.allowed_methods))
         else:
             raise MethodUnknown(f"this resource does not support the method {exchange.method[:20]}")
+
+    def _check_manifest_push(self, exchange: Exchange) -> None:
+        """Checks the right to push, and that the disk has room for the manifest. The registry checks both as well, but
+        only after the whole body has been received. Raises Unauthorized, Denied, StorageFull."""
+        if self._authenticator is not None:
+            self._authenticator.check_push(exchange.repo)
+        if self._push_refusal is not None:
+            size = min(exchange.length or 0, self.limits.manifest_bytes)  # a larger one is refused for its size
+            if (reason := self._push_refusal(size)) is not None:
+                raise StorageFull(reason)
 
     async def _admit(self, exchange: Exchange) -> None:
         """Finds the resource, authenticates the request and counts it under the rate limit. Counts refused requests as

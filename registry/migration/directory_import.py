@@ -22,7 +22,7 @@ from registry.router import Router
 from storage.blobs.blob_store import LinkRefused
 from storage.content import Actor, Descriptor, Manifest
 from storage.errors import BlobUnknown, DigestInvalid, RegistryError, StorageFailed, StorageFull
-from storage.imports import ContentBroken, ImportInvalid
+from storage.imports import ChildBroken, ContentBroken, ImportInvalid
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName
 from storage.running_digest import start_digest
@@ -180,7 +180,7 @@ class DirectoryImport:
 
     async def _import_repository(self, repo: RepositoryName) -> None:
         self._report.repositories += 1
-        failed: set[Digest] = set()  # manifests that were reported
+        reported: set[Digest] = set()  # manifests that are named in a problem
         async for tag in read_in_thread(self._directory.tags(repo)):
             await self._report.show_progress(repo)
             if isinstance(tag, BrokenEntry):
@@ -195,8 +195,15 @@ class DirectoryImport:
             except STOPPING:
                 raise
             except RegistryError as error:
-                failed.add(tag.digest)
+                reported.update((tag.digest, *_below(error)))
                 self._report.problem(repo, error.message, tag=tag.tag, digest=tag.digest)
+        await self._import_untagged(repo, reported)
+        await self._note_what_stays(repo)
+
+    async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
+        """Imports all manifests of the repository that no tag has brought. A broken manifest of an index is a problem
+        of the index, whichever of the two is read first; so problems are reported when all manifests were tried."""
+        failed: dict[Digest, str] = {}
         async for revision in read_in_thread(self._directory.revisions(repo)):
             await self._report.show_progress(repo)
             if isinstance(revision, BrokenEntry):
@@ -208,9 +215,11 @@ class DirectoryImport:
             except STOPPING:
                 raise
             except RegistryError as error:
-                if digest not in failed:
-                    self._report.problem(repo, error.message, digest=digest)
-        await self._note_what_stays(repo)
+                failed[digest] = error.message
+                reported.update(_below(error))
+        for digest, reason in failed.items():
+            if digest not in reported:
+                self._report.problem(repo, reason, digest=digest)
 
     async def _note_what_stays(self, repo: RepositoryName) -> None:
         """Tells what is not imported because no image needs it: unfinished pushes, and blobs without a manifest."""
@@ -256,6 +265,11 @@ def _read(fd: int, offset: int, digest: Digest) -> bytes:
         return os.pread(fd, READ_BYTES, offset)
     except OSError as error:
         raise ContentBroken(f"the file of the blob {digest} cannot be read: {error.strerror}") from None
+
+
+def _below(error: RegistryError) -> tuple[Digest, ...]:
+    """Returns the manifests below the one that could not be imported, down to the one that is the reason."""
+    return error.below if isinstance(error, ChildBroken) else ()
 
 
 def _wrong_digest(digest: Digest) -> ContentBroken:

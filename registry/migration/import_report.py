@@ -44,7 +44,7 @@ class ImportReport:
     def imported(self, repository: str, tag: str, digest: str) -> None:
         """Records that a tag was imported with all below it."""
         self.tags += 1
-        self.context.step(event="imported", repository=repository, tag=tag, digest=digest)
+        self.context.step("imported", repository=repository, tag=tag, digest=digest)
 
     def problem(self, repository: str, reason: str, **what: str) -> None:
         """Records content that could not be taken over. `what`: the tag, digest or file that it is about."""
@@ -52,12 +52,12 @@ class ImportReport:
         found = {"repository": repository, **what, "reason": reason}
         if len(self._listed) < MAX_LISTED_PROBLEMS:
             self._listed.append(found)
-        self.context.step(event="problem", **found)
+        self.context.step("problem", **found)
 
     def note(self, repository: str, reason: str, **what: str) -> None:
         """Records something that a person may want to know."""
         self.notes += 1
-        self.context.step(event="note", repository=repository, **what, reason=reason)
+        self.context.step("note", repository=repository, **what, reason=reason)
 
     async def show_progress(self, repository: str, *, save_now: bool = False) -> None:
         """Reports how many tags are done, and the repository that is imported now. Raises JobStopped."""

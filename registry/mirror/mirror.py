@@ -213,7 +213,8 @@ class Mirror(RefusingRegistry):
     ) -> None:
         """Deletes the cached blob, even if cached manifests refer to it (`even_if_referenced` has no effect), because
         the next pull fetches it again. Also deletes the cached "not found" answer of the upstream about the blob. `by`:
-        the actor that the audit log names."""
+        the actor that the audit log names. Raises TagFrozen if a frozen tag needs the blob."""
+        await self.served_tags.check_not_frozen(repo, digest)
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:
@@ -224,7 +225,8 @@ class Mirror(RefusingRegistry):
     ) -> None:
         """Deletes the cached manifest, and the recorded answers of the upstream about the repository. Nobody can put it
         back (`restorable` has no effect), because the next pull fetches it again. `by`: the actor that the audit log
-        names."""
+        names. Raises TagFrozen if a frozen tag needs the manifest."""
+        await self.served_tags.check_not_frozen(repo, digest)
         try:
             await self._local.delete_manifest(repo, digest, by=by, restorable=False)
         finally:
@@ -232,7 +234,8 @@ class Mirror(RefusingRegistry):
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
         """Deletes the cached tag, and the recorded answer of the upstream about it. `by`: the actor that the audit log
-        names."""
+        names. Raises TagFrozen if the tag is frozen."""
+        await self.served_tags.check_not_frozen(repo, tag)
         try:
             await self._local.delete_tag(repo, tag, by=by)
         finally:

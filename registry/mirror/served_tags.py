@@ -1,5 +1,6 @@
 """Knows at which digest a mirrored tag is served, if that is not simply the cached one (`ServedTags`): a tag can be
-*frozen* at one digest, and a *cooldown* can delay moves of a tag (`registry.mirror.cooldown`).
+*frozen* at one digest, and a *cooldown* can delay moves of a tag (`registry.mirror.cooldown`). Clients cannot delete
+what a frozen tag needs.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from registry.mirror.cooldown import TagChoice, add_sighting, choose_digest
 from storage.content import Descriptor
 from storage.errors import Denied, StorageFailed, StorageFull
 from storage.human_text import utc_text
-from storage.names import Digest, RepositoryName, Tag
+from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import NamePattern
-from storage.upstream_tags import FrozenTag, Sighting, UpstreamTags
+from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, UpstreamTags
 
 log = logging.getLogger("registry.mirror")
 
@@ -62,6 +63,19 @@ class ServedTags:
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
         """Returns at which digest the tag is frozen; None if it is not frozen."""
         return await self._tags.frozen(repo, tag)
+
+    async def check_not_frozen(self, repo: RepositoryName, reference: Reference) -> None:
+        """Raises TagFrozen if the tag is frozen, or if a frozen tag of the repository needs the manifest or blob with
+        this digest."""
+        if isinstance(reference, Digest):
+            frozen = await self._tags.frozen_that_needs(repo, reference)
+        else:
+            frozen = await self._tags.frozen(repo, reference)
+        if frozen is not None:
+            raise TagFrozen(
+                f"{frozen} is frozen at {frozen.digest}, which the upstream may no longer have; unfreeze it first: "
+                f"entrepot mirror unfreeze {frozen}"
+            )
 
     async def choose(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from registry.request import current_request
+from registry.request import PushRefusal, current_request
 from storage.access import Action
 from storage.errors import StorageFull
 from storage.interface import Registry
@@ -20,8 +20,6 @@ T = TypeVar("T")
 _STORING: Final = frozenset({"start_upload", "resume_upload", "mount_blob", "put_manifest"})
 """The calls that store content."""
 
-PushRefusal = Callable[[int], str | None]
-"""Returns a sentence on why the disk has no room for a push of this number of bytes; None if it has."""
 CheckQuota = Callable[[RepositoryName, int, Digest | None], Awaitable[None]]
 """Raises QuotaExceeded if a blob of this size does not fit into the quotas of the repository. The digest is None if it
 is not known."""

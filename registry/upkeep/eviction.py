@@ -73,7 +73,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
             totals["bytes"] += image.bytes
             if len(evicted) < MAX_LISTED_IMAGES:
                 evicted.append(record)
-            context.step(**record)
+            context.step("would be evicted" if dry_run else "evicted", **record)
             await context.report(totals["images"], message=f"{size_text(totals['bytes'])} freed")
 
         budgets = _budgets(settings, evictor, to, upstream)

@@ -19,9 +19,9 @@ MAX_RECORDS: Final = 1000
 def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     """Returns the work of the job. Its arguments `repair` and `hash` (true or false) are those of the command.
 
-    Each problem is a step with the fields `code`, `repository`, `item`, `problem` and `repair`; the last is null if the
-    problem was not repaired. The result has the number of problems by code, and how many are left. The job can be
-    stopped at any time. A server that continues it after a restart starts it again."""
+    Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; the last is
+    null if the problem was not repaired. The result has the number of problems by code, and how many are left. The job
+    can be stopped at any time. A server that continues it after a restart starts it again."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 
     async def check(context: JobContext) -> JSON:
@@ -29,7 +29,7 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
 
         async def on_finding(finding: Finding) -> None:
             record = as_json(finding)
-            context.step(**record)
+            context.step("problem", **record)
             if len(records) < MAX_RECORDS:
                 records.append(record)
 

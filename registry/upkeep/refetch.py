@@ -83,12 +83,12 @@ class Refetcher:
                 problem = error
                 continue
             self.fetched += 1
-            self._context.step(event="fetched", digest=digest, repository=found.repo)
+            self._context.step("fetched", digest=digest, repository=found.repo)
             return
         if problem is not None:
             self.failed += 1
             log.warning("the damaged blob %s could not be fetched again: %s", digest, problem)
-            self._context.step(event="not fetched", digest=digest, reason=problem.message)
+            self._context.step("not fetched", digest=digest, reason=problem.message)
 
 
 async def _fetch_through(registry: Registry, repo: RepositoryName, digest: Digest) -> None:

@@ -19,10 +19,10 @@ def collection_work(collector: Collector) -> Work:
     """Returns the work of the job. Its arguments are true or false, and optional. `dry_run`: nothing is removed.
     `strays`: looks for strays in all shards of the blob store, which lists all blobs, and not only in the next ones.
 
-    Each removal is a step with the fields `kind`, `repository`, `item`, `bytes` and `reason`. The result has the totals
-    for each kind and the number of freed bytes; after a dry run also the first `MAX_RECORDS` removals. The job can be
-    stopped after each removal. What it has removed stays removed, and the next round goes on with the rest, so a
-    server that continues the job after a restart starts a new round."""
+    Each removal is a step, `removed` or in a dry run `would be removed`, with the fields `kind`, `repository`, `item`,
+    `bytes` and `reason`. The result has the totals for each kind and the number of freed bytes; after a dry run also
+    the first `MAX_RECORDS` removals. The job can be stopped after each removal. What it has removed stays removed, and
+    the next round goes on with the rest, so a server that continues the job after a restart starts a new round."""
 
     async def collect(context: JobContext) -> JSON:
         dry_run = bool(context.job.arguments.get("dry_run", False))
@@ -35,7 +35,7 @@ def collection_work(collector: Collector) -> Work:
             count += 1
             freed += removal.size
             record = as_json(removal)
-            context.step(**record)
+            context.step("would be removed" if dry_run else "removed", **record)
             if dry_run and len(records) < MAX_RECORDS:
                 records.append(record)
             verb = "found" if dry_run else "removed"

@@ -46,10 +46,11 @@ class JobContext:
         self._on_progress = on_progress
         self._saved_at = 0.0
 
-    def step(self, **fields: JSON) -> None:
-        """Tells a watching command about one thing that was done, or, in a dry run, would be done."""
+    def step(self, event: str, /, **fields: JSON) -> None:
+        """Tells a watching command about one thing that was done, or, in a dry run, would be done. `event`: what
+        happened, such as `removed`; the step has it under the key `event`, before the `fields`."""
         if self._on_step is not None:
-            self._on_step(fields)
+            self._on_step({"event": event, **fields})
 
     async def report(
         self,

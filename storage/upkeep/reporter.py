@@ -11,8 +11,9 @@ from storage.jobs import JSON, Progress
 class Reporter(Protocol):
     """Gets the steps and the progress of long work. A `storage.upkeep.job_runner.JobContext` is one."""
 
-    def step(self, **fields: JSON) -> None:
-        """Tells about one thing that was done."""
+    def step(self, event: str, /, **fields: JSON) -> None:
+        """Tells about one thing that was done. `event`: what happened, such as `removed`; the step has it under the key
+        `event`, before the `fields`."""
         ...
 
     async def report(
@@ -36,8 +37,8 @@ class PlainReporter:
         self._on_progress = on_progress
         self._progress = Progress()
 
-    def step(self, **fields: JSON) -> None:
-        self._on_step(fields)
+    def step(self, event: str, /, **fields: JSON) -> None:
+        self._on_step({"event": event, **fields})
 
     async def report(
         self,

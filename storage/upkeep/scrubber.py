@@ -107,7 +107,7 @@ class Scrubber:
             for blob in page.items:
                 if await self._quarantine.look_again(blob, self._count_reading):
                     self._healed += 1
-                    self._context.step(event="healed", digest=blob.digest, size=blob.size)
+                    self._context.step("healed", digest=blob.digest, size=blob.size)
                 else:
                     self._on_damaged(blob.digest)
                 after = blob.digest
@@ -148,7 +148,7 @@ class Scrubber:
         self._in_a_row += 1
         holders = await self._damage.holders(blob.digest, HOLDERS_TOLD)
         self._context.step(
-            event="damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
+            "damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
         )
         self._on_damaged(blob.digest)
         self._new_in_quarantine += blob.size
@@ -167,7 +167,7 @@ class Scrubber:
                 if (found := await self._damage.mark_manifest(row)) is not None:
                     damaged += 1
                     self._context.step(
-                        event="damaged", kind="manifest", digest=found.digest, reason=found.reason,
+                        "damaged", kind="manifest", digest=found.digest, reason=found.reason,
                         repositories=[found.repository],
                     )  # fmt: skip
             done = self._round

@@ -5,6 +5,7 @@ The command as a person runs it: a process, its two outputs, its exit code.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -113,3 +114,11 @@ def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     (line,) = done.stderr.splitlines()
     assert line.startswith("entrepot: ")
     return line.removeprefix("entrepot: ")
+
+
+def json_lines(output: str) -> list[dict[str, Any]]:
+    """What an upkeep command has printed with --json, whose form is the same for all: each line has the key `event`,
+    and the last one, and no other, is `done`."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
+    assert [number for number, line in enumerate(lines, 1) if line["event"] == "done"] == [len(lines)]
+    return lines

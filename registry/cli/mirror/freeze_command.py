@@ -12,7 +12,7 @@ from registry.cli.accounts.account_admin import operator_actor
 from registry.cli.mirror.mirror_command import ReferencesArgument, load_mirror_settings, run_on_mirrors
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, MirrorOption, fail, one_line_errors
 from registry.cli.output import local_time, print_json, print_rows
-from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line
 
 if TYPE_CHECKING:
     from registry.router import Router
@@ -52,7 +52,7 @@ def freeze(
             return frozen, f"frozen at {frozen.digest}"
         return frozen, f"frozen already at {frozen.digest}, since {local_time(frozen.at)} by {frozen.actor}"
 
-    _run_for_each(references, freeze_one, config, data, mirror, as_json=as_json, create_data_directory=True)
+    _run_for_each("frozen", references, freeze_one, config, data, mirror, as_json=as_json, create_data_directory=True)
 
 
 def unfreeze(
@@ -71,7 +71,9 @@ def unfreeze(
         was = await unfreeze_tag(router, stored.upstream_tags, wanted, by=operator_actor())
         return was, f"no longer frozen; it was at {was.digest} since {local_time(was.at)}"
 
-    _run_for_each(references, unfreeze_one, config, data, mirror, as_json=as_json, create_data_directory=False)
+    _run_for_each(
+        "unfrozen", references, unfreeze_one, config, data, mirror, as_json=as_json, create_data_directory=False
+    )
 
 
 def list_frozen(
@@ -101,6 +103,7 @@ def list_frozen(
 
 
 def _run_for_each(
+    event: str,
     references: list[str],
     action: Callable[[Router, StoredRegistry, TagReference], Awaitable[tuple[FrozenTag, str]]],
     config: Path | None,
@@ -111,8 +114,9 @@ def _run_for_each(
     create_data_directory: bool,
 ) -> None:
     """Runs `action` for each reference, and prints the text that it returns, or with `as_json` the tag as one line of
-    JSON. After an error, prints it on stderr and continues with the next one. Ends the command with exit code 1 if
-    there was an error, otherwise with 0; with 2, before it does anything, if a reference is not valid."""
+    JSON with this `event`, and at the end how many tags there were. After an error, prints it on stderr and continues
+    with the next one. Ends the command with exit code 1 if there was an error, otherwise with 0; with 2, before it does
+    anything, if a reference is not valid."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.upkeep.frozen_tags import parse_tag_reference
@@ -126,25 +130,28 @@ def _run_for_each(
                 fail(error.message, USAGE_ERROR)
 
         async def work(router: Router, stored: StoredRegistry) -> int:
-            exit_code = 0
+            failed = 0
             for text, wanted in parsed:
                 try:
                     frozen, said = await action(router, stored, wanted)
                 except RegistryError as error:
                     typer.echo(f"entrepot: {text}: {error.message}", err=True)
-                    exit_code = 1
+                    failed += 1
                 else:
-                    _print_result(f"{wanted.repository}:{wanted.tag}", frozen, said, as_json=as_json)
-            return exit_code
+                    _print_result(event, f"{wanted.repository}:{wanted.tag}", frozen, said, as_json=as_json)
+            if as_json:
+                print_done({"tags": len(parsed) - failed, "failed": failed})
+            return min(failed, 1)
 
         raise typer.Exit(run_on_mirrors(settings, work, create_data_directory=create_data_directory))
 
 
-def _print_result(name: str, frozen: FrozenTag, said: str, *, as_json: bool) -> None:
+def _print_result(event: str, name: str, frozen: FrozenTag, said: str, *, as_json: bool) -> None:
     """Prints the line of one tag."""
     if as_json:
         from registry.admin.frozen_tag_routes import FrozenTagResponse
 
-        print_json_line({**FrozenTagResponse.from_stored(frozen).model_dump(mode="json"), "message": said})
+        fields = FrozenTagResponse.from_stored(frozen).model_dump(mode="json")
+        print_json_line({"event": event, **fields, "message": said})
     else:
         typer.echo(f"{name}: {said}")

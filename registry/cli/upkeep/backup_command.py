@@ -10,7 +10,7 @@ import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail, load_or_fail
 from registry.cli.output import human_size, plural
-from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line, run_as_job
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, run_as_job
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
@@ -64,7 +64,7 @@ def backup(
 
     result = run_as_job(config, data, "backup", arguments, make_work, as_json=as_json, on_step=_print_problem)
     if as_json:
-        print_json_line({"step": "done", **result})
+        print_done(result)
     else:
         _print_result(result)
     raise typer.Exit(1 if result["missing"] else 0)
@@ -72,9 +72,9 @@ def backup(
 
 def _print_problem(step: Mapping[str, Any]) -> None:
     """Prints what is wrong with a blob, on stderr. Copied blobs are not printed."""
-    if step["step"] in ("missing", "damaged"):
+    if step["event"] in ("missing", "damaged"):
         typer.echo(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
-    elif step["step"] == "damaged in the backup":
+    elif step["event"] == "damaged in the backup":
         typer.echo(
             f"entrepot: {step['digest']} was damaged in the backup and is copied again: {step['reason']}", err=True
         )

@@ -75,7 +75,7 @@ def evict(
     as_json: JsonLines = False,
 ) -> None:
     """Evicts images, and prints each of them and the sum."""
-    from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+    from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from registry.upkeep.eviction import EVICTION_KIND, eviction_arguments
 
     arguments = eviction_arguments(None if to is None else _size_or_fail(to), upstream, dry_run=dry_run)
@@ -85,7 +85,7 @@ def evict(
 
     result = run_as_job(config, data, EVICTION_KIND, arguments, make_work, as_json=as_json, on_step=_print_image)
     if as_json:
-        print_json_line({name: value for name, value in result.items() if name != "evicted"})
+        print_done(result)
         return
     verb = "would be evicted, which frees" if dry_run else "evicted,"
     typer.echo(f"{plural(result['images'], 'image')} {verb} {human_size(result['bytes'])}{'' if dry_run else ' freed'}")

@@ -13,7 +13,7 @@ import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
 from registry.cli.output import human_size, plural
-from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line, progress_bar, with_upkeep
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line, progress_bar, with_upkeep
 
 if TYPE_CHECKING:
     from registry.mirror.warm.targets import Platform
@@ -82,7 +82,7 @@ def export(
 
     result = with_upkeep(config, data, work)
     if as_json:
-        print_json_line({"step": "done", **result})
+        print_done(result)
     else:
         text = f"{plural(result['images'], 'image')}, {human_size(result['size'])}"
         typer.echo(f"{to}: {text}", err=to == "-")

@@ -30,7 +30,7 @@ def fsck(
     data: DataOption = None,
 ) -> None:
     """Runs the check as a job, and prints each problem and how many there are."""
-    from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+    from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from registry.upkeep.fsck import FSCK, fsck_work
 
     result: Any = run_as_job(
@@ -43,7 +43,7 @@ def fsck(
         on_step=lambda step: typer.echo(problem_text(step)),
     )
     if as_json:
-        print_json_line({"result": {name: value for name, value in result.items() if name not in ("records", "more")}})
+        print_done(result)
     else:
         typer.echo(_summary(result, repair=repair))
     if result["left"]:

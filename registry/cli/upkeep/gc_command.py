@@ -47,7 +47,7 @@ def gc(
     def show(step: Mapping[str, Any]) -> None:
         typer.echo(removal_text(verb, step))
 
-    from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+    from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from storage.upkeep.collection_job import GC, collection_work
 
     result: Any = run_as_job(
@@ -60,7 +60,7 @@ def gc(
         on_step=show,
     )
     if as_json:
-        print_json_line({"result": {name: value for name, value in result.items() if name not in ("records", "more")}})
+        print_done(result)
         return
     _print_totals(result)
 

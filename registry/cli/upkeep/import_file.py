@@ -12,7 +12,7 @@ import typer
 from registry.cli.accounts.account_admin import operator_actor
 from registry.cli.options import USAGE_ERROR, fail
 from registry.cli.output import human_size, plural
-from registry.cli.upkeep.upkeep_run import print_json_line, progress_bar, with_upkeep
+from registry.cli.upkeep.upkeep_run import print_done, print_json_line, progress_bar, with_upkeep
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
@@ -44,7 +44,7 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
 
     result = with_upkeep(config, data, work, create_data_directory=True)
     if as_json:
-        print_json_line({"step": "done", **result})
+        print_done(result)
     else:
         typer.echo(
             f"{plural(result['images'], 'image')}: {plural(result['new_blobs'], 'blob')} new "
@@ -67,9 +67,9 @@ def _parse(as_name: str) -> ImportName:
 def _print_step(step: Mapping[str, Any]) -> None:
     """Prints the name of an image that was stored, and says if the file lacks a part of it; or why its tag could not be
     set."""
-    if step["step"] == "problem":
+    if step["event"] == "problem":
         typer.echo(f"problem: {step['image']}: {step['reason']}", err=True)
-    if step["step"] == "image":
+    if step["event"] == "image":
         typer.echo(f"{step['image']}: {step['digest']}")
         if step["missing"]:
             typer.echo(

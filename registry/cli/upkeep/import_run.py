@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.output import human_size, plural
-from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+from registry.cli.upkeep.upkeep_run import print_done, run_as_job
 
 if TYPE_CHECKING:
     from storage.jobs import JSON
@@ -64,7 +64,7 @@ def run_import(
 def _end_import(result: Any, *, as_json: bool) -> None:
     """Prints the result of an import, and ends the command with exit code 1 if there were problems."""
     if as_json:
-        print_json_line({"event": "done", **{name: value for name, value in result.items() if name[:6] != "listed"}})
+        print_done(result)
     else:
         typer.echo(_summary(result))
     if result["problems"]:

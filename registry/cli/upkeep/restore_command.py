@@ -11,7 +11,7 @@ import typer
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import ConfigOption, DataOption, load_or_fail, one_line_errors
 from registry.cli.output import human_size, local_time, plural, print_rows
-from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line, progress_bar
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line, progress_bar
 
 if TYPE_CHECKING:
     from storage.upkeep.backup.backup_directory import SnapshotManifest
@@ -64,12 +64,15 @@ def restore(
             reporter = PlainReporter(print_json_line if as_json else _print_problem, on_progress)
             result: Any = run_interruptible(restore_data_dir(settings.data, options, reporter), INTERRUPTED)
     if as_json:
-        print_json_line({"step": "done", **result})
+        print_done(result)
     else:
         typer.echo(
             f"{result['data']}: {plural(result['tags'], 'tag')}, {plural(result['manifests'], 'manifest')}, "
             f"{plural(result['blobs'], 'blob')} ({human_size(result['size'])}) as of {result['snapshot']}"
         )
+        if result["healed_blobs"]:
+            healed = plural(result["healed_blobs"], "blob")
+            typer.echo(f"restored whole, although damaged when the backup was made: {healed}")
     if result["damaged"]:
         typer.echo(f"entrepot: {plural(len(result['damaged']), 'blob')} could not be restored", err=True)
     raise typer.Exit(1 if result["damaged"] else 0)
@@ -77,7 +80,7 @@ def restore(
 
 def _print_problem(step: Mapping[str, Any]) -> None:
     """Prints what is wrong with a blob, on stderr. Restored blobs are not printed."""
-    if step["step"] == "damaged":
+    if step["event"] == "damaged":
         typer.echo(f"entrepot: {step['digest']} cannot be restored: {step['reason']}", err=True)
 
 

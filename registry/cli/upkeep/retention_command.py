@@ -9,7 +9,7 @@ import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
 from registry.cli.output import human_size, plural
-from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_json_line
+from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line
 
 if TYPE_CHECKING:
     from registry.config import Settings
@@ -49,7 +49,7 @@ def preview(
     if as_json:
         from dataclasses import asdict
 
-        print_json_line({"summary": asdict(summary)})
+        print_done(asdict(summary))
     else:
         _print_summary(summary)
 
@@ -82,7 +82,7 @@ def apply(
 
     result = run_as_job(config, data, "retention", {}, make_work, as_json=as_json, on_step=_print_step)
     if as_json:
-        print_json_line({"result": result})
+        print_done(result)
         return
     for warning in result["warnings"]:
         typer.echo(f"entrepot: warning: {warning}", err=True)
@@ -121,6 +121,7 @@ def _print_line_as_json(line: PreviewLine) -> None:
 def line_fields(line: PreviewLine) -> dict[str, Any]:
     """Returns the line of a preview as a JSON object. Times are in seconds since 1970."""
     return {
+        "event": "would be kept" if line.is_kept else "would be deleted",
         "action": "keep" if line.is_kept else "delete",
         "repository": line.repository,
         "tag": line.tag,

@@ -51,7 +51,7 @@ def scrub(
         if rate or keep_going or config or data or as_json:
             fail(f"write the options behind the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)
         return
-    from registry.cli.upkeep.upkeep_run import print_json_line, run_as_job
+    from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from registry.upkeep.scrub_job import scrub_arguments, scrub_work
     from storage.upkeep.scrubber import KIND
 
@@ -65,7 +65,7 @@ def scrub(
 
     result = run_as_job(config, data, KIND, arguments, make_work, as_json=as_json, on_step=_print_step)
     if as_json:
-        print_json_line({"event": "done", **result})
+        print_done(result)
     else:
         typer.echo(_summary(result), err=True)
     if result["damaged"] or result["still_damaged"]:

@@ -201,8 +201,10 @@ def _print_move(repo: RepositoryName, move: TagMove, as_json: bool) -> None:
         return
     if move.previous == move.digest:
         text = f"{repo}:{move.tag} points at {move.digest} already"
+    elif move.previous is None:
+        text = f"{repo}:{move.tag} points at {move.digest} now; before, there was no such tag"
     else:
-        text = f"{repo}:{move.tag} points at {move.digest} now, before at {move.previous or 'nothing'}"
+        text = f"{repo}:{move.tag} points at {move.digest} now, before at {move.previous}"
     typer.echo(text + (f"; put back {plural(len(move.restored), 'deleted manifest')}" if move.restored else ""))
 
 

@@ -1,7 +1,8 @@
 """Runs the work of upkeep commands on the data directory, also while a server uses it, and shows its progress.
 
-In a terminal, a command shows a bar with its progress. With --json it prints one JSON object in a line on stdout for
-each step, and at the end the result.
+In a terminal, a command shows a bar with its progress. With --json it prints JSON objects on stdout, one in each line.
+Each has the key `event`: first one line for each step, and at the end the line `done` with the totals. A command that
+fails or is interrupted prints no line `done`; one that only found problems does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from storage.upkeep.job_runner import OnProgress, Work
 
 T = TypeVar("T")
+_TOLD_BY_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
+"""The keys of the results of jobs under which they list what their steps tell. These lists are for the API."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]
@@ -93,6 +96,12 @@ def run_as_job(
             )
 
     return with_upkeep(config, data, work, create_data_directory=create_data_directory)
+
+
+def print_done(totals: Mapping[str, JSON]) -> None:
+    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out its lists of what the
+    steps have told already."""
+    print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _TOLD_BY_STEPS}})
 
 
 def print_json_line(fields: Mapping[str, JSON]) -> None:

@@ -100,7 +100,7 @@ async def _export(
         for digest, manifest in image.manifests.items():
             if not writer.has(digest, len(manifest.body)):
                 await writer.write(digest, len(manifest.body), _one(manifest.body), note)
-        reporter.step(step="image", image=str(image.name), digest=image.root.digest, manifests=len(image.manifests))
+        reporter.step("image", image=str(image.name), digest=image.root.digest, manifests=len(image.manifests))
     entries = list(_entries(images))
     await writer.finish(entries, [_docker_entry(image) for image in images] if options.for_docker else None)
     size = sum(contents.values())

@@ -233,7 +233,7 @@ class _Importer:
             await self._push_to(repo, tree, tags)
             for tag in tags:
                 missing: list[Any] = list(tree.missing)
-                self._reporter.step(step="image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
+                self._reporter.step("image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
 
     async def _changeable(self, repo: RepositoryName, root: Manifest, tags: list[Tag]) -> list[Tag]:
         """Returns those of the tags that may point at the manifest. Tells the others as problems."""
@@ -249,7 +249,7 @@ class _Importer:
             else:
                 self.problems += 1
                 reason = immutable_tag_denied(repo, tag, current).message
-                self._reporter.step(step="problem", image=f"{repo}:{tag}", digest=root.digest, reason=reason)
+                self._reporter.step("problem", image=f"{repo}:{tag}", digest=root.digest, reason=reason)
         return changeable
 
     async def push_referrers(self, trees: list[_Tree]) -> None:
@@ -272,7 +272,7 @@ class _Importer:
                 assert tree.root.subject is not None
                 for repo in list(self._stored[tree.root.subject]):
                     await self._push_to(repo, tree, [])
-                self._reporter.step(step="referrer", digest=tree.root.digest, subject=tree.root.subject)
+                self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
             waiting = [tree for tree in waiting if tree not in ready]
 
     async def _push_to(self, repo: RepositoryName, tree: _Tree, tags: list[Tag]) -> None:

@@ -80,6 +80,7 @@ class RetentionWork:
         outcomes = await asyncio.gather(*deletions)
         for (tag, decision), was_deleted in zip(unwanted, outcomes, strict=True):
             context.step(
+                "deleted" if was_deleted else "kept",
                 action="delete" if was_deleted else "keep",
                 repository=repo,
                 tag=tag.name,
@@ -133,4 +134,4 @@ class RetentionWork:
 
 def _step(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
     """Tells a watching command that a manifest was deleted."""
-    context.step(action="delete", repository=repo, digest=digest, reason=reason)
+    context.step("deleted", action="delete", repository=repo, digest=digest, reason=reason)

@@ -25,7 +25,7 @@ from storage.content import Actor
 from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
 from storage.metadata.catalog import LinkPreview, QueuedLink, StaleUpload, UnlinkedBlob
 from storage.metadata.sqlite.access.audit_table import record_content
-from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep import deleted_manifests, usage_tables
 from storage.metadata.sqlite.upkeep.damage_changes import forget_blob, note_stored_blob
 from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
@@ -95,13 +95,18 @@ def add_link(
 ) -> None:
     """Adds the repository's link to the blob, or updates it if it exists. Queues the link if no manifest of the
     repository refers to the blob yet. `confirmed`: the blob was pushed to this repository, or fetched for it from its
-    upstream (the registry that it mirrors). A link that is already confirmed stays confirmed."""
-    db.execute(
-        "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
-        "ON CONFLICT (repository, blob) DO UPDATE "
-        "SET needed = excluded.needed, confirmed = max(confirmed, excluded.confirmed)",
-        (repository, blob, now, int(confirmed)),
-    )
+    upstream (the registry that it mirrors). A link that is already confirmed stays confirmed.
+
+    Raises QuotaExceeded if the blob does not fit into a quota."""
+    try:
+        db.execute(
+            "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (repository, blob) DO UPDATE "
+            "SET needed = excluded.needed, confirmed = max(confirmed, excluded.confirmed)",
+            (repository, blob, now, int(confirmed)),
+        )
+    except apsw.ConstraintError as error:
+        raise usage_tables.link_refusal(db, error, repository, blob) from None
     if not is_referenced(db, repository, digest):
         queue_for_collection(db, repository, digest, now)
 

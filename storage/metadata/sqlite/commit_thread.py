@@ -40,7 +40,6 @@ from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_commit_later
 from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, connect, is_full
-from storage.metadata.sqlite.upkeep.usage_tables import quota_refusal
 
 MAX_BATCH_CHANGES = 256
 """Largest number of changes in one transaction. The number is limited so that the first change does not wait long for
@@ -277,7 +276,7 @@ class CommitThread:
                     raise  # SQLite may have rolled back the whole batch
                 if several:
                     db.execute("ROLLBACK TO change")
-                pending.error = quota_refusal(db, error) or _as_registry_error(error)
+                pending.error = _as_registry_error(error)
             if several:
                 db.execute("RELEASE change")
         if all(pending.error is not None for pending in batch):

@@ -20,7 +20,7 @@ from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFai
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
-from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep import deleted_manifests, usage_tables
 from storage.metadata.sqlite.upkeep.damage_changes import forget_manifest, heal_manifest
 from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest, delete_pulls
 from storage.names import Digest, RepositoryName, Tag
@@ -213,13 +213,17 @@ def _store_references(db: apsw.Connection, table: str, repository: int, manifest
 def _store_tag(
     db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
 ) -> None:
-    """Points the tag at the manifest. Records this in the tag history, unless the tag pointed at it already."""
+    """Points the tag at the manifest. Records this in the tag history, unless the tag pointed at it already. Raises
+    QuotaExceeded if the tag is new and does not fit into a quota."""
     previous = db.execute("SELECT manifest FROM tag WHERE repository = ? AND name = ?", (repository, tag)).get
-    db.execute(
-        "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?) "
-        "ON CONFLICT (repository, name) DO UPDATE SET manifest = excluded.manifest, updated = excluded.updated",
-        (repository, tag, manifest_id, now),
-    )
+    try:
+        db.execute(
+            "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (repository, name) DO UPDATE SET manifest = excluded.manifest, updated = excluded.updated",
+            (repository, tag, manifest_id, now),
+        )
+    except apsw.ConstraintError as error:
+        raise usage_tables.tag_refusal(db, error, repository) from None
     if previous != manifest_id:
         _record_tag(db, repository, tag, digest, by, now)
 

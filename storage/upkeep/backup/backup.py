@@ -162,7 +162,7 @@ class _Backup:
         finally:
             copying.cancel()
             await asyncio.gather(copying, return_exceptions=True)
-        self._reporter.step(step="database", pages=pages[1])
+        self._reporter.step("database", pages=pages[1])
 
     async def _copy_blobs(self, snapshot: DatabaseSnapshot) -> None:
         after = ""
@@ -192,7 +192,7 @@ class _Backup:
             try:
                 await self._copier.check_file(path, blob.digest, blob.size, self._note_bytes)
             except BlobDamaged as error:
-                self._reporter.step(step="damaged in the backup", digest=blob.digest, reason=str(error))
+                self._reporter.step("damaged in the backup", digest=blob.digest, reason=str(error))
                 is_present = False
                 if not blob.place:
                     await self._copier.run(partial(os.unlink, path))
@@ -203,7 +203,7 @@ class _Backup:
             return
         if not blob.place:
             self.counts.damaged.append(blob.digest)
-            self._reporter.step(step="damaged", digest=blob.digest, reason="the registry knows that it is damaged")
+            self._reporter.step("damaged", digest=blob.digest, reason="the registry knows that it is damaged")
             self._note_bytes(blob.size)
             return
         try:
@@ -211,11 +211,11 @@ class _Backup:
         except (BlobDamaged, BytesMissing, StorageFailed) as error:
             reason = "its file is missing" if isinstance(error, BytesMissing) else str(error)
             self.counts.missing.append(blob.digest)
-            self._reporter.step(step="missing", digest=blob.digest, reason=reason)
+            self._reporter.step("missing", digest=blob.digest, reason=reason)
         else:
             self.counts.copied += 1
             self.counts.copied_bytes = self._copier.copied_bytes
-            self._reporter.step(step="blob", digest=blob.digest, size=blob.size)
+            self._reporter.step("blob", digest=blob.digest, size=blob.size)
         await self._reporter.report(self._done_bytes)
 
     async def _copy_blob(self, blob: SnapshotBlob) -> None:
@@ -243,7 +243,7 @@ class _Backup:
         unneeded = snapshots[: max(len(snapshots) - keep, 0)]
         for snapshot in unneeded:
             await self._copier.run(partial(self._directory.remove_snapshot, snapshot.name))
-            self._reporter.step(step="snapshot removed", snapshot=snapshot.name)
+            self._reporter.step("snapshot removed", snapshot=snapshot.name)
         removed = 0
         if unneeded:
             await self._reporter.report(message="removing blobs of old snapshots")

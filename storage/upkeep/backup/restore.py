@@ -1,5 +1,8 @@
 """Restores a registry from a backup into an empty data directory (`restore_backup`).
 
+The snapshot may say that a blob is damaged, and the backup may have its right bytes all the same: from an earlier
+snapshot, or because somebody has put them there. Then the restored registry has the blob whole.
+
 Every byte is compared with its digest before it gets its name in the data directory. The database comes last. Until
 then, the directory contains a marker file, so that no server uses it. After an interruption the same call goes on: it
 does not copy the blobs again that have their names already.
@@ -48,10 +51,12 @@ class RestoreOptions:
 
 @dataclass(slots=True)
 class _Counts:
-    """`present`: blobs that an earlier, interrupted run has brought."""
+    """`present`: blobs that an earlier, interrupted run has brought. `healed`: blobs among both that the snapshot says
+    are damaged."""
 
     restored: int = 0
     present: int = 0
+    healed: list[Digest] = field(default_factory=list)
     damaged: list[Digest] = field(default_factory=list)
 
 
@@ -81,7 +86,7 @@ async def restore_backup(
                 f"{len(counts.damaged)} blobs of this backup are missing or damaged, among them {counts.damaged[0]}; "
                 "restore another snapshot, or run the command again with --skip-damaged to do without them"
             )
-        await copier.run(lambda: restore.complete(counts.damaged))
+        await copier.run(restore.complete)
         return {
             "snapshot": snapshot.name,
             "data": str(layout.root),
@@ -91,6 +96,7 @@ async def restore_backup(
             "tags": snapshot.totals.tags,
             "restored_blobs": counts.restored,
             "present_blobs": counts.present,
+            "healed_blobs": len(counts.healed),
             "damaged": list(counts.damaged),
         }
 
@@ -207,13 +213,11 @@ class _Restore:
             await self._reporter.report(self._done_bytes)
 
     async def _bring(self, blob: SnapshotBlob) -> None:
-        if not blob.place:  # the restored registry knows that it lacks the blob
-            self._note_bytes(blob.size)
-            return
         final = self._layout.blob(blob.digest)
         if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before it got this name
             self._counts.present += 1
             self._note_bytes(blob.size)
+            self._note_healed(blob)
             return
         try:
             fd = await self._copier.open_file(self._backups.blob(blob.digest))
@@ -223,22 +227,31 @@ class _Restore:
             finally:
                 os.close(fd)
         except BlobDamaged as error:
-            self._counts.damaged.append(blob.digest)
-            self._reporter.step(step="damaged", digest=blob.digest, size=blob.size, reason=str(error))
+            if blob.place:  # otherwise the restored registry knows that it lacks the blob
+                self._counts.damaged.append(blob.digest)
+                self._reporter.step("damaged", digest=blob.digest, size=blob.size, reason=str(error))
         else:
             self._counts.restored += 1
-            self._reporter.step(step="blob", digest=blob.digest, size=blob.size)
+            self._note_healed(blob)
+            self._reporter.step("blob", digest=blob.digest, size=blob.size)
         await self._reporter.report(self._done_bytes)
 
     def _note_bytes(self, count: int) -> None:
         self._done_bytes += count
 
-    def complete(self, damaged: list[Digest]) -> None:
+    def _note_healed(self, blob: SnapshotBlob) -> None:
+        if not blob.place:
+            self._counts.healed.append(blob.digest)
+
+    def complete(self) -> None:
         """Makes the data directory one that a server can use. Blocks."""
         for shard in self._layout.shards():
             durable_files.sync_directory(self._system, shard)
-        if damaged:
-            self._snapshots.mark_damaged(self._new_database, damaged, DAMAGED_IN_BACKUP)
+        if self._counts.damaged:
+            self._snapshots.mark_damaged(self._new_database, self._counts.damaged, DAMAGED_IN_BACKUP)
+        if self._counts.healed:
+            places = {digest: self._layout.blob_place(digest) for digest in self._counts.healed}
+            self._snapshots.mark_healed(self._new_database, places)
         for suffix in ("-wal", "-shm"):
             with suppress(FileNotFoundError):
                 self._system.unlink(Path(f"{self._layout.metadata}{suffix}"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
-from tests.fakes.commands import entrepot, entrepot_output
+from tests.fakes.commands import entrepot, entrepot_output, json_lines
 from tests.fakes.plain_client import plain_client
 from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of, image
 from tests.fakes.server_process import running_server
@@ -134,19 +134,19 @@ def test_the_command_beside_the_server(site: AdminSite) -> None:
     assert lines[3].endswith("would be freed, after delete_untagged_after and gc.grace")
 
     done = entrepot("retention", "preview", *options, "--json", folder=site.folder)
-    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    steps = json_lines(done.stdout)
     digest = digest_of(image(b"config of scratch/command:a", b"layer of scratch/command:a"))
     [step] = [step for step in steps if step.get("repository") == "scratch/command" and step["tag"] == "a"]
-    assert (step["action"], step["digest"], step["rule"], step["pulled"]) == ("delete", digest, 2, None)
-    assert steps[-1]["summary"]["warnings"] == [
-        "rule 2: the pattern taem/* applies to no hosted repository with content"
-    ]
+    assert (step["event"], step["action"]) == ("would be deleted", "delete")
+    assert (step["digest"], step["rule"], step["pulled"]) == (digest, 2, None)
+    assert steps[-1]["warnings"] == ["rule 2: the pattern taem/* applies to no hosted repository with content"]
 
     applied = entrepot("retention", "apply", *options, "--json", folder=site.folder)
     assert applied.returncode == 0, applied.stderr
-    steps = [json.loads(line) for line in applied.stdout.splitlines()]
+    steps = json_lines(applied.stdout)
+    assert {step["event"] for step in steps[:-1]} == {"deleted"}
     assert {(step["repository"], step["tag"]) for step in steps[:-1] if "tag" in step} >= {("scratch/command", "a")}
-    assert steps[-1]["result"]["tags_deleted"] >= 1
+    assert steps[-1]["tags_deleted"] >= 1
     assert tags(site, "scratch/command") == ["b"]
     again = entrepot("retention", "apply", *options, folder=site.folder)
     assert again.stdout.startswith("deleted 0 tags and 0 manifests; kept ")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
-from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line
+from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line, json_lines
 from tests.fakes.plain_client import plain_client
 from tests.fakes.raw_http import RawConnection
 from tests.fakes.raw_pushes import RawPushes, digest_of, image
@@ -83,7 +83,7 @@ def test_a_backup_under_push_load(tmp_path: Path) -> None:
             for options in ((), ("--copy",), ("--verify",)):
                 acknowledged.append(list(done))
                 made = entrepot_output("backup", "backups", "--json", *options, folder=tmp_path)
-                assert lines(made)[-1]["missing"] == []
+                assert json_lines(made)[-1]["missing"] == []
         finally:
             stop.set()
             for thread in threads:
@@ -175,11 +175,11 @@ def test_killed(tmp_path: Path) -> None:
             command, cwd=tmp_path, env=command_environment(), stdout=subprocess.PIPE, text=True
         ) as killed:
             assert killed.stdout is not None
-            while json.loads(killed.stdout.readline())["step"] != "blob":
+            while json.loads(killed.stdout.readline())["event"] != "blob":
                 pass
             killed.kill()
         assert "no complete backup" in entrepot("restore", "backups", "--list", folder=tmp_path).stderr
-        result = lines(entrepot_output("backup", "backups", "--copy", "--json", folder=tmp_path))[-1]
+        result = json_lines(entrepot_output("backup", "backups", "--copy", "--json", folder=tmp_path))[-1]
         assert result["present_blobs"] >= 1
         assert result["present_blobs"] + result["copied_blobs"] == 12
         with plain_client(server.url) as client:

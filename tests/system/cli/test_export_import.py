@@ -8,7 +8,6 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,7 @@ from tests.fakes.client_images import (
     write_layout,
 )
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_image, pull_all
-from tests.fakes.commands import entrepot, entrepot_output, error_line
+from tests.fakes.commands import entrepot, entrepot_output, error_line, json_lines
 from tests.fakes.hub.hub import hub
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
@@ -290,10 +289,10 @@ def test_an_immutable_tag_stays(server: RegistryServer, tmp_path: Path) -> None:
     entrepot_output("import", changed, "--as", "team/one", *options, folder=tmp_path)
     done = entrepot("import", "both", "--json", *options, folder=tmp_path)
     assert done.returncode == 1
-    problem, stored, result = [json.loads(line) for line in done.stdout.splitlines()]
-    assert (problem["step"], problem["image"]) == ("problem", "team/one:v1")
+    problem, stored, result = json_lines(done.stdout)
+    assert (problem["event"], problem["image"]) == ("problem", "team/one:v1")
     assert problem["reason"] == f"team/one:v1 is immutable and points at {MULTI.digest}; push another tag"
-    assert (stored["step"], stored["image"]) == ("image", "team/multi:v2")
+    assert (stored["event"], stored["image"]) == ("image", "team/multi:v2")
     assert (result["images"], result["problems"]) == (1, 1)
     said = entrepot("import", "both", *options, folder=tmp_path).stderr
     assert said == f"problem: team/one:v1: {problem['reason']}\n"
@@ -302,9 +301,7 @@ def test_an_immutable_tag_stays(server: RegistryServer, tmp_path: Path) -> None:
 
 
 def test_json_lines(server: RegistryServer, target: RegistryServer, tmp_path: Path) -> None:
-    lines: list[Any] = [
-        json.loads(line) for line in export(server, "team/one:v1", "--to", tmp_path / "x", "--json").splitlines()
-    ]
-    assert [line["step"] for line in lines] == ["image", "done"]
-    lines = [json.loads(line) for line in import_(target, tmp_path / "x", "--json")]
-    assert [line["step"] for line in lines] == ["image", "referrer", "done"]
+    lines = json_lines(export(server, "team/one:v1", "--to", tmp_path / "x", "--json"))
+    assert [line["event"] for line in lines] == ["image", "done"]
+    lines = json_lines("\n".join(import_(target, tmp_path / "x", "--json")))
+    assert [line["event"] for line in lines] == ["image", "referrer", "done"]

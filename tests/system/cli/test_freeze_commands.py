@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.fakes.commands import entrepot, entrepot_output, error_line
+from tests.fakes.commands import entrepot, entrepot_output, error_line, json_lines
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, index_of, noise_image
@@ -88,15 +88,15 @@ def test_freezing_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
     content = UpstreamContent()
     content.add("library/app", SECOND)
     upstream.put(content)
-    (line,) = done(tmp_path, "freeze", f"library/app:1@{SECOND.digest}", "--json")
-    frozen = json.loads(line)
+    frozen, last = json_lines("\n".join(done(tmp_path, "freeze", f"library/app:1@{SECOND.digest}", "--json")))
+    assert (frozen["event"], last) == ("frozen", {"event": "done", "tags": 1, "failed": 0})
     assert (frozen["repository"], frozen["tag"]) == ("docker.io/library/app", "1")
     assert frozen["digest"] == SECOND.digest
     assert frozen["frozen_by"].startswith("cli:")
     (again,) = done(tmp_path, "freeze", "app:1")
     assert again.startswith(f"app:1: frozen already at {SECOND.digest}, since 20")
     (listed,) = json.loads("\n".join(done(tmp_path, "frozen", "--json")))
-    assert listed == {name: value for name, value in frozen.items() if name != "message"}
+    assert listed == {name: value for name, value in frozen.items() if name not in ("event", "message")}
     assert "docker.io/library/app:1" in "\n".join(done(tmp_path, "frozen"))
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         ((digest, _),) = served(server)

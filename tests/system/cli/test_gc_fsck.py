@@ -19,7 +19,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.jobs import slot_name
 from storage.names import RepositoryName
 from storage.upkeep.collection_job import GC
-from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line
+from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line, json_lines
 from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of, image
 from tests.fakes.registry_content import push_blob
 from tests.fakes.server_process import RegistryServer, running_server
@@ -55,7 +55,7 @@ def lines(*args: str, server: RegistryServer, code: int = 0) -> list[dict[str, A
     """What a command prints with --json: the steps, and the result as the last line."""
     done = entrepot(*args, "--json", folder=server.data.parent, **NO_GRACE)
     assert done.returncode == code, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return json_lines(done.stdout)
 
 
 def blob_file(server: RegistryServer, blob: bytes) -> Path:
@@ -79,13 +79,14 @@ def test_collection_beside_the_server(server: RegistryServer) -> None:
     assert found[("link", "gc/app", config)] == 0
     assert found[("blob", None, config)] == len(b"config of gone")
     assert digest_of(b"layer of both") not in {step["item"] for step in planned}
-    assert preview["result"]["totals"]["blob"] == {"count": 1, "bytes": len(b"config of gone")}
+    assert {step["event"] for step in planned} == {"would be removed"}
+    assert preview["totals"]["blob"] == {"count": 1, "bytes": len(b"config of gone")}
     assert f"removed link {config} of gc/app: no manifest of gc/app has referred to it since " in printed
     assert f"removed blob {config} (14 B): no repository has it any more\n" in printed
     assert printed.endswith(" freed\n")
     assert not pulls(server, "gc/app", b"config of gone")
     assert pulls(server, "gc/app", b"layer of both")
-    assert lines("gc", server=server)[-1]["result"]["bytes"] == 0
+    assert lines("gc", server=server)[-1]["bytes"] == 0
 
 
 def strays_found(result: dict[str, Any]) -> int:
@@ -101,9 +102,9 @@ def test_strays_are_looked_for_in_all_shards_on_demand(server: RegistryServer) -
         blob_file(server, blob).parent.mkdir(parents=True, exist_ok=True)
         blob_file(server, blob).write_bytes(blob)
         os.utime(blob_file(server, blob), (0, 0))
-    assert strays_found(lines("gc", "--dry-run", server=server)[-1]["result"]) < len(strays)
+    assert strays_found(lines("gc", "--dry-run", server=server)[-1]) < len(strays)
     assert strays_found(job_of(server, "gc", {"dry_run": True})["result"]) < len(strays)
-    assert strays_found(lines("gc", "--dry-run", "--strays", server=server)[-1]["result"]) == len(strays)
+    assert strays_found(lines("gc", "--dry-run", "--strays", server=server)[-1]) == len(strays)
     assert strays_found(job_of(server, "gc", {"strays": True})["result"]) == len(strays)
     assert not any(blob_file(server, blob).exists() for blob in strays)
 
@@ -113,7 +114,7 @@ def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> Non
     blobs = b"config of damaged", b"layer of damaged"
     push(server, "fsck/app", "latest", *blobs)
     assert lines("fsck", "--hash", server=server) == [
-        {"result": {"found": {}, "repaired": 0, "left": 0, "damaged": 0}},
+        {"event": "done", "found": {}, "repaired": 0, "left": 0, "damaged": 0},
     ]
     blob_file(server, blobs[1]).unlink()
 
@@ -124,9 +125,10 @@ def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> Non
     assert summary == "1 problem; to repair what can be repaired, run entrepot fsck --repair"
 
     step, result = lines("fsck", "--repair", server=server)
-    assert (step["code"], step["item"]) == ("blob-bytes-missing", digest_of(blobs[1]))
+    assert (step["event"], step["code"], step["item"]) == ("problem", "blob-bytes-missing", digest_of(blobs[1]))
     assert step["repair"].startswith("recorded it as damaged")
-    assert result["result"] == {"found": {"blob-bytes-missing": 1}, "repaired": 1, "left": 0, "damaged": 1}
+    found = {"found": {"blob-bytes-missing": 1}, "repaired": 1, "left": 0, "damaged": 1}
+    assert result == {"event": "done", **found}
     push(server, "fsck/app", "latest", *blobs)
     assert pulls(server, "fsck/app", blobs[1])
     assert entrepot_output("fsck", folder=server.data.parent).startswith("nothing is wrong")
@@ -189,7 +191,7 @@ def test_a_killed_collection_is_finished_by_the_next(tmp_path: Path) -> None:
         with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for _ in range(printed):
-                assert "result" not in json.loads(process.stdout.readline())
+                assert json.loads(process.stdout.readline())["event"] == "removed"
             process.kill()
         assert process.returncode == -signal.SIGKILL
         assert entrepot_output("fsck", folder=tmp_path) == "nothing is wrong\n"

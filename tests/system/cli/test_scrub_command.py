@@ -15,7 +15,7 @@ from storage.names import Digest
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
 from tests.fakes.client_images import ClientImage, digest_of, image
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_files
-from tests.fakes.commands import entrepot, entrepot_output, error_line
+from tests.fakes.commands import entrepot, entrepot_output, error_line, json_lines
 from tests.fakes.mirror_site import wait_until
 from tests.fakes.plain_client import plain_client
 from tests.fakes.scrub_runs import flip_byte
@@ -52,7 +52,7 @@ def layer_file(site: AdminSite, made: ClientImage) -> Path:
 def scrub_json(site: AdminSite, *more: str, code: int) -> list[dict[str, Any]]:
     done = entrepot("scrub", "--json", *more, folder=site.folder)
     assert done.returncode == code, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return json_lines(done.stdout)
 
 
 def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClient) -> None:

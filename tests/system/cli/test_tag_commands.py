@@ -118,7 +118,8 @@ def test_a_point_in_time(server: RegistryServer, repo: str) -> None:
 
 def test_move_and_delete(server: RegistryServer, repo: str) -> None:
     first, second = put(server, repo, "v1", "first"), put(server, repo, "v2", "second")
-    assert run(server, "move", f"{repo}:stable", "v1") == f"{repo}:stable points at {first} now, before at nothing\n"
+    created = run(server, "move", f"{repo}:stable", "v1")
+    assert created == f"{repo}:stable points at {first} now; before, there was no such tag\n"
     assert run(server, "move", f"{repo}:stable", second).endswith(f"points at {second} now, before at {first}\n")
     assert run(server, "move", f"{repo}:stable", "v2") == f"{repo}:stable points at {second} already\n"
     assert run(server, "delete", f"{repo}:stable") == f"deleted {repo}:stable; its manifest stays\n"

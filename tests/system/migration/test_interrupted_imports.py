@@ -14,7 +14,14 @@ import pytest
 
 from tests.fakes.client_images import MIB
 from tests.fakes.clients.registry_client import RegistryClient
-from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line, wait_for_output
+from tests.fakes.commands import (
+    command_environment,
+    entrepot,
+    entrepot_output,
+    error_line,
+    json_lines,
+    wait_for_output,
+)
 from tests.fakes.forked_process import ForkedProcess
 from tests.fakes.hub.hub import Hub, hub, repeated, union
 from tests.fakes.old_directory import OldDirectory
@@ -210,9 +217,7 @@ def test_what_the_command_says(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "1 problem: the lines above say what could not be imported"
 
     old.push("team/app", noise_image("image", 1000), "2")
-    lines = [
-        json.loads(line) for line in entrepot("import-registry", "old", "--json", folder=tmp_path).stdout.splitlines()
-    ]
+    lines = json_lines(entrepot("import-registry", "old", "--json", folder=tmp_path).stdout)
     assert [line["event"] for line in lines if line["event"] != "note"] == ["imported", "problem", "done"]
 
     for args, reason in (

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import random
 import threading
@@ -19,7 +18,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from tests.fakes.commands import STACK_DUMP_SITE, entrepot
+from tests.fakes.commands import STACK_DUMP_SITE, entrepot, json_lines
 from tests.fakes.raw_http import RawConnection
 from tests.fakes.raw_pushes import RawPushes, image
 from tests.fakes.server_process import RegistryServer, running_server
@@ -143,8 +142,7 @@ def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Calla
             site = UNTAGGED_AT_ONCE if name == "retention" else STACK_DUMP_SITE
             done = entrepot(*command, "--json", *options, folder=folder, site=site)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
-            last_line = json.loads(done.stdout.splitlines()[-1])
-            result = last_line.get("result", last_line)
+            result = json_lines(done.stdout)[-1]
             counts[name] += 1
             counts.update({f"{name} {effect}": result[effect] for effect in EFFECTS.get(name, ())})
         return counts

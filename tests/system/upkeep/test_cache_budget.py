@@ -12,7 +12,7 @@ import pytest
 
 from registry.cli.output import human_size
 from tests.fakes.client_images import MIB
-from tests.fakes.commands import entrepot, entrepot_output
+from tests.fakes.commands import entrepot, entrepot_output, json_lines
 from tests.fakes.mirror_site import MirrorSite, wait_until
 from tests.fakes.upstream_content import ImageTree, noise_image
 
@@ -109,10 +109,11 @@ def test_the_commands(site: MirrorSite) -> None:
     assert plan.splitlines()[-1] == f"1 image would be evicted, which frees {human_size(size)}"
     assert status(site)[-1]["images"] == 4
 
-    lines = entrepot_output("cache", "evict", "--to", "0", "--json", *where, folder=site.folder).splitlines()
-    steps = [json.loads(line) for line in lines]
+    steps = json_lines(entrepot_output("cache", "evict", "--to", "0", "--json", *where, folder=site.folder))
+    assert {step["event"] for step in steps[:-1]} == {"evicted"}
     assert [step["repository"] for step in steps[:-1]] == [f"docker.io/library/app{number}" for number in (1, 2, 3)]
-    assert steps[-1] == {"images": 3, "bytes": sum(step["bytes"] for step in steps[:-1]), "dry_run": False}
+    size_of_all = sum(step["bytes"] for step in steps[:-1])
+    assert steps[-1] == {"event": "done", "images": 3, "bytes": size_of_all, "dry_run": False}
     assert [status(site)[-1][name] for name in ("images", "size")] == [1, size]
     pull(site, 1, images[1])
 

@@ -7,6 +7,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,20 @@ def test_little_free_space(tmp_path: Path) -> None:
             ("POST", f"/v2/team/app/blobs/uploads/?digest={digest_of(b'b')}"),
             ("PATCH", path),
             ("PUT", f"{path}?digest={digest_of(b'b')}"),
+            ("PUT", "/v2/team/app/manifests/v1"),
         ):
             status, error = answer_before_body(server, method, target, 1)
             assert (status, error["code"]) == (507, "STORAGE_FULL"), method
             assert error["message"].startswith("the disk is almost full: less than 1000 TiB would stay free")
         assert client.post("/v2/team/app/blobs/uploads/").status_code == 507
+        assert answer_before_body(server, "PUT", "/v2/team/app/manifests/v1", 100 << 40)[0] == 507
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+            connection.request("PUT", "/v2/team/app/manifests/v1", b"{}" * KIB)  # is read, though not used
+            assert (answer := connection.getresponse()).status == 507
+            assert "almost full" in answer.read().decode()
+            kept = connection.sock
+            connection.request("GET", "/v2/")
+            assert (connection.getresponse().status, connection.sock) == (200, kept)
         assert client.delete(path).status_code == 204
         blob = f"/v2/team/app/blobs/{digest_of(data)}"
         assert client.get(blob).content == data

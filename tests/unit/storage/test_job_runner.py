@@ -35,7 +35,7 @@ async def test_a_job_tells_what_it_did(store: StoredRegistry) -> None:
     steps: list[Mapping[str, JSON]] = []
 
     async def work(context: JobContext) -> object:
-        context.step(blob="one")
+        context.step("removed", blob="one")
         await context.report(1, total=2, unit="blobs", message="counting", save_now=True)
         stored = await store.jobs.job(context.job.id)
         assert stored.state is JobState.RUNNING
@@ -50,7 +50,7 @@ async def test_a_job_tells_what_it_did(store: StoredRegistry) -> None:
     assert (result, job.result, job.state) == ({"counted": 2}, {"counted": 2}, JobState.DONE)
     assert (job.kind, job.arguments, job.actor) == ("count", {"deep": True}, "cli:alice")
     assert job.ended is not None
-    assert steps == [{"blob": "one"}]
+    assert steps == [{"event": "removed", "blob": "one"}]
 
 
 async def test_a_second_command_says_who_is_at_work(store: StoredRegistry) -> None:

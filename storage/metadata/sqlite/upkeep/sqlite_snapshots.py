@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -25,7 +25,7 @@ from storage.backups import BackupFailed, SnapshotBlob, SnapshotTotals
 from storage.data_dir.durable_files import sync_file
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.metadata.sqlite.database import connect, newest_table_version
-from storage.metadata.sqlite.upkeep.damage_changes import mark_blob
+from storage.metadata.sqlite.upkeep.damage_changes import mark_blob, restore_blob
 from storage.names import Digest
 
 PAGES_PER_STEP: Final = 1024
@@ -106,12 +106,24 @@ class SqliteSnapshots:
             yield SqliteSnapshot(db, path)
 
     def mark_damaged(self, path: Path, digests: Sequence[Digest], reason: str) -> None:
+        with self._changing(path) as db:
+            for digest in digests:
+                former = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
+                mark_blob(db, digest, str(former or ""), reason, "", self._clock())
+
+    def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
+        with self._changing(path) as db:
+            for digest, place in places.items():
+                restore_blob(db, digest, place, self._clock())
+
+    @contextmanager
+    def _changing(self, path: Path) -> Iterator[apsw.Connection]:
+        """Opens a copy for changes, which are made in one transaction and are durable afterwards. Raises
+        BackupFailed."""
         try:
             with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
                 with db:
-                    for digest in digests:
-                        former = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
-                        mark_blob(db, digest, str(former or ""), reason, "", self._clock())
+                    yield db
                 db.pragma("journal_mode", "delete")
             sync_file(self._system, path)
         except (apsw.Error, OSError) as error:

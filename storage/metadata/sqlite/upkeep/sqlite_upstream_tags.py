@@ -33,6 +33,21 @@ _NEWEST_AND_CACHED = f"""
 SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
 _FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
 
+_FROZEN_THAT_NEEDS = f"""
+WITH RECURSIVE needed (tag, digest) AS (
+    SELECT tag, digest FROM frozen_tag WHERE repository = ?1
+    UNION
+    SELECT n.tag, c.digest FROM needed n
+      CROSS JOIN manifest m ON m.repository = (SELECT id FROM repository WHERE name = ?1) AND m.digest = n.digest
+      CROSS JOIN manifest_child c ON c.manifest = m.id)
+{_FROZEN} WHERE repository = ?1 AND tag IN (
+    SELECT tag FROM needed WHERE digest = ?2
+    UNION
+    SELECT n.tag FROM manifest_blob b JOIN manifest m ON m.id = b.manifest JOIN needed n ON n.digest = m.digest
+     WHERE b.repository = (SELECT id FROM repository WHERE name = ?1) AND b.digest = ?2)
+ ORDER BY tag LIMIT 1"""
+"""The first frozen tag of the repository ?1 that needs the manifest or blob ?2."""
+
 
 class SqliteUpstreamTags:
     """Implements `storage.upstream_tags.UpstreamTags`, which describes the methods. Reads on the event loop. Freezing
@@ -100,6 +115,10 @@ class SqliteUpstreamTags:
     async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
         rows: list[Any] = self._db.execute(f"{_FROZEN} WHERE repository = ? ORDER BY tag", (repo,)).fetchall()
         return [_frozen_tag(row) for row in rows]
+
+    async def frozen_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
+        row: Any = await self._scans.run(lambda db: db.execute(_FROZEN_THAT_NEEDS, (repo, digest)).fetchone())
+        return None if row is None else _frozen_tag(row)
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
         now = self._clock()

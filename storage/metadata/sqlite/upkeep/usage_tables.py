@@ -1,20 +1,19 @@
 """The tables that count what repositories use: `usage_scope`, `usage_member` and `usage_blob`.
 
-Triggers in the migration keep the counts exact. The functions here define the usage scopes (`storage.usage`), and count
-what was stored before a scope was defined. A repository that belongs to a scope is a *member*. Each function that
-changes something runs inside a transaction that the caller commits. It changes a bounded number of rows.
+Triggers in the migrations keep the counts exact, and refuse what exceeds a quota. The functions here define the usage
+scopes (`storage.usage`), count what was stored before a scope was defined, and say which quota refused a change. A
+repository that belongs to a scope is a *member*. Each function that changes something runs inside a transaction that
+the caller commits. It changes a bounded number of rows.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 import apsw
 
-from storage.errors import QuotaExceeded
 from storage.names import Digest, RepositoryName
 from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
 
@@ -27,8 +26,8 @@ _ROWS_PER_STEP: Final = 5
 _COLUMNS: Final = "name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, bytes, tags, complete"
 _CONFIGURED: Final = "prefixes <> '[]'"
 """Condition for the scopes that are in the settings; the others are being deleted."""
-_QUOTA_MESSAGE: Final = re.compile(r"quota (\d+) (bytes|tags) (\d+)")
-"""The message with which the triggers refuse a change."""
+_QUOTA_MESSAGE: Final = "a quota is exceeded"
+"""The message with which the triggers abort a statement."""
 _RECOUNT = """
 SELECT (SELECT count(*) FROM blob WHERE id IN (
                SELECT l.blob FROM usage_member m JOIN blob_link l ON l.repository = m.repository WHERE m.scope = ?1)),
@@ -256,17 +255,39 @@ def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
     return found is not None
 
 
-def quota_refusal(db: apsw.Connection, error: Exception) -> QuotaExceeded | None:
-    """Returns the error for the client if `error` comes from a trigger that refused a change because of a quota; None
-    for any other error."""
-    if not isinstance(error, apsw.ConstraintError) or not (match := _QUOTA_MESSAGE.search(str(error))):
-        return None
-    scope_id, kind, size = int(match[1]), match[2], int(match[3])
+def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int, blob: int) -> Exception:
+    """Returns the error for the client if the new link of the repository to the blob does not fit into a quota.
+    `error`: what SQLite raised for the link. Returns `error` itself if it has another reason."""
+    if not _is_from_trigger(error):
+        return error
     row: Any = db.execute(
-        "SELECT prefixes, max_bytes, bytes, max_tags, tags FROM usage_scope WHERE id = ?", (scope_id,)
+        "SELECT s.prefixes, s.max_bytes, s.bytes, b.size FROM usage_member m JOIN usage_scope s ON s.id = m.scope "
+        "JOIN blob b ON b.id = ?2 WHERE m.repository = ?1 AND s.complete = 1 AND s.bytes + b.size > s.max_bytes "
+        "AND NOT EXISTS (SELECT 1 FROM usage_blob u WHERE u.scope = s.id AND u.blob = b.id) LIMIT 1",
+        (repository, blob),
     ).get
-    prefixes, max_bytes, used_bytes, max_tags, tags = row
-    prefix = json.loads(prefixes)[0]
-    if kind == "bytes":
-        return bytes_refusal(prefix, max_bytes, used_bytes, size)
-    return tags_refusal(prefix, max_tags, tags)
+    if row is None:
+        return error
+    prefixes, max_bytes, used, size = row
+    return bytes_refusal(json.loads(prefixes)[0], max_bytes, used, size)
+
+
+def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int) -> Exception:
+    """Returns the error for the client if a new tag of the repository does not fit into a quota. `error`: what SQLite
+    raised for the tag. Returns `error` itself if it has another reason."""
+    if not _is_from_trigger(error):
+        return error
+    row: Any = db.execute(
+        "SELECT s.prefixes, s.max_tags, s.tags FROM usage_member m JOIN usage_scope s ON s.id = m.scope "
+        "WHERE m.repository = ? AND s.complete = 1 AND s.tags + 1 > s.max_tags LIMIT 1",
+        (repository,),
+    ).get
+    if row is None:
+        return error
+    prefixes, max_tags, tags = row
+    return tags_refusal(json.loads(prefixes)[0], max_tags, tags)
+
+
+def _is_from_trigger(error: apsw.ConstraintError) -> bool:
+    """Returns whether a trigger aborted the statement. SQLite has then rolled back what the statement had changed."""
+    return _QUOTA_MESSAGE in str(error)

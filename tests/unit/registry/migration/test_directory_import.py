@@ -270,6 +270,35 @@ async def test_broken_content_is_told(store: StoredRegistry, old: OldDirectory, 
     await assert_whole(store, APP, half)
 
 
+@pytest.mark.parametrize("tag", ["multi", None], ids=["tagged", "untagged"])
+async def test_a_broken_child_is_one_problem(
+    store: StoredRegistry, old: OldDirectory, run: ImportRun, tag: str | None
+) -> None:
+    """The line of the index names the child and the reason. The child has no line of its own, in whatever order the
+    manifests are looked at, unless a tag points at it."""
+    problems = {}
+    for number in range(6):
+        child = noise_image(f"broken {number}", 10)
+        index = index_of((noise_image(f"sound {number}", 10), "amd64"), (child, "arm64"))
+        outer = index_of((index, "linux"))
+        old.push(APP, outer, *([f"{tag}-{number}"] if tag else []))
+        old.data(child.layers[0].digest).unlink()
+        name = f"{APP}:{tag}-{number}" if tag else f"{APP}:{outer.digest}"
+        reason = f"the file of the blob {child.layers[0].digest} is missing"
+        problems[name] = f"its child {index.digest}: its child {child.digest}: {reason}"
+    tagged = noise_image("broken with a tag", 10)
+    old.push(APP, index_of((tagged, "arm64")), "around")
+    old.push(APP, tagged, "alone")
+    old.data(tagged.layers[0].digest).unlink()
+    reason = f"the file of the blob {tagged.layers[0].digest} is missing"
+    problems |= {f"{APP}:alone": reason, f"{APP}:around": f"its child {tagged.digest}: {reason}"}
+
+    result = await run()
+
+    assert sorted(run.told()) == sorted(problems.items())
+    assert result["problems"] == len(problems)
+
+
 async def test_chosen_repositories(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
     for number, name in enumerate(("team/app", "team/tmp-1", "other", "ghcr.io/x")):
         old.push(name, noise_image(str(number), 10), "1")

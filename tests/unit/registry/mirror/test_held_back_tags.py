@@ -12,7 +12,8 @@ from registry.request import RequestContext, enter_request
 from storage.content import Actor, Manifest
 from storage.errors import Denied, ManifestUnknown, UpstreamUnavailable
 from storage.names import RepositoryName, Tag
-from storage.upstream_tags import TagNotFrozen
+from storage.upstream_tags import TagFrozen, TagNotFrozen
+from tests.fakes.registry_content import index_of
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
@@ -347,6 +348,42 @@ async def test_a_frozen_digest_is_fetched(site: MirrorStore, worker: MirrorWorke
     image = site.far.add_image(UPSTREAM_REPO, b"layer", tags=())
     await worker.store.upstream_tags.freeze(MIRRORED_REPO, TAG, image.digest, by=BY)
     assert await served(worker) == image.digest
+
+
+async def test_what_a_frozen_tag_needs_cannot_be_deleted(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Neither the tag, nor its manifest, one that this lists, or a blob of these; the answer says what to do. Other
+    content of the repository can be deleted, and everything once the tag is not frozen any more."""
+    other = site.far.add_image(UPSTREAM_REPO, b"other", tags=("2",))
+    child = site.far.add_image(UPSTREAM_REPO, b"child", tags=())
+    inner = site.far.add_manifest(UPSTREAM_REPO, index_of([child.descriptor]))
+    index = site.far.add_manifest(UPSTREAM_REPO, index_of([inner.descriptor]), "1")
+    mirror = worker.mirror
+    for reference in (Tag("1"), inner.digest, child.digest, Tag("2")):
+        image = await mirror.get_manifest(MIRRORED_REPO, reference)
+        for blob in image.blobs:
+            reader = await mirror.open_blob(MIRRORED_REPO, blob.digest)
+            assert b"".join([piece async for piece in reader])
+            await reader.aclose()
+    await worker.store.upstream_tags.freeze(MIRRORED_REPO, TAG, index.digest, by=BY)
+    layer, other_layer = child.blobs[-1].digest, other.blobs[-1].digest
+    refusal = rf"{MIRRORED_REPO}:1 is frozen at {index.digest}.*; unfreeze it first: entrepot mirror unfreeze"
+    with pytest.raises(TagFrozen, match=refusal):
+        await mirror.delete_tag(MIRRORED_REPO, TAG, by=BY)
+    for manifest in (index, inner, child):
+        with pytest.raises(TagFrozen, match=refusal):
+            await mirror.delete_manifest(MIRRORED_REPO, manifest.digest, by=BY)
+    with pytest.raises(TagFrozen, match=refusal):
+        await mirror.delete_blob(MIRRORED_REPO, layer, by=BY)
+    site.far.faults.down = UpstreamUnavailable()
+    assert await served(worker) == index.digest
+    assert (await mirror.resolve_blob(MIRRORED_REPO, layer)).size == len(b"child")
+    await mirror.delete_blob(MIRRORED_REPO, other_layer, by=BY)
+    await mirror.delete_tag(MIRRORED_REPO, Tag("2"), by=BY)
+    await mirror.delete_manifest(MIRRORED_REPO, other.digest, by=BY)
+    await worker.store.upstream_tags.unfreeze(MIRRORED_REPO, TAG, by=BY)
+    await mirror.delete_blob(MIRRORED_REPO, layer, by=BY)
+    await mirror.delete_tag(MIRRORED_REPO, TAG, by=BY)
+    await mirror.delete_manifest(MIRRORED_REPO, child.digest, by=BY)
 
 
 async def test_the_frozen_tags(site: MirrorStore, worker: MirrorWorker) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -76,6 +78,28 @@ def test_prepare_may_run_in_several_processes_at_once(tmp_path: Path) -> None:
 def test_the_migrations_are_numbered_without_a_gap() -> None:
     """1, 2, 3, …"""
     assert [number for number, _ in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+def _schema(data: Path) -> list[str]:
+    with closing(apsw.Connection(str(data / "entrepot.db"))) as db:
+        return [sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")]
+
+
+@pytest.mark.parametrize("earlier", [0, 7], ids=["new", "of version 7"])
+def test_other_programs_can_open_the_database(tmp_path: Path, earlier: int) -> None:
+    """Also those with an older SQLite, such as the `sqlite3` of Debian 12. Before 3.47, `raise` takes only a constant
+    message, and one trigger that SQLite cannot parse makes the whole database unreadable."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    if earlier:
+        _made_older(data / "entrepot.db", earlier)
+        prepare_data_dir(data)
+    messages = [message for sql in _schema(data) for message in re.findall(r"raise\s*\(\s*\w+\s*,([^)]*)\)", sql)]
+    assert messages
+    assert [message for message in messages if not re.fullmatch(r"\s*'[^']*'\s*", message)] == []
+    with closing(sqlite3.connect(f"file:{data / 'entrepot.db'}?mode=ro", uri=True)) as db:
+        assert db.execute("SELECT count(*) FROM tag").fetchone() == (0,)
+        assert db.execute("PRAGMA user_version").fetchone() == (migrations()[-1][0],)
 
 
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:

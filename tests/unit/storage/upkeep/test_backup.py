@@ -80,7 +80,7 @@ async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
     result, steps = await backup(store, tmp_path / "backups")
 
     assert (result["blobs"], result["copied_blobs"], result["missing"]) == (3, 3, [])
-    assert {step["digest"] for step in steps if step["step"] == "blob"} >= {large.digest}
+    assert {step["digest"] for step in steps if step["event"] == "blob"} >= {large.digest}
     restored = await restore(tmp_path / "backups", tmp_path / "new")
     assert (restored["restored_blobs"], restored["manifests"], restored["tags"]) == (3, 1, 1)
     await check_image(tmp_path / "new", "v1", manifest.digest)
@@ -165,7 +165,7 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
     result, steps = await backup(store, tmp_path / "backups")
 
     assert result["missing"] == [large.digest]
-    assert {"step": "missing", "digest": large.digest, "reason": "its file is missing"} in steps
+    assert {"event": "missing", "digest": large.digest, "reason": "its file is missing"} in steps
     with pytest.raises(BackupFailed, match=f"1 blobs .* among them {large.digest}.*--skip-damaged"):
         await restore(tmp_path / "backups", tmp_path / "new")
     with pytest.raises(DataDirectoryError, match="a restore from a backup has not ended"):
@@ -199,23 +199,60 @@ async def test_damage_that_is_known_is_left_out(store: StoredRegistry, tmp_path:
     result, steps = await backup(store, tmp_path / "backups", now=2e9)
 
     assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, after.digest]), [])
-    assert {"step": "damaged", "digest": after.digest, "reason": "the registry knows that it is damaged"} in steps
+    assert {"event": "damaged", "digest": after.digest, "reason": "the registry knows that it is damaged"} in steps
     for target in ("backups", "other"):
         if target == "other":
             result, _ = await backup(store, tmp_path / target)
             assert sorted(result["damaged"]) == sorted([linked.digest, before.digest, after.digest])
         restored = await restore(tmp_path / target, tmp_path / f"new from {target}")
-        assert restored["damaged"] == []
+        assert (restored["damaged"], restored["healed_blobs"]) == ([], 1 if target == "backups" else 0)
         await check_image(tmp_path / f"new from {target}", "v1", manifest.digest)
     await push_blob(store, REPO, LARGE + b"linked")
     result, _ = await backup(store, tmp_path / "backups", now=3e9)
     assert (result["damaged"], result["copied_blobs"]) == ([after.digest], 1)
+    async with open_registry(tmp_path / "new from backups") as opened:
+        assert await read_blob(opened, REPO, before.digest) == LARGE + b"copied"
+        assert await opened.damage.damaged_count() == 3
     async with open_registry(tmp_path / "new from other") as opened:
         assert await opened.damage.damaged_count() == 4
         with pytest.raises(ManifestUnknown, match="push the image again"):
             await opened.get_manifest(REPO, Tag("v2"))
         result, _ = await scrub(opened)
         assert (result["damaged"], await opened.damage.damaged_count()) == (0, 4)
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+async def test_right_bytes_of_a_damaged_blob_are_restored(
+    store: StoredRegistry, tmp_path: Path, is_interrupted: bool
+) -> None:
+    """The snapshot says that the blob is damaged, but its right bytes are in the backup: the restored registry serves
+    the blob and knows of no damage, also if the restore was interrupted. Wrong bytes there are not restored."""
+    image = await push_image(store, REPO, "one", "v1")
+    healed, left = await push_blob(store, REPO, LARGE), await push_blob(store, REPO, LARGE + b"left")
+    for blob in (healed, left):
+        flip_byte(file_of(store, blob.digest))
+    await scrub(store)
+    result, _ = await backup(store, tmp_path / "backups")
+    assert sorted(result["damaged"]) == sorted([healed.digest, left.digest])
+    directory = BackupDirectory(tmp_path / "backups", System())
+    directory.blob(healed.digest).write_bytes(LARGE)
+    directory.blob(left.digest).write_bytes(LARGE + b"LEFT")
+    if is_interrupted:
+        rotten = directory.blob(image.blobs[0].digest)
+        content = rotten.read_bytes()
+        rotten.unlink()
+        with pytest.raises(BackupFailed, match="1 blobs of this backup are missing"):
+            await restore(tmp_path / "backups", tmp_path / "new")
+        rotten.write_bytes(content)
+    restored = await restore(tmp_path / "backups", tmp_path / "new")
+
+    assert (restored["damaged"], restored["healed_blobs"]) == ([], 1)
+    await check_image(tmp_path / "new", "v1", image.digest)
+    async with open_registry(tmp_path / "new") as opened:
+        assert await read_blob(opened, REPO, healed.digest) == LARGE
+        assert [blob.digest for blob in (await opened.damage.damaged_blobs(None, 10)).items] == [left.digest]
+        result, _ = await scrub(opened)
+        assert result["damaged"] == 0
 
 
 def change_manifest(data: Path, digest: Digest) -> None:
@@ -239,7 +276,7 @@ async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) 
     assert not (tmp_path / "new/entrepot.db").exists()
     result, steps = await backup(store, tmp_path / "backups", may_link=False, verify=True, now=2e9)
     assert (result["copied_blobs"], copy.read_bytes() == LARGE) == (1, True)
-    assert steps[1]["step"] == "damaged in the backup"
+    assert steps[1]["event"] == "damaged in the backup"
 
     (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).write_bytes(b"?" + LARGE[1:])
     copied, _ = await backup(store, tmp_path / "copied", may_link=False)
@@ -392,8 +429,8 @@ async def test_stopped_in_the_middle(store: StoredRegistry, tmp_path: Path) -> N
     reached = asyncio.Event()
 
     class Waiting(PlainReporter):
-        def step(self, **fields: JSON) -> None:
-            if fields["step"] == "blob":
+        def step(self, event: str, /, **fields: JSON) -> None:
+            if event == "blob":
                 reached.set()
 
     reporter = Waiting(lambda _: None, lambda _: None)

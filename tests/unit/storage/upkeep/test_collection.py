@@ -221,14 +221,15 @@ async def test_the_job_gives_records_and_totals(store: StoredRegistry, data: Pat
     preview = await run_job(store, planned, dry_run=True, strays=True)
     result = await run_job(store, removed, strays=True)
 
-    assert preview["records"] == planned
+    assert [{"event": "would be removed", **record} for record in preview["records"]] == planned
     assert not preview["more"]
     assert len(planned) <= MAX_RECORDS
     assert (preview["totals"], preview["bytes"]) == (result["totals"], result["bytes"])
     assert "records" not in result
     assert result["totals"]["link"] == {"count": 5, "bytes": 0}
     assert result["bytes"] == sum(step["bytes"] for step in removed)
-    assert set(removed[0]) == {"kind", "repository", "item", "bytes", "reason"}
+    assert {step["event"] for step in removed} == {"removed"}
+    assert set(removed[0]) == {"event", "kind", "repository", "item", "bytes", "reason"}
 
 
 async def test_a_second_collection_says_who_is_at_work(store: StoredRegistry) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
 from storage.errors import Denied, QuotaExceeded
+from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.upkeep import usage_tables
 from storage.names import RepositoryName, Tag
 from storage.patterns import ALL_NAMES, NameSet
@@ -200,6 +203,29 @@ async def test_other_changes_of_the_transaction_are_kept(store: StoredRegistry) 
     results = await asyncio.gather(*pushes, return_exceptions=True)
     assert sum(isinstance(result, QuotaExceeded) for result in results) == 9  # 10 to team/, of which one fits
     assert not [result for result in results if isinstance(result, Exception) and not isinstance(result, QuotaExceeded)]
+    await assert_exact(store)
+
+
+async def test_a_refused_statement_leaves_nothing(store: StoredRegistry, tmp_path: Path) -> None:
+    """A trigger that refuses a statement rolls back what the statement has changed, and the transaction can go on. The
+    counts of a scope that was not exceeded are changed before those of the one that is."""
+    config = await push_blob(store, NAMES[0], b"{}")
+    await store.put_manifest(NAMES[0], image_of(descriptor_of(b"{}", CONFIG_TYPE)), [Tag("one")], by=BY)
+    await push_blob(store, NAMES[5], b"a" * 100)
+    await store.usage.configure([HOSTED, ScopeDefinition(TEAM.name, TEAM.prefixes, max_bytes=100, max_tags=1)])
+    await count_all(store)
+    with closing(connect(tmp_path / "entrepot.db")) as db:
+        counts = "SELECT * FROM usage_scope ORDER BY id", "SELECT * FROM usage_blob ORDER BY scope, blob"
+        before = [db.execute(sql).fetchall() for sql in counts]
+        repository, manifest = db.execute("SELECT repository, id FROM manifest").fetchall()[0]
+        large = db.execute("SELECT id FROM blob WHERE digest != ?", (config.digest,)).get
+        db.execute("BEGIN")
+        with pytest.raises(apsw.ConstraintError, match="a quota is exceeded"):
+            db.execute("INSERT INTO tag VALUES (?, 'two', ?, 0)", (repository, manifest))
+        with pytest.raises(apsw.ConstraintError, match="a quota is exceeded"):
+            db.execute("INSERT INTO blob_link VALUES (?, ?, 0, 1)", (repository, large))
+        assert [db.execute(sql).fetchall() for sql in counts] == before
+        db.execute("COMMIT")
     await assert_exact(store)
 
 
