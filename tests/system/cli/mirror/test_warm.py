@@ -77,7 +77,7 @@ def test_warm_beside_a_server_that_fetches(tmp_path: Path, upstream: Hub, images
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB)
     with (
         running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server,
-        plain_client(server.url) as client,
+        plain_client(server.url, timeout=60) as client,
         ThreadPoolExecutor() as threads,
     ):
         client.get(f"/v2/app/manifests/{images['amd64'].digest}").raise_for_status()
