@@ -13,19 +13,16 @@ from storage.names import Digest, RepositoryName, Tag
 
 
 class ContentBroken(RegistryError):
-    """Content of the old registry is missing there, damaged, or of a type that is not accepted here."""
+    """Content of the old registry is missing there, damaged, or of a type that is not accepted here. `below`: if an
+    index cannot be imported because of a manifest that it lists, the digests of the manifests from that one down to the
+    one whose content is broken."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"
 
-
-class ChildBroken(ContentBroken):
-    """A manifest that an index lists cannot be imported, so the index cannot be either. `below`: the digests of the
-    manifests from that one down to the one whose content is broken."""
-
-    def __init__(self, child: Digest, cause: ContentBroken) -> None:
-        super().__init__(f"its child {child}: {cause.message}")
-        self.below: tuple[Digest, ...] = (child, *(cause.below if isinstance(cause, ChildBroken) else ()))
+    def __init__(self, message: str | None = None, detail: object = None, *, below: tuple[Digest, ...] = ()) -> None:
+        super().__init__(message, detail)
+        self.below = below
 
 
 class ImportInvalid(RegistryError):

@@ -22,7 +22,7 @@ from registry.router import Router
 from storage.blobs.blob_store import LinkRefused
 from storage.content import Actor, Descriptor, Manifest
 from storage.errors import BlobUnknown, DigestInvalid, RegistryError, StorageFailed, StorageFull
-from storage.imports import ChildBroken, ContentBroken, ImportInvalid
+from storage.imports import ContentBroken, ImportInvalid
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName
 from storage.running_digest import start_digest
@@ -269,7 +269,7 @@ def _read(fd: int, offset: int, digest: Digest) -> bytes:
 
 def _below(error: RegistryError) -> tuple[Digest, ...]:
     """Returns the manifests below the one that could not be imported, down to the one that is the reason."""
-    return error.below if isinstance(error, ChildBroken) else ()
+    return error.below if isinstance(error, ContentBroken) else ()
 
 
 def _wrong_digest(digest: Digest) -> ContentBroken:

@@ -15,7 +15,7 @@ from registry.migration.import_report import ImportReport
 from registry.migration.workers import each, run_workers
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
-from storage.imports import ChildBroken, ContentBroken
+from storage.imports import ContentBroken
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
@@ -165,7 +165,9 @@ class ImageWriter:
             try:
                 await self.bring_manifest(repo, child.digest, depth=depth + 1)
             except ContentBroken as error:
-                raise ChildBroken(child.digest, error) from None
+                raise ContentBroken(
+                    f"its child {child.digest}: {error.message}", below=(child.digest, *error.below)
+                ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
 
         async def bring(blob: Descriptor) -> None:
