@@ -85,8 +85,11 @@ def test_killed_again_and_again(tmp_path: Path, content: UpstreamContent, way: s
         entrepot_output("gc", "--data", str(data), folder=tmp_path, ENTREPOT_UPLOADS__EXPIRE="1ms")
         assert list((data / "partials").iterdir()) == []
         jobs = json.loads(entrepot_output("jobs", "list", "--json", "--data", str(data), folder=tmp_path))
-        assert [job["state"] for job in jobs] == ["done", "done", *["failed"] * kills]
-        assert jobs[2]["message"] == "the process that ran it has ended"
+        # A process that is killed after its work was done leaves a job that is done.
+        assert [job["state"] for job in jobs[:2]] == ["done", "done"]
+        killed = [job["message"] for job in jobs[2:] if job["state"] != "done"]
+        assert killed
+        assert set(killed) == {"the process that ran it has ended"}
 
 
 def test_a_killed_download_continues(tmp_path: Path) -> None:
