@@ -12,7 +12,9 @@ ends.
 from __future__ import annotations
 
 import fcntl
+import os
 import tempfile
+import weakref
 from collections.abc import Sequence
 from mmap import mmap
 
@@ -30,12 +32,12 @@ class SharedCells:
         self._size = size
         self._columns = columns
         self._cells = memoryview(mmap(-1, max(8 * size * columns, 1))).cast("d")
-        self._locks = tempfile.TemporaryFile()  # noqa: SIM115  stays open as long as this object
-        self.own: memoryview[float] = memoryview(bytearray(8 * size)).cast("d")
+        self._locks = _open_lock_file(self)
+        self.own: memoryview[float] = self._private_column()
 
     def claim_column(self) -> bool:
         """Makes `own` a column that no other running process writes to. Returns False if all columns are taken. Call it
-        once in each process that writes."""
+        once in each process that writes: a process has the `own` of its parent until then."""
         for column in range(self._columns):
             try:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, column)
@@ -43,12 +45,16 @@ class SharedCells:
                 continue
             self.own = self._column(column)
             return True
+        self.own = self._private_column()
         return False
 
     def totals(self) -> list[float]:
         """Returns the total of each cell. While other processes write, each number is one that was right at some moment
         during the call."""
         return list(map(sum, zip(*(self._column(column) for column in range(self._columns)), strict=True)))
+
+    def _private_column(self) -> memoryview[float]:
+        return memoryview(bytearray(8 * self._size)).cast("d")
 
     def _column(self, column: int) -> memoryview[float]:
         return self._cells[column * self._size : (column + 1) * self._size]
@@ -64,7 +70,7 @@ class SharedNames:
         """`names` get the numbers from 0 on. The list has room for `capacity` names, of up to 255 bytes each."""
         self._capacity = capacity
         self._memory = mmap(-1, _NAME_BYTES * capacity)
-        self._locks = tempfile.TemporaryFile()  # noqa: SIM115  stays open as long as this object
+        self._locks = _open_lock_file(self)
         for name in names:
             self.number(name)
 
@@ -97,3 +103,11 @@ class SharedNames:
                 break
             found.append(self._memory[start + 1 : start + 1 + length].decode())
         return found
+
+
+def _open_lock_file(owner: object) -> int:
+    """Returns the descriptor of a file without a name, which stays open as long as `owner` exists."""
+    with tempfile.TemporaryFile() as file:
+        descriptor = os.dup(file.fileno())
+    weakref.finalize(owner, os.close, descriptor)
+    return descriptor
