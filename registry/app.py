@@ -11,15 +11,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 
 from registry import __version__
-from registry.admin import documentation, health, login_routes, management_api, token_endpoint
+from registry.admin import documentation, health, login_routes, management_api, metrics_route, token_endpoint
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
 from registry.asgi import Receive, Scope, Send, is_distribution, raw_path
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp
 from registry.service_factory import Service, ServiceFactory
+from registry.telemetry.request_recorder import RequestEnd
+from registry.telemetry.telemetry import Telemetry
 from storage.errors import StorageFull
 from storage.interface import Registry
 
@@ -36,9 +39,9 @@ class Entrepot(FastAPI):
     when the server stops the application. The server first forks the workers and then starts the application in each of
     them, so that no two processes share open files."""
 
-    def __init__(self, factory: ServiceFactory, service: Service | None = None) -> None:
-        """`service`: an open service, which the caller closes. None: the application opens one with `factory` when the
-        server starts the application."""
+    def __init__(self, factory: ServiceFactory, telemetry: Telemetry, service: Service | None = None) -> None:
+        """`telemetry` is told about each request. `service`: an open service, which the caller closes. None: the
+        application opens one with `factory` when the server starts the application."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -53,6 +56,7 @@ class Entrepot(FastAPI):
         )
         self.factory = factory
         self.body_memory = factory.body_memory
+        self.telemetry = telemetry
         self._service = service
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
@@ -75,16 +79,33 @@ class Entrepot(FastAPI):
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, with a new request id. Returns None if there is no
         such response; the server then has to call the application (see `DistributionAPI.answer_at_once`)."""
+        if self._is_metrics_port(scope):
+            return None
         return self.service.distribution.answer_at_once(scope)
 
+    def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
+        """Called by the server after it has sent a response that `answer_at_once` has returned."""
+        self.telemetry.requests.on_cached_answer(scope, answer, request_id)
+
+    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
+        """Called by the server at the end of each other request."""
+        self.telemetry.requests.on_request_end(scope, end)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and is_distribution(raw_path(scope)):
+        if scope["type"] == "http" and self._is_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
+            await PlainTextResponse("this port serves /metrics only\n", 404)(scope, receive, send)
+        elif scope["type"] == "http" and is_distribution(raw_path(scope)):
             await self.service.distribution(scope, receive, send)
         elif scope["type"] == "http":
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
         else:
             await self._app_outside_v2(scope, receive, send)
+
+    def _is_metrics_port(self, scope: Scope) -> bool:
+        """Returns whether a request came to the port that serves nothing but the metrics."""
+        port = self.telemetry.metrics_port
+        return port is not None and scope["server"] is not None and scope["server"][1] == port
 
     def build_routes(self, stopped: threading.Event) -> None:
         """Makes FastAPI build its data for all routes, which takes up to 60 ms. Without this call, FastAPI would build
@@ -100,6 +121,7 @@ class Entrepot(FastAPI):
     async def _run(self) -> AsyncIterator[None]:
         """The ASGI lifespan: opens the service at the start of the application, and closes it at the end. Does neither
         with a service that was passed to the constructor."""
+        self.telemetry.start_worker()
         if self._service is not None:
             yield
             return
@@ -153,6 +175,7 @@ def create_app(
     registry: Registry | None = None,
     *,
     rate_limit: RateLimit | None = None,
+    telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Entrepot:
     """Returns the application.
@@ -162,9 +185,11 @@ def create_app(
       the mirrors of `settings.upstream`.
     - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
       limit.
+    - `telemetry`: what the workers count together, made before the fork; None: this process counts for itself.
     - `clock`: returns seconds since 1970."""
     factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
-    app = Entrepot(factory, None if registry is None else factory.without_accounts(registry))
+    telemetry = telemetry or Telemetry(settings)
+    app = Entrepot(factory, telemetry, None if registry is None else factory.without_accounts(registry))
     if registry is None:
         app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
         management_api.add_routes(app)
@@ -173,6 +198,8 @@ def create_app(
     add_error_handlers(app)
     app.include_router(documentation.welcome_router)
     app.include_router(health.router)
+    if settings.metrics.enabled:
+        app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow))
     app.include_router(documentation.docs_router)
     app.include_router(documentation.openapi_router(documentation.OpenAPIDocument(app.openapi)))
     return app

@@ -6,8 +6,9 @@ A *scope* is the dictionary in which the server describes a request to the appli
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
 from urllib.parse import quote
 
 from registry.request import make_actor
@@ -20,11 +21,29 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 """Name, in lower case, and value of an HTTP header."""
+REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
+"""Key in a scope's `extensions` of a dictionary in which the application notes what it knows about the request, for
+`on_request_end` (`registry.server.connection.request_reports`). Other servers have no such dictionary."""
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
+_TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def new_request_id() -> str:
-    """Returns a random id for a request: 16 hex digits."""
+def request_id_of(headers: Iterable[Header]) -> str:
+    """Returns the id of a request: the value of its X-Request-Id header, or 16 random hex digits. A value that is too
+    long or has unusual characters is not used, because the id appears in logs, in the audit log and in the response."""
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode("ascii")
     return os.urandom(8).hex()
+
+
+def trace_id_of(headers: Iterable[Header]) -> str:
+    """Returns the trace id in the traceparent header, 32 hex digits; empty if there is no valid one (W3C Trace Context,
+    3.2)."""
+    for name, value in headers:
+        if name == b"traceparent" and (found := _TRACEPARENT.fullmatch(value)) and found[1] != b"0" * 32:
+            return found[1].decode("ascii")
+    return ""
 
 
 def raw_path(scope: Scope) -> bytes:
@@ -48,6 +67,9 @@ def client_address(scope: Scope) -> str:
 
 def unauthenticated_actor(scope: Scope) -> Actor:
     """Returns the actor, for the audit log, of a request outside `/v2` that has not been authenticated yet. It has the
-    name of anonymous clients, the client's address, a new request id and the User-Agent."""
+    name of anonymous clients, the client's address, the id of the request and the User-Agent."""
     agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
-    return make_actor(Actor().name, client_address(scope), new_request_id(), agent)
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = request_id_of(scope["headers"])
+    return make_actor(Actor().name, client_address(scope), state["request_id"], agent)

@@ -8,13 +8,14 @@ with the lines buffered before it. So if the process is killed, some lines may b
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final, TextIO
+from typing import Any, Final, Literal, TextIO
 
 BUFFER_CHARACTERS: Final = 16 * 1024
 """The buffered lines are written when they have this many characters in total."""
@@ -96,6 +97,29 @@ class LineFormatter(logging.Formatter):
         return f"{self._second_text},{int(record.msecs):03d}"
 
 
+class JsonFormatter(logging.Formatter):
+    """Formats records as one JSON object per line, with the fields `time` (RFC 3339, in UTC), `level`, `logger`,
+    `process` and `message`. A record whose only argument is a mapping, such as that of a request, has the fields of the
+    mapping instead of a message. An exception is in the field `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+        }
+        if isinstance(record.args, Mapping):
+            fields.update(record.args)
+        else:
+            fields["message"] = record.getMessage()
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
+        return json.dumps(fields, ensure_ascii=False, default=str, separators=(",", ":"))
+
+
 class BufferedHandler(logging.Handler):
     """A log handler that buffers lines and writes several of them to `stream` at a time."""
 
@@ -163,15 +187,18 @@ def end_output() -> None:
                 stream.flush()
 
 
-def log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str, form: Literal["text", "json"] = "text") -> None:
     """Sets up logging to stderr, for this process and the processes that it forks. Logging does not use stdout, where
-    the server prints its banner. `level`: the lowest level that is logged, such as "info"."""
+    the server prints its banner. `level`: the lowest level that is logged, such as "info". `form`: `json` writes each
+    line as a JSON object."""
     # Switches off the search for values that our lines do not show, such as the caller's file name and the thread
     # (Python's logging documentation, "Optimization").
     for switch, value in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, switch, value)
     logging.setLogRecordFactory(LineRecord)
     handler = BufferedHandler(sys.stderr)
+    if form == "json":
+        handler.setFormatter(JsonFormatter())
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # These libraries log whole URLs, and the URL of a redirect may contain a secret.

@@ -1,4 +1,4 @@
-"""`Observed`: a wrapper around a registry, which writes one log line for each call on the registry.
+"""`Observed`: a wrapper around a registry, which writes one DEBUG line to the log for each call on the registry.
 
 A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
 call took, the client's name and address, and the request's id. The outcome is `OK`, the code of a RegistryError, or the
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from registry.request import current_request
@@ -38,19 +37,15 @@ async def log_call(
     by: Actor | None = None,
 ) -> T:
     """Awaits `make_call(argument)` and returns its result. Writes the log line of the call, even if the call raised an
-    error. Writes nothing if the log level is above INFO.
+    error. Writes nothing unless the log level is DEBUG.
 
     `by`: the client on whose behalf the call is made; None: the client of the current request."""
-    if not log.isEnabledFor(logging.INFO):
+    if not log.isEnabledFor(logging.DEBUG):
         return await make_call(argument)
     outcome, started = "OK", time.perf_counter()
     request = current_request()
     try:
-        result = await make_call(argument)
-        if request.logged_calls is not None:
-            # The response cache repeats the line when it answers a later request with the same response.
-            request.logged_calls.append(partial(_write_cached_line, operation, repo, reference))
-        return result
+        return await make_call(argument)
     except RegistryError as error:
         outcome = error.code
         raise
@@ -59,38 +54,17 @@ async def log_call(
         raise
     finally:
         client = by or request
-        milliseconds = (time.perf_counter() - started) * 1000
-        _write_line(
-            *(operation, repo, reference, outcome, milliseconds), client.name, client.address, client.request_id
+        log.debug(
+            "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
+            operation,
+            repo or "-",
+            reference or "-",
+            outcome,
+            (time.perf_counter() - started) * 1000,
+            client.name,
+            client.address or "-",
+            client.request_id or "-",
         )
-
-
-def _write_line(
-    operation: str,
-    repo: str,
-    reference: str,
-    outcome: str,
-    milliseconds: float,
-    name: str,
-    address: str,
-    request_id: str,
-) -> None:
-    log.info(
-        "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
-        operation,
-        repo or "-",
-        reference or "-",
-        outcome,
-        milliseconds,
-        name,
-        address or "-",
-        request_id or "-",
-    )
-
-
-def _write_cached_line(operation: str, repo: str, reference: str, name: str, address: str, request_id: str) -> None:
-    """Writes the log line for a request that the response cache answered. No call was made, so it took 0.0 ms."""
-    _write_line(operation, repo, reference, "OK", 0.0, name, address, request_id)
 
 
 class _ObservedWriter:

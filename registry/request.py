@@ -20,9 +20,6 @@ from storage.names import Digest
 USER_AGENT_CHARACTERS: Final = 256
 """A longer User-Agent is cut to this length."""
 
-LogCall = Callable[[str, str, str], None]
-"""Repeats the log line of an earlier call on the registry, for a request that the response cache answers. Its
-arguments are the name of that request's principal, its client's address and its id."""
 PushRefusal = Callable[[int], str | None]
 """Returns a sentence on why the disk has no room for a push of this number of bytes; None if it has."""
 
@@ -97,10 +94,9 @@ class RequestContext:
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
     - `announced`: the blob that the request sends; None: it sends no blob.
-    - `logged_calls`: one function for each call on the registry so far, with which the response cache repeats the log
-      line of the call; None: the response will not be cached."""
+    - `cache_state`: where a mirrored answer came from: `hit`, `miss`, `stale` and so on; empty: it is not mirrored."""
 
-    __slots__ = ("address", "announced", "logged_calls", "notice", "principal", "request_id", "requested_name")
+    __slots__ = ("address", "announced", "cache_state", "notice", "principal", "request_id", "requested_name")
 
     def __init__(
         self,
@@ -115,7 +111,7 @@ class RequestContext:
         self.request_id = request_id
         self.notice: str | None = None
         self.announced: AnnouncedBlob | None = None
-        self.logged_calls: list[LogCall] | None = None
+        self.cache_state = ""
 
     def headers(self, name: bytes) -> list[bytes]:
         """Returns the values of a request header, in the order in which they were sent. `name` is in lower case. This
@@ -146,7 +142,7 @@ class _NoRequest(RequestContext):
 
     def __init__(self) -> None:
         fields = {"principal": UNAUTHENTICATED, "requested_name": "", "address": "", "request_id": ""}
-        for field, value in {**fields, "notice": None, "announced": None, "logged_calls": None}.items():
+        for field, value in {**fields, "notice": None, "announced": None, "cache_state": ""}.items():
             object.__setattr__(self, field, value)
 
     def __setattr__(self, field: str, value: object) -> None:
@@ -164,6 +160,14 @@ enter_request: Final = _CURRENT.set
 """Makes a `RequestContext` the current one in this task. Returns a token for `leave_request`."""
 leave_request: Final = _CURRENT.reset
 """Takes the token that a call of `enter_request` returned, and makes the context before that call current again."""
+
+
+def set_cache_state(state: str) -> None:
+    """Notes where the mirror found the answer to the current request, for the log and the metrics. Does nothing outside
+    a request."""
+    request = current_request()
+    if request is not NO_REQUEST:
+        request.cache_state = state
 
 
 def set_notice(text: str) -> None:

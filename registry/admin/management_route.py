@@ -134,10 +134,10 @@ def _audit_denial(request: Request, operation: str) -> None:
 
 
 def _log_call(request: Request, operation: str, outcome: str, seconds: float) -> None:
-    """Logs a call: its operation, outcome, duration and actor. Logs neither the query nor the body, because they may
-    contain secrets."""
+    """Logs a call at DEBUG: its operation, outcome, duration and actor. Logs neither the query nor the body, because
+    they may contain secrets."""
     actor: Actor = getattr(request.state, "actor", Actor(address=request.client.host if request.client else ""))
-    log.info(
+    log.debug(
         "operation=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
         operation,
         outcome,

@@ -7,7 +7,7 @@ such as an htpasswd file. Otherwise it is *open*: anyone who can connect can pul
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, cast
 
@@ -80,19 +80,24 @@ def run_server(settings: Settings) -> int:
     from registry.server.gate.listener import ListenError, address_of, bind
     from registry.server.process.run import serve as serve_app
     from registry.service_factory import shared_rate_limit
+    from registry.telemetry.telemetry import Telemetry
 
     try:
         listener = bind(settings.listen)
+        metrics_address = settings.metrics.listen if settings.metrics.enabled else None
+        metrics_listener = None if metrics_address is None else bind(metrics_address)
     except ListenError as error:
         fail(str(error))
-    log_to_stderr(settings.log_level)
-    with listener:
+    log_to_stderr(settings.log_level, settings.log_format)
+    with listener, metrics_listener or nullcontext():
         listener_options, closed = _prepare(settings, listener)
         banner = startup_banner(settings, address_of(listener), listener, closed=closed)
-        rate_limit = shared_rate_limit(settings)  # made before the workers are forked, so that all of them share it
+        # Made before the workers are forked, so that all of them share it.
+        rate_limit = shared_rate_limit(settings)
+        telemetry = Telemetry(settings, None if metrics_listener is None else metrics_listener.getsockname()[1])
         return serve_app(
-            lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit)),
-            sockets=[listener],
+            lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit, telemetry=telemetry)),
+            sockets=[listener] if metrics_listener is None else [listener, metrics_listener],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
             on_ready=lambda: _print_banner(banner),

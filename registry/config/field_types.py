@@ -4,12 +4,14 @@ and URLs."""
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address, ip_network
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 from pydantic.fields import FieldInfo
+from pydantic_settings import NoDecode
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -29,6 +31,25 @@ def split_commas(value: object) -> object:
     """Splits a text with commas, such as the value of a flag or an environment variable, into a list. Returns a value
     that is not text unchanged, for pydantic to check."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _check_network(value: str) -> str:
+    """Returns a network in its normal form; for an IP address, the network of only this address. Raises ValueError for
+    other text, for a network whose address has bits set after the prefix, and for a network of all addresses."""
+    try:
+        network = ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network like 10.0.0.0/8, nor an address") from None
+    if ip_address(value.partition("/")[0]) != network.network_address:
+        raise ValueError(f"{value!r} has bits set after its prefix; write {network}, or an address without /")
+    if network.prefixlen == 0:
+        raise ValueError(f"{value!r} covers every address: then every client could forge its address")
+    return str(network)
+
+
+NetworkList = Annotated[list[Annotated[str, AfterValidator(_check_network)]], NoDecode, BeforeValidator(split_commas)]
+"""The type of a setting that is a list of networks and IP addresses. Sources of settings may write it as a list or as
+text with commas."""
 
 
 def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_fragment: bool = True) -> SplitResult:

@@ -10,7 +10,6 @@ The functions `_check_…` are pydantic validators: they return the value to use
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
-from registry.config.field_types import MIB, Duration, SettingsGroup, split_commas, split_http_url
+from registry.config.field_types import MIB, Duration, NetworkList, SettingsGroup, split_commas, split_http_url
 from registry.config.mirror_settings import (
     HostedSettings,
     Upstream,
@@ -28,6 +27,7 @@ from registry.config.mirror_settings import (
     check_upstreams,
 )
 from registry.config.retention_settings import RetentionRule, check_retention
+from registry.config.telemetry_settings import MetricsSettings
 from registry.config.upkeep_settings import (
     BackupSettings,
     CacheSettings,
@@ -40,25 +40,6 @@ from registry.config.upkeep_settings import (
     check_quotas,
 )
 from registry.config.worker_count import default_worker_count
-
-
-def _check_network(value: str) -> str:
-    """Returns a network in its normal form; for an IP address, the network of only this address. Raises ValueError for
-    other text, for a network whose address has bits set after the prefix, and for a network of all addresses."""
-    try:
-        network = ip_network(value, strict=False)
-    except ValueError:
-        raise ValueError(f"{value!r} is not a network like 10.0.0.0/8, nor an address") from None
-    if ip_address(value.partition("/")[0]) != network.network_address:
-        raise ValueError(f"{value!r} has bits set after its prefix; write {network}, or an address without /")
-    if network.prefixlen == 0:
-        raise ValueError(f"{value!r} covers every address: then every client could forge its address")
-    return str(network)
-
-
-NetworkList = Annotated[list[Annotated[str, AfterValidator(_check_network)]], NoDecode, BeforeValidator(split_commas)]
-"""The type of a setting that is a list of networks and IP addresses. Sources of settings may write it as a list or as
-text with commas."""
 
 
 class TLSSettings(SettingsGroup):
@@ -207,6 +188,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest severity that is logged: `debug`, `info`, `warning` or `error`"
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Form of the log: `text`, or `json` for one JSON object per line"
+    )
     mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
         description="Registries to mirror with default settings, such as `docker.io`: short for an `[[upstream]]` of "
@@ -224,6 +208,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     disk: DiskSettings = DiskSettings()
     upkeep: UpkeepSettings = UpkeepSettings()
+    metrics: MetricsSettings = MetricsSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(

@@ -20,7 +20,6 @@ from registry.asgi import Header, Message, Scope
 from registry.http.cross_site import BROWSER_HEADERS
 from registry.http.exchange import Exchange
 from registry.http.response_headers import REQUEST_ID
-from registry.request import LogCall
 from storage.content import Pull
 from storage.names import RepositoryName
 from storage.versioned_cache import VersionedCache
@@ -61,8 +60,7 @@ class CachedAnswer:
     - `before` and `after`: the headers before and after the one with the request's id, which is new for each request.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
     - `pull`: the manifest that a request with this answer pulls; None: it pulls none.
-    - `logged_calls`: one function for each call on the registry that was needed to make the answer. Whenever the cached
-      answer is used, each function writes the log line of its call again."""
+    - `kind`, `repo` and `item`: the resource (`Exchange`)."""
 
     before: list[Header]
     after: list[Header]
@@ -70,7 +68,9 @@ class CachedAnswer:
     principal_name: str
     is_account: bool
     pull: Pull | None
-    logged_calls: list[LogCall]
+    kind: str
+    repo: str
+    item: str
     rendered: Any = None
     """The server stores the encoded answer here when it sends the answer for the first time; None until then."""
 
@@ -114,7 +114,7 @@ class AnswerCache:
         caller has to call `save` after the answer was sent. Otherwise returns False."""
         if _CACHE_AS not in (exchange.scope.get("extensions") or {}).get(CACHED_ANSWER_EXTENSION, ()):
             return False
-        exchange.sent_messages, exchange.logged_calls = [], []
+        exchange.sent_messages = []
         return True
 
     def save(self, exchange: Exchange) -> None:
@@ -130,7 +130,8 @@ class AnswerCache:
         key, version = exchange.scope["extensions"][CACHED_ANSWER_EXTENSION][_CACHE_AS]
         before, after, body = complete
         answer = CachedAnswer(
-            before, after, body, exchange.name, exchange.is_account, exchange.pull, exchange.logged_calls or []
+            *(before, after, body, exchange.name, exchange.is_account, exchange.pull),
+            *(exchange.kind, exchange.repo, exchange.item),
         )
         _, path, _, host = key
         size = _ENTRY_BYTES + len(path) + len(host) + 2 * len(body)  # `rendered` contains the body once more

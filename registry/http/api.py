@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from registry.asgi import Header, Receive, Scope, Send, new_request_id, raw_path
+from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Receive, Scope, Send, raw_path, request_id_of
 from registry.http import blobs, listing, manifests, uploads
 from registry.http.answer_cache import AnswerCache, CachedAnswer
 from registry.http.body_memory import BodyMemory
@@ -134,6 +134,9 @@ class DistributionAPI:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
+        notes = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION)
+        if notes is not None:
+            notes["exchange"] = exchange  # the server empties the dictionary after the request
         enter_request(exchange)
         try:
             # If the response is worth caching, `record` makes the exchange record it and returns True; after the
@@ -170,8 +173,7 @@ class DistributionAPI:
         """Returns the cached response to a request without a body, with a new request id for its header. Returns None
         if no such response is cached: then the server has to call the application with the request.
 
-        Before it returns a response, counts the request under the rate limit, and counts a pull. Also writes the log
-        lines that the application's calls on the registry would have written for this request."""
+        Before it returns a response, counts the request under the rate limit, and counts a pull."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
             return None
@@ -179,11 +181,9 @@ class DistributionAPI:
         key = rate_key(answer.principal_name, answer.is_account, address)
         if self._rate_limit is not None and self._rate_limit(key):
             return None  # the limit is reached: the server calls the application, which answers 429
-        request_id = new_request_id()
+        request_id = request_id_of(scope["headers"])
         if answer.pull is not None and self._count_pull is not None:
             self._count_pull(answer.pull)
-        for log_call in answer.logged_calls:
-            log_call(answer.principal_name, address, request_id)
         return answer, request_id
 
     async def _answer(self, exchange: Exchange) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from registry.asgi import Header, Message, Receive, Scope, Send, new_request_id
+from registry.asgi import Header, Message, Receive, Scope, Send, request_id_of
 from registry.http.body_memory import BodyMemory
 from registry.http.disconnect import ClientGone
 from registry.http.query import Query
 from registry.http.response_headers import API_VERSION, NO_SNIFF, REQUEST_ID, ZERO_LENGTH
 from registry.memory_budget import MIB
-from registry.request import UNAUTHENTICATED, LogCall, RequestContext
+from registry.request import UNAUTHENTICATED, RequestContext
 from storage.content import Pull
 from storage.interface import Registry
 from storage.names import RepositoryName
@@ -115,10 +115,10 @@ class Exchange(RequestContext):
         self.requested_name = _NO_NAME
         client = scope.get("client")
         self.address = client[0] if client else ""
-        self.request_id = new_request_id()
+        self.request_id = request_id_of(scope["headers"])
         self.notice = None
         self.announced = None
-        self.logged_calls: list[LogCall] | None = None
+        self.cache_state = ""
         self.registry = registry
         self.limits = limits
         self.body_memory = body_memory

@@ -176,8 +176,8 @@ class AsgiClient:
 
 
 class CachedAnswerClient(AsgiClient):
-    """As a server that asks for ready answers, and calls the application where there is none. `ready`: whether there
-    was one the last time."""
+    """As a server that asks for ready answers, and calls the application where there is none. It reports ready answers
+    that it has sent. `ready`: whether there was one the last time."""
 
     def __init__(self, app: Any, *, zero_copy: bool = False) -> None:
         super().__init__(app, zero_copy=zero_copy)
@@ -194,6 +194,7 @@ class CachedAnswerClient(AsgiClient):
         headers = [*answer.before, (REQUEST_ID, request.encode()), *answer.after]
         await connection.send({"type": "http.response.start", "status": 200, "headers": headers})
         await connection.send({"type": "http.response.body", "body": answer.body})
+        self.app.on_cached_answer(scope, answer, request)
 
 
 def _check_whole(method: str, answer: AsgiAnswer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,6 +20,8 @@ from registry.server.connection.file_sender import FileSender, FileTruncated
 from registry.server.connection.flow_control import ClientDisconnected
 from registry.server.connection.head_parser import RequestHead
 from registry.server.connection.request_body import RequestBody
+from registry.server.connection.request_reports import RequestEnd
+from registry.server.connection.response_framing import ResponseFraming
 from registry.server.http1.error_responses import error_body, error_headers
 from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers
 from registry.server.server_log import log
@@ -54,6 +57,8 @@ class AsgiExchange:
         """The body of the request."""
         self.response_started = False
         """The application has sent status and headers. Perhaps they are not written yet."""
+        self.status = 0
+        """The status of the response; 0 until it has started."""
         self.response_complete = False
         """All of the response was passed to the transport or the kernel."""
         self._response_progress = 0
@@ -64,11 +69,8 @@ class AsgiExchange:
         self._transport = context.transport
         self._flow = context.flow
         self._on_complete = on_complete
-        self._is_chunked: bool | None = None
-        """The response is chunked (True) or not (False). None: this is not decided yet, or the response has no body."""
-        self._remaining_length = 0
-        """Bytes of the declared Content-Length that the application has not sent yet; 0 for a chunked body; -1 if the
-        end of the connection ends the body."""
+        self._framing = ResponseFraming()
+        self._started = time.perf_counter()
         self._unsent_head = b""
         """The response's head, until it is written together with the first part of the body."""
         self._has_written = False
@@ -98,6 +100,8 @@ class AsgiExchange:
         else:
             if not self.response_complete and not self.body.is_disconnected:
                 self._fail("the application returned without a complete response", None)
+        if not self.response_complete:
+            self._report_end()
 
     def disconnect(self) -> None:
         """Tells the application that the client has disconnected: from now on `receive` returns `http.disconnect`, and
@@ -129,11 +133,21 @@ class AsgiExchange:
         """Starts an error response in place of the application's response, of which nothing was written yet. Returns
         the body of the error response, which the caller has to write."""
         body = error_body(message, code=code)
-        self._is_chunked = None
-        self._remaining_length = 0
+        self._framing = ResponseFraming()
         self.keep_alive = False
         self._start(status, error_headers(body) + ([(b"retry-after", b"1")] if status == 503 else []))
         return body
+
+    def _report_end(self) -> None:
+        """Reports the request to the application, which counts and logs it."""
+        end = RequestEnd(
+            self.status,
+            self.body.received_bytes,
+            self._framing.body_bytes,
+            time.perf_counter() - self._started,
+            self.response_complete,
+        )
+        self._context.worker.reports.report(self.scope, end)
 
     def _request_line(self) -> str:
         # The raw path is still percent-encoded, so it cannot contain a line break.
@@ -189,29 +203,26 @@ class AsgiExchange:
             if not self.body.is_rest_short:
                 self.keep_alive = False
             self.body.expects_continue = False  # from now on the client must not get a 100 response
+        self.status = status
         lines = [STATUS_LINES[status]]
-        has_connection_close = False
+        has_connection_close, content_length = False, None
         check_response_headers(headers)
         for name, value in self._context.worker.state.default_headers + headers:
             lowered = name.lower()
             if lowered == b"content-length":
-                self._remaining_length = int(value)
-                self._is_chunked = False
+                content_length = int(value)
             elif lowered == b"transfer-encoding":
                 continue  # the server chooses the transfer coding itself
             elif lowered == b"connection":
                 has_connection_close = b"close" in value.lower()
                 self.keep_alive = self.keep_alive and not has_connection_close
             lines += (name, b": ", value, b"\r\n")
-        if self.scope["method"] == "HEAD" or status in _BODYLESS_STATUSES:
-            self._is_chunked = None  # the response has no body
-        elif self._is_chunked is None:
-            self._is_chunked = self.scope["http_version"] == "1.1"
-            if self._is_chunked:
+        if self.scope["method"] != "HEAD" and status not in _BODYLESS_STATUSES:
+            self._framing.start(content_length, may_be_chunked=self.scope["http_version"] == "1.1")
+            if self._framing.is_chunked:
                 lines.append(b"transfer-encoding: chunked\r\n")
-            else:
-                self.keep_alive = False
-                self._remaining_length = -1  # the end of the connection marks the end of the body
+            elif content_length is None:
+                self.keep_alive = False  # the end of the connection marks the end of the body
         if not self.keep_alive and not has_connection_close:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
@@ -289,9 +300,8 @@ class AsgiExchange:
     def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
         """Writes the head, if it is not written yet, and a part of the body. Completes the response unless `more` says
         that other parts follow. Raises RuntimeError if the body's length differs from the declared one."""
-        if self._is_chunked is None:
+        if self._framing.is_chunked is None:
             body = b""  # the response has no body, for example because the request was HEAD
-        self._count(len(body))
         before, after = self._frame(len(body), more=more)
         if len(body) > _LARGE_BYTES:  # three writes cost less time than a copy of the body
             self._write(before)
@@ -315,9 +325,8 @@ class AsgiExchange:
         start = os.lseek(file, 0, os.SEEK_CUR) if offset is None else offset
         if count is None:
             count = max(os.fstat(file).st_size - start, 0)
-        self._count(count)
-        before, after = self._frame(count, more=more)
-        if count == 0 or self._is_chunked is None:
+        before, after = self._frame(0 if self._framing.is_chunked is None else count, more=more)
+        if count == 0 or self._framing.is_chunked is None:
             self._write(before + after)
         else:
             await self._send_file(before, file, start, count)
@@ -346,6 +355,7 @@ class AsgiExchange:
                 mark_logged(error)  # so that `_fail` does not log it again
             raise
         finally:
+            self._framing.body_bytes -= self.file_sender.unsent_bytes
             self.file_sender = None
 
     async def _flush(self) -> None:
@@ -363,25 +373,15 @@ class AsgiExchange:
         self._has_written = True
         self._response_progress += count
 
-    # Framing
-
-    def _count(self, size: int) -> None:
-        """Counts `size` bytes of the body that are about to be written. Raises RuntimeError if the body gets longer
-        than the declared length."""
-        self._response_progress += 1  # a part without bytes is progress as well
-        if self._is_chunked is False and self._remaining_length >= 0:
-            self._remaining_length -= size
-            if self._remaining_length < 0:
-                raise RuntimeError("the response is longer than its content-length")
+    # Writing
 
     def _frame(self, size: int, *, more: bool) -> tuple[bytes, bytes]:
-        """Returns the bytes to write before and after `size` bytes of the body. They contain the head if it is not
-        written yet and, if the response is chunked, the framing of a chunk. Without `more`, they end the body."""
+        """Counts `size` bytes of the body, and returns the bytes to write before and after them. Raises RuntimeError if
+        the body gets longer than the declared length."""
+        self._response_progress += 1  # a part without bytes is progress as well
+        self._framing.count(size)
         head, self._unsent_head = self._unsent_head, b""
-        if not self._is_chunked:
-            return head, b""
-        before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")
-        return before, after if more else after + b"0\r\n\r\n"
+        return self._framing.frame(head, size, more=more)
 
     def _write(self, data: bytes | memoryview) -> None:
         if data:
@@ -392,8 +392,8 @@ class AsgiExchange:
     def _complete(self) -> None:
         """Called when all of the response is written. Raises RuntimeError if the body is shorter than the declared
         length."""
-        if self._is_chunked is False and self._remaining_length > 0:
-            raise RuntimeError("the response is shorter than its content-length")
+        self._framing.check_complete()
         self.response_complete = True
         self.body.close()
+        self._report_end()
         self._on_complete()

@@ -48,18 +48,14 @@ class CachedAnswers:
         """Returns the initial value of a new scope's `extensions`."""
         return {} if self._answer_at_once is None else {CACHED_ANSWER_EXTENSION: {}}
 
-    def response(self, scope: Scope, default_headers: Headers) -> bytes | None:
-        """Returns the bytes of the complete response if the application has cached it; otherwise None. The response
-        begins with `default_headers`. Raises RuntimeError if a header of the cached response is not valid."""
-        cached = None if self._answer_at_once is None else self._answer_at_once(scope)
-        if cached is None:
-            return None
-        answer, request_id = cached
-        return _render(answer, request_id, default_headers)
+    def find(self, scope: Scope) -> tuple[RenderableAnswer, str] | None:
+        """Returns the cached response, and the id of this request; None if the application has not cached one."""
+        return None if self._answer_at_once is None else self._answer_at_once(scope)
 
 
-def _render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
-    """Returns the bytes of the response. Stores the parts that are always the same in `answer.rendered`."""
+def render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
+    """Returns the bytes of the complete response, which begins with `default_headers`. Stores the parts that are always
+    the same in `answer.rendered`. Raises RuntimeError if a header of the cached response is not valid."""
     if answer.rendered is None:
         check_response_headers(answer.before + answer.after)
         answer.rendered = (

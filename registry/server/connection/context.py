@@ -13,6 +13,7 @@ from registry.asgi import AsgiApp
 from registry.client_addresses import plain_address
 from registry.server.connection.flow_control import FlowControl
 from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, IncomingBodies
+from registry.server.connection.request_reports import RequestReports
 from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare
 from registry.server.gate.connection_limit import ConnectionLimit, EvictableConnection
 from registry.server.gate.trusted_proxies import TrustedProxies
@@ -71,9 +72,14 @@ class WorkerContext:
     """The limit of connections; None: the number of connections is not limited."""
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
     """Counts the request bodies that are being received."""
+    reports: RequestReports = field(init=False)
+    """Reports the end of each request to the application."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
     """The memory into which all connections receive the heads of requests. They can share it, because the bytes of each
     read are parsed before the next read."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reports", RequestReports(self.app))
 
 
 @dataclass(frozen=True, slots=True)

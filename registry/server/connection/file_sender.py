@@ -89,6 +89,11 @@ class FileSender:
         self.is_blocked = False
         """The socket has no room. The sender waits until the client has received more."""
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How many bytes of the file the kernel has not accepted yet."""
+        return self._stop - self._offset
+
     def unacknowledged(self) -> int:
         """Returns how many of the sent bytes the client's kernel has not acknowledged yet."""
         return unacknowledged_bytes(self._sock)

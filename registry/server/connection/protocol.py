@@ -13,7 +13,7 @@ from typing import cast
 
 from registry.asgi import Scope
 from registry.server.connection.asgi_exchange import AsgiExchange
-from registry.server.connection.cached_answers import CachedAnswers
+from registry.server.connection.cached_answers import CachedAnswers, render
 from registry.server.connection.context import ConnectionContext, WorkerContext
 from registry.server.connection.head_parser import RequestAfterLast, RequestHead
 from registry.server.connection.receive_buffers import BODY_EXTENSION
@@ -144,6 +144,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
+        self._worker.reports.add_extension(extensions)
         if self._context.sendfile_socket is not None:
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
@@ -201,12 +202,13 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
         if is_busy or self._last_cached_read == self._reader.reads:
             return False
-        response = self._cached_answers.response(scope, self._worker.state.default_headers)
-        if response is None:
+        found = self._cached_answers.find(scope)
+        if found is None:
             return False
         self._last_cached_read = self._reader.reads
         self._worker.state.total_requests += 1
-        self._transport.write(response)
+        self._transport.write(render(*found, self._worker.state.default_headers))
+        self._worker.reports.report_cached(scope, *found)
         return True
 
     def _start(self, exchange: AsgiExchange) -> None:
@@ -244,7 +246,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         """Writes the error response to a refused request, and ends the connection."""
         log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
-            self._transport.write(error_response(refused, self._worker.state.default_headers))
+            response = error_response(refused, self._worker.state.default_headers)
+            self._transport.write(response)
+            self._worker.reports.report_refused(refused.status, len(response))
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:

@@ -100,7 +100,7 @@ def statuses(answers: list[Answer]) -> set[int]:
 
 def workers(server: RegistryServer) -> set[str]:
     """Those that kept connections came to."""
-    return set(re.findall(r"registry\.calls\[(\d+)\] operation=get_manifest", server.log_text()))
+    return set(re.findall(r"registry\.access\[(\d+)\] GET \S+/manifests/", server.log_text()))
 
 
 def test_what_another_process_changes_is_seen_on_every_connection(
@@ -181,11 +181,10 @@ def test_each_answer_has_its_line_in_the_log(server: RegistryServer, kept: KeptC
     ids = [headers["x-request-id"] for _, _, headers in kept.ask(TAG, times=5)]
     assert len(set(ids)) == len(ids)
     server.stop()
-    lines = re.findall(r"(operation=get_manifest .*) ms=[\d.]+ (.*) request=(\w+)", server.log_text())
-    assert sorted(found for _, _, found in lines) == sorted(ids)
-    assert {line[:2] for line in lines} == {
-        ("operation=get_manifest repository=team/app reference=latest outcome=OK", "actor=anonymous address=127.0.0.1")
-    }
+    lines = re.findall(r"(GET \S+) (status=200) .* (principal=.*) cache=(?:answer|-) request=(\w+)", server.log_text())
+    assert sorted(line[3] for line in lines) == sorted(ids)
+    about = "principal=anonymous address=127.0.0.1 repository=team/app reference=latest"
+    assert {line[:3] for line in lines} == {(f"GET {TAG}", "status=200", about)}
 
 
 def test_a_limit_of_requests_holds_over_all_workers(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ async def test_settings_reach_the_api(
     await put_image(registry, "1")
     app = create_app(Settings(data=tmp_path, delete=False, public_url="https://registry.example.com"), registry)
     client = AsgiClient(app)
-    with caplog.at_level(logging.INFO, "registry.calls"):
+    with caplog.at_level(logging.DEBUG, "registry.calls"):
         assert (await client("DELETE", f"{V2}/manifests/1")).status == 405
     assert "operation=delete_tag" in caplog.text
     assert (await client("POST", f"{V2}/blobs/uploads/"))["location"].startswith("https://registry.example.com/v2/")

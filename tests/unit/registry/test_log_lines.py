@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.log_output import BUFFER_CHARACTERS, BufferedHandler, LineFormatter, LineRecord
+from registry.log_output import BUFFER_CHARACTERS, BufferedHandler, JsonFormatter, LineFormatter, LineRecord
 
 
 @pytest.fixture
@@ -107,3 +110,36 @@ def test_other_formatters_find_what_they_ask_for() -> None:
     record = LineRecord("a.logger", logging.INFO, "path", 7, "one %s", ("fact",), None)
     asked = "%(filename)s %(funcName)s %(lineno)d %(threadName)s %(relativeCreated)d %(message)s"
     assert logging.Formatter(asked).format(record) == "unknown unknown 0 None 0 one fact"
+
+
+def json_line(message: str, *args: Any, error: bool = False) -> dict[str, Any]:
+    """What the JSON format makes of a record."""
+    record = LineRecord("a.logger", logging.INFO, "", 0, message, args, None)
+    if error:
+        try:
+            raise ValueError("a\nb")
+        except ValueError as raised:
+            record.exc_info = (ValueError, raised, raised.__traceback__)
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def test_a_json_line_has_time_level_logger_process_and_message() -> None:
+    """The time is in UTC, as RFC 3339 writes it."""
+    found = json_line("said %s", 'a "quote" \x1b')
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    expected = {"level": "info", "logger": "a.logger", "process": os.getpid(), "message": 'said a "quote" \x1b'}
+    assert found == expected
+
+
+def test_a_json_line_has_the_fields_of_a_mapping() -> None:
+    """In place of a message: numbers stay numbers, and what JSON does not know becomes text."""
+    found = json_line("%(status)s %(path)s", {"status": 200, "ms": 1.5, "path": Path("/v2")})
+    assert (found["status"], found["ms"], found["path"], "message" in found) == (200, 1.5, "/v2", False)
+
+
+def test_a_json_line_holds_an_exception() -> None:
+    """With all lines of its text, in one line of the log."""
+    assert "ValueError: a\nb" in json_line("failed", error=True)["exception"]

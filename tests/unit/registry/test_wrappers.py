@@ -132,16 +132,16 @@ async def test_restricted(name: str, read_only: bool, delete: bool) -> None:
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
-@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
 async def test_observed_answers_alike_and_writes_one_line(
     name: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each call: the inner registry's answer, and one line at INFO that names it and how it came out."""
+    """Each call: the inner registry's answer, and one line at DEBUG that names it and how it came out."""
     with caplog.at_level(level, "registry.calls"):
         failed = await outcome(Observed(MemoryRegistry()), name)
     assert failed == await outcome(MemoryRegistry(), name)
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == (level == logging.INFO)
+    assert len(lines) == (level == logging.DEBUG)
     for line in lines:
         assert f"operation={name} " in line
         assert (" outcome=OK " in line) == (not failed)
@@ -151,7 +151,7 @@ async def test_a_line_says_whose_call_it_was(caplog: pytest.LogCaptureFixture) -
     """Reads too: the client's address and the request id that the answer carries."""
     registry = MemoryRegistry()
     digest = await put_blob(registry, b"x")
-    with caplog.at_level(logging.INFO, "registry.calls"):
+    with caplog.at_level(logging.DEBUG, "registry.calls"):
         answer = await AsgiClient(DistributionAPI(Observed(registry)))("GET", f"{V2}/blobs/{digest}")
     (record,) = caplog.records
     line = record.getMessage()
@@ -162,7 +162,7 @@ async def test_a_line_says_whose_call_it_was(caplog: pytest.LogCaptureFixture) -
 async def test_an_upload_has_lines_for_its_start_and_end(caplog: pytest.LogCaptureFixture) -> None:
     """Not for each chunk."""
     observed = Observed(MemoryRegistry())
-    with caplog.at_level(logging.INFO, "registry.calls"):
+    with caplog.at_level(logging.DEBUG, "registry.calls"):
         writer = await observed.start_upload(REPO)
         await writer.write(b"x")
         await writer.aclose()

@@ -175,7 +175,7 @@ async def test_who_acts_is_in_the_log_and_owns_what_they_begin(
     await add_account(service.accounts, "bob")
     await add_grant(service.accounts, "user:bob", "team/**", "pull,push")
     alice, bob = await service.token("alice"), await service.token("bob")
-    with caplog.at_level("INFO", "registry.calls"):
+    with caplog.at_level("DEBUG", "registry.calls"):
         answer = await service.client("POST", "/v2/team/app/blobs/uploads/", {"authorization": alice})
     assert "actor=alice" in caplog.text
     session = answer["location"]

@@ -279,7 +279,10 @@ def _spelled(text: str, number: int) -> str:
     return "".join(f"%{ord(letter):x}" if number >> bit & 1 else letter for bit, letter in enumerate(text))
 
 
-LINE = re.compile(r"operation=(\S+) repository=(\S+) reference=(\S+) outcome=(\S+) ms=[\d.]+ (actor=.*)")
+LINE = re.compile(
+    r"(\S+) (\S+) status=200 bytes=\d+ received=0 ms=[\d.]+ principal=anonymous address=(\S+) "
+    r"repository=(\S+) reference=(\S+) cache=answer request=(\S+) trace=- agent=.*"
+)
 
 
 @pytest.mark.parametrize("what", ["get_manifest", "resolve_manifest", "open_blob", "tags", "repositories"])
@@ -287,7 +290,7 @@ LINE = re.compile(r"operation=(\S+) repository=(\S+) reference=(\S+) outcome=(\S
 async def test_a_ready_answer_writes_its_line(
     site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    """What was done to what, for whom, from where, and under the id that the client is told: one line a request."""
+    """What was asked for, for whom, from where, and under the id that the client is told: one line a request."""
     digest = str(site.image.digest)
     method, target, repo, reference = {
         "get_manifest": ("GET", TAG, APP, "latest"),
@@ -296,18 +299,17 @@ async def test_a_ready_answer_writes_its_line(
         "tags": ("GET", f"{V2}/tags/list", APP, "-"),
         "repositories": ("GET", "/v2/_catalog", "-", "-"),
     }[what]
-    caplog.set_level(logging.INFO, "registry.calls")
+    caplog.set_level(logging.INFO, "registry.access")
     await site.ready(target, method)
     for address in ("192.0.2.7", "198.51.100.9", "2001:db8::1"):
         caplog.clear()
         site.ask.address = address
         answer = await site.ask(method, target)
         assert site.ask.ready
-        (record,) = [record for record in caplog.records if record.name == "registry.calls"]
+        (record,) = [record for record in caplog.records if record.name == "registry.access"]
         found = LINE.fullmatch(record.getMessage())
         assert found is not None
-        who = f"actor=anonymous address={address} request={answer['x-request-id']}"
-        assert found.groups() == (what, repo, reference, "OK", who)
+        assert found.groups() == (method, target, address, repo, reference, answer["x-request-id"])
 
 
 async def test_ready_answers_count_under_a_limit_of_requests(tmp_path: Path) -> None:

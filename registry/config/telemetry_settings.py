@@ -1,0 +1,27 @@
+"""The settings `[metrics]`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from registry.config.field_types import NetworkList, SettingsGroup
+
+
+class MetricsSettings(SettingsGroup):
+    """Metrics for Prometheus, at `/metrics`. On the registry's port, accounts with the right to administrate the
+    registry may read them, and every client at the addresses in `allow`."""
+
+    enabled: bool = Field(default=True, description="Serve `/metrics`")
+    allow: NetworkList = Field(
+        default=[], description="Addresses and networks of clients that may read the metrics without a login"
+    )
+    listen: str | None = Field(
+        default=None,
+        description="Another address, HOST:PORT, that serves nothing but the metrics, to every client that reaches it. "
+        "It speaks TLS if the registry does",
+    )
+    distribution_names: bool = Field(
+        default=False,
+        description="Also serve the names of CNCF Distribution's metrics, such as `registry_http_requests_total`, for "
+        "dashboards that use them",
+    )

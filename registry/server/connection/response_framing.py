@@ -1,0 +1,46 @@
+"""How the body of one HTTP/1.1 response is framed: with a declared length, chunked, or by the end of the connection."""
+
+from __future__ import annotations
+
+
+class ResponseFraming:
+    """The framing of a response's body. `start` decides it; without that call the response has no body.
+
+    `is_chunked`: the body is chunked (True) or not (False); None: the response has no body. `body_bytes`: how many
+    bytes of the body were counted so far."""
+
+    __slots__ = ("_remaining_bytes", "body_bytes", "is_chunked")
+
+    def __init__(self) -> None:
+        self.is_chunked: bool | None = None
+        self.body_bytes = 0
+        # Bytes of the declared Content-Length that the application has not sent yet; -1 if there is none.
+        self._remaining_bytes = -1
+
+    def start(self, content_length: int | None, *, may_be_chunked: bool) -> None:
+        """Chooses the framing. `content_length`: the declared length in bytes; None: none is declared."""
+        self.is_chunked = content_length is None and may_be_chunked
+        self._remaining_bytes = -1 if content_length is None else content_length
+
+    def count(self, size: int) -> None:
+        """Counts `size` bytes of the body that are about to be written. Raises RuntimeError if the body gets longer
+        than the declared length."""
+        self.body_bytes += size
+        if self._remaining_bytes >= 0:
+            self._remaining_bytes -= size
+            if self._remaining_bytes < 0:
+                raise RuntimeError("the response is longer than its content-length")
+
+    def frame(self, head: bytes, size: int, *, more: bool) -> tuple[bytes, bytes]:
+        """Returns the bytes to write before and after `size` bytes of the body. They contain `head`, the part of the
+        response's head that is not written yet, and, if the response is chunked, the framing of a chunk. Without
+        `more`, they end the body."""
+        if not self.is_chunked:
+            return head, b""
+        before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")
+        return before, after if more else after + b"0\r\n\r\n"
+
+    def check_complete(self) -> None:
+        """Raises RuntimeError if the body is shorter than the declared length."""
+        if self._remaining_bytes > 0:
+            raise RuntimeError("the response is shorter than its content-length")

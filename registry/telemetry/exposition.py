@@ -1,0 +1,87 @@
+"""Writes metrics in the text format of Prometheus, or in OpenMetrics where the client asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from registry.telemetry.metric_families import Family, Histogram
+from registry.telemetry.metrics import Metrics
+
+Collect = Callable[[], Iterable[Metric]]
+"""Yields metrics that are not in shared memory, such as the size of the store. May read files and the database."""
+
+
+class CellCollector(Collector):
+    """Collects the metrics in shared memory. Leaves out series that are 0, because most of the possible ones are."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self._metrics.cells.totals()
+        upstreams = self._metrics.upstreams.names()
+        for family in self._metrics.plan.families:
+            yield _metric_of(family, totals, upstreams)
+
+
+def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]) -> Metric:
+    names = list(family.labels)
+    histogram = HistogramMetricFamily(family.name, family.text, labels=names)
+    number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
+        family.name, family.text, labels=names
+    )
+    for values, first in family.series():
+        numbers = totals[first : first + family.width]
+        if names and not any(numbers):
+            continue
+        labels = [
+            _upstream_name(value, upstreams) if name == "upstream" else value
+            for name, value in zip(names, values, strict=True)
+        ]
+        if isinstance(family, Histogram):
+            histogram.add_metric(labels, *_cumulative(family, numbers))
+        else:
+            number_metric.add_metric(labels, numbers[0])
+    return histogram if isinstance(family, Histogram) else number_metric
+
+
+def _upstream_name(number: str, upstreams: Sequence[str]) -> str:
+    return upstreams[int(number)] if int(number) < len(upstreams) else "other"
+
+
+def _cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+    """Returns the buckets, each with the number of values up to its bound, and the sum of all values."""
+    total, buckets = 0.0, []
+    bounds = [*map(str, family.bounds), "+Inf"]
+    for bound, number in zip(bounds, numbers, strict=False):
+        total += number
+        buckets.append((bound, total))
+    return buckets, numbers[-1]
+
+
+class _FunctionCollector(Collector):
+    def __init__(self, collect: Collect) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+
+def render_metrics(collectors: Sequence[Collector], accept: str) -> tuple[bytes, str]:
+    """Returns the metrics of all collectors as text, and its media type. `accept`: the client's Accept header. Takes
+    some milliseconds, and as long as the collectors take; call it in a thread. Raises what a collector raises."""
+    registry = CollectorRegistry(auto_describe=False)
+    for collector in collectors:
+        registry.register(collector)
+    encode, media_type = choose_encoder(accept)
+    return encode(registry), media_type
+
+
+def collector_of(collect: Collect) -> Collector:
+    """Returns a collector that calls `collect` at each scrape."""
+    return _FunctionCollector(collect)

@@ -1,0 +1,94 @@
+"""Families of metrics: which cells hold which numbers (`Counter`, `Gauge`, `Histogram`, `CellPlan`).
+
+A *family* has a name, a help text and labels. Each combination of label values is a *series*, and has cells of its own.
+All values of a label are listed before the fork, so that every process knows the number of each cell. A value that is
+not in the list counts as the last one, which is therefore called `other` in most lists.
+
+Names and types follow the Prometheus documentation ("Metric and label naming", "Histograms and summaries").
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from math import prod
+from typing import Literal
+
+Labels = Mapping[str, Sequence[str]]
+"""Name of each label, and all its values."""
+
+
+class Family:
+    """A family, with `width` cells for each series from the cell `first` on."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+
+    def __init__(self, plan: CellPlan, name: str, text: str, labels: Labels | None = None, *, width: int = 1) -> None:
+        self.name = name
+        self.text = text
+        self.labels = labels or {}
+        self._positions = [
+            {value: position for position, value in enumerate(values)} for values in self.labels.values()
+        ]
+        self.width = width
+        self.first = plan.add(self, prod(len(values) for values in self.labels.values()) * width)
+
+    def cell(self, *values: str) -> int:
+        """Returns the number of a series' first cell. `values`: one value for each label."""
+        number = 0
+        for value, positions in zip(values, self._positions, strict=True):
+            number = number * len(positions) + positions.get(value, len(positions) - 1)
+        return self.first + number * self.width
+
+    def series(self) -> Iterator[tuple[tuple[str, ...], int]]:
+        """Yields the label values and the first cell of each series."""
+        for number, values in enumerate(product(*self.labels.values())):
+            yield values, self.first + number * self.width
+
+
+class Counter(Family):
+    """Numbers that only grow. The names of counters end in `_total`."""
+
+    kind = "counter"
+
+
+class Gauge(Family):
+    """Numbers that grow and shrink. A process takes back what it has added before it ends; what a killed process has
+    added stays, so use it only where that does not matter."""
+
+    kind = "gauge"
+
+
+class Histogram(Family):
+    """Distributions. The cells of a series: one for each bucket, one for values above the last bound, and the sum of
+    all values."""
+
+    kind = "histogram"
+
+    def __init__(
+        self, plan: CellPlan, name: str, text: str, labels: Labels | None = None, *, bounds: Sequence[float]
+    ) -> None:
+        """`bounds`: the upper bound of each bucket, ascending."""
+        self.bounds = list(bounds)
+        super().__init__(plan, name, text, labels, width=len(bounds) + 2)
+
+    def observe(self, cells: memoryview[float], first: int, value: float) -> None:
+        """Adds `value` to the series whose first cell is `first`. `cells`: the column of this process."""
+        cells[first + bisect_left(self.bounds, value)] += 1
+        cells[first + len(self.bounds) + 1] += value
+
+
+class CellPlan:
+    """Gives each family its cells, one after the other. `size` is the number of all cells."""
+
+    def __init__(self) -> None:
+        self.families: list[Family] = []
+        self.size = 0
+
+    def add(self, family: Family, count: int) -> int:
+        """Adds a family that needs `count` cells. Returns the number of its first cell."""
+        first = self.size
+        self.families.append(family)
+        self.size += count
+        return first

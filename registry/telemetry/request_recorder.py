@@ -1,0 +1,188 @@
+"""`RequestRecorder`: the place that is told about each HTTP request, once. Counts it, and writes its line to the log.
+
+A line has the fields of `LOG_LINE`. In the log format `json`, each field is a field of the JSON object.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Scope, client_address, raw_path, request_id_of, trace_id_of
+from registry.request import USER_AGENT_CHARACTERS
+from registry.telemetry.metrics import Metrics
+
+log = logging.getLogger("registry.access")
+
+LOG_LINE: Final = (
+    "%(method)s %(path)s status=%(status)s bytes=%(bytes)d received=%(received)d ms=%(ms).1f principal=%(principal)s "
+    "address=%(address)s repository=%(repository)s reference=%(reference)s cache=%(cache)s request=%(request)s "
+    "trace=%(trace)s agent=%(agent)s"
+)
+"""The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
+content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
+incomplete."""
+_MAX_PATH_CHARACTERS: Final = 1024
+_ROUTES_BY_PREFIX: Final = {
+    "api": "api",
+    "token": "token",
+    "login": "login",
+    "logout": "login",
+    "metrics": "metrics",
+    **dict.fromkeys(("health", "livez", "readyz"), "health"),
+}
+
+
+class RequestEnd(Protocol):
+    """How a request ended (`registry.server.connection.request_reports.RequestEnd`)."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def is_complete(self) -> bool: ...
+
+
+class CachedAnswer(Protocol):
+    """A response from the response cache (`registry.http.answer_cache.CachedAnswer`)."""
+
+    kind: str
+    repo: str
+    item: str
+    body: bytes
+    principal_name: str
+
+
+class Noted(Protocol):
+    """What a request to the distribution API is about (`registry.http.exchange.Exchange`)."""
+
+    kind: str
+    repo: Any
+    item: str
+    request_id: str
+    cache_state: str
+
+    @property
+    def name(self) -> str: ...
+
+
+class RequestRecorder:
+    """Counts requests and logs them. All methods return at once and raise nothing."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._cached_cells: dict[tuple[str, str], tuple[int, int, int, int]] = {}
+
+    def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
+        """Records a request that the response cache has answered. Takes less than 2 µs without the log line."""
+        metrics, cells, method = self._metrics, self._metrics.cells.own, scope["method"]
+        numbers = self._cached_cells.get((answer.kind, method))
+        if numbers is None:
+            numbers = self._cached_cells[answer.kind, method] = (
+                metrics.requests.cell(answer.kind, method, "200"),
+                metrics.seconds.cell(answer.kind, method),  # the first bucket: it takes a few microseconds
+                metrics.sent_bytes.cell(answer.kind),
+                metrics.cached_answers.cell(answer.kind),
+            )
+        request_cell, first_bucket, sent_cell, cached_cell = numbers
+        size = len(answer.body)
+        cells[request_cell] += 1
+        cells[first_bucket] += 1
+        cells[sent_cell] += size
+        cells[cached_cell] += 1
+        if log.isEnabledFor(logging.INFO):
+            _write_line(
+                scope, 200, "", size, 0, 0.0, answer.principal_name, answer.repo, answer.item, "answer", request_id
+            )
+
+    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
+        """Records another request. `scope`: None if the server has refused it before it called the application."""
+        if scope is None:
+            self._count("other", "other", end)
+            return
+        noted: Noted | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
+        if noted is not None:
+            route = noted.kind or "other"
+            self._count(route, scope["method"], end)
+            if noted.cache_state:
+                self._count_mirrored(noted.repo, route, noted.cache_state)
+            who, repo, item = noted.name, noted.repo, noted.item
+            cache_state, request_id = noted.cache_state, noted.request_id
+        else:
+            self._count(_route_of(scope["path"]), scope["method"], end)
+            state = scope.get("state") or {}
+            actor = state.get("actor")
+            who, repo, item, cache_state = "-" if actor is None else actor.name, "", "", ""
+            request_id = state.get("request_id") or request_id_of(scope["headers"])
+        if log.isEnabledFor(logging.INFO):
+            note = "" if end.is_complete else "(cut off)"
+            _write_line(
+                *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
+                *(who, repo, item, cache_state, request_id),
+            )
+
+    def _count(self, route: str, method: str, end: RequestEnd) -> None:
+        metrics, cells = self._metrics, self._metrics.cells.own
+        if end.is_complete:
+            cells[metrics.requests.cell(route, method, str(int(end.status)))] += 1
+            metrics.seconds.observe(cells, metrics.seconds.cell(route, method), end.seconds)
+        else:
+            cells[metrics.aborted.cell(route, method)] += 1
+        cells[metrics.received_bytes.cell(route)] += end.received_bytes
+        cells[metrics.sent_bytes.cell(route)] += end.sent_bytes
+
+    def _count_mirrored(self, repo: str, route: str, cache_state: str) -> None:
+        upstream = self._metrics.upstream_label(repo.partition("/")[0])
+        self._metrics.cells.own[self._metrics.mirror_answers.cell(upstream, route, cache_state)] += 1
+
+
+def _route_of(path: str) -> str:
+    """Returns the route of a path outside `/v2`."""
+    first = path[1:].partition("/")[0]
+    return _ROUTES_BY_PREFIX.get(first, "other")
+
+
+def _write_line(
+    scope: Scope,
+    status: int,
+    note: str,
+    sent_bytes: int,
+    received_bytes: int,
+    seconds: float,
+    who: str,
+    repo: str,
+    item: str,
+    cache_state: str,
+    request_id: str,
+) -> None:
+    headers: list[Header] = scope["headers"]
+    agent = next((value for name, value in headers if name == b"user-agent"), b"")
+    fields: Mapping[str, object] = {
+        "method": scope["method"],
+        "path": raw_path(scope)[:_MAX_PATH_CHARACTERS].decode("ascii", "replace"),
+        "status": f"{int(status)}{note}" if note else int(status),
+        "bytes": sent_bytes,
+        "received": received_bytes,
+        "ms": seconds * 1000,
+        "principal": who or "-",
+        "address": client_address(scope) or "-",
+        "repository": repo or "-",
+        "reference": item or "-",
+        "cache": cache_state or "-",
+        "request": request_id,
+        "trace": trace_id_of(headers) or "-",
+        "agent": _plain(agent),
+    }
+    log.info(LOG_LINE, fields)
+
+
+def _plain(agent: bytes) -> str:
+    """Returns a User-Agent for a log line: cut to a length, and without characters that act on a terminal."""
+    text = agent[:USER_AGENT_CHARACTERS].decode("latin-1")
+    return (text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)) or "-"

@@ -1,0 +1,137 @@
+"""The recorder of requests: what it counts, and the line that it writes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import pytest
+
+from registry.asgi import REQUEST_NOTES_EXTENSION, Scope
+from registry.http.answer_cache import CachedAnswer
+from registry.server.connection.request_reports import RequestEnd
+from registry.telemetry.metric_families import Family
+from registry.telemetry.metrics import Metrics
+from registry.telemetry.request_recorder import RequestRecorder
+from storage.content import Actor
+
+ENDED = RequestEnd(200, 10, 20, 0.004, is_complete=True)
+CUT_OFF = RequestEnd(200, 10, 20, 0.004, is_complete=False)
+
+
+class NotedRequest:
+    """What the distribution API notes about a request."""
+
+    kind = "manifests"
+    repo = "docker.io/library/ubuntu"
+    item = "24.04"
+    request_id = "r1"
+    name = "alice"
+    cache_state = "stale"
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    found = Metrics(["docker.io"], workers=1)
+    found.start_worker()
+    return found
+
+
+@pytest.fixture
+def recorder(metrics: Metrics) -> RequestRecorder:
+    return RequestRecorder(metrics)
+
+
+def scope_for(path: str, noted: object = None, method: str = "GET", agent: bytes = b"docker/29") -> Scope:
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "headers": [(b"user-agent", agent), (b"x-request-id", b"r2")],
+        "client": ("192.0.2.7", 40000),
+        "extensions": {REQUEST_NOTES_EXTENSION: {} if noted is None else {"exchange": noted}},
+    }
+
+
+def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], float]:
+    totals = metrics.cells.totals()
+    return {values: totals[cell] for values, cell in family.series() if totals[cell]}
+
+
+def test_a_complete_request(metrics: Metrics, recorder: RequestRecorder) -> None:
+    """Counts by route, method and status, with its bytes, and where the mirror found the answer."""
+    recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), ENDED)
+    assert counts(metrics, metrics.requests) == {("manifests", "GET", "200"): 1}
+    assert counts(metrics, metrics.received_bytes) == {("manifests",): 10}
+    assert counts(metrics, metrics.sent_bytes) == {("manifests",): 20}
+    assert counts(metrics, metrics.mirror_answers) == {("0", "manifests", "stale"): 1}
+
+
+def test_a_request_that_was_cut_off(metrics: Metrics, recorder: RequestRecorder) -> None:
+    """Is no complete response, but its bytes count."""
+    recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), CUT_OFF)
+    assert counts(metrics, metrics.requests) == {}
+    assert counts(metrics, metrics.aborted) == {("manifests", "GET"): 1}
+    assert counts(metrics, metrics.sent_bytes) == {("manifests",): 20}
+
+
+def test_what_the_server_refuses_itself(metrics: Metrics, recorder: RequestRecorder) -> None:
+    """Counts too, although nothing is known about it."""
+    recorder.on_request_end(None, RequestEnd(400, 0, 5, 0.0, is_complete=True))
+    assert counts(metrics, metrics.requests) == {("other", "other", "400"): 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        *(("/api/v1/users", "api"), ("/token", "token"), ("/login/callback", "login"), ("/logout", "login")),
+        *(("/health/ready", "health"), ("/livez", "health"), ("/metrics", "metrics"), ("/", "other"), ("/x", "other")),
+    ],
+)
+def test_routes_outside_v2(metrics: Metrics, recorder: RequestRecorder, path: str, route: str) -> None:
+    """A path that does not exist is `other`, so that a client cannot make series."""
+    recorder.on_request_end(scope_for(path, method="BREW"), ENDED)
+    assert counts(metrics, metrics.requests) == {(route, "other", "200"): 1}
+
+
+def test_the_line_of_a_request(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """Has all that an operator searches for."""
+    with caplog.at_level(logging.INFO, "registry.access"):
+        recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), ENDED)
+    assert caplog.messages == [
+        "GET /v2/ubuntu/manifests/24.04 status=200 bytes=20 received=10 ms=4.0 principal=alice address=192.0.2.7 "
+        "repository=docker.io/library/ubuntu reference=24.04 cache=stale request=r1 trace=- agent=docker/29"
+    ]
+
+
+def test_the_line_of_an_incomplete_response(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """Says so behind the status, and names the account that the management API has found."""
+    scope: Any = scope_for("/api/v1/users")
+    scope["state"] = {"actor": Actor("bob", "192.0.2.7", "r3"), "request_id": "r3"}
+    with caplog.at_level(logging.INFO, "registry.access"):
+        recorder.on_request_end(scope, CUT_OFF)
+    assert re.search(r"status=200\(cut off\) .* principal=bob .* request=r3 ", caplog.text)
+
+
+def test_a_user_agent_cannot_act_on_a_terminal(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor make a second line, nor fill the disk."""
+    with caplog.at_level(logging.INFO, "registry.access"):
+        recorder.on_request_end(scope_for("/", agent=b"a\x1b[2Jb\x9bc\n" + b"x" * 1000), ENDED)
+    (line,) = caplog.messages
+    assert "agent=a?[2Jb?c?xxx" in line
+    assert len(line) < 600
+
+
+def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """Counts as a request like every other, and as one from the response cache; its line says so."""
+    answer = CachedAnswer([], [], b"12345", "alice", True, None, "manifests", "team/app", "1")
+    with caplog.at_level(logging.INFO, "registry.access"):
+        for _ in range(3):
+            recorder.on_cached_answer(scope_for("/v2/team/app/manifests/1"), answer, "r9")
+    assert counts(metrics, metrics.requests) == {("manifests", "GET", "200"): 3}
+    assert counts(metrics, metrics.sent_bytes) == {("manifests",): 15}
+    assert counts(metrics, metrics.cached_answers) == {("manifests",): 3}
+    assert counts(metrics, metrics.seconds) == {("manifests", "GET"): 3}
+    assert "repository=team/app reference=1 cache=answer request=r9" in caplog.messages[-1]
