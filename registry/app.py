@@ -36,9 +36,10 @@ class Entrepot(FastAPI):
     when the server stops the application. The server first forks the workers and then starts the application in each of
     them, so that no two processes share open files."""
 
-    def __init__(self, factory: ServiceFactory, service: Service | None = None) -> None:
+    def __init__(self, factory: ServiceFactory, service: Service | None = None, *, starts_work: bool = True) -> None:
         """`service`: an open service, which the caller closes. None: the application opens one with `factory` when the
-        server starts the application."""
+        server starts the application. `starts_work`: whether the service's work beside requests then starts as well;
+        False: the caller starts it with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -54,6 +55,7 @@ class Entrepot(FastAPI):
         self.factory = factory
         self.body_memory = factory.body_memory
         self._service = service
+        self._starts_work = starts_work
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),
@@ -104,7 +106,8 @@ class Entrepot(FastAPI):
             yield
             return
         async with AsyncExitStack() as stack:
-            service = await stack.enter_async_context(self.factory.open(may_open_read_only=True))
+            opening = self.factory.open(may_open_read_only=True, starts_work=self._starts_work)
+            service = await stack.enter_async_context(opening)
             self.serve(service)
             reopening = None
             if service.is_store_read_only:
@@ -154,6 +157,7 @@ def create_app(
     *,
     rate_limit: RateLimit | None = None,
     clock: Callable[[], float] = time.time,
+    starts_work: bool = True,
 ) -> Entrepot:
     """Returns the application.
 
@@ -162,9 +166,11 @@ def create_app(
       the mirrors of `settings.upstream`.
     - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
       limit.
+    - `starts_work`: see `Entrepot`.
     - `clock`: returns seconds since 1970."""
     factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
-    app = Entrepot(factory, None if registry is None else factory.without_accounts(registry))
+    service = None if registry is None else factory.without_accounts(registry)
+    app = Entrepot(factory, service, starts_work=starts_work)
     if registry is None:
         app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
         management_api.add_routes(app)

@@ -235,7 +235,7 @@ def test_worker_that_dies_during_its_renewal(start: Start) -> None:
     running = start(workers=2)
     before = running.children()
     os.kill(before[0], signal.SIGSTOP)  # so that it cannot end in order before it is killed
-    os.kill(running.pid, signal.SIGHUP)
+    os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: running.children() != before)
     os.kill(before[0], signal.SIGKILL)
     wait_for(lambda: not set(running.children()) & set(before) and len(running.children()) == 2)
@@ -266,11 +266,11 @@ def test_stuck_worker_is_killed(start: Start) -> None:
 
 
 def test_renewal(start: Start) -> None:
-    """SIGHUP replaces the workers one by one; a request in flight is answered by its old worker."""
+    """SIGUSR2 replaces the workers one by one; a request in flight is answered by its old worker."""
     running = start(workers=2)
     before = running.children()
     with begin_slow(running, 0.5) as sock:
-        os.kill(running.pid, signal.SIGHUP)
+        os.kill(running.pid, signal.SIGUSR2)
         assert read_response(sock)[2] == b"slow"
     wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
     assert running.get()["pid"] in running.children()
@@ -284,7 +284,7 @@ def test_failed_renewal(start: Start, tmp_path: Path) -> None:
     running = start({"MARK": str(mark)}, workers=2)
     before = running.children()
     mark.touch()
-    os.kill(running.pid, signal.SIGHUP)
+    os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: "the workers are not renewed: the new worker ended with exit code 1" in running.errors)
     wait_for(lambda: running.children() == before)
     assert running.get()["pid"] in before
