@@ -330,3 +330,67 @@ def test_connections_are_shared(start: Start) -> None:
     finally:
         for sock in socks:
             sock.close()
+
+
+PATIENT = {"keep_alive_seconds": 3600, "header_seconds": 3600}
+
+
+def test_renewal_waits_for_idle_connections(start: Start) -> None:
+    """A connection without a request stays open in its old worker, also one that has sent nothing yet. It ends only after
+    an answer that says so."""
+    running = start(workers=2, limits=PATIENT)
+    before = running.children()
+    socks = [running.connect() for _ in range(8)]
+    for sock in socks[:6]:
+        sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert "connection" not in read_response(sock)[1]
+    os.kill(running.pid, signal.SIGUSR2)
+    wait_for(lambda: "all workers were replaced" in running.errors)
+    for sock in socks:
+        headers: dict[str, str] = {}
+        while "connection" not in headers:  # more than once if the worker has not read the command to retire yet
+            sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
+            status, headers, body = read_response(sock)
+            assert (status, body) == (200, b"slow")
+        assert headers["connection"] == "close"
+        assert sock.recv(1) == b""
+        sock.close()
+    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
+
+
+def test_renewal_during_a_response(start: Start) -> None:
+    """A response whose head was sent before the renewal keeps its connection; the next response ends it."""
+    running = start(workers=2, limits=PATIENT)
+    size = 50_000_000  # more than the buffers of both ends hold
+    with running.connect() as sock:
+        sock.sendall(f"GET /big?size={size} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += sock.recv(1)
+        assert b"connection" not in head.lower()
+        os.kill(running.pid, signal.SIGUSR2)
+        wait_for(lambda: "all workers were replaced" in running.errors)
+        while size:
+            size -= len(sock.recv(min(size, 1 << 20)))
+        headers: dict[str, str] = {}
+        while "connection" not in headers:
+            sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
+            status, headers, body = read_response(sock)
+            assert (status, body) == (200, b"slow")
+        assert headers["connection"] == "close"
+
+
+def test_pipelined_requests_in_a_renewal(start: Start) -> None:
+    """The requests that a retiring worker has received before are all answered."""
+    running = start(workers=2, limits=PATIENT)
+    with running.connect() as sock:
+        sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
+        running.said("slow")
+        os.kill(running.pid, signal.SIGUSR2)
+        closes = []
+        while not closes or not closes[-1]:
+            status, headers, body = read_response(sock)
+            assert (status, body) == (200, b"slow")
+            closes.append("connection" in headers)
+        assert len(closes) <= 3
+        assert sock.recv(1) == b""
