@@ -67,6 +67,12 @@ def listen_for_control(path: Path) -> socket.socket | None:
     return sock
 
 
+def remove_control(path: Path) -> None:
+    """Removes the file of the socket. Does nothing if it is gone."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
 def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Raises
     ControlUnavailable."""
@@ -140,8 +146,8 @@ class ControlSocket:
 
         return reply
 
-    def close(self, path: Path | None) -> None:
-        """Closes the socket and its connections, and removes the file at `path`."""
+    def close(self) -> None:
+        """Closes the socket and its connections. Its file stays."""
         self._unwatch(self.listener)
         for connection in self._received:
             self._unwatch(connection)
@@ -149,9 +155,6 @@ class ControlSocket:
             sock.close()
         self._received.clear()
         self._waiting.clear()
-        if path is not None:
-            with suppress(OSError):
-                os.unlink(path)
 
     def _accept(self) -> None:
         try:

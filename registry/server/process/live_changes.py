@@ -36,6 +36,9 @@ class ChangingSupervisor(Protocol):
     def watch_check(self, check: SuccessorCheck) -> None:
         """Makes the loop read the output of the check."""
 
+    def end_check(self, check: SuccessorCheck) -> None:
+        """Stops reading the output of the check, and closes its pipe."""
+
 
 class LiveChanges:
     """The changes of one supervisor. Its loop calls `step`."""
@@ -121,8 +124,7 @@ class LiveChanges:
         elif self._check is not None:
             self._step_check(now)
         elif self._renewal is not None:
-            self._renewal.step(now)
-            self._end(self._renewal.outcome)
+            self._step_renewal(self._renewal, now)
         while not self.running and (self._reloads or self._restarts):
             if not self._start_next(now):
                 return
@@ -131,6 +133,7 @@ class LiveChanges:
         """Refuses all changes, because the server stops."""
         if self._check is not None:
             self._check.kill()
+            self._supervisor.end_check(self._check)
         outcome = Outcome(False, "the server stops")
         for reply in [*self._replies, *self._reloads, *self._restarts]:
             reply(outcome)
@@ -141,13 +144,13 @@ class LiveChanges:
 
     def _start_next(self, now: float) -> bool:
         """Starts the change that is wanted next. Returns False if it has to wait for workers that are starting."""
+        self._is_reload = bool(self._reloads)
         if any(not worker.ready for worker in self._pool.serving):
             if now >= self._wanted_since + _READY_SECONDS:
                 self._replies, self._reloads, self._restarts = [*self._reloads, *self._restarts], [], []
                 self._end(Outcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
             return False
         self._notifier.reloading()
-        self._is_reload = bool(self._reloads)
         try:
             if self._reloads:
                 self._replies, self._reloads = self._reloads, []
@@ -164,12 +167,20 @@ class LiveChanges:
             self._end(Outcome(False, error.message))
         return True
 
+    def _step_renewal(self, renewal: Renewal, now: float) -> None:
+        try:
+            renewal.step(now)
+        except OSError as error:
+            self._end(Outcome(False, f"no process can be started: {error.strerror or error}"))
+        else:
+            self._end(renewal.outcome)
+
     def _step_check(self, now: float) -> None:
         assert self._check is not None
         outcome = self._check.outcome(now)
         if outcome is None:
             return
-        self._check.close()
+        self._supervisor.end_check(self._check)
         if not outcome.ok:
             self._end(outcome)
             return

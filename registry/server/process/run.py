@@ -76,6 +76,7 @@ def serve(
         changes = SingleProcessChanges(live, on_ready or (lambda: None))
         worker = Worker(options, changes.on_ready, on_start=changes.start)
         code, failure = worker.run()
+        changes.close()
         _join_threads(code)
     if failure:
         with suppress(OSError):

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from registry.server.process.control_socket import ControlSocket, listen_for_control
+from registry.server.process.control_socket import ControlSocket, listen_for_control, remove_control
 from registry.server.process.live_change import ChangeRefused, Outcome, Reply, reloaded
 from registry.server.process.live_changes import no_reply
 from registry.server.process.live_options import LiveOptions
@@ -25,7 +25,10 @@ class SingleProcessChanges:
     come during a reload lead to one more. Refuses restarts."""
 
     def __init__(self, live: LiveOptions, on_ready: Callable[[], None]) -> None:
+        """Opens the control socket. Create it before the process has threads, because that changes the umask for a
+        moment."""
         self._live = live
+        self._listener = None if live.control is None else listen_for_control(live.control)
         self._on_ready = on_ready
         self._wanted: list[Reply] = []
         self._is_wanted = asyncio.Event()
@@ -42,9 +45,8 @@ class SingleProcessChanges:
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
         task = loop.create_task(self._reload_when_wanted(), name="reloads")
-        path, control = self._live.control, None
-        listener = None if path is None else listen_for_control(path)
-        if listener is not None:
+        control = None
+        if self._listener is not None:
             actions = {"reload": self._request_reload, "restart": self._refuse_restart}
 
             def watch(sock: socket.socket, callback: Callable[[], None]) -> None:
@@ -53,15 +55,21 @@ class SingleProcessChanges:
             def unwatch(sock: socket.socket) -> None:
                 loop.remove_reader(sock)
 
-            control = ControlSocket(listener, actions, watch, unwatch)
+            control = ControlSocket(self._listener, actions, watch, unwatch)
 
         def end() -> None:
             self._live.notifier.stopping()
             task.cancel()
             if control is not None:
-                control.close(path)
+                control.close()
 
         return end
+
+    def close(self) -> None:
+        """Removes the control socket, after the worker has ended."""
+        if self._listener is not None and self._live.control is not None:
+            self._listener.close()
+            remove_control(self._live.control)
 
     def _request_reload(self, reply: Reply) -> None:
         self._wanted.append(reply)

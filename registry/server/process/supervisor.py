@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import FrameType
 
 from registry.server.process.commands import Answer
-from registry.server.process.control_socket import Action, ControlSocket, listen_for_control
+from registry.server.process.control_socket import Action, ControlSocket, listen_for_control, remove_control
 from registry.server.process.live_change import Outcome, Reply
 from registry.server.process.live_changes import LiveChanges, no_reply
 from registry.server.process.live_options import LiveOptions
@@ -98,8 +98,9 @@ class Supervisor:
         finally:
             self._stopping = True  # so that no worker is restarted
             self._pool.kill_all()
-            if self._control is not None:
-                self._control.close(self._live.control)
+            if self._control is not None and self._live.control is not None:
+                self._control.close()
+                remove_control(self._live.control)
             signal.set_wakeup_fd(wakeup_before)
             for number, handler in handlers_before.items():
                 signal.signal(number, handler)
@@ -130,7 +131,9 @@ class Supervisor:
         times = [worker.kill_at for worker in self._pool.workers.values()]
         if not self._changes.holds_forks:
             times += self._starts_due.values()
-        next_time = min([*times, self._give_up_at, self._changes.deadline()])
+        if self._start_succeeded and not self._stopping:
+            times.append(self._changes.deadline())
+        next_time = min([*times, self._give_up_at])
         return None if next_time == float("inf") else max(0.0, next_time - now) + 0.001  # never a moment too early
 
     def _start_due_workers(self, now: float) -> None:
@@ -281,6 +284,11 @@ class Supervisor:
                     self._selector.unregister(check.output_pipe)
 
         self._selector.register(check.output_pipe, selectors.EVENT_READ, read)
+
+    def end_check(self, check: SuccessorCheck) -> None:
+        if check.output_pipe in self._selector.get_map():
+            self._selector.unregister(check.output_pipe)
+        check.close()
 
     def execute_successor(self) -> None:
         successor, control = self._live.successor, self._control

@@ -26,8 +26,8 @@ def is_replaced(site: LiveSite, before: list[int]) -> bool:
 
 
 def test_restart(site: LiveSite) -> None:
-    """A restart executes the program again in the same process and replaces all workers. A setting that a reload refuses
-    takes effect, such as the number of workers."""
+    """A restart executes the program again in the same process and replaces all workers. A setting that a reload
+    refuses takes effect."""
     before, parent = site.server.worker_pids(), site.server.pid
     site.write("restart_grace = 60\n")
     assert site.run("reload").returncode == 1

@@ -336,8 +336,8 @@ PATIENT = {"keep_alive_seconds": 3600, "header_seconds": 3600}
 
 
 def test_renewal_waits_for_idle_connections(start: Start) -> None:
-    """A connection without a request stays open in its old worker, also one that has sent nothing yet. It ends only after
-    an answer that says so."""
+    """A connection without a request stays open in its old worker, also one that has sent nothing yet. It ends only
+    after an answer that says so."""
     running = start(workers=2, limits=PATIENT)
     before = running.children()
     socks = [running.connect() for _ in range(8)]
@@ -387,7 +387,7 @@ def test_pipelined_requests_in_a_renewal(start: Start) -> None:
         sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
         running.said("slow")
         os.kill(running.pid, signal.SIGUSR2)
-        closes = []
+        closes: list[bool] = []
         while not closes or not closes[-1]:
             status, headers, body = read_response(sock)
             assert (status, body) == (200, b"slow")
