@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from registry.cli.interrupts import exit_on_interrupt
 
 
 def main() -> None:
     """Runs the command line."""
-    exit_on_interrupt()  # before the import below, so that Ctrl-C ends the program cleanly during that import
+    # Before the import below, so that Ctrl-C ends the program cleanly during that import. A server that takes over from
+    # an old version (`registry.server.process.successor`) blocks all signals until it can act on them.
+    if "_ENTREPOT_HANDOVER" not in os.environ:
+        exit_on_interrupt()
     from registry.cli.command import app  # this import takes nearly a second
 
     app(prog_name="entrepot")

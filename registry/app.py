@@ -39,9 +39,12 @@ class Entrepot(FastAPI):
     when the server stops the application. The server first forks the workers and then starts the application in each of
     them, so that no two processes share open files."""
 
-    def __init__(self, factory: ServiceFactory, telemetry: Telemetry, service: Service | None = None) -> None:
+    def __init__(
+        self, factory: ServiceFactory, telemetry: Telemetry, service: Service | None = None, *, starts_work: bool = True
+    ) -> None:
         """`telemetry` is told about each request. `service`: an open service, which the caller closes. None: the
-        application opens one with `factory` when the server starts the application."""
+        application opens one with `factory` when the server starts the application. `starts_work`: whether the
+        service's work beside requests then starts as well; False: the caller starts it with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -58,6 +61,7 @@ class Entrepot(FastAPI):
         self.body_memory = factory.body_memory
         self.telemetry = telemetry
         self._service = service
+        self._starts_work = starts_work
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),
@@ -126,7 +130,8 @@ class Entrepot(FastAPI):
             yield
             return
         async with AsyncExitStack() as stack:
-            service = await stack.enter_async_context(self.factory.open(may_open_read_only=True))
+            opening = self.factory.open(may_open_read_only=True, starts_work=self._starts_work)
+            service = await stack.enter_async_context(opening)
             self.serve(service)
             reopening = None
             if service.is_store_read_only:
@@ -177,6 +182,7 @@ def create_app(
     rate_limit: RateLimit | None = None,
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.time,
+    starts_work: bool = True,
 ) -> Entrepot:
     """Returns the application.
 
@@ -186,10 +192,12 @@ def create_app(
     - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
       limit.
     - `telemetry`: what the workers count together, made before the fork; None: this process counts for itself.
+    - `starts_work`: see `Entrepot`.
     - `clock`: returns seconds since 1970."""
     factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
     telemetry = telemetry or Telemetry(settings)
-    app = Entrepot(factory, telemetry, None if registry is None else factory.without_accounts(registry))
+    service = None if registry is None else factory.without_accounts(registry)
+    app = Entrepot(factory, telemetry, service, starts_work=starts_work)
     if registry is None:
         app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
         management_api.add_routes(app)

@@ -7,29 +7,22 @@ the modules of mirrors, and their HTTP client, only if the settings have an upst
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
+from registry.background_work import BackgroundWork
 from registry.config import Settings, Upstream
 from registry.naming import NamingRules
 from registry.router import Router
-from registry.upkeep.budgets import min_free_space, scope_definitions
+from registry.upkeep.budgets import min_free_space
 from registry.upkeep.components import UpkeepComponents, upkeep_components
-from registry.upkeep.retention import retention_work
-from registry.upkeep.scrub_job import scrub_on_schedule
 from storage.composition import open_registry
-from storage.errors import StorageFailed, StorageFull
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
-from storage.upkeep.job_runner import JobRunner
-from storage.upkeep.job_schedule import queue_jobs
 from storage.upkeep.pull_recorder import PullRecorder
-from storage.upkeep.schedule import cancel_all
-from storage.upkeep.usage_counting import keep_counted
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
@@ -37,12 +30,14 @@ if TYPE_CHECKING:
 
 class Backend(NamedTuple):
     """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
-    of upkeep on them; and the recorder of the pulls that this process serves."""
+    of upkeep on them; the recorder of the pulls that this process serves; and what a server does beside its
+    requests."""
 
     store: StoredRegistry
     router: Router
     upkeep: UpkeepComponents
     pulls: PullRecorder
+    work: BackgroundWork
 
 
 def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
@@ -83,6 +78,7 @@ async def open_backend(
     *,
     collect_every: float | None = None,
     serving: bool = False,
+    starts_work: bool = True,
     may_open_read_only: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Backend]:
@@ -92,10 +88,9 @@ async def open_backend(
     The data directory must have been prepared by `storage.composition.prepare_data_dir`.
 
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
-    - `serving`: whether the process is a server. Until the block ends, a server stores the pulls that it serves. Unless
-      another process does so, it also runs the queued jobs, queues those that are due, fetches the images in the
-      setting `[warm]` before clients request them, and looks at tags whose cooldown runs. It logs when the disk becomes
-      full.
+    - `serving`: whether the process is a server. A server logs when the disk becomes full, and does the work in the
+      background that `BackgroundWork` describes.
+    - `starts_work`: whether a server starts this work now. False: the caller starts it later with `Backend.work`.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970."""
@@ -106,6 +101,7 @@ async def open_backend(
                 grace=settings.gc.grace,
                 expire=settings.uploads.expire,
                 collect_every=collect_every,
+                starts_rounds=not serving,  # a server starts them with its other work
                 watch_disk_space=serving,
                 may_open_read_only=may_open_read_only,
                 keep_audit=settings.audit.keep,
@@ -127,48 +123,10 @@ async def open_backend(
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
             is_confirmed=store.records.is_confirmed,
         )
-        # A store that was opened read-only cannot cache images. A schedule on it would still hold the lease (a lock
-        # between processes) for this work, so that the writable store that replaces it later could not get the lease.
-        if serving and mirrors and not store.is_read_only:
-            from registry.mirror.warm.schedule import warm_on_schedule
-
-            await stack.enter_async_context(
-                warm_on_schedule(settings.warm, router.locate, store.metadata.known_blobs, store.leases)
-            )
-            if cooldowns := {upstream.name: upstream.cooldown for upstream in settings.upstream if upstream.cooldown}:
-                from registry.mirror.cooldown_watch import round_interval, watch_young_tags
-
-                watched = [mirrors[name] for name in cooldowns]
-                interval = round_interval(cooldowns.values())
-                await stack.enter_async_context(watch_young_tags(watched, interval, store.leases))
         upkeep = upkeep_components(settings, store, router, clock)
         pulls = PullRecorder(store.pulls, router.locate, clock)
-        if serving and not store.is_read_only:
-            stack.push_async_callback(_store_last_pulls, pulls)
-            runner = JobRunner(store.jobs, store.leases, upkeep.works)
-            background = [runner.run(), pulls.run(), *_schedules(settings, store, clock)]
-            background.append(keep_counted(store.usage, store.leases, scope_definitions(settings)))
-            if upkeep.evictor.limits:
-                store.metadata.on_mirrored = upkeep.evictor.check_soon
-                background.append(upkeep.evictor.run())
-            if settings.scrub.every:
-                background.append(scrub_on_schedule(settings.scrub, store, clock))
-            stack.push_async_callback(cancel_all, [asyncio.create_task(work) for work in background])
-        yield Backend(store, router, upkeep, pulls)
-
-
-def _schedules(
-    settings: Settings, store: StoredRegistry, clock: Callable[[], float]
-) -> list[Coroutine[Any, Any, None]]:
-    """Returns the functions to run in the background that queue jobs at the intervals in the settings."""
-    if not settings.retention or not settings.upkeep.retention_every or settings.read_only:
-        return []
-    every = settings.upkeep.retention_every
-    actor = retention_work.ACTOR.name
-    return [queue_jobs(store.jobs, store.leases, retention_work.KIND, every, clock, actor=actor)]
-
-
-async def _store_last_pulls(pulls: PullRecorder) -> None:
-    """Stores the last pulls before the store is closed. If that fails, they are lost."""
-    with suppress(StorageFull, StorageFailed):
-        await pulls.store()
+        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, clock)
+        stack.push_async_callback(work.aclose)
+        if serving and starts_work:
+            await work.start()
+        yield Backend(store, router, upkeep, pulls, work)

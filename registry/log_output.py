@@ -204,3 +204,13 @@ def log_to_stderr(level: str, form: Literal["text", "json"] = "text") -> None:
     # These libraries log whole URLs, and the URL of a redirect may contain a secret.
     for library in ("httpx2", "httpcore2", "urllib3"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def set_log_level(level: str) -> None:
+    """Changes the lowest level that this process logs to stderr, such as "info". Does nothing if `log_to_stderr` was
+    not called."""
+    root = logging.getLogger()
+    for handler in root.handlers:
+        if isinstance(handler, BufferedHandler):
+            handler.setLevel(level.upper())
+            root.setLevel(level.upper())

@@ -26,6 +26,7 @@ from registry.auth.rights.policy import Policy
 from registry.auth.rights.principal import Principal
 from registry.auth.token_service.service import TokenService
 from registry.backend import Backend, open_backend
+from registry.background_work import BackgroundWork
 from registry.config import Settings
 from registry.config.auth_settings import has_external_logins, token_service_name
 from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLimits
@@ -40,7 +41,7 @@ from registry.naming import NamingRules
 from registry.observe import Observed
 from registry.request import PushRefusal, current_request
 from registry.restrict import restrict
-from registry.server.shared_counters import SharedRateLimiter
+from registry.server.shared_counters import SharedRateLimiter, shared_cells
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
@@ -74,6 +75,7 @@ class Service:
     - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
     - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
     - `is_store_read_only`: the store was opened only for reading, because the disk was too full to open it for writing.
+    - `work`: the work beside requests; None: there is none.
     - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
       store raises StorageFull. Does nothing to a store that is open for writing."""
 
@@ -83,6 +85,7 @@ class Service:
     storage_problem: Callable[[], str | None] = lambda: None
     retire_read_only_store: Callable[[], None] = lambda: None
     is_store_read_only: bool = False
+    work: BackgroundWork | None = None
 
 
 class ServiceFactory:
@@ -115,11 +118,12 @@ class ServiceFactory:
         return Service(self._distribution(guard, authenticator), unchecked_registry=restricted)
 
     @asynccontextmanager
-    async def open(self, *, may_open_read_only: bool) -> AsyncIterator[Service]:
+    async def open(self, *, may_open_read_only: bool, starts_work: bool = True) -> AsyncIterator[Service]:
         """A context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
 
         `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
-        opened only for reading. False: raises StorageFull.
+        opened only for reading. False: raises StorageFull. `starts_work`: whether the work beside requests starts now;
+        False: the caller starts it with `Service.work`.
 
         The setting `read_only` has nothing to do with `may_open_read_only`: it refuses pushes and deletes by clients.
         With this setting, no garbage is collected, but mirrors still cache new content."""
@@ -130,6 +134,7 @@ class ServiceFactory:
                 settings,
                 collect_every=collect_every,
                 serving=True,
+                starts_work=starts_work,
                 may_open_read_only=may_open_read_only,
                 clock=self.clock,
             ) as backend,
@@ -183,6 +188,7 @@ class ServiceFactory:
             storage_problem=store.storage_problem,
             retire_read_only_store=store.retire,
             is_store_read_only=store.is_read_only,
+            work=backend.work,
         )
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
@@ -238,18 +244,29 @@ class ServiceFactory:
         )
 
 
-def shared_rate_limit(settings: Settings) -> RateLimit | None:
-    """Returns the rate limit in the settings; None: they set no limit.
+class RateLimitMemory:
+    """The memory in which all workers count requests. Create it before the workers are forked. It suits every rate, so
+    it stays when the settings change."""
 
-    Must be called before the workers are forked, because the limit counts the requests of all workers in shared memory.
+    def __init__(self) -> None:
+        self.requests = shared_cells()
+        self.health_checks = shared_cells()
+
+
+def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None) -> RateLimit | None:
+    """Returns the rate limit in the settings, which counts the requests of all workers in `memory`; None: they set no
+    limit. Without `memory`, it makes its own; then it must be called before the workers are forked.
+
     Health checks have a limit of their own: the same rate, but at least `MIN_HEALTH_CHECKS_PER_SECOND`."""
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None
     # By default, a client may send as many requests at once as the rate allows in ten seconds.
-    requests = SharedRateLimiter(per_second, settings.limits.burst or max(1, round(10 * per_second)))
+    burst = settings.limits.burst or max(1, round(10 * per_second))
+    memory = memory or RateLimitMemory()
+    requests = SharedRateLimiter(per_second, burst, cells=memory.requests)
     health_per_second = max(per_second, MIN_HEALTH_CHECKS_PER_SECOND)
-    health = SharedRateLimiter(health_per_second, round(10 * health_per_second))
+    health = SharedRateLimiter(health_per_second, round(10 * health_per_second), cells=memory.health_checks)
 
     def count_request(key: str) -> float:
         return (health if key.startswith(HEALTH_KEY_PREFIX) else requests).take(key)

@@ -23,6 +23,7 @@ from contextlib import (
     asynccontextmanager,
     closing,
 )
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -168,6 +169,7 @@ async def open_registry(
     grace: float = DAY_SECONDS,
     expire: float = 7 * DAY_SECONDS,
     collect_every: float | None = None,
+    starts_rounds: bool = True,
     watch_disk_space: bool = False,
     may_open_read_only: bool = False,
     keep_audit: float = 365 * DAY_SECONDS,
@@ -183,7 +185,8 @@ async def open_registry(
     These parameters are in seconds. `grace`: for how long the garbage collector keeps a blob that no manifest refers
     to. `expire`: for how long an upload session or partial blob is kept without progress. `keep_audit`: for how long
     lines of the audit log are kept. `collect_every`: the interval at which the garbage collector runs and old lines of
-    the audit log are deleted, in one process at a time (None: this process never does so).
+    the audit log are deleted, in one process at a time (None: this process never does so). `starts_rounds`: whether
+    these rounds start now; False: the caller runs `StoredRegistry.run_rounds` later.
 
     `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
     there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
@@ -255,8 +258,9 @@ async def open_registry(
                 await database.accounts.prune_audit(clock() - keep_audit)
                 await database.upstream_tags.forget_unused(clock() - KEEP_UNUSED_TAGS_SECONDS)
 
-            rounds = run_rounds(do_upkeep, leases, collect_every, is_urgent=is_full)
-            background_tasks.append(asyncio.create_task(rounds))
+            registry.run_rounds = partial(run_rounds, do_upkeep, leases, collect_every, is_urgent=is_full)
+            if starts_rounds:
+                background_tasks.append(asyncio.create_task(registry.run_rounds()))
         yield registry
 
 

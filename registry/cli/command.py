@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import client_command, config_command, inspect_command, serve_command
+from registry.cli import client_command, config_command, inspect_command, live_commands, serve_command
 from registry.cli.accounts import (
     audit_command,
     grant_command,
@@ -43,6 +43,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("serve", help=serve_command.HELP, epilog=serve_command.EXAMPLES)(serve_command.serve)
+app.command("reload", help=live_commands.RELOAD_HELP, epilog=live_commands.RELOAD_EXAMPLES)(live_commands.reload)
+app.command("restart", help=live_commands.RESTART_HELP, epilog=live_commands.RESTART_EXAMPLES)(live_commands.restart)
 app.command("config", help=config_command.HELP, epilog=config_command.EXAMPLES)(config_command.config)
 app.command("inspect", help=inspect_command.HELP, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 app.command("client", help=client_command.HELP, epilog=client_command.EXAMPLES)(client_command.client)

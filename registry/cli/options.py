@@ -3,7 +3,7 @@ message."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -67,14 +67,18 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the flags that were given. The value of the others is None or an empty list."""
+    return {name: value for name, value in flags.items() if value is not None and value != []}
+
+
 def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
     """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. Ends the
     command if a setting is invalid.
 
     `flags` maps the name of a setting to the value of its flag; None or an empty list: the flag was not given."""
-    given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
-        loaded = load_settings(given, file)
+        loaded = load_settings(given_flags(flags), file)
     except ConfigError as error:
         fail(str(error), USAGE_ERROR)
     for warning in loaded.warnings:

@@ -6,10 +6,12 @@ such as an htpasswd file. Otherwise it is *open*: anyone who can connect can pul
 
 from __future__ import annotations
 
-import socket
-from contextlib import nullcontext, suppress
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -22,12 +24,14 @@ from registry.cli.options import (
     ReadOnlyOption,
     WorkersOption,
     fail,
+    given_flags,
     load_or_fail,
     one_line_errors,
 )
 from registry.config import Settings
 
 if TYPE_CHECKING:
+    from registry.app import Entrepot
     from registry.asgi import AsgiApp
     from registry.server.gate.listener import ListenerOptions
 
@@ -53,88 +57,123 @@ def serve(
     insecure_open: InsecureOpenOption = None,
 ) -> None:
     """Runs the server and ends the command with the server's exit code."""
-    settings = load_or_fail(
-        config,
-        data=data,
-        listen=listen,
-        workers=workers,
-        read_only=read_only,
-        mirror=mirror,
-        insecure_open=insecure_open,
-    ).settings
+    flags = {
+        "data": data,
+        "listen": listen,
+        "workers": workers,
+        "read_only": read_only,
+        "mirror": mirror,
+        "insecure_open": insecure_open,
+    }
+    settings = load_or_fail(config, **flags).settings
     with one_line_errors():
-        raise typer.Exit(run_server(settings))
+        raise typer.Exit(run_server(settings, given_flags(flags), config))
 
 
-def run_server(settings: Settings) -> int:
-    """Runs the server until a signal stops it, and returns the exit code.
+def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None) -> int:
+    """Runs the server until a signal stops it, and returns the exit code. `flags` and `config` are where the settings
+    come from; a reload reads them again.
 
     If root starts the command and the data directory belongs to another user, the process becomes that user. Before
-    that, it binds the port, because only root may bind a port below 1024.
+    that, it binds the port, because only root may bind a port below 1024. An old version of the program or systemd may
+    have opened the port already.
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
     DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
     from registry.app import create_app
+    from registry.cli.live_configuration import LiveConfiguration
     from registry.cli.startup_banner import startup_banner
+    from registry.cli.takeover import check_takeover, listening_sockets, successor
+    from registry.client_addresses import is_loopback
+    from registry.live_app import LiveApp
     from registry.log_output import log_to_stderr
-    from registry.server.gate.listener import ListenError, address_of, bind
+    from registry.server.gate.listener import address_of
+    from registry.server.process.live_change import ChangeRefused
+    from registry.server.process.live_options import LiveOptions
     from registry.server.process.run import serve as serve_app
-    from registry.service_factory import shared_rate_limit
+    from registry.server.process.successor import Check, take_handover
+    from registry.server.process.systemd import Notifier
+    from registry.service_factory import RateLimitMemory, shared_rate_limit
     from registry.telemetry.telemetry import Telemetry
+    from storage.composition import layout_of
 
     try:
-        listener = bind(settings.listen)
-        metrics_address = settings.metrics.listen if settings.metrics.enabled else None
-        metrics_listener = None if metrics_address is None else bind(metrics_address)
-    except ListenError as error:
-        fail(str(error))
+        handover = take_handover(os.environ)
+    except ChangeRefused as error:
+        fail(error.message)
+    if isinstance(handover, Check):
+        check_takeover(settings, handover.facts)
+        return 0
+    sockets, metrics_socket = listening_sockets(settings, handover)
+    all_sockets = sockets if metrics_socket is None else [*sockets, metrics_socket]
     log_to_stderr(settings.log_level, settings.log_format)
-    with listener, metrics_listener or nullcontext():
-        listener_options, closed = _prepare(settings, listener)
-        banner = startup_banner(settings, address_of(listener), listener, closed=closed)
+    with ExitStack() as stack:
+        for sock in all_sockets:
+            stack.enter_context(sock)
+        bound_to_loopback = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
+        options, closed = prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None)
+        banner = startup_banner(settings, address_of(sockets[0]), sockets[0], closed=closed)
         # Made before the workers are forked, so that all of them share it.
-        rate_limit = shared_rate_limit(settings)
-        telemetry = Telemetry(settings, None if metrics_listener is None else metrics_listener.getsockname()[1])
+        rate_memory = RateLimitMemory()
+        telemetry = Telemetry(settings, None if metrics_socket is None else metrics_socket.getsockname()[1])
+        configuration = LiveConfiguration(settings, flags, config, bound_to_loopback=bound_to_loopback)
+
+        def make_app(settings: Settings, starts_work: bool) -> Entrepot:
+            rate_limit = shared_rate_limit(settings, rate_memory)
+            return create_app(settings, rate_limit=rate_limit, telemetry=telemetry, starts_work=starts_work)
+
         return serve_app(
-            lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit, telemetry=telemetry)),
-            sockets=[listener] if metrics_listener is None else [listener, metrics_listener],
+            lambda: cast("AsgiApp", LiveApp(configuration.settings, make_app)),
+            sockets=all_sockets,
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
+            restart_grace=settings.restart_grace,
             on_ready=lambda: _print_banner(banner),
-            listener_options=listener_options,
+            listener_options=options,
+            live=LiveOptions(
+                configuration,
+                control=layout_of(settings.data).control,
+                successor=successor(settings),
+                handover=handover,
+                notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),
+            ),
         )
 
 
-def _prepare(settings: Settings, listener: socket.socket) -> tuple[ListenerOptions, bool]:
+def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
     """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
     directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
-    listener's options and whether the registry is closed. Ends the command with an error message if a check fails."""
+    listener's options and whether the registry is closed. Ends the command with an error message if a check fails.
+
+    `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses them, so a
+    directory of another version is an error."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_provider import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
     from registry.backend import preload_mirrors
     from registry.cli.data_owner import become_owner
-    from registry.client_addresses import is_loopback
-    from registry.config.auth_settings import has_external_logins
     from registry.server.gate.certificates import CertificateError
-    from storage.composition import has_had_account, prepare_data_dir
+    from storage.composition import check_version, prepare_data_dir
 
     try:
         options = build_listener_options(settings)
         preload_mirrors(settings)
         become_owner(settings.data)
         check_auth_files(settings)
-        prepare_data_dir(settings.data)
-        has_other_logins = has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer)
-        closed = has_other_logins or has_had_account(settings.data)
-        check_insecure_open(
-            bound_to_loopback=is_loopback(listener.getsockname()[0]),
-            closed=closed,
-            insecure_open=settings.insecure_open,
-        )
+        (prepare_data_dir if may_migrate else check_version)(settings.data)
+        closed = is_closed(settings)
+        check_insecure_open(bound_to_loopback=bound_to_loopback, closed=closed, insecure_open=settings.insecure_open)
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
     return options, closed
+
+
+def is_closed(settings: Settings) -> bool:
+    """Returns whether clients must log in. The data directory must have been prepared. Raises StorageFailed."""
+    from registry.config.auth_settings import has_external_logins
+    from storage.composition import has_had_account
+
+    return has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer) or has_had_account(settings.data)
 
 
 def _print_banner(text: str) -> None:

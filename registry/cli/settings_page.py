@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from registry.cli.settings_text import toml_lines
 from registry.config import Settings, format_duration, format_size, is_duration, is_size
+from registry.config.setting_changes import takes_effect
 from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
 
 _INTRODUCTION = """# Settings
@@ -25,6 +26,8 @@ A setting takes its value from the first of these that has one:
 4. the default.
 
 `entrepot config` shows all values and where each comes from. `entrepot config --format toml` prints them as a file.
+`entrepot reload` puts a changed file in force while the server runs; settings with *Needs a restart* take effect with
+`entrepot restart` ([operations.md](operations.md#changing-a-running-server)).
 
 Times are written as `90s`, `5m`, `1h30m` or `7d`; a plain number means seconds. Sizes are written as `8MiB`; a plain
 number means bytes. An unknown name in the file is an error. An unknown `ENTREPOT_…` variable only causes a warning,
@@ -95,7 +98,7 @@ def _group_table(group: SettingPath) -> str:
     top level of the file."""
     rows = ["| Setting | Default | Variable | What it does |", "|---|---|---|---|"]
     rows += [
-        f"| `{'.'.join(path)}` | {_default_cell(path, field)} | `{variable_name(path)}` | {field.description} |"
+        f"| `{'.'.join(path)}` | {_default_cell(path, field)} | `{variable_name(path)}` | {_description(path, field)} |"
         for path, field in setting_fields()
         if path[:-1] == group
     ]
@@ -110,6 +113,12 @@ def _list_item_table(model: type[BaseModel]) -> str:
         default = "(must be set)" if field.is_required() else _default_cell(path, field)
         rows.append(f"| `{'.'.join(path)}` | {default} | {field.description} |")
     return "\n".join(rows) + "\n"
+
+
+def _description(path: SettingPath, field: FieldInfo) -> str:
+    """Returns what a setting does, and when a change takes effect if a reload is not enough."""
+    note = {"reload": "", "restart": ". *Needs a restart*", "start": ". *Needs a stop and a start*"}
+    return f"{field.description}{note[takes_effect(Settings, path)]}"
 
 
 def _default_cell(path: SettingPath, field: FieldInfo) -> str:

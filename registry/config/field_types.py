@@ -6,14 +6,19 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address, ip_network
 from types import UnionType
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, Final, Union, get_args, get_origin
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode
 
 KIB, MIB = 1 << 10, 1 << 20
+AT_RESTART: Final[JsonDict] = {"takes_effect": "restart"}
+"""The `json_schema_extra` of a setting or group that a reload cannot change, but a restart with `entrepot restart`."""
+AT_START: Final[JsonDict] = {"takes_effect": "start"}
+"""The `json_schema_extra` of a setting or group that takes effect only when the server is stopped and started."""
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _COUNT_AND_UNIT = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"

@@ -17,7 +17,16 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
-from registry.config.field_types import MIB, Duration, NetworkList, SettingsGroup, split_commas, split_http_url
+from registry.config.field_types import (
+    AT_RESTART,
+    AT_START,
+    MIB,
+    Duration,
+    NetworkList,
+    SettingsGroup,
+    split_commas,
+    split_http_url,
+)
 from registry.config.mirror_settings import (
     HostedSettings,
     Upstream,
@@ -127,6 +136,7 @@ class LimitSettings(SettingsGroup):
     connections_per_address: int = Field(
         default=0,
         ge=0,
+        json_schema_extra=AT_RESTART,
         description="Maximum number of connections at a time from one address (IPv6: from one /64 network); further "
         "connections are closed. Trusted proxies have no limit. 0 means no limit",
     )
@@ -159,15 +169,23 @@ class Settings(BaseSettings):
 
     data: Annotated[Path, BeforeValidator(_check_directory)] = Field(
         default=Path("data"),
+        json_schema_extra=AT_START,
         description="The data directory, with all content and accounts. A relative path is relative to the working "
         "directory",
     )
     listen: str = Field(
         default="127.0.0.1:5000",
+        json_schema_extra=AT_RESTART,
         description="Address to listen on, HOST:PORT; port 0 picks a free port. An address that other machines reach "
         "needs accounts, or `insecure_open`",
     )
-    workers: int = Field(default_factory=default_worker_count, ge=1, le=64, description="Number of server processes")
+    workers: int = Field(
+        default_factory=default_worker_count,
+        ge=1,
+        le=64,
+        json_schema_extra=AT_RESTART,
+        description="Number of server processes",
+    )
     public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
         default=None, description="The registry's address as clients see it, for a registry behind a proxy"
     )
@@ -177,26 +195,36 @@ class Settings(BaseSettings):
     )
     trusted_proxies: NetworkList = Field(
         default=[],
+        json_schema_extra=AT_RESTART,
         description="Addresses and networks of proxies in front of this registry, such as `10.0.0.0/8`. "
         "X-Forwarded-For, -Proto and -Host are used only if they come from one of these",
     )
     read_only: bool = Field(default=False, description="Refuse every push and every delete")
     delete: bool = Field(default=True, description="Allow clients to delete tags, manifests and blobs")
     shutdown_grace: Duration = Field(
-        default=30.0, description="How long running requests may continue after SIGTERM before they are stopped"
+        default=30.0,
+        json_schema_extra=AT_RESTART,
+        description="How long running requests may continue after SIGTERM before they are stopped",
+    )
+    restart_grace: Duration = Field(
+        default=3600.0,
+        json_schema_extra=AT_RESTART,
+        description="How long a worker that a restart has replaced may finish its pulls, pushes and jobs",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest severity that is logged: `debug`, `info`, `warning` or `error`"
     )
     log_format: Literal["text", "json"] = Field(
-        default="text", description="Form of the log: `text`, or `json` for one JSON object per line"
+        default="text",
+        json_schema_extra=AT_RESTART,
+        description="Form of the log: `text`, or `json` for one JSON object per line",
     )
     mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
         description="Registries to mirror with default settings, such as `docker.io`: short for an `[[upstream]]` of "
         "that name. The first one is the default upstream, unless an `[[upstream]]` has `default = true`",
     )
-    tls: TLSSettings = TLSSettings()
+    tls: TLSSettings = Field(default=TLSSettings(), json_schema_extra=AT_RESTART)
     gc: GarbageCollectionSettings = GarbageCollectionSettings()
     scrub: ScrubSettings = ScrubSettings()
     uploads: UploadSettings = UploadSettings()

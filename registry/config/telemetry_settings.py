@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from registry.config.field_types import NetworkList, SettingsGroup
+from registry.config.field_types import AT_RESTART, NetworkList, SettingsGroup
 
 
 class MetricsSettings(SettingsGroup):
@@ -17,6 +17,7 @@ class MetricsSettings(SettingsGroup):
     )
     listen: str | None = Field(
         default=None,
+        json_schema_extra=AT_RESTART,
         description="Another address, HOST:PORT, that serves nothing but the metrics, to every client that reaches it. "
         "It speaks TLS if the registry does",
     )

@@ -69,6 +69,11 @@ class SharedCounters:
             self._cells[base + cell] -= 1
 
 
+def shared_cells() -> memoryview[float]:
+    """Returns the memory of a `SharedRateLimiter`. Create it before the fork."""
+    return memoryview(mmap(-1, 8 * 2 * _ROW_CELLS)).cast("d")
+
+
 class SharedRateLimiter:
     """Limits the rate of requests of each key, over all processes, with the generic cell rate algorithm (GCRA: the
     leaky bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: the time at which the
@@ -79,16 +84,26 @@ class SharedRateLimiter:
     to the refusal of a request that is within the rate. A process that dies leaves nothing to be cleaned up.
     """
 
-    def __init__(self, per_second: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create it before the fork. Each key is allowed `per_second` requests in the long run, and `burst` requests at
-        the same moment. `clock` returns seconds, and must be the same in all processes. Raises ValueError if
-        `per_second` is 0 or less, or `burst` is below 1."""
+    def __init__(
+        self,
+        per_second: float,
+        burst: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cells: memoryview[float] | None = None,
+    ) -> None:
+        """Each key is allowed `per_second` requests in the long run, and `burst` requests at the same moment. `clock`
+        returns seconds, and must be the same in all processes. Raises ValueError if `per_second` is 0 or less, or
+        `burst` is below 1.
+
+        `cells`: the memory that `shared_cells` returned before the fork. Limiters with other rates can use it one after
+        another. None: the limiter makes its own, so create it before the fork."""
         if per_second <= 0 or burst < 1:
             raise ValueError("a rate limit needs a rate above 0 and a burst of 1 at least")
         self._step_seconds = 1 / per_second
         self._tolerance_seconds = (burst - 1) * self._step_seconds
         self._clock = clock
-        self._cells = memoryview(mmap(-1, 8 * 2 * _ROW_CELLS)).cast("d")
+        self._cells = shared_cells() if cells is None else cells
 
     def take(self, key: str) -> float:
         """Counts one request of `key` and returns 0.0. If the request exceeds the rate, does not count it, and returns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from registry.config import Settings
 from registry.telemetry.metrics import Metrics
 from registry.telemetry.request_recorder import RequestRecorder
@@ -17,7 +19,10 @@ class Telemetry:
         self.metrics = Metrics([upstream.name for upstream in settings.upstream], settings.workers)
         self.requests = RequestRecorder(self.metrics)
         self.metrics_port = metrics_port
+        self._counting_pid: int | None = None
 
     def start_worker(self) -> None:
-        """Makes this process count for itself."""
-        self.metrics.start_worker()
+        """Makes this process count for itself. Does nothing if it does already."""
+        if self._counting_pid != os.getpid():
+            self._counting_pid = os.getpid()
+            self.metrics.start_worker()

@@ -12,6 +12,7 @@
       trash/                                            files of deleted blobs, until they are unlinked
       quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest sha256:abcdef…
       reserve                                           disk space for deletes on a full disk
+      control                                           socket that commands reach a running server by
       restore.json                                      says that a restore from a backup has not ended yet
 
 A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
@@ -52,6 +53,11 @@ class Layout:
     def reserve(self) -> Path:
         """The file that holds disk space for deletes on a full disk."""
         return self.root / "reserve"
+
+    @property
+    def control(self) -> Path:
+        """The Unix socket by which commands reach a running server."""
+        return self.root / "control"
 
     @property
     def restore_marker(self) -> Path:

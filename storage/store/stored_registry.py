@@ -3,9 +3,10 @@ each blob and each upload session; the blob store has their bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from storage.accounts import Accounts
 from storage.backups import Snapshots
@@ -99,6 +100,8 @@ class StoredRegistry:
         snapshots: Snapshots,
         imports: ImportRecords,
     ) -> None:
+        self.run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """Runs the rounds of garbage collection until it is cancelled; None: this process runs none."""
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
         self._health = health

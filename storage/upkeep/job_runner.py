@@ -90,6 +90,16 @@ class JobRunner:
         self._works = works
         self._holder = f"server process {os.getpid()}"
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._takes_jobs = True
+
+    def take_no_more(self) -> None:
+        """From now on this runner starts no jobs. Those that it runs go on."""
+        self._takes_jobs = False
+
+    async def wait_until_idle(self) -> None:
+        """Waits until the jobs that this runner runs have ended, however they end. Call `take_no_more` first."""
+        while running := list(self._running.values()):
+            await asyncio.wait(running)
 
     async def run(self) -> None:
         """Looks for jobs until the task is cancelled. The cancellation also cancels the jobs that this process runs; a
@@ -98,7 +108,8 @@ class JobRunner:
             while True:
                 pause = POLL_SECONDS
                 try:
-                    await self._start_jobs()
+                    if self._takes_jobs:
+                        await self._start_jobs()
                 except RegistryError as error:
                     log.warning("cannot read the queued jobs: %s; it is tried again later", error)
                     pause = RETRY_SECONDS
@@ -113,7 +124,7 @@ class JobRunner:
         """Starts the oldest job of each kind of which this process runs none, if no other process runs one either."""
         seen = set(self._running)
         for job in await self._jobs.active():
-            if job.kind in self._works and job.kind not in seen:
+            if job.kind in self._works and job.kind not in seen and self._takes_jobs:
                 seen.add(job.kind)
                 task = asyncio.create_task(self._run_if_free(job))
                 self._running[job.kind] = task

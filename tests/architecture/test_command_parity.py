@@ -7,6 +7,8 @@ from tests.system.cli.test_command import EVERY_COMMAND
 
 NOT_ABOUT_ACCOUNTS = {
     "serve",
+    "reload",  # whoever may change the settings file runs it
+    "restart",
     "config",
     "inspect",
     "client",

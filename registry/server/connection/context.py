@@ -33,6 +33,11 @@ class OpenConnection(EvictableConnection, Protocol):
         """Closes the connection after the responses to the requests received so far. May be called repeatedly."""
         ...
 
+    def retire(self) -> None:
+        """Makes the response to the next request, or to the current one if it has not started, the last one of the
+        connection. Closes nothing before that. May be called repeatedly."""
+        ...
+
     def abort(self) -> None:
         """Closes the connection immediately. The client does not receive the rest of a response."""
         ...
@@ -53,6 +58,25 @@ class WorkerState:
     """Number of completed requests."""
 
 
+class Retirement:
+    """Whether the worker *retires*: it answers one more request on each connection, because another process has taken
+    its place."""
+
+    __slots__ = ("_event", "has_begun")
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._event = asyncio.Event()
+
+    def begin(self) -> None:
+        self.has_begun = True
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Waits until it has begun."""
+        await self._event.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
     """The objects that all connections of one worker process share."""
@@ -70,6 +94,7 @@ class WorkerContext:
     """The trusted reverse proxies; None: there are none."""
     connection_limit: ConnectionLimit | None = None
     """The limit of connections; None: the number of connections is not limited."""
+    retirement: Retirement = field(default_factory=Retirement)
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
     """Counts the request bodies that are being received."""
     reports: RequestReports = field(init=False)

@@ -149,6 +149,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
             self._context.proxies.apply(scope, scope["headers"])
+        if self._worker.retirement.has_begun:
+            head.keep_alive = False
         if head.body_length == 0 and head.keep_alive and self._answer_from_cache(scope):
             return None
         self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
@@ -229,7 +231,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if completed is None or self._transport.is_closing():
             return
         if not completed.keep_alive:
-            self._finish(linger=completed.body.has_more or self._reader.discarded_bytes > 0)
+            has_unread_bytes = completed.body.has_more or self._reader.discarded_bytes > 0
+            self._finish(linger=has_unread_bytes or self._worker.retirement.has_begun)
         elif self._queue:
             self._start(self._queue.popleft())
             if not self._queue:
@@ -280,6 +283,17 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         last = self._queue[-1] if self._queue else self._active
         last.keep_alive = False
         self._reader.is_finished = self._reader.is_finished or not last.body.has_more
+
+    def retire(self) -> None:
+        """Makes the last response of the connection one that says so: the current one, or the next one if the head of
+        the current one may have been sent already. Closes nothing before that, because the client may be sending a
+        request. May be called repeatedly."""
+        if self._is_lingering or self._active is None:
+            return  # `on_request` makes the next response the last one
+        last = self._queue[-1] if self._queue else self._active
+        if last.keep_alive and not last.response_started:
+            last.keep_alive = False
+            self._reader.is_finished = self._reader.is_finished or not last.body.has_more
 
     def abort(self) -> None:
         """Closes the connection immediately. The client does not receive the rest of a response."""

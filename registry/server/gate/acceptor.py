@@ -106,15 +106,16 @@ class Acceptor:
         self._resume_timer: asyncio.TimerHandle | None = None
         self._resume()
 
-    def close(self) -> None:
-        """Stops accepting connections, and closes this process's copy of the listening socket. Cancels TLS handshakes
-        in progress: no request is lost, because a client sends its first request after the handshake."""
+    def close(self, *, ends_handshakes: bool = True) -> None:
+        """Stops accepting connections, and closes this process's copy of the listening socket. May be called
+        repeatedly. `ends_handshakes`: whether TLS handshakes in progress are cancelled. That loses no request, because
+        a client sends its first request after the handshake."""
         if self._resume_timer is not None:
             self._resume_timer.cancel()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
-        if self._listener_options.certificates is not None:
+        if ends_handshakes and self._listener_options.certificates is not None:
             for connection in self._pending:
                 connection.evict()
 

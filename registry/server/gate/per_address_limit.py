@@ -21,8 +21,8 @@ from registry.server.shared_counters import SharedCounters
 _LOG_INTERVAL_SECONDS = 10.0
 """Shortest time between two log lines about closed connections."""
 _COLUMNS_PER_WORKER = 4
-"""Columns in the table for each worker that the settings ask for. More than one is needed because SIGHUP replaces the
-workers, and a replaced worker keeps its column until it has completed its last request and ended."""
+"""Columns in the table for each worker that the settings ask for. More than one is needed because a restart replaces
+the workers, and a replaced worker keeps its column until its last connection has ended."""
 
 
 class TooManyConnections(Exception):

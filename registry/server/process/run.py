@@ -16,8 +16,11 @@ from registry.asgi import AsgiApp
 from registry.log_output import end_output, flush_output
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import raise_file_limit
+from registry.server.process.live_options import LiveOptions
+from registry.server.process.single_process import SingleProcessChanges
 from registry.server.process.supervisor import Supervisor
 from registry.server.process.worker import Worker
+from registry.server.process.worker_options import WorkerOptions
 from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log, set_up_server_logging
 
@@ -32,9 +35,11 @@ def serve(
     sockets: Sequence[socket.socket],
     workers: int,
     shutdown_grace: float,
+    restart_grace: float = 3600.0,
     limits: ServerLimits | None = None,
     on_ready: Callable[[], None] | None = None,
     listener_options: ListenerOptions | None = None,
+    live: LiveOptions | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a stop by a signal, 1 if the server could not
     start. If it could not, prints the reason to stderr, in one line. Raises ValueError if `workers` is below 1.
@@ -45,8 +50,9 @@ def serve(
     `make_app` is called in each worker, after the fork. The application must open its databases in its lifespan, so
     that they are not shared over the fork. Modules that it needs should be imported before the call of this function,
     because the workers then share their memory. `on_ready` is called once, in this process, when all workers accept
-    connections. `shutdown_grace` is how many seconds requests in progress may continue after the signal. The sockets
-    must be listening; this function closes them.
+    connections. `shutdown_grace` is how many seconds requests in progress may continue after the signal, and
+    `restart_grace` how many seconds a worker that was replaced may go on with its connections. The sockets must be
+    listening; this function closes them. `live`: how the server changes while it runs.
 
     Call this function from the main thread, because it sets signal handlers.
     """
@@ -54,19 +60,23 @@ def serve(
         raise ValueError("there must be at least one worker")
     set_up_server_logging()
     raise_file_limit()
-    limits, listener_options = limits or ServerLimits(), listener_options or ListenerOptions()
+    listener_options, live = listener_options or ListenerOptions(), live or LiveOptions()
+    options = WorkerOptions(
+        make_app, sockets, shutdown_grace, restart_grace, limits or ServerLimits(), listener_options
+    )
     if workers > 1:
         gc.collect()
         # Garbage collections skip the objects created so far. To examine them would write to memory that the workers
         # share, and the kernel would copy that memory for each worker.
         gc.freeze()
-        code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready, listener_options).run()
+        code, failure = Supervisor(options, workers, live, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
             limit.use_column(limit.claim_column())  # the supervisor does this for each of several workers
-        ready = on_ready or (lambda: None)
-        worker = Worker(make_app, sockets, shutdown_grace, limits, ready, listener_options=listener_options)
+        changes = SingleProcessChanges(live, on_ready or (lambda: None))
+        worker = Worker(options, changes.on_ready, on_start=changes.start)
         code, failure = worker.run()
+        changes.close()
         _join_threads(code)
     if failure:
         with suppress(OSError):

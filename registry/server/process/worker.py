@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
@@ -20,16 +20,17 @@ from types import FrameType
 from typing import Any
 
 from registry.asgi import AsgiApp
-from registry.server.connection.context import WorkerContext, WorkerState
+from registry.server.connection.context import Retirement, WorkerContext, WorkerState
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.gate.acceptor import Acceptor, OnLost, PendingConnection
 from registry.server.gate.connection_limit import ConnectionLimit
-from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import tune_malloc
+from registry.server.process.commands import CommandReceiver
 from registry.server.process.free_memory import MemoryTrimmer
 from registry.server.process.lifespan import Lifespan
-from registry.server.server_limits import ServerLimits
+from registry.server.process.live_change import ChangeRefused, LiveApplication
+from registry.server.process.worker_options import WorkerOptions
 from registry.server.server_log import LoopErrors, log
 
 try:
@@ -46,6 +47,15 @@ CLOSE_SECONDS = 5.0
 """How long the worker waits for the application to shut down, after the last request."""
 _DRAIN_CHECK_SECONDS = 0.02
 """During a stop, how often the worker checks whether all requests have ended."""
+_RETIREMENT_CHECK_SECONDS = 0.1
+"""The same, for a worker that retires."""
+PREPARE_SECONDS = 50.0
+"""How long the application may take to prepare a new configuration. A command that takes longer would hold up all
+later ones."""
+
+RunCommand = Callable[[str, bytes], Awaitable[None]]
+OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
+"""Called when the application has started. Returns the function to call at its end."""
 
 
 class Worker:
@@ -54,30 +64,29 @@ class Worker:
 
     def __init__(
         self,
-        make_app: Callable[[], AsgiApp],
-        sockets: Sequence[socket.socket],
-        grace_seconds: float,
-        limits: ServerLimits,
+        options: WorkerOptions,
         on_ready: Callable[[], None],
         *,
-        listener_options: ListenerOptions | None = None,
         alive_pipe: int | None = None,
+        commands: socket.socket | None = None,
+        on_start: OnStart | None = None,
     ) -> None:
-        """`make_app` returns the application. The worker accepts connections from `sockets`, which must be listening,
-        and closes them when it stops. `grace_seconds` is how long requests in progress may continue after the worker is
-        told to stop. `on_ready` is called when the worker accepts connections.
+        """The worker closes `options.sockets` when it stops. `on_ready` is called when it accepts connections.
 
         `alive_pipe` is the reading end of a pipe to which nothing is written. Only the supervisor holds the writing
         end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
+        `commands` is the worker's end of the channel for the supervisor's commands. `on_start` is called when the
+        application has started, with the event loop and the function that runs a command; it returns a function to call
+        at the end. A worker without a supervisor needs it to change its configuration.
         """
-        self._make_app = make_app
-        self._sockets = sockets
-        self._grace_seconds = grace_seconds
-        self._limits = limits
+        self._options = options
         self._on_ready = on_ready
-        self._listener_options = listener_options or ListenerOptions()
         self._alive_pipe = alive_pipe
+        self._commands = commands
+        self._on_start = on_start
+        self._app: AsgiApp | None = None
         self._state = WorkerState()
+        self._retirement = Retirement()
         self._pending: set[PendingConnection] = set()
         self._stop = asyncio.Event()
         self._interrupted = False  # a first SIGINT has arrived
@@ -102,7 +111,7 @@ class Worker:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle_signals(loop)
         self._refresh_certificates(settled=True)  # the files may have changed since the server's start
-        app = self._make_app()
+        self._app = app = self._options.make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
         stopping = asyncio.create_task(self._stop.wait())
@@ -110,7 +119,7 @@ class Worker:
         if not starting.done():
             # A signal stopped the worker during the application's start. The application can be shut down, below, only
             # when it has completed its start.
-            await asyncio.wait({starting}, timeout=self._grace_seconds)
+            await asyncio.wait({starting}, timeout=self._options.grace_seconds)
         if not starting.done():
             return  # `run` cancels the start
         starting.result()
@@ -119,9 +128,18 @@ class Worker:
         limit = ConnectionLimit(self._state.connections, self._pending, self._state.tasks, loop.time)
         limit.warn_if_low()
         maintenance = asyncio.create_task(self._run_maintenance(loop, limit))
+        receiver = None if self._commands is None else CommandReceiver(loop, self._commands, self.run_command)
+        end_changes = None if self._on_start is None else self._on_start(loop, self.run_command)
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
-        await stopping
+        retiring = asyncio.create_task(self._retirement.wait())
+        await asyncio.wait({retiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        retiring.cancel()
+        if not self._stop.is_set():
+            await self._retire(acceptors)
+        for end in (receiver.close if receiver is not None else None, end_changes):
+            if end is not None:
+                end()
         await self._drain(acceptors)
         maintenance.cancel()
         await _shut_down(lifespan)
@@ -135,19 +153,18 @@ class Worker:
             # with SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             loop.add_reader(self._alive_pipe, os._exit, 1)  # exits with code 1 when the supervisor has ended
-        if self._alive_pipe is None and self._listener_options.certificates is not None:
-            loop.add_signal_handler(signal.SIGHUP, partial(self._refresh_certificates, settled=True))
-        else:
-            # SIGHUP would end the process by default, and a closed terminal sends it to the whole process group. A
-            # supervisor acts on SIGHUP itself: it replaces its workers.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # These signals would end the process by default, and a closed terminal sends SIGHUP to the whole process group.
+        # A supervisor acts on them itself, and `on_start` sets other handlers in a worker without one.
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         # The supervisor blocks these signals while it forks a worker.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
+        blocked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
     def _refresh_certificates(self, *, settled: bool = False) -> None:
         """Reloads the TLS certificate if its files have changed. See `Certificates.refresh` for `settled`."""
-        if self._listener_options.certificates is not None:
-            self._listener_options.certificates.refresh(settled=settled)
+        if self._options.listener_options.certificates is not None:
+            self._options.listener_options.certificates.refresh(settled=settled)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
         """Stops the worker gracefully at the first SIGINT, and exits immediately at the second, or at one during a
@@ -165,20 +182,22 @@ class Worker:
         worker = WorkerContext(
             app,
             loop,
-            self._limits,
-            UnsentBudget(self._limits.unsent_bytes, loop.time),
+            self._options.limits,
+            UnsentBudget(self._options.limits.unsent_bytes, loop.time),
             state=self._state,
             lifespan_state=lifespan_state,
-            proxies=self._listener_options.proxies,
+            proxies=self._options.listener_options.proxies,
             connection_limit=limit,
+            retirement=self._retirement,
         )
 
         def make_protocol(on_lost: OnLost | None) -> RegistryProtocol:
             return RegistryProtocol(worker, on_lost)
 
+        options = self._options
         return [
-            Acceptor(loop, sock, make_protocol, self._listener_options, self._limits, limit, self._pending)
-            for sock in self._sockets
+            Acceptor(loop, sock, make_protocol, options.listener_options, options.limits, limit, self._pending)
+            for sock in options.sockets
         ]
 
     async def _run_maintenance(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
@@ -194,17 +213,58 @@ class Worker:
                 connection.check_timeouts(now)
             limit.adapt_to_open_files()
             memory.release_if_due(now)
-            if now - certificates_checked_at >= self._limits.certificate_check_seconds:
+            if now - certificates_checked_at >= self._options.limits.certificate_check_seconds:
                 certificates_checked_at = now
                 self._refresh_certificates()
-            await asyncio.sleep(self._limits.timeout_check_seconds)
+            await asyncio.sleep(self._options.limits.timeout_check_seconds)
+
+    async def run_command(self, name: str, payload: bytes) -> None:
+        """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`) or `retire`. An
+        application that is no `LiveApplication` ignores them, but `switch` still reloads the certificates. Raises what
+        the application raises, and ChangeRefused if it takes too long to prepare."""
+        app = self._app if isinstance(self._app, LiveApplication) else None
+        if name == "retire":
+            self._retirement.begin()
+        elif name == "switch":
+            self._refresh_certificates(settled=True)
+            if app is not None:
+                await app.switch()
+        elif app is not None and name == "discard":
+            await app.discard()
+        elif app is not None and name == "prepare":
+            try:
+                async with asyncio.timeout(PREPARE_SECONDS):
+                    await app.prepare(payload)
+            except TimeoutError:
+                raise ChangeRefused(f"a worker could not open it within {PREPARE_SECONDS:g} s") from None
+
+    async def _retire(self, acceptors: list[Acceptor]) -> None:
+        """Ends the worker without the loss of a request, because another one has taken its place. It accepts no more
+        connections, and answers one more request on each connection with `Connection: close`. A connection without a
+        request stays open until its timeout, because the client may be sending one. Also waits for the application's
+        work beside requests. Returns when all of this has ended, after `retire_seconds`, or when the worker is told to
+        stop."""
+        for acceptor in acceptors:
+            acceptor.close(ends_handshakes=False)
+        app = self._app if isinstance(self._app, LiveApplication) else None
+        work = None if app is None else asyncio.create_task(_finish_work(app))
+        deadline = time.monotonic() + self._options.retire_seconds
+        while self._state.connections or self._state.tasks or self._pending or not (work is None or work.done()):
+            if self._stop.is_set() or time.monotonic() >= deadline:
+                break
+            for connection in list(self._state.connections):
+                connection.retire()
+            await asyncio.sleep(_RETIREMENT_CHECK_SECONDS)
+        if work is not None:
+            work.cancel()
+            await asyncio.wait({work})
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
         """Stops accepting connections, and closes each connection once it has no request in progress. After the grace
         period aborts the connections that are left, and cancels their requests."""
         for acceptor in acceptors:
             acceptor.close()
-        deadline = time.monotonic() + self._grace_seconds
+        deadline = time.monotonic() + self._options.grace_seconds
         while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
             # In each round, because connections that are still being set up are added to the set later.
             for connection in list(self._state.connections):
@@ -214,10 +274,20 @@ class Worker:
             connection.abort()
         tasks = set(self._state.tasks)
         if tasks:
-            log.warning("cut %d requests that did not end within %g s", len(tasks), self._grace_seconds)
+            log.warning("cut %d requests that did not end within %g s", len(tasks), self._options.grace_seconds)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+
+
+async def _finish_work(app: LiveApplication) -> None:
+    """Leaves the work beside requests to other processes, and waits for what runs. Logs an error and returns if that
+    fails: the shutdown then ends the work."""
+    try:
+        await app.retire()
+        await app.finish()
+    except Exception:
+        log.exception("the application failed while it handed its work over")
 
 
 async def _shut_down(lifespan: Lifespan) -> None:

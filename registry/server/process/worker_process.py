@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from dataclasses import dataclass, field
 
 _READY_LINE = b"ready\n"
@@ -27,6 +28,8 @@ class WorkerProcess:
     column: int | None
     """The worker's column in the shared table of connection counts (see `PerAddressLimit`). None: the worker does not
     count its connections."""
+    commands: socket.socket
+    """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     ready: bool = False

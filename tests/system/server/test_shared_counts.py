@@ -227,13 +227,13 @@ def test_a_worker_that_dies_takes_its_counts_along(start: Start) -> None:
 
 
 def test_connections_go_on_while_workers_are_renewed(start: Start) -> None:
-    """During a renewal by SIGHUP every open connection counts exactly once."""
+    """During a renewal by SIGUSR2 every open connection counts exactly once."""
     running = start(workers=2, connections=4)
     before = running.children()
     with running.connect() as slow:
         slow.sendall(b"GET /slow?seconds=1 HTTP/1.1\r\nHost: test\r\n\r\n")
         running.said("slow")
-        os.kill(running.pid, signal.SIGHUP)
+        os.kill(running.pid, signal.SIGUSR2)
         assert read_response(slow)[2] == b"slow"
     wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
     good, refused = open_some(running, 8)

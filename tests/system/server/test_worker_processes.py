@@ -235,7 +235,7 @@ def test_worker_that_dies_during_its_renewal(start: Start) -> None:
     running = start(workers=2)
     before = running.children()
     os.kill(before[0], signal.SIGSTOP)  # so that it cannot end in order before it is killed
-    os.kill(running.pid, signal.SIGHUP)
+    os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: running.children() != before)
     os.kill(before[0], signal.SIGKILL)
     wait_for(lambda: not set(running.children()) & set(before) and len(running.children()) == 2)
@@ -266,11 +266,11 @@ def test_stuck_worker_is_killed(start: Start) -> None:
 
 
 def test_renewal(start: Start) -> None:
-    """SIGHUP replaces the workers one by one; a request in flight is answered by its old worker."""
+    """SIGUSR2 replaces the workers one by one; a request in flight is answered by its old worker."""
     running = start(workers=2)
     before = running.children()
     with begin_slow(running, 0.5) as sock:
-        os.kill(running.pid, signal.SIGHUP)
+        os.kill(running.pid, signal.SIGUSR2)
         assert read_response(sock)[2] == b"slow"
     wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
     assert running.get()["pid"] in running.children()
@@ -284,7 +284,7 @@ def test_failed_renewal(start: Start, tmp_path: Path) -> None:
     running = start({"MARK": str(mark)}, workers=2)
     before = running.children()
     mark.touch()
-    os.kill(running.pid, signal.SIGHUP)
+    os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: "the workers are not renewed: the new worker ended with exit code 1" in running.errors)
     wait_for(lambda: running.children() == before)
     assert running.get()["pid"] in before
@@ -330,3 +330,67 @@ def test_connections_are_shared(start: Start) -> None:
     finally:
         for sock in socks:
             sock.close()
+
+
+PATIENT = {"keep_alive_seconds": 3600, "header_seconds": 3600}
+
+
+def test_renewal_waits_for_idle_connections(start: Start) -> None:
+    """A connection without a request stays open in its old worker, also one that has sent nothing yet. It ends only
+    after an answer that says so."""
+    running = start(workers=2, limits=PATIENT)
+    before = running.children()
+    socks = [running.connect() for _ in range(8)]
+    for sock in socks[:6]:
+        sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert "connection" not in read_response(sock)[1]
+    os.kill(running.pid, signal.SIGUSR2)
+    wait_for(lambda: "all workers were replaced" in running.errors)
+    for sock in socks:
+        headers: dict[str, str] = {}
+        while "connection" not in headers:  # more than once if the worker has not read the command to retire yet
+            sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
+            status, headers, body = read_response(sock)
+            assert (status, body) == (200, b"slow")
+        assert headers["connection"] == "close"
+        assert sock.recv(1) == b""
+        sock.close()
+    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
+
+
+def test_renewal_during_a_response(start: Start) -> None:
+    """A response whose head was sent before the renewal keeps its connection; the next response ends it."""
+    running = start(workers=2, limits=PATIENT)
+    size = 50_000_000  # more than the buffers of both ends hold
+    with running.connect() as sock:
+        sock.sendall(f"GET /big?size={size} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += sock.recv(1)
+        assert b"connection" not in head.lower()
+        os.kill(running.pid, signal.SIGUSR2)
+        wait_for(lambda: "all workers were replaced" in running.errors)
+        while size:
+            size -= len(sock.recv(min(size, 1 << 20)))
+        headers: dict[str, str] = {}
+        while "connection" not in headers:
+            sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
+            status, headers, body = read_response(sock)
+            assert (status, body) == (200, b"slow")
+        assert headers["connection"] == "close"
+
+
+def test_pipelined_requests_in_a_renewal(start: Start) -> None:
+    """The requests that a retiring worker has received before are all answered."""
+    running = start(workers=2, limits=PATIENT)
+    with running.connect() as sock:
+        sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
+        running.said("slow")
+        os.kill(running.pid, signal.SIGUSR2)
+        closes: list[bool] = []
+        while not closes or not closes[-1]:
+            status, headers, body = read_response(sock)
+            assert (status, body) == (200, b"slow")
+            closes.append("connection" in headers)
+        assert len(closes) <= 3
+        assert sock.recv(1) == b""

@@ -175,3 +175,27 @@ async def test_lists_of_jobs(store: StoredRegistry) -> None:
     with pytest.raises(JobUnknown):
         await store.jobs.request_stop(999)
     assert slot_name("count") != slot_name("sort")
+
+
+async def test_a_runner_that_takes_no_more(store: StoredRegistry) -> None:
+    """It completes the job that it runs, and leaves later ones to others."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(_: JobContext) -> object:
+        begun.set()
+        await go_on.wait()
+        return None
+
+    runner = JobRunner(store.jobs, store.leases, {"count": work, "other": work})
+    task = asyncio.create_task(runner.run())
+    job = await store.jobs.add("count", {}, actor="alice")
+    await begun.wait()
+    runner.take_no_more()
+    later = await store.jobs.add("other", {}, actor="alice")
+    go_on.set()
+    await runner.wait_until_idle()
+    assert (await store.jobs.job(job.id)).state is JobState.DONE
+    assert (await store.jobs.job(later.id)).state is JobState.QUEUED
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -1,0 +1,128 @@
+"""`BackgroundWork`: what a server process does beside answering requests.
+
+It runs queued jobs, queues those that are due, stores the pulls that it has served, counts the use of space, evicts
+cached images, fetches images ahead of requests, looks at tags whose cooldown runs, and collects garbage. For most of
+this, leases choose one process at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from registry.config import Settings
+from registry.router import Router
+from registry.upkeep.budgets import scope_definitions
+from registry.upkeep.components import UpkeepComponents
+from registry.upkeep.retention import retention_work
+from registry.upkeep.scrub_job import scrub_on_schedule
+from storage.errors import StorageFailed, StorageFull
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobRunner
+from storage.upkeep.job_schedule import queue_jobs
+from storage.upkeep.pull_recorder import PullRecorder
+from storage.upkeep.schedule import cancel_all
+from storage.upkeep.usage_counting import keep_counted
+
+if TYPE_CHECKING:
+    from registry.mirror.mirror import Mirror
+
+_BUSY_CHECK_SECONDS: Final = 0.2
+"""Seconds between two looks whether the mirrors still download."""
+
+
+class BackgroundWork:
+    """The work of one process in the background, with one set of settings. It is started at most once, and ends in two
+    steps: `hand_over` when other settings take effect, and `aclose`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: StoredRegistry,
+        router: Router,
+        mirrors: Mapping[str, Mirror],
+        upkeep: UpkeepComponents,
+        pulls: PullRecorder,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._router = router
+        self._mirrors = mirrors
+        self._upkeep = upkeep
+        self._pulls = pulls
+        self._clock = clock
+        self._runner = JobRunner(store.jobs, store.leases, upkeep.works)
+        self._is_started = False
+        self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
+        self._schedules: list[asyncio.Task[None]] = []  # what follows the settings, and ends with `hand_over`
+        self._watches = AsyncExitStack()  # warming and cooldowns
+
+    async def start(self) -> None:
+        """Starts the work. Does nothing with a store that was opened read-only: it cannot store anything, and would
+        hold leases that the store that replaces it needs."""
+        if self._store.is_read_only or self._is_started:
+            return
+        self._is_started = True
+        if self._mirrors:
+            await self._watch_mirrors()
+        settings, store = self._settings, self._store
+        self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), self._pulls.run())]
+        schedules = [*self._queued_jobs(), keep_counted(store.usage, store.leases, scope_definitions(settings))]
+        if store.run_rounds is not None:
+            schedules.append(store.run_rounds())
+        if self._upkeep.evictor.limits:
+            store.metadata.on_mirrored = self._upkeep.evictor.check_soon
+            schedules.append(self._upkeep.evictor.run())
+        if settings.scrub.every:
+            schedules.append(scrub_on_schedule(settings.scrub, store, self._clock))
+        self._schedules = [asyncio.create_task(work) for work in schedules]
+
+    async def hand_over(self) -> None:
+        """Leaves new work to other services and processes: stops the schedules, and starts no further job. The jobs and
+        downloads that run go on. May be called repeatedly."""
+        self._runner.take_no_more()
+        schedules, self._schedules = self._schedules, []
+        await cancel_all(schedules)
+        await self._watches.aclose()
+
+    async def finish(self) -> None:
+        """Waits until the running jobs and downloads have ended. A job can take hours. Call `hand_over` first."""
+        await self._runner.wait_until_idle()
+        for mirror in self._mirrors.values():
+            while mirror.busy:  # noqa: ASYNC110 - a mirror's work has no single event for its end
+                await asyncio.sleep(_BUSY_CHECK_SECONDS)
+
+    async def aclose(self) -> None:
+        """Ends all of the work. Another process continues the jobs that can be resumed. Stores the last pulls."""
+        if not self._is_started:
+            return
+        await self.hand_over()
+        tasks, self._tasks = self._tasks, []
+        await cancel_all(tasks)
+        with suppress(StorageFull, StorageFailed):  # then the last pulls are lost
+            await self._pulls.store()
+
+    async def _watch_mirrors(self) -> None:
+        from registry.mirror.warm.schedule import warm_on_schedule
+
+        settings, leases = self._settings, self._store.leases
+        await self._watches.enter_async_context(
+            warm_on_schedule(settings.warm, self._router.locate, self._store.metadata.known_blobs, leases)
+        )
+        if cooldowns := {upstream.name: upstream.cooldown for upstream in settings.upstream if upstream.cooldown}:
+            from registry.mirror.cooldown_watch import round_interval, watch_young_tags
+
+            watched = [self._mirrors[name] for name in cooldowns]
+            interval = round_interval(cooldowns.values())
+            await self._watches.enter_async_context(watch_young_tags(watched, interval, leases))
+
+    def _queued_jobs(self) -> list[Coroutine[Any, Any, None]]:
+        """Returns the functions that queue jobs at the intervals in the settings."""
+        settings, store = self._settings, self._store
+        if not settings.retention or not settings.upkeep.retention_every or settings.read_only:
+            return []
+        every, actor = settings.upkeep.retention_every, retention_work.ACTOR.name
+        return [queue_jobs(store.jobs, store.leases, retention_work.KIND, every, self._clock, actor=actor)]

@@ -1,0 +1,53 @@
+"""The commands `entrepot reload` and `entrepot restart`, which change a running server."""
+
+from __future__ import annotations
+
+import typer
+
+from registry.cli.options import ConfigOption, DataOption, fail, load_or_fail, one_line_errors
+from registry.config import Settings
+
+RELOAD_HELP = "Make the running server use its changed settings, without a pause."
+RELOAD_EXAMPLES = """\b
+Examples:
+  entrepot reload
+  entrepot reload --data /srv/entrepot
+
+The server reads its settings file again, with the flags and variables of its start. If one value is wrong, or cannot
+change while the server runs, the command says which one, and nothing changes. SIGHUP to the server does the same."""
+RESTART_HELP = "Replace the program and the workers of the running server, without a pause."
+RESTART_EXAMPLES = """\b
+Examples:
+  entrepot restart
+  entrepot restart --data /srv/entrepot
+
+A newly installed version takes over, and settings that need a restart take effect. Pulls and pushes that run are
+finished by the old workers. SIGUSR2 to the server does the same."""
+
+
+def reload(config: ConfigOption = None, data: DataOption = None) -> None:
+    """Asks the server for a reload, waits for it and prints its outcome."""
+    _ask(load_or_fail(config, data=data).settings, "reload")
+
+
+def restart(config: ConfigOption = None, data: DataOption = None) -> None:
+    """Asks the server for a restart, waits for it and prints its outcome."""
+    _ask(load_or_fail(config, data=data).settings, "restart")
+
+
+def _ask(settings: Settings, request: str) -> None:
+    """Sends a request to the server that uses the data directory, and prints the answer. Ends the command with exit
+    code 1 and the reason if there is no such server, or if it refuses."""
+    from registry.cli.data_owner import become_owner
+    from registry.server.process.control_socket import ControlUnavailable, ask_server
+    from storage.composition import layout_of
+
+    with one_line_errors():
+        become_owner(settings.data)
+        try:
+            answer = ask_server(layout_of(settings.data).control, {"do": request})
+        except ControlUnavailable as error:
+            fail(error.message)
+        if not answer["ok"]:
+            fail(answer["message"])
+        typer.echo(answer["message"])

@@ -1,0 +1,74 @@
+"""`LiveConfiguration`: the settings of a running server, read again at each reload from the same flags, variables and
+file as at its start."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.config import Settings
+from registry.config.setting_changes import changed_settings
+from registry.config.settings_sources import ConfigError, load_settings
+from registry.server.process.live_change import ChangeRefused, Proposal
+
+
+class LiveConfiguration:
+    """A `ConfigurationSource`. `settings` are those in force."""
+
+    def __init__(
+        self, settings: Settings, flags: Mapping[str, Any], file: Path | None, *, bound_to_loopback: bool
+    ) -> None:
+        """`flags` and `file`: what `load_settings` got at the start. `bound_to_loopback`: whether only this machine
+        reaches the server's port."""
+        self.settings = settings
+        self._flags = flags
+        self._file = file
+        self._bound_to_loopback = bound_to_loopback
+        self._proposed: tuple[Proposal, Settings] | None = None
+
+    def propose(self) -> Proposal:
+        """Reads and checks the settings, and the files for logins that they name. Raises ChangeRefused."""
+        try:
+            settings = load_settings(self._flags, self._file).settings
+        except ConfigError as error:
+            raise ChangeRefused(str(error)) from None
+        changes = list(changed_settings(self.settings, settings))
+        for effect, how in (("start", "stop the server and start it again"), ("restart", "run `entrepot restart`")):
+            if names := [name for name, takes_effect in changes if takes_effect == effect]:
+                verb = "takes" if len(names) == 1 else "take"
+                raise ChangeRefused(f"{', '.join(names)} {verb} effect only at a {effect}: {how}")
+        self._check_files(settings)
+        proposal = Proposal(pickle.dumps(settings), ", ".join(name for name, _ in changes))
+        self._proposed = proposal, settings
+        return proposal
+
+    def accept(self, proposal: Proposal) -> None:
+        """Puts the settings of the last proposal in force, in this process and for workers that it forks."""
+        from registry.backend import preload_mirrors
+        from registry.log_output import set_log_level
+
+        if self._proposed is None or self._proposed[0] is not proposal:
+            raise ValueError("only the last proposal can be accepted")
+        self.settings = self._proposed[1]
+        self._proposed = None
+        set_log_level(self.settings.log_level)
+        preload_mirrors(self.settings)
+
+    def _check_files(self, settings: Settings) -> None:
+        """Checks what the start of the server checks. Raises ChangeRefused."""
+        from registry.auth.assembly import check_auth_files
+        from registry.auth.external.openid_provider import ProviderInvalid
+        from registry.auth.password.htpasswd import HtpasswdError
+        from registry.cli.serve_command import InsecureOpenError, check_insecure_open, is_closed
+
+        try:
+            check_auth_files(settings)
+            check_insecure_open(
+                bound_to_loopback=self._bound_to_loopback,
+                closed=is_closed(settings),
+                insecure_open=settings.insecure_open,
+            )
+        except (HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
+            raise ChangeRefused(str(error)) from None

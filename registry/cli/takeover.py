@@ -1,0 +1,86 @@
+"""How `entrepot serve` takes over from an old version of itself, and how it gets a port that systemd has opened."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from registry.cli.options import fail
+from registry.config import Settings
+from registry.server.process.successor import Handover, Successor
+
+
+def successor(settings: Settings) -> Successor:
+    """Returns the program that takes over at a restart: this command, as it was started."""
+    arguments = sys.argv[1:]
+    command = sys.orig_argv[1:]
+    if not arguments or command[-len(arguments) :] != arguments:
+        command = ["-m", "registry", *arguments]  # the process was not started by a command line
+    metrics = metrics_address(settings) or ""
+    facts = {"data": str(settings.data.absolute()), "listen": settings.listen, "metrics": metrics}
+    return Successor([sys.executable, *command], facts)
+
+
+def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
+    """Checks whether this version can take over from a running one with these `facts`, as far as that is possible
+    beside it. Ends the command with an error message if not. Raises DataDirectoryError."""
+    from registry.app import create_app
+    from registry.cli.serve_command import prepare
+    from registry.client_addresses import is_loopback
+    from registry.server.gate.listener import ListenError, bind
+
+    if str(settings.data.absolute()) != facts["data"]:
+        fail("data takes effect only at a start: stop the server and start it again")
+    if settings.workers < 2:
+        fail("workers cannot become 1 in a restart: stop the server and start it again")
+    host = settings.listen.rpartition(":")[0].strip("[]")
+    if settings.listen != facts["listen"]:
+        try:
+            bind(settings.listen).close()
+        except ListenError as error:
+            fail(error.message)
+    prepare(settings, bound_to_loopback=is_loopback(host), may_migrate=False)
+    create_app(settings)
+
+
+def metrics_address(settings: Settings) -> str | None:
+    """Returns the address that serves nothing but the metrics; None if there is none."""
+    return settings.metrics.listen if settings.metrics.enabled else None
+
+
+def listening_sockets(
+    settings: Settings, handover: Handover | None
+) -> tuple[list[socket.socket], socket.socket | None]:
+    """Returns the sockets to listen on: those of the old version, unless the setting `listen` has changed; those that
+    systemd has opened; or a new one. Also returns the socket that serves nothing but the metrics; None if there is
+    none. The old version passes that one last. Ends the command with an error message if a socket cannot be opened."""
+    from registry.server.gate.listener import ListenError, bind
+    from registry.server.process.systemd import activated_sockets, listening_socket
+
+    try:
+        if handover is not None:
+            sockets = [listening_socket(file) for file in handover.sockets]
+            old_address = handover.facts.get("metrics") or None
+            old_metrics = sockets.pop() if old_address else None
+            if old_metrics is not None and old_address != metrics_address(settings):
+                old_metrics.close()
+                old_metrics = None
+            if settings.listen != handover.facts["listen"]:
+                for sock in sockets:
+                    sock.close()
+                sockets = [bind(settings.listen)]
+            return sockets, old_metrics or _bind_metrics(settings)
+        return activated_sockets(os.environ) or [bind(settings.listen)], _bind_metrics(settings)
+    except ListenError as error:
+        fail(error.message)
+    except (OSError, ValueError) as error:
+        fail(f"cannot use the socket that this process was given: {error}")
+
+
+def _bind_metrics(settings: Settings) -> socket.socket | None:
+    """Opens the socket for the metrics; None if the settings name no address for them. Raises ListenError."""
+    from registry.server.gate.listener import bind
+
+    address = metrics_address(settings)
+    return None if address is None else bind(address)

@@ -1,0 +1,83 @@
+"""Which settings differ between two configurations, and which of them can change while the server runs.
+
+A field of the model whose `json_schema_extra` is `AT_RESTART` or `AT_START` cannot be reloaded. In a group this applies
+to all of its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from registry.config.field_types import AT_RESTART, AT_START
+
+TakesEffect = Literal["reload", "restart", "start"]
+"""When a changed setting takes effect: at a reload, at a restart by `entrepot restart`, or only when the server is
+stopped and started."""
+
+
+def takes_effect(model: type[BaseModel], path: tuple[str, ...]) -> TakesEffect:
+    """Returns when a change of the setting at `path` takes effect. `model`: the model that contains it."""
+    field = model.model_fields[path[0]]
+    if field.json_schema_extra == AT_START:
+        return "start"
+    if field.json_schema_extra == AT_RESTART:
+        return "restart"
+    inner = field.annotation
+    if len(path) > 1 and isinstance(inner, type) and issubclass(inner, BaseModel):
+        return takes_effect(inner, path[1:])
+    return "reload"
+
+
+def changed_settings(old: BaseModel, new: BaseModel) -> Iterator[tuple[str, TakesEffect]]:
+    """Yields the name of each setting whose values differ, such as `gc.grace` or `upstream[docker.io].tag_ttl`, and
+    when the change takes effect. Both models must be of the same class. Never yields a value, which may be secret."""
+    for path, name in _changed_paths(old, new):
+        yield name, takes_effect(type(old), path)
+
+
+def _changed_paths(old: BaseModel, new: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yields the path and the name of each setting whose values differ."""
+    for name in type(old).model_fields:
+        before, after = getattr(old, name), getattr(new, name)
+        if before == after:
+            continue
+        if isinstance(before, BaseModel) and isinstance(after, BaseModel):
+            for path, inner in _changed_paths(before, after):
+                yield (name, *path), f"{name}.{inner}"
+        elif _has_tables(before) or _has_tables(after):
+            for inner in _changed_tables(_by_name(before), _by_name(after)):
+                yield (name,), f"{name}{inner}"
+        else:
+            yield (name,), name
+
+
+def _has_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], BaseModel)
+
+
+def _by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
+    """Returns the tables by name, or by their position, counted from 1, if their model has no name."""
+    keys = ("name", "issuer", "prefix")
+    return {
+        str(next((getattr(table, key) for key in keys if getattr(table, key, None)), number)): table
+        for number, table in enumerate(tables, 1)
+    }
+
+
+def _changed_tables(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) -> Iterator[str]:
+    """Yields what follows the name of a list of tables: `[docker.io].tag_ttl`, or `[docker.io]` for a table that was
+    added or removed. Yields an empty text if only the order has changed."""
+    is_same = True
+    for name in dict.fromkeys([*old, *new]):
+        if name not in old or name not in new:
+            is_same = False
+            yield f"[{name}]"
+        elif old[name] != new[name]:
+            is_same = False
+            for _, inner in _changed_paths(old[name], new[name]):
+                yield f"[{name}].{inner}"
+    if is_same:
+        yield ""

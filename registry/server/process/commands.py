@@ -1,0 +1,124 @@
+"""Commands from the supervisor to a worker, over a pair of sockets that keep the bounds of messages.
+
+A command is the line `NUMBER NAME`; with it comes the number of an anonymous file that holds its payload, if it has
+one. So a command never fills the socket, however large the payload is. The worker runs its commands one after another,
+and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells which command it belongs to,
+also if the supervisor has not waited for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from registry.server.server_log import log
+
+_MESSAGE_BYTES = 8192
+"""Longest command or answer."""
+
+OnCommand = Callable[[str, bytes], Awaitable[None]]
+"""Runs a command: its name and its payload. Raises an exception if it fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A worker's answer to the command `number`. `failure`: why it failed; None: it succeeded."""
+
+    number: int
+    failure: str | None
+
+
+def command_pair() -> tuple[socket.socket, socket.socket]:
+    """Returns two connected sockets, the supervisor's and the worker's. Neither blocks."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+def send_command(sock: socket.socket, number: int, name: str, payload: bytes | None = None) -> None:
+    """Sends a command. Raises OSError if the worker has ended, or has not read many commands before."""
+    if payload is None:
+        sock.send(f"{number} {name}".encode())
+        return
+    file = os.memfd_create("configuration")
+    try:
+        with open(file, "wb", closefd=False) as stream:
+            stream.write(payload)
+        socket.send_fds(sock, [f"{number} {name}".encode()], [file])
+    finally:
+        os.close(file)
+
+
+def receive_answer(sock: socket.socket) -> Answer | None:
+    """Returns the next answer; None if the worker has ended. Raises BlockingIOError if there is none yet."""
+    try:
+        data = sock.recv(_MESSAGE_BYTES)
+    except ConnectionError:
+        return None
+    if not data:
+        return None
+    number, result, *reason = data.decode(errors="replace").split(" ", 2)
+    return Answer(int(number), None if result == "ok" else " ".join(reason))
+
+
+class CommandReceiver:
+    """The worker's end: receives commands and runs them in their order."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, run: OnCommand) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._run = run
+        self._commands: asyncio.Queue[tuple[int, str, bytes]] = asyncio.Queue()
+        self._task = loop.create_task(self._run_commands(), name="commands of the supervisor")
+        loop.add_reader(sock, self._receive)
+
+    def close(self) -> None:
+        """Receives and runs no more commands. A command that runs is cancelled, and gets no answer."""
+        self._loop.remove_reader(self._sock)
+        self._task.cancel()
+        self._sock.close()
+
+    def _receive(self) -> None:
+        try:
+            data, files, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, files = b"", []
+        if not data:  # the supervisor has ended, which the alive pipe reports as well
+            self._loop.remove_reader(self._sock)
+            return
+        number, name = data.decode().split(" ", 1)
+        self._commands.put_nowait((int(number), name, b"".join(map(_read_and_close, files))))
+
+    async def _run_commands(self) -> None:
+        while True:
+            number, name, payload = await self._commands.get()
+            try:
+                await self._run(name, payload)
+                answer = f"{number} ok"
+            except Exception as error:
+                answer = f"{number} failed {_reason(error)}"
+            with suppress(OSError):
+                self._sock.send(answer.encode()[:_MESSAGE_BYTES])
+
+
+def _read_and_close(file: int) -> bytes:
+    with open(file, "rb") as stream:
+        stream.seek(0)
+        return stream.read()
+
+
+def _reason(error: Exception) -> str:
+    """Returns one line that says why a command failed. Logs the traceback of an error that nobody expects."""
+    message = getattr(error, "message", None)
+    if not (isinstance(message, str) and message):
+        if not isinstance(error, OSError):
+            log.error("a command of the supervisor failed", exc_info=error)
+        message = str(error) or type(error).__name__
+    return " ".join(message.split())

@@ -1,0 +1,201 @@
+"""The control socket: how commands on the same machine reach a running server.
+
+It is a Unix socket in the data directory that only its owner can use. A connection takes one request, a line of JSON
+such as `{"do": "reload"}`, and gets one answer, the line `{"ok": true, "message": "…"}`. The answer comes when the work
+is done. A client that goes away does not stop the work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from registry.server.process.live_change import Outcome, Reply
+from registry.server.server_log import log
+
+_MAX_CONNECTIONS = 32
+_MAX_REQUEST_BYTES = 4096
+
+Action = Callable[[Reply], None]
+"""Starts what a request asks for. Calls the argument with the outcome, at once or later."""
+Watch = Callable[[socket.socket, Callable[[], None]], None]
+"""Makes the event loop call the function when the socket is readable."""
+Unwatch = Callable[[socket.socket], None]
+
+
+class ControlUnavailable(Exception):
+    """No server can be reached by the socket. `message` says why, in one line."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        super().__init__(message)
+
+
+def listen_for_control(path: Path) -> socket.socket | None:
+    """Creates the socket at `path` and listens on it. Replaces one that a server has left behind. Returns None, and
+    logs a warning, if another server is listening there or the socket cannot be created: then commands cannot reach
+    this server, but it can serve."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            address = _address(directory, path)
+            if _is_used(address):
+                log.warning("another server uses this data directory: commands reach only that one")
+                sock.close()
+                return None
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            mask = os.umask(0o177)  # nobody else may connect, from the first moment on
+            try:
+                sock.bind(address)
+            finally:
+                os.umask(mask)
+        finally:
+            os.close(directory)
+        sock.listen(_MAX_CONNECTIONS)
+    except OSError as error:
+        log.warning("commands cannot reach this server: %s: %s", path, error.strerror or error)
+        sock.close()
+        return None
+    return sock
+
+
+def remove_control(path: Path) -> None:
+    """Removes the file of the socket. Does nothing if it is gone."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Raises
+    ControlUnavailable."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+            try:
+                sock.connect(_address(directory, path))
+            finally:
+                os.close(directory)
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            with sock.makefile("rb") as stream:
+                line = stream.readline()
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise ControlUnavailable(f"no server uses the data directory {path.parent}") from None
+        except OSError as error:
+            raise ControlUnavailable(f"cannot reach the server at {path}: {error.strerror or error}") from None
+    if not line:
+        raise ControlUnavailable("the server ended before it answered")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _address(directory: int, path: Path) -> str:
+    """Returns an address for the socket at `path`. `directory` is the open directory that contains it. An address may
+    have only 107 bytes (unix(7)), so a long path is reached by the directory's descriptor."""
+    text = str(path)
+    return text if len(os.fsencode(text)) < 100 else f"/proc/self/fd/{directory}/{path.name}"
+
+
+def _is_used(address: str) -> bool:
+    """Returns whether a server accepts connections at the address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+class ControlSocket:
+    """The server's end. Runs in the process that owns the listening socket, in its event loop."""
+
+    def __init__(self, listener: socket.socket, actions: Mapping[str, Action], watch: Watch, unwatch: Unwatch) -> None:
+        """`actions`: what the server can do, by name."""
+        self.listener = listener
+        self._actions = actions
+        self._watch = watch
+        self._unwatch = unwatch
+        self._received: dict[socket.socket, bytearray] = {}  # connections whose request is not complete
+        self._waiting: set[socket.socket] = set()  # connections that wait for their answer
+        watch(listener, self._accept)
+
+    @property
+    def waiting(self) -> list[socket.socket]:
+        """The connections that wait for their answer."""
+        return list(self._waiting)
+
+    def reply_to(self, connection: socket.socket) -> Reply:
+        """Returns the function that answers the request of a connection and closes it."""
+        self._waiting.add(connection)
+
+        def reply(outcome: Outcome) -> None:
+            self._waiting.discard(connection)
+            line = json.dumps({"ok": outcome.ok, "message": outcome.message}).encode() + b"\n"
+            with connection, suppress(OSError):  # the client has gone
+                connection.send(line)
+
+        return reply
+
+    def close(self) -> None:
+        """Closes the socket and its connections. Its file stays."""
+        self._unwatch(self.listener)
+        for connection in self._received:
+            self._unwatch(connection)
+        for sock in (*self._received, *self._waiting, self.listener):
+            sock.close()
+        self._received.clear()
+        self._waiting.clear()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:
+            return
+        if len(self._received) + len(self._waiting) >= _MAX_CONNECTIONS:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._received[connection] = bytearray()
+        self._watch(connection, lambda: self._receive(connection))
+
+    def _receive(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(_MAX_REQUEST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        received = self._received[connection]
+        received += data
+        if data and b"\n" not in received and len(received) <= _MAX_REQUEST_BYTES:
+            return
+        self._unwatch(connection)
+        del self._received[connection]
+        if b"\n" not in received:
+            connection.close()
+            return
+        reply = self.reply_to(connection)
+        action = self._actions.get(_requested(bytes(received)))
+        if action is None:
+            reply(Outcome(False, f"this server does not know the request; it knows {', '.join(self._actions)}"))
+        else:
+            action(reply)
+
+
+def _requested(line: bytes) -> str:
+    """Returns the name of what a request asks for; empty if the line is no request."""
+    try:
+        request = json.loads(line)
+    except ValueError:
+        return ""
+    return str(request.get("do", "")) if isinstance(request, dict) else ""

@@ -1,0 +1,211 @@
+"""`LiveChanges`: the queue of the changes that a supervisor is asked for. One change runs at a time.
+
+A request that comes while a change of its kind waits joins it. So any number of requests during a reload leads to
+exactly one more reload.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Protocol
+
+from registry.server.process.commands import Answer
+from registry.server.process.live_change import ChangeRefused, ConfigurationSource, Outcome, Reply
+from registry.server.process.reload import Reload, command_numbers
+from registry.server.process.renewal import Renewal
+from registry.server.process.successor import Successor, SuccessorCheck
+from registry.server.process.systemd import Notifier
+from registry.server.process.worker_pool import WorkerPool
+from registry.server.process.worker_process import WorkerProcess
+from registry.server.server_log import log
+
+_READY_SECONDS = 30.0
+"""How long a change waits for workers that are starting."""
+
+
+class ChangingSupervisor(Protocol):
+    """What the changes need of the supervisor."""
+
+    def begin_renewal(self) -> Renewal:
+        """Starts to replace all workers by forks of this process."""
+
+    def execute_successor(self) -> None:
+        """Executes the new version. Raises ChangeRefused if that is not possible, otherwise does not return."""
+
+    def watch_check(self, check: SuccessorCheck) -> None:
+        """Makes the loop read the output of the check."""
+
+    def end_check(self, check: SuccessorCheck) -> None:
+        """Stops reading the output of the check, and closes its pipe."""
+
+
+class LiveChanges:
+    """The changes of one supervisor. Its loop calls `step`."""
+
+    def __init__(
+        self,
+        supervisor: ChangingSupervisor,
+        pool: WorkerPool,
+        source: ConfigurationSource,
+        successor: Successor | None,
+        notifier: Notifier,
+    ) -> None:
+        self._supervisor = supervisor
+        self._pool = pool
+        self._source = source
+        self._successor = successor
+        self._notifier = notifier
+        self._numbers = command_numbers()
+        self._reloads: list[Reply] = []  # who waits for the next reload; empty: none is wanted
+        self._restarts: list[Reply] = []
+        self._wanted_since = 0.0
+        self._replies: list[Reply] = []  # who waits for the change that runs
+        self._is_reload = False  # the change that runs, or the last one, is a reload
+        self._reload: Reload | None = None
+        self._check: SuccessorCheck | None = None
+        self._renewal: Renewal | None = None
+
+    # Requests
+
+    def request_reload(self, reply: Reply) -> None:
+        """Asks for a reload. `reply` gets its outcome."""
+        self._wanted_since = time.monotonic()
+        self._reloads.append(reply)
+
+    def request_restart(self, reply: Reply) -> None:
+        """Asks for a restart: a new version of the program takes over, and all workers are replaced."""
+        self._wanted_since = time.monotonic()
+        self._restarts.append(reply)
+
+    def go_on_with(self, renewal: Renewal, replies: list[Reply]) -> None:
+        """Continues a restart that the old version of the program has begun."""
+        self._renewal = renewal
+        self._replies = replies
+
+    # Called by the supervisor
+
+    @property
+    def holds_forks(self) -> bool:
+        """Whether no worker may be forked now, because it would have the old configuration."""
+        return self._reload is not None
+
+    @property
+    def running(self) -> str:
+        """The change that runs, for people; empty if there is none."""
+        if self._reload is not None:
+            return "reload"
+        return "restart" if self._check is not None or self._renewal is not None else ""
+
+    def deadline(self) -> float:
+        """Returns when `step` must be called at the latest, in seconds of `time.monotonic`."""
+        running = (self._reload, self._check, self._renewal)
+        times = [change.deadline for change in running if change is not None]
+        if (self._reloads or self._restarts) and not times:
+            times.append(self._wanted_since + _READY_SECONDS)
+        return min(times, default=float("inf"))
+
+    def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
+        """Takes a worker's answer to a command."""
+        if self._reload is not None:
+            self._reload.on_answer(worker, answer)
+
+    def on_exit(self, worker: WorkerProcess, how: str) -> bool:
+        """Says that a worker has ended. Returns whether the supervisor must not start it again."""
+        if self._reload is not None:
+            self._reload.on_exit(worker, how)
+        return self._renewal is not None and self._renewal.on_exit(worker, how)
+
+    def step(self, now: float) -> None:
+        """Goes on with the change that runs, or starts the next one."""
+        if self._reload is not None:
+            self._reload.step(now)
+            self._end(self._reload.outcome)
+        elif self._check is not None:
+            self._step_check(now)
+        elif self._renewal is not None:
+            self._step_renewal(self._renewal, now)
+        while not self.running and (self._reloads or self._restarts):
+            if not self._start_next(now):
+                return
+
+    def cancel(self) -> None:
+        """Refuses all changes, because the server stops."""
+        if self._check is not None:
+            self._check.kill()
+            self._supervisor.end_check(self._check)
+        outcome = Outcome(False, "the server stops")
+        for reply in [*self._replies, *self._reloads, *self._restarts]:
+            reply(outcome)
+        self._replies, self._reloads, self._restarts = [], [], []
+        self._reload = self._check = self._renewal = None
+
+    # Steps
+
+    def _start_next(self, now: float) -> bool:
+        """Starts the change that is wanted next. Returns False if it has to wait for workers that are starting."""
+        self._is_reload = bool(self._reloads)
+        if any(not worker.ready for worker in self._pool.serving):
+            if now >= self._wanted_since + _READY_SECONDS:
+                self._replies, self._reloads, self._restarts = [*self._reloads, *self._restarts], [], []
+                self._end(Outcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
+            return False
+        self._notifier.reloading()
+        try:
+            if self._reloads:
+                self._replies, self._reloads = self._reloads, []
+                self._reload = Reload(self._pool, self._source, self._source.propose(), self._numbers)
+                self._end(self._reload.outcome)
+            elif self._successor is None:
+                self._replies, self._restarts = self._restarts, []
+                self._renewal = self._supervisor.begin_renewal()
+            else:
+                self._replies, self._restarts = self._restarts, []
+                self._check = self._successor.start_check()
+                self._supervisor.watch_check(self._check)
+        except ChangeRefused as error:
+            self._end(Outcome(False, error.message))
+        return True
+
+    def _step_renewal(self, renewal: Renewal, now: float) -> None:
+        try:
+            renewal.step(now)
+        except OSError as error:
+            self._end(Outcome(False, f"no process can be started: {error.strerror or error}"))
+        else:
+            self._end(renewal.outcome)
+
+    def _step_check(self, now: float) -> None:
+        assert self._check is not None
+        outcome = self._check.outcome(now)
+        if outcome is None:
+            return
+        self._supervisor.end_check(self._check)
+        if not outcome.ok:
+            self._end(outcome)
+            return
+        try:
+            self._supervisor.execute_successor()
+        except ChangeRefused as error:
+            self._end(Outcome(False, error.message))
+
+    def _end(self, outcome: Outcome | None) -> None:
+        """Ends the change that runs, and tells everybody who waits for it. Does nothing for None."""
+        if outcome is None:
+            return
+        self._reload = self._check = self._renewal = None
+        replies, self._replies = self._replies, []
+        if outcome.ok:
+            log.info("%s", outcome.message)
+        elif self._is_reload:
+            log.error("the configuration is not reloaded, the old one stays in force: %s", outcome.message)
+        else:
+            log.error("the workers are not renewed: %s", outcome.message)
+        self._notifier.ready(outcome.message if outcome.ok else "running; the last change was refused")
+        for reply in replies:
+            with suppress(OSError):
+                reply(outcome)
+
+
+def no_reply(outcome: Outcome) -> None:
+    """A `Reply` for a signal, which nobody waits for. The outcome is in the log."""

@@ -1,0 +1,34 @@
+"""What the server needs to change while it runs (`LiveOptions`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from registry.server.process.live_change import ConfigurationSource, Proposal
+from registry.server.process.successor import Handover, Successor
+from registry.server.process.systemd import Notifier
+
+
+class FixedConfiguration:
+    """A `ConfigurationSource` for a server without a configuration: a reload only reads the certificates again."""
+
+    def propose(self) -> Proposal:
+        return Proposal(b"", "")
+
+    def accept(self, proposal: Proposal) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """The parts of live change. The defaults suit an application without a configuration."""
+
+    configuration: ConfigurationSource = field(default_factory=FixedConfiguration)
+    control: Path | None = None
+    """The path of the control socket; None: there is none."""
+    successor: Successor | None = None
+    """The program that takes over at a restart; None: a restart only replaces the workers by new forks."""
+    handover: Handover | None = None
+    """What an old version of the program has passed to this process; None: this is an ordinary start."""
+    notifier: Notifier = field(default_factory=lambda: Notifier(None))

@@ -1,0 +1,114 @@
+"""`Reload`: gives all workers a new configuration, or none (see `registry.server.process.live_change`)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+
+from registry.server.process.commands import Answer
+from registry.server.process.live_change import ConfigurationSource, Outcome, Proposal, reloaded
+from registry.server.process.worker_pool import WorkerPool
+from registry.server.process.worker_process import WorkerProcess
+from registry.server.server_log import log
+
+_PREPARE_SECONDS = 60.0
+"""Time for all workers to prepare. If one takes longer, the reload is refused."""
+_SWITCH_SECONDS = 20.0
+"""Time for all workers to switch. A worker that takes longer is killed, and starts again with the new configuration."""
+
+
+def command_numbers() -> Iterator[int]:
+    """Returns the numbers of commands, one after another. 0 is for commands whose answer nobody needs."""
+    return itertools.count(1)
+
+
+class Reload:
+    """One reload. While it runs, the supervisor must not fork workers: a new one would have the old configuration."""
+
+    def __init__(
+        self, pool: WorkerPool, source: ConfigurationSource, proposal: Proposal, numbers: Iterator[int]
+    ) -> None:
+        self.outcome: Outcome | None = None
+        """How the reload has ended; None: it has not."""
+        self._pool = pool
+        self._source = source
+        self._proposal = proposal
+        self._number = next(numbers)
+        self._switch_number = next(numbers)
+        self._is_switching = False
+        self._deadline = time.monotonic() + _PREPARE_SECONDS
+        self._workers = {worker.pid: worker for worker in pool.serving}
+        self._waiting = dict(self._workers)
+        """The workers whose answer is missing."""
+        for worker in list(self._workers.values()):
+            if not pool.command(worker, self._number, "prepare", proposal.configuration):
+                self._refuse(f"the worker {worker.pid} does not answer")
+                return
+
+    @property
+    def deadline(self) -> float:
+        """When `step` must be called at the latest, in seconds of `time.monotonic`."""
+        return self._deadline
+
+    def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
+        """Takes a worker's answer. Ignores those to other commands."""
+        if self.outcome is not None or worker.pid not in self._waiting:
+            return
+        if not self._is_switching and answer.number == self._number:
+            if answer.failure is not None:
+                self._refuse(answer.failure)
+                return
+            del self._waiting[worker.pid]
+            self._switch_when_prepared()
+        elif self._is_switching and answer.number == self._switch_number:
+            del self._waiting[worker.pid]
+            if answer.failure is not None:
+                log.error("the worker %d cannot switch to the new configuration: %s", worker.pid, answer.failure)
+                self._pool.kill(worker)
+            self._end_when_switched()
+
+    def on_exit(self, worker: WorkerProcess, how: str) -> None:
+        """Says that a worker has ended. `how` is the part of a sentence that follows "the worker"."""
+        if self.outcome is not None or self._workers.pop(worker.pid, None) is None:
+            return
+        self._waiting.pop(worker.pid, None)
+        if self._is_switching:
+            self._end_when_switched()  # it starts again with the new configuration
+        else:
+            self._refuse(f"the worker {worker.pid} {how} before it had the new configuration")
+
+    def step(self, now: float) -> None:
+        """Ends a phase that takes too long."""
+        if self.outcome is not None or now < self._deadline:
+            return
+        if not self._is_switching:
+            pids = ", ".join(map(str, self._waiting))
+            self._refuse(f"the workers {pids} did not prepare it within {_PREPARE_SECONDS:g} s")
+            return
+        for worker in self._waiting.values():
+            log.error("killing the worker %d: it does not switch to the new configuration", worker.pid)
+            self._pool.kill(worker)
+        self._waiting.clear()
+        self._end_when_switched()
+
+    def _switch_when_prepared(self) -> None:
+        if self._waiting:
+            return
+        self._is_switching = True
+        self._deadline = time.monotonic() + _SWITCH_SECONDS
+        self._source.accept(self._proposal)  # from here on, a worker that starts again uses it
+        self._waiting = dict(self._workers)
+        for worker in self._workers.values():
+            if not self._pool.command(worker, self._switch_number, "switch"):
+                self._pool.kill(worker)
+        self._end_when_switched()
+
+    def _end_when_switched(self) -> None:
+        if not self._waiting:
+            self.outcome = reloaded(self._proposal)
+
+    def _refuse(self, reason: str) -> None:
+        for worker in self._workers.values():
+            self._pool.command(worker, 0, "discard")
+        self.outcome = Outcome(False, reason)

@@ -1,0 +1,86 @@
+"""`Renewal`: replaces workers by new processes, one after another.
+
+Each old worker accepts connections until its replacement does, and then *retires*: it answers one more request on each
+of its connections, and ends when the last one is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from registry.server.process.live_change import Outcome
+from registry.server.process.worker_pool import WorkerPool
+from registry.server.process.worker_process import WorkerProcess
+
+_START_SECONDS = 60.0
+"""Time for a new worker to become ready. If it takes longer, the supervisor abandons the renewal."""
+
+
+class Renewal:
+    """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement,
+    after the others, because there are to be fewer. `fork` starts a worker with an index."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        to_replace: Iterable[WorkerProcess],
+        fork: Callable[[int], WorkerProcess],
+        surplus: Iterable[WorkerProcess] = (),
+    ) -> None:
+        self.outcome: Outcome | None = None
+        """How the renewal has ended; None: it has not."""
+        self._pool = pool
+        self._fork = fork
+        self._to_replace = list(to_replace)
+        self._surplus = list(surplus)
+        self._replacement: WorkerProcess | None = None  # is to replace the first of `_to_replace`
+
+    @property
+    def deadline(self) -> float:
+        """When `step` must be called at the latest, in seconds of `time.monotonic`."""
+        return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
+
+    def on_exit(self, worker: WorkerProcess, how: str) -> bool:
+        """Says that a worker has ended. Returns whether the supervisor must not start it again, because it has a
+        replacement or is one. `how` is the part of a sentence that follows "the worker"."""
+        is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
+        if worker in self._to_replace:
+            self._to_replace.remove(worker)
+        if worker in self._surplus:
+            self._surplus.remove(worker)
+            return True
+        if is_being_replaced:
+            self._replacement = None  # from now on it is a worker like the others
+            return True
+        if worker is self._replacement:
+            self._abandon(f"the new worker {how}")
+            return True
+        return False
+
+    def step(self, now: float) -> None:
+        """Does the next step: retires the worker whose replacement is ready, or starts a replacement. Abandons the
+        renewal if the replacement takes too long. Raises OSError if no process can be started."""
+        if self.outcome is not None:
+            return
+        if self._replacement is not None:
+            if self._replacement.ready:
+                self._pool.retire(self._to_replace.pop(0))
+                self._replacement = None
+            elif now - self._replacement.started > _START_SECONDS:
+                self._replacement.exit_expected = True
+                self._pool.kill(self._replacement)
+                self._abandon(f"the new worker was not ready within {_START_SECONDS:g} s")
+                return
+        if self._replacement is None and self._to_replace:
+            self._replacement = self._fork(self._to_replace[0].index)
+        elif not self._to_replace:
+            while self._surplus:
+                self._pool.retire(self._surplus.pop())
+            self.outcome = Outcome(True, "all workers were replaced")
+
+    def _abandon(self, why: str) -> None:
+        """Ends the renewal. The workers that were not replaced yet go on serving."""
+        old = len(self._to_replace) + len(self._surplus)
+        self.outcome = Outcome(False, f"{why}; {old} old workers go on serving")
+        self._to_replace.clear()
+        self._replacement = None

@@ -1,0 +1,112 @@
+"""`SingleProcessChanges`: reloads of a server with one worker, which runs without a supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+
+from registry.server.process.control_socket import ControlSocket, listen_for_control, remove_control
+from registry.server.process.live_change import ChangeRefused, Outcome, Reply, reloaded
+from registry.server.process.live_changes import no_reply
+from registry.server.process.live_options import LiveOptions
+from registry.server.process.worker import RunCommand
+from registry.server.server_log import log
+
+_NO_RESTART = (
+    "a server with one worker cannot replace it without a pause: set workers = 2 or more, or stop the server and start "
+    "it again"
+)
+
+
+class SingleProcessChanges:
+    """Reloads the configuration at SIGHUP and at requests on the control socket, one reload at a time. Requests that
+    come during a reload lead to one more. Refuses restarts."""
+
+    def __init__(self, live: LiveOptions, on_ready: Callable[[], None]) -> None:
+        """Opens the control socket. Create it before the process has threads, because that changes the umask for a
+        moment."""
+        self._live = live
+        self._listener = None if live.control is None else listen_for_control(live.control)
+        self._on_ready = on_ready
+        self._wanted: list[Reply] = []
+        self._is_wanted = asyncio.Event()
+        self._run_command: RunCommand | None = None
+
+    def on_ready(self) -> None:
+        """Says that the worker accepts connections."""
+        self._live.notifier.ready("1 worker serves")
+        self._on_ready()
+
+    def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
+        """Starts to take requests. Returns the function that ends that."""
+        self._run_command = run_command
+        loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
+        loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
+        task = loop.create_task(self._reload_when_wanted(), name="reloads")
+        control = None
+        if self._listener is not None:
+            actions = {"reload": self._request_reload, "restart": self._refuse_restart}
+
+            def watch(sock: socket.socket, callback: Callable[[], None]) -> None:
+                loop.add_reader(sock, callback)
+
+            def unwatch(sock: socket.socket) -> None:
+                loop.remove_reader(sock)
+
+            control = ControlSocket(self._listener, actions, watch, unwatch)
+
+        def end() -> None:
+            self._live.notifier.stopping()
+            task.cancel()
+            if control is not None:
+                control.close()
+
+        return end
+
+    def close(self) -> None:
+        """Removes the control socket, after the worker has ended."""
+        if self._listener is not None and self._live.control is not None:
+            self._listener.close()
+            remove_control(self._live.control)
+
+    def _request_reload(self, reply: Reply) -> None:
+        self._wanted.append(reply)
+        self._is_wanted.set()
+
+    def _refuse_restart(self, reply: Reply) -> None:
+        log.error("%s", _NO_RESTART)
+        reply(Outcome(False, _NO_RESTART))
+
+    async def _reload_when_wanted(self) -> None:
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            replies, self._wanted = self._wanted, []
+            self._live.notifier.reloading()
+            outcome = await self._reload()
+            if outcome.ok:
+                log.info("%s", outcome.message)
+            else:
+                log.error("the configuration is not reloaded, the old one stays in force: %s", outcome.message)
+            self._live.notifier.ready(outcome.message if outcome.ok else "running; the last change was refused")
+            for reply in replies:
+                reply(outcome)
+
+    async def _reload(self) -> Outcome:
+        assert self._run_command is not None
+        source = self._live.configuration
+        try:
+            proposal = source.propose()
+            await self._run_command("prepare", proposal.configuration)
+        except ChangeRefused as error:
+            return Outcome(False, error.message)
+        except Exception as error:
+            message = getattr(error, "message", None)
+            if not isinstance(message, str):
+                log.error("the new configuration cannot be opened", exc_info=error)
+            return Outcome(False, str(message or error))
+        await self._run_command("switch", b"")
+        source.accept(proposal)
+        return reloaded(proposal)

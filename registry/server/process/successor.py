@@ -1,0 +1,200 @@
+"""How a server hands over to a new version of its program: the supervisor executes it in its own process.
+
+The process keeps its pid, its child processes and the files that it passes on. So whoever watches the process (a
+service manager, a container, a terminal) notices nothing, and the workers of the old version go on until the new
+version has replaced them. Before that, the new version *checks* in a process of its own whether it can start. If it
+cannot, nothing has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from registry.log_output import flush_output
+from registry.server.process.live_change import ChangeRefused, Outcome
+from registry.server.process.worker_pool import SIGNALS
+from registry.server.process.worker_process import WorkerProcess
+
+HANDOVER_VARIABLE: Final = "_ENTREPOT_HANDOVER"
+"""The environment variable with the `Handover`, as JSON."""
+_FORMAT: Final = 1
+"""Number of the format of a handover. A version that does not know it refuses to check."""
+_CHECK_SECONDS: Final = 60.0
+_SHOWN_BYTES: Final = 4096
+"""How much of the check's output is kept."""
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What the new version gets from the old one. All but the last two are descriptors."""
+
+    sockets: list[int]
+    """The listening sockets."""
+    alive_pipe: tuple[int, int]
+    control: int | None
+    """The control socket."""
+    waiting: list[int]
+    """Connections to the control socket that wait for the end of the restart."""
+    workers: list[dict[str, Any]]
+    """The workers of the old version: the fields of `WorkerProcess` that the new version needs."""
+    facts: dict[str, str]
+    """What the program wants to know about the old version, such as its settings that need a start."""
+
+    def files(self) -> list[int]:
+        """Returns all descriptors that the new version gets."""
+        files = [*self.sockets, *self.alive_pipe, *self.waiting, *([] if self.control is None else [self.control])]
+        return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
+
+    def adopted_workers(self) -> list[WorkerProcess]:
+        """Returns the workers of the old version. They count the connections of client addresses in memory that is
+        gone, so they have no column."""
+        return [
+            WorkerProcess(
+                pid=worker["pid"],
+                index=worker["index"],
+                status_pipe=worker["status_pipe"],
+                started=worker["started"],
+                column=None,
+                commands=socket.socket(fileno=worker["commands"]),
+                ready=True,
+                exit_expected=worker["exit_expected"],
+                kill_at=worker["kill_at"] or float("inf"),
+            )
+            for worker in self.workers
+        ]
+
+
+def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
+    """Returns what `Handover.workers` says about a worker."""
+    return {
+        "pid": worker.pid,
+        "index": worker.index,
+        "status_pipe": worker.status_pipe,
+        "started": worker.started,
+        "commands": worker.commands.fileno(),
+        "exit_expected": worker.exit_expected,
+        "kill_at": None if worker.kill_at == float("inf") else worker.kill_at,
+    }
+
+
+@dataclass(frozen=True)
+class Check:
+    """The new version was started only to check whether it can take over. `facts`: those of the old version."""
+
+    facts: dict[str, str]
+
+
+def take_handover(environment: MutableMapping[str, str]) -> Handover | Check | None:
+    """Returns what an old version of the program has passed to this process, and removes it from the environment. None:
+    this is an ordinary start. Raises ChangeRefused if this version does not understand it."""
+    text = environment.pop(HANDOVER_VARIABLE, None)
+    if text is None:
+        return None
+    value = json.loads(text)
+    if value["format"] != _FORMAT:
+        raise ChangeRefused("this version cannot take over from the one that runs; stop the server and start it")
+    if value["check"]:
+        return Check(value["facts"])
+    fields = value["handover"]
+    handover = Handover(**{**fields, "alive_pipe": tuple(fields["alive_pipe"])})
+    for file in handover.files():
+        os.set_inheritable(file, False)
+    return handover
+
+
+class Successor:
+    """The program that takes over. `command`: the interpreter and its arguments. `facts`: see `Handover`."""
+
+    def __init__(self, command: Sequence[str], facts: Mapping[str, str]) -> None:
+        self.facts = dict(facts)
+        self._command = list(command)
+
+    def start_check(self) -> SuccessorCheck:
+        """Starts a process of the new version that checks whether it can take over. Raises ChangeRefused if no process
+        can be started."""
+        environment = self._environment({"check": True, "facts": self.facts})
+        try:
+            process = subprocess.Popen(
+                self._command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            raise ChangeRefused(f"the program cannot be started: {error}") from None
+        return SuccessorCheck(process)
+
+    def execute(self, handover: Handover) -> None:
+        """Executes the new version in this process. Returns only if that fails; raises ChangeRefused then. Signals that
+        arrive meanwhile wait until the new version has set its handlers."""
+        files = handover.files()
+        environment = self._environment({"check": False, "handover": asdict(handover)})
+        flush_output()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for file in files:
+            os.set_inheritable(file, True)
+        try:
+            os.execve(self._command[0], self._command, environment)
+        except OSError as error:
+            for file in files:
+                os.set_inheritable(file, False)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            raise ChangeRefused(f"the program cannot be executed: {error}") from None
+
+    def _environment(self, value: dict[str, Any]) -> dict[str, str]:
+        return {**os.environ, HANDOVER_VARIABLE: json.dumps({"format": _FORMAT, **value})}
+
+
+class SuccessorCheck:
+    """A check that runs. Its process reports on stderr why it fails."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._output = b""
+        self._has_ended = False
+        assert process.stderr is not None
+        self.output_pipe = process.stderr.fileno()
+        """Descriptor of a pipe: call `read` when it is readable."""
+        os.set_blocking(self.output_pipe, False)
+        self.deadline = time.monotonic() + _CHECK_SECONDS
+        """When `outcome` must be called at the latest, in seconds of `time.monotonic`."""
+
+    def read(self) -> bool:
+        """Reads what the process has written. Returns False at the end of its output."""
+        data = os.read(self.output_pipe, 65536)
+        self._output = (self._output + data)[-_SHOWN_BYTES:]
+        self._has_ended = self._has_ended or not data
+        return bool(data)
+
+    def outcome(self, now: float) -> Outcome | None:
+        """Returns whether the new version can take over; None: the check still runs. Kills a check that takes too
+        long."""
+        if not self._has_ended and now < self.deadline:
+            return None
+        if not self._has_ended:
+            self.kill()
+            return Outcome(False, f"the new version did not check its start within {_CHECK_SECONDS:g} s")
+        code = self._process.wait()
+        if code == 0:
+            return Outcome(True, "")
+        lines = self._output.decode(errors="replace").strip().splitlines() or [f"the check ended with exit code {code}"]
+        return Outcome(False, lines[-1].removeprefix("entrepot: ").removeprefix("error: "))
+
+    def kill(self) -> None:
+        """Ends the check."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Closes the pipe."""
+        if self._process.stderr is not None:
+            self._process.stderr.close()

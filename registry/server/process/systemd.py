@@ -1,0 +1,64 @@
+"""The two protocols between systemd and a service: the state of the service (sd_notify(3)) and listening sockets that
+systemd has opened (sd_listen_fds(3)). Each is a few lines, so there is no library for them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+from contextlib import suppress
+
+_FIRST_FILE = 3
+"""The number of the first descriptor that systemd passes."""
+
+
+class Notifier:
+    """Tells the service manager what the server does. Does nothing if no service manager asked for that."""
+
+    def __init__(self, address: str | None) -> None:
+        """`address`: the value of NOTIFY_SOCKET."""
+        self._address = "\0" + address[1:] if address and address.startswith("@") else address
+
+    def ready(self, status: str) -> None:
+        """Says that the server serves: after its start, after a reload and after a restart."""
+        self._send(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
+
+    def reloading(self) -> None:
+        """Says that a reload or a restart has begun. `ready` must follow."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        """Says that the server stops."""
+        self._send("STOPPING=1")
+
+    def _send(self, text: str) -> None:
+        if not self._address:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto(text.encode(), self._address)
+
+
+def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
+    """Returns the TCP sockets that systemd has opened for this process; an empty list if there are none. Removes the
+    variables of the protocol from `environment`, so that child processes do not see them. Raises OSError or ValueError
+    if they do not name listening TCP sockets."""
+    pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    return [listening_socket(number) for number in range(_FIRST_FILE, _FIRST_FILE + int(count))]
+
+
+def listening_socket(file: int) -> socket.socket:
+    """Returns the socket with this descriptor, ready for the workers. Raises OSError or ValueError if it is no
+    listening TCP socket."""
+    sock = socket.socket(fileno=file)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"the descriptor {file} is no TCP socket")
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError(f"the socket with the descriptor {file} does not listen")
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,230 @@
+"""`WorkerPool`: the worker processes of a supervisor. It forks, stops, kills and reaps them, and passes on what they
+report. It decides nothing: the supervisor does.
+
+Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
+pipe*. The supervisor never writes to it, but holds its only writing end. So the workers get an end of file from the
+pipe when the supervisor has ended, however it ended. A third channel brings commands to a worker
+(`registry.server.process.commands`).
+
+A worker's *column* is its part of the shared table in which the workers count the connections of each client address.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from registry.log_output import flush_output
+from registry.server.kernel import die_with_parent
+from registry.server.process.commands import Answer, command_pair, receive_answer, send_command
+from registry.server.process.worker import CANCEL_SECONDS, CLOSE_SECONDS, Worker
+from registry.server.process.worker_options import WorkerOptions
+from registry.server.process.worker_process import WorkerProcess, reap, report_failure, report_ready
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
+"""The signals that wake the supervisor's loop. SIGCHLD arrives when a worker has ended."""
+KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
+"""Time from the end of a worker's grace period to SIGKILL. The first three numbers are how long the worker waits at
+most: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels last.
+The rest is a reserve."""
+REAP_SECONDS = 5.0
+"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
+
+OnAnswer = Callable[[WorkerProcess, Answer], None]
+OnExit = Callable[[WorkerProcess, int], None]
+"""Called when a worker has ended, with its exit code, or the negative number of the signal that ended it."""
+
+
+class WorkerPool:
+    """The workers that run, by pid in `workers`. Files that only the supervisor uses must be registered with
+    `selector`, or be in `own_files`: a forked worker closes them."""
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        selector: selectors.BaseSelector,
+        alive_pipe: tuple[int, int],
+        on_answer: OnAnswer,
+        on_exit: OnExit,
+    ) -> None:
+        self.workers: dict[int, WorkerProcess] = {}
+        self.own_files: Callable[[], list[int | socket.socket]] = list
+        """Returns the files of the supervisor that are not registered with the selector."""
+        self._options = options
+        self._selector = selector
+        self._alive_pipe, self._alive_pipe_writer = alive_pipe
+        self._on_answer = on_answer
+        self._on_exit = on_exit
+        self._supervisor_pid = os.getpid()
+
+    @property
+    def serving(self) -> list[WorkerProcess]:
+        """The workers that were not told to stop."""
+        return [worker for worker in self.workers.values() if not worker.exit_expected]
+
+    def fork(self, index: int) -> WorkerProcess:
+        """Forks a worker. Returns only in the supervisor; the child runs the worker and exits. Raises OSError."""
+        limit = self._options.listener_options.per_address_limit
+        column = None if limit is None else limit.claim_column()
+        status_reader, status_writer = os.pipe()
+        commands, worker_commands = command_pair()
+        flush_output()  # otherwise the child inherits the buffered output, and writes it a second time
+        # In the child the signals stay blocked until it has set its own handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                commands.close()
+                os.close(status_reader)
+                os._exit(self._run_worker(status_writer, worker_commands, column))
+        except OSError:
+            os.close(status_reader)
+            commands.close()
+            raise
+        finally:
+            os.close(status_writer)
+            worker_commands.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        os.set_blocking(status_reader, False)
+        worker = WorkerProcess(pid, index, status_reader, time.monotonic(), column, commands)
+        self.adopt(worker)
+        return worker
+
+    def adopt(self, worker: WorkerProcess) -> None:
+        """Adds a worker that runs already."""
+        self.workers[worker.pid] = worker
+        self._selector.register(worker.status_pipe, selectors.EVENT_READ, lambda: self._read_status(worker))
+        self._selector.register(worker.commands, selectors.EVENT_READ, lambda: self._read_answer(worker))
+
+    def _run_worker(self, status_writer: int, commands: socket.socket, column: int | None) -> int:
+        """Runs in the child process: serves until the worker stops, and returns the exit code. Closes the child's
+        copies of the descriptors that only the supervisor uses. `status_writer` is the writing end of the worker's
+        status pipe."""
+        code = 1
+        try:
+            if not die_with_parent(self._supervisor_pid):
+                return 1  # the supervisor has ended already
+            signal.set_wakeup_fd(-1)  # otherwise this process's signals would be written to the supervisor's pipe
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            registered = [key.fileobj for key in list(self._selector.get_map().values())]
+            for file in [*self.own_files(), *registered, self._alive_pipe_writer]:
+                _close(file)
+            options = self._options
+            if options.listener_options.per_address_limit is not None:
+                options.listener_options.per_address_limit.use_column(column)
+            worker = Worker(
+                options, on_ready=lambda: report_ready(status_writer), alive_pipe=self._alive_pipe, commands=commands
+            )
+            code, failure = worker.run()
+            if failure is not None:
+                report_failure(status_writer, failure)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            logging.shutdown()
+            flush_output()
+        return code
+
+    def _read_status(self, worker: WorkerProcess) -> None:
+        with suppress(BlockingIOError):
+            if not worker.read_status():
+                self._selector.unregister(worker.status_pipe)
+
+    def _read_answer(self, worker: WorkerProcess) -> None:
+        with suppress(BlockingIOError):
+            answer = receive_answer(worker.commands)
+            if answer is None:
+                self._selector.unregister(worker.commands)
+            else:
+                self._on_answer(worker, answer)
+
+    def command(self, worker: WorkerProcess, number: int, name: str, payload: bytes | None = None) -> bool:
+        """Sends a command. Returns False if the worker cannot get it, because it has ended or does not read."""
+        try:
+            send_command(worker.commands, number, name, payload)
+        except OSError:
+            return False
+        return True
+
+    def reap(self) -> None:
+        """Removes the workers that have ended, and calls `on_exit` for each."""
+        for worker in list(self.workers.values()):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid == 0:
+                continue
+            files = self._selector.get_map()
+            if worker.status_pipe in files:
+                worker.read_remaining_status()
+                self._selector.unregister(worker.status_pipe)
+            if worker.commands in files:
+                self._selector.unregister(worker.commands)
+            os.close(worker.status_pipe)
+            worker.commands.close()
+            del self.workers[pid]
+            if (limit := self._options.listener_options.per_address_limit) is not None:
+                limit.release_column(worker.column)
+            self._on_exit(worker, os.waitstatus_to_exitcode(status))
+
+    def stop(self, worker: WorkerProcess) -> None:
+        """Tells the worker to stop (SIGTERM), and plans SIGKILL for a worker that does not end in time."""
+        worker.exit_expected = True
+        worker.kill_at = time.monotonic() + self._options.grace_seconds + KILL_MARGIN_SECONDS
+        os.kill(worker.pid, signal.SIGTERM)
+
+    def retire(self, worker: WorkerProcess) -> None:
+        """Tells the worker to end when its connections have ended, and plans SIGKILL for a worker that does not end in
+        time. A worker that does not read its commands is told to stop."""
+        if not self.command(worker, 0, "retire"):
+            self.stop(worker)
+            return
+        options = self._options
+        worker.exit_expected = True
+        worker.kill_at = time.monotonic() + options.retire_seconds + options.grace_seconds + KILL_MARGIN_SECONDS
+
+    def kill(self, worker: WorkerProcess) -> None:
+        """Kills the worker (SIGKILL)."""
+        os.kill(worker.pid, signal.SIGKILL)  # the pid belongs to the child until the supervisor reaps it
+
+    def kill_overdue(self, now: float) -> None:
+        """Kills the workers that have not ended in time."""
+        for worker in self.workers.values():
+            if worker.kill_at <= now:
+                worker.kill_at = float("inf")
+                self.kill(worker)
+
+    def kill_all(self) -> None:
+        """Kills all workers, and waits up to `REAP_SECONDS` until they have ended."""
+        deadline = time.monotonic() + REAP_SECONDS
+        for worker in self.workers.values():
+            self.kill(worker)
+        while self.workers and time.monotonic() < deadline:
+            self.reap()
+            time.sleep(0.005)
+
+    def kill_in_signal_handler(self) -> None:
+        """Kills all workers, and waits up to `REAP_SECONDS` until they have ended. Changes no attributes, because the
+        signal handler can interrupt any other method."""
+        running = [pid for pid in self.workers if not reap(pid)]
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + REAP_SECONDS
+        while running and time.monotonic() < deadline:
+            running = [pid for pid in running if not reap(pid)]
+            time.sleep(0.005)
+
+
+def _close(file: Any) -> None:
+    """Closes a descriptor or a socket."""
+    if isinstance(file, int):
+        os.close(file)
+    else:
+        file.close()

@@ -1,0 +1,94 @@
+"""The configuration and the workers change under load, and no request fails."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.commands import entrepot
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.system.live_change.live_client import LiveConnection, push
+
+CONNECTIONS = 64
+REQUESTS = 10_000
+PUSHES = 8
+RELOADS = 20
+RESTARTS = 3
+PAUSE_SECONDS = 0.1
+"""Between two requests of a connection, so that processor time is left for the changes."""
+
+
+def write_settings(folder: Path, number: int) -> Path:
+    """Writes a settings file that differs from that of other numbers."""
+    file = folder / "settings.toml"
+    temporary = folder / "settings.toml.new"
+    temporary.write_text(f"[gc]\ngrace = {1000 + number}\n")
+    os.replace(temporary, file)
+    return file
+
+
+async def read(server: RegistryServer, requests: itertools.count[int], stop: asyncio.Event) -> int:
+    """Reads on one connection until the load is complete and `stop` is set. Returns how many connections it took."""
+    async with LiveConnection(server.port) as connection:
+        targets = itertools.cycle(["/v2/", "/v2/live/a/manifests/latest", "/v2/live/a/tags/list", "/livez-not-there"])
+        while next(requests) < REQUESTS or not stop.is_set():
+            target = next(targets)
+            status, _, _ = await connection.ask("GET", target)
+            assert status == (404 if target.endswith("there") else 200), target
+            await asyncio.sleep(PAUSE_SECONDS)
+        return connection.opened
+
+
+async def push_until(server: RegistryServer, number: int, stop: asyncio.Event) -> int:
+    """Pushes again and again. Returns the number of pushes."""
+    async with LiveConnection(server.port) as connection:
+        for count in itertools.count(1):
+            data = f"{number} {count}".encode().ljust(60_000, b".")
+            await push(connection, f"live/push{number}", data, slow=0.05)
+            if stop.is_set():
+                return count
+    raise AssertionError
+
+
+async def change(server: RegistryServer, folder: Path) -> None:
+    """Reloads and restarts by turns."""
+    for number in range(RELOADS):
+        write_settings(folder, number + 1)
+        done = await asyncio.to_thread(entrepot, "reload", "--data", server.data, folder=folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "reloaded: gc.grace\n"
+        if number % (RELOADS // RESTARTS) == 3:
+            done = await asyncio.to_thread(entrepot, "restart", "--data", server.data, folder=folder)
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+async def run_load(server: RegistryServer, folder: Path) -> None:
+    async with LiveConnection(server.port) as connection:
+        await push(connection, "live/a", b"content")
+    requests, stop = itertools.count(), asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(read(server, requests, stop)) for _ in range(CONNECTIONS)]
+        pushes = [group.create_task(push_until(server, number, stop)) for number in range(PUSHES)]
+        await change(server, folder)
+        stop.set()
+    assert next(requests) >= REQUESTS
+    assert sum(task.result() for task in pushes) >= PUSHES
+    assert all(task.result() > 1 for task in readers)  # each was closed at least once, after an answer that said so
+
+
+@pytest.mark.slow
+def test_no_request_is_lost(tmp_path: Path) -> None:
+    """10,000 requests over 64 kept-alive connections and 8 running pushes all succeed while the configuration is
+    reloaded 20 times and all workers are replaced 3 times."""
+    file = write_settings(tmp_path, 0)
+    with running_server(tmp_path, "--config", str(file), workers=2) as server:
+        before = set(server.worker_pids())
+        asyncio.run(run_load(server, tmp_path))
+        assert not before & set(server.worker_pids())
+        assert server.log_text().count("reloaded: gc.grace") == RELOADS
+        assert server.log_text().count("all workers were replaced") == RESTARTS
+    assert "Traceback" not in server.log_text()

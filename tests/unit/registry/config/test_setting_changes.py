@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from registry.config import Settings
+from registry.config.setting_changes import changed_settings, takes_effect
+from registry.config.settings_sources import setting_fields
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changes"),
+    [
+        ({}, {}, []),
+        ({}, {"read_only": True, "gc": {"grace": 1}}, [("read_only", "reload"), ("gc.grace", "reload")]),
+        ({}, {"data": "a", "workers": 7}, [("data", "start"), ("workers", "restart")]),
+        ({}, {"tls": {"key": "k"}}, [("tls.key", "restart")]),
+        ({}, {"limits": {"connections_per_address": 1, "burst": 2}},
+         [("limits.connections_per_address", "restart"), ("limits.burst", "reload")]),
+        ({}, {"mirror": ["a.io"]}, [("mirror", "reload"), ("upstream[a.io]", "reload")]),
+        ({"upstream": [{"name": "a.io"}]}, {"upstream": [{"name": "a.io", "tag_ttl": 5}]},
+         [("upstream[a.io].tag_ttl", "reload")]),
+        ({"upstream": [{"name": "a.io"}, {"name": "b.io"}]}, {"upstream": [{"name": "b.io"}, {"name": "a.io"}]},
+         [("upstream", "reload")]),
+        ({"retention": [{"repositories": "a/**", "keep_last": 1}]}, {}, [("retention[1]", "reload")]),
+    ],
+)  # fmt: skip
+def test_changes(old: dict[str, Any], new: dict[str, Any], changes: list[tuple[str, str]]) -> None:
+    """Each setting that differs has its name, as people write it, and when it takes effect."""
+    assert list(changed_settings(Settings(**{"workers": 2, **old}), Settings(**{"workers": 2, **new}))) == changes
+
+
+def test_every_setting_takes_effect() -> None:
+    """Those that belong to the processes and the port are the only ones that a reload cannot change."""
+    marked = {".".join(path): takes_effect(Settings, path) for path, _ in setting_fields()}
+    assert {name for name, effect in marked.items() if effect == "start"} == {"data"}
+    assert {name for name, effect in marked.items() if effect == "restart"} == {
+        *("listen", "workers", "trusted_proxies", "shutdown_grace", "restart_grace", "limits.connections_per_address"),
+        *("tls.certificate", "tls.key", "tls.client_ca", "tls.client_auth"),
+    }

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from registry.server.process.control_socket import (
+    Action,
+    ControlSocket,
+    ControlUnavailable,
+    ask_server,
+    listen_for_control,
+)
+from registry.server.process.live_change import Outcome
+
+
+@contextmanager
+def served(path: Path, actions: dict[str, Action]) -> Iterator[None]:
+    """Serves the socket at `path` in a thread."""
+    listener = listen_for_control(path)
+    assert listener is not None
+    selector, stop = selectors.DefaultSelector(), socket.socketpair()
+
+    def watch(sock: socket.socket, callback: Callable[[], None]) -> None:
+        selector.register(sock, selectors.EVENT_READ, callback)
+
+    control = ControlSocket(listener, actions, watch, lambda sock: selector.unregister(sock) and None)
+    is_stopped = threading.Event()
+    watch(stop[0], is_stopped.set)
+
+    def loop() -> None:
+        while not is_stopped.is_set():
+            for key, _ in selector.select():
+                key.data()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop[1].send(b".")
+        thread.join()
+        control.close()
+        selector.close()
+        for end in stop:
+            end.close()
+
+
+ACTIONS: dict[str, Action] = {
+    "reload": lambda reply: reply(Outcome(True, "done")),
+    "restart": lambda reply: reply(Outcome(False, "no")),
+}
+
+
+def test_requests(tmp_path: Path) -> None:
+    """Each request gets the outcome of its action. A request for something else is refused with what is known."""
+    path = tmp_path / "control"
+    with served(path, ACTIONS):
+        assert ask_server(path, {"do": "reload"}) == {"ok": True, "message": "done"}
+        assert ask_server(path, {"do": "restart"}) == {"ok": False, "message": "no"}
+        message = "this server does not know the request; it knows reload, restart"
+        assert ask_server(path, {"do": "dance"}) == {"ok": False, "message": message}
+        assert ask_server(path, {}) == {"ok": False, "message": message}
+
+
+def test_long_path(tmp_path: Path) -> None:
+    """A path that is too long for an address works all the same."""
+    path = tmp_path / ("d" * 120) / "control"
+    path.parent.mkdir()
+    with served(path, ACTIONS):
+        assert ask_server(path, {"do": "reload"})["ok"]
+    with pytest.raises(ControlUnavailable, match="no server uses the data directory"):
+        ask_server(path, {"do": "reload"})
+    with served(path, ACTIONS):  # in place of the socket that was left behind
+        assert ask_server(path, {"do": "reload"})["ok"]
+
+
+def test_second_server(tmp_path: Path) -> None:
+    """A second server does not take the socket of one that runs."""
+    path = tmp_path / "control"
+    with served(path, ACTIONS):
+        assert listen_for_control(path) is None
+        assert ask_server(path, {"do": "reload"})["ok"]
+
+
+@pytest.mark.parametrize("data", [b"", b"no line", b"\xff\n", b"[]\n", b"x" * 5000 + b"\n", b"[" * 4000 + b"\n"])
+def test_bad_requests(tmp_path: Path, data: bytes) -> None:
+    """What is no request gets an error or a closed connection; the socket goes on."""
+    path = tmp_path / "control"
+    with served(path, ACTIONS):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            answer = b""
+            while received := sock.recv(4096):
+                answer += received
+        assert answer == b"" or b'"ok": false' in answer
+        assert ask_server(path, {"do": "reload"})["ok"]
