@@ -239,6 +239,7 @@ async def open_registry(
             damage=database.damage,
             snapshots=database.snapshots,
             imports=database.imports,
+            outbox=database.outbox,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)
