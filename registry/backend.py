@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from registry.config import Settings, Upstream
+from registry.events.delivery import configure_outbox, deliver_events, event_readers
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.budgets import min_free_space, scope_definitions
@@ -94,8 +95,8 @@ async def open_backend(
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
     - `serving`: whether the process is a server. Until the block ends, a server stores the pulls that it serves. Unless
       another process does so, it also runs the queued jobs, queues those that are due, fetches the images in the
-      setting `[warm]` before clients request them, and looks at tags whose cooldown runs. It logs when the disk becomes
-      full.
+      setting `[warm]` before clients request them, looks at tags whose cooldown runs, and tells webhooks of events. It
+      logs when the disk becomes full.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970."""
@@ -151,6 +152,8 @@ async def open_backend(
             if upkeep.evictor.limits:
                 store.metadata.on_mirrored = upkeep.evictor.check_soon
                 background.append(upkeep.evictor.run())
+            await configure_outbox(store.outbox, event_readers(settings))
+            background.append(deliver_events(settings, store.outbox, store.leases, store.metadata.version, clock))
             if settings.scrub.every:
                 background.append(scrub_on_schedule(settings.scrub, store, clock))
             stack.push_async_callback(cancel_all, [asyncio.create_task(work) for work in background])

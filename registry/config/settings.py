@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
 from registry.config.backup_settings import BackupSettings
+from registry.config.event_settings import EventSettings, Webhook, check_webhooks
 from registry.config.field_types import MIB, Duration, SettingsGroup, split_commas, split_http_url
 from registry.config.mirror_settings import (
     HostedSettings,
@@ -225,6 +226,7 @@ class Settings(BaseSettings):
     upkeep: UpkeepSettings = UpkeepSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
+    events: EventSettings = EventSettings()
     upstream: list[Upstream] = Field(
         default=[], description="The registries to mirror, see below. The value of the variable is JSON"
     )
@@ -244,6 +246,10 @@ class Settings(BaseSettings):
         default=[],
         description="Limits of what clients may store under a prefix, see below. The value of the variable is JSON",
     )
+    webhook: list[Webhook] = Field(
+        default=[],
+        description="HTTP endpoints that are told of events, see below. The value of the variable is JSON",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -255,6 +261,7 @@ class Settings(BaseSettings):
         check_upstreams(self.upstream, self.hosted)
         check_immutable_rules(self.immutable, (upstream.name for upstream in self.upstream))
         check_quotas(self.quota, [upstream.name for upstream in self.upstream])
+        check_webhooks(self.webhook)
         return self
 
     @model_validator(mode="after")
