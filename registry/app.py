@@ -54,6 +54,8 @@ class Entrepot(FastAPI):
         self.factory = factory
         self.body_memory = factory.body_memory
         self._service = service
+        self.event_streams: set[object] = set()
+        """The streams of events that are open (`registry.admin.event_stream`)."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from registry.request import make_actor
@@ -20,6 +20,9 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 """Name, in lower case, and value of an HTTP header."""
+STOPPING_STATE: Final = "entrepot.stopping"
+"""The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the
+server stops, so that responses without an end, such as streams of events, can end."""
 
 
 def new_request_id() -> str:

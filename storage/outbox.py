@@ -191,12 +191,19 @@ class Outbox(Protocol):
         """Returns the number of the newest event; 0 if there never was one."""
         ...
 
+    async def oldest(self) -> int:
+        """Returns the number of the oldest event that is stored; 0 if there is none."""
+        ...
+
     async def after(self, number: int, limit: int) -> Sequence[Event]:
         """Returns at most `limit` events with numbers above `number`, oldest first."""
         ...
 
-    async def before(self, number: int | None, limit: int) -> Sequence[Event]:
-        """Returns at most `limit` events with numbers below `number` (None: from the newest on), newest first."""
+    async def before(
+        self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> Sequence[Event]:
+        """Returns at most `limit` events with numbers below `number` (None: from the newest on), newest first.
+        `action` and `repository`: only such events (None: all)."""
         ...
 
     async def deliveries(

@@ -54,6 +54,9 @@ _DELIVERIES: Final = f"""
 SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
  WHERE d.event < ?1 AND (?2 IS NULL OR d.webhook = ?2) AND (d.dead IS NOT NULL OR NOT ?3)
  ORDER BY d.event DESC, d.webhook LIMIT ?4"""
+_EVENTS: Final = f"""
+SELECT {_EVENT} FROM event e
+ WHERE e.id < ?1 AND (?2 IS NULL OR e.action = ?2) AND (?3 IS NULL OR e.repository = ?3) ORDER BY e.id DESC LIMIT ?4"""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 
 
@@ -117,18 +120,21 @@ class SqliteOutbox:
         number: int | None = self._db.execute("SELECT max(id) FROM event").get
         return number or 0
 
+    async def oldest(self) -> int:
+        number: int | None = self._db.execute("SELECT min(id) FROM event").get
+        return number or 0
+
     async def after(self, number: int, limit: int) -> Sequence[Event]:
         rows: list[Any] = self._db.execute(
             f"SELECT {_EVENT} FROM event e WHERE e.id > ? ORDER BY e.id LIMIT ?", (number, limit)
         ).fetchall()
         return [_event(row) for row in rows]
 
-    async def before(self, number: int | None, limit: int) -> Sequence[Event]:
-        bound = _HIGHEST_ROW_ID if number is None else number
-        rows: list[Any] = self._db.execute(
-            f"SELECT {_EVENT} FROM event e WHERE e.id < ? ORDER BY e.id DESC LIMIT ?", (bound, limit)
-        ).fetchall()
-        return [_event(row) for row in rows]
+    async def before(
+        self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> Sequence[Event]:
+        values = (_HIGHEST_ROW_ID if number is None else number, action, repository, limit)
+        return await self._scans.run(lambda db: [_event(row) for row in db.execute(_EVENTS, values)])
 
     async def deliveries(
         self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool
