@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from registry.config import Settings, Upstream
 from registry.events.delivery import configure_outbox, deliver_events, event_readers
+from registry.events.pull_events import PullEvents, wants_pulls
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.budgets import min_free_space, scope_definitions
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
 
 class Backend(NamedTuple):
     """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
-    of upkeep on them; and the recorder of the pulls that this process serves."""
+    of upkeep on them; the recorder of the pulls that this process serves; and the same pulls as events (None: nobody
+    wants these)."""
 
     store: StoredRegistry
     router: Router
     upkeep: UpkeepComponents
     pulls: PullRecorder
+    pull_events: PullEvents | None
 
 
 def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
@@ -144,6 +147,7 @@ async def open_backend(
                 await stack.enter_async_context(watch_young_tags(watched, interval, store.leases))
         upkeep = upkeep_components(settings, store, router, clock)
         pulls = PullRecorder(store.pulls, router.locate, clock)
+        pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
         if serving and not store.is_read_only:
             stack.push_async_callback(_store_last_pulls, pulls)
             runner = JobRunner(store.jobs, store.leases, upkeep.works)
@@ -154,10 +158,13 @@ async def open_backend(
                 background.append(upkeep.evictor.run())
             await configure_outbox(store.outbox, event_readers(settings))
             background.append(deliver_events(settings, store.outbox, store.leases, store.metadata.version, clock))
+            if pull_events is not None:
+                stack.push_async_callback(_store_last_pulls, pull_events)
+                background.append(pull_events.run())
             if settings.scrub.every:
                 background.append(scrub_on_schedule(settings.scrub, store, clock))
             stack.push_async_callback(cancel_all, [asyncio.create_task(work) for work in background])
-        yield Backend(store, router, upkeep, pulls)
+        yield Backend(store, router, upkeep, pulls, pull_events)
 
 
 def _schedules(
@@ -171,7 +178,7 @@ def _schedules(
     return [queue_jobs(store.jobs, store.leases, retention_work.KIND, every, clock, actor=actor)]
 
 
-async def _store_last_pulls(pulls: PullRecorder) -> None:
+async def _store_last_pulls(pulls: PullRecorder | PullEvents) -> None:
     """Stores the last pulls before the store is closed. If that fails, they are lost."""
     with suppress(StorageFull, StorageFailed):
         await pulls.store()

@@ -157,7 +157,7 @@ async def open_files(
     `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        async with aclosing(FilePartialStore(disk, boot, publication.commit_content)) as partials:
+        async with aclosing(FilePartialStore(disk, boot, publication.commit_fill)) as partials:
             yield blobs, partials
 
 

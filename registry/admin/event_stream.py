@@ -67,9 +67,11 @@ class EventStream:
         caller = await self._caller()
         store = caller.upkeep.store
         # Read before the first byte is sent: a client that has got one gets every event from then on.
-        after = await store.outbox.newest() if self._after is None else self._after
+        newest = await store.outbox.newest()
+        after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
-        if after + 1 < (oldest := await store.outbox.oldest()):
+        # The numbers begin again in a registry that was restored from a backup.
+        if after + 1 < (oldest := await store.outbox.oldest()) or after < (self._after or 0):
             yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": oldest}).encode()
         checked_version, checked_at = store.metadata.version(), self._now()
         pages = follow(store.outbox, store.metadata.version, after, idle_seconds=POLL_SECONDS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
 
 from registry.config.field_types import Duration, SettingsGroup, split_commas, split_http_url
 from storage.outbox import CHANGES, EventAction
@@ -50,7 +51,7 @@ class EventSettings(SettingsGroup):
         "recorded only if a webhook wants it, and only until the webhook has been told",
     )
     keep_max: int = Field(default=100_000, ge=100, le=10_000_000, description="Largest number of events that are kept")
-    actions: Annotated[list[EventAction], BeforeValidator(split_commas)] = Field(
+    actions: Annotated[list[EventAction], NoDecode, BeforeValidator(split_commas)] = Field(
         default=sorted(CHANGES),
         description="The events that are kept. Pulls and fills are many, so they are kept only if they are listed here",
     )

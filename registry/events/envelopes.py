@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from storage.content import BLOB_TYPE
 from storage.outbox import Event, EventAction
 
 CLOUDEVENTS_TYPE: Final = "application/cloudevents+json; charset=utf-8"
@@ -100,7 +101,7 @@ def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
         target["tag"] = content.tag
     # A deleted tag has no digest there, because a digest would mean that the manifest was deleted.
     if content.digest is not None and not (action == "delete" and content.tag is not None):
-        kind = "blobs" if content.action is EventAction.FILL and not content.media_type else "manifests"
+        kind = "blobs" if content.media_type == BLOB_TYPE else "manifests"
         target["digest"] = content.digest
         target["url"] = f"{address}/v2/{quote(content.repository)}/{kind}/{content.digest}"
         if content.media_type:

@@ -15,11 +15,13 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from storage.content import Actor, Manifest
+from storage.content import BLOB_TYPE, Actor, Manifest
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import LIST_READER, EventAction, EventReader, NewEvent
 from storage.pattern_matcher import Matcher
 
+MIRROR_ACTOR: Final = Actor(name="mirror")
+"""The actor of a blob that a mirror fetches for all clients."""
 _INSERT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
                    user_agent, reason)
@@ -74,6 +76,11 @@ def add_stored(
     moved_from = None if previous == manifest.digest else previous
     size = len(manifest.body)
     add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
+
+
+def add_filled_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, now: float) -> None:
+    """Adds the event of a blob that a mirror has fetched."""
+    add(db, NewEvent(EventAction.FILL, repo, now, MIRROR_ACTOR, digest=digest, media_type=BLOB_TYPE, size=size))
 
 
 def add_deleted_tag(
