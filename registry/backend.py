@@ -72,8 +72,11 @@ def immutable_tags(settings: Settings) -> ImmutableTags:
 
 
 def preload_mirrors(settings: Settings) -> None:
-    """Imports the modules of mirrors if the settings have an upstream. The server calls this before it forks the
-    workers, so that they share the memory of these modules."""
+    """Imports the modules of mirrors if the settings have an upstream, and those of webhooks if they have one. The
+    server calls this before it forks the workers, so that they share the memory of these modules."""
+    if settings.webhook:
+        import registry.events.dispatcher
+        import registry.events.webhook_client
     if settings.upstream:
         import registry.mirror.cooldown_watch
         import registry.mirror.mirror
@@ -157,7 +160,8 @@ async def open_backend(
                 store.metadata.on_mirrored = upkeep.evictor.check_soon
                 background.append(upkeep.evictor.run())
             await configure_outbox(store.outbox, event_readers(settings))
-            background.append(deliver_events(settings, store.outbox, store.leases, store.metadata.version, clock))
+            if settings.webhook or settings.events.keep or await store.outbox.newest():
+                background.append(deliver_events(settings, store.outbox, store.leases, store.metadata.version, clock))
             if pull_events is not None:
                 stack.push_async_callback(_store_last_pulls, pull_events)
                 background.append(pull_events.run())

@@ -219,7 +219,8 @@ class Outbox(Protocol):
         ...
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
-        """Deletes what exceeds the limits, oldest first. Returns what webhooks will not be told because of that."""
+        """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns what webhooks
+        will not be told because of that."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from registry.config import Settings
+from registry.events.attempts import DeliveryObserver, NoObserver
 from storage.errors import RegistryError
 from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
@@ -40,22 +41,36 @@ def registry_address(settings: Settings) -> str:
 
 
 async def deliver_events(
-    settings: Settings, outbox: Outbox, leases: Leases, version: Callable[[], object], clock: Callable[[], float]
+    settings: Settings,
+    outbox: Outbox,
+    leases: Leases,
+    version: Callable[[], object],
+    clock: Callable[[], float],
+    observer: DeliveryObserver | None = None,
 ) -> None:
     """Tells webhooks of events and keeps the outbox within its limits, until the task is cancelled. Every process runs
-    this function, but only one at a time works: the one that holds the slot `DELIVERY_SLOT`."""
+    this function, but only one at a time works: the one that holds the slot `DELIVERY_SLOT`. `version` returns a value
+    that every commit of any process changes. `clock` returns seconds since 1970. `observer` is told how attempts
+    end."""
+    observer = observer or NoObserver()
     while True:
         try:
             async with leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:
                 if has_slot:
-                    await _run_all(settings, outbox, version, clock)
+                    await _run_all(settings, outbox, version, clock, observer)
         except RegistryError as error:
             log.warning("the delivery of events stopped with an error: %s; it starts again", error)
+        except Exception:
+            log.exception("the delivery of events stopped with an unexpected error; it starts again")
         await asyncio.sleep(SLOT_POLL_SECONDS)
 
 
 async def _run_all(
-    settings: Settings, outbox: Outbox, version: Callable[[], object], clock: Callable[[], float]
+    settings: Settings,
+    outbox: Outbox,
+    version: Callable[[], object],
+    clock: Callable[[], float],
+    observer: DeliveryObserver,
 ) -> None:
     """Runs the tasks of all webhooks."""
     from registry.events.dispatcher import WebhookDispatcher
@@ -66,20 +81,23 @@ async def _run_all(
         for webhook in settings.webhook:
             client = WebhookClient(webhook, registry_address(settings))
             stack.push_async_callback(client.aclose)
-            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock))
+            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock, observer))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the clients are closed
         for dispatcher in dispatchers:
             tasks.create_task(dispatcher.run())
-        await _keep_tidy(settings, outbox, clock)
+        await _keep_tidy(settings, outbox, clock, observer)
 
 
-async def _keep_tidy(settings: Settings, outbox: Outbox, clock: Callable[[], float]) -> None:
+async def _keep_tidy(
+    settings: Settings, outbox: Outbox, clock: Callable[[], float], observer: DeliveryObserver
+) -> None:
     """Keeps the outbox within its limits, until the task is cancelled."""
     events = settings.events
     while True:
         limits = EventLimits(clock() - events.keep, events.keep_max, events.max_pending, events.max_dead)
         try:
             for dropped in await outbox.tidy(limits):
+                observer.dropped(dropped.webhook, dropped.pending, dropped.dead)
                 if dropped.pending:
                     log.error(
                         "webhook %s: %d events that wait for it were dropped, the oldest first, because there are more "

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from registry.config.event_settings import Webhook
-from registry.events.webhook_client import Attempt, Outcome, WebhookClient
+from registry.events.attempts import Attempt, DeliveryObserver, Outcome
+from registry.events.webhook_client import WebhookClient
 from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
 
@@ -64,7 +65,7 @@ class _Round:
 
 class WebhookDispatcher:
     """Tells one webhook of its events. `clock` returns the time in seconds since 1970. `version` returns a value that
-    every commit of any process changes."""
+    every commit of any process changes. `observer` is told how attempts end."""
 
     def __init__(
         self,
@@ -73,12 +74,14 @@ class WebhookDispatcher:
         outbox: Outbox,
         version: Callable[[], object],
         clock: Callable[[], float],
+        observer: DeliveryObserver,
     ) -> None:
         self._settings = settings
         self._client = client
         self._outbox = outbox
         self._version = version
         self._clock = clock
+        self._observer = observer
         self._failures = 0
         """How many attempts in a row have found the endpoint down."""
         self._delivered = 0
@@ -140,6 +143,7 @@ class WebhookDispatcher:
         """Sends the events of a repository, until one fails."""
         for delivery in queue:
             attempt = await self._client.send(delivery.event)
+            self._observer.attempted(self._settings.name, attempt.outcome)
             if attempt.outcome is not Outcome.DELIVERED:
                 self._note_failure(delivery, attempt, current)
                 return
@@ -167,6 +171,7 @@ class WebhookDispatcher:
             next_at = now + back_off(attempts)
         is_dead = attempts >= self._settings.max_attempts or now - event.content.at >= self._settings.max_age
         if is_dead:
+            self._observer.given_up(self._settings.name)
             log.error(
                 "webhook %s: event %d (%s of %s) is given up: %s; `entrepot events retry %d` sends it again",
                 *(self._settings.name, event.number, event.content.action, event.content.repository),

@@ -7,14 +7,16 @@ import hashlib
 import hmac
 import logging
 import os
-from enum import Enum
+import ssl
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import httpx2
 
 from registry import __version__
 from registry.config.event_settings import Webhook
+from registry.events.attempts import Attempt, Outcome
 from registry.events.envelopes import ENVELOPES
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach
 from registry.upstream.transport import CheckedTransport, Resolver, TrustStore
@@ -29,22 +31,6 @@ _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.
 """Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
 MAX_ERROR_CHARACTERS: Final = 300
 log = logging.getLogger("registry.events")
-
-
-class Outcome(Enum):
-    """How an attempt ended. `DELIVERED`: the endpoint answered 2xx. `REFUSED`: it answered another status, so the same
-    event may never succeed. `DOWN`: it did not answer, or said that it is not available now."""
-
-    DELIVERED = "delivered"
-    REFUSED = "refused"
-    DOWN = "down"
-
-
-class Attempt(NamedTuple):
-    """How an attempt ended, and why, for people; empty if the event was delivered."""
-
-    outcome: Outcome
-    reason: str = ""
 
 
 class _WebhookPolicy(AddressPolicy):
@@ -106,7 +92,7 @@ class WebhookClient:
     async def _open(self) -> httpx2.AsyncClient:
         """Returns the HTTP client. Makes it at the first call, because the TLS context takes about 30 ms."""
         if self._client is None:
-            context = await asyncio.to_thread(TrustStore(self._settings.ca_file).context)
+            context = await asyncio.to_thread(_make_context, self._settings.ca_file)
             limits = httpx2.Limits(max_connections=self._settings.connections)
             policy = _WebhookPolicy(self._settings.name)
             transport = CheckedTransport(policy, self._reach, self._resolver, context, limits)
@@ -116,6 +102,7 @@ class WebhookClient:
                 timeout=timeout,
                 follow_redirects=False,
                 trust_env=False,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
                 headers={"user-agent": f"entrepot/{__version__}"},
             )
         return self._client
@@ -144,6 +131,17 @@ class WebhookClient:
         if client is not None:
             await client.aclose()
         await self._resolver.aclose()
+
+
+def _make_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Returns the context with which certificates are checked. Blocks for about 30 ms. Raises ValueError if the file
+    with authorities cannot be read."""
+    if ca_file is None:
+        return TrustStore(None).context()
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as error:  # also ssl.SSLError, which is a subclass
+        raise ValueError(f"its ca_file {ca_file} cannot be read: {error}") from None
 
 
 def sign(secret: str, body: bytes) -> str:

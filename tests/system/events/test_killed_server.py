@@ -61,7 +61,7 @@ def kill_under_load(folder: Path, kills: int) -> None:
             threads = [threading.Thread(target=each.run, args=(server, killing, done)) for each in pushes]
             for thread in threads:
                 thread.start()
-            for _ in range(chance.randrange(10, 60)):
+            for _ in range(chance.randrange(5, 40)):
                 done.acquire()
             killing.set()
             server.kill()

@@ -18,9 +18,10 @@ MAX_DELETED_EVENTS: Final = 2000
 """Largest number of events that one transaction deletes."""
 MAX_DROPPED: Final = 2000
 """Largest number of deliveries of a webhook that one transaction deletes."""
-_NOT_WAITED_FOR: Final = "NOT EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
-_OLD: Final = f"""
-SELECT e.id FROM event e WHERE e.id < ?1 AND (e.at < ?2 OR e.id <= ?3) AND {_NOT_WAITED_FOR} ORDER BY e.id LIMIT ?4"""
+_IS_WAITED_FOR: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
+_OLDEST_EVENTS: Final = f"""
+SELECT e.id, e.at, {_IS_WAITED_FOR} FROM event e WHERE e.id > ?1 AND e.id < ?2 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}
+"""
 _COUNTS: Final = """
 SELECT d.webhook, sum(d.dead IS NULL), sum(d.dead IS NOT NULL), min(iif(d.dead IS NULL, d.event, NULL)) AS oldest
   FROM event_delivery d GROUP BY d.webhook"""
@@ -38,6 +39,12 @@ class Excess:
     deliveries: Sequence[tuple[str, int]]
     dropped: Sequence[DroppedDeliveries]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether this is all that exceeded the limits."""
+        most = max((max(found.pending, found.dead) for found in self.dropped), default=0)
+        return len(self.events) < MAX_DELETED_EVENTS and most < MAX_DROPPED
+
     def __bool__(self) -> bool:
         return bool(self.events or self.deliveries)
 
@@ -53,12 +60,24 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
         if too_old or too_dead:
             deliveries += [*too_old, *too_dead]
             dropped.append(DroppedDeliveries(webhook, len(too_old), len(too_dead)))
-    newest: Any = db.execute("SELECT max(id) FROM event").get
-    if newest is None:
-        return Excess((), (), ())
-    values = (newest, limits.keep_since, newest - limits.events, MAX_DELETED_EVENTS)
-    rows: list[Any] = db.execute(_OLD, values).fetchall()
-    return Excess([event for (event,) in rows], deliveries, dropped)
+    return Excess(_old_events(db, limits), deliveries, dropped)
+
+
+def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
+    """Returns events that are too old or too many, and that no webhook has to be told of. Never the newest."""
+    newest: int = db.execute("SELECT max(id) FROM event").get or 0
+    found: list[int] = []
+    position = 0
+    while len(found) < MAX_DELETED_EVENTS:
+        rows: list[Any] = db.execute(_OLDEST_EVENTS, (position, newest)).fetchall()
+        for position, at, is_waited_for in rows:
+            if at >= limits.keep_since and position > newest - limits.events:
+                return found
+            if not is_waited_for:
+                found.append(position)
+        if not rows:
+            break
+    return found
 
 
 def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:
@@ -73,7 +92,8 @@ def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) 
 def delete_excess(db: apsw.Connection, excess: Excess) -> None:
     """Deletes what `find_excess` found."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
-    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND {_NOT_WAITED_FOR}", [(event,) for event in excess.events])
+    rows = [(event,) for event in excess.events]
+    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR}", rows)
 
 
 def backlog(db: apsw.Connection) -> list[WebhookBacklog]:

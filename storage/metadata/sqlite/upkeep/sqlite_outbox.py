@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import apsw
@@ -154,13 +155,14 @@ class SqliteOutbox:
         return await self._writer.run(change, reserve_use=ReserveUse.SMALL)
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
-        excess = await self._scans.run(lambda db: outbox_limits.find_excess(db, limits))
-        if not excess:
-            return []
-        await self._writer.run(
-            lambda db: outbox_limits.delete_excess(db, excess), durable=False, reserve_use=ReserveUse.RELIEF
-        )
-        return excess.dropped
+        dropped: list[DroppedDeliveries] = []
+        while excess := await self._scans.run(lambda db: outbox_limits.find_excess(db, limits)):
+            delete = partial(outbox_limits.delete_excess, excess=excess)
+            await self._writer.run(delete, durable=False, reserve_use=ReserveUse.RELIEF)
+            dropped += excess.dropped
+            if excess.is_complete:
+                break
+        return dropped
 
     async def backlog(self) -> Sequence[WebhookBacklog]:
         return await self._scans.run(outbox_limits.backlog)
