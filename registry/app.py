@@ -62,6 +62,8 @@ class Entrepot(FastAPI):
         self.telemetry = telemetry
         self._service = service
         self._starts_work = starts_work
+        self.event_streams: set[object] = set()
+        """The streams of events that are open (`registry.admin.event_stream`)."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),

@@ -26,6 +26,9 @@ REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
 `on_request_end` (`registry.server.connection.request_reports`). Other servers have no such dictionary."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+STOPPING_STATE: Final = "entrepot.stopping"
+"""The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the
+server stops, so that responses without an end, such as streams of events, can end."""
 
 
 def request_id_of(headers: Iterable[Header]) -> str:

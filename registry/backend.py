@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from registry.background_work import BackgroundWork
 from registry.config import Settings, Upstream
+from registry.events.pull_events import PullEvents, wants_pulls
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.budgets import min_free_space
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 
 class Backend(NamedTuple):
     """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
-    of upkeep on them; the recorder of the pulls that this process serves; and what a server does beside its
-    requests."""
+    of upkeep on them; the recorder of the pulls that this process serves; the same pulls as events (None: nobody wants
+    these); and what a server does beside its requests."""
 
     store: StoredRegistry
     router: Router
     upkeep: UpkeepComponents
     pulls: PullRecorder
+    pull_events: PullEvents | None
     work: BackgroundWork
 
 
@@ -63,8 +65,11 @@ def immutable_tags(settings: Settings) -> ImmutableTags:
 
 
 def preload_mirrors(settings: Settings) -> None:
-    """Imports the modules of mirrors if the settings have an upstream. The server calls this before it forks the
-    workers, so that they share the memory of these modules."""
+    """Imports the modules of mirrors if the settings have an upstream, and those of webhooks if they have one. The
+    server calls this before it forks the workers, so that they share the memory of these modules."""
+    if settings.webhook:
+        import registry.events.dispatcher
+        import registry.events.webhook_client
     if settings.upstream:
         import registry.mirror.cooldown_watch
         import registry.mirror.mirror
@@ -125,8 +130,9 @@ async def open_backend(
         )
         upkeep = upkeep_components(settings, store, router, clock)
         pulls = PullRecorder(store.pulls, router.locate, clock)
-        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, clock)
+        pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
+        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, pull_events, clock)
         stack.push_async_callback(work.aclose)
         if serving and starts_work:
             await work.start()
-        yield Backend(store, router, upkeep, pulls, work)
+        yield Backend(store, router, upkeep, pulls, pull_events, work)

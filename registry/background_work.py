@@ -1,8 +1,8 @@
 """`BackgroundWork`: what a server process does beside answering requests.
 
 It runs queued jobs, queues those that are due, stores the pulls that it has served, counts the use of space, evicts
-cached images, fetches images ahead of requests, looks at tags whose cooldown runs, and collects garbage. For most of
-this, leases choose one process at a time.
+cached images, fetches images ahead of requests, looks at tags whose cooldown runs, tells webhooks of events, and
+collects garbage. For most of this, leases choose one process at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.config import Settings
+from registry.events.delivery import configure_outbox, deliver_events, event_readers
+from registry.events.pull_events import PullEvents
 from registry.router import Router
 from registry.upkeep.budgets import scope_definitions
 from registry.upkeep.components import UpkeepComponents
@@ -45,14 +47,17 @@ class BackgroundWork:
         mirrors: Mapping[str, Mirror],
         upkeep: UpkeepComponents,
         pulls: PullRecorder,
+        pull_events: PullEvents | None,
         clock: Callable[[], float],
     ) -> None:
+        """`pull_events`: the pulls as events; None: nobody wants these."""
         self._settings = settings
         self._store = store
         self._router = router
         self._mirrors = mirrors
         self._upkeep = upkeep
         self._pulls = pulls
+        self._pull_events = pull_events
         self._clock = clock
         self._runner = JobRunner(store.jobs, store.leases, upkeep.works)
         self._is_started = False
@@ -69,13 +74,17 @@ class BackgroundWork:
         if self._mirrors:
             await self._watch_mirrors()
         settings, store = self._settings, self._store
-        self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), self._pulls.run())]
+        await configure_outbox(store.outbox, event_readers(settings))
+        recorders = [self._pulls.run()] if self._pull_events is None else [self._pulls.run(), self._pull_events.run()]
+        self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), *recorders)]
         schedules = [*self._queued_jobs(), keep_counted(store.usage, store.leases, scope_definitions(settings))]
         if store.run_rounds is not None:
             schedules.append(store.run_rounds())
         if self._upkeep.evictor.limits:
             store.metadata.on_mirrored = self._upkeep.evictor.check_soon
             schedules.append(self._upkeep.evictor.run())
+        if settings.webhook or settings.events.keep or await store.outbox.newest():
+            schedules.append(deliver_events(settings, store.outbox, store.leases, store.metadata.version, self._clock))
         if settings.scrub.every:
             schedules.append(scrub_on_schedule(settings.scrub, store, self._clock))
         self._schedules = [asyncio.create_task(work) for work in schedules]
@@ -102,8 +111,10 @@ class BackgroundWork:
         await self.hand_over()
         tasks, self._tasks = self._tasks, []
         await cancel_all(tasks)
-        with suppress(StorageFull, StorageFailed):  # then the last pulls are lost
-            await self._pulls.store()
+        for pulls in (self._pulls, self._pull_events):
+            if pulls is not None:
+                with suppress(StorageFull, StorageFailed):  # then the last pulls are lost
+                    await pulls.store()
 
     async def _watch_mirrors(self) -> None:
         from registry.mirror.warm.schedule import warm_on_schedule

@@ -45,6 +45,7 @@ from registry.server.shared_counters import SharedRateLimiter, shared_cells
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
+from storage.content import Pull
 from storage.interface import Registry
 from storage.store.stored_registry import StoredRegistry
 
@@ -179,7 +180,7 @@ class ServiceFactory:
                 authenticator,
                 answer_cache,
                 has_no_accounts=lambda: not policy.closed,
-                count_pull=backend.pulls.count,
+                count_pull=_pull_counter(backend),
                 # With the setting `read_only`, pushes are refused whatever room there is.
                 push_refusal=None if settings.read_only else store.push_refusal,
             ),
@@ -282,6 +283,20 @@ def _body_memory(settings: Settings) -> BodyMemory:
         manifests=MemoryBudget(max(MANIFESTS_BUDGET_BYTES, min_bytes), "request bodies"),
         responses=MemoryBudget(max(RESPONSES_BUDGET_BYTES, min_bytes), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
     )
+
+
+def _pull_counter(backend: Backend) -> CountPull:
+    """Returns the function that is called for each pull of a manifest."""
+    count, events = backend.pulls.count, backend.pull_events
+    if events is None:
+        return lambda pull, _name, _address, _request_id: count(pull)
+    add_event = events.add
+
+    def count_pull(pull: Pull, name: str, address: str, request_id: str) -> None:
+        count(pull)
+        add_event(pull, name, address, request_id)
+
+    return count_pull
 
 
 def _denial_recorder(components: AuthComponents) -> OnDenied:

@@ -158,7 +158,7 @@ async def open_files(
     `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        async with aclosing(FilePartialStore(disk, boot, publication.commit_content)) as partials:
+        async with aclosing(FilePartialStore(disk, boot, publication.commit_fill)) as partials:
             yield blobs, partials
 
 
@@ -242,6 +242,7 @@ async def open_registry(
             damage=database.damage,
             snapshots=database.snapshots,
             imports=database.imports,
+            outbox=database.outbox,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

@@ -17,6 +17,7 @@ from registry.admin import (
     backup_routes,
     cache_routes,
     collection_routes,
+    event_routes,
     frozen_tag_routes,
     grant_routes,
     import_routes,
@@ -69,6 +70,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "upkeep", "description": "Work on the whole store. Each of these starts a job."},
     {"name": "scrub", "description": "Reads all stored content again, and what it has found to be damaged."},
     {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
+    {"name": "events", "description": "What happened to the content, and which webhooks have not been told."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -87,6 +89,7 @@ _ROUTE_MODULES: Final = (
     scrub_routes,
     backup_routes,
     import_routes,
+    event_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

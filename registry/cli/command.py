@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import client_command, config_command, inspect_command, live_commands, serve_command
+from registry.cli import client_command, config_command, events_command, inspect_command, live_commands, serve_command
 from registry.cli.accounts import (
     audit_command,
     grant_command,
@@ -82,6 +82,7 @@ app.command("import-registry", help=import_registry_command.HELP, epilog=import_
 app.command("import-config", help=import_config_command.HELP, epilog=import_config_command.EXAMPLES)(
     import_config_command.import_config
 )
+app.add_typer(events_command.app, name="events")
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 

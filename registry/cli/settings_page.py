@@ -11,7 +11,7 @@ from inspect import getdoc
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from registry.cli.settings_text import toml_lines
+from registry.cli.settings_text import toml_lines, toml_value
 from registry.config import Settings, format_duration, format_size, is_duration, is_size
 from registry.config.setting_changes import takes_effect
 from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
@@ -156,7 +156,7 @@ def _example_line(path: SettingPath, field: FieldInfo) -> str:
     comment."""
     name, text = path[-1], default_text(path, field)
     if isinstance(field.default, list):
-        return f"{name} = []"
+        return f"{name} = {toml_value(field.default)}"
     if not text or " " in text:
         return f"# {name} =" + (f"  # {text}" if text else "")
     is_number = isinstance(field.default, int | float) and not is_size(field) and not is_duration(field)

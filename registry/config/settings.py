@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
+from registry.config.event_settings import EventSettings, Webhook, check_webhooks
 from registry.config.field_types import (
     AT_RESTART,
     AT_START,
@@ -239,6 +240,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
+    events: EventSettings = EventSettings()
     upstream: list[Upstream] = Field(
         default=[], description="The registries to mirror, see below. The value of the variable is JSON"
     )
@@ -258,6 +260,10 @@ class Settings(BaseSettings):
         default=[],
         description="Limits of what clients may store under a prefix, see below. The value of the variable is JSON",
     )
+    webhook: list[Webhook] = Field(
+        default=[],
+        description="HTTP endpoints that are told of events, see below. The value of the variable is JSON",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -269,6 +275,7 @@ class Settings(BaseSettings):
         check_upstreams(self.upstream, self.hosted)
         check_immutable_rules(self.immutable, (upstream.name for upstream in self.upstream))
         check_quotas(self.quota, [upstream.name for upstream in self.upstream])
+        check_webhooks(self.webhook)
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
     "retention": 'write it like [{"repositories": "team/**", "keep_last": 10}]',
     "quota": 'write it like [{"prefix": "team/", "max_size": "100GiB"}]',
+    "webhook": 'write it like [{"name": "ci", "url": "https://ci.example.com/hook"}]',
     "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
 }
 """For each setting that is a list of tables: the hint in error messages that shows how to write the list as JSON in a

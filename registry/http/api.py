@@ -183,7 +183,7 @@ class DistributionAPI:
             return None  # the limit is reached: the server calls the application, which answers 429
         request_id = request_id_of(scope["headers"])
         if answer.pull is not None and self._count_pull is not None:
-            self._count_pull(answer.pull)
+            self._count_pull(answer.pull, answer.principal_name, address, request_id)
         return answer, request_id
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -200,7 +200,7 @@ class DistributionAPI:
                 await handler(exchange)
             finally:  # a client that leaves before it has the whole manifest has pulled it, too
                 if exchange.pull is not None and self._count_pull is not None:
-                    self._count_pull(exchange.pull)
+                    self._count_pull(exchange.pull, exchange.name, exchange.address, exchange.request_id)
         elif exchange.method == "OPTIONS":
             await exchange.send_empty(204, allow_header(exchange.allowed_methods))
         else:

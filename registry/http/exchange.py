@@ -25,8 +25,8 @@ pieces of the request's body without copying them. `take_whole` returns all piec
 already. `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
 """An empty repository name, for requests that name no repository."""
-CountPull = Callable[[Pull], None]
-"""Counts a pull of a manifest. Takes about a microsecond."""
+CountPull = Callable[[Pull, str, str, str], None]
+"""Counts a pull of a manifest by a client with a name, an address and a request id. Takes about a microsecond."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "http.tls.minimumtls": "TLS 1.2 is always the oldest version here",
     "http.tls.ciphersuites": "the cipher suites are those of the system's OpenSSL",
     "http.tls": "set [tls]",
-    "notifications": "this registry does not send notifications; `entrepot audit` and /api/v1/audit list what happened",
+    "notifications": 'write a [[webhook]] with this url and format = "distribution"; a token goes into its token_file',
     "redis": "not needed: the workers share what they know through the database",
     "health": "GET /health checks the storage; there is nothing to set",
     "proxy.ttl": "cached images are not deleted by age",

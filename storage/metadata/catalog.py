@@ -138,9 +138,12 @@ class Metadata(Protocol):
         session `upload`, through which its bytes came. Raises BlobUploadUnknown."""
         ...
 
-    async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
+    async def adopt_blob(
+        self, repo: RepositoryName, digest: Digest, size: int, place: str, *, is_fill: bool = False
+    ) -> None:
         """Adds the row of a published blob and a link from the repository to it. For blobs whose bytes did not come
-        through an upload session. This and `add_blob` heal a damaged blob."""
+        through an upload session. `is_fill`: a mirror fetched it, which is an event (`storage.outbox`). This and
+        `add_blob` heal a damaged blob."""
         ...
 
     async def mount_blob(

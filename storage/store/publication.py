@@ -38,6 +38,13 @@ class Publication:
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place)
         )
 
+    async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
+        """Does the same for content that was downloaded from the upstream of `repo`."""
+        await self._commit(
+            content,
+            lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, is_fill=True),
+        )
+
     async def _commit(self, content: VerifiedContent, commit_row: Callable[[], Awaitable[None]]) -> None:
         """Stores the bytes and then commits the row by calling `commit_row`."""
         async with self._locks.hold(content.digest):

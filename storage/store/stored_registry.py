@@ -22,6 +22,7 @@ from storage.jobs import Jobs
 from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import ANY_ACTOR, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
+from storage.outbox import Outbox
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.pulls import Pulls
@@ -72,6 +73,7 @@ class StoredRegistry:
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
+    - `outbox`: events, and which webhooks have to be told of them;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(
@@ -99,6 +101,7 @@ class StoredRegistry:
         damage: DamageRecords,
         snapshots: Snapshots,
         imports: ImportRecords,
+        outbox: Outbox,
     ) -> None:
         self.run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None
         """Runs the rounds of garbage collection until it is cancelled; None: this process runs none."""
@@ -128,6 +131,7 @@ class StoredRegistry:
         self.quarantine = Quarantine(blobs, damage, locks)
         self.snapshots = snapshots
         self.imports = imports
+        self.outbox = outbox
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

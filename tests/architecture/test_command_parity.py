@@ -50,6 +50,9 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "events list": ("GET", "/events"),
+    "events tail": ("GET", "/events"),
+    "events retry": ("POST", "/events/retry"),
     "mirror freeze": ("PUT", "/mirror/frozen"),
     "mirror unfreeze": ("DELETE", "/mirror/frozen"),
     "mirror frozen": ("GET", "/mirror/frozen"),
@@ -81,6 +84,7 @@ ONLY_API = {
     ("GET", "/groups/{name}"),  # `group list` shows it
     ("POST", "/scrub"),  # `scrub` itself, a group of commands that runs
     ("GET", "/damaged"),  # `scrub status` shows it
+    ("GET", "/events/deliveries"),  # `events list --dead` and `--pending` show it
 }
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from registry.asgi import AsgiApp
+from registry.asgi import STOPPING_STATE, AsgiApp
 from registry.server.connection.context import Retirement, WorkerContext, WorkerState
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
@@ -113,6 +113,7 @@ class Worker:
         self._refresh_certificates(settled=True)  # the files may have changed since the server's start
         self._app = app = self._options.make_app()
         lifespan = Lifespan(app)
+        lifespan.state[STOPPING_STATE] = self._stop
         starting = asyncio.create_task(lifespan.start())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

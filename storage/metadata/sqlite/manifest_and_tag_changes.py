@@ -20,10 +20,11 @@ from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFai
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
-from storage.metadata.sqlite.upkeep import deleted_manifests, usage_tables
+from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
 from storage.metadata.sqlite.upkeep.damage_changes import forget_manifest, heal_manifest
 from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest, delete_pulls
 from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import EventAction
 from storage.tag_history import not_restorable
 from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_tag_denied, nothing_immutable
 
@@ -91,8 +92,12 @@ def put_manifest(
         add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
     if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
+    action = EventAction.FILL if sparse else EventAction.PUSH
     for tag in tags:
-        _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
+        previous = _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
+        event_tables.add_stored(db, action, repo, manifest, tag, previous, by, now)
+    if not tags:
+        event_tables.add_stored(db, action, repo, manifest, None, None, by, now)
 
 
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
@@ -212,10 +217,11 @@ def _store_references(db: apsw.Connection, table: str, repository: int, manifest
 
 def _store_tag(
     db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
-) -> None:
-    """Points the tag at the manifest. Records this in the tag history, unless the tag pointed at it already. Raises
-    QuotaExceeded if the tag is new and does not fit into a quota."""
-    previous = db.execute("SELECT manifest FROM tag WHERE repository = ? AND name = ?", (repository, tag)).get
+) -> Digest | None:
+    """Points the tag at the manifest, and returns what it pointed at before; None if there was no such tag. Records
+    this in the tag history, unless the tag pointed at it already. Raises QuotaExceeded if the tag is new and does not
+    fit into a quota."""
+    previous = _digest_of_tag(db, repository, tag)
     try:
         db.execute(
             "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?) "
@@ -224,8 +230,9 @@ def _store_tag(
         )
     except apsw.ConstraintError as error:
         raise usage_tables.tag_refusal(db, error, repository) from None
-    if previous != manifest_id:
+    if previous != digest:
         _record_tag(db, repository, tag, digest, by, now)
+    return previous
 
 
 def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
@@ -245,16 +252,19 @@ def delete_tag(
     now: float,
     *,
     is_immutable: IsImmutable = nothing_immutable,
+    action: EventAction = EventAction.DELETE,
 ) -> None:
-    """Deletes the tag; its manifest stays. Raises NameUnknown if there is no such repository, ManifestUnknown if it has
-    no such tag, Denied if the tag is immutable."""
+    """Deletes the tag; its manifest stays. `action`: that of the event. Raises NameUnknown if there is no such
+    repository, ManifestUnknown if it has no such tag, Denied if the tag is immutable."""
     repository = lookups.repository_id(db, repo)
-    if is_immutable(tag) and _digest_of_tag(db, repository, tag) is not None:
+    digest = _digest_of_tag(db, repository, tag)
+    if digest is None:
+        raise ManifestUnknown(f"{repo} has no tag {tag}")
+    if is_immutable(tag):
         raise immutable_delete_denied(repo, tag)
     db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))
-    if db.changes() == 0:
-        raise ManifestUnknown(f"{repo} has no tag {tag}")
     _record_tag(db, repository, tag, digest=None, by=by, now=now)
+    event_tables.add_deleted_tag(db, action, repo, tag, digest, by, now)
 
 
 def delete_manifest(
@@ -266,10 +276,12 @@ def delete_manifest(
     *,
     restorable: bool = True,
     is_immutable: IsImmutable = nothing_immutable,
+    action: EventAction = EventAction.DELETE,
 ) -> None:
     """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
-    repository refers. `restorable`: keeps the manifest in the table `deleted_manifest`. Raises NameUnknown if there is
-    no such repository, ManifestUnknown if it has no such manifest, Denied if an immutable tag needs it."""
+    repository refers. `restorable`: keeps the manifest in the table `deleted_manifest`. `action`: that of the events.
+    Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such manifest, Denied if an
+    immutable tag needs it."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
     if manifest_id is None:
@@ -278,6 +290,7 @@ def delete_manifest(
         _check_not_needed(db, manifest_id, repo, digest, is_immutable)
     if restorable:
         deleted_manifests.keep(db, manifest_id, now)
+    event_tables.add_deleted_manifest(db, action, repo, manifest_id, by, now)
     db.execute(_RECORD_DELETED_TAGS, (repository, manifest_id, now, by.name, by.address, by.request_id, by.user_agent))
     db.execute("DELETE FROM tag WHERE manifest = ?", (manifest_id,))
     db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository, manifest_id, now))
@@ -377,6 +390,7 @@ def move_tag(
     if is_immutable(tag) and not force:
         _check_unchanged(db, repository, repo, tag, manifest.digest)
     _check_restorable(db, repo, repository, manifest)
-    previous = _digest_of_tag(db, repository, tag)
-    _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
+    previous = _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
+    if previous != manifest.digest:
+        event_tables.add_stored(db, EventAction.MOVE, repo, manifest, tag, previous, by, now)
     return previous

@@ -22,6 +22,7 @@ from storage.metadata.sqlite.upkeep.sqlite_consistency import SqliteConsistency
 from storage.metadata.sqlite.upkeep.sqlite_damage import SqliteDamageRecords
 from storage.metadata.sqlite.upkeep.sqlite_import_records import SqliteImportRecords
 from storage.metadata.sqlite.upkeep.sqlite_jobs import SqliteJobs
+from storage.metadata.sqlite.upkeep.sqlite_outbox import SqliteOutbox
 from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
 from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
 from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
@@ -44,6 +45,7 @@ class SqliteDatabase:
     - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
+    - `outbox` stores events and which webhooks have to be told of them.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
     """
@@ -83,6 +85,7 @@ class SqliteDatabase:
         self.damage = SqliteDamageRecords(self._db, writer, scans, clock)
         self.snapshots = SqliteSnapshots(layout.metadata, clock, system=system)
         self.imports = SqliteImportRecords(self._db, writer)
+        self.outbox = SqliteOutbox(self._db, writer, scans, clock)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -41,7 +41,7 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import deleted_manifests
+from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
@@ -157,11 +157,19 @@ class SqliteMetadata:
         if was_damaged:
             log.warning(_HEALED, digest, repo)
 
-    async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
+    async def adopt_blob(
+        self, repo: RepositoryName, digest: Digest, size: int, place: str, *, is_fill: bool = False
+    ) -> None:
         """Adds to the repository a blob whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
-        upload session. `size`: in bytes."""
+        upload session. `size`: in bytes. `is_fill`: a mirror fetched it."""
         now = self._clock()
-        if await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now)):
+
+        def adopt(db: apsw.Connection) -> bool:
+            if is_fill:
+                event_tables.add_filled_blob(db, repo, digest, size, now)
+            return blob_changes.adopt_blob(db, repo, digest, size, place, now)
+
+        if await self._writer.run(adopt):
             log.warning(_HEALED, digest, repo)
         self.on_mirrored()
 

@@ -29,6 +29,7 @@ OWN = {
     ("PUT", "/repositories/{name}/tags/{tag}"),
     ("POST", "/repositories/{name}/tags/{tag}/restore"),
     ("GET", "/retention/preview"),
+    ("GET", "/events"),
 }
 """The routes that are not for admins only. All others have to be."""
 
@@ -48,6 +49,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/repositories/{name}/tags/{tag}/restore"): {},
     ("POST", "/cache/evict"): {},
     ("POST", "/retention"): {},
+    ("POST", "/events/retry"): {},
     ("POST", "/gc"): {},
     ("POST", "/fsck"): {},
     ("POST", "/scrub"): {},

@@ -22,6 +22,7 @@ from storage.content import Actor
 from storage.metadata.sqlite.blob_changes import is_referenced, remove_link
 from storage.metadata.sqlite.manifest_and_tag_changes import delete_manifest
 from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import EventAction
 from storage.upstream_tags import Sighting
 
 MAX_LOOKS: Final = 20
@@ -200,7 +201,7 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
         # Not restorable: the next pull fetches it from the upstream, and a copy here would keep its blobs.
-        delete_manifest(db, image.name, Digest(digest), by, now, restorable=False)
+        delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
     freed = 0
     for blob, digest, size in blobs:
         if not is_referenced(db, image.repository, Digest(digest)):

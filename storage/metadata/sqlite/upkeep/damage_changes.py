@@ -11,10 +11,12 @@ from typing import Any
 
 import apsw
 
-from storage.content import Manifest, digest_of, json_of_annotations
+from storage.content import BLOB_TYPE, Manifest, digest_of, json_of_annotations
 from storage.damage import UPKEEP_ACTOR, DamagedManifest
 from storage.metadata.sqlite.access.audit_table import record_content
+from storage.metadata.sqlite.upkeep import event_tables
 from storage.names import Digest, RepositoryName
+from storage.outbox import EventAction, NewEvent
 
 MAX_AUDIT_LINES = 20
 """Largest number of repositories that get a line in the audit log about one damaged blob."""
@@ -54,6 +56,15 @@ def _record_damage(db: apsw.Connection, digest: Digest, former: str, reason: str
     )
     for repo in holders(db, digest, MAX_AUDIT_LINES):
         record_content(db, UPKEEP_ACTOR, now, "blob.damaged", repo, digest, {"reason": reason})
+        _add_event(db, repo, digest, BLOB_TYPE, reason, now)
+
+
+def _add_event(
+    db: apsw.Connection, repo: RepositoryName, digest: Digest, media_type: str, reason: str, now: float
+) -> None:
+    """Adds the event of a damaged blob or manifest."""
+    action = EventAction.QUARANTINE
+    event_tables.add(db, NewEvent(action, repo, now, UPKEEP_ACTOR, digest=digest, media_type=media_type, reason=reason))
 
 
 def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:
@@ -86,13 +97,13 @@ def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedM
     """Hashes the manifest's body, and marks the manifest as damaged if the body does not have its digest. Returns None
     if it is right, deleted, or marked already."""
     row: Any = db.execute(
-        "SELECT m.repository, r.name, m.digest, m.size, m.body "
+        "SELECT m.repository, r.name, m.digest, m.media_type, m.size, m.body "
         "FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ? AND m.size > 0",
         (manifest_id,),
     ).get
     if row is None:
         return None
-    repository, name, digest, size, body = row
+    repository, name, digest, media_type, size, body = row
     repo, expected = RepositoryName(name), Digest(digest)
     actual = digest_of(body, expected.algorithm)
     if actual == expected:
@@ -105,6 +116,7 @@ def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedM
         (repository, digest, now, reason, size, body),
     )
     record_content(db, UPKEEP_ACTOR, now, "manifest.damaged", repo, expected, {"reason": reason})
+    _add_event(db, repo, expected, media_type, reason, now)
     return DamagedManifest(repo, expected, now, reason)
 
 

@@ -17,6 +17,7 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase, Immuta
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import unused_manifests
 from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import EventAction
 from storage.retention import (
     MAX_ORPHANS,
     MAX_PAGE_ROWS,
@@ -124,7 +125,7 @@ class SqliteRetention:
                 return False
             if unused_manifests.last_pull(db, manifest) != judged.pulled:
                 return False
-            manifest_and_tag_changes.delete_tag(db, repo, judged.name, by, now)
+            manifest_and_tag_changes.delete_tag(db, repo, judged.name, by, now, action=EventAction.RETENTION)
             return True
 
         return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
@@ -142,7 +143,7 @@ class SqliteRetention:
             if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
                 return None
             dependents = [dependent for _, dependent in unused_manifests.dependents(db, row[0])]
-            manifest_and_tag_changes.delete_manifest(db, repo, digest, by, self._clock(), restorable=restorable)
+            _delete_manifest(db, repo, digest, by, self._clock(), restorable)
             return dependents
 
         return await self._delete_manifests(repo, delete)
@@ -162,7 +163,7 @@ class SqliteRetention:
                     dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
                     # The clock is read in the transaction, so that later deletions have later times (see
                     # `SqliteMetadata.delete_manifest`).
-                    manifest_and_tag_changes.delete_manifest(db, repo, digest, by, self._clock(), restorable=restorable)
+                    _delete_manifest(db, repo, digest, by, self._clock(), restorable)
                     deleted.append(digest)
             return deleted, dependents
 
@@ -184,6 +185,15 @@ class SqliteRetention:
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:
         return await self._scans.run(lambda db: unused_manifests.freed_bytes(db, manifests))
+
+
+def _delete_manifest(
+    db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float, restorable: bool
+) -> None:
+    """Deletes a manifest. `restorable`: keeps it so that it can be put back."""
+    manifest_and_tag_changes.delete_manifest(
+        db, repo, digest, by, now, restorable=restorable, action=EventAction.RETENTION
+    )
 
 
 def _repository(db: apsw.Connection, repo: RepositoryName) -> int:

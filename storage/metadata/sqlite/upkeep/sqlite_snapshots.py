@@ -88,9 +88,11 @@ class SqliteSnapshots:
             raise _failure(f"cannot copy the database to {path}", error, target) from error
 
     def _leave_out_unfinished_work(self, db: apsw.Connection) -> None:
-        """Deletes the upload sessions, whose bytes no backup has, and marks the jobs that have not ended as stopped."""
+        """Deletes the upload sessions, whose bytes no backup has, and the events, of which this registry tells its
+        webhooks. Marks the jobs that have not ended as stopped."""
         db.execute(
-            "DELETE FROM upload; UPDATE job SET state = 'stopped', ended = ?1, updated = ?1, message = ?2 "
+            "DELETE FROM upload; DELETE FROM event_delivery; DELETE FROM event_reader; DELETE FROM event; "
+            "UPDATE job SET state = 'stopped', ended = ?1, updated = ?1, message = ?2 "
             "WHERE state IN ('queued', 'running')",
             (self._clock(), STOPPED_BY_BACKUP),
         )

@@ -20,7 +20,7 @@ def pulls() -> list[Pull]:
 @pytest.fixture
 def api(registry: MemoryRegistry, pulls: list[Pull]) -> DistributionAPI:
     cache = AnswerCache(lambda: 0, lambda repo: True)
-    return DistributionAPI(registry, answer_cache=cache, count_pull=pulls.append)
+    return DistributionAPI(registry, answer_cache=cache, count_pull=lambda pull, *_: pulls.append(pull))
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -116,7 +116,7 @@ def test_all_kinds_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     said = comments(text)
     assert "entrepot import http://OLD:5000" in said["storage.s3.bucket"]
     assert "[[issuer]]" in said["auth.token.realm"]
-    assert "does not send notifications" in said["notifications.endpoints.0.url"]
+    assert "write a [[webhook]]" in said["notifications.endpoints.0.url"]
     assert said["nonsense.key"] == "no key of a CNCF Distribution registry, as far as is known"
     assert "append the other files" in said["http.tls.clientcas"]
 

@@ -17,6 +17,7 @@ from storage.data_dir.layout import Layout
 from storage.errors import ManifestUnknown
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.outbox import LIST_READER, EventAction, EventReader
 from storage.pulls import PullCount
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Budget, CacheLimits, Evictor
@@ -153,6 +154,20 @@ async def test_what_was_not_pulled_for_the_longest_time_goes(cache: Cache) -> No
     assert await cache.has(APP, "t0")
     [*lines] = cache.db.execute("SELECT actor, action, target FROM audit WHERE action = 'manifest.delete' ORDER BY id")
     assert lines == [("entrepot eviction", "manifest.delete", repo) for repo in (WEB, FAR, APP)]
+
+
+async def test_what_goes_has_events(cache: Cache) -> None:
+    """The tag and the manifest of an image that is evicted have an event each, and what was fetched has one."""
+    await cache.store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
+    image = await cache.fetch(APP, "layer", tag="v1")
+    cache.clock.now += 1
+    await cache.evictor(10).evict()
+    events = [event.content for event in await cache.store.outbox.after(0, 10)]
+    assert [(event.action, event.tag, event.digest) for event in events] == [
+        (EventAction.FILL, "v1", image.digest),
+        (EventAction.EVICTION, "v1", image.digest),
+        (EventAction.EVICTION, None, image.digest),
+    ]
 
 
 async def test_nothing_goes_within_the_budget(cache: Cache) -> None:

@@ -1,0 +1,220 @@
+"""The routes of `/api/v1/events`: what happened to the content, as a list and as a stream, and which webhooks have not
+been told. The docstrings of the routes are the descriptions in the OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.admin import models
+from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
+from registry.admin.event_stream import EVENT_STREAM_TYPE, EventStream
+from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.request import RequestInvalid
+from storage.access import Action
+from storage.errors import Unsupported
+from storage.outbox import Delivery, Event, EventAction, NewEvent
+
+router = APIRouter(route_class=ManagementRoute)
+MAX_PAGES_READ = 10
+"""Largest number of pages that are read for one response, most of whose events the caller may not see."""
+NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
+
+
+class EventResponse(BaseModel):
+    """An event. `address`, `request` and `user_agent` are null for a caller who may not push."""
+
+    number: int = Field(description="Later events have higher numbers")
+    id: str = Field(description="A UUID, the same one that webhooks get")
+    time: datetime
+    action: str
+    repository: str
+    tag: str | None
+    digest: str | None
+    previous: str | None = Field(description="What the tag pointed at before it moved")
+    media_type: str
+    size: int
+    actor: str
+    address: str | None
+    request: str | None
+    user_agent: str | None
+    reason: str
+
+    @classmethod
+    def from_stored(cls, event: Event, *, with_client: bool = True) -> Self:
+        """Converts a stored event. `with_client`: with the address and the program of the client."""
+        content, by = event.content, event.content.by
+        return cls(
+            number=event.number,
+            id=event.id,
+            time=models.to_datetime(content.at),
+            action=content.action,
+            repository=content.repository,
+            tag=content.tag,
+            digest=content.digest,
+            previous=content.previous,
+            media_type=content.media_type,
+            size=content.size,
+            actor=by.name,
+            address=by.address if with_client else None,
+            request=by.request_id if with_client else None,
+            user_agent=by.user_agent if with_client else None,
+            reason=content.reason,
+        )
+
+
+class DeliveryResponse(BaseModel):
+    """An event that a webhook has not been told."""
+
+    webhook: str
+    event: EventResponse
+    attempts: int = Field(description="How often the endpoint refused it")
+    error: str = Field(description="Why the last attempt failed")
+    next_attempt: datetime | None = Field(description="Null: it waits for its turn, or is not tried any more")
+    dead_since: datetime | None = Field(description="When it was given up; null: it is still tried")
+
+    @classmethod
+    def from_stored(cls, delivery: Delivery) -> Self:
+        """Converts a stored delivery."""
+        is_waiting = delivery.dead is None and delivery.next_at > 0
+        return cls(
+            webhook=delivery.webhook,
+            event=EventResponse.from_stored(delivery.event),
+            attempts=delivery.attempts,
+            error=delivery.error,
+            next_attempt=models.to_datetime(delivery.next_at) if is_waiting else None,
+            dead_since=models.to_datetime_or_none(delivery.dead),
+        )
+
+
+class RetryBody(BaseModel):
+    """Which dead letters to send again: those of one webhook, or of one event, or of one webhook and event. Without
+    both: all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    webhook: str | None = Field(default=None, max_length=64)
+    event: int | None = Field(default=None, ge=1, le=2**63 - 1)
+
+
+class RetryResponse(BaseModel):
+    """How many dead letters are sent again."""
+
+    retried: int
+
+
+@router.get(
+    "/events",
+    tags=["events"],
+    response_model=models.ListPage[EventResponse],
+    responses={200: {"content": {EVENT_STREAM_TYPE: {"schema": {"type": "string"}}}}},
+)
+async def list_events(
+    request: Request,
+    caller: LoggedInCaller,
+    action: Annotated[EventAction | None, Query(description="Only events with this action")] = None,
+    repository: Annotated[str | None, Query(max_length=512, description="Only events of this repository")] = None,
+    after: AfterQuery = None,
+    limit: LimitQuery = 100,
+    accept: Annotated[str, Header()] = "",
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Any:
+    """Lists the events of repositories that the caller may pull from, newest first. An admin sees all. How long events
+    are kept is the setting `events.keep`.
+
+    With `Accept: text/event-stream`, sends events as they happen (Server-Sent Events). The stream begins after the
+    event with the number in the header `Last-Event-ID` or the parameter `after`, otherwise with the next event. If
+    events after that number are not kept any more, the first message is of the type `gap`."""
+    if not caller.upkeep.settings.events.keep:
+        raise Unsupported(NOT_KEPT)
+    position = _number_or_none(last_event_id or after)
+    wanted = _Wanted(caller, action, repository)
+    if EVENT_STREAM_TYPE in accept:
+        stream = EventStream(request, position, wanted.as_json)
+        return StreamingResponse(await stream.open(), media_type=EVENT_STREAM_TYPE)
+    return await _read_page(caller, wanted, position, limit)
+
+
+@router.get("/events/deliveries", tags=["events"])
+async def list_deliveries(
+    caller: AdminCaller,
+    webhook: Annotated[str | None, Query(max_length=64, description="Only those of this webhook")] = None,
+    dead: Annotated[bool, Query(description="Only dead letters")] = False,
+    after: AfterQuery = None,
+    limit: LimitQuery = 100,
+) -> models.ListPage[DeliveryResponse]:
+    """Lists events that webhooks have not been told, newest first."""
+    outbox = caller.upkeep.store.outbox
+    found = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
+    # A page ends at an event, because the next one begins with the event before it.
+    shown = found[:limit]
+    if len(found) > limit and (cut := found[limit].event.number) == shown[-1].event.number:
+        whole = [delivery for delivery in shown if delivery.event.number != cut]
+        shown = whole or shown
+    following = str(shown[-1].event.number) if len(found) > limit else None
+    return models.ListPage(items=[DeliveryResponse.from_stored(delivery) for delivery in shown], next=following)
+
+
+@router.post("/events/retry", tags=["events"])
+async def retry_deliveries(caller: AdminCaller, body: RetryBody) -> RetryResponse:
+    """Sends dead letters again."""
+    return RetryResponse(retried=await caller.upkeep.store.outbox.retry(body.webhook, body.event))
+
+
+class _Wanted:
+    """Which events a caller gets, and how."""
+
+    def __init__(self, caller: Caller, action: EventAction | None, repository: str | None) -> None:
+        self.action = action
+        self.repository = repository
+        self._caller = caller
+
+    def response(self, event: Event, caller: Caller) -> EventResponse | None:
+        """Returns an event for a caller; None if the caller did not ask for it or may not see it."""
+        content: NewEvent = event.content
+        if self.action not in (None, content.action) or self.repository not in (None, content.repository):
+            return None
+        if caller.rights.admin:
+            return EventResponse.from_stored(event)
+        principal = caller.principal
+        if not principal.may(Action.PULL, content.repository):
+            return None
+        return EventResponse.from_stored(event, with_client=principal.may(Action.PUSH, content.repository))
+
+    def as_json(self, event: Event, caller: Caller) -> tuple[str, str] | None:
+        """Returns the action of an event and the event as JSON, for a stream."""
+        found = self.response(event, caller)
+        return None if found is None else (found.action, found.model_dump_json())
+
+
+async def _read_page(caller: Caller, wanted: _Wanted, before: int | None, limit: int) -> models.ListPage[EventResponse]:
+    """Returns a page of events, newest first. It may have fewer than `limit` although more follow, because the work for
+    one page is bounded."""
+    items: list[EventResponse] = []
+    outbox = caller.upkeep.store.outbox
+    for _ in range(MAX_PAGES_READ):
+        page = await outbox.before(before, limit + 1, action=wanted.action, repository=wanted.repository)
+        for event in page[:limit]:
+            if (found := wanted.response(event, caller)) is not None:
+                items.append(found)
+            before = event.number
+            if len(items) == limit:
+                break
+        if len(page) <= limit and (not page or before == page[-1].number):
+            return models.ListPage(items=items)
+        if len(items) == limit:
+            break
+    return models.ListPage(items=items, next=None if before is None else str(before))
+
+
+def _number_or_none(text: str | None) -> int | None:
+    """Returns the number of an event in a query parameter or header. Raises RequestInvalid if it is not a number."""
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise RequestInvalid("this is not the number of an event")
+    return int(text)

@@ -1,0 +1,110 @@
+"""A stream of events for one client (`EventStream`): Server-Sent Events, as the HTML standard (9.2) defines them.
+
+The rights of the client are checked again while the stream is open, at most a second after they change; if it has no
+account any more, or the credential has expired, the stream ends. It also ends when the server stops, so that a stop
+need not wait for clients that never leave. A client then connects again, with the number of the last event it got.
+
+Memory is bounded: one page of events is read at a time, and the next one only when the client has received most of it.
+The server closes the connection of a client that has stopped reading (`registry.server.connection.timeouts`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Final
+
+from fastapi import Request
+
+from registry.admin.caller import Caller, identify_caller, require_login
+from registry.asgi import STOPPING_STATE
+from registry.events.event_feed import POLL_SECONDS, follow
+from storage.errors import RegistryError, TooManyRequests
+from storage.outbox import Event
+
+EVENT_STREAM_TYPE: Final = "text/event-stream"
+MAX_STREAMS: Final = 64
+"""Largest number of streams in one process."""
+KEEP_ALIVE_SECONDS: Final = 15.0
+"""A stream without events gets a comment at this interval, so that proxies do not close it."""
+RECHECK_SECONDS: Final = 1.0
+"""Shortest time between two checks of the client's rights."""
+RECONNECT_MILLISECONDS: Final = 2000
+
+AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
+"""Returns the action of an event and the event as JSON; None if the caller does not get it."""
+
+
+class EventStream:
+    """The stream that answers one request. `after`: the number of the last event that the client got; None: the stream
+    begins with the next event."""
+
+    def __init__(self, request: Request, after: int | None, as_json: AsJSON) -> None:
+        self._request = request
+        self._after = after
+        self._as_json = as_json
+        self._streams: set[EventStream] = request.app.event_streams
+        self._stopping: asyncio.Event | None = request.scope.get("state", {}).get(STOPPING_STATE)
+
+    async def open(self) -> AsyncIterator[bytes]:
+        """Returns the iterator over the stream's bytes. Raises TooManyRequests if there are too many streams."""
+        if len(self._streams) >= MAX_STREAMS:
+            raise TooManyRequests("there are too many streams of events", retry_after=30)
+        return self._send()
+
+    async def _send(self) -> AsyncIterator[bytes]:
+        self._streams.add(self)
+        try:
+            with suppress(RegistryError):  # such as a credential that is not valid any more: the stream ends
+                async for part in self._parts():
+                    yield part
+        finally:
+            self._streams.discard(self)
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        caller = await self._caller()
+        store = caller.upkeep.store
+        # Read before the first byte is sent: a client that has got one gets every event from then on.
+        newest = await store.outbox.newest()
+        after = newest if self._after is None else min(self._after, newest)
+        yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
+        # The numbers begin again in a registry that was restored from a backup.
+        if after + 1 < (oldest := await store.outbox.oldest()) or after < (self._after or 0):
+            yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": oldest}).encode()
+        checked_version, checked_at = store.metadata.version(), self._now()
+        pages = follow(store.outbox, store.metadata.version, after, idle_seconds=POLL_SECONDS)
+        sent_at = self._now()
+        async with aclosing(pages) as pages_to_close:
+            async for page in pages_to_close:
+                if self._stopping is not None and self._stopping.is_set():
+                    return
+                now = self._now()
+                is_changed = store.metadata.version() != checked_version
+                if now - checked_at >= (RECHECK_SECONDS if is_changed else KEEP_ALIVE_SECONDS):
+                    checked_version, checked_at = store.metadata.version(), now
+                    caller = await self._caller()
+                if text := self._text(page, caller):
+                    yield text
+                    sent_at = self._now()
+                elif now - sent_at >= KEEP_ALIVE_SECONDS:
+                    yield b": still here\n\n"
+                    sent_at = now
+
+    def _text(self, page: Sequence[Event], caller: Caller) -> bytes:
+        """Returns the messages for the events of a page that the caller gets."""
+        messages = []
+        for event in page:
+            if (found := self._as_json(event, caller)) is not None:
+                action, data = found
+                messages.append(f"id: {event.number}\nevent: {action}\ndata: {data}\n\n")
+        return "".join(messages).encode()
+
+    async def _caller(self) -> Caller:
+        """Authenticates the request again. Raises the errors that a new request would get."""
+        return await require_login(await identify_caller(self._request, None, None))
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

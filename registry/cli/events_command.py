@@ -1,0 +1,226 @@
+"""The command `entrepot events`: shows what happened to the content, and sends events again that webhooks did not
+take."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
+from registry.cli.output import local_time, plural, print_json, print_rows
+
+if TYPE_CHECKING:
+    from registry.upkeep.components import UpkeepComponents
+    from storage.outbox import Delivery, Event
+
+HELP = "Show what happened to the content, and the webhooks that have not been told."
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+IDLE_SECONDS = 3600.0
+COLUMNS = ("event", "time", "action", "what", "actor", "detail")
+NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
+
+ActionOption = Annotated[
+    str | None, typer.Option("--action", metavar="ACTION", help="Only events with this action, such as push.")
+]
+RepositoryOption = Annotated[
+    str | None, typer.Option("--repository", metavar="NAME", help="Only events of this repository.")
+]
+WebhookOption = Annotated[str | None, typer.Option("--webhook", metavar="NAME", help="Only this webhook.")]
+
+
+@app.command(
+    "tail",
+    help="Print events as they happen, until Ctrl-C. Works beside a running server.",
+    epilog="\b\nExamples:\n  entrepot events tail\n  entrepot events tail --action push --json\n"
+    "  entrepot events tail --after 0",
+)
+def tail(
+    action: ActionOption = None,
+    repository: RepositoryOption = None,
+    after: Annotated[
+        int | None,
+        typer.Option("--after", metavar="N", min=0, help="Begin after event N. [default: with the next event]"),
+    ] = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+) -> None:
+    """Prints one line for each event."""
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    _check_action(action)
+
+    async def follow(upkeep: UpkeepComponents) -> None:
+        from registry.events.event_feed import follow
+
+        if not upkeep.settings.events.keep:
+            fail(NOT_KEPT)
+        outbox, version = upkeep.store.outbox, upkeep.store.metadata.version
+        start = await outbox.newest() if after is None else after
+        async with aclosing(follow(outbox, version, start, idle_seconds=IDLE_SECONDS)) as pages:
+            async for page in pages:
+                for event in page:
+                    if _is_wanted(event, action, repository):
+                        _print_event(event, as_json=as_json)
+
+    with_upkeep(config, data, follow)
+
+
+@app.command(
+    "list",
+    help="List events, newest first; or those that webhooks have not been told.",
+    epilog="\b\nExamples:\n  entrepot events list\n  entrepot events list --repository team/app --json\n"
+    "  entrepot events list --dead\n  entrepot events list --pending --webhook ci",
+)
+def list_events(
+    action: ActionOption = None,
+    repository: RepositoryOption = None,
+    dead: Annotated[
+        bool, typer.Option("--dead", help="Only dead letters: events that a webhook did not take, and were given up.")
+    ] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Only events that wait for a webhook.")] = False,
+    webhook: WebhookOption = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="Show at most N.")] = 50,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prints events, or deliveries, as a table or as JSON."""
+    _check_action(action)
+    if dead or pending or webhook is not None:
+        if dead and pending:
+            fail("--dead and --pending exclude each other", USAGE_ERROR)
+        if action is not None or repository is not None:
+            fail("--action and --repository are for events, not for what waits for webhooks", USAGE_ERROR)
+        _list_deliveries(config, data, webhook, limit, only_dead=dead, only_pending=pending, as_json=as_json)
+        return
+    from registry.admin.event_routes import EventResponse
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+    from storage.outbox import EventAction
+
+    async def read(upkeep: UpkeepComponents) -> list[Event]:
+        if not upkeep.settings.events.keep:
+            fail(f"{NOT_KEPT}. `entrepot events list --pending` shows what waits for webhooks")
+        wanted = None if action is None else EventAction(action)
+        return list(await upkeep.store.outbox.before(None, limit, action=wanted, repository=repository))
+
+    events = with_upkeep(config, data, read)
+    if as_json:
+        print_json([EventResponse.from_stored(event) for event in events])
+    else:
+        print_rows(COLUMNS, [_cells(event) for event in events], "there are no such events")
+
+
+def _list_deliveries(
+    config: Path | None,
+    data: str | None,
+    webhook: str | None,
+    limit: int,
+    *,
+    only_dead: bool,
+    only_pending: bool,
+    as_json: bool,
+) -> None:
+    """Prints what webhooks have not been told."""
+    from registry.admin.event_routes import DeliveryResponse
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    async def read(upkeep: UpkeepComponents) -> list[Delivery]:
+        found = await upkeep.store.outbox.deliveries(webhook, None, limit, only_dead=only_dead)
+        return [delivery for delivery in found if not (only_pending and delivery.dead is not None)]
+
+    deliveries = with_upkeep(config, data, read)
+    if as_json:
+        print_json([DeliveryResponse.from_stored(delivery) for delivery in deliveries])
+        return
+    rows = [(delivery.webhook, *_cells(delivery.event)[:4], _state(delivery)) for delivery in deliveries]
+    print_rows(("webhook", *COLUMNS[:4], "state"), rows, "no webhook has anything left to be told")
+
+
+@app.command(
+    "retry",
+    help="Send dead letters again: one event, those of one webhook, or all.",
+    epilog="\b\nExamples:\n  entrepot events retry 1234\n  entrepot events retry --webhook ci\n"
+    "  entrepot events retry --all",
+)
+def retry(
+    event: Annotated[
+        int | None, typer.Argument(metavar="[EVENT]", min=1, help="The number of the event, as `events list` shows it.")
+    ] = None,
+    webhook: WebhookOption = None,
+    every: Annotated[bool, typer.Option("--all", help="All dead letters of all webhooks.")] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+) -> None:
+    """Makes dead letters deliveries again. The server sends them within a second."""
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    if event is None and webhook is None and not every:
+        fail("name an event or a webhook, or pass --all", USAGE_ERROR)
+
+    async def change(upkeep: UpkeepComponents) -> int:
+        return await upkeep.store.outbox.retry(webhook, event)
+
+    count = with_upkeep(config, data, change)
+    if not count:
+        fail("there is no such dead letter")
+    typer.echo(f"{plural(count, 'event')} will be sent again", err=True)
+
+
+def _check_action(action: str | None) -> None:
+    """Ends the command if there is no such action."""
+    from storage.outbox import EventAction
+
+    if action is not None and action not in set(EventAction):
+        fail(f"there is no action {action}; the actions are {', '.join(EventAction)}", USAGE_ERROR)
+
+
+def _is_wanted(event: Event, action: str | None, repository: str | None) -> bool:
+    content = event.content
+    return action in (None, content.action) and repository in (None, content.repository)
+
+
+def _print_event(event: Event, *, as_json: bool) -> None:
+    """Prints one line: columns of a fixed width, or JSON."""
+    from registry.admin.event_routes import EventResponse
+
+    if as_json:
+        typer.echo(EventResponse.from_stored(event).model_dump_json())
+        return
+    number, time, action, what, actor, detail = (_printable(cell) for cell in _cells(event))
+    typer.echo(f"{number:>8}  {time}  {action:<10}  {what}  by {actor}{'  ' + detail if detail else ''}")
+
+
+def _cells(event: Event) -> tuple[str, ...]:
+    """Returns the cells of `COLUMNS`."""
+    content = event.content
+    what = content.repository + (f":{content.tag}" if content.tag is not None else "")
+    if content.tag is None and content.digest is not None:
+        what += f"@{content.digest}"
+    details = [content.reason]
+    if content.tag is not None and content.digest is not None:
+        details.append(_short(content.digest))
+    if content.previous is not None:
+        details.append(f"before: {_short(content.previous)}")
+    detail = ", ".join(filter(None, details))
+    return str(event.number), local_time(content.at), str(content.action), what, content.by.name, detail
+
+
+def _short(digest: str) -> str:
+    """Returns a digest with the first 12 digits."""
+    return digest[: digest.index(":") + 13]
+
+
+def _state(delivery: Delivery) -> str:
+    """Returns what happens to a delivery, for people."""
+    if delivery.dead is not None:
+        return f"given up at {local_time(delivery.dead)}: {delivery.error}"
+    return f"waits: {delivery.error}" if delivery.error else "waits"
+
+
+def _printable(text: str) -> str:
+    """Replaces each control character by `?`, because it could act on a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,51 @@
+"""How an attempt to deliver an event ended (`Attempt`), and who is told of it (`DeliveryObserver`)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+
+class Outcome(Enum):
+    """How an attempt ended. `DELIVERED`: the endpoint answered 2xx. `REFUSED`: it answered another status, so the same
+    event may never succeed. `DOWN`: it did not answer, or said that it is not available now."""
+
+    DELIVERED = "delivered"
+    REFUSED = "refused"
+    DOWN = "down"
+
+
+class Attempt(NamedTuple):
+    """How an attempt ended, and why, for people; empty if the event was delivered."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+class DeliveryObserver(Protocol):
+    """Is told what happens to deliveries, such as to count them. The methods return at once. `webhook` is a name."""
+
+    def attempted(self, webhook: str, outcome: Outcome) -> None:
+        """An attempt has ended."""
+        ...
+
+    def given_up(self, webhook: str) -> None:
+        """An event has become a dead letter."""
+        ...
+
+    def dropped(self, webhook: str, pending: int, dead: int) -> None:
+        """So many deliveries and dead letters were dropped, because there were too many."""
+        ...
+
+
+class NoObserver:
+    """A `DeliveryObserver` that does nothing."""
+
+    def attempted(self, webhook: str, outcome: Outcome) -> None:
+        return
+
+    def given_up(self, webhook: str) -> None:
+        return
+
+    def dropped(self, webhook: str, pending: int, dead: int) -> None:
+        return

@@ -1,0 +1,124 @@
+"""Runs the delivery of events in one of the server's processes (`deliver_events`), and configures the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+from registry.config import Settings
+from registry.events.attempts import DeliveryObserver, NoObserver
+from storage.errors import RegistryError
+from storage.leases import Leases
+from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
+
+DELIVERY_SLOT: Final = "events"
+"""Name of the slot (a permit) that the process holds which tells webhooks of events."""
+SLOT_POLL_SECONDS: Final = 1.0
+"""Time between two looks of the other processes whether that process has died."""
+TIDY_SECONDS: Final = 10.0
+"""Time between two looks whether the outbox exceeds its limits."""
+log = logging.getLogger("registry.events")
+
+
+def event_readers(settings: Settings) -> list[EventReader]:
+    """Returns who wants which events, by the settings."""
+    readers = [
+        EventReader(webhook.name, frozenset(webhook.actions), tuple(webhook.repositories))
+        for webhook in settings.webhook
+    ]
+    if settings.events.keep:
+        readers.append(EventReader(LIST_READER, frozenset(settings.events.actions), ("**",)))
+    return readers
+
+
+def registry_address(settings: Settings) -> str:
+    """Returns the URL of the registry, which events name as their source."""
+    scheme = "http" if settings.tls.certificate is None else "https"
+    return settings.public_url or f"{scheme}://{settings.listen}"
+
+
+async def deliver_events(
+    settings: Settings,
+    outbox: Outbox,
+    leases: Leases,
+    version: Callable[[], object],
+    clock: Callable[[], float],
+    observer: DeliveryObserver | None = None,
+) -> None:
+    """Tells webhooks of events and keeps the outbox within its limits, until the task is cancelled. Every process runs
+    this function, but only one at a time works: the one that holds the slot `DELIVERY_SLOT`. `version` returns a value
+    that every commit of any process changes. `clock` returns seconds since 1970. `observer` is told how attempts
+    end."""
+    observer = observer or NoObserver()
+    while True:
+        try:
+            async with leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:
+                if has_slot:
+                    await _run_all(settings, outbox, version, clock, observer)
+        except RegistryError as error:
+            log.warning("the delivery of events stopped with an error: %s; it starts again", error)
+        except Exception:
+            log.exception("the delivery of events stopped with an unexpected error; it starts again")
+        await asyncio.sleep(SLOT_POLL_SECONDS)
+
+
+async def _run_all(
+    settings: Settings,
+    outbox: Outbox,
+    version: Callable[[], object],
+    clock: Callable[[], float],
+    observer: DeliveryObserver,
+) -> None:
+    """Runs the tasks of all webhooks."""
+    from registry.events.dispatcher import WebhookDispatcher
+    from registry.events.webhook_client import WebhookClient
+
+    async with AsyncExitStack() as stack:
+        dispatchers = []
+        for webhook in settings.webhook:
+            client = WebhookClient(webhook, registry_address(settings))
+            stack.push_async_callback(client.aclose)
+            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock, observer))
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the clients are closed
+        for dispatcher in dispatchers:
+            tasks.create_task(dispatcher.run())
+        await _keep_tidy(settings, outbox, clock, observer)
+
+
+async def _keep_tidy(
+    settings: Settings, outbox: Outbox, clock: Callable[[], float], observer: DeliveryObserver
+) -> None:
+    """Keeps the outbox within its limits, until the task is cancelled."""
+    events = settings.events
+    while True:
+        limits = EventLimits(clock() - events.keep, events.keep_max, events.max_pending, events.max_dead)
+        try:
+            for dropped in await outbox.tidy(limits):
+                observer.dropped(dropped.webhook, dropped.pending, dropped.dead)
+                if dropped.pending:
+                    log.error(
+                        "webhook %s: %d events that wait for it were dropped, the oldest first, because there are more "
+                        "than events.max_pending",
+                        *(dropped.webhook, dropped.pending),
+                    )
+                if dropped.dead:
+                    log.warning(
+                        "webhook %s: %d dead letters were dropped, the oldest first, because there are more than "
+                        "events.max_dead",
+                        *(dropped.webhook, dropped.dead),
+                    )
+        except RegistryError as error:
+            log.warning("cannot tidy the outbox: %s; it is tried again", error)
+        await asyncio.sleep(TIDY_SECONDS)
+
+
+async def configure_outbox(outbox: Outbox, readers: Sequence[EventReader]) -> None:
+    """Stores who wants which events. Logs an error of the store: the server then starts all the same, and records the
+    events that the settings before wanted."""
+    try:
+        await outbox.configure(readers)
+    except RegistryError as error:
+        log.error("cannot store which events are recorded: %s", error)

@@ -1,0 +1,136 @@
+"""The two forms in which webhooks get an event: CloudEvents 1.0, and the notifications of CNCF Distribution.
+
+Sources: CloudEvents 1.0.2, "JSON Event Format"; CNCF Distribution, notifications/event.go.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from storage.content import BLOB_TYPE
+from storage.outbox import Event, EventAction
+
+CLOUDEVENTS_TYPE: Final = "application/cloudevents+json; charset=utf-8"
+DISTRIBUTION_TYPE: Final = "application/vnd.docker.distribution.events.v2+json"
+_TYPES: Final[Mapping[EventAction, str]] = {
+    EventAction.PUSH: "entrepot.image.pushed",
+    EventAction.DELETE: "entrepot.image.deleted",
+    EventAction.MOVE: "entrepot.tag.moved",
+    EventAction.RETENTION: "entrepot.image.expired",
+    EventAction.EVICTION: "entrepot.image.evicted",
+    EventAction.QUARANTINE: "entrepot.content.quarantined",
+    EventAction.PULL: "entrepot.image.pulled",
+    EventAction.FILL: "entrepot.content.filled",
+}
+"""The attribute `type` of a CloudEvent."""
+_DISTRIBUTION_ACTIONS: Final[Mapping[EventAction, tuple[str, str]]] = {
+    EventAction.PUSH: ("push", "PUT"),
+    EventAction.DELETE: ("delete", "DELETE"),
+    EventAction.MOVE: ("push", "PUT"),
+    EventAction.RETENTION: ("delete", "DELETE"),
+    EventAction.EVICTION: ("delete", "DELETE"),
+    EventAction.QUARANTINE: ("quarantine", ""),
+    EventAction.PULL: ("pull", "GET"),
+    EventAction.FILL: ("fill", ""),
+}
+"""The fields `action` and `request.method` in the form of CNCF Distribution. There, a tag that moves is a push, because
+its clients move tags by pushes."""
+
+Envelope = Callable[[Event, str], tuple[str, bytes]]
+"""Returns the media type and the body for an event. Its second argument is the registry's address."""
+
+
+def event_fields(event: Event) -> dict[str, Any]:
+    """Returns an event as a JSON object, the form in which the API and `entrepot events` give it. Leaves out what is
+    not known."""
+    content = event.content
+    fields = {
+        "number": event.number,
+        "id": event.id,
+        "time": rfc3339(content.at),
+        "action": str(content.action),
+        "repository": content.repository,
+        "tag": content.tag,
+        "digest": content.digest,
+        "previous": content.previous,
+        "media_type": content.media_type,
+        "size": content.size,
+        "actor": content.by.name,
+        "address": content.by.address,
+        "request_id": content.by.request_id,
+        "user_agent": content.by.user_agent,
+        "reason": content.reason,
+    }
+    return {name: value for name, value in fields.items() if value not in (None, "", 0)}
+
+
+def cloud_event(event: Event, address: str) -> tuple[str, bytes]:
+    """Returns the media type and the body of an event as a CloudEvent in JSON."""
+    content = event.content
+    subject = content.repository
+    if content.tag is not None:
+        subject += f":{content.tag}"
+    elif content.digest is not None:
+        subject += f"@{content.digest}"
+    data = {name: value for name, value in event_fields(event).items() if name not in ("number", "id", "time")}
+    document = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": address,
+        "type": _TYPES[content.action],
+        "subject": subject,
+        "time": rfc3339(content.at),
+        "sequence": f"{event.number:020}",  # the extension "sequence": texts that sort like the events
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    return CLOUDEVENTS_TYPE, json.dumps(document, ensure_ascii=False).encode()
+
+
+def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
+    """Returns the media type and the body of an event in the form of CNCF Distribution, with one event."""
+    content = event.content
+    action, method = _DISTRIBUTION_ACTIONS[content.action]
+    host = urlsplit(address).netloc
+    target: dict[str, Any] = {"repository": content.repository}
+    if content.tag is not None:
+        target["tag"] = content.tag
+    # A deleted tag has no digest there, because a digest would mean that the manifest was deleted.
+    if content.digest is not None and not (action == "delete" and content.tag is not None):
+        kind = "blobs" if content.media_type == BLOB_TYPE else "manifests"
+        target["digest"] = content.digest
+        target["url"] = f"{address}/v2/{quote(content.repository)}/{kind}/{content.digest}"
+        if content.media_type:
+            target["mediaType"] = content.media_type
+        if content.size:
+            target["size"] = target["length"] = content.size
+    record: dict[str, Any] = {
+        "id": event.id,
+        "timestamp": rfc3339(content.at),
+        "action": action,
+        "target": target,
+        "request": {
+            "id": content.by.request_id,
+            "addr": content.by.address,
+            "host": host,
+            "method": method,
+            "useragent": content.by.user_agent,
+        },
+        "actor": {"name": content.by.name},
+        "source": {"addr": host},
+    }
+    return DISTRIBUTION_TYPE, json.dumps({"events": [record]}, ensure_ascii=False).encode()
+
+
+ENVELOPES: Final[Mapping[str, Envelope]] = {"cloudevents": cloud_event, "distribution": distribution_envelope}
+"""By the value of the setting `format`."""
+
+
+def rfc3339(unix_seconds: float) -> str:
+    """Returns a time in UTC with milliseconds, such as `2026-01-31T09:30:00.125Z`."""
+    milliseconds = round(unix_seconds * 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000)) + f".{milliseconds % 1000:03}Z"

@@ -1,0 +1,97 @@
+"""`PullEvents`: records pulls as events, if a reader wants that.
+
+A pull must cost a request almost nothing, so it only adds to a list in memory, which is bounded. The list is stored
+every few seconds. A kill of the process loses the pulls since then. A commit empties the response caches of all
+processes, so they store their pulls at the same moment (as `storage.upkeep.pull_recorder` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from registry.config import Settings
+from storage.content import Actor, Pull
+from storage.errors import NameInvalid, NameUnknown, RegistryError
+from storage.names import RepositoryName
+from storage.outbox import MAX_ADDED_EVENTS, EventAction, NewEvent, Outbox
+
+STORE_SECONDS: Final = 5.0
+"""Seconds between two times at which the pulls are stored."""
+MAX_EVENTS: Final = 10_000
+"""Largest number of pulls in memory, which then take about 5 MB. While there are so many, further ones are dropped."""
+log = logging.getLogger("registry.events")
+
+Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
+"""For a repository name as clients write it, returns three things, of which the second is the stored name. Raises
+NameUnknown, NameInvalid."""
+
+
+def wants_pulls(settings: Settings) -> bool:
+    """Returns whether a webhook, or the list of events, wants pulls."""
+    lists = [webhook.actions for webhook in settings.webhook]
+    if settings.events.keep:
+        lists.append(settings.events.actions)
+    return any(EventAction.PULL in actions for actions in lists)
+
+
+class PullEvents:
+    """The pulls that one process serves. Used from one event loop. `clock` returns seconds since 1970."""
+
+    def __init__(self, outbox: Outbox, locate: Locate, clock: Callable[[], float]) -> None:
+        self._outbox = outbox
+        self._locate = locate
+        self._clock = clock
+        self._pulls: list[tuple[Pull, float, str, str, str]] = []
+        """Each with its time, and the name, address and request id of the client."""
+        self._dropped = 0
+
+    def add(self, pull: Pull, name: str, address: str, request_id: str) -> None:
+        """Adds a pull of a client. Takes less than a microsecond."""
+        if len(self._pulls) < MAX_EVENTS:
+            self._pulls.append((pull, self._clock(), name, address, request_id))
+        else:
+            self._dropped += 1
+
+    async def run(self) -> None:
+        """Stores the pulls at the multiples of `STORE_SECONDS`, until the task is cancelled. Logs an error of the
+        store, and tries again next time."""
+        logged_error = ""
+        while True:
+            await asyncio.sleep(STORE_SECONDS - self._clock() % STORE_SECONDS)
+            try:
+                await self.store()
+                logged_error = ""
+            except RegistryError as error:
+                if logged_error != (logged_error := str(error)):
+                    log.warning("cannot store pulls as events: %s; it is tried again", error)
+
+    async def store(self) -> None:
+        """Stores the pulls so far. Those that are not stored, because of an error, stay in memory. Raises StorageFull,
+        StorageFailed."""
+        if self._dropped:
+            log.warning("%d pulls were not recorded as events, because there were too many", self._dropped)
+            self._dropped = 0
+        for _ in range(0, len(self._pulls), MAX_ADDED_EVENTS):
+            batch = self._pulls[:MAX_ADDED_EVENTS]
+            names = {repo: await self._stored_name(repo) for repo in {pull[0] for pull, *_ in batch}}
+            events = [
+                NewEvent(EventAction.PULL, stored, at, Actor(name, address, request_id), digest=digest)
+                for (repo, digest), at, name, address, request_id in batch
+                if (stored := names[repo]) is not None
+            ]
+            del self._pulls[: len(batch)]
+            try:
+                await self._outbox.add(events)  # a cancellation takes effect only after the change has been made
+            except RegistryError:
+                self._pulls[:0] = batch
+                raise
+
+    async def _stored_name(self, repo: RepositoryName) -> RepositoryName | None:
+        """Returns the stored name of a repository; None if there is no such repository any more."""
+        try:
+            return (await self._locate(repo))[1]
+        except (NameUnknown, NameInvalid):
+            return None

@@ -1,0 +1,161 @@
+"""Sends one event to one webhook (`WebhookClient`)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import os
+import ssl
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
+from typing import Final
+
+import httpx2
+
+from registry import __version__
+from registry.config.event_settings import Webhook
+from registry.events.attempts import Attempt, Outcome
+from registry.events.envelopes import ENVELOPES
+from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach
+from registry.upstream.transport import CheckedTransport, Resolver, TrustStore
+from storage.errors import RegistryError, UpstreamUnavailable
+from storage.outbox import Event
+
+_DOWN_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
+"""Statuses which mean that the endpoint, or what it needs, is not available now."""
+MAX_READ_BYTES: Final = 64 * 1024
+"""How many bytes of a response are read, so that its connection can be used again. A longer one is cut off."""
+_CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
+"""Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
+MAX_ERROR_CHARACTERS: Final = 300
+log = logging.getLogger("registry.events")
+
+
+class _WebhookPolicy(AddressPolicy):
+    """Checks the addresses of a webhook, and says so in its own words."""
+
+    def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
+        return UpstreamUnavailable(
+            f"{host} has the address {address}, which is {network.value}; to allow it, set private_network = true"
+        )
+
+
+class WebhookClient:
+    """Sends events to one webhook, and keeps its connections for the next ones. Never follows a redirect, because it
+    could lead to a host that the settings do not name. Uses no proxy. Used from one event loop."""
+
+    def __init__(self, settings: Webhook, address: str) -> None:
+        """`address`: the registry's URL, which the events name as their source."""
+        self._settings = settings
+        self._address = address
+        self._envelope = ENVELOPES[settings.format]
+        self._reach = Reach(None if settings.private_network else NetworkClass.PUBLIC)
+        self._resolver = Resolver(settings.name)
+        self._client: httpx2.AsyncClient | None = None
+
+    async def send(self, event: Event) -> Attempt:
+        """Sends an event and returns how that ended. Takes at most the time of the setting `timeout`. A cancellation
+        closes the connection; the endpoint may or may not have got the event."""
+        media_type, body = self._envelope(event, self._address)
+        try:
+            headers = {"content-type": media_type, **self._signature(body), **self._authorization()}
+            async with asyncio.timeout(self._settings.timeout):
+                try:
+                    return await self._post(body, headers)
+                except _CONNECTION_LOST:
+                    return await self._post(body, headers)
+        except TimeoutError:
+            return Attempt(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
+        except RegistryError as error:
+            return Attempt(Outcome.DOWN, error.message)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
+
+    async def _post(self, body: bytes, headers: dict[str, str]) -> Attempt:
+        client = await self._open()
+        async with client.stream("POST", self._settings.url, content=body, headers=headers) as response:
+            status = response.status_code
+            read = 0
+            async for piece in response.aiter_raw():
+                read += len(piece)
+                if read > MAX_READ_BYTES:
+                    break
+        if response.is_success:
+            return Attempt(Outcome.DELIVERED)
+        reason = f"it answered {status}"
+        if 300 <= status < 400:
+            reason += ", a redirect, which is not followed; set the url to where it leads"
+        return Attempt(Outcome.DOWN if status in _DOWN_STATUSES else Outcome.REFUSED, reason)
+
+    async def _open(self) -> httpx2.AsyncClient:
+        """Returns the HTTP client. Makes it at the first call, because the TLS context takes about 30 ms."""
+        if self._client is None:
+            context = await asyncio.to_thread(_make_context, self._settings.ca_file)
+            limits = httpx2.Limits(max_connections=self._settings.connections)
+            policy = _WebhookPolicy(self._settings.name)
+            transport = CheckedTransport(policy, self._reach, self._resolver, context, limits)
+            timeout = httpx2.Timeout(self._settings.timeout)
+            self._client = httpx2.AsyncClient(
+                transport=transport,
+                timeout=timeout,
+                follow_redirects=False,
+                trust_env=False,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
+                headers={"user-agent": f"entrepot/{__version__}"},
+            )
+        return self._client
+
+    def _signature(self, body: bytes) -> dict[str, str]:
+        """Returns the header that signs the body; none if there is no secret. Raises OSError, ValueError if the secret
+        cannot be read. Reads it each time, so that a new one is used at once."""
+        settings = self._settings
+        if settings.secret_file is not None:
+            secret = _read_secret(settings.secret_file)
+        elif settings.secret_env is not None:
+            secret = os.environ.get(settings.secret_env, "")
+            if not secret:
+                raise ValueError(f"the environment variable {settings.secret_env} is not set")
+        else:
+            return {}
+        return {settings.signature_header: f"sha256={sign(secret, body)}"}
+
+    def _authorization(self) -> dict[str, str]:
+        file = self._settings.token_file
+        return {} if file is None else {"authorization": f"Bearer {_read_secret(file)}"}
+
+    async def aclose(self) -> None:
+        """Closes the connections. May be called more than once."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+        await self._resolver.aclose()
+
+
+def _make_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Returns the context with which certificates are checked. Blocks for about 30 ms. Raises ValueError if the file
+    with authorities cannot be read."""
+    if ca_file is None:
+        return TrustStore(None).context()
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as error:  # also ssl.SSLError, which is a subclass
+        raise ValueError(f"its ca_file {ca_file} cannot be read: {error}") from None
+
+
+def sign(secret: str, body: bytes) -> str:
+    """Returns the signature of a body: its HMAC-SHA256 in hexadecimal."""
+    return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def _read_secret(file: Path) -> str:
+    """Returns the content of a file without the line end. Raises OSError; ValueError if the file is empty."""
+    text = file.read_text(encoding="utf-8").rstrip("\r\n")
+    if not text:
+        raise ValueError(f"{file} is empty")
+    return text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"

@@ -1,0 +1,136 @@
+"""Adds events to the metadata database, in the transaction of the change that they tell of.
+
+Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
+change is made, `now` the time in seconds since 1970. If no reader wants an event, a function reads one short table and
+does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import apsw
+
+from storage.content import BLOB_TYPE, Actor, Manifest
+from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import LIST_READER, EventAction, EventReader, NewEvent
+from storage.pattern_matcher import Matcher
+
+MIRROR_ACTOR: Final = Actor(name="mirror")
+"""The actor of a blob that a mirror fetches for all clients."""
+_INSERT: Final = """
+INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
+                   user_agent, reason)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+
+
+class _Filter(NamedTuple):
+    """What a reader wants."""
+
+    actions: frozenset[str]
+    repositories: Matcher
+
+
+def add(db: apsw.Connection, event: NewEvent) -> None:
+    """Adds an event, and a delivery for each webhook that wants it. Adds nothing if no reader wants it."""
+    readers = [name for name, wanted in _readers(db) if _wants(wanted, event)]
+    if not readers:
+        return
+    by = event.by
+    number: Any = db.execute(
+        _INSERT,
+        (
+            *(str(uuid.uuid4()), event.at, event.action, event.repository, event.tag, event.digest, event.previous),
+            *(event.media_type, event.size, by.name, by.address, by.request_id, by.user_agent, event.reason),
+        ),
+    ).get
+    for name in readers:
+        if name != LIST_READER:
+            db.execute(
+                "INSERT INTO event_delivery (webhook, event, repository) VALUES (?, ?, ?)",
+                (name, number, event.repository),
+            )
+
+
+def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
+    """Returns whether a reader may want an event with this action. For code that has to read more for the event."""
+    return any(action in wanted.actions and wanted.repositories.matches(repo) for _, wanted in _readers(db))
+
+
+def add_stored(
+    db: apsw.Connection,
+    action: EventAction,
+    repo: RepositoryName,
+    manifest: Manifest,
+    tag: Tag | None,
+    previous: Digest | None,
+    by: Actor,
+    now: float,
+) -> None:
+    """Adds the event of a manifest that was stored, or at which the tag was pointed. `previous`: what the tag pointed
+    at before; None if there was no such tag."""
+    moved_from = None if previous == manifest.digest else previous
+    size = len(manifest.body)
+    add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
+
+
+def add_filled_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, now: float) -> None:
+    """Adds the event of a blob that a mirror has fetched."""
+    add(db, NewEvent(EventAction.FILL, repo, now, MIRROR_ACTOR, digest=digest, media_type=BLOB_TYPE, size=size))
+
+
+def add_deleted_tag(
+    db: apsw.Connection, action: EventAction, repo: RepositoryName, tag: str, digest: str | None, by: Actor, now: float
+) -> None:
+    """Adds the event of a deleted tag, which pointed at `digest`."""
+    add(db, NewEvent(action, repo, now, by, tag, digest))
+
+
+def add_deleted_manifest(
+    db: apsw.Connection, action: EventAction, repo: RepositoryName, manifest_id: int, by: Actor, now: float
+) -> None:
+    """Adds the events of a manifest that is about to be deleted, and of its tags, which go with it."""
+    if not is_wanted(db, action, repo):
+        return
+    row: Any = db.execute("SELECT digest, media_type, size FROM manifest WHERE id = ?", (manifest_id,)).get
+    digest, media_type, size = row
+    tags: list[Any] = db.execute("SELECT name FROM tag WHERE manifest = ? ORDER BY name", (manifest_id,)).fetchall()
+    for (tag,) in tags:
+        add(db, NewEvent(action, repo, now, by, tag, digest, media_type=media_type, size=size))
+    add(db, NewEvent(action, repo, now, by, digest=digest, media_type=media_type, size=size))
+
+
+def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> None:
+    """Replaces the readers, and deletes the deliveries of webhooks that are none of them."""
+    db.execute("DELETE FROM event_reader")
+    db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
+    names = json.dumps([reader.name for reader in readers])
+    db.execute("DELETE FROM event_delivery WHERE webhook NOT IN (SELECT value FROM json_each(?))", (names,))
+
+
+def reader_row(reader: EventReader) -> tuple[str, str, str]:
+    """Returns the row of a reader."""
+    return reader.name, json.dumps(sorted(reader.actions)), json.dumps(list(reader.repositories))
+
+
+def _readers(db: apsw.Connection) -> list[tuple[str, _Filter]]:
+    """Returns the readers, each with its name and what it wants."""
+    rows: list[Any] = db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
+    return [(name, _filter(actions, repositories)) for name, actions, repositories in rows]
+
+
+@lru_cache(maxsize=256)
+def _filter(actions: str, repositories: str) -> _Filter:
+    """Returns what a reader with these columns wants."""
+    return _Filter(frozenset(json.loads(actions)), Matcher(tuple(json.loads(repositories))))
+
+
+def _wants(wanted: _Filter, event: NewEvent) -> bool:
+    is_move = event.action is EventAction.PUSH and event.previous is not None
+    if event.action not in wanted.actions and not (is_move and EventAction.MOVE in wanted.actions):
+        return False
+    return wanted.repositories.matches(event.repository)

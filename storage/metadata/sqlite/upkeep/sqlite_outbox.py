@@ -1,0 +1,183 @@
+"""Stores events and their deliveries in the metadata database (`SqliteOutbox`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import apsw
+
+from storage.content import Actor
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep import event_tables, outbox_limits
+from storage.outbox import (
+    MAX_ADDED_EVENTS,
+    Delivery,
+    DroppedDeliveries,
+    DueDeliveries,
+    Event,
+    EventAction,
+    EventLimits,
+    EventReader,
+    FailedDelivery,
+    NewEvent,
+    WebhookBacklog,
+)
+
+_EVENT: Final = (
+    "e.id, e.uuid, e.at, e.action, e.repository, e.tag, e.digest, e.previous, e.media_type, e.size, e.actor, "
+    "e.address, e.request_id, e.user_agent, e.reason"
+)
+_DELIVERY: Final = f"d.webhook, d.attempts, d.next_at, d.dead, d.error, {_EVENT}"
+_HEADS: Final = """
+WITH RECURSIVE waiting (repository) AS (
+  SELECT min(repository) FROM event_delivery WHERE webhook = ?1 AND dead IS NULL
+  UNION ALL
+  SELECT (SELECT min(d.repository) FROM event_delivery d
+           WHERE d.webhook = ?1 AND d.dead IS NULL AND d.repository > w.repository)
+    FROM waiting w WHERE w.repository IS NOT NULL),
+head (repository, event) AS (
+  SELECT w.repository, (SELECT min(d.event) FROM event_delivery d
+                         WHERE d.webhook = ?1 AND d.dead IS NULL AND d.repository = w.repository)
+    FROM waiting w WHERE w.repository IS NOT NULL)
+SELECT h.repository, d.next_at FROM head h JOIN event_delivery d ON d.webhook = ?1 AND d.event = h.event
+ ORDER BY h.event"""
+"""The repositories with deliveries of a webhook, and when the oldest of each is due. Looks up one row for each
+repository, however many deliveries it has."""
+_QUEUE: Final = f"""
+SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
+ WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
+_DELIVERIES: Final = f"""
+SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
+ WHERE d.event < ?1 AND (?2 IS NULL OR d.webhook = ?2) AND (d.dead IS NOT NULL OR NOT ?3)
+ ORDER BY d.event DESC, d.webhook LIMIT ?4"""
+_EVENTS: Final = f"""
+SELECT {_EVENT} FROM event e
+ WHERE e.id < ?1 AND (?2 IS NULL OR e.action = ?2) AND (?3 IS NULL OR e.repository = ?3) ORDER BY e.id DESC LIMIT ?4"""
+_HIGHEST_ROW_ID: Final = 2**63 - 1
+
+
+class SqliteOutbox:
+    """Implements `storage.outbox.Outbox`, which describes the methods."""
+
+    def __init__(
+        self,
+        db: apsw.Connection,
+        writer: CommitThread | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+        clock: Callable[[], float],
+    ) -> None:
+        """Reads a few rows with `db` and many with `scans`, and changes through `writer`. `clock` returns the time in
+        seconds since 1970."""
+        self._db = db
+        self._writer = writer
+        self._scans = scans
+        self._clock = clock
+
+    async def configure(self, readers: Sequence[EventReader]) -> None:
+        rows: list[Any] = self._db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
+        if set(rows) != set(map(event_tables.reader_row, readers)):
+            await self._writer.run(lambda db: event_tables.configure(db, readers), reserve_use=ReserveUse.SMALL)
+
+    async def add(self, events: Sequence[NewEvent]) -> None:
+        assert len(events) <= MAX_ADDED_EVENTS
+
+        def insert(db: apsw.Connection) -> None:
+            for event in events:
+                event_tables.add(db, event)
+
+        await self._writer.run(insert, durable=False)
+
+    async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
+        def read(db: apsw.Connection) -> DueDeliveries:
+            heads: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
+            due = [repository for repository, next_at in heads if next_at <= now][:max_repositories]
+            later = [next_at for _, next_at in heads if next_at > now]
+            queues = [[_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due]
+            return DueDeliveries(queues, min(later, default=None))
+
+        return await self._scans.run(read)
+
+    async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
+        updates = [(f.attempts, f.next_at, f.dead, f.error, webhook, f.event) for f in failed]
+
+        def change(db: apsw.Connection) -> None:
+            db.executemany(
+                "DELETE FROM event_delivery WHERE webhook = ? AND event = ?", [(webhook, event) for event in delivered]
+            )
+            db.executemany(
+                "UPDATE event_delivery SET attempts = ?, next_at = ?, dead = ?, error = ? "
+                "WHERE webhook = ? AND event = ?",
+                updates,
+            )
+
+        await self._writer.run(change, durable=False, reserve_use=ReserveUse.RELIEF)
+
+    async def newest(self) -> int:
+        number: int | None = self._db.execute("SELECT max(id) FROM event").get
+        return number or 0
+
+    async def oldest(self) -> int:
+        number: int | None = self._db.execute("SELECT min(id) FROM event").get
+        return number or 0
+
+    async def after(self, number: int, limit: int) -> Sequence[Event]:
+        rows: list[Any] = self._db.execute(
+            f"SELECT {_EVENT} FROM event e WHERE e.id > ? ORDER BY e.id LIMIT ?", (number, limit)
+        ).fetchall()
+        return [_event(row) for row in rows]
+
+    async def before(
+        self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> Sequence[Event]:
+        values = (_HIGHEST_ROW_ID if number is None else number, action, repository, limit)
+        return await self._scans.run(lambda db: [_event(row) for row in db.execute(_EVENTS, values)])
+
+    async def deliveries(
+        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool
+    ) -> Sequence[Delivery]:
+        values = (_HIGHEST_ROW_ID if before is None else before, webhook, only_dead, limit)
+        return await self._scans.run(lambda db: [_delivery(row) for row in db.execute(_DELIVERIES, values)])
+
+    async def retry(self, webhook: str | None, event: int | None) -> int:
+        def change(db: apsw.Connection) -> int:
+            db.execute(
+                "UPDATE event_delivery SET dead = NULL, attempts = 0, next_at = 0 "
+                "WHERE dead IS NOT NULL AND (?1 IS NULL OR webhook = ?1) AND (?2 IS NULL OR event = ?2)",
+                (webhook, event),
+            )
+            return db.changes()
+
+        return await self._writer.run(change, reserve_use=ReserveUse.SMALL)
+
+    async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
+        dropped: list[DroppedDeliveries] = []
+        while excess := await self._scans.run(lambda db: outbox_limits.find_excess(db, limits)):
+            delete = partial(outbox_limits.delete_excess, excess=excess)
+            await self._writer.run(delete, durable=False, reserve_use=ReserveUse.RELIEF)
+            dropped += excess.dropped
+            if excess.is_complete:
+                break
+        return dropped
+
+    async def backlog(self) -> Sequence[WebhookBacklog]:
+        return await self._scans.run(outbox_limits.backlog)
+
+
+def _event(row: Sequence[Any]) -> Event:
+    """Returns the event of a row with the columns `_EVENT`."""
+    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *more = row
+    actor, address, request_id, user_agent, reason = more
+    by = Actor(actor, address, request_id, user_agent)
+    content = NewEvent(EventAction(action), repository, at, by, tag, digest, previous, media_type, size, reason)
+    return Event(number, uuid, content)
+
+
+def _delivery(row: Sequence[Any]) -> Delivery:
+    """Returns the delivery of a row with the columns `_DELIVERY`."""
+    webhook, attempts, next_at, dead, error, *event = row
+    return Delivery(webhook, _event(event), attempts, next_at, dead, error)

@@ -1,0 +1,228 @@
+"""The interface of the store of events (`Outbox`): what happened to content, and which webhooks have to be told.
+
+An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. A change and its events are
+one transaction, so no change that the server has acknowledged lacks its events. A *webhook* is an HTTP endpoint that
+wants to be told of events. A *delivery* is an event that a webhook has not been told yet. A *dead letter* is a delivery
+that is not tried any more.
+
+A *reader* is a webhook, or the list of events that people and programs read. An event that no reader wants is not
+stored. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from storage.content import Actor
+from storage.errors import RegistryError
+
+LIST_READER: Final = ""
+"""Name of the reader that is the list of events."""
+MAX_ADDED_EVENTS: Final = 500
+"""Largest number of events in one call of `Outbox.add`."""
+
+
+class EventAction(StrEnum):
+    """What happened.
+
+    - `PUSH`: a client pushed a manifest; with a tag if it pushed the manifest by tag.
+    - `DELETE`: a manifest or tag was deleted. The tags of a deleted manifest have events of their own.
+    - `MOVE`: a tag was pointed at a manifest without a push. A push that moves a tag counts as a move as well.
+    - `RETENTION`: a rule of retention deleted a manifest or tag.
+    - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to make room.
+    - `QUARANTINE`: the stored bytes of a blob or manifest were found damaged.
+    - `PULL`: a client pulled a manifest.
+    - `FILL`: a mirror fetched a manifest or blob from its upstream."""
+
+    PUSH = "push"
+    DELETE = "delete"
+    MOVE = "move"
+    RETENTION = "retention"
+    EVICTION = "eviction"
+    QUARANTINE = "quarantine"
+    PULL = "pull"
+    FILL = "fill"
+
+
+CHANGES: Final = frozenset(EventAction) - {EventAction.PULL, EventAction.FILL}
+"""The actions that change what the registry holds. There are far more pulls and fills than these."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event that is not stored yet. `repository`: the stored name. `tag` and `digest`: what it happened to; one of
+    them may be None. `previous`: what the tag pointed at before it moved; None if it did not move, or is new.
+    `media_type` and `size` (in bytes): of the manifest or blob; empty and 0 if they are not known. `by`: who did it.
+    `reason`: more about it, for people."""
+
+    action: EventAction
+    repository: str
+    at: float
+    by: Actor
+    tag: str | None = None
+    digest: str | None = None
+    previous: str | None = None
+    media_type: str = ""
+    size: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A stored event. `number` grows with each event; later changes have higher numbers. `id` is a UUID."""
+
+    number: int
+    id: str
+    content: NewEvent
+
+
+@dataclass(frozen=True, slots=True)
+class EventReader:
+    """A webhook, or the list of events (`LIST_READER`), and which events it wants: those with one of `actions`, from
+    repositories that one of the patterns `repositories` matches."""
+
+    name: str
+    actions: frozenset[EventAction]
+    repositories: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event that the webhook has not been told. `attempts`: how often it was refused so far. `next_at`: when it is
+    tried again. `dead`: when it was given up; None if it is still tried. `error`: why the last attempt failed."""
+
+    webhook: str
+    event: Event
+    attempts: int
+    next_at: float
+    dead: float | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DueDeliveries:
+    """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`:
+    when the next one that is not in `queues` is due; None if there is none."""
+
+    queues: Sequence[Sequence[Delivery]]
+    next_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDelivery:
+    """The outcome of an attempt that failed. `attempts`, `next_at`, `dead` and `error` replace those of the
+    delivery."""
+
+    event: int
+    attempts: int
+    next_at: float
+    dead: float | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventLimits:
+    """How much the outbox keeps. `keep_since`: events before this time are deleted, unless a webhook has to be told of
+    them. `events`: largest number of events that are kept for the list. `pending` and `dead`: largest number of
+    deliveries and of dead letters of each webhook."""
+
+    keep_since: float
+    events: int
+    pending: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedDeliveries:
+    """How many deliveries and dead letters of a webhook were dropped, because there were too many."""
+
+    webhook: str
+    pending: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookBacklog:
+    """How many deliveries and dead letters a webhook has. `oldest`: time of the oldest event that is still tried; None
+    if there is none."""
+
+    webhook: str
+    pending: int
+    dead: int
+    oldest: float | None
+
+
+class DeliveryUnknown(RegistryError):
+    """There is no such dead letter."""
+
+    code = "DELIVERY_UNKNOWN"
+    default = "there is no such dead letter"
+
+
+class Outbox(Protocol):
+    """The events and deliveries, which all processes share. Changes of content add their events themselves. All methods
+    may raise StorageFailed, those that change something also StorageFull."""
+
+    async def configure(self, readers: Sequence[EventReader]) -> None:
+        """Makes these the readers, and deletes the deliveries of webhooks that are none of them. Does not write if
+        nothing changes."""
+        ...
+
+    async def add(self, events: Sequence[NewEvent]) -> None:
+        """Adds events that change nothing, such as pulls: at most `MAX_ADDED_EVENTS`. A power cut may lose the
+        newest of them."""
+        ...
+
+    async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
+        """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, those that
+        wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due, none of
+        the repository is."""
+        ...
+
+    async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
+        """Deletes the deliveries of the events with the numbers `delivered`, and updates those that failed. A power cut
+        may undo this; then these events are delivered again."""
+        ...
+
+    async def newest(self) -> int:
+        """Returns the number of the newest event; 0 if there never was one."""
+        ...
+
+    async def oldest(self) -> int:
+        """Returns the number of the oldest event that is stored; 0 if there is none."""
+        ...
+
+    async def after(self, number: int, limit: int) -> Sequence[Event]:
+        """Returns at most `limit` events with numbers above `number`, oldest first."""
+        ...
+
+    async def before(
+        self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> Sequence[Event]:
+        """Returns at most `limit` events with numbers below `number` (None: from the newest on), newest first.
+        `action` and `repository`: only such events (None: all)."""
+        ...
+
+    async def deliveries(
+        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool
+    ) -> Sequence[Delivery]:
+        """Returns at most `limit` deliveries of one webhook (None: of all), newest event first: those of events with
+        numbers below `before` (None: from the newest on). `only_dead`: only dead letters."""
+        ...
+
+    async def retry(self, webhook: str | None, event: int | None) -> int:
+        """Makes dead letters deliveries again: those of a webhook (None: of all) and of an event (None: of all).
+        Returns their number."""
+        ...
+
+    async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
+        """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns what webhooks
+        will not be told because of that."""
+        ...
+
+    async def backlog(self) -> Sequence[WebhookBacklog]:
+        """Returns the backlog of each webhook."""
+        ...

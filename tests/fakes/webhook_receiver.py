@@ -1,0 +1,115 @@
+"""A receiver of webhooks on loopback: keeps what it is sent, and answers as a test wants."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.fakes.certificate_authority import KeyPair
+
+DEADLINE = 60.0
+
+
+@dataclass(frozen=True)
+class Posted:
+    """A request that the receiver got, and the status that it answered."""
+
+    headers: dict[str, str]
+    body: bytes
+    status: int
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self.body)
+        return parsed
+
+
+@dataclass
+class WebhookReceiver:
+    """`status` chooses the answer to a request, from its parsed body. While `open` is clear, no request is answered.
+    `location`: sent with each answer."""
+
+    status: Callable[[dict[str, Any]], int] = lambda _: 204
+    location: str = ""
+    url: str = ""
+    open: threading.Event = field(default_factory=threading.Event)
+    requests: list[Posted] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def accepted(self) -> list[dict[str, Any]]:
+        """The bodies of the requests that were answered 2xx, in their order."""
+        with self.changed:
+            return [posted.document for posted in self.requests if posted.status < 300]
+
+    def wait_for(self, done: Callable[[], bool], what: str) -> None:
+        """Waits until `done` is true; looks after each request."""
+        deadline = time.monotonic() + DEADLINE
+        with self.changed:
+            while not done():
+                remaining = deadline - time.monotonic()
+                assert remaining > 0, f"there was no {what}: {self.requests[-3:]}"
+                self.changed.wait(min(remaining, 1.0))
+
+
+def first_events(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """CloudEvents without those that came before with the same id."""
+    return list({body["id"]: body for body in reversed(bodies)}.values())[::-1]
+
+
+@contextlib.contextmanager
+def receiver_running(port: int = 0, pair: KeyPair | None = None) -> Iterator[WebhookReceiver]:
+    """A receiver that listens until the end of the block. `pair`: speaks TLS with this certificate."""
+    receiver = WebhookReceiver()
+    receiver.open.set()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            receiver.open.wait(DEADLINE)
+            status = receiver.status(json.loads(body))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            with receiver.changed:
+                receiver.requests.append(Posted(headers, body, status))
+                receiver.changed.notify_all()
+            with contextlib.suppress(OSError):
+                self.send_response(status)
+                if receiver.location:
+                    self.send_header("location", receiver.location)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass
+
+    server = Server(("127.0.0.1", port), Handler)
+    if pair is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(pair.certificate, pair.key)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    scheme = "http" if pair is None else "https"
+    receiver.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/hook"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.open.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,282 @@
+"""Webhooks, with a real server of two workers and receivers on loopback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.outbox import EventAction
+from tests.fakes.certificate_authority import CertificateAuthority
+from tests.fakes.commands import entrepot, entrepot_output
+from tests.fakes.event_site import digest_named, event_site, push, webhook_table
+from tests.fakes.mirror_site import wait_until
+from tests.fakes.plain_client import plain_client
+from tests.fakes.server_process import RegistryServer
+from tests.fakes.webhook_receiver import WebhookReceiver, first_events, receiver_running
+
+SETTINGS = ("--config", "entrepot.toml", "--data", "data")
+
+
+def deliveries(folder: Path, *more: str) -> list[dict[str, Any]]:
+    """What webhooks have not been told, as the command says."""
+    found: list[dict[str, Any]] = json.loads(
+        entrepot_output("events", "list", "--json", *(more or ("--pending",)), *SETTINGS, folder=folder)
+    )
+    return found
+
+
+def pushed(server: RegistryServer, repo: str, tag: str, name: str) -> None:
+    assert push(server, repo, tag, name).status_code == 201
+
+
+def subjects(receiver: WebhookReceiver) -> list[str]:
+    return [body["subject"] for body in first_events(receiver.accepted())]
+
+
+def test_a_webhook_is_told_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
+    """A push, a push that moves a tag, and a delete reach the receiver in this order, as CloudEvents with a
+    signature."""
+    (tmp_path / "secret").write_text("s3cret\n")
+    settings = webhook_table("URL", secret_file=str(tmp_path / "secret"))
+    with receiver_running() as receiver, event_site(tmp_path, settings.replace("URL", receiver.url)) as server:
+        pushed(server, "team/app", "v1", "first")
+        pushed(server, "team/app", "v1", "second")
+        with plain_client(server.url) as client:
+            assert client.delete(f"/v2/team/app/manifests/{digest_named('second')}").status_code == 202
+        receiver.wait_for(lambda: len(receiver.requests) >= 4, "fourth event")
+    told = [(body["type"], body["subject"], body["data"].get("previous")) for body in receiver.accepted()]
+    assert told == [
+        ("entrepot.image.pushed", "team/app:v1", None),
+        ("entrepot.image.pushed", "team/app:v1", digest_named("first")),
+        ("entrepot.image.deleted", "team/app:v1", None),
+        ("entrepot.image.deleted", f"team/app@{digest_named('second')}", None),
+    ]
+    for posted in receiver.requests:
+        expected = openssl_hmac(posted.body, "s3cret")
+        assert posted.headers["x-hub-signature-256"] == f"sha256={expected}"
+        assert posted.headers["content-type"].startswith("application/cloudevents+json")
+
+
+def openssl_hmac(body: bytes, secret: str) -> str:
+    """The HMAC-SHA256 in hexadecimal, as openssl computes it."""
+    import subprocess
+
+    command = ["openssl", "dgst", "-sha256", "-hmac", secret, "-hex"]
+    done = subprocess.run(command, input=body, capture_output=True, check=True)
+    return done.stdout.decode().split()[-1]
+
+
+def test_the_form_of_distribution(tmp_path: Path) -> None:
+    """An endpoint with this format gets the envelope of CNCF Distribution, with its field names."""
+    settings = 'public_url = "https://registry.example.com"\n' + webhook_table("URL", format="distribution")
+    with receiver_running() as receiver, event_site(tmp_path, settings.replace("URL", receiver.url)) as server:
+        pushed(server, "team/app", "v1", "first")
+        with plain_client(server.url) as client:
+            assert client.delete("/v2/team/app/manifests/v1").status_code == 202
+        receiver.wait_for(lambda: len(receiver.requests) >= 2, "second event")
+    assert {posted.headers["content-type"] for posted in receiver.requests} == {
+        "application/vnd.docker.distribution.events.v2+json"
+    }
+    (pushed_event,), (deleted,) = (body["events"] for body in receiver.accepted())
+    digest = digest_named("first")
+    assert pushed_event["target"] == {
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": digest,
+        "size": pushed_event["target"]["size"],
+        "length": pushed_event["target"]["size"],
+        "repository": "team/app",
+        "url": f"https://registry.example.com/v2/team/app/manifests/{digest}",
+        "tag": "v1",
+    }
+    assert (pushed_event["action"], pushed_event["request"]["method"]) == ("push", "PUT")
+    assert pushed_event["request"]["host"] == "registry.example.com"
+    assert pushed_event["actor"] == {"name": "anonymous"}
+    assert (deleted["action"], deleted["target"]) == ("delete", {"repository": "team/app", "tag": "v1"})
+
+
+def test_filters(tmp_path: Path) -> None:
+    """A webhook gets only the actions and repositories that it names. A push that moves a tag counts as a move."""
+    with receiver_running() as moves, receiver_running() as other:
+        settings = webhook_table(moves.url, "moves", actions=["move"], repositories=["team/**"])
+        settings += webhook_table(other.url, "other", repositories=["other/*"])
+        with event_site(tmp_path, settings) as server:
+            pushed(server, "team/app", "v1", "first")
+            pushed(server, "team/app", "v1", "second")
+            pushed(server, "alone", "v1", "first")
+            pushed(server, "other/app", "v1", "first")
+            command = ("tag", "restore", "team/app:v1", *SETTINGS)
+            entrepot_output(*command, folder=tmp_path)
+            moves.wait_for(lambda: len(moves.requests) >= 2, "second event")
+            other.wait_for(lambda: len(other.requests) >= 1, "event")
+            wait_until(lambda: deliveries(tmp_path) == [], "the deliveries to end")
+    assert [(body["type"], body["data"]["digest"]) for body in moves.accepted()] == [
+        ("entrepot.image.pushed", digest_named("second")),
+        ("entrepot.tag.moved", digest_named("first")),
+    ]
+    assert subjects(other) == ["other/app:v1"]
+
+
+def test_pulls_where_wanted(tmp_path: Path) -> None:
+    """A webhook that wants pulls gets each of them, also those that the server answers from memory. One that does not
+    name them gets none."""
+    with receiver_running() as pulls, receiver_running() as other:
+        settings = webhook_table(pulls.url, "pulls", actions=["pull"]) + webhook_table(other.url, "other")
+        with event_site(tmp_path, settings) as server, plain_client(server.url) as client:
+            pushed(server, "team/app", "v1", "first")
+            for _ in range(5):
+                assert client.get("/v2/team/app/manifests/v1", headers={"user-agent": "x"}).status_code == 200
+            pulls.wait_for(lambda: len(pulls.requests) >= 5, "fifth pull")
+    told = [(body["type"], body["data"]["digest"], body["data"]["address"]) for body in pulls.accepted()]
+    assert told == [("entrepot.image.pulled", digest_named("first"), "127.0.0.1")] * 5
+    assert subjects(other) == ["team/app:v1"]
+
+
+@pytest.mark.parametrize("fault", ["answers 500", "never answers", "redirects", "is not there"])
+def test_a_receiver_with_a_fault_harms_no_push(tmp_path: Path, fault: str) -> None:
+    """Pushes go on while a receiver has a fault, another receiver gets its events meanwhile, and the log has a line
+    that says what is wrong."""
+    with receiver_running() as bad, receiver_running() as good, receiver_running() as elsewhere:
+        url = bad.url
+        if fault == "answers 500":
+            bad.status = lambda _: 500
+        elif fault == "never answers":
+            bad.open.clear()
+        elif fault == "redirects":
+            bad.status, bad.location = (lambda _: 307), elsewhere.url
+        else:
+            with socket.socket() as unused:
+                unused.bind(("127.0.0.1", 0))
+                url = f"http://127.0.0.1:{unused.getsockname()[1]}/hook"
+        settings = webhook_table(url, "bad", timeout=1) + webhook_table(good.url, "good")
+        with event_site(tmp_path, settings) as server:
+            for number in range(20):
+                pushed(server, "team/app", f"v{number}", f"image {number}")
+            good.wait_for(lambda: len(good.requests) >= 20, "20 events")
+            wait_until(lambda: "webhook bad: " in server.log_text(), "a line about the fault")
+            waiting = deliveries(tmp_path)
+    assert subjects(good) == [f"team/app:v{number}" for number in range(20)]
+    assert {delivery["webhook"] for delivery in waiting} == {"bad"}
+    assert len(waiting) == 20
+    assert elsewhere.requests == []
+    expected = {
+        "answers 500": "it answered 500",
+        "never answers": "it did not answer within 1 s",
+        "redirects": "it answered 307, a redirect, which is not followed",
+        "is not there": "ConnectError",
+    }
+    assert expected[fault] in server.log_text()
+
+
+def test_a_private_address_needs_the_setting(tmp_path: Path) -> None:
+    """Without `private_network`, nothing is sent to an address of this machine, also by a name."""
+    with receiver_running() as receiver:
+        by_name = receiver.url.replace("127.0.0.1", "localhost")
+        settings = webhook_table(receiver.url, "address", private_network=False)
+        settings += webhook_table(by_name, "name", private_network=False)
+        with event_site(tmp_path, settings) as server:
+            pushed(server, "team/app", "v1", "first")
+            for name in ("address", "name"):
+                line = f"webhook {name}: "
+                wait_until(lambda line=line: line in server.log_text(), "a line about the address")  # type: ignore[misc]
+            assert server.log_text().count("which is loopback; to allow it, set private_network = true") >= 2
+    assert receiver.requests == []
+
+
+def test_tls_with_an_own_authority(tmp_path: Path) -> None:
+    """A receiver whose certificate the authority of `ca_file` has signed gets events; without it, none."""
+    authority = CertificateAuthority(tmp_path)
+    with receiver_running(pair=authority.sign("receiver")) as receiver:
+        settings = webhook_table(receiver.url, "trusted", ca_file=str(authority.certificate))
+        settings += webhook_table(receiver.url, "untrusted")
+        with event_site(tmp_path, settings) as server:
+            pushed(server, "team/app", "v1", "first")
+            receiver.wait_for(lambda: len(receiver.requests) >= 1, "event")
+            wait_until(lambda: "webhook untrusted: ConnectError" in server.log_text(), "a line about the certificate")
+            assert [delivery["webhook"] for delivery in deliveries(tmp_path)] == ["untrusted"]
+    assert len(receiver.requests) == 1
+
+
+def test_a_refused_event_becomes_a_dead_letter_and_can_be_sent_again(tmp_path: Path) -> None:
+    """An event that the receiver refuses again and again is given up, and later events of the repository come. `events
+    retry` sends it again."""
+    with receiver_running() as receiver:
+        receiver.status = lambda body: 400 if body["subject"] == "team/app:bad" else 200
+        settings = webhook_table(receiver.url, max_attempts=2)
+        with event_site(tmp_path, settings) as server:
+            for tag in ("bad", "good"):
+                pushed(server, "team/app", tag, tag)
+            receiver.wait_for(lambda: subjects(receiver) == ["team/app:good"], "later event")
+            (dead,) = deliveries(tmp_path, "--dead")
+            assert (dead["event"]["tag"], dead["error"], dead["attempts"]) == ("bad", "it answered 400", 2)
+            assert "is given up: it answered 400" in server.log_text()
+            receiver.status = lambda _: 200
+            done = entrepot("events", "retry", str(dead["event"]["number"]), *SETTINGS, folder=tmp_path)
+            assert (done.returncode, done.stderr) == (0, "1 event will be sent again\n")
+            receiver.wait_for(lambda: subjects(receiver) == ["team/app:good", "team/app:bad"], "event again")
+            wait_until(lambda: deliveries(tmp_path, "--dead") == [], "the dead letter to go")
+
+
+def test_more_events_than_may_wait(tmp_path: Path) -> None:
+    """If a receiver is down for so long that too many events wait, the oldest are dropped with an error in the log, and
+    pushes go on."""
+    with receiver_running() as receiver:
+        receiver.status = lambda _: 503
+        settings = "[events]\nmax_pending = 100\n" + webhook_table(receiver.url)
+        with event_site(tmp_path, settings, workers=1) as server:
+            for number in range(120):
+                pushed(server, "team/app", f"v{number}", "first")
+            wait_until(lambda: len(deliveries(tmp_path, "--pending", "--limit", "1000")) == 100, "the oldest to go")
+            assert "events that wait for it were dropped, the oldest first" in server.log_text()
+            receiver.status = lambda _: 200
+            receiver.wait_for(lambda: len(subjects(receiver)) == 100, "hundred events")
+    assert subjects(receiver) == [f"team/app:v{number}" for number in range(20, 120)]
+
+
+def down_for(tmp_path: Path, seconds: float) -> None:
+    """Checks that a receiver that is down for so long gets every event, in order for each repository."""
+    repositories = [f"team/app{number}" for number in range(5)]
+    expected: dict[str, list[tuple[str, str]]] = {name: [] for name in repositories}
+    with receiver_running() as receiver:
+        port, settings = int(receiver.url.split(":")[2].split("/")[0]), webhook_table(receiver.url)
+        with event_site(tmp_path, settings) as server:
+            for name in repositories:
+                pushed(server, name, "v0", "first")
+                expected[name].append(("pushed", f"{name}:v0"))
+            receiver.wait_for(lambda: len(subjects(receiver)) == 5, "first events")
+            receiver.status = lambda _: 503
+            until = time.monotonic() + seconds
+            number = 0
+            while number < 10 or time.monotonic() < until:
+                number += 1
+                for name in repositories:
+                    pushed(server, name, f"v{number}", f"image {number}")
+                    expected[name].append(("pushed", f"{name}:v{number}"))
+                    if number % 3 == 0:
+                        with plain_client(server.url) as client:
+                            assert client.delete(f"/v2/{name}/manifests/v{number - 1}").status_code == 202
+                        expected[name].append(("deleted", f"{name}:v{number - 1}"))
+                time.sleep(seconds / 40)
+            total = sum(map(len, expected.values()))
+            assert EventAction.PUSH in {delivery["event"]["action"] for delivery in deliveries(tmp_path)}
+            receiver.status = lambda _: 200
+            receiver.wait_for(lambda: len(first_events(receiver.accepted())) == total, f"all of {total} events")
+    assert port
+    for name in repositories:
+        bodies = [body for body in first_events(receiver.accepted()) if body["data"]["repository"] == name]
+        assert [(body["type"].rpartition(".")[2], body["subject"]) for body in bodies] == expected[name]
+
+
+def test_a_receiver_that_is_down_for_a_moment_misses_nothing(tmp_path: Path) -> None:
+    """After two seconds at which it answered 503."""
+    down_for(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_a_receiver_that_is_down_for_a_minute_misses_nothing(tmp_path: Path) -> None:
+    """After a minute at which it answered 503."""
+    down_for(tmp_path, 60)

@@ -1,0 +1,298 @@
+"""The outbox: each change adds its events in its own transaction, and webhooks' deliveries are kept in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Actor, Condition, digest_of
+from storage.data_dir.system import System
+from storage.errors import Denied, PreconditionFailed, StorageFull
+from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import (
+    CHANGES,
+    LIST_READER,
+    EventAction,
+    EventLimits,
+    EventReader,
+    FailedDelivery,
+    NewEvent,
+    WebhookBacklog,
+)
+from storage.retention import UnusedLimits
+from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import ImmutableTags
+from storage.upkeep.tag_changes import TagChanges
+from tests.fakes.registry_content import BY, index_of, manifest_from, push_image
+from tests.fakes.scrub_runs import scrub
+from tests.fakes.upkeep_store import APP, Clock, clocked_store
+from tests.unit.storage.upkeep.test_damaged_manifests import change_body
+
+HOOK = "hook"
+OTHER = RepositoryName("team/other")
+EVERYTHING = ("**",)
+NO_LIMITS = EventLimits(keep_since=0.0, events=10**9, pending=10**9, dead=10**9)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    """A store whose events a list and a webhook get."""
+    async with clocked_store(tmp_path, clock) as opened:
+        await opened.outbox.configure([reader(LIST_READER), reader(HOOK)])
+        yield opened
+
+
+def reader(name: str, actions: frozenset[EventAction] = frozenset(EventAction), *patterns: str) -> EventReader:
+    return EventReader(name, actions, patterns or EVERYTHING)
+
+
+async def told(store: StoredRegistry) -> list[tuple[str, str | None, str | None, str | None]]:
+    """Action, tag, digest and previous digest of all events, oldest first."""
+    events = [event.content for event in await store.outbox.after(0, 1000)]
+    return [(str(event.action), event.tag, event.digest, event.previous) for event in events]
+
+
+async def waiting(store: StoredRegistry, webhook: str = HOOK, now: float = 0.0) -> list[list[int]]:
+    """The numbers of the events that are due for a webhook, one list for each repository."""
+    due = await store.outbox.due(webhook, now, 100, 100)
+    return [[delivery.event.number for delivery in queue] for queue in due.queues]
+
+
+async def push(store: StoredRegistry, seed: str, *tags: str, repo: RepositoryName = APP) -> Digest:
+    index = index_of([], annotations={"seed": seed})
+    await store.put_manifest(repo, index, [Tag(tag) for tag in tags], by=BY)
+    return index.digest
+
+
+async def test_pushes(store: StoredRegistry) -> None:
+    """A push has an event for each tag, or one without a tag; also a push that changes nothing. A tag that moves names
+    what it pointed at before."""
+    first = await push(store, "first")
+    await push(store, "first", "v1", "v2")
+    await push(store, "first", "v1")
+    second = await push(store, "second", "v1")
+    assert await told(store) == [
+        ("push", None, first, None),
+        ("push", "v1", first, None),
+        ("push", "v2", first, None),
+        ("push", "v1", first, None),
+        ("push", "v1", second, first),
+    ]
+    event = (await store.outbox.after(0, 1))[0].content
+    assert (event.by, event.repository, event.media_type) == (BY, APP, "application/vnd.oci.image.index.v1+json")
+    assert event.size > 0
+
+
+async def test_a_change_that_fails_has_no_event(store: StoredRegistry) -> None:
+    """Neither a push whose condition does not hold, nor a delete of an immutable tag."""
+    await push(store, "first", "v1")
+    index = index_of([], annotations={"seed": "second"})
+    with pytest.raises(PreconditionFailed):
+        await store.put_manifest(APP, index, [Tag("v1")], by=BY, condition=Condition(negated=True))
+    with pytest.raises(Denied):
+        await store.metadata.delete_tag(APP, Tag("v1"), BY, lambda _: True)
+    assert len(await told(store)) == 1
+
+
+async def test_deletes_and_moves(store: StoredRegistry) -> None:
+    """The tags of a deleted manifest have events of their own, before that of the manifest. Moving a tag back, which
+    puts the manifest back, is a move."""
+    first = await push(store, "first", "v1", "v2")
+    second = await push(store, "second", "v1")
+    await store.delete_manifest(APP, second, by=BY)
+    await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v1"), second, by=BY)
+    await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
+    await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
+    await store.delete_tag(APP, Tag("v2"), by=BY)
+    assert (await told(store))[3:] == [
+        ("delete", "v1", second, None),
+        ("delete", None, second, None),
+        ("move", "v1", second, None),
+        ("move", "v2", second, first),
+        ("delete", "v2", second, None),
+    ]
+
+
+async def test_what_retention_deletes(store: StoredRegistry, clock: Clock) -> None:
+    """Tags and manifests that retention deletes have the action `retention`."""
+    first = await push(store, "first", "v1")
+    (facts,) = await store.retention.tags(APP, None)
+    clock.pass_days(1)
+    assert await store.retention.delete_tag(APP, facts, BY)
+    now = clock.now
+    assert await store.retention.delete_untagged(APP, first, UnusedLimits(now, now, now), now, BY) is not None
+    assert (await told(store))[1:] == [("retention", "v1", first, None), ("retention", None, first, None)]
+
+
+async def test_damage(store: StoredRegistry) -> None:
+    """Damaged content has an event with the reason."""
+    image = await push_image(store, APP, "image", "v1")
+    change_body(store, image.digest, image.body.replace(b"layer", b"lawyer"))
+    await scrub(store)
+    event = (await store.outbox.after(0, 100))[-1].content
+    assert (event.action, event.repository, event.digest) == (EventAction.QUARANTINE, APP, image.digest)
+    assert event.reason.startswith("its stored body has the digest sha256:")
+
+
+async def test_fills(store: StoredRegistry) -> None:
+    """What a mirror stores is a fill, manifests and blobs, and no push."""
+    repo = RepositoryName("hub.test/app")
+    manifest = manifest_from({"schemaVersion": 2, "manifests": []}, "application/vnd.oci.image.index.v1+json")
+    await store.put_manifest(repo, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
+    blob = digest_of(b"blob")
+    await store.metadata.adopt_blob(repo, blob, 4, "place", is_fill=True)
+    await store.metadata.adopt_blob(repo, digest_of(b"imported"), 8, "place")
+    assert await told(store) == [("fill", "v1", manifest.digest, None), ("fill", None, blob, None)]
+
+
+async def test_filters(store: StoredRegistry) -> None:
+    """A webhook gets the actions and repositories that it wants. A push that moves a tag is a move as well. What nobody
+    wants is not stored."""
+    moves = EventReader("moves", frozenset({EventAction.MOVE}), ("team/app*",))
+    pushes = EventReader("pushes", frozenset({EventAction.PUSH}), ("team/other",))
+    await store.outbox.configure([moves, pushes])
+    await push(store, "first", "v1")
+    await push(store, "second", "v1")
+    await push(store, "first", "v1", repo=OTHER)
+    await push(store, "first", "v1", repo=RepositoryName("alone"))
+    assert len(await told(store)) == 2
+    assert (await waiting(store, "moves"), await waiting(store, "pushes")) == ([[1]], [[2]])
+
+
+async def test_removed_webhooks(store: StoredRegistry) -> None:
+    """The deliveries of a webhook that is no longer in the settings are deleted. The same readers again write
+    nothing."""
+    await push(store, "first", "v1")
+    await store.outbox.configure([reader(LIST_READER), reader("new")])
+    assert await waiting(store) == []
+    version = store.metadata.version()
+    await store.outbox.configure([reader("new"), reader(LIST_READER)])
+    assert store.metadata.version() == version
+
+
+async def test_without_readers(tmp_path: Path, clock: Clock) -> None:
+    """Nothing is recorded."""
+    async with clocked_store(tmp_path, clock) as store:
+        await push(store, "first", "v1")
+        assert await told(store) == []
+
+
+async def test_the_order_of_a_repository(store: StoredRegistry) -> None:
+    """If the oldest event of a repository is not due, none of the repository is; others are. A dead letter holds up
+    nothing."""
+    for number in range(3):
+        await push(store, f"{number}", "v1")
+        await push(store, f"{number}", "v1", repo=OTHER)
+    assert await waiting(store) == [[1, 3, 5], [2, 4, 6]]
+    await store.outbox.settle(HOOK, [2], [FailedDelivery(1, 1, 100.0, None, "it answered 500")])
+    assert await waiting(store) == [[4, 6]]
+    assert (await store.outbox.due(HOOK, 0.0, 100, 100)).next_at == 100.0
+    assert await waiting(store, now=100.0) == [[1, 3, 5], [4, 6]]
+    await store.outbox.settle(HOOK, [], [FailedDelivery(1, 2, 100.0, 50.0, "it answered 500")])
+    assert await waiting(store) == [[3, 5], [4, 6]]
+    assert await store.outbox.backlog() == [WebhookBacklog(HOOK, 4, 1, (await store.outbox.after(2, 1))[0].content.at)]
+
+
+async def test_dead_letters(store: StoredRegistry) -> None:
+    """They are listed, newest event first, and can be tried again: one, those of a webhook, or all."""
+    for number in range(3):
+        await push(store, f"{number}", "v1")
+    dead = [FailedDelivery(number, 10, 0.0, 50.0, "no") for number in (1, 2, 3)]
+    await store.outbox.settle(HOOK, [], dead)
+    found = await store.outbox.deliveries(None, None, 10, only_dead=True)
+    assert [(delivery.event.number, delivery.dead, delivery.error) for delivery in found] == [
+        *((3, 50.0, "no"), (2, 50.0, "no"), (1, 50.0, "no")),
+    ]
+    assert [d.event.number for d in await store.outbox.deliveries(HOOK, 3, 1, only_dead=True)] == [2]
+    assert await store.outbox.retry("other", None) == 0
+    assert await store.outbox.retry(None, 2) == 1
+    assert await waiting(store) == [[2]]
+    assert await store.outbox.retry(HOOK, None) == 2
+    assert await waiting(store) == [[1, 2, 3]]
+
+
+async def test_limits(store: StoredRegistry, clock: Clock) -> None:
+    """Old events go, but not those that a webhook has to be told of. Of too many deliveries and dead letters, the
+    oldest go. The number of the newest event is never used again."""
+    for number in range(6):
+        await push(store, f"{number}", "v1")
+    await store.outbox.settle(HOOK, [1, 2], [FailedDelivery(number, 1, 0.0, 50.0, "no") for number in (3, 4)])
+    assert await store.outbox.tidy(NO_LIMITS) == []
+    limits = EventLimits(keep_since=clock.now + 1, events=100, pending=1, dead=1)
+    (dropped,) = await store.outbox.tidy(limits)
+    assert (dropped.webhook, dropped.pending, dropped.dead) == (HOOK, 1, 1)
+    assert [event.number for event in await store.outbox.after(0, 10)] == [3, 4, 5, 6]
+    assert await store.outbox.tidy(limits) == []
+    assert [event.number for event in await store.outbox.after(0, 10)] == [4, 6]
+    await store.outbox.settle(HOOK, [4, 6], [])
+    await store.outbox.tidy(limits)
+    assert (await store.outbox.oldest(), await store.outbox.newest()) == (6, 6)
+    await push(store, "more", "v1")
+    assert await store.outbox.newest() == 7
+
+
+async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
+    """Of too many events, the oldest go."""
+    await store.outbox.configure([reader(LIST_READER)])
+    for number in range(5):
+        await push(store, f"{number}", "v1")
+    await store.outbox.tidy(EventLimits(0.0, 2, 10, 10))
+    assert [event.number for event in await store.outbox.after(0, 10)] == [4, 5]
+    assert [event.number for event in await store.outbox.before(None, 1)] == [5]
+    assert await store.outbox.before(5, 10, action=EventAction.DELETE) == []
+    assert [event.number for event in await store.outbox.before(5, 10, repository=APP)] == [4]
+
+
+class FullDisk(System):
+    """A disk without space for any commit while `is_full` is true."""
+
+    is_full = False
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        if self.is_full:
+            raise apsw.FullError
+        super().commit(commit, durable=durable)
+
+
+async def test_a_full_disk(tmp_path: Path, clock: Clock) -> None:
+    """A push whose event finds no space fails as a whole: neither the tag nor the event is there."""
+    prepare_data_dir(tmp_path)
+    system = FullDisk()
+    async with open_registry(tmp_path, clock=clock, system=system) as store:
+        await store.outbox.configure([reader(LIST_READER)])
+        await push(store, "first", "v1")
+        system.is_full = True
+        with pytest.raises(StorageFull):
+            await push(store, "second", "v2")
+        with pytest.raises(StorageFull):
+            await store.outbox.add([NewEvent(EventAction.PULL, APP, clock.now, BY)])
+        system.is_full = False
+        assert len(await told(store)) == 1
+        assert list((await store.tags(APP, None, 10)).items) == ["v1"]
+
+
+async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> None:
+    """A restored registry tells nobody what happened before the backup, and records nothing until its server
+    has read its settings."""
+    await push(store, "first", "v1")
+    copy = tmp_path / "copy.db"
+    await store.snapshots.write(copy, lambda _done, _total: None)
+    db: Any = apsw.Connection(str(copy), flags=apsw.SQLITE_OPEN_READONLY)
+    for table in ("event", "event_delivery", "event_reader"):
+        assert db.execute(f"SELECT count(*) FROM {table}").get == 0
+    db.close()
+
+
+def test_changes_are_all_but_pulls_and_fills() -> None:
+    """What webhooks get by default."""
+    assert frozenset(EventAction) - CHANGES == {EventAction.PULL, EventAction.FILL}
