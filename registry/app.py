@@ -62,6 +62,8 @@ class Entrepot(FastAPI):
         self.telemetry = telemetry
         self._service = service
         self._starts_work = starts_work
+        self.is_retiring = False
+        """Responses without an end, such as streams of events, should end: another application has taken over."""
         self.event_streams: set[object] = set()
         """The streams of events that are open (`registry.admin.event_stream`)."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls

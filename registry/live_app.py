@@ -104,6 +104,7 @@ class LiveApp:
             return
         old, self._current, self._prepared = self._current, self._prepared, None
         old.replace()
+        old.app.is_retiring = True
         set_log_level(self._current.app.factory.settings.log_level)
         if (work := old.app.service.work) is not None:
             await work.hand_over()
@@ -122,6 +123,7 @@ class LiveApp:
     async def retire(self) -> None:
         """Leaves the work beside requests to other processes, because this one is about to end. Running jobs and
         downloads go on until the shutdown."""
+        self._current.app.is_retiring = True
         if (work := self._current.app.service.work) is not None:
             await work.hand_over()
 

@@ -1,8 +1,9 @@
 """A stream of events for one client (`EventStream`): Server-Sent Events, as the HTML standard (9.2) defines them.
 
 The rights of the client are checked again while the stream is open, at most a second after they change; if it has no
-account any more, or the credential has expired, the stream ends. It also ends when the server stops, so that a stop
-need not wait for clients that never leave. A client then connects again, with the number of the last event it got.
+account any more, or the credential has expired, the stream ends. It also ends when the server stops, reloads its
+settings or replaces this process, which need not wait for clients that never leave. A client then connects again, with
+the number of the last event it got.
 
 Memory is bounded: one page of events is read at a time, and the next one only when the client has received most of it.
 The server closes the connection of a client that has stopped reading (`registry.server.connection.timeouts`).
@@ -78,7 +79,7 @@ class EventStream:
         sent_at = self._now()
         async with aclosing(pages) as pages_to_close:
             async for page in pages_to_close:
-                if self._stopping is not None and self._stopping.is_set():
+                if self._request.app.is_retiring or (self._stopping is not None and self._stopping.is_set()):
                     return
                 now = self._now()
                 is_changed = store.metadata.version() != checked_version
