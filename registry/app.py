@@ -15,11 +15,13 @@ from fastapi import FastAPI
 from registry import __version__
 from registry.admin import documentation, health, login_routes, management_api, token_endpoint
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
-from registry.asgi import Receive, Scope, Send, is_distribution, raw_path
+from registry.asgi import COUNTS_STATE, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp
 from registry.service_factory import Service, ServiceFactory
+from registry.status.server_run import ServerRun, new_server_run
+from registry.status.worker_report import WorkerReporter
 from storage.errors import StorageFull
 from storage.interface import Registry
 
@@ -36,9 +38,9 @@ class Entrepot(FastAPI):
     when the server stops the application. The server first forks the workers and then starts the application in each of
     them, so that no two processes share open files."""
 
-    def __init__(self, factory: ServiceFactory, service: Service | None = None) -> None:
+    def __init__(self, factory: ServiceFactory, service: Service | None = None, run: ServerRun | None = None) -> None:
         """`service`: an open service, which the caller closes. None: the application opens one with `factory` when the
-        server starts the application."""
+        server starts the application. `run`: the run of the server, which all workers share; None: a new one."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -53,7 +55,9 @@ class Entrepot(FastAPI):
         )
         self.factory = factory
         self.body_memory = factory.body_memory
+        self.server_run = run or new_server_run(factory.clock)
         self._service = service
+        self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),
@@ -84,6 +88,8 @@ class Entrepot(FastAPI):
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
         else:
+            if scope["type"] == "lifespan":
+                self._count = scope.get("state", {}).get(COUNTS_STATE, ServerCounts)
             await self._app_outside_v2(scope, receive, send)
 
     def build_routes(self, stopped: threading.Event) -> None:
@@ -109,6 +115,15 @@ class Entrepot(FastAPI):
             reopening = None
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
+            reporter = WorkerReporter(
+                self.factory.settings.data,
+                self.server_run,
+                counts=lambda: self._count(),
+                endpoints=lambda: self.service.endpoint_health(),
+                is_read_only=lambda: self.service.is_store_read_only,
+                clock=self.factory.clock,
+            )
+            reporting = asyncio.create_task(reporter.run())
             stopped = threading.Event()
             building_routes = asyncio.create_task(asyncio.to_thread(self.build_routes, stopped))
             try:
@@ -116,6 +131,8 @@ class Entrepot(FastAPI):
             finally:
                 stopped.set()
                 await building_routes  # a thread cannot be cancelled
+                reporting.cancel()
+                await asyncio.wait([reporting])
                 if reopening is not None:
                     reopening.cancel()
                     await asyncio.wait([reopening])
@@ -154,6 +171,7 @@ def create_app(
     *,
     rate_limit: RateLimit | None = None,
     clock: Callable[[], float] = time.time,
+    run: ServerRun | None = None,
 ) -> Entrepot:
     """Returns the application.
 
@@ -162,9 +180,10 @@ def create_app(
       the mirrors of `settings.upstream`.
     - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
       limit.
-    - `clock`: returns seconds since 1970."""
+    - `clock`: returns seconds since 1970.
+    - `run`: the run of the server, which all workers share; None: a new one."""
     factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
-    app = Entrepot(factory, None if registry is None else factory.without_accounts(registry))
+    app = Entrepot(factory, None if registry is None else factory.without_accounts(registry), run)
     if registry is None:
         app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
         management_api.add_routes(app)

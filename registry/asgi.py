@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import quote
 
 from registry.request import make_actor
@@ -20,6 +21,20 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 """Name, in lower case, and value of an HTTP header."""
+
+COUNTS_STATE: Final = "entrepot.server_counts"
+"""The key in the lifespan state under which the server leaves a function that returns `ServerCounts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounts:
+    """What the server of one process does now. `connections`: open connections, of at most `max_connections`.
+    `requests`: requests in progress. `answered`: responses since the start of the process."""
+
+    connections: int = 0
+    max_connections: int | None = None
+    requests: int = 0
+    answered: int = 0
 
 
 def new_request_id() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 
 class Backend(NamedTuple):
     """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
-    of upkeep on them; and the recorder of the pulls that this process serves."""
+    of upkeep on them; the recorder of the pulls that this process serves; and the mirrors by the names of their
+    upstreams."""
 
     store: StoredRegistry
     router: Router
     upkeep: UpkeepComponents
     pulls: PullRecorder
+    mirrors: Mapping[str, Mirror]
 
 
 def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
@@ -154,7 +156,7 @@ async def open_backend(
             if settings.scrub.every:
                 background.append(scrub_on_schedule(settings.scrub, store, clock))
             stack.push_async_callback(cancel_all, [asyncio.create_task(work) for work in background])
-        yield Backend(store, router, upkeep, pulls)
+        yield Backend(store, router, upkeep, pulls, mirrors)
 
 
 def _schedules(

@@ -41,6 +41,8 @@ from registry.observe import Observed
 from registry.request import current_request
 from registry.restrict import restrict
 from registry.server.shared_counters import SharedRateLimiter
+from registry.status.readiness import Readiness
+from registry.status.worker_report import EndpointHealths
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
@@ -71,18 +73,22 @@ class Service:
 
     - `distribution` answers requests for `/v2`.
     - `unchecked_registry`: the registry without the check of the client's rights. Health checks use it.
+    - `readiness` says whether the service can serve.
     - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
     - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
     - `is_store_read_only`: the store was opened only for reading, because the disk was too full to open it for writing.
     - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
-      store raises StorageFull. Does nothing to a store that is open for writing."""
+      store raises StorageFull. Does nothing to a store that is open for writing.
+    - `endpoint_health` returns what this process knows about the endpoints of each upstream."""
 
     distribution: DistributionAPI
     unchecked_registry: Registry
+    readiness: Readiness
     access: AccessControl | None = None
     storage_problem: Callable[[], str | None] = lambda: None
     retire_read_only_store: Callable[[], None] = lambda: None
     is_store_read_only: bool = False
+    endpoint_health: EndpointHealths = dict
 
 
 class ServiceFactory:
@@ -112,7 +118,9 @@ class ServiceFactory:
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
-        return Service(self._distribution(guard, authenticator), unchecked_registry=restricted)
+        return Service(
+            self._distribution(guard, authenticator), unchecked_registry=restricted, readiness=Readiness(restricted)
+        )
 
     @asynccontextmanager
     async def open(self, *, may_open_read_only: bool) -> AsyncIterator[Service]:
@@ -177,10 +185,12 @@ class ServiceFactory:
                 count_pull=backend.pulls.count,
             ),
             unchecked_registry=restricted,
+            readiness=Readiness(restricted, store, settings.data),
             access=AccessControl(components, policy, components.token_service(policy), management),
             storage_problem=store.storage_problem,
             retire_read_only_store=store.retire,
             is_store_read_only=store.is_read_only,
+            endpoint_health=lambda: {name: mirror.endpoint_health for name, mirror in backend.mirrors.items()},
         )
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:

@@ -23,6 +23,7 @@ from registry.admin import (
     job_routes,
     retention_routes,
     scrub_routes,
+    status_routes,
     tag_routes,
     token_routes,
 )
@@ -69,6 +70,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "upkeep", "description": "Work on the whole store. Each of these starts a job."},
     {"name": "scrub", "description": "Reads all stored content again, and what it has found to be damaged."},
     {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
+    {"name": "status", "description": "What the server does now."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -87,6 +89,7 @@ _ROUTE_MODULES: Final = (
     scrub_routes,
     backup_routes,
     import_routes,
+    status_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

@@ -17,6 +17,7 @@ from registry.cli.accounts import (
     user_command,
 )
 from registry.cli.mirror import freeze_command, mirror_command
+from registry.cli.ops import status_command
 from registry.cli.upkeep import (
     backup_command,
     cache_command,
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command("serve", help=serve_command.HELP, epilog=serve_command.EXAMPLES)(serve_command.serve)
 app.command("config", help=config_command.HELP, epilog=config_command.EXAMPLES)(config_command.config)
 app.command("inspect", help=inspect_command.HELP, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+app.command("status", help=status_command.HELP, epilog=status_command.EXAMPLES)(status_command.status)
 app.command("client", help=client_command.HELP, epilog=client_command.EXAMPLES)(client_command.client)
 app.add_typer(mirror_command.app, name="mirror")
 mirror_command.app.command("freeze", help=freeze_command.FREEZE_HELP, epilog=freeze_command.FREEZE_EXAMPLES)(

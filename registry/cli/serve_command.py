@@ -80,6 +80,7 @@ def run_server(settings: Settings) -> int:
     from registry.server.gate.listener import ListenError, address_of, bind
     from registry.server.process.run import serve as serve_app
     from registry.service_factory import shared_rate_limit
+    from registry.status.server_run import new_server_run
 
     try:
         listener = bind(settings.listen)
@@ -90,8 +91,9 @@ def run_server(settings: Settings) -> int:
         listener_options, closed = _prepare(settings, listener)
         banner = startup_banner(settings, address_of(listener), listener, closed=closed)
         rate_limit = shared_rate_limit(settings)  # made before the workers are forked, so that all of them share it
+        run = new_server_run()
         return serve_app(
-            lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit)),
+            lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit, run=run)),
             sockets=[listener],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,

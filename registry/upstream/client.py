@@ -21,7 +21,13 @@ from contextlib import suppress
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
-from registry.mirror.upstream_client import BlobSink, UnconfirmedBlobUnknown, UnconfirmedManifestUnknown, UpstreamClient
+from registry.mirror.upstream_client import (
+    BlobSink,
+    EndpointHealth,
+    UnconfirmedBlobUnknown,
+    UnconfirmedManifestUnknown,
+    UpstreamClient,
+)
 from registry.upstream.api_client import ApiClient
 from registry.upstream.blob_client import BlobClient
 from registry.upstream.catalog import CatalogPage, CatalogReader
@@ -266,6 +272,10 @@ class HttpUpstreamClient:
         """Returns whether the upstream has reported that it allows only few more requests before it responds with
         429."""
         return self._requester.remaining_requests.is_nearly_exhausted()
+
+    def endpoint_health(self) -> list[EndpointHealth]:
+        """Returns what this process knows about each endpoint, in the order of the settings."""
+        return self._requester.endpoint_health()
 
     async def aclose(self) -> None:
         """Cancels running requests and closes the connections. Idempotent."""

@@ -48,6 +48,7 @@ TWINS = {
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
     "audit": ("GET", "/audit"),
+    "status": ("GET", "/status"),
     "mirror freeze": ("PUT", "/mirror/frozen"),
     "mirror unfreeze": ("DELETE", "/mirror/frozen"),
     "mirror frozen": ("GET", "/mirror/frozen"),

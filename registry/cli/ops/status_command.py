@@ -1,0 +1,89 @@
+"""The command `entrepot status`: shows what the server of a data directory does now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, MirrorOption, fail
+from registry.cli.output import plain_console, print_json
+
+if TYPE_CHECKING:
+    from registry.admin.server_status import ServerStatus
+    from registry.upkeep.components import UpkeepComponents
+
+HELP = (
+    "Show what the server on this machine does now: its processes, traffic, disk, uploads, downloads, jobs, the use of "
+    "the cache and the quotas, and how the upstreams respond. The exit code is 3 if no server runs."
+)
+EXAMPLES = "\b\nExamples:\n  entrepot status -c entrepot.toml\n  entrepot status --watch\n  entrepot status --json"
+NOT_RUNNING = 3
+"""Exit code if no server runs on the data directory. It is that of `systemctl status`."""
+WATCH_SECONDS = 1.0
+"""Time between two pictures of --watch."""
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second, until Ctrl-C.")] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    mirror: MirrorOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prints the status once, or until Ctrl-C. With --json and --watch, prints one object in a line every second."""
+    from registry.cli.upkeep.upkeep_run import with_upkeep
+
+    server_status = with_upkeep(config, data, _watch_json if watch and as_json else _watch if watch else _read, mirror)
+    if not as_json:
+        _print(server_status)
+    else:
+        print_json(server_status)
+    if not server_status.running:
+        typer.echo(
+            f"entrepot: no server runs on {server_status.disk.path}; start it with: entrepot serve, or name the right "
+            "data directory with --data or --config",
+            err=True,
+        )
+        raise typer.Exit(NOT_RUNNING)
+
+
+async def _read(upkeep: UpkeepComponents) -> ServerStatus:
+    from registry.admin.server_status import read_server_status
+
+    return await read_server_status(upkeep)
+
+
+async def _watch_json(upkeep: UpkeepComponents) -> ServerStatus:
+    """Prints one line of JSON every second, until the command is interrupted."""
+    import asyncio
+
+    while True:
+        typer.echo((await _read(upkeep)).model_dump_json())
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _watch(upkeep: UpkeepComponents) -> ServerStatus:
+    """Shows the status in the terminal, until the command is interrupted."""
+    import asyncio
+    import sys
+
+    from rich.live import Live
+
+    from registry.cli.ops.status_picture import status_picture
+
+    if not sys.stdout.isatty():
+        fail("--watch needs a terminal; with --json it prints a line every second", USAGE_ERROR)
+    before = await _read(upkeep)
+    with Live(status_picture(before), console=plain_console(), screen=True, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = await _read(upkeep)
+            live.update(status_picture(now, before), refresh=True)
+            before = now
+
+
+def _print(server_status: ServerStatus) -> None:
+    from registry.cli.ops.status_picture import status_picture
+
+    plain_console().print(status_picture(server_status))
