@@ -9,7 +9,13 @@ NOT_ABOUT_ACCOUNTS = {
     "serve",
     "config",
     "inspect",
-    "client",
+    "client docker",  # the clients' files are on other machines
+    "client containerd",
+    "client podman",
+    "client buildkit",
+    "client check",
+    "doctor",  # it looks at the machine, also while no server runs
+    "mirror test",
     "mirror warm",
     "mirror status",
     "mirror refresh",
