@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
@@ -123,14 +123,12 @@ def _is_trusted_root(certificate: Certificate) -> bool:
     """Returns whether an authority that this machine trusts has signed the certificate."""
     import ssl
 
-    context = ssl.create_default_context()
-    wanted = certificate.issuer.public_bytes()
-    from cryptography import x509
-
-    return any(
-        x509.load_der_x509_certificate(der).subject.public_bytes() == wanted
-        for der in context.get_ca_certs(binary_form=True)
-    )
+    wanted = sorted(str(attribute.value) for attribute in certificate.issuer)
+    for authority in ssl.create_default_context().get_ca_certs():
+        names: Any = authority["subject"]  # a tuple of names, each a tuple of pairs
+        if sorted(value for parts in names for _, value in parts) == wanted:
+            return True
+    return False
 
 
 def _name(certificate: Certificate) -> str:

@@ -93,7 +93,7 @@ def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
 def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target) -> list[Finding]:
     """Returns whether pulls of a host's images come through the registry."""
     lines = target.lines_for(DROP_IN)
-    entry = _find(entries, f"{host.prefix}/library/app")
+    entry = _find(entries, f"{host.prefix}/some/app")
     if entry is None:
         what = f"no file of podman has a [[registry]] for {host.prefix}"
         return [problem(CHECK, what, f"podman pulls from {host.server}", _STEP, file=DROP_IN, lines=lines)]

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.endpoint_client import open_endpoint
 from registry.cli.diagnosis.finding import Check, Finding, in_thread, ok, problem, warning
+from registry.cli.diagnosis.probe import probe
 from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 from registry.upstream.client import HttpUpstreamClient
@@ -22,6 +23,8 @@ ALLOWANCE_REPOSITORY: Final = RepositoryName("ratelimitpreview/test")
 """The repository that Docker names for asking how many pulls are left. A HEAD request does not count as a pull."""
 SLOW_SECONDS: Final = 2.0
 """An endpoint that takes longer for an answer to GET `/v2/` is worth a warning."""
+_PLAIN_SECONDS: Final = 2.0
+"""Time limit for an answer to plain HTTP, after TLS has failed."""
 _FEW_FRACTION: Final = 1 / 10
 
 OnDate = Callable[[str, str, float], None]
@@ -84,12 +87,12 @@ class _EndpointCheck:
         through = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
         try:
             response = await client.ping()
-        except UpstreamTimeout as error:
-            why = "cached images are served, and no new ones"
-            return [problem(self._name, f"{error.message}{through}", why, _step_for("timeout", self._upstream))]
         except RegistryError as error:
+            step = _step_for("timeout" if isinstance(error, UpstreamTimeout) else error.message, self._upstream)
+            if proxy is None and await self._speaks_plain_http():
+                step = "the endpoint speaks plain HTTP: write http:// in endpoints"
             why = "cached images are served, and no new ones"
-            return [problem(self._name, f"{error.message}{through}", why, _step_for(error.message, self._upstream))]
+            return [problem(self._name, f"{error.message}{through}", why, step)]
         seconds = time.monotonic() - start
         if date := response.headers.get("date"):
             self._on_date(self._url, date, self._clock())
@@ -104,6 +107,15 @@ class _EndpointCheck:
             step = f"compare endpoints: entrepot mirror test {self._upstream.name}"
             return [warning(self._name, f"{self._url} took {seconds:.1f} s to answer{through}", "", step)]
         return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{through}")]
+
+    async def _speaks_plain_http(self) -> bool:
+        """Returns whether an endpoint to which TLS should be spoken answers plain HTTP. Some servers do not answer the
+        beginning of TLS at all, so that the error does not show it."""
+        parts = urlsplit(self._url)
+        if parts.scheme != "https" or parts.port is None:
+            return False
+        answer = await in_thread(lambda: probe(f"http://{parts.netloc}", seconds=_PLAIN_SECONDS))
+        return answer.error is None
 
     async def _login(self, client: HttpUpstreamClient) -> list[Finding]:
         login = ConfiguredLogin(self._upstream)
@@ -159,9 +171,7 @@ def _step_for(error: str, upstream: Upstream) -> str:
             if upstream.ca_file is None
             else f"{upstream.ca_file} is not the authority of the upstream's certificate: get the right one"
         )
-    if "wrong version number" in text or "record layer" in text:
-        return "the endpoint speaks plain HTTP: write http:// in endpoints"
-    if "refused" in text:
+    if "refused" in text or "connection attempts failed" in text:
         return "correct host and port in endpoints, or start the upstream"
     if "timeout" in text or "timed out" in text:
         return "look for a firewall, and whether a proxy is needed (HTTPS_PROXY)"
