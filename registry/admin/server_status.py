@@ -19,6 +19,7 @@ from registry.admin.cache_routes import CachePartResponse, QuotaResponse, is_quo
 from registry.admin.models import to_datetime, to_datetime_or_none
 from registry.config import Settings, Upstream
 from registry.status.worker_report import LATE_SECONDS, EndpointReport, WorkerReport, read_worker_reports
+from registry.upkeep.budgets import min_free_space
 from registry.upkeep.components import UpkeepComponents
 from registry.upkeep.eviction import read_cache_status
 from storage.composition import list_partials, open_inventory
@@ -154,17 +155,19 @@ class UpstreamStatus(BaseModel):
 
 
 class ServerStatus(BaseModel):
-    """What the server does now. `running` is false if no worker reports; the rest comes from the store then."""
+    """What the server does now. `running` is false if no worker reports; the rest comes from the store then. If the
+    store could not be read, what comes from it is empty, and `store_problem` says why."""
 
     running: bool
     version: str | None
     started: datetime | None
     uptime: float | None = Field(description="Seconds since the start of the server")
     now: datetime
+    store_problem: str | None
     workers: list[WorkerStatus]
     traffic: TrafficStatus
     disk: DiskStatus
-    uploads: UploadStatus
+    uploads: UploadStatus | None
     fills: list[FillStatus]
     jobs: list[JobStatus]
     cache: list[CachePartResponse]
@@ -175,8 +178,33 @@ class ServerStatus(BaseModel):
 async def read_server_status(upkeep: UpkeepComponents, clock: Callable[[], float] = time.time) -> ServerStatus:
     """Returns the status of the server of this data directory. `clock` returns seconds since 1970. Raises OSError if
     the data directory cannot be read."""
-    settings, store, now = upkeep.settings, upkeep.store, clock()
-    reports = await asyncio.to_thread(read_worker_reports, settings.data)
+    settings, store = upkeep.settings, upkeep.store
+    problem = store.storage_problem() or store.push_refusal()
+    status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
+    for upstream, configured in zip(status.upstreams, settings.upstream, strict=True):
+        await _add_allowance(upstream, configured, store, clock())
+    status.fills = await asyncio.to_thread(_fills, settings)
+    status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active()]
+    status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
+    status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]
+    if store.is_read_only:
+        status.store_problem = problem  # on the full disk there is no room for the connection that counts uploads
+    else:
+        status.uploads = await asyncio.to_thread(_upload_status, settings)
+    return status
+
+
+def status_without_store(settings: Settings, problem: str, clock: Callable[[], float] = time.time) -> ServerStatus:
+    """Returns what can be said about the server if this process cannot open the store. `problem`: why it cannot. Blocks.
+    Raises OSError if the data directory cannot be read."""
+    status = _status_of_reports(settings, clock(), None)
+    status.store_problem = problem
+    return status
+
+
+def _status_of_reports(settings: Settings, now: float, disk_problem: str | None) -> ServerStatus:
+    """Returns the part of the status that needs no store. Blocks."""
+    reports = read_worker_reports(settings.data)
     started = min((report.server_started for report in reports), default=None)
     return ServerStatus(
         running=bool(reports),
@@ -184,25 +212,24 @@ async def read_server_status(upkeep: UpkeepComponents, clock: Callable[[], float
         started=to_datetime_or_none(started),
         uptime=None if started is None else max(0.0, now - started),
         now=to_datetime(now),
+        store_problem=None,
         workers=[WorkerStatus.from_report(report, now) for report in reports],
         traffic=TrafficStatus(
             connections=sum(report.connections for report in reports),
             requests=sum(report.requests for report in reports),
             answered=sum(report.answered for report in reports),
         ),
-        disk=_disk_status(settings, store),
-        uploads=await asyncio.to_thread(_upload_status, settings),
-        fills=await asyncio.to_thread(_fills, settings),
-        jobs=[JobStatus.from_stored(job) for job in await store.jobs.active()],
-        cache=[CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)],
-        quotas=[QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)],
-        upstreams=[await _upstream_status(upstream, store, reports, now) for upstream in settings.upstream],
+        disk=_disk_status(settings, disk_problem),
+        uploads=None,
+        fills=[],
+        jobs=[],
+        cache=[],
+        quotas=[],
+        upstreams=[_upstream_status(upstream, reports) for upstream in settings.upstream],
     )
 
 
-def _disk_status(settings: Settings, store: StoredRegistry) -> DiskStatus:
-    from registry.upkeep.budgets import min_free_space
-
+def _disk_status(settings: Settings, problem: str | None) -> DiskStatus:
     file_system = os.statvfs(settings.data)
     size = file_system.f_blocks * file_system.f_frsize
     min_free = min_free_space(settings)
@@ -212,7 +239,7 @@ def _disk_status(settings: Settings, store: StoredRegistry) -> DiskStatus:
         free=file_system.f_bavail * file_system.f_frsize,
         free_inodes=file_system.f_favail if file_system.f_files else None,
         min_free=None if min_free is None else min_free.of(size),
-        problem=store.storage_problem() or store.push_refusal(),
+        problem=problem,
     )
 
 
@@ -229,22 +256,28 @@ def _fills(settings: Settings) -> list[FillStatus]:
     ]
 
 
-async def _upstream_status(
-    upstream: Upstream, store: StoredRegistry, reports: Sequence[WorkerReport], now: float
-) -> UpstreamStatus:
-    from registry.upstream.rate_limits import manifests_limited_until
-
-    allowance = await store.records.allowance(upstream.name)
-    paused_until = await manifests_limited_until(store.records, upstream.name, upstream.endpoints, now)
+def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> UpstreamStatus:
     known = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
     return UpstreamStatus(
         name=upstream.name,
         endpoints=[_endpoint_status(url, [each for each in known if each.url == url]) for url in upstream.endpoints],
-        remaining=allowance.remaining if allowance else None,
-        limit=allowance.limit if allowance else None,
-        remaining_at=to_datetime_or_none(allowance.at if allowance and allowance.remaining is not None else None),
-        paused_until=to_datetime_or_none(paused_until),
+        remaining=None,
+        limit=None,
+        remaining_at=None,
+        paused_until=None,
     )
+
+
+async def _add_allowance(status: UpstreamStatus, upstream: Upstream, store: StoredRegistry, now: float) -> None:
+    """Adds what the upstream allows, as the workers have stored it."""
+    from registry.upstream.rate_limits import manifests_limited_until
+
+    allowance = await store.records.allowance(upstream.name)
+    if allowance is not None and allowance.remaining is not None:
+        status.remaining, status.limit = allowance.remaining, allowance.limit
+        status.remaining_at = to_datetime(allowance.at)
+    paused_until = await manifests_limited_until(store.records, upstream.name, upstream.endpoints, now)
+    status.paused_until = to_datetime_or_none(paused_until)
 
 
 def _endpoint_status(url: str, reports: Sequence[EndpointReport]) -> EndpointStatus:

@@ -51,7 +51,7 @@ class Readiness:
         self._seconds = seconds
         self._checks: dict[str, Callable[[], Awaitable[str | None]]] = {"database": self._check_database}
         if store is not None and data is not None:
-            self._checks["migrations"] = lambda: asyncio.to_thread(_version_problem, data)
+            self._checks["migrations"] = lambda: _check_version(store, data)
             self._checks["disk"] = lambda: _check_disk(store, data)
         self._running: dict[str, asyncio.Task[str | None]] = {}
 
@@ -92,6 +92,12 @@ class Readiness:
     async def _check_database(self) -> str | None:
         await self._registry.repositories(None, 1)  # a page of one name, from the first repository on
         return None
+
+
+async def _check_version(store: StoredRegistry, data: Path) -> str | None:
+    """Returns why the database does not have the tables of this version; None if it does. A store that is open only for
+    reading was checked when it was opened; on the full disk, there is no room for another connection."""
+    return None if store.is_read_only else await asyncio.to_thread(_version_problem, data)
 
 
 def _version_problem(data: Path) -> str | None:

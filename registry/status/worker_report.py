@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from registry import __version__
 from registry.asgi import ServerCounts
 from registry.status.server_run import ServerRun
 from storage.composition import layout_of
-from storage.data_dir.report_files import ReportFile, read_reports
+from storage.data_dir.report_files import ReportFile, open_report_file, read_all_reports
 from storage.data_dir.system import System
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ HEARTBEAT_SECONDS: Final = 10.0
 """A report is written at least this often."""
 LATE_SECONDS: Final = 30.0
 """A report of this age says that its process hangs, or that its disk takes no writes."""
+CLOSE_SECONDS: Final = 0.5
+"""How long the end of the process waits for a report that is being written."""
 _MEMORY_STEP_BYTES: Final = 1 << 20
 """Memory is rounded to this, so that not every small change is a new report."""
 log = logging.getLogger("registry.status")
@@ -86,7 +89,7 @@ class WorkerReporter:
     ) -> None:
         """`data`: the data directory. `counts`: returns the numbers of connections and of requests in progress. `clock`
         returns seconds since 1970."""
-        self._directory = layout_of(data).workers
+        self._layout = layout_of(data)
         self._run = run
         self._counts = counts
         self._endpoints = endpoints
@@ -94,6 +97,10 @@ class WorkerReporter:
         self._clock = clock
         self._started = clock()
         self._file: ReportFile | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+        """Held while `_file` or `_is_closed` is used: a write may still run in its thread when the file is closed, and
+        the descriptor could then belong to another file."""
         self._last: WorkerReport | None = None
         self._has_logged = False
 
@@ -111,8 +118,7 @@ class WorkerReporter:
                 await asyncio.sleep(REPORT_SECONDS)
                 delay = loop.time() - due
         finally:
-            if self._file is not None:
-                self._file.close()
+            self._close()
 
     def report(self, delay: float = 0.0) -> WorkerReport:
         """Returns the report of this moment. Takes a fraction of a millisecond."""
@@ -129,7 +135,7 @@ class WorkerReporter:
             requests=counts.requests,
             max_connections=counts.max_connections,
             answered=counts.answered,
-            loop_delay=round(max(0.0, delay), 2),
+            loop_delay=round(max(0.0, delay), 1),
             read_only=self._is_read_only(),
             endpoints=[
                 _endpoint_report(upstream, health)
@@ -154,16 +160,30 @@ class WorkerReporter:
                 log.warning("this process cannot report its state for `entrepot status`: %s", error)
 
     def _write_blocking(self, data: bytes) -> None:
-        if self._file is None:
-            self._file = ReportFile(self._directory, System())
-        self._file.write(data)
+        with self._lock:
+            if self._is_closed:
+                return
+            if self._file is None:
+                self._file = open_report_file(self._layout, System())
+            self._file.write(data)
+
+    def _close(self) -> None:
+        """Deletes the file. Leaves it if a write hangs in its thread; the process ends soon, and the file with it."""
+        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+            return
+        try:
+            self._is_closed = True
+            if self._file is not None:
+                self._file.close()
+        finally:
+            self._lock.release()
 
 
 def read_worker_reports(data: Path) -> list[WorkerReport]:
     """Returns the last report of each worker process that serves the data directory, in the order of their starts.
     Blocks. Raises OSError."""
     reports = []
-    for text in read_reports(layout_of(data).workers):
+    for text in read_all_reports(layout_of(data)):
         with suppress(ValidationError):  # another version wrote it
             reports.append(WorkerReport.model_validate_json(text))
     return sorted(reports, key=lambda report: (report.started, report.pid))

@@ -62,8 +62,7 @@ def ensure_usable(root: Path) -> None:
     If `root` exists on a full disk, accepts it, because the registry can still serve reads and deletes from it. If
     `root` is missing and the disk is full, raises DataDirectoryError."""
     try:
-        # Other users of the machine must not read it: it has the hashes of passwords and the keys that sign tokens.
-        root.mkdir(mode=0o750, parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise DataDirectoryError(f"{root} is not a directory; choose another one with --data") from None
     except OSError as error:

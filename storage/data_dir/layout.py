@@ -24,6 +24,8 @@ The whole directory lies on one file system, so that a rename moves a file witho
 
 from __future__ import annotations
 
+import hashlib
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +95,12 @@ class Layout:
     def workers(self) -> Path:
         """The directory that contains a file for each running server process (`storage.data_dir.report_files`)."""
         return self.root / "workers"
+
+    @property
+    def workers_in_memory(self) -> Path:
+        """Takes the place of `workers` if the full disk has no room for a file there: a directory in memory, outside of
+        the data directory."""
+        return Path("/dev/shm") / f"entrepot-{hashlib.blake2b(os.fsencode(self.root), digest_size=12).hexdigest()}"
 
     @property
     def uploads(self) -> Path:

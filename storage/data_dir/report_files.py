@@ -19,7 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from storage.data_dir.system import System
+from storage.data_dir.layout import Layout
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 MAX_REPORT_BYTES: Final = 64 * 1024 - 8
 """Largest size of a report."""
@@ -63,6 +64,28 @@ class ReportFile:
         with suppress(OSError):
             self._system.unlink(self._path)
         os.close(self._fd)
+
+
+def open_report_file(layout: Layout, system: System) -> ReportFile:
+    """Creates the file of this process in the data directory, or in memory if the full disk has no room for it. Raises
+    OSError."""
+    try:
+        return ReportFile(layout.workers, system)
+    except OSError as error:
+        if error.errno not in DISK_FULL_ERRNOS:
+            raise
+    return ReportFile(layout.workers_in_memory, system)
+
+
+def read_all_reports(layout: Layout) -> list[bytes]:
+    """Returns the last report of each process that serves the data directory, in no particular order. Raises
+    OSError."""
+    reports = read_reports(layout.workers)
+    with suppress(OSError):
+        # Everybody may write to the directory above this one, so somebody else may have made it.
+        if layout.workers_in_memory.lstat().st_uid in (layout.root.stat().st_uid, os.geteuid()):
+            reports += read_reports(layout.workers_in_memory)
+    return reports
 
 
 def read_reports(directory: Path) -> list[bytes]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,21 @@ class ClientFiles:
 
     def first(self, *names: str) -> str | None:
         """Returns the first of the paths at which there is something; None if there is nothing."""
-        return next((name for name in names if self.path(name).exists()), None)
+        return next((name for name in names if self._is(Path.exists, name)), None)
+
+    def is_directory(self, name: str) -> bool:
+        """Returns whether there is a directory at the path, or something that this user may not look at."""
+        return self._is(Path.is_dir, name)
+
+    def has_certificate(self, name: str) -> bool:
+        """Returns whether there is a file with the certificate of an authority in the directory at the path."""
+        return any(self.path(name).glob("*.crt"))
+
+    def _is(self, test: Callable[[Path], bool], name: str) -> bool:
+        try:
+            return test(self.path(name))
+        except PermissionError:
+            return True  # reading it says what is wrong
 
     def text(self, name: str) -> str | None:
         """Returns the content of a file; None if there is no such file. Raises FileUnusable."""

@@ -94,7 +94,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
             )
         ]
     has_ca = any(isinstance(entry, dict) and entry.get("ca") for entry in hosts.values()) or (
-        folder is not None and document is None and any(files.path(folder).glob("*.crt"))
+        folder is not None and document is None and files.has_certificate(folder)
     )
     if target.needs_ca and not has_ca:
         return [
@@ -117,7 +117,7 @@ def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None
     names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
     # In each directory, `_default` stands for the host as well, so it comes before the next directory.
     candidates = [f"{directory}/{each}" for directory in directories for each in names]
-    return next((path for path in candidates if files.path(path).is_dir()), None)
+    return next((path for path in candidates if files.is_directory(path)), None)
 
 
 def _other_host(

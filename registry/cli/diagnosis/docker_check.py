@@ -104,8 +104,7 @@ def _check_hosted(files: ClientFiles, name: str, daemon: dict[str, Any], target:
             )
         ]
     folder = f"/etc/docker/certs.d/{address.host}"
-    has_ca = any(files.path(folder).glob("*.crt"))
-    if target.needs_ca and not has_ca:
+    if target.needs_ca and not files.has_certificate(folder):
         return [
             problem(
                 CHECK,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, MirrorOption, fail
+from registry.cli.options import (
+    USAGE_ERROR,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    MirrorOption,
+    fail,
+    load_or_fail,
+    one_line_errors,
+)
 from registry.cli.output import plain_console, print_json
 
 if TYPE_CHECKING:
     from registry.admin.server_status import ServerStatus
+    from registry.config import Settings
     from registry.upkeep.components import UpkeepComponents
 
 HELP = (
@@ -32,9 +43,9 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Prints the status once, or until Ctrl-C. With --json and --watch, prints one object in a line every second."""
-    from registry.cli.upkeep.upkeep_run import with_upkeep
-
-    server_status = with_upkeep(config, data, _watch_json if watch and as_json else _watch if watch else _read, mirror)
+    settings = load_or_fail(config, data=data, mirror=mirror).settings
+    with one_line_errors():
+        server_status = _status(settings, _read if not watch else _watch_json if as_json else _watch)
     if not as_json:
         _print(server_status)
     else:
@@ -46,6 +57,32 @@ def status(
             err=True,
         )
         raise typer.Exit(NOT_RUNNING)
+
+
+def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[ServerStatus]]) -> ServerStatus:
+    """Opens the data directory, runs `work`, and returns what it returns. If the store cannot be opened, as on some
+    full disks, returns what the reports of the workers say. Raises the error if there are none."""
+    from registry.admin.server_status import status_without_store
+    from registry.backend import open_backend
+    from registry.cli.data_owner import prepare_data_directory
+    from registry.cli.interrupts import run_interruptible
+    from storage.data_dir.check import DataDirectoryError
+    from storage.errors import RegistryError
+
+    async def open_and_work() -> ServerStatus:
+        async with open_backend(settings) as backend:
+            return await work(backend.upkeep)
+
+    try:
+        prepare_data_directory(settings, create_if_missing=False)
+        return run_interruptible(open_and_work())
+    except (DataDirectoryError, RegistryError) as error:
+        if not settings.data.is_dir():
+            raise
+        status = status_without_store(settings, error.message if isinstance(error, RegistryError) else str(error))
+        if not status.running:
+            raise
+        return status
 
 
 async def _read(upkeep: UpkeepComponents) -> ServerStatus:

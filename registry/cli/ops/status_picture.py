@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from registry.admin.server_status import EndpointStatus, ServerStatus, UpstreamStatus
+from registry.admin.server_status import EndpointStatus, ServerStatus, UploadStatus, UpstreamStatus
 from registry.cli.output import human_size, new_table, plural
 
 _MAX_ROWS = 10
@@ -19,9 +19,11 @@ _MAX_ROWS = 10
 def status_picture(status: ServerStatus, before: ServerStatus | None = None) -> RenderableType:
     """Returns the picture. `before`: an earlier status, from which the rate of requests is computed; None: no rate is
     shown."""
-    parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status)), Text(_upload_line(status))]
-    if status.disk.problem:
-        parts.append(Text(f"problem: {status.disk.problem}", "bold red"))
+    parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status))]
+    if status.uploads is not None:
+        parts.append(Text(_upload_line(status.uploads)))
+    for problem in dict.fromkeys(filter(None, (status.disk.problem, status.store_problem))):
+        parts.append(Text(f"problem: {problem}", "bold red"))
     for table in (_workers(status), _upstreams(status), _cache(status), _quotas(status), _fills(status), _jobs(status)):
         if table is not None:
             parts += [Text(), table]
@@ -49,8 +51,7 @@ def _disk_line(status: ServerStatus) -> str:
     return f"{disk.path}: {human_size(disk.free)} of {human_size(disk.size)} free{floor}"
 
 
-def _upload_line(status: ServerStatus) -> str:
-    uploads = status.uploads
+def _upload_line(uploads: UploadStatus) -> str:
     if not uploads.open:
         return "no upload is open"
     oldest = "" if uploads.oldest is None else f", the oldest without progress since {_time(uploads.oldest)}"

@@ -10,8 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from storage.data_dir.report_files import MAX_REPORT_BYTES, ReportFile, read_reports
+from storage.data_dir.layout import Layout
+from storage.data_dir.report_files import (
+    MAX_REPORT_BYTES,
+    ReportFile,
+    open_report_file,
+    read_all_reports,
+    read_reports,
+)
 from storage.data_dir.system import System
+
+
+class FullDisk(System):
+    """Has no room for files in one directory."""
+
+    def __init__(self, full: Path) -> None:
+        super().__init__()
+        self._full = full
+
+    def allocate(self, fd: int, size: int) -> None:
+        if self._full == Path(os.readlink(f"/proc/self/fd/{fd}")).parent:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().allocate(fd, size)
 
 
 def test_the_last_report_counts(tmp_path: Path) -> None:
@@ -77,11 +97,20 @@ def test_no_half_of_a_report(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     """A file that gets no room raises, and is deleted again."""
-
-    class FullDisk(System):
-        def allocate(self, fd: int, size: int) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
     with pytest.raises(OSError, match="No space"):
-        ReportFile(tmp_path, FullDisk())
+        ReportFile(tmp_path, FullDisk(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_reported_from_memory(tmp_path: Path) -> None:
+    """A process that finds no room for its file on the disk reports in memory, and readers find it there."""
+    layout = Layout(tmp_path)
+    file = open_report_file(layout, FullDisk(layout.workers))
+    try:
+        file.write(b"here")
+        assert read_reports(layout.workers) == []
+        assert read_all_reports(layout) == [b"here"]
+    finally:
+        file.close()
+        layout.workers_in_memory.rmdir()
+    assert read_all_reports(layout) == []

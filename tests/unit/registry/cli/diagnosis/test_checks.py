@@ -116,6 +116,7 @@ async def data_findings(settings: Settings) -> list[Finding]:
     return [finding for finding in findings if finding.level is not Level.OK and "in memory" not in finding.what]
 
 
+@pytest.mark.full_store
 async def test_data_directory(tmp_path: Path) -> None:
     """A prepared directory has no findings; others say what is missing."""
     data = tmp_path / "data"
@@ -135,6 +136,7 @@ async def test_data_directory(tmp_path: Path) -> None:
     assert "is not a directory" in finding.what
 
 
+@pytest.mark.full_store
 async def test_database(tmp_path: Path) -> None:
     """A database of another version, and one that is no database."""
     data = tmp_path / "data"
@@ -149,15 +151,21 @@ async def test_database(tmp_path: Path) -> None:
     assert "entrepot restore" in finding.next_step
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-async def test_owner(tmp_path: Path) -> None:
-    """A file of another user, which the server cannot change, is named."""
+@pytest.mark.full_store
+async def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of another user, and one with a file of another user, which the server cannot change."""
     data = tmp_path / "data"
     prepare_data_dir(data)
-    os.chown(layout_of(data).metadata_lock, 12345, 12345)
+    if os.geteuid() == 0:  # only root can give files away
+        os.chown(layout_of(data).metadata_lock, 12345, 12345)
+        (finding,) = await data_findings(Settings(data=data))
+        assert "locks/metadata belongs to uid 12345" in finding.what
+        assert "chown -R" in finding.next_step
+        os.chown(layout_of(data).metadata_lock, 0, 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     (finding,) = await data_findings(Settings(data=data))
-    assert "locks/metadata belongs to uid 12345" in finding.what
-    assert "chown -R" in finding.next_step
+    assert "and this command runs as uid 12345" in finding.what
+    assert "sudo -u" in finding.next_step
 
 
 def test_settings(tmp_path: Path) -> None:
