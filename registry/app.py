@@ -16,11 +16,13 @@ from fastapi.responses import PlainTextResponse
 from registry import __version__
 from registry.admin import documentation, health, login_routes, management_api, metrics_route, token_endpoint
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
-from registry.asgi import Receive, Scope, Send, is_distribution, raw_path
+from registry.asgi import COUNTS_STATE, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp
 from registry.service_factory import Service, ServiceFactory
+from registry.status.server_run import ServerRun, new_server_run
+from registry.status.worker_report import WorkerReporter
 from registry.telemetry.request_recorder import RequestEnd
 from registry.telemetry.telemetry import Telemetry
 from storage.errors import StorageFull
@@ -40,11 +42,18 @@ class Entrepot(FastAPI):
     them, so that no two processes share open files."""
 
     def __init__(
-        self, factory: ServiceFactory, telemetry: Telemetry, service: Service | None = None, *, starts_work: bool = True
+        self,
+        factory: ServiceFactory,
+        telemetry: Telemetry,
+        service: Service | None = None,
+        run: ServerRun | None = None,
+        *,
+        starts_work: bool = True,
     ) -> None:
         """`telemetry` is told about each request. `service`: an open service, which the caller closes. None: the
-        application opens one with `factory` when the server starts the application. `starts_work`: whether the
-        service's work beside requests then starts as well; False: the caller starts it with `Service.work`."""
+        application opens one with `factory` when the server starts the application. `run`: the run of the server, which
+        all workers share; None: a new one. `starts_work`: whether the service's work beside requests then starts as
+        well; False: the caller starts it with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -60,7 +69,9 @@ class Entrepot(FastAPI):
         self.factory = factory
         self.body_memory = factory.body_memory
         self.telemetry = telemetry
+        self.server_run = run or new_server_run(factory.clock)
         self._service = service
+        self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
         self._starts_work = starts_work
         self.is_retiring = False
         """Responses without an end, such as streams of events, should end: another application has taken over."""
@@ -108,6 +119,8 @@ class Entrepot(FastAPI):
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
         else:
+            if scope["type"] == "lifespan":
+                self._count = scope.get("state", {}).get(COUNTS_STATE, ServerCounts)
             await self._app_outside_v2(scope, receive, send)
 
     def _is_metrics_port(self, scope: Scope) -> bool:
@@ -140,6 +153,15 @@ class Entrepot(FastAPI):
             reopening = None
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
+            reporter = WorkerReporter(
+                self.factory.settings.data,
+                self.server_run,
+                counts=lambda: self._count(),
+                endpoints=lambda: self.service.endpoint_health(),
+                is_read_only=lambda: self.service.is_store_read_only,
+                clock=self.factory.clock,
+            )
+            reporting = asyncio.create_task(reporter.run())
             stopped = threading.Event()
             building_routes = asyncio.create_task(asyncio.to_thread(self.build_routes, stopped))
             try:
@@ -147,6 +169,8 @@ class Entrepot(FastAPI):
             finally:
                 stopped.set()
                 await building_routes  # a thread cannot be cancelled
+                reporting.cancel()
+                await asyncio.wait([reporting])
                 if reopening is not None:
                     reopening.cancel()
                     await asyncio.wait([reopening])
@@ -186,6 +210,7 @@ def create_app(
     rate_limit: RateLimit | None = None,
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.time,
+    run: ServerRun | None = None,
     starts_work: bool = True,
 ) -> Entrepot:
     """Returns the application.
@@ -196,12 +221,13 @@ def create_app(
     - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
       limit.
     - `telemetry`: what the workers count together, made before the fork; None: this process counts for itself.
-    - `starts_work`: see `Entrepot`.
-    - `clock`: returns seconds since 1970."""
+    - `clock`: returns seconds since 1970.
+    - `run`: the run of the server, which all workers share; None: a new one.
+    - `starts_work`: see `Entrepot`."""
     factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
     telemetry = telemetry or Telemetry(settings)
     service = None if registry is None else factory.without_accounts(registry)
-    app = Entrepot(factory, telemetry, service, starts_work=starts_work)
+    app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
     if registry is None:
         app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
         management_api.add_routes(app)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -29,6 +30,20 @@ _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 STOPPING_STATE: Final = "entrepot.stopping"
 """The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the
 server stops, so that responses without an end, such as streams of events, can end."""
+
+COUNTS_STATE: Final = "entrepot.server_counts"
+"""The key in the lifespan state under which the server leaves a function that returns `ServerCounts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounts:
+    """What the server of one process does now. `connections`: open connections, of at most `max_connections`.
+    `requests`: requests in progress. `answered`: responses since the start of the process."""
+
+    connections: int = 0
+    max_connections: int | None = None
+    requests: int = 0
+    answered: int = 0
 
 
 def request_id_of(headers: Iterable[Header]) -> str:

@@ -8,7 +8,7 @@ the modules of mirrors, and their HTTP client, only if the settings have an upst
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Backend(NamedTuple):
     """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
     of upkeep on them; the recorder of the pulls that this process serves; the same pulls as events (None: nobody wants
-    these); and what a server does beside its requests."""
+    these); what a server does beside its requests; and the mirrors by the names of their upstreams."""
 
     store: StoredRegistry
     router: Router
@@ -40,6 +40,7 @@ class Backend(NamedTuple):
     pulls: PullRecorder
     pull_events: PullEvents | None
     work: BackgroundWork
+    mirrors: Mapping[str, Mirror]
 
 
 def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
@@ -135,4 +136,4 @@ async def open_backend(
         stack.push_async_callback(work.aclose)
         if serving and starts_work:
             await work.start()
-        yield Backend(store, router, upkeep, pulls, pull_events, work)
+        yield Backend(store, router, upkeep, pulls, pull_events, work, mirrors)

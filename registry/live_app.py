@@ -60,11 +60,15 @@ class LiveApp:
         self._make_app = make_app
         self._current = _Running(make_app(settings, True))
         self._prepared: _Running | None = None
+        self._server_state: dict[str, Any] = {}
+        """What the server gives the application in the lifespan state; each of the applications gets it."""
         self._old: dict[_Running, asyncio.Task[None]] = {}
         """Replaced applications, and the tasks that close them."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            self._server_state = scope.get("state", {})
+            self._current.lifespan.state.update(self._server_state)
             await self._run(receive, send)
             return
         running = self._current
@@ -94,6 +98,7 @@ class LiveApp:
         settings: Settings = pickle.loads(configuration)  # from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
         prepared = _Running(self._make_app(settings, False))
+        prepared.lifespan.state.update(self._server_state)
         await prepared.lifespan.start()
         self._prepared = prepared
 

@@ -42,6 +42,8 @@ from registry.observe import Observed
 from registry.request import PushRefusal, current_request
 from registry.restrict import restrict
 from registry.server.shared_counters import SharedRateLimiter, shared_cells
+from registry.status.readiness import Readiness
+from registry.status.worker_report import EndpointHealths
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
@@ -73,20 +75,24 @@ class Service:
 
     - `distribution` answers requests for `/v2`.
     - `unchecked_registry`: the registry without the check of the client's rights. Health checks use it.
+    - `readiness` says whether the service can serve.
     - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
     - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
     - `is_store_read_only`: the store was opened only for reading, because the disk was too full to open it for writing.
     - `work`: the work beside requests; None: there is none.
     - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
-      store raises StorageFull. Does nothing to a store that is open for writing."""
+      store raises StorageFull. Does nothing to a store that is open for writing.
+    - `endpoint_health` returns what this process knows about the endpoints of each upstream."""
 
     distribution: DistributionAPI
     unchecked_registry: Registry
+    readiness: Readiness
     access: AccessControl | None = None
     storage_problem: Callable[[], str | None] = lambda: None
     retire_read_only_store: Callable[[], None] = lambda: None
     is_store_read_only: bool = False
     work: BackgroundWork | None = None
+    endpoint_health: EndpointHealths = dict
 
 
 class ServiceFactory:
@@ -116,7 +122,9 @@ class ServiceFactory:
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
-        return Service(self._distribution(guard, authenticator), unchecked_registry=restricted)
+        return Service(
+            self._distribution(guard, authenticator), unchecked_registry=restricted, readiness=Readiness(restricted)
+        )
 
     @asynccontextmanager
     async def open(self, *, may_open_read_only: bool, starts_work: bool = True) -> AsyncIterator[Service]:
@@ -185,11 +193,13 @@ class ServiceFactory:
                 push_refusal=None if settings.read_only else store.push_refusal,
             ),
             unchecked_registry=restricted,
+            readiness=Readiness(restricted, store, settings.data),
             access=AccessControl(components, policy, components.token_service(policy), management),
             storage_problem=store.storage_problem,
             retire_read_only_store=store.retire,
             is_store_read_only=store.is_read_only,
             work=backend.work,
+            endpoint_health=lambda: {name: mirror.endpoint_health for name, mirror in backend.mirrors.items()},
         )
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:

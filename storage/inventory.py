@@ -34,6 +34,16 @@ class RemovalPlan:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class OpenUploads:
+    """The upload sessions that are open. `count`: their number. `received`: bytes that have arrived and are recorded.
+    `oldest`: when the session that waits longest last made progress, in seconds since 1970; None: there is none."""
+
+    count: int
+    received: int
+    oldest: float | None
+
+
 class Inventory(Protocol):
     """Reads a data directory, which a server may be using at the same time. The duration of a call grows with the
     number of tags, manifests and blobs that it reads."""
@@ -45,6 +55,10 @@ class Inventory(Protocol):
     def tags_below(self, name: str) -> list[tuple[RepositoryName, Tag]]:
         """Returns all tags of the repositories whose names begin with `name` and a slash, each with its repository.
         Sorted by repository and then by tag."""
+        ...
+
+    def open_uploads(self) -> OpenUploads:
+        """Returns how many upload sessions are open."""
         ...
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:

@@ -29,7 +29,7 @@ async def welcome(request: Request) -> str:
         f"  docker tag app {host}/team/app\n"
         f"  docker push {host}/team/app\n\n"
         "API: /v2/ (OCI distribution spec), /api/v1 (accounts and rights, described at /api/docs).\n"
-        "Health: /health/live, /health/ready\n"
+        "Health: /livez, /readyz\n"
     )
 
 

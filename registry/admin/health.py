@@ -1,17 +1,22 @@
-"""Health checks for load balancers and orchestrators: `/health/live` shows that the process answers, `/health/ready`
-that it can serve content."""
+"""Health checks for load balancers and orchestrators.
+
+- `/livez` and `/health/live` show that the process answers.
+- `/readyz` lists what the registry needs, and answers 503 if one of these things is missing.
+- `/health/ready` answers 503 only if nothing can be served. On a full disk, reads and deletes work.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
+from registry.status.server_run import INSTANCE_HEADER
 from storage.errors import RegistryError
 from storage.interface import Lister
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
@@ -22,13 +27,65 @@ class Health(BaseModel):
     reason: str | None = None
 
 
-@router.get("/live", response_model_exclude_none=True)
+class ReadinessCheck(BaseModel):
+    """One thing that the registry needs. `reason` says what is wrong; it is missing if the status is `ok`."""
+
+    name: str
+    status: Literal["ok", "failing"]
+    reason: str | None = None
+
+
+class ReadinessReport(BaseModel):
+    """`failing` if one of the checks fails. `read_only`: the registry refuses every push and delete, because the
+    settings or a full disk at the start say so; that is no failure."""
+
+    status: Literal["ok", "failing"]
+    read_only: bool
+    checks: list[ReadinessCheck]
+
+
+@router.get("/livez", response_model_exclude_none=True)
+async def livez(request: Request, response: Response) -> Health:
+    """Answers 200 whenever the process can answer. It checks nothing else. The header `X-Entrepot-Instance` has a
+    random id of this run of the server, with which `entrepot doctor` finds out whether an address leads here."""
+    response.headers[INSTANCE_HEADER] = request.app.server_run.instance
+    response.headers["cache-control"] = "no-store"
+    return Health(status="ok")
+
+
+@router.get("/readyz", response_model_exclude_none=True, responses={503: {"model": ReadinessReport}})
+async def readyz(
+    request: Request,
+    response: Response,
+    exclude: Annotated[
+        list[str] | None, Query(max_length=40, description="Leaves out this check. Repeat for more", examples=["disk"])
+    ] = None,
+) -> ReadinessReport:
+    """Answers 200 if the database can be read, its tables have this version, and the disk can be written and is above
+    the floor in the settings; otherwise 503. No check asks an upstream. A registry whose disk is full still serves
+    reads; where there is only one server, `?exclude=disk` keeps it in service then."""
+    results = await request.app.service.readiness.check(exclude or ())
+    is_ready = all(result.reason is None for result in results)
+    if not is_ready:
+        response.status_code = 503
+    response.headers["cache-control"] = "no-store"
+    return ReadinessReport(
+        status="ok" if is_ready else "failing",
+        read_only=request.app.factory.settings.read_only or request.app.service.is_store_read_only,
+        checks=[
+            ReadinessCheck(name=result.name, status="ok" if result.reason is None else "failing", reason=result.reason)
+            for result in results
+        ],
+    )
+
+
+@router.get("/health/live", response_model_exclude_none=True)
 async def live() -> Health:
     """Answers 200 whenever the process can answer. It checks nothing else."""
     return Health(status="ok")
 
 
-@router.get("/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
+@router.get("/health/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
     """Reads the name of one repository from the store, and answers 503 if that fails. If the disk is full, the HTTP
     status is 200: a load balancer that saw 503 would send no more requests to this registry, but on a full disk reads

@@ -24,6 +24,7 @@ from registry.admin import (
     job_routes,
     retention_routes,
     scrub_routes,
+    status_routes,
     tag_routes,
     token_routes,
 )
@@ -71,6 +72,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "scrub", "description": "Reads all stored content again, and what it has found to be damaged."},
     {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
     {"name": "events", "description": "What happened to the content, and which webhooks have not been told."},
+    {"name": "status", "description": "What the server does now."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -90,6 +92,7 @@ _ROUTE_MODULES: Final = (
     backup_routes,
     import_routes,
     event_routes,
+    status_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {

@@ -1,5 +1,5 @@
-"""The command `entrepot client`: prints configuration files that make a client, such as docker, pull through this
-registry's mirrors.
+"""The commands `entrepot client PROGRAM`, which print configuration files that make a client, such as docker, pull
+through this registry's mirrors, and `entrepot client check PROGRAM`, which checks the files that are there.
 
 An *upstream* is a remote registry that this registry mirrors, such as `docker.io`.
 """
@@ -7,12 +7,22 @@ An *upstream* is a remote registry that this registry mirrors, such as `docker.i
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 
-from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, ListenOption, MirrorOption, fail, load_or_fail
+from registry.cli.options import (
+    USAGE_ERROR,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    ListenOption,
+    MirrorOption,
+    fail,
+    load_or_fail,
+)
 from registry.cli.registry_address import RegistryAddress, listens_everywhere, registry_address
 from registry.config import Settings, Upstream
 from registry.config.mirror_settings import DOCKER_HUB
@@ -20,60 +30,123 @@ from registry.config.mirror_settings import DOCKER_HUB
 if TYPE_CHECKING:
     from registry.cli.client_setup import MirroredHost
 
-HELP = "Print the configuration files with which a client pulls images through this registry."
+HELP = "Print the configuration files with which a client pulls images through this registry, or check them."
 EXAMPLES = """\b
 Examples:
-  entrepot client docker --url http://registry.example.com:5000
-  entrepot client podman > /etc/containers/registries.conf.d/50-entrepot.conf
-  entrepot client containerd --upstream docker.io > /etc/containerd/certs.d/docker.io/hosts.toml
-  entrepot client buildkit --config /etc/entrepot/entrepot.toml
+  {0}
 
 stdout gets the files, stderr says what to do with them. The address and the upstreams come from the settings;
 if the settings name no upstream, the files are for docker.io."""
+PROGRAMS = {
+    "docker": ("docker's daemon.json", "entrepot client docker --url http://registry.example.com:5000"),
+    "containerd": (
+        "containerd's hosts.toml",
+        "entrepot client containerd --upstream docker.io > /etc/containerd/certs.d/docker.io/hosts.toml",
+    ),
+    "podman": (
+        "the registries.conf of podman, buildah, skopeo and CRI-O",
+        "entrepot client podman > /etc/containers/registries.conf.d/50-entrepot.conf",
+    ),
+    "buildkit": ("buildkitd.toml", "entrepot client buildkit --config /etc/entrepot/entrepot.toml"),
+}
+"""The clients for which there are files: what is printed, and an example."""
+CHECK_HELP = (
+    "Read the configuration of a client on this machine, and say whether its pulls come through this registry; if not, "
+    "why, and what to write. The exit code is 1 if they do not."
+)
+CHECK_EXAMPLES = """\b
+Examples:
+  entrepot client check docker --url http://registry.example.com:5000
+  entrepot client check containerd --url https://registry.example.com --upstream docker.io --upstream ghcr.io
+  entrepot client check podman --root /mnt/node1 --offline"""
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        "-u",
+        metavar="URL",
+        help="This registry's address as the client reaches it. [default: public_url, else listen]",
+    ),
+]
+UpstreamOption = Annotated[
+    list[str] | None,
+    typer.Option("--upstream", metavar="NAME", help="Only this upstream. Repeat for more. [default: all]"),
+]
 
 
-class ClientProgram(StrEnum):
-    """The clients for which the command prints files; the user gives one of these values as the first argument."""
+class CheckedProgram(StrEnum):
+    """The clients whose configuration can be checked; the user gives one of these values as the first argument."""
 
     docker = "docker"
     containerd = "containerd"
     podman = "podman"
-    buildkit = "buildkit"
 
 
-def client(
-    program: Annotated[ClientProgram, typer.Argument(help="The client to configure.", show_default=False)],
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            "-u",
-            metavar="URL",
-            help="This registry's address as the client reaches it. [default: public_url, else listen]",
-        ),
+def _add_program(name: str, what: str, example: str) -> None:
+    """Adds the command that prints the files of one client."""
+
+    @app.command(name, help=f"Print {what}.", epilog=EXAMPLES.format(example))
+    def print_files(
+        url: UrlOption = None,
+        upstream: UpstreamOption = None,
+        config: ConfigOption = None,
+        data: DataOption = None,
+        listen: ListenOption = None,
+        mirror: MirrorOption = None,
+    ) -> None:
+        """Prints the files on stdout, and on stderr hints that say what to do with them. `data` has no effect. The
+        command accepts it because people use the same options as with `entrepot serve`."""
+        from registry.cli import client_setup
+
+        settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
+        address, hosts = select_target(settings, url, upstream)
+        if name == "docker":
+            _check_docker_default(settings, hosts)
+        setup = client_setup.SETUPS[name](address, hosts)
+        typer.echo("\n".join(text for _, text in setup.files), nl=False)
+        for hint in setup.hints:
+            typer.echo(f"# {hint}", err=True)
+
+
+for _name, (_what, _example) in PROGRAMS.items():
+    _add_program(_name, _what, _example)
+
+
+@app.command("check", help=CHECK_HELP, epilog=CHECK_EXAMPLES)
+def check(
+    program: Annotated[CheckedProgram, typer.Argument(help="The client to check.", show_default=False)],
+    url: UrlOption = None,
+    upstream: UpstreamOption = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="DIR", help="Read the files below this directory. [default: /]"),
     ] = None,
-    upstream: Annotated[
-        list[str] | None,
-        typer.Option("--upstream", metavar="NAME", help="Only this upstream. Repeat for more. [default: all]"),
-    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not connect to the registry.")] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     listen: ListenOption = None,
     mirror: MirrorOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Prints the files on stdout, and on stderr hints that say what to do with them. `data` has no effect. The command
-    accepts it because people use the same options as with `entrepot serve`."""
-    from registry.cli import client_setup
+    """Prints what is found, and ends the command with exit code 1 if pulls do not come through this registry. `data`
+    has no effect, as above."""
+    from registry.cli.diagnosis.client_check import check_client
+    from registry.cli.diagnosis.finding_output import print_findings
 
     settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
-    address = _parse_address(url) if url else _address_in_settings(settings)
-    hosts = _select_hosts(settings, upstream or [])
-    if program is ClientProgram.docker:
-        _check_docker_default(settings, hosts)
-    setup = client_setup.SETUPS[program.value](address, hosts)
-    typer.echo("\n".join(text for _, text in setup.files), nl=False)
-    for hint in setup.hints:
-        typer.echo(f"# {hint}", err=True)
+    address, hosts = select_target(settings, url, upstream)
+    default = settings.default_upstream if settings.upstream else DOCKER_HUB
+    findings = check_client(program.value, address, hosts, default, root=root, offline=offline)
+    raise typer.Exit(print_findings(findings, as_json=as_json))
+
+
+def select_target(
+    settings: Settings, url: str | None, upstream: list[str] | None
+) -> tuple[RegistryAddress, list[MirroredHost]]:
+    """Returns the registry's address and the hosts whose images it mirrors, from the values of --url and --upstream.
+    Ends the command if one of them is not valid."""
+    return _parse_address(url) if url else _address_in_settings(settings), _select_hosts(settings, upstream or [])
 
 
 def _parse_address(url: str) -> RegistryAddress:

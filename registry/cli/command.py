@@ -16,7 +16,8 @@ from registry.cli.accounts import (
     token_command,
     user_command,
 )
-from registry.cli.mirror import freeze_command, mirror_command
+from registry.cli.mirror import freeze_command, mirror_command, speed_command
+from registry.cli.ops import doctor_command, status_command
 from registry.cli.upkeep import (
     backup_command,
     cache_command,
@@ -47,7 +48,9 @@ app.command("reload", help=live_commands.RELOAD_HELP, epilog=live_commands.RELOA
 app.command("restart", help=live_commands.RESTART_HELP, epilog=live_commands.RESTART_EXAMPLES)(live_commands.restart)
 app.command("config", help=config_command.HELP, epilog=config_command.EXAMPLES)(config_command.config)
 app.command("inspect", help=inspect_command.HELP, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
-app.command("client", help=client_command.HELP, epilog=client_command.EXAMPLES)(client_command.client)
+app.command("status", help=status_command.HELP, epilog=status_command.EXAMPLES)(status_command.status)
+app.command("doctor", help=doctor_command.HELP, epilog=doctor_command.EXAMPLES)(doctor_command.doctor)
+app.add_typer(client_command.app, name="client")
 app.add_typer(mirror_command.app, name="mirror")
 mirror_command.app.command("freeze", help=freeze_command.FREEZE_HELP, epilog=freeze_command.FREEZE_EXAMPLES)(
     freeze_command.freeze
@@ -58,6 +61,7 @@ mirror_command.app.command("unfreeze", help=freeze_command.UNFREEZE_HELP, epilog
 mirror_command.app.command("frozen", help=freeze_command.FROZEN_HELP, epilog=freeze_command.FROZEN_EXAMPLES)(
     freeze_command.list_frozen
 )
+mirror_command.app.command("test", help=speed_command.HELP, epilog=speed_command.EXAMPLES)(speed_command.measure)
 app.add_typer(user_command.app, name="user")
 app.add_typer(robot_command.app, name="robot")
 app.add_typer(token_command.app, name="token")

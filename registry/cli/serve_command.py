@@ -94,6 +94,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.server.process.successor import Check, take_handover
     from registry.server.process.systemd import Notifier
     from registry.service_factory import RateLimitMemory, shared_rate_limit
+    from registry.status.server_run import new_server_run
     from registry.telemetry.telemetry import Telemetry
     from storage.composition import layout_of
 
@@ -115,12 +116,13 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         banner = startup_banner(settings, address_of(sockets[0]), sockets[0], closed=closed)
         # Made before the workers are forked, so that all of them share it.
         rate_memory = RateLimitMemory()
+        run = new_server_run()
         telemetry = Telemetry(settings, None if metrics_socket is None else metrics_socket.getsockname()[1])
         configuration = LiveConfiguration(settings, flags, config, bound_to_loopback=bound_to_loopback)
 
         def make_app(settings: Settings, starts_work: bool) -> Entrepot:
             rate_limit = shared_rate_limit(settings, rate_memory)
-            return create_app(settings, rate_limit=rate_limit, telemetry=telemetry, starts_work=starts_work)
+            return create_app(settings, rate_limit=rate_limit, telemetry=telemetry, run=run, starts_work=starts_work)
 
         return serve_app(
             lambda: cast("AsgiApp", LiveApp(configuration.settings, make_app)),

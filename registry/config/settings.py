@@ -146,8 +146,8 @@ class LimitSettings(SettingsGroup):
         ge=0,
         allow_inf_nan=False,
         description="Maximum number of requests per second. Requests of an account to `/v2` count for the account, all "
-        "others for the address; `/health` is counted separately. Further requests get 429 and Retry-After. 0 means no "
-        "limit",
+        "others for the address; health checks are counted separately. Further requests get 429 and Retry-After. 0 "
+        "means no limit",
     )
     burst: int = Field(
         default=0,

@@ -13,7 +13,8 @@ from registry.http.error_statuses import error_json, status_of
 from storage.errors import TooManyRequests
 
 HEALTH_PATH_PREFIX: Final = "/health/"
-"""Prefix of the paths of health checks."""
+HEALTH_PATHS: Final = frozenset({"/livez", "/readyz"})
+"""Prefix of the paths of health checks, and those that do not have it."""
 HEALTH_KEY_PREFIX: Final = "health "
 """Prefix of the keys under which health checks are counted, so that they have a limit of their own."""
 
@@ -49,7 +50,8 @@ class RateLimitedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             network = network_of(client_address(scope))
-            key = HEALTH_KEY_PREFIX + network if scope["path"].startswith(HEALTH_PATH_PREFIX) else network
+            is_health = scope["path"].startswith(HEALTH_PATH_PREFIX) or scope["path"] in HEALTH_PATHS
+            key = HEALTH_KEY_PREFIX + network if is_health else network
             try:
                 check_rate(self._rate_limit, key)
             except TooManyRequests as error:

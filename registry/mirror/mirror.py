@@ -27,7 +27,7 @@ from registry.mirror.freshness import Freshness, NegativeCache
 from registry.mirror.manifests import STALE_WAIT_SECONDS, MirroredManifests
 from registry.mirror.prefetch import Prefetcher, PrefetchQueue
 from registry.mirror.served_tags import ServedTags
-from registry.mirror.upstream_client import UnconfirmedNameUnknown, UpstreamClient
+from registry.mirror.upstream_client import EndpointHealth, UnconfirmedNameUnknown, UpstreamClient
 from registry.request import set_notice
 from storage.access import Action
 from storage.content import Actor, Descriptor, Manifest, Page, Span
@@ -130,6 +130,11 @@ class Mirror(RefusingRegistry):
             with suppress(ManifestUnknown):  # the upstream has deleted the tag
                 if await self.revalidate(repo, tag, force=True) is not None:
                     return
+
+    @property
+    def endpoint_health(self) -> list[EndpointHealth]:
+        """What this process knows about each endpoint of the upstream."""
+        return self._upstream.endpoint_health()
 
     @property
     def running_fills(self) -> Sequence[Fill]:

@@ -8,7 +8,8 @@ Protocol.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from registry.memory_budget import ShareScope
 from storage.content import Descriptor, Manifest, Page, Span
@@ -48,6 +49,27 @@ class UnconfirmedBlobUnknown(BlobUnknown):
     it. So the mirror does not cache the response."""
 
     default = "the upstream registry does not give out such a blob"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointHealth:
+    """What one process knows about an endpoint of its upstream.
+
+    - `breaker`: `closed` while requests are sent to the endpoint, `open` while none are, and `half-open` if the next
+      request is a trial.
+    - `failures`: number of failures in a row.
+    - `affected_repositories`: the first repositories whose requests failed; None: the requests of all fail.
+    - `retry_in_seconds`: when the open breaker becomes half-open; None if it is not open.
+    - `last_error`, `last_error_at`: the message and the time (seconds since 1970) of the last failure; None: there was
+      none."""
+
+    url: str
+    breaker: Literal["closed", "open", "half-open"]
+    failures: int
+    affected_repositories: tuple[str, ...] | None
+    retry_in_seconds: float | None
+    last_error: str | None
+    last_error_at: float | None
 
 
 class BlobSink(Protocol):
@@ -125,6 +147,10 @@ class UpstreamClient(Protocol):
     def is_nearly_exhausted(self) -> bool:
         """Returns whether the upstream's rate limit leaves only few requests. The mirror then sends only requests for
         which a client waits."""
+        ...
+
+    def endpoint_health(self) -> list[EndpointHealth]:
+        """Returns what this process knows about each endpoint, in the order of the settings."""
         ...
 
     async def aclose(self) -> None:

@@ -21,14 +21,20 @@ from contextlib import suppress
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
-from registry.mirror.upstream_client import BlobSink, UnconfirmedBlobUnknown, UnconfirmedManifestUnknown, UpstreamClient
+from registry.mirror.upstream_client import (
+    BlobSink,
+    EndpointHealth,
+    UnconfirmedBlobUnknown,
+    UnconfirmedManifestUnknown,
+    UpstreamClient,
+)
 from registry.upstream.api_client import ApiClient
 from registry.upstream.blob_client import BlobClient
-from registry.upstream.catalog import CatalogPage, CatalogReader
+from registry.upstream.catalog import CATALOG_SCOPE, CatalogPage, CatalogReader
 from registry.upstream.destinations import AddressPolicy, NetworkClassifier, classify_address, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
 from registry.upstream.rate_limits import RequestKind
-from registry.upstream.request_limits import MIB
+from registry.upstream.request_limits import MIB, REQUEST_TIMEOUT_SECONDS, time_limit
 from registry.upstream.requester import UpstreamRequester
 from registry.upstream.transfer import BlobTransfer, SinkRaised, range_header
 from registry.upstream.transport import OutboundProxies, TrustStore
@@ -38,6 +44,7 @@ from storage.content import BLOB_TYPE, Descriptor, Manifest, Page, Span
 from storage.errors import (
     BlobUnknown,
     ManifestUnknown,
+    NameUnknown,
     RegistryError,
     UpstreamUnavailable,
 )
@@ -55,6 +62,8 @@ _HEAD_UNSUPPORTED = frozenset({400, 405, 501})
 _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
 """Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. After
 such a response a GET is sent."""
+_NO_REPOSITORY = RepositoryName("ping")
+"""Stands for a repository in requests that are for none."""
 
 
 class FetchEnded(Exception):
@@ -257,6 +266,25 @@ class HttpUpstreamClient:
         """See `CatalogReader.page`."""
         return await self._catalog.page(previous)
 
+    async def ping(self) -> UpstreamResponse:
+        """Sends GET `/v2/` without a login to the first endpoint, and returns the response, whatever its status. Raises
+        UpstreamUnavailable, UpstreamTimeout."""
+        async with time_limit(REQUEST_TIMEOUT_SECONDS, loggable_origin(self.endpoints[0])):
+            return await self._api.send("GET", f"{self.endpoints[0]}/v2/", {})
+
+    async def check_login(self) -> None:
+        """Sends GET `/v2/` with the configured login. Raises Denied if the upstream or its token service refuses the
+        login, NameUnknown if GET `/v2/` is not found, and the other errors of a failed upstream request."""
+
+        async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
+            await self._requester.request(
+                *(endpoint, attempt, _NO_REPOSITORY, RequestKind.LOGIN, "GET", f"{endpoint.url}/v2/"),
+                not_found_error=NameUnknown("GET /v2/ is not found"),
+                scope=CATALOG_SCOPE,
+            )
+
+        await self._requester.try_endpoints(operation, _NO_REPOSITORY, RequestKind.LOGIN)
+
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the upstream responds to requests for the referrers of a manifest of this digest, and so has
         the referrers API. Raises the errors of a failed upstream request."""
@@ -266,6 +294,10 @@ class HttpUpstreamClient:
         """Returns whether the upstream has reported that it allows only few more requests before it responds with
         429."""
         return self._requester.remaining_requests.is_nearly_exhausted()
+
+    def endpoint_health(self) -> list[EndpointHealth]:
+        """Returns what this process knows about each endpoint, in the order of the settings."""
+        return self._requester.endpoint_health()
 
     async def aclose(self) -> None:
         """Cancels running requests and closes the connections. Idempotent."""

@@ -19,8 +19,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Final, Literal
 
 from registry.config import Upstream
+from registry.mirror.upstream_client import EndpointHealth
 from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger("registry.upstream")
@@ -28,6 +30,8 @@ log = logging.getLogger("registry.upstream")
 FAILURES_TO_OPEN = 3
 """Number of failures in a row that open the breaker. Also, once this many repositories are affected, all repositories
 are."""
+MAX_LISTED_REPOSITORIES: Final = 5
+"""How many of the affected repositories `UpstreamEndpoint.health` lists."""
 FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
 """First and longest time for which the breaker stays open. Each failed trial doubles the time."""
 
@@ -102,6 +106,8 @@ class UpstreamEndpoint:
         """The affected repositories, if not all are: those with failures since the endpoint last worked."""
         self._is_failing_for_all = False
         """Whether all repositories are affected."""
+        self._last_error: tuple[str, float] | None = None
+        """The message of the last error that was counted as a failure, and when it was, in seconds of the clock."""
 
     def is_open_for(self, repo: str) -> bool:
         """Returns whether requests for the repository must not be sent to the endpoint now: the repository is affected,
@@ -133,13 +139,33 @@ class UpstreamEndpoint:
         try:
             yield attempt
             attempt.on_working()
-        except UpstreamUnavailable:
+        except UpstreamUnavailable as error:
             if attempt.counts_as_failure:
+                self._last_error = error.message, self._clock()
                 self._on_failure(started_at, None if attempt.has_no_connection else repo)
             raise
         finally:
             if is_trial and not attempt.is_working:
                 self._is_trial_running = False
+
+    @property
+    def health(self) -> EndpointHealth:
+        """What this process knows about the endpoint."""
+        if self.failures < FAILURES_TO_OPEN:
+            breaker: Literal["closed", "open", "half-open"] = "closed"
+        else:
+            breaker = "open" if self.retry_in_seconds > 0 else "half-open"
+        error, error_at = self._last_error or (None, None)
+        affected = None if self._is_failing_for_all else tuple(sorted(self._failing_repos)[:MAX_LISTED_REPOSITORIES])
+        return EndpointHealth(
+            self.url,
+            breaker,
+            self.failures,
+            affected_repositories=affected if self.failures else (),
+            retry_in_seconds=max(0.0, self.retry_in_seconds) if breaker == "open" else None,
+            last_error=error,
+            last_error_at=error_at,
+        )
 
     def _is_affected(self, repo: str) -> bool:
         """Returns whether the breaker applies to requests for the repository."""

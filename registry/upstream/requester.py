@@ -15,6 +15,7 @@ from typing import TypeVar
 from registry.config import Upstream
 from registry.memory_budget import ShareScope
 from registry.mirror.upstream_client import (
+    EndpointHealth,
     RangesUnsupported,
     UnconfirmedBlobUnknown,
     UnconfirmedManifestUnknown,
@@ -111,6 +112,10 @@ class UpstreamRequester:
         self._endpoints = UpstreamEndpoints(settings, clock)
         self._repository_limit = KeyedSemaphore(REQUESTS_PER_REPOSITORY)
         self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, api, self._backoff, records, leases, clock)
+
+    def endpoint_health(self) -> list[EndpointHealth]:
+        """Returns what this process knows about each endpoint, in the order of the settings."""
+        return [endpoint.health for endpoint in self._endpoints.all]
 
     async def try_endpoints(
         self,

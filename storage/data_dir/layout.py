@@ -11,6 +11,7 @@
       partials/SOURCE~sha256-abcdef….SIZE.state         which bytes of the partial blob are stored
       trash/                                            files of deleted blobs, until they are unlinked
       quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest sha256:abcdef…
+      workers/PID-RANDOM                                what a server process reports about itself
       reserve                                           disk space for deletes on a full disk
       control                                           socket that commands reach a running server by
       restore.json                                      says that a restore from a backup has not ended yet
@@ -24,6 +25,8 @@ The whole directory lies on one file system, so that a rename moves a file witho
 
 from __future__ import annotations
 
+import hashlib
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +96,17 @@ class Layout:
     def quarantine_place(digest: Digest) -> str:
         """Returns the path of the damaged bytes of a blob, relative to the data directory."""
         return f"quarantine/{digest.algorithm}-{digest.encoded}"
+
+    @property
+    def workers(self) -> Path:
+        """The directory that contains a file for each running server process (`storage.data_dir.report_files`)."""
+        return self.root / "workers"
+
+    @property
+    def workers_in_memory(self) -> Path:
+        """Takes the place of `workers` if the full disk has no room for a file there: a directory in memory, outside of
+        the data directory."""
+        return Path("/dev/shm") / f"entrepot-{hashlib.blake2b(os.fsencode(self.root), digest_size=12).hexdigest()}"
 
     @property
     def uploads(self) -> Path:
@@ -173,6 +187,7 @@ class Layout:
     def directories(self) -> Iterator[Path]:
         """Yields the directories of a new data directory, parents first. The shards are among them, so that no push has
         to create a shard and sync the directory around it."""
-        yield from (self.locks, self.uploads, self.partials, self.trash, self.quarantine, self.root / "blobs")
+        yield from (self.locks, self.uploads, self.partials, self.trash, self.quarantine)
+        yield from (self.workers, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
         yield from self.shards()

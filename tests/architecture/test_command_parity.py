@@ -11,7 +11,13 @@ NOT_ABOUT_ACCOUNTS = {
     "restart",
     "config",
     "inspect",
-    "client",
+    "client docker",  # the clients' files are on other machines
+    "client containerd",
+    "client podman",
+    "client buildkit",
+    "client check",
+    "doctor",  # it looks at the machine, also while no server runs
+    "mirror test",
     "mirror warm",
     "mirror status",
     "mirror refresh",
@@ -53,6 +59,7 @@ TWINS = {
     "events list": ("GET", "/events"),
     "events tail": ("GET", "/events"),
     "events retry": ("POST", "/events/retry"),
+    "status": ("GET", "/status"),
     "mirror freeze": ("PUT", "/mirror/frozen"),
     "mirror unfreeze": ("DELETE", "/mirror/frozen"),
     "mirror frozen": ("GET", "/mirror/frozen"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from registry.memory_budget import ShareScope
-from registry.mirror.upstream_client import BlobSink, RangesUnsupported
+from registry.mirror.upstream_client import BlobSink, EndpointHealth, RangesUnsupported
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Page, Span, digest_of
 from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError, UpstreamUnavailable
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -128,6 +128,9 @@ class FakeSource:
 
     def is_nearly_exhausted(self) -> bool:
         return self.faults.few_left
+
+    def endpoint_health(self) -> list[EndpointHealth]:
+        return []
 
     async def aclose(self) -> None:
         assert self.at_once == 0, "closed while something is fetched"

@@ -38,13 +38,15 @@ def with_upkeep(
     config: Path | None,
     data: str | None,
     work: Callable[[UpkeepComponents], Awaitable[T]],
+    mirror: list[str] | None = None,
     *,
     create_data_directory: bool = False,
 ) -> T:
     """Opens the data directory and the mirrors, and returns what `work` returns. This is also safe while a server uses
-    the directory. `config` and `data` are the values of --config and --data. `create_data_directory`: creates the data
-    directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
-    settings = load_or_fail(config, data=data).settings
+    the directory. `config`, `data` and `mirror` are the values of the options of these names. `create_data_directory`:
+    creates the data directory if there is none. Ends the command with one line on stderr for an error that an operator
+    can fix."""
+    settings = load_or_fail(config, data=data, mirror=mirror).settings
     with one_line_errors():
         prepare_data_directory(settings, create_if_missing=create_data_directory)
 

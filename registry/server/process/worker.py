@@ -19,7 +19,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from registry.asgi import STOPPING_STATE, AsgiApp
+from registry.asgi import COUNTS_STATE, STOPPING_STATE, AsgiApp, ServerCounts
 from registry.server.connection.context import Retirement, WorkerContext, WorkerState
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
@@ -90,6 +90,7 @@ class Worker:
         self._pending: set[PendingConnection] = set()
         self._stop = asyncio.Event()
         self._interrupted = False  # a first SIGINT has arrived
+        self._max_connections: int | None = None  # not known before the application has started
 
     def run(self) -> tuple[int, str | None]:
         """Serves until a signal stops the worker. Returns the exit code and the reason of a failure: 0 and None after a
@@ -114,6 +115,7 @@ class Worker:
         self._app = app = self._options.make_app()
         lifespan = Lifespan(app)
         lifespan.state[STOPPING_STATE] = self._stop
+        lifespan.state[COUNTS_STATE] = self._counts
         starting = asyncio.create_task(lifespan.start())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -128,6 +130,7 @@ class Worker:
         gc.freeze()  # later collections skip the objects created so far; to examine them would take 50 ms each time
         limit = ConnectionLimit(self._state.connections, self._pending, self._state.tasks, loop.time)
         limit.warn_if_low()
+        self._max_connections = limit.capacity
         maintenance = asyncio.create_task(self._run_maintenance(loop, limit))
         receiver = None if self._commands is None else CommandReceiver(loop, self._commands, self.run_command)
         end_changes = None if self._on_start is None else self._on_start(loop, self.run_command)
@@ -144,6 +147,13 @@ class Worker:
         await self._drain(acceptors)
         maintenance.cancel()
         await _shut_down(lifespan)
+
+    def _counts(self) -> ServerCounts:
+        """Returns what this process does now. The application calls this, for its status."""
+        state = self._state
+        return ServerCounts(
+            len(state.connections), self._max_connections, requests=len(state.tasks), answered=state.total_requests
+        )
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)

@@ -15,7 +15,7 @@ from typing import Any
 import apsw
 
 from storage.errors import ManifestUnknown, NameUnknown
-from storage.inventory import ContentTotals, RemovalPlan
+from storage.inventory import ContentTotals, OpenUploads, RemovalPlan
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -82,6 +82,13 @@ class SqliteInventory:
         """Returns the tags of the repositories whose names begin with `name` and a slash, in order."""
         rows = self._db.execute(_TAGS, _range_below(name)).fetchall()
         return [(RepositoryName(str(repo)), Tag(str(tag))) for repo, tag in rows]
+
+    def open_uploads(self) -> OpenUploads:
+        """Counts the upload sessions and the bytes that they have received."""
+        count, received, oldest = self._db.execute(
+            "SELECT count(*), coalesce(sum(offset), 0), min(touched) FROM upload"
+        ).get
+        return OpenUploads(count, received, oldest)
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.

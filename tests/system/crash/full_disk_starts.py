@@ -63,6 +63,9 @@ def without_reserve(folder: Path) -> None:
     with restarted(folder) as server:
         check_reads(server, images)
         check_told(server)
+        assert ask(server, "GET", "/readyz")[0] == 503
+        assert ask(server, "GET", "/readyz?exclude=disk")[0] == 200
+        until(lambda: json.loads(command(folder, "status", "--json").stdout)["running"], "the status shows the server")
         assert_storage_full(ask(server, "DELETE", f"/v2/team/app/manifests/{images[0].tag}"))
         release(filler, MIB)
         until(lambda: ask(server, "DELETE", f"/v2/team/app/manifests/{images[0].tag}")[0] == 202, "deletes work again")

@@ -1,0 +1,18 @@
+"""The route `/api/v1/status`: what the server does now."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from registry.admin.caller import AdminCaller
+from registry.admin.management_route import ManagementRoute
+from registry.admin.server_status import ServerStatus, read_server_status
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+@router.get("/status", tags=["status"])
+async def read_status(caller: AdminCaller) -> ServerStatus:
+    """Returns what the server does now: its processes, the disk, uploads and downloads that are not complete, jobs, the
+    use of the cache and the quotas, and how its upstreams respond. Numbers of processes are up to a second old."""
+    return await read_server_status(caller.upkeep)

@@ -1,0 +1,135 @@
+"""Checks of `entrepot doctor` on the server's certificate: its key, its chain, its names and its age."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+from registry.config import Settings
+from registry.config.settings import TLSSettings
+from registry.server.gate.certificates import CertificateError, CertificateFiles, make_context
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+CHECK: Final = "certificate"
+SOON_FRACTION: Final = 1 / 10
+"""A certificate of whose time less than this part is left, and less than `SOON_DAYS`, should have been renewed."""
+SOON_DAYS: Final = 21.0
+_RENEW: Final = "renew it, and see why that did not happen by itself; the server reads new files without a restart"
+
+
+def certificate_findings(settings: Settings, url: str, now: float) -> list[Finding]:
+    """Returns what is found. `url`: the registry's address for clients. `now`: seconds since 1970. Reads files; call it
+    while the process can still read the key."""
+    tls = settings.tls
+    if tls.certificate is None:
+        if urlsplit(url).scheme == "https":
+            return [ok(CHECK, f"the server has none of its own: a proxy answers for {url}")]
+        return []
+    try:
+        make_context(CertificateFiles(tls.certificate, tls.key, tls.client_ca, tls.client_auth or "off"), now)
+    except CertificateError as error:
+        expired = "expired" in error.message
+        why = "the server does not start with it" + (", and clients refuse it" if expired else "")
+        return [problem(CHECK, error.message, why, _RENEW if expired else "correct tls.certificate and tls.key")]
+    chain = _chain(tls)
+    findings = [*_check_age(chain, now), *_check_names(chain[0], url), *_check_chain(chain)]
+    if findings:
+        return findings
+    until = chain[0].not_valid_after_utc
+    return [ok(CHECK, f"the certificate in {tls.certificate} is valid until {until:%Y-%m-%d}")]
+
+
+def _chain(tls: TLSSettings) -> Sequence[Certificate]:
+    from cryptography import x509
+
+    assert tls.certificate is not None
+    return x509.load_pem_x509_certificates(tls.certificate.read_bytes())
+
+
+def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
+    moment = datetime.fromtimestamp(now, UTC)
+    for number, certificate in enumerate(chain):
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        name = "the certificate" if number == 0 else f"the certificate of the authority {_name(certificate)}"
+        if moment < begins:
+            what = f"{name} is valid only from {begins:%Y-%m-%d %H:%M} UTC on"
+            yield problem(CHECK, what, "clients refuse it until then", "look at the clock of this machine, or wait")
+        elif moment > ends:
+            yield problem(CHECK, f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC", "clients refuse it", _RENEW)
+        else:
+            left = (ends - moment).total_seconds() / 86400
+            lifetime = (ends - begins).total_seconds() / 86400
+            if number == 0 and left < min(SOON_DAYS, lifetime * SOON_FRACTION):
+                what = f"{name} expires in {left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
+                yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
+
+
+def _check_names(certificate: Certificate, url: str) -> Iterator[Finding]:
+    """Yields a finding if the certificate is not for the host in the registry's address."""
+    from cryptography import x509
+
+    host = urlsplit(url).hostname or ""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        why = "clients do not look at the common name any more"
+        step = f"make a certificate with subjectAltName = DNS:{host}"
+        yield problem(CHECK, "the certificate names no host (subjectAltName)", why, step)
+        return
+    dns = names.get_values_for_type(x509.DNSName)
+    addresses = names.get_values_for_type(x509.IPAddress)
+    if not _is_named(host, dns, [str(address) for address in addresses]):
+        shown = ", ".join([*dns, *map(str, addresses)])
+        what = f"the certificate is for {shown}, and not for {host}"
+        step = f"make a certificate that names {host}, or set public_url to one of the names"
+        yield problem(CHECK, what, f"clients that connect to {host} refuse it", step)
+
+
+def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:
+    try:
+        return str(ipaddress.ip_address(host)) in addresses
+    except ValueError:
+        pass
+    rest = host.partition(".")[2]
+    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == rest) for name in dns)
+
+
+def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
+    """Yields a finding if a certificate in the file is not signed by the next one, or if the file has the server's
+    certificate alone although another authority signed it."""
+    for certificate, issuer in pairwise(chain):
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except Exception:  # one of several, by the kind of the key
+            what = f"the file has {_name(issuer)} after {_name(certificate)}, which did not sign it"
+            step = "put the certificates in order: the server's, then the one that signed it, and so on"
+            yield problem(CHECK, what, "many clients cannot verify the certificate", step)
+            return
+    if len(chain) == 1 and chain[0].issuer != chain[0].subject and not _is_trusted_root(chain[0]):
+        what = f"the file has the server's certificate alone, and the authority {chain[0].issuer.rfc4514_string()} "
+        why = "clients that do not know this authority cannot verify the certificate"
+        step = "append the certificates of the intermediate authorities (fullchain.pem), or give clients the authority"
+        yield warning(CHECK, what + "is not one that this machine trusts", why, step)
+
+
+def _is_trusted_root(certificate: Certificate) -> bool:
+    """Returns whether an authority that this machine trusts has signed the certificate."""
+    import ssl
+
+    wanted = sorted(str(attribute.value) for attribute in certificate.issuer)
+    for authority in ssl.create_default_context().get_ca_certs():
+        names: Any = authority["subject"]  # a tuple of names, each a tuple of pairs
+        if sorted(value for parts in names for _, value in parts) == wanted:
+            return True
+    return False
+
+
+def _name(certificate: Certificate) -> str:
+    return certificate.subject.rfc4514_string() or "a certificate without a name"

@@ -1,0 +1,62 @@
+"""`check_client`: checks the configuration of one client program on a machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from registry.cli.client_setup import SETUPS, MirroredHost
+from registry.cli.diagnosis.client_files import ClientFiles, Target, answer_findings
+from registry.cli.diagnosis.containerd_check import check_containerd
+from registry.cli.diagnosis.docker_check import check_docker
+from registry.cli.diagnosis.finding import Finding
+from registry.cli.diagnosis.podman_check import check_podman
+from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
+from registry.cli.registry_address import RegistryAddress
+
+CHECKS: Final[dict[str, Callable[[ClientFiles, Target], list[Finding]]]] = {
+    "docker": check_docker,
+    "containerd": check_containerd,
+    "podman": check_podman,
+}
+"""The checks, by the name of the client program."""
+_TRACES: Final = {
+    "docker": ("/etc/docker/daemon.json", "/usr/bin/dockerd", "/usr/sbin/dockerd", "/var/snap/docker"),
+    "containerd": ("/etc/containerd/config.toml", "/etc/containerd/certs.d", "/var/lib/rancher/k3s/agent"),
+    "podman": ("/usr/bin/podman", "/usr/bin/crio", "/usr/bin/buildah"),
+}
+"""Files that show that a client program is on a machine."""
+
+
+def check_client(
+    program: str,
+    address: RegistryAddress,
+    hosts: Sequence[MirroredHost],
+    default: str | None,
+    *,
+    root: Path | None = None,
+    offline: bool = False,
+    answer: ProbeResult | None = None,
+) -> list[Finding]:
+    """Returns whether pulls of images of `hosts` come through the registry at `address`. Blocks.
+
+    `program`: a key of `CHECKS`. `default`: the upstream that the registry asks for names without a host. `root`: the
+    directory below which the client's files are; None: this machine's. `offline`: does not connect to the registry.
+    `answer`: what answers at the address, if that is known already."""
+    if answer is None and not offline:
+        answer = probe(address.url)
+    home = Path(os.path.expanduser("~")) if root is None else None
+    files = ClientFiles(program, root or Path("/"), home)
+    target = Target(address, hosts, default, SETUPS[program](address, hosts), answer)
+    findings = CHECKS[program](files, target)
+    # A certificate that this machine does not trust is no problem if the client has its authority.
+    if answer is not None and answer.error is not ProbeError.UNTRUSTED:
+        findings = [*answer_findings(program, answer), *findings]
+    return findings
+
+
+def programs_on_this_machine(root: Path = Path("/")) -> list[str]:
+    """Returns the names of the client programs that are on this machine."""
+    return [name for name, paths in _TRACES.items() if any((root / path.lstrip("/")).exists() for path in paths)]

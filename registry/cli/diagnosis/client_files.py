@@ -1,0 +1,184 @@
+"""`ClientFiles`: reads the configuration files of a client program, below a root directory. `Target`: the registry to
+which the files should lead."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from registry.cli.client_setup import ClientSetup, MirroredHost
+from registry.cli.diagnosis.finding import Finding, problem
+from registry.cli.diagnosis.probe import ProbeError, ProbeResult
+from registry.cli.registry_address import RegistryAddress
+
+
+class FileUnusable(Exception):
+    """A configuration file cannot be read or parsed. `finding` says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+        super().__init__(finding.what)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFiles:
+    """The files of one client. `program`: its name, which findings carry. `root`: what is in front of every path, such
+    as a mounted disk; `/` for this machine. `home`: the home directory of the person who runs the client without root;
+    None: the files of a person are not looked at."""
+
+    program: str
+    root: Path = Path("/")
+    home: Path | None = None
+
+    def path(self, name: str) -> Path:
+        """Returns where the file with the absolute path `name` is. A `~` at its start means the home directory."""
+        if name.startswith("~/"):
+            return (self.home or Path("/nonexistent")) / name[2:]
+        return self.root / name.lstrip("/")
+
+    def first(self, *names: str) -> str | None:
+        """Returns the first of the paths at which there is something; None if there is nothing."""
+        return next((name for name in names if self._is(Path.exists, name)), None)
+
+    def is_directory(self, name: str) -> bool:
+        """Returns whether there is a directory at the path, or something that this user may not look at."""
+        return self._is(Path.is_dir, name)
+
+    def has_certificate(self, name: str) -> bool:
+        """Returns whether there is a file with the certificate of an authority in the directory at the path."""
+        return any(self.path(name).glob("*.crt"))
+
+    def _is(self, test: Callable[[Path], bool], name: str) -> bool:
+        try:
+            return test(self.path(name))
+        except PermissionError:
+            return True  # reading it says what is wrong
+
+    def text(self, name: str) -> str | None:
+        """Returns the content of a file; None if there is no such file. Raises FileUnusable."""
+        try:
+            return self.path(name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            advice = "run this command as root, or as the user who runs the client"
+            raise FileUnusable(problem(self.program, f"{name} cannot be read: {reason}", "", advice)) from None
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Returns the object in a JSON file; None if there is no such file. An empty file is an empty object. Raises
+        FileUnusable."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text) if text.strip() else {}
+        except json.JSONDecodeError as error:
+            raise self._invalid(name, "JSON", f"{error.msg} in line {error.lineno}") from None
+        if not isinstance(value, dict):
+            raise self._invalid(name, "JSON", "it is no object")
+        return value
+
+    def toml(self, name: str) -> dict[str, Any] | None:
+        """Returns the content of a TOML file; None if there is no such file. Raises FileUnusable."""
+        text = self.text(name)
+        try:
+            return None if text is None else tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise self._invalid(name, "TOML", str(error)) from None
+
+    def _invalid(self, name: str, language: str, reason: str) -> FileUnusable:
+        return FileUnusable(
+            problem(
+                self.program,
+                f"{name} is not valid {language}: {reason}",
+                f"{self.program} does not use the file, or does not start",
+                f"correct the file, and restart {self.program}",
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The registry to which a client should lead.
+
+    - `hosts`: the registries whose images should come through it. `default`: the upstream that it asks for names
+      without a host; None: there is none.
+    - `setup`: the files that `entrepot client` prints for the client.
+    - `answer`: what answers at the address from this machine; None: nobody has asked."""
+
+    address: RegistryAddress
+    hosts: Sequence[MirroredHost]
+    default: str | None
+    setup: ClientSetup
+    answer: ProbeResult | None = None
+
+    def is_at(self, url: str) -> bool:
+        """Returns whether `url` leads to this registry."""
+        return _same_host(url, self.address.url) and urlsplit(url).scheme == urlsplit(self.address.url).scheme
+
+    def is_at_other_scheme(self, url: str) -> bool:
+        """Returns whether `url` has the host and port of this registry, but the other scheme."""
+        return _same_host(url, self.address.url) and not self.is_at(url)
+
+    @property
+    def needs_ca(self) -> bool:
+        """Whether the registry's certificate is not trusted by this machine, as far as that is known."""
+        return self.answer is not None and self.answer.error is ProbeError.UNTRUSTED
+
+    @property
+    def asks_for_login(self) -> bool:
+        """Whether the registry asks for a login, as far as that is known."""
+        return self.answer is not None and self.answer.status == 401
+
+    def lines_for(self, name: str) -> str:
+        """Returns the content of the file with the path `name` that `entrepot client` prints; of its only file if none
+        has this path."""
+        return next((text for path, text in self.setup.files if path == name), self.setup.files[0][1])
+
+
+def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
+    """Returns what is wrong with what answers at the registry's address; nothing if a registry answers."""
+    if answer.error is not None:
+        steps = {
+            ProbeError.DNS: "correct the address (--url, or public_url in the settings), or add the name to the DNS",
+            ProbeError.REFUSED: "start the server, or correct the address and the port (--url, public_url, listen)",
+            ProbeError.TIMEOUT: "look for a firewall between the two machines",
+            ProbeError.UNREACHABLE: "look for a firewall or a missing route between the two machines",
+            ProbeError.UNTRUSTED: "make this machine trust the authority of the certificate, or renew the certificate",
+            ProbeError.NO_TLS: "use http:// in the address, or set [tls] in the server's settings",
+            ProbeError.NO_HTTP: "use https:// in the address, if the server has [tls]",
+        }
+        what = f"{answer.url} does not answer this machine: {answer.error.value}"
+        return [problem(check, what, answer.detail, steps[answer.error])]
+    if not answer.is_registry:
+        what = f"{answer.url} is no registry: GET /v2/ answers {answer.status}"
+        advice = "let the proxy pass all paths to Entrepot, or correct the address"
+        return [problem(check, what, "another server answers, or a proxy that does not pass /v2/ on", advice)]
+    return []
+
+
+def _same_host(first: str, second: str) -> bool:
+    """Returns whether two URLs have the same host and port. All loopback hosts are the same."""
+    one, other = urlsplit(first), urlsplit(second)
+    try:
+        one_port, other_port = one.port, other.port
+    except ValueError:
+        return False
+    one_port = one_port or {"http": 80, "https": 443}.get(one.scheme)
+    other_port = other_port or {"http": 80, "https": 443}.get(other.scheme)
+    one_host, other_host = (one.hostname or "").rstrip("."), (other.hostname or "").rstrip(".")
+    return one_port == other_port and (one_host == other_host or (_is_loopback(one_host) and _is_loopback(other_host)))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

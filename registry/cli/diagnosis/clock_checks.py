@@ -1,0 +1,87 @@
+"""Checks of `entrepot doctor` on the clock: against the upstreams, against the files of the data directory, and against
+the age of this program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+
+from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+from storage.composition import layout_of
+
+CHECK: Final = "clock"
+TOLERANCE_SECONDS: Final = 30.0
+"""A smaller difference is no finding: it includes the time that an answer takes, and dates have whole seconds."""
+WRONG_SECONDS: Final = 300.0
+"""From this difference on, logins at upstreams fail, whose tokens are often valid for five minutes."""
+_FUTURE_SECONDS: Final = 60.0
+"""A file whose time is later than now by more than this was written on another clock."""
+OLDEST: Final = 1_767_225_600.0
+"""The beginning of 2026: this program is newer."""
+_STEP: Final = "set the clock, and let a service keep it right: timedatectl set-ntp true"
+
+
+def clock_findings(now: float, dates: Mapping[str, tuple[str, float]], data: Path | None) -> list[Finding]:
+    """Returns what is found. `now`: seconds since 1970. `dates`: by the URL of an endpoint, its Date header, and the
+    time at which the answer arrived, on this machine's clock. `data`: the data directory; None: there is none."""
+    findings = [*_against_program(now), *_against_upstreams(dates), *_against_files(now, data)]
+    if findings:
+        return findings
+    compared = [*(["the upstreams"] if dates else []), *([] if data is None else ["the files of the data directory"])]
+    return [ok(CHECK, f"the clock agrees with {' and '.join(compared) or 'the age of this program'}")]
+
+
+def _against_program(now: float) -> Iterator[Finding]:
+    if now < OLDEST:
+        why = "certificates and tokens are not valid yet; what is pushed now looks old to retention"
+        shown = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
+        yield problem(CHECK, f"the clock says {shown} UTC, but this program is newer", why, _STEP)
+
+
+def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Finding]:
+    """Yields a finding if the clock differs from those of the upstreams. One upstream may be wrong itself; if there are
+    several, the one decides that agrees best."""
+    differences: dict[str, float] = {}
+    for url, (text, arrived) in dates.items():
+        with suppress(ValueError, TypeError, OverflowError):
+            differences[url] = arrived - parsedate_to_datetime(text[:64]).timestamp()
+    if not differences:
+        return
+    url, difference = min(differences.items(), key=lambda item: abs(item[1]))
+    if abs(difference) <= TOLERANCE_SECONDS:
+        return
+    direction = "ahead of" if difference > 0 else "behind"
+    what = f"the clock is {_duration(abs(difference))} {direction} {url}"
+    if abs(difference) > WRONG_SECONDS:
+        why = "logins at upstreams and by tokens fail, and certificates look expired or not valid yet"
+        yield problem(CHECK, what, why, _STEP)
+    else:
+        yield warning(CHECK, what, "tokens are valid for a shorter time than they should be", _STEP)
+
+
+def _against_files(now: float, data: Path | None) -> Iterator[Finding]:
+    """Yields a finding if a file that the server writes has a time in the future."""
+    if data is None:
+        return
+    layout = layout_of(data)
+    files = [layout.metadata, layout.metadata.with_name(layout.metadata.name + "-wal"), layout.reserve, layout.uploads]
+    newest: tuple[float, Path] | None = None
+    for path in files:
+        with suppress(OSError):
+            written = path.stat().st_mtime
+            newest = max(newest or (written, path), (written, path))
+    if newest is not None and newest[0] - now > _FUTURE_SECONDS:
+        what = f"{newest[1]} was written {_duration(newest[0] - now)} in the future"
+        why = "the clock was set back: times of pulls and pushes, on which retention and eviction decide, are wrong"
+        yield problem(CHECK, what, why, _STEP)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

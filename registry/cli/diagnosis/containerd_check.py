@@ -1,0 +1,211 @@
+"""Checks whether containerd on a machine pulls through this registry: `config.toml`, and `hosts.toml` in the
+directories that its `config_path` names.
+
+Where `config_path` stands depends on the version of the file: version 1 and 2 belong to containerd 1.x, which 2.x
+still reads, and version 3 to containerd 2.x. A `config_path` may be a list, separated by colons. containerd 1.x looks
+in each of its directories. From 2.1 on, images are pulled by the transfer service, which takes the whole list as the
+path of one directory, and says nothing (containerd #12415, #12636, #12808). It is the default of 2.1 and 2.2.
+
+Sources: containerd, docs/hosts.md and docs/cri/registry.md; core/remotes/docker/config/hosts.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from registry.cli.client_setup import MirroredHost
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.containerd_hosts import check_host, check_own_host
+from registry.cli.diagnosis.finding import Finding, Level, ok, problem, warning
+
+CHECK = "containerd"
+CERTS = "/etc/containerd/certs.d"
+_FILES = (
+    "/etc/containerd/config.toml",
+    "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+    "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+)
+_SECTIONS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
+"""The plugin with the settings of registries, by the version of the file."""
+_RESTART = "then run: systemctl restart containerd"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerdConfig:
+    """The part of the configuration that matters. `file`: its path. `version`: that of the file. `plugins`: the
+    settings of all plugins."""
+
+    file: str
+    version: int
+    plugins: dict[str, Any]
+    disabled: list[str]
+
+    @property
+    def section(self) -> str:
+        """The plugin that containerd reads."""
+        return _SECTIONS.get(self.version, _SECTIONS[3])
+
+    def registry(self, section: str | None = None) -> dict[str, Any]:
+        """Returns the settings of registries in the plugin; empty if it has none."""
+        plugin = self.plugins.get(section or self.section)
+        settings = plugin.get("registry") if isinstance(plugin, dict) else None
+        return settings if isinstance(settings, dict) else {}
+
+    @property
+    def pulls_locally(self) -> bool:
+        """Whether a setting makes containerd 2.x pull without the transfer service."""
+        plugin = self.plugins.get(self.section)
+        if self.version < 3 or not isinstance(plugin, dict):
+            return False
+        return plugin.get("use_local_image_pull") is True or plugin.get("discard_unpacked_layers") is True
+
+
+def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
+    """Returns what is found."""
+    name = files.first(*_FILES)
+    try:
+        config = None if name is None else _load(files, name)
+    except FileUnusable as error:
+        return [error.finding]
+    if config is None:
+        return [
+            problem(
+                CHECK,
+                f"there is no {_FILES[0]}, so containerd has its default for config_path",
+                "that is empty in 1.x, and in 2.1 and later a list that is taken as one directory: Kubernetes pulls "
+                "straight from the upstreams",
+                f"write this to {_FILES[0]}, {_RESTART}",
+                file=_FILES[0],
+                lines=_config_lines(2),
+            ),
+            *(each for each in _check_hosts(files, [CERTS], target) if each.level is not Level.OK),
+        ]
+    findings = list(_check_config(config))
+    is_unread = any(finding.level is Level.PROBLEM for finding in findings)
+    directories = [path for path in str(config.registry().get("config_path") or "").split(":") if path]
+    mirrors = config.registry().get("mirrors")
+    if not directories and isinstance(mirrors, dict) and mirrors:
+        return [*findings, *_check_inline(config, mirrors, target)]
+    hosts = _check_hosts(files, directories or [CERTS], target)
+    # Files that nobody reads are not fine.
+    return [*findings, *(finding for finding in hosts if finding.level is not Level.OK or not is_unread)]
+
+
+def _load(files: ClientFiles, name: str) -> ContainerdConfig | None:
+    """Returns the configuration with what it imports; None if there is no such file. Raises FileUnusable."""
+    document = files.toml(name)
+    if document is None:
+        return None
+    plugins = document.get("plugins")
+    merged: dict[str, Any] = dict(plugins) if isinstance(plugins, dict) else {}
+    for pattern in document.get("imports") or []:
+        for path in sorted(files.root.glob(str(pattern).lstrip("/"))):
+            imported = files.toml("/" + str(path.relative_to(files.root))) or {}
+            more = imported.get("plugins")
+            merged.update({key: {**merged.get(key, {}), **value} for key, value in (more or {}).items()})
+    disabled = document.get("disabled_plugins") or []
+    return ContainerdConfig(name, int(document.get("version") or 1), merged, [str(plugin) for plugin in disabled])
+
+
+def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
+    """Yields what is wrong with `config.toml` itself."""
+    file, wanted = config.file, _config_lines(config.version)
+    step = f"write this to {file}, {_RESTART}"
+    if any(plugin.rpartition(".")[2] in ("cri", "images") for plugin in config.disabled):
+        yield warning(
+            CHECK,
+            f"{file} switches the plugin for Kubernetes off (disabled_plugins)",
+            "the package containerd.io of Docker does so; only nerdctl and ctr pull then",
+            f"remove cri from disabled_plugins if Kubernetes uses this containerd, {_RESTART}",
+        )
+    path = config.registry().get("config_path")
+    for version, section in _SECTIONS.items():
+        if section != config.section and config.registry(section).get("config_path") and not path:
+            has = f"version {config.version}" if config.version > 1 else "no version, which means version 1"
+            yield problem(
+                CHECK,
+                f"{file} has {has}, but sets config_path in the section of version {version}",
+                f"containerd does not read [plugins.{section!r}.registry] in such a file",
+                step,
+                file=file,
+                lines=wanted,
+            )
+            return
+    if path and config.registry().get("mirrors"):
+        yield problem(
+            CHECK,
+            f"{file} has both config_path and registry.mirrors",
+            "the plugin for Kubernetes does not start: `mirrors` cannot be set when `config_path` is provided",
+            f"remove the sections [plugins.{config.section!r}.registry.mirrors…] from {file}, {_RESTART}",
+        )
+    if not path and not config.registry().get("mirrors"):
+        yield problem(
+            CHECK,
+            f"{file} does not set config_path",
+            "Kubernetes reads no hosts.toml then, and pulls straight from the upstreams. nerdctl reads them anyway",
+            step,
+            file=file,
+            lines=wanted,
+        )
+    elif path and ":" in str(path):
+        yield _list_finding(config, str(path))
+
+
+def _list_finding(config: ContainerdConfig, path: str) -> Finding:
+    """Returns the finding for a `config_path` with several directories."""
+    what = f'{config.file} sets config_path = "{path}", a list of directories'
+    step = f"name one directory, {_RESTART}"
+    lines = _config_lines(config.version, path.split(":")[0])
+    if config.pulls_locally:
+        why = "it works only because use_local_image_pull or discard_unpacked_layers is set"
+        return warning(CHECK, what, why, step, file=config.file, lines=lines)
+    if config.version < 3:
+        why = "containerd 1.x reads all of them; 2.1 and later take the list as one directory, which does not exist"
+        return warning(CHECK, what, why, step, file=config.file, lines=lines)
+    why = (
+        "containerd 2.1 and later take the list as the path of one directory, which does not exist: they ignore all "
+        "hosts.toml, and say nothing"
+    )
+    return problem(CHECK, what, why, step, file=config.file, lines=lines)
+
+
+def _check_hosts(files: ClientFiles, directories: list[str], target: Target) -> Iterator[Finding]:
+    for host in target.hosts:
+        yield from check_host(files, directories, host, target)
+    yield from check_own_host(files, directories, target)
+
+
+def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Target) -> Iterator[Finding]:
+    """Yields whether the mirrors in `config.toml` itself lead to this registry. containerd 1.x has them beside
+    `hosts.toml`."""
+    yield warning(
+        CHECK,
+        f"{config.file} sets registry.mirrors",
+        "containerd calls this deprecated; 2.x has no registry.configs any more, and a later version no mirrors",
+        f"write hosts.toml files (entrepot client containerd) and set config_path instead, {_RESTART}",
+        file=config.file,
+        lines=_config_lines(config.version),
+    )
+    for host in target.hosts:
+        yield _inline_finding(config, mirrors, host, target)
+
+
+def _inline_finding(config: ContainerdConfig, mirrors: dict[str, Any], host: MirroredHost, target: Target) -> Finding:
+    mirror = mirrors.get(host.prefix) or mirrors.get("*") or {}
+    endpoints = [str(url) for url in mirror.get("endpoint") or []]
+    if endpoints and target.is_at(endpoints[0]):
+        return ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({config.file})")
+    what = f"registry.mirrors in {config.file} sends pulls of {host.prefix} to {', '.join(endpoints) or 'no mirror'}"
+    path = f"{CERTS}/{host.prefix}/hosts.toml"
+    step = f"write this to {path}, and set config_path in place of registry.mirrors, {_RESTART}"
+    return problem(CHECK, what, "", step, file=path, lines=target.lines_for(path))
+
+
+def _config_lines(version: int, directory: str = CERTS) -> str:
+    """Returns the lines of `config.toml` that set `config_path`. A file of version 1 becomes one of version 2."""
+    version = max(2, version)
+    return f'version = {version}\n\n[plugins."{_SECTIONS.get(version, _SECTIONS[3])}".registry]\n' + (
+        f'  config_path = "{directory}"\n'
+    )

@@ -1,0 +1,164 @@
+"""Checks the `hosts.toml` files of containerd, which say from where the images of a host are pulled.
+
+For the host `registry.example.com:5000`, containerd looks for the directories `registry.example.com_5000_`,
+`registry.example.com:5000` and `_default`, in this order, and takes the first that exists. A directory without a
+`hosts.toml` only gives certificates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from registry.cli.client_setup import MirroredHost
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+
+CHECK = "containerd"
+_CAPABILITIES = {"pull", "resolve"}
+
+
+def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
+    """Returns whether pulls of a host's images come through the registry."""
+    path = f"{directories[0]}/{host.prefix}/hosts.toml"
+    lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
+    step = f"write this to {path}; no restart is needed"
+    folder = _folder(files, directories, host.prefix)
+    if folder is None:
+        return [
+            problem(
+                CHECK,
+                f"no directory below {' or '.join(directories)} is for {host.prefix}, and there is no _default",
+                f"containerd pulls straight from {host.server}",
+                step,
+                file=path,
+                lines=lines,
+            )
+        ]
+    file = f"{folder}/hosts.toml"
+    try:
+        document = files.toml(file)
+    except FileUnusable as error:
+        return [error.finding]
+    if document is None:
+        what, why = f"there is no {file}", f"the directory only gives certificates: containerd pulls from {host.server}"
+        return [problem(CHECK, what, why, f"write this to {file}; no restart is needed", file=file, lines=lines)]
+    entries = document.get("host")
+    hosts: dict[str, Any] = entries if isinstance(entries, dict) else {}
+    url = next((url for url in hosts if target.is_at(url)), None)
+    if url is None:
+        return [_other_host(file, hosts, document, host, target, lines)]
+    findings = list(_check_entry(file, url, hosts[url], hosts, target))
+    if not any(finding.level != "ok" for finding in findings):
+        findings.append(ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({file})"))
+    if folder.endswith("/_default") and str(document.get("server") or ""):
+        findings.append(
+            warning(
+                CHECK,
+                f"{file} sets server = {document['server']!r} for every host that has no directory of its own",
+                f"if this registry does not answer, images of {host.prefix} are asked of that server",
+                f"write a file for {host.prefix}, or remove the line with server",
+                file=path,
+                lines=lines,
+            )
+        )
+    return findings
+
+
+def check_own_host(files: ClientFiles, directories: list[str], target: Target) -> list[Finding]:
+    """Returns whether images whose names begin with the registry's own host can be pulled and pushed."""
+    address = target.address
+    name = urlsplit(address.url).hostname or ""
+    if address.is_plain_http and (name == "localhost" or address.is_trusted_by_docker):
+        return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
+    folder = _folder(files, directories, address.host)
+    try:
+        document = files.toml(f"{folder}/hosts.toml") if folder else None
+    except FileUnusable as error:
+        return [error.finding]
+    entries = (document or {}).get("host")
+    hosts: dict[str, Any] = entries if isinstance(entries, dict) else {}
+    leads_here = any(target.is_at(url) for url in [*hosts, str((document or {}).get("server") or "")])
+    file = f"{directories[0]}/{address.host}/hosts.toml"
+    capabilities = '  capabilities = ["pull", "resolve", "push"]\n'
+    if address.is_plain_http and not leads_here:
+        return [
+            warning(
+                CHECK,
+                f"containerd expects TLS of {address.host}, which speaks plain HTTP",
+                f"images named {address.host}/NAME cannot be pulled; the mirrored ones are not concerned",
+                f"write this to {file}; no restart is needed",
+                file=file,
+                lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}',
+            )
+        ]
+    has_ca = any(isinstance(entry, dict) and entry.get("ca") for entry in hosts.values()) or (
+        folder is not None and document is None and files.has_certificate(folder)
+    )
+    if target.needs_ca and not has_ca:
+        return [
+            problem(
+                CHECK,
+                f"containerd does not trust the certificate of {address.host}",
+                target.answer.detail if target.answer else "",
+                f"copy the certificate of its authority to {directories[0]}/{address.host}/ca.crt, and write this to "
+                f"{file}; write the line with ca in the hosts.toml of each mirrored host as well",
+                file=file,
+                lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}  ca = "ca.crt"\n',
+            )
+        ]
+    return [ok(CHECK, f"containerd reaches {address.host}")]
+
+
+def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None:
+    """Returns the directory that containerd takes for a host; None if there is none."""
+    name, colon, port = host.rpartition(":")
+    names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
+    # In each directory, `_default` stands for the host as well, so it comes before the next directory.
+    candidates = [f"{directory}/{each}" for directory in directories for each in names]
+    return next((path for path in candidates if files.is_directory(path)), None)
+
+
+def _other_host(
+    file: str, hosts: dict[str, Any], document: dict[str, Any], host: MirroredHost, target: Target, lines: str
+) -> Finding:
+    """Returns the finding for a file that does not name this registry."""
+    step = f"write this to {file}; no restart is needed"
+    if wrong := next((url for url in hosts if target.is_at_other_scheme(url)), None):
+        what = f"{file} names {wrong}, but the registry is at {target.address.url}"
+        why = f"containerd cannot connect to it, and pulls from {host.server}"
+    else:
+        others = ", ".join(hosts) or str(document.get("server") or host.server)
+        what, why = f"{file} does not name this registry", f"containerd pulls images of {host.prefix} from {others}"
+    return problem(CHECK, what, why, step, file=file, lines=lines)
+
+
+def _check_entry(file: str, url: str, entry: Any, hosts: dict[str, Any], target: Target) -> Iterator[Finding]:
+    """Yields what is wrong with the section of this registry."""
+    settings: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    capabilities = settings.get("capabilities")
+    if isinstance(capabilities, list) and not set(capabilities) >= _CAPABILITIES:
+        missing = ", ".join(sorted(_CAPABILITIES - set(capabilities)))
+        what = f"{file} gives {url} only the capabilities {', '.join(map(str, capabilities)) or 'none'}"
+        why = f"without {missing}, containerd asks another server for tags or for content"
+        lines = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n'
+        yield problem(CHECK, what, why, "write this in the file; no restart is needed", file=file, lines=lines)
+    if settings.get("override_path") is True and not urlsplit(url).path.rstrip("/").endswith("/v2"):
+        what = f"{file} sets override_path for {url}, whose path does not end with /v2"
+        why = "containerd then asks for /NAME/manifests/… in place of /v2/NAME/manifests/…, and gets 404"
+        yield problem(CHECK, what, why, "remove the line with override_path; no restart is needed", file=file)
+    if target.needs_ca and not settings.get("ca") and settings.get("skip_verify") is not True:
+        what = f"{file} names no authority for {url}, whose certificate this machine does not trust"
+        lines = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n  ca = "/etc/containerd/certs.d/ca.crt"\n'
+        why = target.answer.detail if target.answer else ""
+        yield problem(
+            CHECK, what, why, "copy the authority's certificate there, and write this", file=file, lines=lines
+        )
+    first = next(iter(hosts))
+    if first != url:
+        what, why = f"{file} names {first} before this registry", "containerd asks this registry only if that fails"
+        yield warning(CHECK, what, why, f'put the section [host."{url}"] first', file=file)
+    if settings.get("skip_verify") is True and not target.address.is_plain_http:
+        what, why = f"{file} sets skip_verify for {url}", "anybody between the machines can change the images"
+        yield warning(CHECK, what, why, "remove the line, and name the authority with ca")

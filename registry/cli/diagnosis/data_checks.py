@@ -1,0 +1,213 @@
+"""Checks of `entrepot doctor` on the data directory: its owner, its file system, its space, and the database."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from registry.cli.diagnosis.finding import Check, Finding, in_thread, ok, problem, warning
+from registry.cli.output import human_size
+from registry.config import Settings
+from registry.status.readiness import write_problem
+from registry.upkeep.budgets import min_free_space
+from storage.composition import check_version, has_data, layout_of
+from storage.data_dir.check import DataDirectoryError, ensure_usable, filesystem_of
+from storage.data_dir.reserve import Reserve
+from storage.data_dir.system import System
+
+_TEMPORARY: Final = frozenset({"tmpfs", "ramfs"})
+_CONTAINER: Final = frozenset({"overlay", "aufs"})
+SLOW_SYNC_SECONDS: Final = 0.1
+"""A sync that takes longer makes each push noticeably slow."""
+_SYNCS: Final = 5
+_FEW_INODES_FRACTION: Final = 0.02
+_FULL_FRACTION: Final = 0.05
+"""A disk with less free space than this part of it is worth a warning, if the settings name no floor."""
+
+
+def data_checks(settings: Settings) -> dict[str, Check]:
+    """Returns the checks by name. They change nothing, except that they write files without a name, which the system
+    removes at once. Call `registry.cli.data_owner.become_owner` first."""
+    checks: dict[str, Callable[[Settings], Sequence[Finding]]] = {
+        "data directory": _check_directory,
+        "disk": _check_space,
+        "sync": _check_sync,
+        "locks": _check_locks,
+        "database": _check_database,
+    }
+    return {name: _in_thread(check, settings) for name, check in checks.items()}
+
+
+def _in_thread(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
+    async def run() -> Sequence[Finding]:
+        if not settings.data.is_dir() and check is not _check_directory:
+            return []  # `_check_directory` says so
+        return await in_thread(lambda: check(settings))
+
+    return run
+
+
+def _check_directory(settings: Settings) -> list[Finding]:
+    """Checks that the directory exists, belongs to the right user, and lies on a file system that fits."""
+    name, data = "data directory", settings.data.absolute()
+    if not data.exists():
+        parent = next((path for path in data.parents if path.exists()), Path("/"))
+        if not os.access(parent, os.W_OK):
+            step = f"make the directory as root, and give it to the user of the server: mkdir -p {data}; chown … {data}"
+            return [problem(name, f"there is no {data}, and {parent} cannot be written", "", step)]
+        step = "start the server, which makes it, or name the right one with --data or --config"
+        return [warning(name, f"there is no {data}", "", step)]
+    if not data.is_dir():
+        return [problem(name, f"{data} is not a directory", "", "name another one with --data")]
+    return [*_check_owner(name, data), *_check_file_system(name, data)] or [ok(name, f"{data} can be used")]
+
+
+def _check_owner(name: str, data: Path) -> Iterator[Finding]:
+    status = data.stat()
+    user = os.geteuid()
+    if status.st_uid != user and user != 0:
+        what = f"{data} belongs to {_user(status.st_uid)}, and this command runs as {_user(user)}"
+        yield problem(name, what, "", f"run it as that user: sudo -u {_user(status.st_uid)} entrepot doctor …")
+    for path in _own_files(data):
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        if found.st_uid != status.st_uid:
+            yield problem(
+                name,
+                f"{path} belongs to {_user(found.st_uid)}, and the directory to {_user(status.st_uid)}",
+                "the server, which runs as the owner of the directory, cannot change this file",
+                f"chown -R --reference={data} {data}",
+            )
+            break
+    if status.st_mode & stat.S_IWOTH:
+        why = "every user of this machine can delete or replace content"
+        yield problem(name, f"everybody may write to {data}", why, f"chmod o-w {data}")
+    database = layout_of(data).metadata
+    if database.exists() and status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
+        why = "it has the hashes of passwords and the keys that sign tokens"
+        yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {data}")
+
+
+def _own_files(data: Path) -> Iterator[Path]:
+    """Yields the files that the server changes most: one wrong owner among them stops it."""
+    layout = layout_of(data)
+    for suffix in ("", "-wal", "-shm"):
+        yield layout.metadata.with_name(layout.metadata.name + suffix)
+    yield from (layout.reserve, layout.locks, layout.uploads, layout.partials, layout.trash, data / "blobs")
+    yield from layout.lock_files()
+
+
+def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
+    kind = filesystem_of(data)
+    if kind in _TEMPORARY:
+        why = "all content is gone after a restart of the machine"
+        yield warning(name, f"{data} lies in memory ({kind})", why, "use a directory on a disk, with --data")
+    elif kind in _CONTAINER:
+        why = "all content is gone when the container is removed, and writing is slow"
+        yield warning(name, f"{data} lies in the layer of a container ({kind})", why, "mount a volume there")
+    try:
+        ensure_usable(data)
+    except DataDirectoryError as error:
+        yield problem(name, str(error), "", "solve that; the server does not start before")
+
+
+def _check_space(settings: Settings) -> list[Finding]:
+    """Checks the free space and the free inodes, and the floor in the settings."""
+    name, data = "disk", settings.data.absolute()
+    space = os.statvfs(data)
+    size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
+    step = (
+        "free some space: entrepot cache evict --to SIZE, entrepot retention apply, entrepot gc, or delete other files"
+    )
+    findings = []
+    if space.f_files and space.f_favail < space.f_files * _FEW_INODES_FRACTION:
+        what = f"{data} has {space.f_favail} inodes left, of {space.f_files}"
+        findings.append(warning(name, what, "each blob needs one, whatever its size", step))
+    with closing(Reserve(layout_of(data).reserve, System(), min_free_space(settings))) as reserve:
+        reason = reserve.low_disk_reason() or (reserve.disk_full_reason() if has_data(data) else None)
+    if reason is not None:
+        return [
+            *findings,
+            problem(name, f"{data}: {reason}", f"{human_size(free)} of {human_size(size)} are free", step),
+        ]
+    if free < size * _FULL_FRACTION and min_free_space(settings) is None:
+        what = f"{human_size(free)} of {human_size(size)} are free at {data}"
+        findings.append(
+            warning(name, what, "", f"{step}; and set [disk] min_free, so that pushes stop before it is full")
+        )
+    return findings or [ok(name, f"{human_size(free)} of {human_size(size)} are free at {data}")]
+
+
+def _check_sync(settings: Settings) -> list[Finding]:
+    """Checks that a file can be written and synced, and how long that takes."""
+    name, data = "sync", settings.data.absolute()
+    if (reason := write_problem(data)) is not None:
+        step = "look at the log of the kernel (dmesg) for errors of the disk, and at the owner and the mount options"
+        return [problem(name, reason, "nothing can be pushed, and no cached content stored", step)]
+    times = []
+    with tempfile.TemporaryFile(dir=data, buffering=0) as file:
+        for _ in range(_SYNCS):
+            start = time.monotonic()
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+            times.append(time.monotonic() - start)
+    median = sorted(times)[_SYNCS // 2]
+    if median > SLOW_SYNC_SECONDS:
+        why = "each push waits for several of them, and all pushes wait for each other"
+        step = "use a local disk, best an SSD; look for other programs that write much"
+        return [warning(name, f"a sync of a small file takes {median * 1000:.0f} ms", why, step)]
+    return [ok(name, f"a sync of a small file takes {median * 1000:.1f} ms")]
+
+
+def _check_locks(settings: Settings) -> list[Finding]:
+    """Checks that two openings of a file exclude each other, on which all changes rely."""
+    name, data = "locks", settings.data.absolute()
+    step = "use a local file system for the data directory"
+    try:
+        with tempfile.NamedTemporaryFile(dir=data) as first, open(first.name, "rb") as second:
+            fcntl.flock(first, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return [ok(name, "locks between processes work")]
+    except OSError as error:
+        if write_problem(data) is not None:
+            return []  # the check of the disk says so
+        return [problem(name, f"locks do not work at {data}: {error.strerror}", "", step)]
+    return [problem(name, f"{data} gives the same lock twice", "two workers would destroy each other's changes", step)]
+
+
+def _check_database(settings: Settings) -> list[Finding]:
+    """Checks that the database opens and has the tables of this version."""
+    name = "database"
+    try:
+        check_version(settings.data)
+    except DataDirectoryError as error:
+        text = str(error)
+        if "holds no registry" in text:
+            return [warning(name, text, "", "nothing, if the server was never started")]
+        if "older" in text or "newer" in text:
+            return [problem(name, text, "the database has the tables of another version", "start that version")]
+        step = (
+            "stop the server and restore a backup (entrepot restore), or ask for help with the output of this command"
+        )
+        return [problem(name, text, "the file is damaged, or may not be read", step)]
+    return [ok(name, "the database opens, and has the tables of this version")]
+
+
+def _user(uid: int) -> str:
+    """Returns the name of a user; its number if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

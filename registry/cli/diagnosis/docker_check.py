@@ -1,0 +1,167 @@
+"""Checks whether docker on a machine pulls through this registry: `daemon.json`, and the authorities in `certs.d`.
+
+Sources: dockerd(8), "daemon configuration file"; moby, registry/config.go (`ValidateMirror`, `isSecureIndex`); docker
+docs, "Registry as a pull through cache" and "Verify repository client with certificates".
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+from registry.config.mirror_settings import DOCKER_HUB
+
+CHECK = "docker"
+_FILES = ("/etc/docker/daemon.json", "~/.config/docker/daemon.json", "/var/snap/docker/current/config/daemon.json")
+"""Where docker's configuration is: of the daemon, of a daemon without root, and of docker as a snap."""
+_MIRRORS, _INSECURE = "registry-mirrors", "insecure-registries"
+_RESTART = "then run: systemctl restart docker"
+
+
+def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
+    """Returns what is found. docker uses mirrors for Docker Hub only; the other hosts are not looked at."""
+    name = files.first(*_FILES) or _FILES[0]
+    try:
+        daemon = files.json(name)
+    except FileUnusable as error:
+        return [error.finding]
+    findings: list[Finding] = []
+    if any(host.name == DOCKER_HUB for host in target.hosts):
+        findings += _check_mirror(name, daemon, target)
+    return [*findings, *_check_hosted(files, name, daemon or {}, target), *_misspelt_keys(name, daemon or {})]
+
+
+def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:
+    """Returns whether pulls of Docker Hub's images come through the registry."""
+    lines, step = _merged(daemon, target), f"write this to {name}, {_RESTART}"
+    if target.default != DOCKER_HUB:
+        return [
+            problem(
+                CHECK,
+                "this registry does not serve Docker Hub's images under the names that docker asks for",
+                "docker asks a mirror for library/ubuntu, without docker.io",
+                'set default = true for the [[upstream]] "docker.io" in the registry\'s settings',
+            )
+        ]
+    mirrors = (daemon or {}).get(_MIRRORS)
+    if daemon is None or not mirrors:
+        what = f"there is no {name}" if daemon is None else f"{name} names no mirror"
+        return [problem(CHECK, what, "docker pulls straight from Docker Hub", step, file=name, lines=lines)]
+    if not isinstance(mirrors, list) or not all(isinstance(mirror, str) for mirror in mirrors):
+        why = "docker does not start with it"
+        return [problem(CHECK, f"{_MIRRORS} in {name} is no list of URLs", why, step, file=name, lines=lines)]
+    for mirror in mirrors:
+        parts = urlsplit(mirror)
+        if parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
+            why = "docker refuses a mirror without http:// or https://, or with a path, and does not start"
+            return [
+                problem(CHECK, f"{mirror!r} in {name} is not a mirror's address", why, step, file=name, lines=lines)
+            ]
+    position = next((number for number, mirror in enumerate(mirrors) if target.is_at(mirror)), None)
+    if position is None:
+        if wrong := next((mirror for mirror in mirrors if target.is_at_other_scheme(mirror)), None):
+            what = f"{name} names {wrong}, but the registry is at {target.address.url}"
+            why = "docker cannot connect to the mirror, says nothing, and pulls from Docker Hub"
+        else:
+            what, why = f"{name} names only other mirrors: {', '.join(mirrors)}", "docker does not know this registry"
+        return [problem(CHECK, what, why, step, file=name, lines=lines)]
+    if position:
+        what = f"{name} names {mirrors[0]} before this registry"
+        why = "docker asks this registry only for what the first mirror does not have"
+        return [warning(CHECK, what, why, f"put {target.address.url} first, {_RESTART}")]
+    findings = [ok(CHECK, f"pulls of {DOCKER_HUB} come through {target.address.url} ({name})")]
+    if target.asks_for_login:
+        findings.append(
+            warning(
+                CHECK,
+                "this registry asks for a login, and docker sends none to a mirror",
+                "docker then pulls straight from Docker Hub (moby #30880)",
+                "let everybody pull these images: entrepot grant add 'docker.io/**' pull everyone",
+            )
+        )
+    return findings
+
+
+def _check_hosted(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> list[Finding]:
+    """Returns whether images whose names begin with the registry's host can be pulled and pushed."""
+    address = target.address
+    if address.is_plain_http:
+        if address.is_trusted_by_docker or _is_insecure(daemon.get(_INSECURE), address.host):
+            return [ok(CHECK, f"docker reaches {address.host} by plain HTTP")]
+        return [
+            problem(
+                CHECK,
+                f"docker expects TLS of {address.host}, which speaks plain HTTP",
+                f"docker pull {address.host}/NAME says: server gave HTTP response to HTTPS client",
+                f"write this to {name}, {_RESTART}",
+                file=name,
+                lines=_merged(daemon, target),
+            )
+        ]
+    folder = f"/etc/docker/certs.d/{address.host}"
+    if target.needs_ca and not files.has_certificate(folder):
+        return [
+            problem(
+                CHECK,
+                f"docker does not trust the certificate of {address.host}",
+                target.answer.detail if target.answer else "",
+                f"copy the certificate of its authority to {folder}/ca.crt; no restart is needed",
+                file=f"{folder}/ca.crt",
+            )
+        ]
+    return [ok(CHECK, f"docker reaches {address.host} by TLS")]
+
+
+def _is_insecure(entries: Any, host: str) -> bool:
+    """Returns whether docker accepts plain HTTP from the host, because of an entry for its name or its network."""
+    if not isinstance(entries, list):
+        return False
+    bare = urlsplit(f"//{host}").hostname or ""
+    for entry in entries:
+        if entry in (host, f"http://{host}"):
+            return True
+        try:
+            if ipaddress.ip_address(bare) in ipaddress.ip_network(str(entry), strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
+    """Returns a finding for each key that is nearly one of the two that matter here: docker does not start with it."""
+    findings = []
+    for key in daemon:
+        close = difflib.get_close_matches(key.lower().replace("_", "-"), (_MIRRORS, _INSECURE), 1, 0.8)
+        if close and key != close[0]:
+            why = "docker does not start: the directive does not match any configuration option"
+            findings.append(problem(CHECK, f"{key!r} in {name} is not a key of docker", why, f"write {close[0]!r}"))
+    return findings
+
+
+def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
+    """Returns the whole daemon.json with what is missing, so that nobody has to merge two files."""
+    merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
+    wanted = json.loads(target.lines_for(_FILES[0]))
+    for key in (_MIRRORS, _INSECURE):
+        before = (daemon or {}).get(key)
+        others = [
+            entry
+            for entry in (before if isinstance(before, list) else [])
+            if entry not in wanted.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
+        ]
+        if entries := [*wanted.get(key, []), *others]:
+            merged[key] = entries
+    return json.dumps(merged, indent=2) + "\n"
+
+
+def _is_useless(mirror: Any, target: Target) -> bool:
+    """Returns whether docker would refuse the mirror, or it is this registry under an address that does not work."""
+    if not isinstance(mirror, str) or urlsplit(mirror).scheme not in ("http", "https"):
+        return True
+    return urlsplit(mirror).path not in ("", "/") or target.is_at_other_scheme(mirror) or target.is_at(mirror)

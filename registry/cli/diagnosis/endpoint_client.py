@@ -1,0 +1,107 @@
+"""`open_endpoint`: the mirrors' own HTTP client for one endpoint of an upstream, which keeps nothing on the disk. So a
+check sends what a mirror sends, with the same proxy, certificates and login."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+
+from registry.config import Upstream
+from registry.upstream.client import HttpUpstreamClient
+from registry.upstream.destinations import classify_address
+from storage.content import Allowance, CorruptionRecord, Manifest, UpstreamCheck
+from storage.names import Digest, Reference, RepositoryName
+
+
+class ForgetfulRecords:
+    """Implements `storage.upstream_records.UpstreamRecords` in memory, for one command. It keeps tokens and rate
+    limits, which the HTTP client needs, and nothing about content."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, tuple[str, float]] = {}
+        self._allowances: dict[str, Allowance] = {}
+
+    async def last_check(
+        self, repo: RepositoryName, reference: Reference, *, blob: bool = False
+    ) -> UpstreamCheck | None:
+        return None
+
+    async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
+        return None
+
+    async def forget_checks(
+        self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
+    ) -> None:
+        return None
+
+    async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
+        return []
+
+    async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
+        return None
+
+    async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
+        return False
+
+    async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
+        return None
+
+    async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
+        return {}
+
+    async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
+        return None
+
+    async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
+        return 0
+
+    async def token(self, key: str) -> tuple[str, float] | None:
+        return self._tokens.get(key)
+
+    async def save_token(self, key: str, token: str, expires: float) -> None:
+        self._tokens[key] = token, expires
+
+    async def delete_token(self, key: str, token: str) -> None:
+        if self._tokens.get(key, ("", 0.0))[0] == token:
+            del self._tokens[key]
+
+    async def allowance(self, upstream: str) -> Allowance | None:
+        return self._allowances.get(upstream)
+
+    async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
+        self._allowances[upstream] = allowance
+
+
+class NoLeases:
+    """Implements `storage.leases.Leases` for a command that shares nothing with other processes."""
+
+    @asynccontextmanager
+    async def take(self, key: str) -> AsyncIterator[None]:
+        yield
+
+    @asynccontextmanager
+    async def slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[None]:
+        yield
+
+    @asynccontextmanager
+    async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
+        yield True
+
+
+@asynccontextmanager
+async def open_endpoint(
+    upstream: Upstream, url: str, clock: Callable[[], float] = time.time
+) -> AsyncIterator[tuple[HttpUpstreamClient, ForgetfulRecords]]:
+    """Yields a client that sends all requests to the endpoint `url` of the upstream, and what it has learned. `clock`
+    returns seconds since 1970."""
+    # Without a handler, Python would print logged warnings on stderr. The command prints what it finds.
+    logging.getLogger("registry").addHandler(logging.NullHandler())
+    records = ForgetfulRecords()
+    settings = upstream.model_copy(update={"endpoints": [url]})
+    client = HttpUpstreamClient(settings, records, NoLeases(), clock, classify_address)
+    try:
+        yield client, records
+    finally:
+        await client.aclose()

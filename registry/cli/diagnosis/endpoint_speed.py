@@ -1,0 +1,202 @@
+"""`measure_endpoint`: measures how fast an endpoint of an upstream answers and sends; `advice` says which endpoint is
+the best and what to write in the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from registry.cli.diagnosis.endpoint_client import open_endpoint
+from registry.cli.diagnosis.finding import in_thread
+from registry.config import Upstream
+from registry.mirror.warm.targets import platform_name
+from registry.upstream.client import HttpUpstreamClient
+from registry.upstream.transport import OutboundProxies, TrustStore
+from storage.content import Manifest, Span
+from storage.errors import RegistryError
+from storage.names import Reference, RepositoryName, Tag
+
+MAX_BYTES: Final = 8 << 20
+"""How much of a blob is fetched from each endpoint."""
+MEASURE_SECONDS: Final = 30.0
+"""Time limit for one endpoint. A blob that takes longer is measured by what has arrived."""
+_CONNECT_SECONDS: Final = 10.0
+DEFAULT_IMAGES: Final = {
+    "docker.io": "library/alpine:latest",
+    "registry.k8s.io": "pause:3.10",
+    "quay.io": "prometheus/busybox:latest",
+    "gcr.io": "distroless/static:latest",
+    "ghcr.io": "distroless/static:latest",
+}
+"""A small public image of each upstream that has one."""
+_SIMILAR_FRACTION: Final = 0.9
+"""An endpoint that is at least this fast in comparison with the fastest one is as good."""
+
+
+@dataclass(slots=True)
+class EndpointSpeed:
+    """What was measured at one endpoint. Times are in seconds; None: not measured. `error`: why the measurement ended
+    early."""
+
+    url: str
+    connect: float | None = None
+    tls: float | None = None
+    first_byte: float | None = None
+    manifest: float | None = None
+    bytes: int = 0
+    blob: float | None = None
+    proxy: str | None = None
+    error: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """How many bytes of a blob arrive in a second; None if that was not measured."""
+        return self.bytes / self.blob if self.blob else None
+
+
+class _CountingSink:
+    """Counts the bytes of a blob, and throws them away (`registry.mirror.upstream_client.BlobSink`)."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.started: float | None = None
+        self.last = 0.0
+
+    def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        self.started = self.last = time.monotonic()
+
+    def take(self, offset: int, data: memoryview) -> None:
+        self.bytes += len(data)
+        self.last = time.monotonic()
+
+
+async def measure_endpoint(upstream: Upstream, url: str, image: tuple[RepositoryName, Tag] | None) -> EndpointSpeed:
+    """Measures one endpoint. `image`: a repository, as the upstream names it, and a tag, whose manifest and largest
+    layer are fetched; None: only connections are measured."""
+    speed = EndpointSpeed(url)
+    try:
+        speed.proxy = OutboundProxies().proxy_for(url)
+        async with asyncio.timeout(MEASURE_SECONDS):
+            if speed.proxy is None:
+                await in_thread(lambda: _measure_connection(upstream, url, speed))
+            async with open_endpoint(upstream, url) as (client, _):
+                if speed.proxy is not None:
+                    start = time.monotonic()
+                    await client.ping()
+                    speed.first_byte = time.monotonic() - start
+                if image is not None:
+                    await _measure_content(client, *image, speed)
+    except TimeoutError:
+        speed.error = speed.error or f"no answer within {MEASURE_SECONDS:g} s"
+    except ssl.SSLCertVerificationError as error:
+        speed.error = f"its certificate is not trusted: {error.verify_message}"
+    except RegistryError as error:
+        speed.error = error.message
+    except OSError as error:
+        speed.error = error.strerror or str(error)
+    return speed
+
+
+def _measure_connection(upstream: Upstream, url: str, speed: EndpointSpeed) -> None:
+    """Measures a connection, the TLS handshake, and the first byte of the answer to GET `/v2/`. Blocks."""
+    parts = urlsplit(url)
+    host, is_tls = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if is_tls else 80)
+    context = TrustStore(upstream.ca_file).context() if is_tls else None  # reads files, so it is not measured
+    address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4]
+    start = time.monotonic()
+    connection = socket.create_connection((str(address[0]), port), _CONNECT_SECONDS)
+    try:
+        speed.connect = time.monotonic() - start
+        if context is not None:
+            start = time.monotonic()
+            connection = context.wrap_socket(connection, server_hostname=host)
+            speed.tls = time.monotonic() - start
+        start = time.monotonic()
+        connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+        if not connection.recv(1):
+            raise OSError("the connection was closed without an answer")
+        speed.first_byte = time.monotonic() - start
+    finally:
+        connection.close()
+
+
+async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag: Tag, speed: EndpointSpeed) -> None:
+    """Measures a manifest, and a part of its largest layer."""
+    start = time.monotonic()
+    manifest = await _image_manifest(client, repo, tag)
+    speed.manifest = time.monotonic() - start
+    layers = [layer for layer in manifest.layers if layer.digest not in manifest.foreign]
+    if not layers:
+        speed.notes.append(f"{repo}:{tag} has no layers, so the speed of blobs is not measured")
+        return
+    layer = max(layers, key=lambda each: each.size)
+    sink = _CountingSink()
+    try:
+        await client.fetch_blob(repo, layer.digest, Span(0, min(layer.size, MAX_BYTES)), sink)
+    finally:
+        # Also if the time is over: what has arrived until then is enough.
+        if sink.started is not None and sink.bytes:
+            speed.bytes, speed.blob = sink.bytes, max(sink.last - sink.started, 1e-6)
+
+
+async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag: Reference) -> Manifest:
+    """Returns the manifest of an image; of an index, that of linux/amd64, or else its first."""
+    manifest = await client.get_manifest(repo, tag)
+    if not manifest.manifests:
+        return manifest
+    entries = sorted(manifest.manifests, key=lambda entry: platform_name(entry) != "linux/amd64")
+    return await client.get_manifest(repo, entries[0].digest)
+
+
+def rank(speeds: Sequence[EndpointSpeed]) -> list[EndpointSpeed]:
+    """Returns the measured endpoints, the best first: those that send blobs fastest, then those that answer fastest,
+    then those that failed."""
+
+    def key(speed: EndpointSpeed) -> tuple[bool, float, float]:
+        latency = (speed.connect or 0.0) + (speed.tls or 0.0) + (speed.first_byte or 0.0)
+        return speed.error is not None, -(speed.bytes_per_second or 0.0), latency
+
+    return sorted(speeds, key=key)
+
+
+def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, str]:
+    """Returns what to do, in one sentence, and the lines for the settings; the lines are empty if nothing has to
+    change."""
+    ranked = rank(speeds)
+    working = [speed for speed in ranked if speed.error is None]
+    if not working:
+        return f"no endpoint of {upstream.name} works; entrepot doctor says what to do", ""
+    best = working[0]
+    if len(speeds) == 1:
+        return f"{best.url} is the only endpoint of {upstream.name}; more can be added to endpoints", ""
+    first = next(speed for speed in speeds if speed.url == upstream.endpoints[0])
+    similar = _is_similar(first, best)
+    failed = [speed.url for speed in ranked if speed.error is not None]
+    if similar and not failed:
+        return f"{first.url} is the fastest or as fast, and is the first already", ""
+    order = [*([first] if similar else []), *(speed for speed in working if not (similar and speed is first))]
+    urls = "".join(f'  "{speed.url}",\n' for speed in order)
+    what = f"{first.url if similar else best.url} is the fastest"
+    if failed:
+        what += f"; {', '.join(failed)} {'does' if len(failed) == 1 else 'do'} not work"
+    lines = f'[[upstream]]\nname = "{upstream.name}"\nendpoints = [\n{urls}]\n'
+    return f'{what}: write this in the [[upstream]] "{upstream.name}", and restart the server', lines
+
+
+def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:
+    """Returns whether `first` is nearly as good as `best`."""
+    if first is best:
+        return True
+    if first.error is not None:
+        return False
+    if best.bytes_per_second and first.bytes_per_second:
+        return first.bytes_per_second >= _SIMILAR_FRACTION * best.bytes_per_second
+    return (first.first_byte or 0.0) <= (best.first_byte or 0.0) / _SIMILAR_FRACTION

@@ -1,0 +1,53 @@
+"""Prints findings, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+
+import typer
+
+from registry.cli.diagnosis.finding import Finding, Level, worst_level
+from registry.cli.output import plain_console, plural
+
+_MARKS = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.PROBLEM: ("problem", "red")}
+_INDENT = 9
+"""Columns in front of each text: the width of the longest mark, and a space more."""
+
+
+def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
+    """Prints the findings, the worst last, where people look first in a terminal. Returns the exit code: 1 if there is
+    a problem, otherwise 0."""
+    level = worst_level(findings)
+    if as_json:
+        typer.echo(json.dumps({"level": level.value, "findings": [each.as_json() for each in findings]}, indent=2))
+        return int(level is Level.PROBLEM)
+    shown: set[tuple[str, str]] = set()
+    for finding in sorted(findings, key=lambda each: list(Level).index(each.level)):
+        _print(finding, is_repeated=(finding.file, finding.lines) in shown)
+        shown.add((finding.file, finding.lines))
+    counts = [
+        plural(sum(finding.level is each for finding in findings), each.value)
+        for each in (Level.PROBLEM, Level.WARNING)
+        if any(finding.level is each for finding in findings)
+    ]
+    typer.echo(f"{', '.join(counts)}" if counts else "all is well", err=True)
+    return int(level is Level.PROBLEM)
+
+
+def _print(finding: Finding, *, is_repeated: bool) -> None:
+    """Prints one finding. `is_repeated`: its lines were printed already, with an earlier finding."""
+    from rich.text import Text
+
+    console = plain_console()
+    mark, colour = _MARKS[finding.level]
+    console.print(Text(f"{mark:{_INDENT}}", colour) + Text(f"{finding.check}: {finding.what}"), soft_wrap=True)
+    if finding.why:
+        console.print(Text(f"{'':{_INDENT}}{finding.why}"), soft_wrap=True)
+    if finding.next_step:
+        console.print(Text(f"{'':{_INDENT}}next: {finding.next_step}", "bold"), soft_wrap=True)
+    if finding.lines and is_repeated:
+        console.print(Text(f"{'':{_INDENT + 4}}(the same lines as above)"))
+    elif finding.lines:
+        console.print(Text(textwrap.indent(finding.lines.rstrip(), " " * (_INDENT + 4))), soft_wrap=True)

@@ -1,0 +1,208 @@
+"""Checks whether podman, buildah, skopeo and CRI-O on a machine pull through this registry: `registries.conf`, the
+files in `registries.conf.d`, and the authorities in `certs.d`.
+
+Sources: containers-registries.conf(5), containers-registries.conf.d(5), containers-certs.d(5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from registry.cli.client_setup import MirroredHost
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+
+CHECK = "podman"
+_SYSTEM, _USER = "/etc/containers/registries.conf", "~/.config/containers/registries.conf"
+_V1_KEYS = ("search", "insecure", "block")
+"""The tables below `registries` in a file of the old format, version 1."""
+DROP_IN = "/etc/containers/registries.conf.d/50-entrepot.conf"
+_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemctl reload crio)"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryEntry:
+    """One `[[registry]]`. `file`: where it stands."""
+
+    prefix: str
+    values: dict[str, Any]
+    file: str
+
+    @property
+    def location(self) -> str:
+        """The host, and perhaps a path, that takes the place of the prefix."""
+        return str(self.values.get("location") or self.prefix)
+
+    def matches(self, name: str) -> bool:
+        """Returns whether the entry is for images with this name."""
+        if self.prefix.startswith("*."):
+            return name.partition("/")[0].endswith(self.prefix[1:])
+        return name == self.prefix or name.startswith((f"{self.prefix}/", f"{self.prefix}:", f"{self.prefix}@"))
+
+
+def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
+    """Returns what is found."""
+    try:
+        entries, is_old = _load(files)
+    except FileUnusable as error:
+        return [error.finding]
+    if is_old is not None:
+        return [
+            problem(
+                CHECK,
+                f"{is_old} has the old format (version 1), which knows no mirrors",
+                "if another file has the new format, podman refuses both: mixing sysregistry v1/v2 is not supported",
+                f"write unqualified-search-registries = [...] in place of [registries.search] in {is_old}, and this to "
+                f"{DROP_IN}",
+                file=DROP_IN,
+                lines=target.lines_for(DROP_IN),
+            )
+        ]
+    findings: list[Finding] = []
+    for host in target.hosts:
+        findings += _check_host(entries, host, target)
+    return [*findings, *_check_own_host(files, entries, target)]
+
+
+def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
+    """Returns the entries of all files; a later file replaces the entries of an earlier one that have the same prefix.
+    Also returns the path of a file in the old format; None if there is none. Raises FileUnusable."""
+    main = files.first(_USER) or _SYSTEM
+    names = [main]
+    for folder in ("/etc/containers/registries.conf.d", "~/.config/containers/registries.conf.d"):
+        names += sorted(f"{folder}/{path.name}" for path in files.path(folder).glob("*.conf"))
+    entries: dict[str, RegistryEntry] = {}
+    is_old = None
+    for name in names:
+        document = files.toml(name) or {}
+        if isinstance(old := document.get("registries"), dict) and any(old.get(key) for key in _V1_KEYS):
+            is_old = is_old or name
+        for values in document.get("registry") or []:
+            if isinstance(values, dict) and (prefix := str(values.get("prefix") or values.get("location") or "")):
+                entries[prefix] = RegistryEntry(prefix, values, name)
+    return list(entries.values()), is_old
+
+
+def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
+    """Returns the entry that podman uses for an image: the one with the longest prefix."""
+    return max((each for each in entries if each.matches(name)), key=lambda each: len(each.prefix), default=None)
+
+
+def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target) -> list[Finding]:
+    """Returns whether pulls of a host's images come through the registry."""
+    lines = target.lines_for(DROP_IN)
+    entry = _find(entries, f"{host.prefix}/some/app")
+    if entry is None:
+        what = f"no file of podman has a [[registry]] for {host.prefix}"
+        return [problem(CHECK, what, f"podman pulls from {host.server}", _STEP, file=DROP_IN, lines=lines)]
+    if entry.values.get("blocked") is True:
+        step = f"remove blocked = true from {entry.file}"
+        return [problem(CHECK, f"{entry.file} blocks {entry.prefix}", "podman refuses these images", step)]
+    findings = list(_check_mirrors(entry, host, target, lines))
+    if not any(finding.level == "problem" for finding in findings):
+        findings.insert(0, ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({entry.file})"))
+    for narrow in entries:
+        if narrow.prefix.startswith(f"{host.prefix}/") and not any(_places(narrow, host, target)):
+            what = f"{narrow.file} has a [[registry]] for {narrow.prefix} of its own, without this mirror"
+            why = "the longest prefix counts, so these images are pulled without this registry"
+            findings.append(warning(CHECK, what, why, "give it the same mirror, or remove it", file=narrow.file))
+    return findings
+
+
+def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lines: str) -> Iterator[Finding]:
+    """Yields what is wrong with the places from which podman pulls the images of an entry."""
+    places = [place for place in [*(entry.values.get("mirror") or []), entry.values] if isinstance(place, dict)]
+    for place in places:
+        if "://" in str(place.get("location") or ""):
+            what = f"{entry.file} has location = {place['location']!r}"
+            why = "podman refuses a location with a scheme: URI schemes are not supported"
+            yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
+            return
+    ours = next(_places(entry, host, target), None)
+    if ours is None:
+        yield _not_ours(entry, host, target, places, lines)
+        return
+    if target.address.is_plain_http and ours.get("insecure") is not True:
+        what = f"the mirror {ours.get('location')} in {entry.file} lacks insecure = true"
+        why = f"the registry speaks plain HTTP; podman tries TLS, fails, and pulls from {host.server}"
+        yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
+    if ours is not places[0]:
+        what = f"{entry.file} names {places[0].get('location')} before this registry"
+        yield warning(CHECK, what, "podman asks this registry only if that fails", "put this registry's mirror first")
+    by_digest = entry.values.get("mirror-by-digest-only") is True and ours is not entry.values
+    if by_digest or ours.get("pull-from-mirror") == "digest-only":
+        what, why = f"{entry.file} uses the mirror only for pulls by digest", f"tags are pulled from {host.server}"
+        step = "remove mirror-by-digest-only or pull-from-mirror"
+        yield problem(CHECK, what, why, step, file=entry.file)
+
+
+def _places(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
+    """Yields the mirrors of an entry, and the entry itself, that lead to this registry's mirror of the host. The part
+    of the prefix after the host has to follow the upstream's name in the location."""
+    rest = entry.prefix.removeprefix(host.prefix)
+    wanted = {f"{target.address.host}/{host.name}{rest}", f"{target.address.host}/{host.prefix}{rest}"}
+    if target.default == host.name and not rest:
+        wanted.add(target.address.host)
+    for place in [*(entry.values.get("mirror") or []), entry.values]:
+        if isinstance(place, dict) and str(place.get("location") or "").rstrip("/") in wanted:
+            yield place
+
+
+def _not_ours(
+    entry: RegistryEntry, host: MirroredHost, target: Target, places: list[dict[str, Any]], lines: str
+) -> Finding:
+    """Returns the finding for an entry that does not lead to this registry."""
+    near = next((place for place in places if _host(place) == target.address.host), None)
+    if near is not None:
+        what = f"the mirror {near['location']} in {entry.file} has the wrong path"
+        why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
+        return problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
+    others = ", ".join(str(place.get("location")) for place in places[:-1]) or "no mirror"
+    what = f"{entry.file} has {others} for {host.prefix}, and not this registry"
+    return problem(CHECK, what, "podman pulls without this registry", _STEP, file=DROP_IN, lines=lines)
+
+
+def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Target) -> list[Finding]:
+    """Returns whether images whose names begin with the registry's own host can be pulled and pushed."""
+    address = target.address
+    if address.is_plain_http:
+        entry = _find(entries, f"{address.host}/app")
+        if entry is not None and entry.values.get("insecure") is True:
+            return [ok(CHECK, f"podman reaches {address.host} by plain HTTP")]
+        what = f"podman expects TLS of {address.host}, which speaks plain HTTP"
+        why = f"podman pull {address.host}/NAME says: server gave HTTP response to HTTPS client"
+        lines = f'[[registry]]\nlocation = "{address.host}"\ninsecure = true\n'
+        return [problem(CHECK, what, why, f"add this to {DROP_IN}", file=DROP_IN, lines=lines)]
+    folders = [f"{base}/{address.host}" for base in ("/etc/containers/certs.d", "/etc/docker/certs.d")]
+    folders.append(f"~/.config/containers/certs.d/{address.host}")
+    if target.needs_ca and not any(map(files.has_certificate, folders)):
+        what = f"podman does not trust the certificate of {address.host}"
+        step = f"copy the certificate of its authority to {folders[0]}/ca.crt"
+        detail = target.answer.detail if target.answer else ""
+        return [problem(CHECK, what, detail, step, file=f"{folders[0]}/ca.crt")]
+    findings = [ok(CHECK, f"podman reaches {address.host} by TLS")]
+    if target.asks_for_login and not _has_login(files, address.host):
+        what = f"this registry asks for a login, and podman has none for {address.host}"
+        step = (
+            f"run: podman login {address.host}, or let everybody pull: entrepot grant add 'docker.io/**' pull everyone"
+        )
+        findings.append(warning(CHECK, what, "podman then pulls from the upstreams", step))
+    return findings
+
+
+def _has_login(files: ClientFiles, host: str) -> bool:
+    """Returns whether a file of logins has one for the host."""
+    for name in ("~/.config/containers/auth.json", "~/.docker/config.json", "/run/containers/0/auth.json"):
+        try:
+            logins = (files.json(name) or {}).get("auths")
+        except FileUnusable:
+            continue
+        if isinstance(logins, dict) and any(key == host or key.startswith(f"{host}/") for key in logins):
+            return True
+    return False
+
+
+def _host(place: dict[str, Any]) -> str:
+    return str(place.get("location") or "").partition("/")[0]

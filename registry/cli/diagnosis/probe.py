@@ -1,0 +1,90 @@
+"""`probe`: connects to a registry's address as a client does, and says what answers there."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from registry.status.server_run import INSTANCE_HEADER
+
+PROBE_SECONDS: Final = 5.0
+"""Time limit for a connection, and for each answer."""
+
+
+class ProbeError(StrEnum):
+    """Why nothing could be asked."""
+
+    DNS = "the name is not known"
+    REFUSED = "nothing listens there"
+    TIMEOUT = "no answer in time"
+    UNREACHABLE = "no connection"
+    UNTRUSTED = "the certificate is not trusted"
+    NO_TLS = "it speaks no TLS"
+    NO_HTTP = "it does not answer plain HTTP"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What answers at an address.
+
+    - `error` and `detail`: why nothing could be asked, and what the system says about it; None and empty: it answers.
+    - `instance`: the id of the run of the server (`registry.status.server_run`); None: it is no Entrepot.
+    - `status`: that of the answer to GET `/v2/`.
+    - `is_registry`: whether the answer to GET `/v2/` is that of a registry."""
+
+    url: str
+    error: ProbeError | None = None
+    detail: str = ""
+    instance: str | None = None
+    status: int = 0
+    is_registry: bool = False
+
+
+def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS) -> ProbeResult:
+    """Asks for `/livez` and `/v2/` at `url`, a scheme with a host and port. Blocks. `ca_file`: an authority to trust
+    besides those of the system. Raises nothing for what can go wrong on the network."""
+    try:
+        _, live_headers = _get(url, "/livez", ca_file, seconds)
+        status, headers = _get(url, "/v2/", ca_file, seconds)
+    except ssl.SSLCertVerificationError as error:
+        return ProbeResult(url, ProbeError.UNTRUSTED, error.verify_message)
+    except ssl.SSLError as error:
+        return ProbeResult(url, ProbeError.NO_TLS, (error.reason or str(error)).replace("_", " ").lower())
+    except socket.gaierror as error:
+        return ProbeResult(url, ProbeError.DNS, error.strerror or str(error))
+    except ConnectionRefusedError as error:
+        return ProbeResult(url, ProbeError.REFUSED, error.strerror or "")
+    except TimeoutError:
+        return ProbeResult(url, ProbeError.TIMEOUT, f"{seconds:g} s")
+    except (http.client.HTTPException, ConnectionResetError) as error:
+        return ProbeResult(url, ProbeError.NO_HTTP, str(error) or type(error).__name__)
+    except OSError as error:
+        return ProbeResult(url, ProbeError.UNREACHABLE, error.strerror or str(error))
+    is_registry = status in (200, 401) and "docker-distribution-api-version" in headers
+    return ProbeResult(url, None, "", live_headers.get(INSTANCE_HEADER), status, is_registry)
+
+
+def _get(url: str, path: str, ca_file: Path | None, seconds: float) -> tuple[int, dict[str, str]]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
+        connection = http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
+    try:
+        connection.request("GET", path, headers={"User-Agent": "entrepot-check"})
+        answer = connection.getresponse()
+        answer.read(65536)
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+    finally:
+        connection.close()

@@ -1,0 +1,165 @@
+"""Checks of `entrepot doctor` on the running server, its address, and the limits of the machine."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from registry import __version__
+from registry.cli.diagnosis.client_files import answer_findings
+from registry.cli.diagnosis.finding import Finding, in_thread, ok, problem, warning
+from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
+from registry.cli.registry_address import RegistryAddress
+from registry.config import Settings
+from registry.status.worker_report import LATE_SECONDS, WorkerReport, read_worker_reports
+
+MIN_FILES: Final = 4096
+"""With fewer open files, a worker serves few connections at a time (docs/network.md)."""
+MIN_CONNECTIONS: Final = 256
+_BUSY_LOOP_SECONDS: Final = 1.0
+
+
+class ServerCheck:
+    """The checks of the server of a data directory. `answer`: what answers at the registry's address, once `address`
+    has been checked."""
+
+    def __init__(self, settings: Settings, address: RegistryAddress, clock: Callable[[], float] = time.time) -> None:
+        """`clock` returns seconds since 1970."""
+        self._settings = settings
+        self._address = address
+        self._clock = clock
+
+    async def server(self) -> Sequence[Finding]:
+        """Checks that a server runs, and that its processes are well."""
+        reports = await self._reports()
+        if not reports:
+            what = f"no server runs on {self._settings.data.absolute()}"
+            return [warning("server", what, "", "start it: entrepot serve, or systemctl start entrepot")]
+        return [*self._workers(reports)] or [ok("server", f"{len(reports)} worker processes serve")]
+
+    async def address(self) -> Sequence[Finding]:
+        """Checks that the registry's address leads to the server of this data directory."""
+        name, url = "address", self._address.url
+        reports = await self._reports()
+        if not reports or url.endswith(":0"):
+            return []
+        answer = await in_thread(lambda: probe(url))
+        findings: list[Finding] = []
+        if answer.error is ProbeError.UNTRUSTED and self._settings.tls.certificate is not None:
+            step = "give clients the certificate of its authority (docs/network.md), or use a public authority"
+            what = f"this machine does not trust the certificate of {url}"
+            findings.append(warning(name, what, answer.detail, step))
+            certificate = self._settings.tls.certificate
+            answer = await in_thread(lambda: probe(url, certificate))
+            if answer.error is ProbeError.UNTRUSTED:
+                return findings
+        return [*findings, *self._leads_here(answer, {report.instance for report in reports})]
+
+    async def _reports(self) -> list[WorkerReport]:
+        return await in_thread(lambda: read_worker_reports(self._settings.data))
+
+    def _workers(self, reports: Sequence[WorkerReport]) -> Iterator[Finding]:
+        now = self._clock()
+        for report in reports:
+            if now - report.written > LATE_SECONDS:
+                what = f"the worker {report.pid} has not reported for {now - report.written:.0f} s"
+                step = "look at its log and at the disk (dmesg); systemctl restart entrepot ends it"
+                yield problem("server", what, "it hangs, or cannot write to the data directory", step)
+            elif report.loop_delay > _BUSY_LOOP_SECONDS:
+                what = f"the worker {report.pid} was {report.loop_delay:.1f} s late with its last report"
+                yield warning(
+                    "server", what, "the machine is overloaded, or swaps", "see what else runs: top, vmstat 1"
+                )
+            if report.read_only:
+                step = "free some space; the server then opens the store for writing by itself"
+                yield problem(
+                    "server", f"the worker {report.pid} has the store open read-only", "the disk is full", step
+                )
+            if report.max_connections is not None and report.max_connections < MIN_CONNECTIONS:
+                what = f"the worker {report.pid} accepts only {report.max_connections} connections at a time"
+                yield warning("server", what, "the limit of open files is low", "set LimitNOFILE=65536 in the unit")
+        if old := sorted({report.version for report in reports} - {__version__}):
+            what = f"the server runs version {', '.join(old)}, and this command is of version {__version__}"
+            yield warning("server", what, "", "restart the server, so that it runs the installed version")
+
+    def _leads_here(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
+        name, url = "address", self._address.url
+        is_set = self._settings.public_url is not None
+        if answer.error is not None and is_set and answer.error in (ProbeError.TIMEOUT, ProbeError.UNREACHABLE):
+            # Some networks do not let a machine connect to its own public address.
+            step = f"try it from another machine: curl {url}/livez"
+            return [warning(name, f"{url} does not answer this machine: {answer.error.value}", answer.detail, step)]
+        if findings := answer_findings(name, answer):
+            return findings
+        if answer.instance is None:
+            step = "let the proxy pass /livez and all other paths to this server"
+            return [warning(name, f"{url} is a registry, but /livez does not show which", "", step)]
+        if answer.instance not in instances:
+            step = "correct public_url or the proxy, or name the right data directory with --data"
+            return [problem(name, f"{url} leads to another Entrepot than that of this data directory", "", step)]
+        return [ok(name, f"{url} leads to this server")]
+
+
+async def limit_findings() -> Sequence[Finding]:
+    """Checks how many files a process of this user may open. The server raises the soft limit to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
+        step = "set LimitNOFILE=65536 in the unit of systemd, or --ulimit nofile=65536 for the container"
+        what = f"a process may open only {hard} files"
+        return [warning("open files", what, "each connection takes one, and each request up to three more", step)]
+    return [ok("open files", f"a process may open {'any number of' if hard == resource.RLIM_INFINITY else hard} files")]
+
+
+def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: bool) -> list[Finding]:
+    """Checks that the settings fit together. `warnings`: those from loading them. `has_file`: whether there is a
+    settings file."""
+    from registry.client_addresses import is_loopback_host
+
+    name = "settings"
+    findings = [warning(name, text, "", "correct or unset it") for text in warnings]
+    is_local = is_loopback_host(settings.listen.rpartition(":")[0].strip("[]"))
+    has_tls = settings.tls.certificate is not None or (settings.public_url or "").startswith("https:")
+    if not is_local and settings.insecure_open:
+        why = "until there is an account, everybody who can connect can push and delete"
+        step = "add an account: entrepot user add NAME --admin, and remove insecure_open"
+        findings.append(warning(name, "insecure_open is set", why, step))
+    if not is_local and not has_tls:
+        why = "passwords and content can be read and changed on the way"
+        step = "set [tls] certificate and key, or put a proxy with TLS in front and set public_url"
+        findings.append(warning(name, f"other machines connect to {settings.listen} without TLS", why, step))
+    if settings.trusted_proxies and settings.public_url is None:
+        why = "links and challenges then name whatever host the client sends"
+        findings.append(warning(name, "trusted_proxies is set, but not public_url", why, "set public_url"))
+    if has_file and not settings.data.is_absolute():
+        why = "it depends on the directory in which the server is started"
+        step = f"write the whole path, such as {settings.data.absolute()}"
+        findings.append(warning(name, f"data = {str(settings.data)!r} is a relative path", why, step))
+    if settings.workers > 2 * (os.cpu_count() or 1):
+        what = f"workers = {settings.workers}, on {os.cpu_count()} processors"
+        step = "leave the setting out: one for each processor, at most 4"
+        findings.append(warning(name, what, "they take memory and gain nothing", step))
+    return [*findings, *_upstream_settings(settings)] or [ok(name, "the settings are valid")]
+
+
+def _upstream_settings(settings: Settings) -> Iterator[Finding]:
+    name = "settings"
+    for upstream in settings.upstream:
+        has_login = upstream.username is not None or upstream.docker_config is not None
+        if has_login and (plain := [url for url in upstream.endpoints if url.startswith("http:")]):
+            why = "its password is sent so that everybody on the way can read it"
+            yield warning(name, f"{upstream.name} has a login and the endpoint {plain[0]}", why, "use https://")
+        for path in filter(None, (upstream.password_file, upstream.docker_config)):
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                continue  # the check of the login says so
+            if mode & 0o004:
+                why = f"it has the password for {upstream.name}"
+                yield warning(name, f"every user of this machine can read {path}", why, f"chmod o-r {path}")
+    if settings.upstream and settings.default_upstream is None:
+        why = "docker, and names such as `ubuntu` without a host, do not come through this registry"
+        step = 'set default = true for one [[upstream]], usually "docker.io"'
+        yield warning(name, "no upstream is the default", why, step)

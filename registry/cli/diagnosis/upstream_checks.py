@@ -1,0 +1,178 @@
+"""Checks of `entrepot doctor` on one upstream: the names of its endpoints in the DNS, whether they answer, the login,
+and how many requests are left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+from registry.cli.diagnosis.endpoint_client import open_endpoint
+from registry.cli.diagnosis.finding import Check, Finding, in_thread, ok, problem, warning
+from registry.cli.diagnosis.probe import probe
+from registry.config import Upstream
+from registry.config.mirror_settings import DOCKER_HUB
+from registry.upstream.client import HttpUpstreamClient
+from registry.upstream.configured_login import ConfiguredLogin
+from registry.upstream.transport import OutboundProxies, resolve_host
+from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamTimeout
+from storage.names import RepositoryName, Tag
+
+ALLOWANCE_REPOSITORY: Final = RepositoryName("ratelimitpreview/test")
+"""The repository that Docker names for asking how many pulls are left. A HEAD request does not count as a pull."""
+SLOW_SECONDS: Final = 2.0
+"""An endpoint that takes longer for an answer to GET `/v2/` is worth a warning."""
+_PLAIN_SECONDS: Final = 2.0
+"""Time limit for an answer to plain HTTP, after TLS has failed."""
+_FEW_FRACTION: Final = 1 / 10
+
+OnDate = Callable[[str, str, float], None]
+"""Gets the URL of an endpoint, the Date header of its answer, and when the answer arrived, in seconds since 1970."""
+
+
+def upstream_check(upstream: Upstream, on_date: OnDate, clock: Callable[[], float] = time.time) -> dict[str, Check]:
+    """Returns one check for each endpoint of an upstream, by name. `clock` returns seconds since 1970."""
+    checks: dict[str, Check] = {}
+    for url in upstream.endpoints:
+        name = f"upstream {upstream.name}" + (f" {url}" if len(upstream.endpoints) > 1 else "")
+        checks[name] = _EndpointCheck(name, upstream, url, on_date, clock).run
+    return checks
+
+
+class _EndpointCheck:
+    """The check of one endpoint."""
+
+    def __init__(self, name: str, upstream: Upstream, url: str, on_date: OnDate, clock: Callable[[], float]) -> None:
+        self._name = name
+        self._upstream = upstream
+        self._url = url
+        self._on_date = on_date
+        self._clock = clock
+
+    async def run(self) -> list[Finding]:
+        """Returns what is found. Each step needs the one before."""
+        try:
+            proxy = OutboundProxies().proxy_for(self._url)
+        except RegistryError as error:
+            step = "name an http or https proxy in HTTPS_PROXY, or unset the variable"
+            return [problem(self._name, error.message, "", step)]
+        if proxy is None and (finding := await self._dns()) is not None:
+            return [finding]
+        async with open_endpoint(self._upstream, self._url, self._clock) as (client, records):
+            findings = await self._reach(client, proxy)
+            if any(finding.level == "problem" for finding in findings):
+                return findings
+            findings += await self._login(client)
+            if self._upstream.name == DOCKER_HUB and not any(each.level == "problem" for each in findings):
+                findings += await self._allowance(client)
+                allowance = await records.allowance(self._upstream.name)
+                if allowance is not None and allowance.remaining is not None:
+                    findings.append(self._allowance_finding(allowance.remaining, allowance.limit))
+        return findings
+
+    async def _dns(self) -> Finding | None:
+        parts = urlsplit(self._url)
+        host = parts.hostname or ""
+        try:
+            await in_thread(lambda: resolve_host(host, parts.port or (80 if parts.scheme == "http" else 443)))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            step = f"correct the endpoint, or the name servers in /etc/resolv.conf; try: getent hosts {host}"
+            return problem(self._name, f"the name {host} cannot be resolved: {reason}", "no image can be fetched", step)
+        return None
+
+    async def _reach(self, client: HttpUpstreamClient, proxy: str | None) -> list[Finding]:
+        start = time.monotonic()
+        through = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
+        try:
+            response = await client.ping()
+        except RegistryError as error:
+            step = _step_for("timeout" if isinstance(error, UpstreamTimeout) else error.message, self._upstream)
+            if proxy is None and await self._speaks_plain_http():
+                step = "the endpoint speaks plain HTTP: write http:// in endpoints"
+            why = "cached images are served, and no new ones"
+            return [problem(self._name, f"{error.message}{through}", why, step)]
+        seconds = time.monotonic() - start
+        if date := response.headers.get("date"):
+            self._on_date(self._url, date, self._clock())
+        if response.status == 429:
+            step = "wait, or use a login with a larger allowance"
+            return [warning(self._name, f"{self._url} answers 429: too many requests", "", step)]
+        if response.status not in (200, 401):
+            what = f"{self._url} answers GET /v2/ with {response.status}{through}, as no registry does"
+            step = "correct the endpoint; if a proxy or a firewall is in between, let it pass these requests"
+            return [problem(self._name, what, "another server answers, or the registry is broken", step)]
+        if seconds > SLOW_SECONDS:
+            step = f"compare endpoints: entrepot mirror test {self._upstream.name}"
+            return [warning(self._name, f"{self._url} took {seconds:.1f} s to answer{through}", "", step)]
+        return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{through}")]
+
+    async def _speaks_plain_http(self) -> bool:
+        """Returns whether an endpoint to which TLS should be spoken answers plain HTTP. Some servers do not answer the
+        beginning of TLS at all, so that the error does not show it."""
+        parts = urlsplit(self._url)
+        if parts.scheme != "https" or parts.port is None:
+            return False
+        answer = await in_thread(lambda: probe(f"http://{parts.netloc}", seconds=_PLAIN_SECONDS))
+        return answer.error is None
+
+    async def _login(self, client: HttpUpstreamClient) -> list[Finding]:
+        login = ConfiguredLogin(self._upstream)
+        if not login.is_configured:
+            return []
+        where = self._upstream.docker_config or self._upstream.password_file or f"${self._upstream.password_env}"
+        step = f"correct the login in {where}"
+        try:
+            current = login.current()
+        except RegistryError:
+            return [problem(self._name, f"the login in {where} cannot be read", "pulls fail with 502", step)]
+        if current is None:
+            what = f"{where} has no login for {self._upstream.name}"
+            return [problem(self._name, what, "requests are sent without a login", f"run docker login, or {step}")]
+        try:
+            await client.check_login()
+        except Denied as error:
+            return [problem(self._name, f"the login of {current.username} is refused", error.message, step)]
+        except TooManyRequests as error:
+            return [warning(self._name, f"the login could not be tried: {error.message}", "", "wait, and try again")]
+        except RegistryError as error:
+            return [problem(self._name, f"the login could not be tried: {error.message}", "", step)]
+        return [ok(self._name, f"{self._url} accepts the login of {current.username or 'the identity token'}")]
+
+    async def _allowance(self, client: HttpUpstreamClient) -> list[Finding]:
+        """Asks for the remaining pulls. The answer is in the records of the client."""
+        try:
+            await client.resolve_manifest(ALLOWANCE_REPOSITORY, Tag("latest"))
+        except TooManyRequests as error:
+            step = "wait, use a login with a larger allowance, or name another endpoint for docker.io"
+            return [problem(self._name, "Docker Hub allows no more pulls now", error.message, step)]
+        except RegistryError:
+            pass  # a copy of Docker Hub need not have this repository
+        return []
+
+    def _allowance_finding(self, remaining: int, limit: int | None) -> Finding:
+        of_limit = "" if limit is None else f" of {limit}"
+        what = f"{remaining}{of_limit} pulls are left"
+        if limit is not None and remaining <= limit * _FEW_FRACTION:
+            step = "configure a login for docker.io (username, password_file), whose allowance is larger"
+            return warning(self._name, what, "without more, only cached images are served", step)
+        return ok(self._name, what)
+
+
+def _step_for(error: str, upstream: Upstream) -> str:
+    """Returns what to do about an endpoint that cannot be reached, by the text of the error."""
+    text = error.lower()
+    if "expired" in text:
+        return "look at the clock of this machine first; if it is right, the operator of the upstream has to renew it"
+    if "certificate" in text:
+        return (
+            f'set ca_file for the [[upstream]] "{upstream.name}" to the authority of its certificate'
+            if upstream.ca_file is None
+            else f"{upstream.ca_file} is not the authority of the upstream's certificate: get the right one"
+        )
+    if "refused" in text or "connection attempts failed" in text:
+        return "correct host and port in endpoints, or start the upstream"
+    if "timeout" in text or "timed out" in text:
+        return "look for a firewall, and whether a proxy is needed (HTTPS_PROXY)"
+    return "correct endpoints, or look at the network; another endpoint can be added to endpoints"

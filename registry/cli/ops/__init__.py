@@ -1,0 +1,1 @@
+"""Commands for the person on call: what the server does, and what is wrong."""

@@ -1,0 +1,142 @@
+"""The command `entrepot doctor`: looks for what is wrong with the registry and its machine, and says what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry.cli.options import ConfigOption, DataOption, JsonOption, ListenOption, MirrorOption
+
+if TYPE_CHECKING:
+    from registry.cli.diagnosis.finding import Check, Finding
+    from registry.config import Settings
+    from registry.config.settings_sources import LoadedSettings
+
+HELP = (
+    "Look for what is wrong: settings, disk, file system, database, clock, certificate, names, upstreams, logins, the "
+    "registry's address, and the clients of this machine. Each finding says what to do. The exit code is 1 if there is "
+    "a problem. Works with and without a running server, and changes nothing."
+)
+EXAMPLES = (
+    "\b\nExamples:\n  entrepot doctor -c /etc/entrepot/entrepot.toml\n  entrepot doctor --offline --json\n"
+    "  sudo entrepot doctor -c /etc/entrepot/entrepot.toml\n\n"
+    "Start it as root if the server's key or the clients' files can only be read by root."
+)
+
+
+def doctor(
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Connect to nothing: neither to upstreams nor to the registry.")
+    ] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    listen: ListenOption = None,
+    mirror: MirrorOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prints the findings, and ends the command with exit code 1 if one is a problem."""
+    from registry.cli.diagnosis.finding import problem
+    from registry.cli.diagnosis.finding_output import print_findings
+    from registry.config.settings_sources import ConfigError, load_settings
+
+    flags = {"data": data, "listen": listen, "mirror": mirror}
+    try:
+        loaded = load_settings({name: value for name, value in flags.items() if value}, config)
+    except ConfigError as error:
+        step = "correct it; entrepot config shows all settings and where each comes from"
+        findings = [problem("settings", str(error), "the server does not start", step)]
+        raise typer.Exit(print_findings(findings, as_json=as_json)) from None
+    raise typer.Exit(print_findings(diagnose(loaded, config, offline=offline), as_json=as_json))
+
+
+def diagnose(
+    loaded: LoadedSettings, config: Path | None = None, *, offline: bool = False, clock: Callable[[], float] = time.time
+) -> list[Finding]:
+    """Runs all checks and returns what they find. `config`: the value of --config. `offline`: runs only the checks that
+    connect to nothing. `clock` returns seconds since 1970. Must be called in the main thread.
+
+    A process of root becomes the user who owns the data directory, after it has read what only root can read."""
+    import os
+
+    from registry.cli.data_owner import OwnerError, become_owner
+    from registry.cli.diagnosis.certificate_checks import certificate_findings
+    from registry.cli.diagnosis.finding import problem, run_checks
+    from registry.cli.diagnosis.server_checks import settings_findings
+    from registry.cli.interrupts import run_interruptible
+    from registry.cli.registry_address import registry_address
+    from registry.config.settings_sources import CONFIG_VARIABLE
+
+    settings, address = loaded.settings, registry_address(loaded.settings)
+    has_file = config is not None or bool(os.environ.get(CONFIG_VARIABLE))
+    findings = settings_findings(settings, loaded.warnings, has_file=has_file)
+    findings += certificate_findings(settings, address.url, clock())
+    clients = _client_findings(settings)
+    try:
+        become_owner(settings.data)
+    except OwnerError as error:
+        findings.append(problem("data directory", str(error), "", "run the command as that user"))
+    dates: dict[str, tuple[str, float]] = {}
+    findings += run_interruptible(run_checks(_checks(settings, dates, offline=offline, clock=clock)))
+    return [*findings, *_clock_findings(settings, dates, clock()), *clients]
+
+
+def _checks(
+    settings: Settings, dates: dict[str, tuple[str, float]], *, offline: bool, clock: Callable[[], float]
+) -> dict[str, Check]:
+    """Returns the checks that run at the same time, by name. Those of upstreams store in `dates` the Date header of
+    each endpoint."""
+    from registry.cli.diagnosis.data_checks import data_checks
+    from registry.cli.diagnosis.server_checks import ServerCheck, limit_findings
+    from registry.cli.registry_address import registry_address
+
+    server = ServerCheck(settings, registry_address(settings), clock)
+    checks = {**data_checks(settings), "open files": limit_findings, "server": server.server}
+    if offline:
+        return checks
+    checks["address"] = server.address
+    if settings.upstream:
+        from registry.cli.diagnosis.upstream_checks import upstream_check
+
+        def on_date(url: str, text: str, arrived: float) -> None:
+            dates[url] = text, arrived
+
+        for upstream in settings.upstream:
+            checks |= upstream_check(upstream, on_date, clock)
+    return checks
+
+
+def _clock_findings(settings: Settings, dates: dict[str, tuple[str, float]], now: float) -> Sequence[Finding]:
+    from registry.cli.diagnosis.clock_checks import clock_findings
+
+    return clock_findings(now, dates, settings.data if settings.data.is_dir() else None)
+
+
+def _client_findings(settings: Settings) -> list[Finding]:
+    """Returns what is found about the client programs of this machine. It is no problem of the registry if they do not
+    use it, so nothing is worse than a warning."""
+    from dataclasses import replace
+
+    from registry.cli.client_setup import mirrored_hosts
+    from registry.cli.diagnosis.client_check import check_client, programs_on_this_machine
+    from registry.cli.diagnosis.finding import Finding, Level
+    from registry.cli.registry_address import registry_address
+
+    hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
+    address = registry_address(settings)
+    if not hosts or address.url.endswith(":0"):
+        return []
+    findings = []
+    for program in programs_on_this_machine():
+        found = check_client(program, address, hosts, settings.default_upstream, offline=True)
+        worst = [finding for finding in found if finding.level is not Level.OK]
+        if not worst:
+            findings += found
+            continue
+        first = replace(worst[0], level=Level.WARNING, file="", lines="")
+        step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
+        findings.append(Finding(f"client {program}", first.level, first.what, first.why, step))
+    return findings

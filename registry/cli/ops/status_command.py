@@ -1,0 +1,126 @@
+"""The command `entrepot status`: shows what the server of a data directory does now."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry.cli.options import (
+    USAGE_ERROR,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    MirrorOption,
+    fail,
+    load_or_fail,
+    one_line_errors,
+)
+from registry.cli.output import plain_console, print_json
+
+if TYPE_CHECKING:
+    from registry.admin.server_status import ServerStatus
+    from registry.config import Settings
+    from registry.upkeep.components import UpkeepComponents
+
+HELP = (
+    "Show what the server on this machine does now: its processes, traffic, disk, uploads, downloads, jobs, the use of "
+    "the cache and the quotas, and how the upstreams respond. The exit code is 3 if no server runs."
+)
+EXAMPLES = "\b\nExamples:\n  entrepot status -c entrepot.toml\n  entrepot status --watch\n  entrepot status --json"
+NOT_RUNNING = 3
+"""Exit code if no server runs on the data directory. It is that of `systemctl status`."""
+WATCH_SECONDS = 1.0
+"""Time between two pictures of --watch."""
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second, until Ctrl-C.")] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    mirror: MirrorOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prints the status once, or until Ctrl-C. With --json and --watch, prints one object in a line every second."""
+    settings = load_or_fail(config, data=data, mirror=mirror).settings
+    with one_line_errors():
+        server_status = _status(settings, _read if not watch else _watch_json if as_json else _watch)
+    if not as_json:
+        _print(server_status)
+    else:
+        print_json(server_status)
+    if not server_status.running:
+        typer.echo(
+            f"entrepot: no server runs on {server_status.disk.path}; start it with: entrepot serve, or name the right "
+            "data directory with --data or --config",
+            err=True,
+        )
+        raise typer.Exit(NOT_RUNNING)
+
+
+def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[ServerStatus]]) -> ServerStatus:
+    """Opens the data directory, runs `work`, and returns what it returns. If the store cannot be opened, as on some
+    full disks, returns what the reports of the workers say. Raises the error if there are none."""
+    from registry.admin.server_status import status_without_store
+    from registry.backend import open_backend
+    from registry.cli.data_owner import prepare_data_directory
+    from registry.cli.interrupts import run_interruptible
+    from storage.data_dir.check import DataDirectoryError
+    from storage.errors import RegistryError
+
+    async def open_and_work() -> ServerStatus:
+        async with open_backend(settings) as backend:
+            return await work(backend.upkeep)
+
+    try:
+        prepare_data_directory(settings, create_if_missing=False)
+        return run_interruptible(open_and_work())
+    except (DataDirectoryError, RegistryError) as error:
+        if not settings.data.is_dir():
+            raise
+        status = status_without_store(settings, error.message if isinstance(error, RegistryError) else str(error))
+        if not status.running:
+            raise
+        return status
+
+
+async def _read(upkeep: UpkeepComponents) -> ServerStatus:
+    from registry.admin.server_status import read_server_status
+
+    return await read_server_status(upkeep)
+
+
+async def _watch_json(upkeep: UpkeepComponents) -> ServerStatus:
+    """Prints one line of JSON every second, until the command is interrupted."""
+    import asyncio
+
+    while True:
+        typer.echo((await _read(upkeep)).model_dump_json())
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _watch(upkeep: UpkeepComponents) -> ServerStatus:
+    """Shows the status in the terminal, until the command is interrupted."""
+    import asyncio
+    import sys
+
+    from rich.live import Live
+
+    from registry.cli.ops.status_picture import status_picture
+
+    if not sys.stdout.isatty():
+        fail("--watch needs a terminal; with --json it prints a line every second", USAGE_ERROR)
+    before = await _read(upkeep)
+    with Live(status_picture(before), console=plain_console(), screen=True, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = await _read(upkeep)
+            live.update(status_picture(now, before), refresh=True)
+            before = now
+
+
+def _print(server_status: ServerStatus) -> None:
+    from registry.cli.ops.status_picture import status_picture
+
+    plain_console().print(status_picture(server_status))

@@ -1,0 +1,130 @@
+"""`Readiness`: whether this process can serve, each time asked anew, with the reason if it cannot.
+
+A *check* looks at one thing that the registry needs: the database, its version, the disk. No check asks an upstream,
+because a registry whose upstream is down still serves what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from storage.composition import check_version
+from storage.data_dir.check import DataDirectoryError
+from storage.data_dir.system import DISK_FULL_ERRNOS
+from storage.errors import RegistryError
+from storage.interface import Lister
+from storage.store.stored_registry import StoredRegistry
+
+CHECK_SECONDS: Final = 5.0
+"""Time limit of a check. A disk that hangs must not make the answer hang."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of one check. `reason`: what is wrong; None: nothing."""
+
+    name: str
+    reason: str | None
+
+
+class Readiness:
+    """The checks of one process."""
+
+    def __init__(
+        self,
+        registry: Lister,
+        store: StoredRegistry | None = None,
+        data: Path | None = None,
+        *,
+        seconds: float = CHECK_SECONDS,
+    ) -> None:
+        """`registry`: what is served. `store` and `data`: the store in the data directory `data`; None: `registry` has
+        no data directory, and only it is checked. `seconds`: the time limit of each check."""
+        self._registry = registry
+        self._seconds = seconds
+        self._checks: dict[str, Callable[[], Awaitable[str | None]]] = {"database": self._check_database}
+        if store is not None and data is not None:
+            self._checks["migrations"] = lambda: _check_version(store, data)
+            self._checks["disk"] = lambda: _check_disk(store, data)
+        self._running: dict[str, asyncio.Task[str | None]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the checks."""
+        return list(self._checks)
+
+    async def check(self, exclude: Collection[str] = ()) -> list[CheckResult]:
+        """Runs all checks at the same time, except those whose names are in `exclude`, and returns their results. A
+        check that takes too long has failed; it goes on, and no second one of its kind starts meanwhile."""
+        names = [name for name in self._checks if name not in exclude]
+        tasks = {name: self._task(name) for name in names}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=self._seconds)
+        return [CheckResult(name, self._result(task)) for name, task in tasks.items()]
+
+    def _task(self, name: str) -> asyncio.Task[str | None]:
+        if name not in self._running or self._running[name].done():
+            self._running[name] = asyncio.ensure_future(self._run(name))
+        return self._running[name]
+
+    async def _run(self, name: str) -> str | None:
+        try:
+            return await self._checks[name]()
+        except RegistryError as error:
+            return error.message
+        except OSError as error:
+            return error.strerror or str(error)
+
+    def _result(self, task: asyncio.Task[str | None]) -> str | None:
+        if not task.done():
+            return f"no result within {self._seconds:g} s: the disk or the database hangs"
+        if task.cancelled():
+            return "the check was stopped"
+        return task.result()
+
+    async def _check_database(self) -> str | None:
+        await self._registry.repositories(None, 1)  # a page of one name, from the first repository on
+        return None
+
+
+async def _check_version(store: StoredRegistry, data: Path) -> str | None:
+    """Returns why the database does not have the tables of this version; None if it does. A store that is open only for
+    reading was checked when it was opened; on the full disk, there is no room for another connection."""
+    return None if store.is_read_only else await asyncio.to_thread(_version_problem, data)
+
+
+def _version_problem(data: Path) -> str | None:
+    """Returns why the database does not have the tables of this version; None if it does."""
+    try:
+        check_version(data)
+    except DataDirectoryError as error:
+        return str(error)
+    return None
+
+
+async def _check_disk(store: StoredRegistry, data: Path) -> str | None:
+    """Returns why nothing new can be stored on the disk; None if it can."""
+    return store.storage_problem() or store.push_refusal() or await asyncio.to_thread(write_problem, data)
+
+
+def write_problem(directory: Path) -> str | None:
+    """Returns why no file can be written in the directory; None if one can. Blocks. Writes a byte to a file without a
+    name, which the system removes in any case."""
+    with suppress(OSError):
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            return f"the file system of {directory} is mounted read-only; the system does that after errors of a disk"
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.write(b"\0")
+            os.fsync(file.fileno())
+    except OSError as error:
+        full = " (the disk is full)" if error.errno in DISK_FULL_ERRNOS else ""
+        return f"cannot write to {directory}: {error.strerror}{full}"
+    return None

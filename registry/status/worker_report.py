@@ -1,0 +1,214 @@
+"""`WorkerReport`: what one worker process reports about itself, and `WorkerReporter`, which writes it to the process's
+file in the data directory. `read_worker_reports` reads the reports of all workers, in any process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from registry import __version__
+from registry.asgi import ServerCounts
+from registry.status.server_run import ServerRun
+from storage.composition import layout_of
+from storage.data_dir.report_files import ReportFile, open_report_file, read_all_reports
+from storage.data_dir.system import System
+
+if TYPE_CHECKING:
+    from registry.mirror.upstream_client import EndpointHealth
+
+REPORT_SECONDS: Final = 1.0
+"""Time between two looks at what there is to report. A report that says nothing new is not written."""
+HEARTBEAT_SECONDS: Final = 10.0
+"""A report is written at least this often."""
+LATE_SECONDS: Final = 30.0
+"""A report of this age says that its process hangs, or that its disk takes no writes."""
+CLOSE_SECONDS: Final = 0.5
+"""How long the end of the process waits for a report that is being written."""
+_MEMORY_STEP_BYTES: Final = 1 << 20
+"""Memory is rounded to this, so that not every small change is a new report."""
+log = logging.getLogger("registry.status")
+
+
+class EndpointReport(BaseModel):
+    """What one worker knows about an endpoint of an upstream."""
+
+    upstream: str
+    url: str
+    breaker: Literal["closed", "open", "half-open"]
+    failures: int
+    affected_repositories: list[str] | None
+    retry_in_seconds: float | None
+    last_error: str | None
+    last_error_at: float | None
+
+
+class WorkerReport(BaseModel):
+    """What a worker process reports about itself. Times are in seconds since 1970, sizes in bytes."""
+
+    pid: int
+    version: str
+    instance: str = Field(description="Id of the run of the server, the same for all of its workers")
+    server_started: float
+    started: float = Field(description="When this process began to serve")
+    written: float = Field(description="When the process wrote this report")
+    memory: int = Field(description="Memory that the process occupies (resident set size)")
+    connections: int
+    requests: int = Field(description="Requests in progress")
+    max_connections: int | None = Field(description="How many connections it accepts at a time")
+    answered: int = Field(description="Responses since the start of the process")
+    loop_delay: float = Field(description="By how many seconds the event loop was late for this report")
+    read_only: bool = Field(description="The full disk had no room to open the store for writing")
+    endpoints: list[EndpointReport]
+
+
+EndpointHealths = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
+"""Returns what the process knows about the endpoints of each upstream."""
+
+
+class WorkerReporter:
+    """Writes the reports of this process, as long as `run` runs."""
+
+    def __init__(
+        self,
+        data: Path,
+        run: ServerRun,
+        *,
+        counts: Callable[[], ServerCounts],
+        endpoints: EndpointHealths,
+        is_read_only: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`data`: the data directory. `counts`: returns the numbers of connections and of requests in progress. `clock`
+        returns seconds since 1970."""
+        self._layout = layout_of(data)
+        self._run = run
+        self._counts = counts
+        self._endpoints = endpoints
+        self._is_read_only = is_read_only
+        self._clock = clock
+        self._started = clock()
+        self._file: ReportFile | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+        """Held while `_file` or `_is_closed` is used: a write may still run in its thread when the file is closed, and
+        the descriptor could then belong to another file."""
+        self._last: WorkerReport | None = None
+        self._has_logged = False
+
+    async def run(self) -> None:
+        """Reports until it is cancelled, and then removes the report. A report that cannot be written, for example on a
+        full disk, is logged once, and tried again."""
+        loop = asyncio.get_running_loop()
+        delay = 0.0
+        try:
+            while True:
+                report = self.report(delay)
+                if self._is_news(report):
+                    await self._write(report)
+                due = loop.time() + REPORT_SECONDS
+                await asyncio.sleep(REPORT_SECONDS)
+                delay = loop.time() - due
+        finally:
+            self._close()
+
+    def report(self, delay: float = 0.0) -> WorkerReport:
+        """Returns the report of this moment. Takes a fraction of a millisecond."""
+        counts = self._counts()
+        return WorkerReport(
+            pid=os.getpid(),
+            version=__version__,
+            instance=self._run.instance,
+            server_started=self._run.started,
+            started=self._started,
+            written=self._clock(),
+            memory=_resident_bytes() // _MEMORY_STEP_BYTES * _MEMORY_STEP_BYTES,
+            connections=counts.connections,
+            requests=counts.requests,
+            max_connections=counts.max_connections,
+            answered=counts.answered,
+            loop_delay=round(max(0.0, delay), 1),
+            read_only=self._is_read_only(),
+            endpoints=[
+                _endpoint_report(upstream, health)
+                for upstream, healths in self._endpoints().items()
+                for health in healths
+            ],
+        )
+
+    def _is_news(self, report: WorkerReport) -> bool:
+        """Returns whether the report differs from the last one that was written, or that one is old."""
+        if self._last is None or not 0 <= report.written - self._last.written < HEARTBEAT_SECONDS:
+            return True
+        return report.model_copy(update={"written": self._last.written}) != self._last
+
+    async def _write(self, report: WorkerReport) -> None:
+        try:
+            await asyncio.to_thread(self._write_blocking, report.model_dump_json().encode())
+            self._last = report
+        except (OSError, ValueError) as error:
+            if not self._has_logged:
+                self._has_logged = True
+                log.warning("this process cannot report its state for `entrepot status`: %s", error)
+
+    def _write_blocking(self, data: bytes) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            if self._file is None:
+                self._file = open_report_file(self._layout, System())
+            self._file.write(data)
+
+    def _close(self) -> None:
+        """Deletes the file. Leaves it if a write hangs in its thread; the process ends soon, and the file with it."""
+        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+            return
+        try:
+            self._is_closed = True
+            if self._file is not None:
+                self._file.close()
+        finally:
+            self._lock.release()
+
+
+def read_worker_reports(data: Path) -> list[WorkerReport]:
+    """Returns the last report of each worker process that serves the data directory, in the order of their starts.
+    After a reload, a process reports with its new settings, and for a while also with the old ones; that report is left
+    out. Blocks. Raises OSError."""
+    reports: dict[int, WorkerReport] = {}
+    for text in read_all_reports(layout_of(data)):
+        with suppress(ValidationError):  # another version wrote it
+            report = WorkerReport.model_validate_json(text)
+            if report.pid not in reports or reports[report.pid].started < report.started:
+                reports[report.pid] = report
+    return sorted(reports.values(), key=lambda report: (report.started, report.pid))
+
+
+def _endpoint_report(upstream: str, health: EndpointHealth) -> EndpointReport:
+    affected = health.affected_repositories
+    return EndpointReport(
+        upstream=upstream,
+        url=health.url,
+        breaker=health.breaker,
+        failures=health.failures,
+        affected_repositories=None if affected is None else list(affected),
+        retry_in_seconds=None if health.retry_in_seconds is None else float(round(health.retry_in_seconds)),
+        last_error=health.last_error,
+        last_error_at=health.last_error_at,
+    )
+
+
+def _resident_bytes() -> int:
+    """Returns how much memory this process occupies, in bytes; 0 if that is not known."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

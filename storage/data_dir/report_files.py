@@ -1,0 +1,144 @@
+"""Files in which the processes of a server report what they do, so that other processes can read it (`ReportFile`).
+
+Each process has a file of its own, and keeps it locked. The kernel releases the lock when the process ends, however it
+ends, so a file that is not locked belongs to a process that is gone (`read_reports` ignores it).
+
+A report overwrites the one before at the same place on the disk, which works on most file systems even if the disk is
+full. A reader that meets a half-written report notices it by the checksum, and reads again. Nothing is synced: after a
+power cut nobody needs the reports.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from storage.data_dir.layout import Layout
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
+
+MAX_REPORT_BYTES: Final = 64 * 1024 - 8
+"""Largest size of a report."""
+_FILE_BYTES: Final = 16 * 1024
+"""Disk space that a new file gets at once. A longer report needs more, which a full disk may not have."""
+_HEADER_BYTES: Final = 8
+"""The length and the checksum of the report, 4 bytes each, in front of it."""
+_READ_ATTEMPTS: Final = 5
+_ABANDONED_SECONDS: Final = 60.0
+"""Age from which an unlocked file is deleted. A younger one may belong to a process that has not locked it yet."""
+
+
+class ReportFile:
+    """The file of this process. Not for use in several threads at a time."""
+
+    def __init__(self, directory: Path, system: System) -> None:
+        """Creates the file, and deletes those of processes that are gone. Creates `directory` if it is missing. Raises
+        OSError, for example on a full disk."""
+        with suppress(FileExistsError):
+            system.mkdir(directory)
+        _delete_abandoned(directory, system)
+        self._system = system
+        self._path = directory / f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._fd = system.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            system.allocate(self._fd, _FILE_BYTES)
+        except OSError:
+            self.close()
+            raise
+
+    def write(self, report: bytes) -> None:
+        """Replaces the report. Raises ValueError if it is longer than `MAX_REPORT_BYTES`, and OSError."""
+        if len(report) > MAX_REPORT_BYTES:
+            raise ValueError(f"the report has {len(report)} bytes; {MAX_REPORT_BYTES} are allowed")
+        header = len(report).to_bytes(4, "big") + zlib.crc32(report).to_bytes(4, "big")
+        self._system.write(self._fd, [header + report], 0)
+
+    def close(self) -> None:
+        """Deletes the file. Does nothing if the file is gone."""
+        with suppress(OSError):
+            self._system.unlink(self._path)
+        os.close(self._fd)
+
+
+def open_report_file(layout: Layout, system: System) -> ReportFile:
+    """Creates the file of this process in the data directory, or in memory if the full disk has no room for it. Raises
+    OSError."""
+    try:
+        return ReportFile(layout.workers, system)
+    except OSError as error:
+        if error.errno not in DISK_FULL_ERRNOS:
+            raise
+    return ReportFile(layout.workers_in_memory, system)
+
+
+def read_all_reports(layout: Layout) -> list[bytes]:
+    """Returns the last report of each process that serves the data directory, in no particular order. Raises
+    OSError."""
+    reports = read_reports(layout.workers)
+    with suppress(OSError):
+        # Everybody may write to the directory above this one, so somebody else may have made it.
+        if layout.workers_in_memory.lstat().st_uid in (layout.root.stat().st_uid, os.geteuid()):
+            reports += read_reports(layout.workers_in_memory)
+    return reports
+
+
+def read_reports(directory: Path) -> list[bytes]:
+    """Returns the last report of each process that runs, in no particular order. Returns an empty list if there is no
+    such directory. Raises OSError if the directory cannot be read."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    reports = []
+    for name in names:
+        with suppress(OSError):  # the process has just ended
+            fd = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if _is_locked(fd) and (report := _read(fd)) is not None:
+                    reports.append(report)
+            finally:
+                os.close(fd)
+    return reports
+
+
+def _read(fd: int) -> bytes | None:
+    """Returns the report in the file; None if there is none yet, or if it is not complete in any of several
+    attempts."""
+    for _ in range(_READ_ATTEMPTS):
+        data = os.pread(fd, _HEADER_BYTES + MAX_REPORT_BYTES, 0)
+        length, checksum = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
+        report = data[_HEADER_BYTES : _HEADER_BYTES + length]
+        if length and len(report) == length and zlib.crc32(report) == checksum:
+            return report
+        time.sleep(0.001)
+    return None
+
+
+def _is_locked(fd: int) -> bool:
+    """Returns whether another opening of the file holds its lock, and so whether the file's process runs."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def _delete_abandoned(directory: Path, system: System) -> None:
+    """Deletes the files of processes that are gone."""
+    for name in os.listdir(directory):
+        path = directory / name
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                is_old = time.time() - os.fstat(fd).st_mtime > _ABANDONED_SECONDS
+                if is_old and not _is_locked(fd):
+                    system.unlink(path)
+            finally:
+                os.close(fd)

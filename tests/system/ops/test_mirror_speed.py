@@ -1,0 +1,81 @@
+"""`entrepot mirror test` against two fake Hubs."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.client_images import MIB
+from tests.fakes.commands import entrepot
+from tests.fakes.hub.hub import hub
+from tests.fakes.upstream_content import UpstreamContent, noise_image
+
+
+def measured(folder: Path, *args: str) -> tuple[int, dict[str, Any], str]:
+    done = entrepot("mirror", "test", "--json", *args, folder=folder)
+    (result,) = json.loads(done.stdout)
+    return done.returncode, result, done.stderr
+
+
+def test_two_endpoints(tmp_path: Path) -> None:
+    """The slow endpoint is first in the settings: the command names the fast one, and the lines to write are valid. A
+    dead endpoint is told, and left out of them; the layer is fetched in part only."""
+    content = UpstreamContent()
+    held = content.add("library/alpine", noise_image("a", 1000, 12 * MIB), "latest")
+    with hub(tmp_path, content, rate=MIB, latency=0.05) as slow, hub(tmp_path, content) as fast:
+        settings = tmp_path / "entrepot.toml"
+        text = '[[upstream]]\nname = "docker.io"\nendpoints = ["{}", "{}"]\n'
+        settings.write_text(text.format(slow.url, fast.url))
+        code, result, _ = measured(tmp_path, "-c", str(settings))
+        assert code == 0
+        one, other = result["endpoints"]
+        assert (one["url"], other["url"], one["error"], other["error"]) == (slow.url, fast.url, None, None)
+        assert other["bytes_per_second"] > 2 * one["bytes_per_second"]
+        assert all(other[name] > 0 for name in ("connect", "first_byte", "manifest"))
+        assert (other["tls"], other["bytes"]) == (None, 8 * MIB)
+        assert f"{fast.url} is the fastest" in result["advice"]
+        assert tomllib.loads(result["lines"])["upstream"][0]["endpoints"] == [fast.url, slow.url]
+        assert max(stop for _, stop in fast.sent(held.layers[1].digest)) == 8 * MIB
+        done = entrepot("mirror", "test", "-c", str(settings), "docker.io", folder=tmp_path)
+        assert done.returncode == 0
+        assert done.stdout.index(fast.url) < done.stdout.index(slow.url)
+        settings.write_text(text.format(fast.url, slow.url))
+        _, result, _ = measured(tmp_path, "-c", str(settings))
+        assert "is the first already" in result["advice"]
+        assert result["lines"] is None
+        slow.refuse()
+        code, result, _ = measured(tmp_path, "-c", str(settings))
+        assert code == 0
+        assert f"{slow.url} does not work" in result["advice"]
+        assert tomllib.loads(result["lines"])["upstream"][0]["endpoints"] == [fast.url]
+        fast.refuse()
+        code, result, _ = measured(tmp_path, "-c", str(settings))
+        assert (code, result["lines"]) == (1, None)
+        assert "entrepot doctor" in result["advice"]
+
+
+def test_an_upstream_without_a_known_image(tmp_path: Path) -> None:
+    """Connections are measured, and stderr says how to measure more. `--endpoint` and `--image` name what to
+    measure."""
+    content = UpstreamContent()
+    content.add("team/app", noise_image("b", 100_000), "1")
+    with hub(tmp_path, content) as live:
+        args = ("corp.test", "--mirror", "corp.test", "--endpoint", live.url)
+        code, result, said = measured(tmp_path, *args)
+        assert (code, result["endpoints"][0]["bytes_per_second"]) == (0, None)
+        assert result["endpoints"][0]["first_byte"] > 0
+        assert "--image NAME:TAG" in said
+        _, result, _ = measured(tmp_path, *args, "--image", "team/app:1")
+        assert result["endpoints"][0]["bytes"] == 100_000
+        code, result, _ = measured(tmp_path, *args, "--image", "team/none:1")
+        assert (code, "no such manifest" in result["endpoints"][0]["error"]) == (1, True)
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    """An unknown upstream, and an endpoint that is no URL, end the command with 2."""
+    for args in (["quay.io"], ["docker.io", "--endpoint", "ftp://x"], ["docker.io", "--image", "A B"]):
+        done = entrepot("mirror", "test", "--mirror", "docker.io", *args, folder=tmp_path)
+        assert done.returncode == 2, done.stdout
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,94 @@
+"""`entrepot status` and `/api/v1/status` beside a running server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.fakes.commands import entrepot
+from tests.fakes.server_process import RegistryServer, running_server
+
+DEADLINE = 30.0
+
+
+def shown(server: RegistryServer, *args: str) -> dict[str, Any]:
+    done = entrepot("status", "--data", server.data, "--json", *args, folder=server.data.parent)
+    assert done.returncode in (0, 3), done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def until(server: RegistryServer, pids: list[int]) -> dict[str, Any]:
+    """The status, as soon as these workers have reported. Fails after some time."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        found = shown(server)
+        if sorted(worker["pid"] for worker in found["workers"]) == sorted(pids):
+            return found
+        assert time.monotonic() < deadline, found
+
+
+def test_status_of_a_server(tmp_path: Path) -> None:
+    """The command and the API show the same workers. A killed worker is gone from both at once, and the one that takes
+    its place appears. Without a server the command says what to do, and exits with 3."""
+    with running_server(tmp_path, workers=2) as server:
+        before = until(server, server.worker_pids())
+        assert before["running"]
+        assert before["disk"]["free"] > 0
+        assert httpx2.post(f"{server.url}/v2/team/app/blobs/uploads/").status_code == 202
+        over_http = httpx2.get(f"{server.url}/api/v1/status").json()
+        assert over_http["uploads"]["open"] == 1
+        assert over_http["started"] == before["started"]
+        killed, other = server.worker_pids()
+        os.kill(killed, signal.SIGKILL)
+        deadline = time.monotonic() + DEADLINE
+        while killed in server.worker_pids():
+            assert time.monotonic() < deadline
+        assert killed not in [worker["pid"] for worker in shown(server)["workers"]]
+        while len(pids := server.worker_pids()) < 2:
+            assert time.monotonic() < deadline
+        after = until(server, pids)
+        assert other in pids
+        assert after["started"] == before["started"]
+        text = entrepot("status", "--data", server.data, folder=tmp_path).stdout
+        assert all(str(pid) in text for pid in pids)
+        assert "1 upload open" in text
+    done = entrepot("status", "--data", server.data, folder=tmp_path)
+    assert done.returncode == 3
+    assert "start it with: entrepot serve" in done.stderr
+    assert not shown(server)["running"]
+
+
+def test_status_of_a_dead_upstream(tmp_path: Path) -> None:
+    """After failures the upstream's endpoint has its last error; later its breaker is open."""
+    settings = tmp_path / "entrepot.toml"
+    settings.write_text(
+        '[[upstream]]\nname = "dead.test"\ndefault = true\nendpoints = ["http://127.0.0.1:9"]\nconnect_timeout = 1\n'
+    )
+    with running_server(tmp_path, "--config", str(settings), workers=1) as server:
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            assert httpx2.get(f"{server.url}/v2/library/app/manifests/1").status_code >= 500
+            (upstream,) = shown(server, "--config", str(settings))["upstreams"]
+            (endpoint,) = upstream["endpoints"]
+            if endpoint["breaker"] == "open":
+                break
+            assert time.monotonic() < deadline, endpoint
+        assert "127.0.0.1:9 cannot be reached" in endpoint["last_error"]
+        assert 0 < endpoint["retry_in"] <= 60
+        text = entrepot("status", "-c", settings, "--data", server.data, folder=tmp_path).stdout
+        assert "left alone after failures" in text
+
+
+def test_watch_needs_a_terminal(tmp_path: Path) -> None:
+    """`--watch` into a pipe is refused, with what to do instead."""
+    with running_server(tmp_path, workers=1) as server:
+        done = entrepot("status", "--watch", "--data", server.data, folder=tmp_path)
+        assert done.returncode == 2
+        assert "with --json" in done.stderr

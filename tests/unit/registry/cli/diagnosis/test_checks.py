@@ -1,0 +1,222 @@
+"""The doctor's checks of the clock, the certificate, the data directory and the settings."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+from pathlib import Path
+
+import apsw
+import pytest
+from pydantic import ByteSize
+
+from registry.cli.diagnosis.certificate_checks import certificate_findings
+from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings
+from registry.cli.diagnosis.data_checks import data_checks
+from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
+from registry.cli.diagnosis.server_checks import settings_findings
+from registry.config import Settings
+from registry.config.settings import TLSSettings
+from registry.config.upkeep_settings import DiskSettings
+from storage.composition import layout_of, prepare_data_dir
+from storage.errors import UpstreamUnavailable
+from tests.fakes.certificate_authority import CertificateAuthority
+
+NOW = OLDEST + 10_000_000.0
+URL = "https://registry-1.docker.io"
+
+
+def dates(*differences: float) -> dict[str, tuple[str, float]]:
+    """Answers of upstreams whose clocks are so many seconds behind."""
+    return {f"{URL}/{number}": (formatdate(NOW - each, usegmt=True), NOW) for number, each in enumerate(differences)}
+
+
+@pytest.mark.parametrize(
+    ("now", "answers", "level", "what"),
+    [
+        (NOW, dates(), Level.OK, ""),
+        (NOW, dates(20.0), Level.OK, ""),
+        (NOW, {URL: ("yesterday", NOW)}, Level.OK, ""),
+        (NOW, dates(-90.0), Level.WARNING, "behind"),
+        (NOW, dates(3600.0), Level.PROBLEM, "the clock is 60 min ahead of"),
+        (NOW, dates(-86400.0 * 3), Level.PROBLEM, "the clock is 3 days behind"),
+        (NOW, dates(3600.0, 1.0), Level.OK, ""),  # the first one's own clock is wrong
+        (86400.0, dates(), Level.PROBLEM, "1970-01-02 00:00 UTC, but this program is newer"),
+    ],
+)
+def test_clock(now: float, answers: dict[str, tuple[str, float]], level: Level, what: str) -> None:
+    """The clock against those of the upstreams, with a tolerance, and against the age of the program."""
+    (finding,) = clock_findings(now, answers, None)
+    assert finding.level is level
+    assert what in finding.what
+    assert ("timedatectl" in finding.next_step) == (level is not Level.OK)
+
+
+def test_clock_against_files(tmp_path: Path) -> None:
+    """A database that was written in the future shows that the clock was set back."""
+    layout_of(tmp_path).metadata.write_bytes(b"")
+    os.utime(layout_of(tmp_path).metadata, (NOW, NOW))
+    assert clock_findings(NOW - 10, {}, tmp_path)[0].level is Level.OK
+    (finding,) = clock_findings(NOW - 86400 * 3, {}, tmp_path)
+    assert finding.level is Level.PROBLEM
+    assert "entrepot.db was written 3 days in the future" in finding.what
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("authority"))
+
+
+def certificate(certificate: Path, key: Path, url: str = "https://localhost:5000", days: float = 0.0) -> Finding:
+    """The worst finding, so many days from now."""
+    settings = Settings(tls=TLSSettings(certificate=certificate, key=key))
+    findings = certificate_findings(settings, url, time.time() + days * 86400)
+    return max(findings, key=lambda finding: list(Level).index(finding.level))
+
+
+def test_certificate(authority: CertificateAuthority, tmp_path: Path) -> None:
+    """A certificate that has expired, soon will, is not valid yet, is for another name, lacks its chain, or does not
+    belong to the key."""
+    pair, other = authority.sign("localhost"), authority.sign("other")
+    whole = tmp_path / "whole.pem"
+    whole.write_text(pair.certificate.read_text() + authority.certificate.read_text())
+    assert "is valid until" in certificate(whole, pair.key).what
+    old = authority.expired(pair)
+    for finding in (certificate(old.certificate, old.key), certificate(whole, pair.key, days=30)):
+        assert finding.level is Level.PROBLEM
+        assert "expired on" in finding.what
+        assert "clients refuse it" in finding.why
+        assert "renew it" in finding.next_step
+    soon = certificate(whole, pair.key, days=1.9)
+    assert (soon.level, "expires in 0 days" in soon.what) == (Level.WARNING, True)
+    assert "is valid only from" in certificate(whole, pair.key, days=-5).what
+    named = certificate(whole, pair.key, "https://registry.example.com")
+    assert "is for localhost, 127.0.0.1, and not for registry.example.com" in named.what
+    assert "subjectAltName" not in certificate(whole, pair.key, "https://127.0.0.1:5000").what
+    alone = certificate(pair.certificate, pair.key)
+    assert (alone.level, "fullchain.pem" in alone.next_step) == (Level.WARNING, True)
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text(pair.certificate.read_text() + other.certificate.read_text())
+    assert "which did not sign it" in certificate(wrong, pair.key).what
+    assert "does not belong to the certificate" in certificate(pair.certificate, other.key).what
+    assert "cannot read" in certificate(tmp_path / "none.pem", pair.key).what
+
+
+def test_no_certificate() -> None:
+    """Plain HTTP needs none, and behind a proxy with TLS the server has none of its own."""
+    assert certificate_findings(Settings(), "http://localhost:5000", NOW) == []
+    (finding,) = certificate_findings(Settings(), "https://registry.example.com", NOW)
+    assert finding.level is Level.OK
+
+
+async def data_findings(settings: Settings) -> list[Finding]:
+    findings = await run_checks(data_checks(settings))
+    return [finding for finding in findings if finding.level is not Level.OK and "in memory" not in finding.what]
+
+
+@pytest.mark.full_store
+async def test_data_directory(tmp_path: Path) -> None:
+    """A prepared directory has no findings; others say what is missing."""
+    data = tmp_path / "data"
+    (missing,) = await data_findings(Settings(data=data))
+    assert "there is no" in missing.what
+    prepare_data_dir(data)
+    assert await data_findings(Settings(data=data)) == []
+    before = sorted(data.rglob("*"))
+    (low,) = await data_findings(Settings(data=data, disk=DiskSettings(min_free=ByteSize(1 << 60))))
+    assert "the disk is almost full" in low.what
+    assert "entrepot cache evict" in low.next_step
+    data.chmod(0o777)
+    assert "chmod o-w" in (await data_findings(Settings(data=data)))[0].next_step
+    assert sorted(data.rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    (finding,) = await data_findings(Settings(data=tmp_path / "file"))
+    assert "is not a directory" in finding.what
+
+
+@pytest.mark.full_store
+async def test_database(tmp_path: Path) -> None:
+    """A database of another version, and one that is no database."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    connection = apsw.Connection(str(layout_of(data).metadata))
+    connection.pragma("user_version", 1)
+    connection.close()
+    assert "another version" in (await data_findings(Settings(data=data)))[0].why
+    layout_of(data).metadata.write_bytes(b"no database" * 1000)
+    (finding,) = await data_findings(Settings(data=data))
+    assert "cannot be used" in finding.what
+    assert "entrepot restore" in finding.next_step
+
+
+@pytest.mark.full_store
+async def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of another user, and one with a file of another user, which the server cannot change."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    if os.geteuid() == 0:  # only root can give files away
+        os.chown(layout_of(data).metadata_lock, 12345, 12345)
+        (finding,) = await data_findings(Settings(data=data))
+        assert "locks/metadata belongs to uid 12345" in finding.what
+        assert "chown -R" in finding.next_step
+        os.chown(layout_of(data).metadata_lock, 0, 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    (finding,) = await data_findings(Settings(data=data))
+    assert "and this command runs as uid 12345" in finding.what
+    assert "sudo -u" in finding.next_step
+
+
+def test_settings(tmp_path: Path) -> None:
+    """Settings that are valid, and do not make sense."""
+
+    def said(**values: object) -> str:
+        findings = settings_findings(Settings.model_validate(values), (), has_file=True)
+        assert all(finding.next_step for finding in findings if finding.level is not Level.OK)
+        return " ".join(finding.what for finding in findings)
+
+    assert said(data="/srv") == "the settings are valid"
+    assert "insecure_open is set" in said(data="/srv", listen="0.0.0.0:5000", insecure_open=True)
+    assert "without TLS" in said(data="/srv", listen="0.0.0.0:5000")
+    assert "without TLS" not in said(data="/srv", listen="0.0.0.0:5000", public_url="https://registry.example.com")
+    assert "not public_url" in said(data="/srv", trusted_proxies=["10.0.0.0/8"])
+    assert "is a relative path" in said(data="data")
+    assert "no upstream is the default" in said(data="/srv", upstream=[{"name": "docker.io"}])
+    password = tmp_path / "password"
+    password.write_text("secret")
+    password.chmod(0o644)
+    upstream = {"name": "x.test", "endpoints": ["http://x.test"], "username": "u", "password_file": password}
+    text = said(data="/srv", upstream=[{**upstream, "default": True}])
+    assert "has a login and the endpoint http://x.test" in text
+    assert "every user of this machine can read" in text
+
+
+async def test_checks_are_bounded() -> None:
+    """A check that hangs, raises or has a bug becomes a finding, and the others are not affected."""
+    started: list[str] = []
+
+    async def hang() -> Sequence[Finding]:
+        await in_thread(lambda: time.sleep(60))
+        return []
+
+    async def fail() -> Sequence[Finding]:
+        raise UpstreamUnavailable("nobody there")
+
+    async def bug() -> Sequence[Finding]:
+        raise ZeroDivisionError("one")
+
+    async def fine() -> Sequence[Finding]:
+        started.append("fine")
+        return [ok("fine", "good")]
+
+    findings = await run_checks({"hang": hang, "fail": fail, "bug": bug, "fine": fine}, seconds=0.05)
+    assert [finding.check for finding in findings] == ["hang", "fail", "bug", "fine"]
+    assert "did not end within 0.05 s" in findings[0].what
+    assert "nobody there" in findings[1].what
+    assert "ZeroDivisionError" in findings[2].what
+    assert worst_level(findings) is Level.PROBLEM
+    assert started == ["fine"]
+    with pytest.raises(OSError, match="no"):
+        await in_thread(lambda: (_ for _ in ()).throw(OSError("no")))
+    assert await in_thread(lambda: 1) == 1

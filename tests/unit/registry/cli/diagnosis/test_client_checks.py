@@ -1,0 +1,346 @@
+"""Set-ups of clients, right and wrong: each finding names the cause and what to write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from registry.cli.client_setup import SETUPS, mirrored_hosts
+from registry.cli.diagnosis.client_check import CHECKS, check_client, programs_on_this_machine
+from registry.cli.diagnosis.client_files import ClientFiles, Target
+from registry.cli.diagnosis.finding import Finding, Level
+from registry.cli.diagnosis.probe import ProbeError, ProbeResult
+from registry.cli.registry_address import RegistryAddress
+from registry.config import Upstream
+from tests.unit.registry.cli.diagnosis import client_file_texts as texts
+
+PLAIN, SECURE = "http://registry.example.com:5000", "https://registry.example.com"
+DAEMON, CONFIG, HUB_HOSTS = "etc/docker/daemon.json", "etc/containerd/config.toml", "etc/containerd/certs.d/docker.io"
+DROP_IN = "etc/containers/registries.conf.d/50-entrepot.conf"
+
+
+def write(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def found(
+    program: str,
+    root: Path,
+    url: str = PLAIN,
+    upstreams: Sequence[str] = ("docker.io",),
+    default: str | None = "docker.io",
+    answer: ProbeResult | None = None,
+) -> list[Finding]:
+    hosts = [host for name in upstreams for host in mirrored_hosts(Upstream(name=name))]
+    return check_client(program, RegistryAddress(url), hosts, default, root=root, offline=True, answer=answer)
+
+
+def bad(findings: Sequence[Finding], level: Level = Level.PROBLEM) -> list[Finding]:
+    return [finding for finding in findings if finding.level is level]
+
+
+def test_what_the_command_prints_is_right(tmp_path: Path) -> None:
+    """The files that `entrepot client` prints, put where it says, make every check say that all is well."""
+    upstreams = [Upstream(name="docker.io", default=True), Upstream(name="ghcr.io")]
+    hosts = [host for upstream in upstreams for host in mirrored_hosts(upstream)]
+    for url in (PLAIN, SECURE, "http://127.0.0.1:5000"):
+        root = tmp_path / url.replace("/", "_")
+        for program in CHECKS:
+            for name, text in SETUPS[program](RegistryAddress(url), hosts).files:
+                write(root, **{name.lstrip("/"): text})
+        write(root, **{CONFIG: texts.CONTAINERD_GOOD_1_7})
+        for program in CHECKS:
+            findings = found(program, root, url, [upstream.name for upstream in upstreams])
+            assert not bad(findings), findings
+            names = [finding.what for finding in findings if "come through" in finding.what]
+            assert len(names) == (1 if program == "docker" else 2), findings
+
+
+DOCKER = [
+    (None, "there is no /etc/docker/daemon.json", "straight from Docker Hub"),
+    ("{}", "names no mirror", "straight from Docker Hub"),
+    ('{"registry-mirrors": ["https://mirror.gcr.io"]}', "only other mirrors: https://mirror.gcr.io", "does not know"),
+    ('{"registry-mirrors": ["https://registry.example.com:5000"]}', "but the registry is at http://", "says nothing"),
+    ('{"registry-mirrors": ["registry.example.com:5000"]}', "is not a mirror's address", "does not start"),
+    ('{"registry-mirrors": ["http://registry.example.com:5000/v2"]}', "is not a mirror's address", "with a path"),
+    ('{"registry-mirrors": "http://registry.example.com:5000"}', "is no list of URLs", "does not start"),
+    ('{"registry-mirrors": ["http://registry.example.com:5000",]}', "is not valid JSON", "does not use the file"),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "why"), DOCKER)
+def test_docker(tmp_path: Path, text: str | None, what: str, why: str) -> None:
+    """A daemon.json that does not lead here: the cause, and a whole file that does and keeps what was in it."""
+    if text is not None:
+        write(tmp_path, **{DAEMON: text})
+    first = bad(found("docker", tmp_path))[0]
+    assert what in first.what
+    assert why in first.why
+    assert first.next_step
+    if "not valid JSON" not in what:
+        write(tmp_path, **{DAEMON: first.lines})
+        assert not bad(found("docker", tmp_path)), first.lines
+
+
+def test_docker_keeps_other_settings(tmp_path: Path) -> None:
+    """The file to write has the other settings, other mirrors behind this one, and other insecure registries."""
+    before = {
+        "log-driver": "journald",
+        "registry-mirrors": ["https://m.example"],
+        "insecure-registries": ["10.0.0.0/8"],
+    }
+    write(tmp_path, **{DAEMON: json.dumps(before)})
+    assert json.loads(bad(found("docker", tmp_path))[0].lines) == {
+        "log-driver": "journald",
+        "registry-mirrors": [PLAIN, "https://m.example"],
+        "insecure-registries": ["registry.example.com:5000", "10.0.0.0/8"],
+    }
+
+
+def test_docker_insecure(tmp_path: Path) -> None:
+    """Names with the registry's own host need `insecure-registries`, by name or by network; a loopback address does
+    not."""
+    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [PLAIN]})})
+    (finding,) = bad(found("docker", tmp_path))
+    assert "gave HTTP response to HTTPS client" in finding.why
+    url = "http://10.1.2.3:5000"
+    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [url], "insecure-registries": ["10.0.0.0/8"]})})
+    assert not bad(found("docker", tmp_path, url))
+    url = "http://localhost:5000"
+    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": ["http://127.0.0.1:5000/"]})})
+    assert not bad(found("docker", tmp_path, url))
+
+
+def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
+    """Another mirror first, a registry that asks for a login, and a misspelt key."""
+    daemon = {"registry-mirrors": ["https://m.example", SECURE], "registry-mirror": [SECURE]}
+    write(tmp_path, **{DAEMON: json.dumps(daemon)})
+    findings = found("docker", tmp_path, SECURE)
+    assert "before this registry" in bad(findings, Level.WARNING)[0].what
+    assert "'registry-mirror' in /etc/docker/daemon.json is not a key" in bad(findings)[0].what
+    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
+    answer = ProbeResult(SECURE, status=401, is_registry=True, instance="x")
+    (finding,) = bad(found("docker", tmp_path, SECURE, answer=answer), Level.WARNING)
+    assert "moby #30880" in finding.why
+    assert "entrepot grant add 'docker.io/**' pull everyone" in finding.next_step
+
+
+def test_docker_asks_the_default_upstream(tmp_path: Path) -> None:
+    """A registry whose default upstream is not Docker Hub cannot be docker's mirror."""
+    (finding,) = bad(found("docker", tmp_path, "http://127.0.0.1:5000", default="ghcr.io"))
+    assert "default = true" in finding.next_step
+
+
+@pytest.mark.parametrize("program", CHECKS)
+def test_an_authority_that_the_client_does_not_know(tmp_path: Path, program: str) -> None:
+    """A certificate that is not trusted: the finding names the file for the authority, and goes when it is there."""
+    hosts = mirrored_hosts(Upstream(name="docker.io"))
+    for name, text in SETUPS[program](RegistryAddress(SECURE), hosts).files:
+        write(tmp_path, **{name.lstrip("/"): text})
+    write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
+    answer = ProbeResult(SECURE, ProbeError.UNTRUSTED, "unable to get local issuer certificate")
+    findings = bad(found(program, tmp_path, SECURE, answer=answer))
+    assert findings
+    assert all("unable to get local issuer certificate" in finding.why for finding in findings)
+    if program == "containerd":
+        for finding in findings:
+            write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
+    else:
+        write(tmp_path, **{findings[0].file.lstrip("/"): "PEM"})
+    assert not bad(found(program, tmp_path, SECURE, answer=answer))
+
+
+CONTAINERD = [
+    (None, "there is no /etc/containerd/config.toml", "a list that is taken as one directory"),
+    (texts.CONTAINERD_1_7_DEFAULT, "does not set config_path", "reads no hosts.toml"),
+    (texts.CONTAINERD_IO_PACKAGE, "does not set config_path", "reads no hosts.toml"),
+    (texts.CONTAINERD_2_2_DEFAULT, "a list of directories", "they ignore all hosts.toml, and say nothing"),
+    (texts.CONTAINERD_MIXED, "sets config_path in the section of version 2", "does not read"),
+    (texts.CONTAINERD_WITHOUT_VERSION, "no version, which means version 1", "does not read"),
+    (texts.CONTAINERD_BOTH, "both config_path and registry.mirrors", "does not start"),
+    (texts.CONTAINERD_INLINE_MIRRORS, "sends pulls of docker.io to https://registry-1.docker.io", ""),
+    ("version = 2\n[plugins", "is not valid TOML", "does not use the file"),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "why"), CONTAINERD)
+def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str) -> None:
+    """A config.toml with which Kubernetes does not read a right hosts.toml: no finding says that pulls come through."""
+    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    if text is not None:
+        write(tmp_path, **{CONFIG: text})
+    findings = found("containerd", tmp_path)
+    (finding,) = bad(findings)
+    assert what in finding.what
+    assert why in finding.why
+    assert finding.next_step
+    assert not any("come through" in each.what for each in findings)
+
+
+@pytest.mark.parametrize("text", [None, *(case[0] for case in CONTAINERD[1:6])])
+def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
+    """The lines of the finding are a whole file with which pulls come through, of the version of the old one."""
+    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
+    (finding,) = bad(found("containerd", tmp_path))
+    write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
+    findings = found("containerd", tmp_path)
+    assert not bad(findings)
+    assert any("pulls of docker.io come through" in each.what for each in findings)
+    assert ("version = 3" in finding.lines) == (text is not None and "version = 3" in text)
+
+
+def test_containerd_list_that_works(tmp_path: Path) -> None:
+    """A list is only a warning where it works: in a file of version 2, and where a setting makes 2.x pull locally."""
+    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    two = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/none:/etc/containerd/certs.d"\n'
+    for text, why in ((texts.CONTAINERD_EKS, "discard_unpacked_layers"), (two, "1.x reads all of them")):
+        write(tmp_path, **{CONFIG: text})
+        findings = found("containerd", tmp_path)
+        assert not bad(findings)
+        assert why in bad(findings, Level.WARNING)[0].why
+        assert any("pulls of docker.io come through" in each.what for each in findings)
+
+
+def test_containerd_imports(tmp_path: Path) -> None:
+    """A file that config.toml imports counts."""
+    write(tmp_path, **{CONFIG: 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'})
+    write(tmp_path, **{"etc/containerd/conf.d/a.toml": texts.CONTAINERD_GOOD_1_7})
+    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    assert not bad(found("containerd", tmp_path))
+
+
+HOSTS = [
+    ({}, "is for docker.io, and there is no _default", "straight from https://registry-1.docker.io"),
+    (
+        {"docker.io/ca.crt": "PEM"},
+        "there is no /etc/containerd/certs.d/docker.io/hosts.toml",
+        "only gives certificates",
+    ),
+    (
+        {"docker.io/hosts.toml": 'server = "https://registry-1.docker.io"\n'},
+        "does not name this registry",
+        "pulls images",
+    ),
+    (
+        {"docker.io/hosts.toml": texts.HOSTS_TOML.replace("http://", "https://")},
+        "names https://registry.example.com:5000, but the registry is at http://",
+        "cannot connect",
+    ),
+    (
+        {"docker.io/hosts.toml": texts.HOSTS_TOML.replace('"pull", "resolve"', '"pull"')},
+        "only the capabilities pull",
+        "without resolve",
+    ),
+    ({"docker.io/hosts.toml": f"{texts.HOSTS_TOML}  override_path = true\n"}, "sets override_path", "gets 404"),
+    ({"docker.io/hosts.toml": "[host.http://x]\n"}, "is not valid TOML", ""),
+]
+
+
+@pytest.mark.parametrize(("files", "what", "why"), HOSTS)
+def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why: str) -> None:
+    """A hosts.toml that does not lead here, and one that does after the lines of the finding were written."""
+    write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
+    write(tmp_path, **{f"etc/containerd/certs.d/{name}": text for name, text in files.items()})
+    (finding,) = bad(found("containerd", tmp_path))
+    assert what in finding.what
+    assert why in finding.why
+    if finding.lines.startswith("# "):
+        write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
+        assert not bad(found("containerd", tmp_path))
+
+
+def test_containerd_default_directory(tmp_path: Path) -> None:
+    """`_default` stands for every host without a directory of its own. Without it, only the hosts with one come
+    through, and a `server` in it is worth a warning."""
+    write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    (finding,) = bad(found("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
+    assert "is for ghcr.io" in finding.what
+    default = "etc/containerd/certs.d/_default/hosts.toml"
+    write(tmp_path, **{default: texts.HOSTS_TOML.replace('server = "https://registry-1.docker.io"\n', "")})
+    assert not bad(found("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
+    write(tmp_path, **{default: texts.HOSTS_TOML})
+    findings = bad(found("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")), Level.WARNING)
+    assert any("for every host that has no directory of its own" in finding.what for finding in findings)
+
+
+def test_containerd_plugin_is_off(tmp_path: Path) -> None:
+    """Docker's package switches the plugin for Kubernetes off."""
+    write(tmp_path, **{CONFIG: texts.CONTAINERD_IO_PACKAGE})
+    assert "disabled_plugins" in bad(found("containerd", tmp_path), Level.WARNING)[0].what
+
+
+MIRROR = 'location = "registry.example.com:5000/docker.io"\ninsecure = true'
+PODMAN = [
+    (texts.PODMAN_FEDORA, "no file of podman has a [[registry]] for docker.io", "podman pulls from"),
+    (texts.PODMAN_OLD_FORMAT, "has the old format (version 1)", "mixing sysregistry v1/v2"),
+    (texts.PODMAN_GOOD.replace(f"{MIRROR}", MIRROR.partition("\n")[0]), "lacks insecure = true", "tries TLS"),
+    (texts.PODMAN_GOOD.replace("5000/docker.io", "5000/hub"), "has the wrong path", "below registry.example.com:5000/"),
+    (texts.PODMAN_GOOD.replace('"registry.example', '"http://registry.example'), "has location = 'http://", "scheme"),
+    (texts.PODMAN_GOOD.replace('prefix = "docker.io"', 'blocked = true\nprefix = "docker.io"'), "blocks docker.io", ""),
+    (
+        texts.PODMAN_GOOD.replace('prefix = "docker.io"', 'mirror-by-digest-only = true\nprefix = "docker.io"'),
+        "only for pulls by digest",
+        "tags are pulled from",
+    ),
+    (texts.PODMAN_GOOD.replace(f"[[registry.mirror]]\n{MIRROR}", ""), "has no mirror for docker.io", ""),
+    ("[[registry]\n", "is not valid TOML", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "why"), PODMAN)
+def test_podman(tmp_path: Path, text: str, what: str, why: str) -> None:
+    """A registries.conf that does not lead here."""
+    write(tmp_path, **{"etc/containers/registries.conf": text})
+    finding = bad(found("podman", tmp_path))[0]
+    assert what in finding.what
+    assert why in finding.why
+    if finding.lines and "old format" not in what and "blocks" not in what:
+        write(tmp_path, **{DROP_IN: finding.lines})
+        assert not bad(found("podman", tmp_path)), finding
+
+
+def test_podman_later_files_win(tmp_path: Path) -> None:
+    """A file in registries.conf.d replaces the entry of the same prefix; a longer prefix without this mirror is worth a
+    warning."""
+    write(tmp_path, **{"etc/containers/registries.conf": texts.PODMAN_GOOD})
+    assert not bad(found("podman", tmp_path))
+    later = '[[registry]]\nlocation = "docker.io"\n'
+    write(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": later})
+    assert "99-other.conf has no mirror" in bad(found("podman", tmp_path))[0].what
+    longer = '[[registry]]\nlocation = "docker.io/library"\n'
+    write(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": longer})
+    findings = found("podman", tmp_path)
+    assert not bad(findings)
+    assert "the longest prefix counts" in bad(findings, Level.WARNING)[0].why
+
+
+def test_what_does_not_answer(tmp_path: Path) -> None:
+    """An address at which nothing answers is the first finding, whatever the files say."""
+    answer = ProbeResult(PLAIN, ProbeError.REFUSED, "Connection refused")
+    first = found("podman", tmp_path, answer=answer)[0]
+    assert "nothing listens there" in first.what
+    assert "start the server" in first.next_step
+
+
+def test_which_programs_are_here(tmp_path: Path) -> None:
+    """Only programs that are on the machine are worth a look of the doctor."""
+    assert programs_on_this_machine(tmp_path) == []
+    write(tmp_path, **{CONFIG: "", "usr/bin/podman": ""})
+    assert programs_on_this_machine(tmp_path) == ["containerd", "podman"]
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    """A directory in the place of a file is named, with the reason."""
+    (tmp_path / DAEMON).mkdir(parents=True)
+    files = ClientFiles("docker", tmp_path)
+    hosts = mirrored_hosts(Upstream(name="docker.io"))
+    address = RegistryAddress(PLAIN)
+    target = Target(address, hosts, "docker.io", SETUPS["docker"](address, hosts))
+    (finding,) = CHECKS["docker"](files, target)
+    assert "cannot be read" in finding.what

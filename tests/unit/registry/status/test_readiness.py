@@ -1,0 +1,107 @@
+"""Whether a process can serve, and why not."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import httpx2
+import pytest
+from pydantic import ByteSize
+
+from registry.app import Entrepot, create_app
+from registry.config import Settings
+from registry.config.upkeep_settings import DiskSettings
+from registry.status.readiness import Readiness, write_problem
+from registry.status.server_run import INSTANCE_HEADER, ServerRun
+from storage.composition import layout_of, prepare_data_dir
+from storage.content import Page
+from storage.memory_registry import MemoryRegistry
+from storage.names import RepositoryName
+
+
+def visitor(app: Entrepot) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://registry.test")
+
+
+async def test_everything_is_there(tmp_path: Path) -> None:
+    """A started server is ready and says what it looked at; `/livez` names the run."""
+    prepare_data_dir(tmp_path / "data")
+    app = create_app(Settings(data=tmp_path / "data"), run=ServerRun("one", 1.0))
+    async with app.router.lifespan_context(app), visitor(app) as client:
+        answer = await client.get("/readyz")
+        assert answer.status_code == 200
+        assert answer.json() == {
+            "status": "ok",
+            "read_only": False,
+            "checks": [{"name": name, "status": "ok"} for name in ("database", "migrations", "disk")],
+        }
+        answer = await client.get("/livez")
+        assert (answer.json(), answer.headers[INSTANCE_HEADER]) == ({"status": "ok"}, "one")
+
+
+async def test_the_reason_is_told(tmp_path: Path) -> None:
+    """A disk below its floor, and tables of another version, each have a reason; a probe may leave a check out."""
+    prepare_data_dir(tmp_path / "data")
+    app = create_app(Settings(data=tmp_path / "data", disk=DiskSettings(min_free=ByteSize(1 << 60))))
+    async with app.router.lifespan_context(app), visitor(app) as client:
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        reasons = {check["name"]: check.get("reason", "") for check in answer.json()["checks"]}
+        assert "the disk is almost full" in reasons["disk"]
+        assert (reasons["database"], reasons["migrations"]) == ("", "")
+        assert (await client.get("/readyz?exclude=disk")).status_code == 200
+        assert (await client.get("/health/ready")).status_code == 200
+        other = apsw.Connection(str(layout_of(tmp_path / "data").metadata))
+        other.pragma("user_version", 999)
+        other.close()
+        answer = await client.get("/readyz?exclude=disk")
+        assert answer.status_code == 503
+        assert "newer Entrepot" in answer.json()["checks"][1]["reason"]
+
+
+async def test_an_application_without_a_store(tmp_path: Path, registry: MemoryRegistry) -> None:
+    """A registry that has no data directory is asked itself, and nothing else."""
+    async with visitor(create_app(Settings(data=tmp_path), registry)) as client:
+        assert [check["name"] for check in (await client.get("/readyz")).json()["checks"]] == ["database"]
+
+
+async def test_what_hangs_has_failed() -> None:
+    """A database that does not answer makes the answer late by the time limit only, and gets no second question."""
+    asked, release = 0, asyncio.Event()
+
+    class Hanging(MemoryRegistry):
+        async def repositories(self, *_: object, **__: object) -> Page[RepositoryName]:
+            nonlocal asked
+            asked += 1
+            await release.wait()
+            return Page([])
+
+    readiness = Readiness(Hanging(), seconds=0.01)
+    for _ in range(2):
+        (result,) = await readiness.check()
+        assert "hangs" in (result.reason or "")
+    assert asked == 1
+    release.set()
+    while (await readiness.check())[0].reason is not None:
+        pass
+
+
+def test_a_directory_that_takes_no_file() -> None:
+    """The reason names the directory and what the system says."""
+    assert "cannot write to /proc" in (write_problem(Path("/proc")) or "")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_probes_count_as_health_checks(tmp_path: Path, registry: MemoryRegistry, path: str) -> None:
+    """They have the rate limit of health checks."""
+    keys: list[str] = []
+
+    def count(key: str) -> float:
+        keys.append(key)
+        return 0.0
+
+    async with visitor(create_app(Settings(data=tmp_path), registry, rate_limit=count)) as client:
+        await client.get(path)
+    assert keys[0].startswith("health ")

@@ -1,0 +1,116 @@
+"""The files in which processes report: only those of living processes count, and no reader sees half of a report."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from storage.data_dir.layout import Layout
+from storage.data_dir.report_files import (
+    MAX_REPORT_BYTES,
+    ReportFile,
+    open_report_file,
+    read_all_reports,
+    read_reports,
+)
+from storage.data_dir.system import System
+
+
+class FullDisk(System):
+    """Has no room for files in one directory."""
+
+    def __init__(self, full: Path) -> None:
+        super().__init__()
+        self._full = full
+
+    def allocate(self, fd: int, size: int) -> None:
+        if self._full == Path(os.readlink(f"/proc/self/fd/{fd}")).parent:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().allocate(fd, size)
+
+
+def test_the_last_report_counts(tmp_path: Path) -> None:
+    """A shorter report replaces a longer one as a whole, and a closed file is gone."""
+    file = ReportFile(tmp_path / "workers", System())
+    assert read_reports(tmp_path / "workers") == []
+    file.write(b"a" * MAX_REPORT_BYTES)
+    file.write(b"short")
+    assert read_reports(tmp_path / "workers") == [b"short"]
+    with pytest.raises(ValueError, match="allowed"):
+        file.write(b"a" * (MAX_REPORT_BYTES + 1))
+    file.close()
+    assert list((tmp_path / "workers").iterdir()) == []
+    assert read_reports(tmp_path / "nothing") == []
+
+
+def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
+    """The report of a process ends with the process. The file stays until a later process finds that it is old."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        ReportFile(tmp_path, System()).write(b"child")
+        os.write(writer, b".")
+        signal.pause()
+        os._exit(0)
+    assert os.read(reader, 1) == b"."
+    assert read_reports(tmp_path) == [b"child"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert read_reports(tmp_path) == []
+    (left,) = tmp_path.iterdir()
+    young = ReportFile(tmp_path, System())
+    assert left.exists()
+    os.utime(left, (0, 0))
+    ReportFile(tmp_path, System()).close()
+    assert not left.exists()
+    young.close()
+    for end in (reader, writer):
+        os.close(end)
+
+
+def test_no_half_of_a_report(tmp_path: Path) -> None:
+    """Whatever a reader gets was written as a whole, while another thread writes as fast as it can."""
+    file, ended = ReportFile(tmp_path, System()), threading.Event()
+    reports = [bytes([65 + number]) * (number * 1000 + 1) for number in range(8)]
+    file.write(reports[0])
+
+    def write() -> None:
+        while not ended.is_set():
+            for report in reports:
+                file.write(report)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert set(read_reports(tmp_path)) <= set(reports)
+    finally:
+        ended.set()
+        thread.join()
+        file.close()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """A file that gets no room raises, and is deleted again."""
+    with pytest.raises(OSError, match="No space"):
+        ReportFile(tmp_path, FullDisk(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_reported_from_memory(tmp_path: Path) -> None:
+    """A process that finds no room for its file on the disk reports in memory, and readers find it there."""
+    layout = Layout(tmp_path)
+    file = open_report_file(layout, FullDisk(layout.workers))
+    try:
+        file.write(b"here")
+        assert read_reports(layout.workers) == []
+        assert read_all_reports(layout) == [b"here"]
+    finally:
+        file.close()
+        layout.workers_in_memory.rmdir()
+    assert read_all_reports(layout) == []
