@@ -31,6 +31,8 @@ from storage.interface import Registry
 REOPEN_SECONDS: Final = 1.0
 """Seconds between two attempts to open the store for writing, if it was opened read-only because the disk was full."""
 log = logging.getLogger("registry")
+_TOKEN_ROUTER: Final = token_endpoint.token_router(lambda request: request.app.service.access.tokens)
+"""One for all applications, because FastAPI keeps route functions in a cache for ever."""
 
 
 class Entrepot(FastAPI):
@@ -68,6 +70,7 @@ class Entrepot(FastAPI):
         )
         self.factory = factory
         self.body_memory = factory.body_memory
+        self.openapi_document = documentation.OpenAPIDocument(self.openapi)
         self.telemetry = telemetry
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
@@ -229,7 +232,7 @@ def create_app(
     service = None if registry is None else factory.without_accounts(registry)
     app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
     if registry is None:
-        app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
+        app.include_router(_TOKEN_ROUTER)
         management_api.add_routes(app)
         if settings.oidc.issuer:
             app.include_router(login_routes.router)
@@ -239,5 +242,5 @@ def create_app(
     if settings.metrics.enabled:
         app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow))
     app.include_router(documentation.docs_router)
-    app.include_router(documentation.openapi_router(documentation.OpenAPIDocument(app.openapi)))
+    app.include_router(documentation.openapi_router)
     return app

@@ -130,12 +130,12 @@ class OpenAPIDocument:
             return self._json
 
 
-def openapi_router(document: OpenAPIDocument) -> APIRouter:
-    """Returns a router with the route that serves `document`."""
-    router = APIRouter(include_in_schema=False)
+openapi_router = APIRouter(include_in_schema=False)
+"""The route that serves the `openapi_document` of the application that got the request. FastAPI keeps route functions
+in a cache for ever, so this one must not refer to one application."""
 
-    @router.get(OPENAPI_PATH)
-    async def openapi() -> Response:
-        return Response(await document.json_bytes(), media_type="application/json")
 
-    return router
+@openapi_router.get(OPENAPI_PATH)
+async def openapi(request: Request) -> Response:
+    document: OpenAPIDocument = request.app.openapi_document
+    return Response(await document.json_bytes(), media_type="application/json")

@@ -61,7 +61,7 @@ class LiveConfiguration:
         from registry.auth.assembly import check_auth_files
         from registry.auth.external.openid_provider import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError
-        from registry.cli.serve_command import InsecureOpenError, check_insecure_open, is_closed
+        from registry.cli.server_preparation import InsecureOpenError, check_insecure_open, is_closed
 
         try:
             check_auth_files(settings)

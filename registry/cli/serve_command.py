@@ -1,15 +1,10 @@
-"""The command `entrepot serve`: checks the settings and the data directory, and runs the server.
-
-A registry is *closed* if clients must log in: it has or had accounts, or the settings name another source of accounts,
-such as an htpasswd file. Otherwise it is *open*: anyone who can connect can pull, push and delete.
-"""
+"""The command `entrepot serve`: checks the settings and the data directory, and runs the server."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,7 +28,6 @@ from registry.config import Settings
 if TYPE_CHECKING:
     from registry.app import Entrepot
     from registry.asgi import AsgiApp
-    from registry.server.gate.listener import ListenerOptions
 
 HELP = "Run the registry in the foreground. Ctrl-C or SIGTERM stops it."
 EXAMPLES = """\b
@@ -82,6 +76,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
     from registry.app import create_app
     from registry.cli.live_configuration import LiveConfiguration
+    from registry.cli.server_preparation import prepare
     from registry.cli.startup_banner import startup_banner
     from registry.cli.takeover import check_takeover, listening_sockets, successor
     from registry.client_addresses import is_loopback
@@ -142,90 +137,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         )
 
 
-def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
-    """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
-    directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
-    listener's options and whether the registry is closed. Ends the command with an error message if a check fails.
-
-    `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses them, so a
-    directory of another version is an error."""
-    from registry.auth.assembly import check_auth_files
-    from registry.auth.external.openid_provider import ProviderInvalid
-    from registry.auth.password.htpasswd import HtpasswdError
-    from registry.backend import preload_mirrors
-    from registry.cli.data_owner import become_owner
-    from registry.server.gate.certificates import CertificateError
-    from storage.composition import check_version, prepare_data_dir
-
-    try:
-        options = build_listener_options(settings)
-        preload_mirrors(settings)
-        become_owner(settings.data)
-        check_auth_files(settings)
-        (prepare_data_dir if may_migrate else check_version)(settings.data)
-        closed = is_closed(settings)
-        check_insecure_open(bound_to_loopback=bound_to_loopback, closed=closed, insecure_open=settings.insecure_open)
-    except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
-        fail(str(error))
-    return options, closed
-
-
-def is_closed(settings: Settings) -> bool:
-    """Returns whether clients must log in. The data directory must have been prepared. Raises StorageFailed."""
-    from registry.config.auth_settings import has_external_logins
-    from storage.composition import has_had_account
-
-    return has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer) or has_had_account(settings.data)
-
-
 def _print_banner(text: str) -> None:
     """Prints the banner. Ignores a failed write, for example to a full disk, because the server does not need the
     banner."""
     with suppress(OSError):
         typer.echo(text)
-
-
-def build_listener_options(settings: Settings) -> ListenerOptions:
-    """Returns the options of the listener, which apply to a connection before a request is read: TLS, trusted proxies
-    and the limit of connections for each client address. Raises CertificateError if the TLS files or settings cannot be
-    used.
-
-    If root started the command, this must run while the process is still root, because only root may be able to read
-    the TLS key."""
-    from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates
-    from registry.server.gate.listener import ListenerOptions
-    from registry.server.gate.per_address_limit import PerAddressLimit
-    from registry.server.gate.trusted_proxies import TrustedProxies
-
-    tls, max_connections = settings.tls, settings.limits.connections_per_address
-    client_auth = tls.client_auth or ("off" if tls.client_ca is None else "required")
-    if tls.certificate is None and (tls.key, tls.client_ca, tls.client_auth) != (None, None, None):
-        raise CertificateError("[tls] has settings, but names no certificate; set tls.certificate")
-    if client_auth != "off" and tls.client_ca is None:
-        raise CertificateError(
-            f"tls.client_auth is {client_auth}, but there is no authority for client certificates: set tls.client_ca "
-            "to the file with the certificate of the authority that signs them"
-        )
-    certificates = None
-    if tls.certificate is not None:
-        certificates = Certificates(CertificateFiles(tls.certificate, tls.key, tls.client_ca, client_auth))
-    return ListenerOptions(
-        certificates=certificates,
-        proxies=TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
-        per_address_limit=PerAddressLimit(max_connections, settings.workers) if max_connections else None,
-    )
-
-
-class InsecureOpenError(Exception):
-    """The registry would be open and other machines could reach it. The text is one line for people."""
-
-
-def check_insecure_open(*, bound_to_loopback: bool, closed: bool, insecure_open: bool) -> None:
-    """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
-    `insecure_open` allows this. `bound_to_loopback`: whether the socket is bound to a loopback address, which only this
-    machine can reach."""
-    if not (bound_to_loopback or closed or insecure_open):
-        raise InsecureOpenError(
-            "this address can be reached from other machines, and there are no accounts: add one with "
-            "`entrepot user add NAME --admin`, or let anyone push and delete with --insecure-open"
-        )

@@ -26,7 +26,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     """Checks whether this version can take over from a running one with these `facts`, as far as that is possible
     beside it. Ends the command with an error message if not. Raises DataDirectoryError."""
     from registry.app import create_app
-    from registry.cli.serve_command import prepare
+    from registry.cli.server_preparation import prepare
     from registry.client_addresses import is_loopback
     from registry.server.gate.listener import ListenError, bind
 

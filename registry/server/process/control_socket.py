@@ -196,6 +196,6 @@ def _requested(line: bytes) -> str:
     """Returns the name of what a request asks for; empty if the line is no request."""
     try:
         request = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for deeply nested lists
         return ""
     return str(request.get("do", "")) if isinstance(request, dict) else ""

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from registry import __version__
-from registry.cli.serve_command import InsecureOpenError, check_insecure_open
+from registry.cli.server_preparation import InsecureOpenError, check_insecure_open
 from storage.access import AccountKind, AccountName
 from storage.composition import open_accounts, prepare_data_dir
 from storage.content import Actor

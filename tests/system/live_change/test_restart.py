@@ -8,15 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.commands import command_environment
-from tests.fakes.forked_process import ROOT
+from tests.fakes.commands import command_environment, entrepot
+from tests.fakes.forked_process import ROOT, ForkedProcess
 from tests.fakes.raw_http import RawConnection
 from tests.system.live_change.conftest import LiveSite
-from tests.system.server.app_process import wait_for
+from tests.system.server.app_process import children, wait_for
 
 
 def is_replaced(site: LiveSite, before: list[int]) -> bool:
@@ -119,3 +120,48 @@ def test_socket_activation(tmp_path: Path) -> None:
             assert manager.recv(4096) == b"STOPPING=1"
             process.stdout.read()
             assert process.wait(60) == 0
+
+
+def test_parent_is_killed_after_a_restart(site: LiveSite) -> None:
+    """The workers of the new version end with their parent, as those of the old one did."""
+    assert site.run("restart").returncode == 0
+    site.server.kill_parent()
+
+
+def test_stop_during_a_restart(site: LiveSite) -> None:
+    """A server that is told to stop while a new version checks its start stops in order. The command fails."""
+    wait = site.start("restart")
+    wait_for(lambda: len(site.server.worker_pids()) > 2)  # the check is one more child
+    assert site.server.stop() == 0
+    assert wait().returncode == 1
+
+
+def test_number_of_workers(tmp_path: Path) -> None:
+    """A restart puts another number of workers in force."""
+    file, data = tmp_path / "settings.toml", tmp_path / "data"
+    file.write_text("workers = 2\n")
+    arguments = ["serve", "--config", str(file), "--data", str(data), "--listen", "127.0.0.1:0"]
+    with ForkedProcess("registry", *arguments, cwd=tmp_path, env=command_environment()) as process:
+        try:
+            assert process.stdout is not None
+            assert "listens on" in process.stdout.readline()
+            for count in (3, 2):
+                before = children(process.pid)
+                file.write_text(f"workers = {count}\n")
+                done = entrepot("restart", "--data", data, folder=tmp_path)
+                assert (done.returncode, done.stderr) == (0, "")
+                wait_for(partial(is_renewed, process.pid, count, before))
+            file.write_text("workers = 1\n")
+            done = entrepot("restart", "--data", data, folder=tmp_path)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "workers cannot become 1 in a restart" in done.stderr
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+
+
+def is_renewed(parent: int, count: int, before: list[int]) -> bool:
+    """Whether the parent has as many workers as `count`, and none of those `before`."""
+    now = children(parent)
+    return len(now) == count and not set(now) & set(before)
