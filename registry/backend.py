@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from registry.config import Settings, Upstream
-from registry.events.delivery import configure_outbox, deliver_events, event_readers
+from registry.events.delivery import EventDelivery
 from registry.events.pull_events import PullEvents, wants_pulls
 from registry.naming import NamingRules
 from registry.router import Router
@@ -159,14 +159,14 @@ async def open_backend(
             if upkeep.evictor.limits:
                 store.metadata.on_mirrored = upkeep.evictor.check_soon
                 background.append(upkeep.evictor.run())
-            await configure_outbox(store.outbox, event_readers(settings))
-            if settings.webhook or settings.events.keep or await store.outbox.newest():
-                background.append(deliver_events(settings, store.outbox, store.leases, store.metadata.version, clock))
             if pull_events is not None:
                 stack.push_async_callback(_store_last_pulls, pull_events)
                 background.append(pull_events.run())
             if settings.scrub.every:
                 background.append(scrub_on_schedule(settings.scrub, store, clock))
+            delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock)
+            stack.push_async_callback(delivery.aclose)
+            await delivery.apply(settings)
             stack.push_async_callback(cancel_all, [asyncio.create_task(work) for work in background])
         yield Backend(store, router, upkeep, pulls, pull_events)
 
