@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.config import Settings
-from registry.events.delivery import configure_outbox, deliver_events, event_readers
+from registry.events.delivery import EventDelivery
 from registry.events.pull_events import PullEvents
 from registry.router import Router
 from registry.upkeep.budgets import scope_definitions
@@ -60,6 +60,7 @@ class BackgroundWork:
         self._pull_events = pull_events
         self._clock = clock
         self._runner = JobRunner(store.jobs, store.leases, upkeep.works)
+        self._delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock)
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
         self._schedules: list[asyncio.Task[None]] = []  # what follows the settings, and ends with `hand_over`
@@ -74,7 +75,7 @@ class BackgroundWork:
         if self._mirrors:
             await self._watch_mirrors()
         settings, store = self._settings, self._store
-        await configure_outbox(store.outbox, event_readers(settings))
+        await self._delivery.apply(settings)
         recorders = [self._pulls.run()] if self._pull_events is None else [self._pulls.run(), self._pull_events.run()]
         self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), *recorders)]
         schedules = [*self._queued_jobs(), keep_counted(store.usage, store.leases, scope_definitions(settings))]
@@ -83,8 +84,6 @@ class BackgroundWork:
         if self._upkeep.evictor.limits:
             store.metadata.on_mirrored = self._upkeep.evictor.check_soon
             schedules.append(self._upkeep.evictor.run())
-        if settings.webhook or settings.events.keep or await store.outbox.newest():
-            schedules.append(deliver_events(settings, store.outbox, store.leases, store.metadata.version, self._clock))
         if settings.scrub.every:
             schedules.append(scrub_on_schedule(settings.scrub, store, self._clock))
         self._schedules = [asyncio.create_task(work) for work in schedules]
@@ -95,6 +94,7 @@ class BackgroundWork:
         self._runner.take_no_more()
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)
+        await self._delivery.aclose()
         await self._watches.aclose()
 
     async def finish(self) -> None:

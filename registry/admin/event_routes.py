@@ -135,7 +135,8 @@ async def list_events(
     wanted = _Wanted(caller, action, repository)
     if EVENT_STREAM_TYPE in accept:
         stream = EventStream(request, position, wanted.as_json)
-        return StreamingResponse(await stream.open(), media_type=EVENT_STREAM_TYPE)
+        headers = {"x-accel-buffering": "no"}  # nginx would collect the events otherwise
+        return StreamingResponse(await stream.open(), headers=headers, media_type=EVENT_STREAM_TYPE)
     return await _read_page(caller, wanted, position, limit)
 
 

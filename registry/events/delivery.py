@@ -1,10 +1,10 @@
-"""Runs the delivery of events in one of the server's processes (`deliver_events`), and configures the outbox."""
+"""Runs the delivery of events in one of the server's processes (`EventDelivery`)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -40,29 +40,60 @@ def registry_address(settings: Settings) -> str:
     return settings.public_url or f"{scheme}://{settings.listen}"
 
 
-async def deliver_events(
-    settings: Settings,
-    outbox: Outbox,
-    leases: Leases,
-    version: Callable[[], object],
-    clock: Callable[[], float],
-    observer: DeliveryObserver | None = None,
-) -> None:
-    """Tells webhooks of events and keeps the outbox within its limits, until the task is cancelled. Every process runs
-    this function, but only one at a time works: the one that holds the slot `DELIVERY_SLOT`. `version` returns a value
-    that every commit of any process changes. `clock` returns seconds since 1970. `observer` is told how attempts
-    end."""
-    observer = observer or NoObserver()
-    while True:
+class EventDelivery:
+    """Tells webhooks of events and keeps the outbox within its limits. Every process has one, but only one at a time
+    works: the one that holds the slot `DELIVERY_SLOT`. Used from one event loop."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        leases: Leases,
+        version: Callable[[], object],
+        clock: Callable[[], float],
+        observer: DeliveryObserver | None = None,
+    ) -> None:
+        """`version` returns a value that every commit of any process changes. `clock` returns seconds since 1970.
+        `observer` is told how attempts end. Does nothing until `apply` is called."""
+        self._outbox = outbox
+        self._leases = leases
+        self._version = version
+        self._clock = clock
+        self._observer = observer or NoObserver()
+        self._task: asyncio.Task[None] | None = None
+
+    async def apply(self, settings: Settings) -> None:
+        """Works by these settings from now on: stores who wants which events, and starts again to deliver them. Does
+        nothing else if nobody wants events and there are none. Logs an error of the store: then the events are recorded
+        that the settings before wanted."""
+        await self.aclose()
+        has_events = True
         try:
-            async with leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:
-                if has_slot:
-                    await _run_all(settings, outbox, version, clock, observer)
+            await self._outbox.configure(event_readers(settings))
+            has_events = bool(await self._outbox.newest())
         except RegistryError as error:
-            log.warning("the delivery of events stopped with an error: %s; it starts again", error)
-        except Exception:
-            log.exception("the delivery of events stopped with an unexpected error; it starts again")
-        await asyncio.sleep(SLOT_POLL_SECONDS)
+            log.error("cannot store which events are recorded: %s", error)
+        if settings.webhook or settings.events.keep or has_events:
+            self._task = asyncio.create_task(self._run(settings))
+
+    async def aclose(self) -> None:
+        """Stops to deliver events. Requests that are running are cut off, and their events sent again later. Writes
+        down what was delivered. May be called more than once."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self, settings: Settings) -> None:
+        while True:
+            try:
+                async with self._leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:
+                    if has_slot:
+                        await _run_all(settings, self._outbox, self._version, self._clock, self._observer)
+            except RegistryError as error:
+                log.warning("the delivery of events stopped with an error: %s; it starts again", error)
+            except Exception:
+                log.exception("the delivery of events stopped with an unexpected error; it starts again")
+            await asyncio.sleep(SLOT_POLL_SECONDS)
 
 
 async def _run_all(
@@ -113,12 +144,3 @@ async def _keep_tidy(
         except RegistryError as error:
             log.warning("cannot tidy the outbox: %s; it is tried again", error)
         await asyncio.sleep(TIDY_SECONDS)
-
-
-async def configure_outbox(outbox: Outbox, readers: Sequence[EventReader]) -> None:
-    """Stores who wants which events. Logs an error of the store: the server then starts all the same, and records the
-    events that the settings before wanted."""
-    try:
-        await outbox.configure(readers)
-    except RegistryError as error:
-        log.error("cannot store which events are recorded: %s", error)

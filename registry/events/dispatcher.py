@@ -135,8 +135,10 @@ class WebhookDispatcher:
         finally:
             for sender in senders:
                 sender.cancel()
-            await asyncio.gather(*senders, return_exceptions=True)
-            await self._settle(current)
+            try:
+                await asyncio.gather(*senders, return_exceptions=True)
+            finally:  # a cancellation can arrive in any `await`
+                await self._settle(current)
         return current.is_down
 
     async def _send_queue(self, queue: Sequence[Delivery], current: _Round) -> None:

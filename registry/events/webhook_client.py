@@ -54,18 +54,21 @@ class WebhookClient:
         self._reach = Reach(None if settings.private_network else NetworkClass.PUBLIC)
         self._resolver = Resolver(settings.name)
         self._client: httpx2.AsyncClient | None = None
+        self._opening = asyncio.Lock()
 
     async def send(self, event: Event) -> Attempt:
-        """Sends an event and returns how that ended. Takes at most the time of the setting `timeout`. A cancellation
-        closes the connection; the endpoint may or may not have got the event."""
+        """Sends an event and returns how that ended. Takes at most the time of the setting `timeout`, besides the time
+        in which the first call makes the HTTP client. A cancellation closes the connection; the endpoint may or may not
+        have got the event."""
         media_type, body = self._envelope(event, self._address)
         try:
             headers = {"content-type": media_type, **self._signature(body), **self._authorization()}
+            client = await self._open()
             async with asyncio.timeout(self._settings.timeout):
                 try:
-                    return await self._post(body, headers)
+                    return await self._post(client, body, headers)
                 except _CONNECTION_LOST:
-                    return await self._post(body, headers)
+                    return await self._post(client, body, headers)
         except TimeoutError:
             return Attempt(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
         except RegistryError as error:
@@ -73,8 +76,7 @@ class WebhookClient:
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
-    async def _post(self, body: bytes, headers: dict[str, str]) -> Attempt:
-        client = await self._open()
+    async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> Attempt:
         async with client.stream("POST", self._settings.url, content=body, headers=headers) as response:
             status = response.status_code
             read = 0
@@ -91,21 +93,23 @@ class WebhookClient:
 
     async def _open(self) -> httpx2.AsyncClient:
         """Returns the HTTP client. Makes it at the first call, because the TLS context takes about 30 ms."""
-        if self._client is None:
-            context = await asyncio.to_thread(_make_context, self._settings.ca_file)
-            limits = httpx2.Limits(max_connections=self._settings.connections)
-            policy = _WebhookPolicy(self._settings.name)
-            transport = CheckedTransport(policy, self._reach, self._resolver, context, limits)
-            timeout = httpx2.Timeout(self._settings.timeout)
-            self._client = httpx2.AsyncClient(
-                transport=transport,
-                timeout=timeout,
-                follow_redirects=False,
-                trust_env=False,
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
-                headers={"user-agent": f"entrepot/{__version__}"},
-            )
-        return self._client
+        async with self._opening:
+            if self._client is None:
+                self._client = self._make_client(await asyncio.to_thread(_make_context, self._settings.ca_file))
+            return self._client
+
+    def _make_client(self, context: ssl.SSLContext) -> httpx2.AsyncClient:
+        """Returns a new HTTP client, which checks certificates with `context`."""
+        limits = httpx2.Limits(max_connections=self._settings.connections)
+        policy = _WebhookPolicy(self._settings.name)
+        return httpx2.AsyncClient(
+            transport=CheckedTransport(policy, self._reach, self._resolver, context, limits),
+            timeout=None,  # `send` limits the whole attempt
+            follow_redirects=False,
+            trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
+            headers={"user-agent": f"entrepot/{__version__}"},
+        )
 
     def _signature(self, body: bytes) -> dict[str, str]:
         """Returns the header that signs the body; none if there is no secret. Raises OSError, ValueError if the secret

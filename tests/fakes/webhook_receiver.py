@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import ssl
 import threading
 import time
@@ -12,10 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.fakes.certificate_authority import KeyPair
 
-DEADLINE = 60.0
+DEADLINE = 150.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class WebhookReceiver:
     requests: list[Posted] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 0
+
     def accepted(self) -> list[dict[str, Any]]:
         """The bodies of the requests that were answered 2xx, in their order."""
         with self.changed:
@@ -69,6 +75,7 @@ def receiver_running(port: int = 0, pair: KeyPair | None = None) -> Iterator[Web
     """A receiver that listens until the end of the block. `pair`: speaks TLS with this certificate."""
     receiver = WebhookReceiver()
     receiver.open.set()
+    connections: list[socket.socket] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -94,6 +101,10 @@ def receiver_running(port: int = 0, pair: KeyPair | None = None) -> Iterator[Web
     class Server(ThreadingHTTPServer):
         daemon_threads = True
 
+        def process_request(self, request: Any, client_address: Any) -> None:
+            connections.append(request)
+            super().process_request(request, client_address)
+
         def handle_error(self, request: Any, client_address: Any) -> None:
             pass
 
@@ -112,4 +123,7 @@ def receiver_running(port: int = 0, pair: KeyPair | None = None) -> Iterator[Web
         receiver.open.set()
         server.shutdown()
         server.server_close()
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         thread.join()

@@ -1,0 +1,190 @@
+"""The delivery of events from a real store to a receiver on loopback, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.config.event_settings import Webhook
+from registry.events.attempts import Outcome
+from registry.events.dispatcher import WebhookDispatcher
+from registry.events.webhook_client import WebhookClient
+from storage.names import RepositoryName, Tag
+from storage.outbox import EventAction, EventReader
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.registry_content import BY, index_of
+from tests.fakes.upkeep_store import START, Clock, clocked_store
+from tests.fakes.webhook_receiver import WebhookReceiver, receiver_running
+
+BAD = RepositoryName("team/bad")
+
+
+class Counts:
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.attempts = dict.fromkeys(Outcome, 0)
+        self.dead = 0
+
+    def attempted(self, webhook: str, outcome: Outcome) -> None:
+        self.attempts[outcome] += 1
+
+    def given_up(self, webhook: str) -> None:
+        self.dead += 1
+
+    def dropped(self, webhook: str, pending: int, dead: int) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    async with clocked_store(tmp_path, clock) as opened:
+        await opened.outbox.configure([EventReader("hook", frozenset(EventAction), ("**",))])
+        yield opened
+
+
+@pytest.fixture
+def receiver() -> Iterator[WebhookReceiver]:
+    with receiver_running() as running:
+        yield running
+
+
+@pytest.fixture
+def hanging(receiver: WebhookReceiver) -> Iterator[threading.Event]:
+    """What a receiver can wait for in a request; set when the test has ended."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@asynccontextmanager
+async def delivering(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Callable[[], float], **settings: Any
+) -> AsyncIterator[Counts]:
+    """A dispatcher at work until the end of the block."""
+    webhook = Webhook(name="hook", url=receiver.url, private_network=True, **settings)
+    client, counts = WebhookClient(webhook, "http://registry.test"), Counts()
+    dispatcher = WebhookDispatcher(webhook, client, store.outbox, store.metadata.version, clock, counts)
+    task = asyncio.create_task(dispatcher.run())
+    try:
+        yield counts
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await client.aclose()
+
+
+async def push(store: StoredRegistry, repo: RepositoryName, tag: str) -> None:
+    await store.put_manifest(repo, index_of([], annotations={"tag": tag}), [Tag(tag)], by=BY)
+
+
+def subjects(receiver: WebhookReceiver) -> list[str]:
+    return [body["subject"] for body in receiver.accepted()]
+
+
+async def wait_for(receiver: WebhookReceiver, count: int) -> None:
+    await asyncio.to_thread(receiver.wait_for, lambda: len(subjects(receiver)) >= count, f"event {count}")
+
+
+async def until(true: Callable[[], Any]) -> None:
+    """Waits until `true()` is true."""
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110  `true` looks at what other tasks and threads do
+            await asyncio.sleep(0.02)
+
+
+async def test_an_event_that_makes_the_receiver_hang_holds_up_its_repository_alone(
+    store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event
+) -> None:
+    """Events of other repositories come, also those that are added later; what hangs stays pending and counts as no
+    refusal."""
+    receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500
+    time = asyncio.get_running_loop().time
+    began = time()
+    async with delivering(store, receiver, lambda: START + time() - began, timeout=1):
+        await push(store, BAD, "v1")
+        for number in range(10):
+            await push(store, RepositoryName(f"team/good{number}"), "v1")
+        await wait_for(receiver, 10)
+        await push(store, RepositoryName("team/good0"), "v2")
+        await wait_for(receiver, 11)
+        while len(left := await store.outbox.deliveries("hook", None, 20, only_dead=False)) > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)  # the others were delivered; that is written down with the end of the round
+        assert (left[0].event.content.repository, left[0].attempts, left[0].dead) == (BAD, 0, None)
+    assert "team/good0:v2" in subjects(receiver)
+
+
+async def test_an_endpoint_that_is_down_for_too_long(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
+) -> None:
+    """An event that could not be delivered for `max_age` becomes a dead letter, however few attempts were refused."""
+    receiver.status = lambda _: 503
+    await push(store, BAD, "v1")
+    async with delivering(store, receiver, clock, max_age=3600) as counts:
+        await until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+        assert counts.dead == 0
+        clock.now += 3600
+        await until(lambda: counts.dead == 1)
+    # The dispatcher has ended, and written down what it did.
+    (dead,) = await store.outbox.deliveries("hook", None, 10, only_dead=True)
+    assert (dead.attempts, dead.error) == (0, "it answered 503")
+    assert counts.attempts[Outcome.REFUSED] == 0
+
+
+async def test_a_receiver_that_starts_again(store: StoredRegistry, clock: Clock) -> None:
+    """Its connections are gone; the next event reaches it all the same."""
+    async with AsyncExitStack() as stack:
+        with receiver_running() as first:
+            counts = await stack.enter_async_context(delivering(store, first, clock))
+            await push(store, BAD, "v1")
+            await wait_for(first, 1)
+        with receiver_running(first.port) as second:
+            await push(store, BAD, "v2")
+            await wait_for(second, 1)
+            await until(lambda: counts.attempts[Outcome.DELIVERED] == 2)
+    assert (subjects(first), subjects(second)) == (["team/bad:v1"], ["team/bad:v2"])
+
+
+async def test_what_was_delivered_is_not_delivered_again(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
+) -> None:
+    """A dispatcher that is stopped writes down what it has delivered, so that the next one begins behind it."""
+    async with delivering(store, receiver, clock) as counts:
+        for number in range(20):
+            await push(store, BAD, f"v{number}")
+        await until(lambda: counts.attempts[Outcome.DELIVERED] == 20)
+    async with delivering(store, receiver, clock) as counts:
+        await push(store, BAD, "last")
+        await until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+    assert subjects(receiver) == [*(f"team/bad:v{number}" for number in range(20)), "team/bad:last"]
+
+
+@pytest.mark.parametrize("secret", ["missing", "empty", "unset"])
+async def test_a_secret_that_cannot_be_read(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, secret: str
+) -> None:
+    """Nothing is sent without the signature, and the delivery says why. It comes once the secret can be read."""
+    file = tmp_path / "secret"
+    if secret == "empty":
+        file.write_text("\n")
+    more = {"secret_env": "ENTREPOT_TEST_UNSET"} if secret == "unset" else {"secret_file": file}
+    async with delivering(store, receiver, clock, **more) as counts:
+        await push(store, BAD, "v1")
+        await until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+        assert receiver.requests == []
+        if secret != "unset":
+            file.write_text("now there is one\n")
+            await wait_for(receiver, 1)
+            assert receiver.requests[0].headers["x-hub-signature-256"].startswith("sha256=")
