@@ -195,8 +195,8 @@ async def read_server_status(upkeep: UpkeepComponents, clock: Callable[[], float
 
 
 def status_without_store(settings: Settings, problem: str, clock: Callable[[], float] = time.time) -> ServerStatus:
-    """Returns what can be said about the server if this process cannot open the store. `problem`: why it cannot. Blocks.
-    Raises OSError if the data directory cannot be read."""
+    """Returns what can be said about the server if this process cannot open the store. `problem`: why it cannot.
+    Blocks. Raises OSError if the data directory cannot be read."""
     status = _status_of_reports(settings, clock(), None)
     status.store_problem = problem
     return status
