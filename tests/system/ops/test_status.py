@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-from tests.fakes.commands import entrepot
+from tests.fakes.commands import command_environment, entrepot
 from tests.fakes.server_process import RegistryServer, running_server
 
 DEADLINE = 30.0
@@ -84,6 +87,36 @@ def test_status_of_a_dead_upstream(tmp_path: Path) -> None:
         assert 0 < endpoint["retry_in"] <= 60
         text = entrepot("status", "-c", settings, "--data", server.data, folder=tmp_path).stdout
         assert "left alone after failures" in text
+
+
+def test_watch_in_a_terminal(tmp_path: Path) -> None:
+    """In a terminal `--watch` shows a new picture every second, until Ctrl-C."""
+    with running_server(tmp_path, workers=1) as server:
+        until(server, server.worker_pids())
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "registry", "status", "--watch", "--data", str(server.data)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=command_environment(), stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        shown_text = b""
+        try:
+            while shown_text.count(b"runs for") < 3:
+                shown_text += os.read(ours, 65536)
+            process.send_signal(signal.SIGINT)
+            while True:
+                try:
+                    if not (more := os.read(ours, 65536)):
+                        break
+                except OSError:  # the other end is closed
+                    break
+                shown_text += more
+            assert process.wait(DEADLINE) == 128 + signal.SIGINT
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+        assert b"a second" in shown_text
+        assert b"entrepot: interrupted" in shown_text
+        assert b"\x1b[?25h" in shown_text  # the cursor is there again
 
 
 def test_watch_needs_a_terminal(tmp_path: Path) -> None:

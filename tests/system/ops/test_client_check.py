@@ -1,0 +1,72 @@
+"""`entrepot client check` and a real client agree: what the command calls wrong does not reach the registry, and what
+it says to write does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.clients.container_tools import container_tools
+from tests.fakes.commands import entrepot
+from tests.fakes.hub.hub import hub
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.upstream_content import UpstreamContent, noise_image
+
+WRONG = {
+    "none": ("", "no file of podman has a [[registry]] for docker.io"),
+    "without insecure": (
+        '[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "HOST/docker.io"\n',
+        "lacks insecure = true",
+    ),
+    "wrong path": (
+        '[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "HOST/hub"\ninsecure = true\n',
+        "has the wrong path",
+    ),
+    "only by digest": (
+        '[[registry]]\nlocation = "docker.io"\nmirror-by-digest-only = true\n'
+        '[[registry.mirror]]\nlocation = "HOST/docker.io"\ninsecure = true\n',
+        "only for pulls by digest",
+    ),
+}
+
+
+def checked(server: RegistryServer, root: Path) -> tuple[int, list[dict[str, Any]]]:
+    done = entrepot("client", "check", "podman", "--url", server.url, "--root", root, "--json", folder=root)
+    return done.returncode, json.loads(done.stdout)["findings"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WRONG)
+def test_skopeo_agrees(tmp_path: Path, case: str) -> None:
+    """skopeo reads the same file: it gets nothing through the registry as long as the command finds a problem, and
+    everything once the lines of the finding were written."""
+    content = UpstreamContent()
+    held = content.add("library/app", noise_image("a", 1000), "1")
+    tools = container_tools(tmp_path)
+    root = tmp_path / "root"
+    conf = root / "etc" / "containers" / "registries.conf"
+    conf.parent.mkdir(parents=True)
+    own = tmp_path / "home" / ".config" / "containers" / "registries.conf.d" / "50-entrepot.conf"  # skopeo reads this
+    own.parent.mkdir()
+    with hub(tmp_path, content) as upstream:
+        settings = tmp_path / "entrepot.toml"
+        settings.write_text(f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{upstream.url}"]\n')
+        with running_server(tmp_path, "--config", str(settings), workers=1) as server:
+            text, what = WRONG[case]
+            for file in (conf, own):
+                file.write_text(text.replace("HOST", server.address))
+            code, findings = checked(server, root)
+            first = next(finding for finding in findings if finding["level"] == "problem")
+            assert (code, what in first["what"]) == (1, True), findings
+            assert tools.skopeo.attempt("inspect", "--raw", "docker://docker.io/library/app:1").code != 0
+            assert [seen for seen in upstream.requests("manifest") if seen.status == 200] == []
+            lines = next(finding["lines"] for finding in findings if finding["lines"])
+            if first["lines"] is None:
+                lines = conf.read_text().replace("mirror-by-digest-only = true\n", "")
+            for file in (conf, own):
+                file.write_text(lines)
+            assert any("come through" in finding["what"] for finding in checked(server, root)[1])
+            assert tools.skopeo("inspect", "--raw", "docker://docker.io/library/app:1").out.encode() == held.body
