@@ -16,6 +16,7 @@ from fastapi.responses import PlainTextResponse
 from registry import __version__
 from registry.admin import documentation, health, login_routes, management_api, metrics_route, token_endpoint
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
+from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import Receive, Scope, Send, is_distribution, raw_path
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
@@ -91,16 +92,31 @@ class Entrepot(FastAPI):
         """Called by the server at the end of each other request."""
         self.telemetry.requests.on_request_end(scope, end)
 
+    def on_connection(self, change: int) -> None:
+        """Called by the server with 1 for a new connection, and with -1 when it has ended."""
+        metrics = self.telemetry.metrics
+        metrics.cells.own[metrics.connections.first] += change
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._is_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
+        if scope["type"] != "http":
+            await self._app_outside_v2(scope, receive, send)
+            return
+        metrics = self.telemetry.metrics
+        metrics.cells.own[metrics.in_flight.first] += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            metrics.cells.own[metrics.in_flight.first] -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request to the part of the application that answers it."""
+        if self._is_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
             await PlainTextResponse("this port serves /metrics only\n", 404)(scope, receive, send)
-        elif scope["type"] == "http" and is_distribution(raw_path(scope)):
+        elif is_distribution(raw_path(scope)):
             await self.service.distribution(scope, receive, send)
-        elif scope["type"] == "http":
+        else:
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
-        else:
-            await self._app_outside_v2(scope, receive, send)
 
     def _is_metrics_port(self, scope: Scope) -> bool:
         """Returns whether a request came to the port that serves nothing but the metrics."""
@@ -187,8 +203,8 @@ def create_app(
       limit.
     - `telemetry`: what the workers count together, made before the fork; None: this process counts for itself.
     - `clock`: returns seconds since 1970."""
-    factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
     telemetry = telemetry or Telemetry(settings)
+    factory = ServiceFactory(settings, rate_limit=rate_limit, telemetry=telemetry, clock=clock)
     app = Entrepot(factory, telemetry, None if registry is None else factory.without_accounts(registry))
     if registry is None:
         app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
@@ -199,7 +215,8 @@ def create_app(
     app.include_router(documentation.welcome_router)
     app.include_router(health.router)
     if settings.metrics.enabled:
-        app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow))
+        store = StoreMetrics(settings, clock) if registry is None else None
+        app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow, store))
     app.include_router(documentation.docs_router)
     app.include_router(documentation.openapi_router(documentation.OpenAPIDocument(app.openapi)))
     return app

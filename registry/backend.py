@@ -33,6 +33,8 @@ from storage.upkeep.usage_counting import keep_counted
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
+    from registry.mirror.observer import MirrorObserver
+    from registry.telemetry.telemetry import Telemetry
 
 
 class Backend(NamedTuple):
@@ -45,16 +47,22 @@ class Backend(NamedTuple):
     pulls: PullRecorder
 
 
-def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
+def make_mirror(
+    upstream: Upstream, store: StoredRegistry, clock: Callable[[], float], observer: MirrorObserver | None = None
+) -> Mirror:
     """Returns the mirror of an upstream, which caches the upstream's content in `store`. Makes no connection yet. The
     caller closes the mirror with `aclose`, which also closes the mirror's HTTP client. `clock` returns seconds since
-    1970."""
+    1970. `observer` counts the mirror's work; None: nobody does."""
     from registry.mirror.mirror import Mirror
+    from registry.mirror.observer import UNOBSERVED
     from registry.upstream.client import make_upstream_client
 
-    client = make_upstream_client(upstream, store.records, store.leases, clock)
+    observer = observer or UNOBSERVED
+    client = make_upstream_client(upstream, store.records, store.leases, clock, observer=observer)
     return Mirror(
-        *(store, client, store.partials, store.records, store.leases, upstream, clock), tags=store.upstream_tags
+        *(store, client, store.partials, store.records, store.leases, upstream, clock),
+        tags=store.upstream_tags,
+        observer=observer,
     )
 
 
@@ -85,6 +93,7 @@ async def open_backend(
     serving: bool = False,
     may_open_read_only: bool = False,
     clock: Callable[[], float] = time.time,
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Backend]:
     """A context manager that opens the data directory and the mirrors, for this process and its running event loop.
     Makes no connection to an upstream.
@@ -98,7 +107,8 @@ async def open_backend(
       full.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
-    - `clock`: returns seconds since 1970."""
+    - `clock`: returns seconds since 1970.
+    - `telemetry`: counts what the store and the mirrors do; None: nobody does."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             open_registry(
@@ -112,11 +122,13 @@ async def open_backend(
                 immutable_tags=immutable_tags(settings),
                 min_free=min_free_space(settings),
                 clock=clock,
+                on_commit=(lambda *_: None) if telemetry is None else telemetry.work.on_commit,
             )
         )
         mirrors: dict[str, Mirror] = {}
         for upstream in settings.upstream:
-            mirror = make_mirror(upstream, store, clock)
+            observer = None if telemetry is None else telemetry.mirror_observer(upstream.name)
+            mirror = make_mirror(upstream, store, clock, observer)
             stack.push_async_callback(mirror.aclose)
             mirrors[upstream.name] = mirror
         router = Router(
@@ -146,6 +158,10 @@ async def open_backend(
         if serving and not store.is_read_only:
             stack.push_async_callback(_store_last_pulls, pulls)
             runner = JobRunner(store.jobs, store.leases, upkeep.works)
+            if telemetry is not None:
+                runner.on_ended = telemetry.work.on_job_ended
+                store.collector.on_removed = telemetry.work.on_removed
+                upkeep.evictor.on_evicted = telemetry.work.on_evicted
             background = [runner.run(), pulls.run(), *_schedules(settings, store, clock)]
             background.append(keep_counted(store.usage, store.leases, scope_definitions(settings)))
             if upkeep.evictor.limits:

@@ -41,6 +41,7 @@ from registry.observe import Observed
 from registry.request import current_request
 from registry.restrict import restrict
 from registry.server.shared_counters import SharedRateLimiter
+from registry.telemetry.telemetry import Telemetry
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
@@ -88,17 +89,19 @@ class Service:
 class ServiceFactory:
     """Builds the services of one worker. A worker opens a second one if its first one could only be opened read-only.
 
-    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `clock` returns seconds
-    since 1970."""
+    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts what
+    the service does; None: nobody does. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         rate_limit: RateLimit | None = None,
+        telemetry: Telemetry | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
+        self.telemetry = telemetry
         self.rate_limit = rate_limit
         self.clock = clock
         self.body_memory = _body_memory(settings)
@@ -132,9 +135,14 @@ class ServiceFactory:
                 serving=True,
                 may_open_read_only=may_open_read_only,
                 clock=self.clock,
+                telemetry=self.telemetry,
             ) as backend,
             open_auth_components(
-                settings, backend.store.accounts, backend.store.leases, clock=self.clock
+                settings,
+                backend.store.accounts,
+                backend.store.leases,
+                clock=self.clock,
+                on_login=(lambda *_: None) if self.telemetry is None else self.telemetry.work.on_login,
             ) as components,
         ):
             yield self._with_accounts(backend, components)
@@ -156,7 +164,7 @@ class ServiceFactory:
             restricted,
             router.naming,
             router.stored_name,
-            denied=_denial_recorder(components),
+            denied=_denial_recorder(components, self.telemetry),
             renew=policy.reevaluate,  # the client's rights may change while the body of its push is received
             cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
@@ -206,7 +214,7 @@ class ServiceFactory:
         `count_pull` counts the pulls of manifests; None: they are not counted."""
         settings = self.settings
         return DistributionAPI(
-            Observed(guard),
+            Observed(guard, None if self.telemetry is None else self.telemetry.work.on_call),
             limits=RequestLimits(manifest_bytes=settings.limits.manifest),
             public_url=settings.public_url,
             namespaces=self._namespaces(),
@@ -262,11 +270,13 @@ def _body_memory(settings: Settings) -> BodyMemory:
     )
 
 
-def _denial_recorder(components: AuthComponents) -> OnDenied:
-    """Returns the function that `Guarded` calls when it denies a call. It adds a line to the audit log, with the client
-    of the current request."""
+def _denial_recorder(components: AuthComponents, telemetry: Telemetry | None) -> OnDenied:
+    """Returns the function that `Guarded` calls when it denies a call. It counts the denial, and adds a line to the
+    audit log, with the client of the current request."""
 
     def record_denial(principal: Principal, action: Action, name: str) -> None:
+        if telemetry is not None:
+            telemetry.work.on_denied(action.words)
         actor = replace(current_request().actor, name=principal.name)
         components.audit_buffer.record(actor, ",".join(action.words), name, "denied")
 

@@ -67,6 +67,7 @@ class Noted(Protocol):
     item: str
     request_id: str
     cache_state: str
+    upstream: str
 
     @property
     def name(self) -> str: ...
@@ -111,7 +112,9 @@ class RequestRecorder:
             route = noted.kind or "other"
             self._count(route, scope["method"], end)
             if noted.cache_state:
-                self._count_mirrored(noted.repo, route, noted.cache_state)
+                self._metrics.mirror.count_answer(
+                    self._metrics.cells.own, noted.upstream, route, noted.cache_state, end.sent_bytes
+                )
             who, repo, item = noted.name, noted.repo, noted.item
             cache_state, request_id = noted.cache_state, noted.request_id
         else:
@@ -136,10 +139,6 @@ class RequestRecorder:
             cells[metrics.aborted.cell(route, method)] += 1
         cells[metrics.received_bytes.cell(route)] += end.received_bytes
         cells[metrics.sent_bytes.cell(route)] += end.sent_bytes
-
-    def _count_mirrored(self, repo: str, route: str, cache_state: str) -> None:
-        upstream = self._metrics.upstream_label(repo.partition("/")[0])
-        self._metrics.cells.own[self._metrics.mirror_answers.cell(upstream, route, cache_state)] += 1
 
 
 def _route_of(path: str) -> str:

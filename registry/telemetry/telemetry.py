@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+from prometheus_client.registry import Collector
+
 from registry.config import Settings
+from registry.telemetry.distribution_names import distribution_metrics
+from registry.telemetry.exposition import CellCollector, collector_of
 from registry.telemetry.metrics import Metrics
+from registry.telemetry.mirror_metrics import UpstreamCounts
+from registry.telemetry.process_metrics import process_metrics
 from registry.telemetry.request_recorder import RequestRecorder
 
 
@@ -13,10 +22,29 @@ class Telemetry:
 
     `metrics_port`: the port that serves nothing but the metrics; None: there is none."""
 
-    def __init__(self, settings: Settings, metrics_port: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings, metrics_port: int | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock` returns seconds since 1970."""
         self.metrics = Metrics([upstream.name for upstream in settings.upstream], settings.workers)
+        self.work = self.metrics.work
         self.requests = RequestRecorder(self.metrics)
         self.metrics_port = metrics_port
+        self._started_at = clock()
+        self._has_distribution_names = settings.metrics.distribution_names
+
+    def mirror_observer(self, upstream: str) -> UpstreamCounts:
+        """Returns what counts the work of the mirror of an upstream in this process."""
+        return UpstreamCounts(self.metrics.mirror, self.metrics.cells, upstream)
+
+    def collectors(self) -> list[Collector]:
+        """Returns the collectors of all metrics that the server knows without reading the store."""
+        metrics = self.metrics
+        found: list[Collector] = [CellCollector(metrics)]
+        found.append(collector_of(lambda: process_metrics(metrics, self._started_at)))
+        if self._has_distribution_names:
+            found.append(collector_of(lambda: distribution_metrics(metrics)))
+        return found
 
     def start_worker(self) -> None:
         """Makes this process count for itself."""

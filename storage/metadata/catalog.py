@@ -19,6 +19,9 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 
 ANY_ACTOR = ""
 """Value of `UploadRow.owner` for a session that every actor may resume."""
+OnCommit = Callable[[int, float, float], None]
+"""Called in the commit thread after each batch: its number of changes, for how many seconds the thread waited for the
+lock of the database, and how many seconds the changes and their commit took. Returns at once and raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
