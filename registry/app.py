@@ -87,10 +87,14 @@ class Entrepot(FastAPI):
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Called by the server after it has sent a response that `answer_at_once` has returned."""
         self.telemetry.requests.on_cached_answer(scope, answer, request_id)
+        if self.telemetry.tracing is not None:
+            self.telemetry.tracing.cached_request(scope, answer.kind)
 
     def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
         """Called by the server at the end of each other request."""
-        self.telemetry.requests.on_request_end(scope, end)
+        route = self.telemetry.requests.on_request_end(scope, end)
+        if scope is not None and self.telemetry.tracing is not None:
+            self.telemetry.tracing.end_request(scope, route, end.status)
 
     def on_connection(self, change: int) -> None:
         """Called by the server with 1 for a new connection, and with -1 when it has ended."""
@@ -103,8 +107,13 @@ class Entrepot(FastAPI):
             return
         metrics = self.telemetry.metrics
         metrics.cells.own[metrics.in_flight.first] += 1
+        tracing = self.telemetry.tracing
         try:
-            await self._answer(scope, receive, send)
+            if tracing is None:
+                await self._answer(scope, receive, send)
+            else:
+                with tracing.request(scope):
+                    await self._answer(scope, receive, send)
         finally:
             metrics.cells.own[metrics.in_flight.first] -= 1
 
@@ -142,6 +151,7 @@ class Entrepot(FastAPI):
             yield
             return
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.telemetry.aclose)
             service = await stack.enter_async_context(self.factory.open(may_open_read_only=True))
             self.serve(service)
             reopening = None

@@ -22,6 +22,7 @@ from registry.upkeep.retention import retention_work
 from registry.upkeep.scrub_job import scrub_on_schedule
 from storage.composition import open_registry
 from storage.errors import StorageFailed, StorageFull
+from storage.metadata.catalog import UNOBSERVED_COMMITS
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
@@ -122,7 +123,7 @@ async def open_backend(
                 immutable_tags=immutable_tags(settings),
                 min_free=min_free_space(settings),
                 clock=clock,
-                on_commit=(lambda *_: None) if telemetry is None else telemetry.work.on_commit,
+                commit_observer=UNOBSERVED_COMMITS if telemetry is None else telemetry,
             )
         )
         mirrors: dict[str, Mirror] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar, cast
 
 from registry.request import current_request
@@ -27,6 +28,8 @@ T = TypeVar("T")
 A = TypeVar("A")
 OnCall = Callable[[str, float], None]
 """Is told about each call: its operation, and the seconds that it took. Returns at once and raises nothing."""
+TraceCall = Callable[[str, str], AbstractContextManager[object]]
+"""Returns a context manager around a call, from its operation and its repository."""
 _WRITER_OPERATIONS: Final = frozenset({"start_upload", "resume_upload"})
 """The operations that return an upload session."""
 
@@ -101,10 +104,11 @@ class _ObservedWriter:
 class Observed(ForwardingRegistry):
     """Makes each call on `inner`, reports how long it took, and writes a log line for it."""
 
-    def __init__(self, inner: Registry, on_call: OnCall | None = None) -> None:
-        """`on_call`: None: nobody measures the calls."""
+    def __init__(self, inner: Registry, on_call: OnCall | None = None, trace_call: TraceCall | None = None) -> None:
+        """`on_call`: None: nobody measures the calls. `trace_call`: None: nobody traces them."""
         super().__init__(inner)
         self._on_call = on_call
+        self._trace_call = trace_call
 
     def handle(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         if self._on_call is not None:
@@ -114,7 +118,10 @@ class Observed(ForwardingRegistry):
     async def _measure(self, call: Call[T], on_call: OnCall) -> T:
         started = time.perf_counter()
         try:
-            return await self._make(call)
+            if self._trace_call is None:
+                return await self._make(call)
+            with self._trace_call(call.operation, call.repo):
+                return await self._make(call)
         finally:
             on_call(call.operation, time.perf_counter() - started)
 

@@ -214,7 +214,7 @@ class ServiceFactory:
         `count_pull` counts the pulls of manifests; None: they are not counted."""
         settings = self.settings
         return DistributionAPI(
-            Observed(guard, None if self.telemetry is None else self.telemetry.work.on_call),
+            self._observe(guard),
             limits=RequestLimits(manifest_bytes=settings.limits.manifest),
             public_url=settings.public_url,
             namespaces=self._namespaces(),
@@ -226,6 +226,13 @@ class ServiceFactory:
             body_memory=self.body_memory,
             count_pull=count_pull,
         )
+
+    def _observe(self, guard: Guarded) -> Observed:
+        """Returns `guard` with its calls measured, and traced if that is configured."""
+        if self.telemetry is None:
+            return Observed(guard)
+        tracing = self.telemetry.tracing
+        return Observed(guard, self.telemetry.work.on_call, None if tracing is None else tracing.call)
 
     def _namespaces(self) -> Namespaces | None:
         """Returns the upstreams that requests can name, by the query parameter `ns` or by the host that they are sent

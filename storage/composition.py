@@ -48,7 +48,7 @@ from storage.errors import StorageFull
 from storage.inventory import Inventory
 from storage.jobs import JSON
 from storage.leases import DigestLocks
-from storage.metadata.catalog import Metadata, OnCommit
+from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver, Metadata
 from storage.metadata.sqlite import inventory, setup
 from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
 from storage.metadata.sqlite.sqlite_database import SqliteDatabase
@@ -188,7 +188,7 @@ async def open_registry(
     system: System | None = None,
     boot: str | None = None,
     open_content: OpenContent = open_files,
-    on_commit: OnCommit = lambda *_: None,
+    commit_observer: CommitObserver = UNOBSERVED_COMMITS,
 ) -> AsyncIterator[StoredRegistry]:
     """Opens the registry in a prepared data directory, for this process and its running event loop.
 
@@ -202,8 +202,8 @@ async def open_registry(
     open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
     change. `min_free`: how much of the disk stays free, because pushes are refused before; None: pushes are refused
     only on a full disk. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's
-    current boot in tests. `open_content`: opens the blob store and the store of partial blobs. `on_commit`: is told
-    about each batch of changes of the metadata. Raises StorageFull, StorageFailed."""
+    current boot in tests. `open_content`: opens the blob store and the store of partial blobs. `commit_observer`:
+    is told about the changes of the metadata. Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     system = system or System()
     boot = boot_id() if boot is None else boot
@@ -211,7 +211,7 @@ async def open_registry(
         reserve = stack.enter_context(closing(Reserve(layout.reserve, system, min_free)))
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
         database = stack.enter_context(
-            closing(_open_database(disk, clock, on_commit, may_open_read_only=may_open_read_only))
+            closing(_open_database(disk, clock, commit_observer, may_open_read_only=may_open_read_only))
         )
         metadata, immutable = database.metadata, database.immutable
         locks = FileDigestLocks(disk)
@@ -293,7 +293,7 @@ async def open_accounts(
 def _open_database(
     disk: Disk,
     clock: Callable[[], float],
-    on_commit: OnCommit = lambda *_: None,
+    commit_observer: CommitObserver = UNOBSERVED_COMMITS,
     *,
     may_open_read_only: bool = False,
 ) -> SqliteDatabase:
@@ -301,7 +301,7 @@ def _open_database(
     `may_open_read_only` is True, and raises StorageFull if not."""
     arguments = disk.layout, disk.system, clock, disk.reserve
     try:
-        return SqliteDatabase(*arguments, on_commit=on_commit)
+        return SqliteDatabase(*arguments, observer=commit_observer)
     except apsw.FullError:
         if may_open_read_only:
             return SqliteDatabase(*arguments, immutable=ImmutableDatabase(disk.layout))

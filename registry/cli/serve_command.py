@@ -81,12 +81,17 @@ def run_server(settings: Settings) -> int:
     from registry.server.process.run import serve as serve_app
     from registry.service_factory import shared_rate_limit
     from registry.telemetry.telemetry import Telemetry
+    from registry.telemetry.tracing import TracingUnavailable, check_tracing
 
     try:
         listener = bind(settings.listen)
         metrics_address = settings.metrics.listen if settings.metrics.enabled else None
         metrics_listener = None if metrics_address is None else bind(metrics_address)
     except ListenError as error:
+        fail(str(error))
+    try:
+        check_tracing(settings.otel.endpoint)
+    except TracingUnavailable as error:
         fail(str(error))
     log_to_stderr(settings.log_level, settings.log_format)
     with listener, metrics_listener or nullcontext():

@@ -29,7 +29,7 @@ from registry.config.mirror_settings import (
 )
 from registry.config.retention_settings import RetentionRule, UpkeepSettings, check_retention
 from registry.config.scrub_settings import ScrubSettings
-from registry.config.telemetry_settings import MetricsSettings
+from registry.config.telemetry_settings import MetricsSettings, OtelSettings
 from registry.config.upkeep_settings import (
     CacheSettings,
     DiskSettings,
@@ -208,6 +208,7 @@ class Settings(BaseSettings):
     disk: DiskSettings = DiskSettings()
     upkeep: UpkeepSettings = UpkeepSettings()
     metrics: MetricsSettings = MetricsSettings()
+    otel: OtelSettings = OtelSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(

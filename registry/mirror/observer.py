@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal, Protocol
 
 from storage.errors import RegistryError
@@ -10,6 +11,11 @@ from storage.errors import RegistryError
 class MirrorObserver(Protocol):
     """Is told what happens between the mirror of one upstream and that upstream. The methods are called on the event
     loop. They return at once and raise nothing."""
+
+    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+        """A context manager around the requests to one endpoint for one manifest, blob or list, to trace them.
+        `endpoint`: its URL, without secrets. `repo`: the repository's name at the upstream."""
+        ...
 
     def on_response(self, seconds: float) -> None:
         """Called when an endpoint has sent the head of a response. `seconds`: since the request was sent."""
@@ -38,6 +44,9 @@ class MirrorObserver(Protocol):
 
 class _NoObserver:
     """A `MirrorObserver` that counts nothing."""
+
+    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def on_response(self, seconds: float) -> None:
         return

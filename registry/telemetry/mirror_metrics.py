@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
 
 from registry.mirror.upstream_client import UpstreamContentInvalid
 from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogram, Labels
 from registry.telemetry.shared_cells import SharedCells, SharedNames
+from registry.telemetry.tracing import Tracing
 from storage.errors import (
     Denied,
     DigestInvalid,
@@ -109,10 +111,20 @@ class MirrorMetrics:
 class UpstreamCounts:
     """Counts the work of one mirror. Implements `registry.mirror.observer.MirrorObserver`."""
 
-    def __init__(self, metrics: MirrorMetrics, cells: SharedCells, upstream: str) -> None:
+    def __init__(
+        self, metrics: MirrorMetrics, cells: SharedCells, upstream: str, tracing: Tracing | None = None
+    ) -> None:
+        """`tracing`: makes spans of requests; None: nobody does."""
+        self._upstream = upstream
+        self._tracing = tracing
         self._metrics = metrics
         self._cells = cells
         self._label = metrics.label(upstream)
+
+    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+        return (
+            nullcontext() if self._tracing is None else self._tracing.upstream_request(self._upstream, endpoint, repo)
+        )
 
     def on_response(self, seconds: float) -> None:
         histogram = self._metrics.response_seconds

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from asyncio import Future
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client.registry import Collector
 
@@ -14,6 +17,7 @@ from registry.telemetry.metrics import Metrics
 from registry.telemetry.mirror_metrics import UpstreamCounts
 from registry.telemetry.process_metrics import process_metrics
 from registry.telemetry.request_recorder import RequestRecorder
+from registry.telemetry.tracing import Tracing, is_tracing_configured
 
 
 class Telemetry:
@@ -31,11 +35,23 @@ class Telemetry:
         self.requests = RequestRecorder(self.metrics)
         self.metrics_port = metrics_port
         self._started_at = clock()
+        self._otel_endpoint = settings.otel.endpoint
+        self.tracing: Tracing | None = None
+        """Makes spans in this worker; None: traces are not configured."""
         self._has_distribution_names = settings.metrics.distribution_names
 
     def mirror_observer(self, upstream: str) -> UpstreamCounts:
         """Returns what counts the work of the mirror of an upstream in this process."""
-        return UpstreamCounts(self.metrics.mirror, self.metrics.cells, upstream)
+        return UpstreamCounts(self.metrics.mirror, self.metrics.cells, upstream, self.tracing)
+
+    def on_queued(self, change: Future[Any]) -> None:
+        """Traces a change of the metadata (`storage.metadata.catalog.CommitObserver`)."""
+        if self.tracing is not None:
+            self.tracing.change(change)
+
+    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
+        """Counts a batch of changes of the metadata."""
+        self.work.on_commit(changes, wait_seconds, commit_seconds)
 
     def collectors(self) -> list[Collector]:
         """Returns the collectors of all metrics that the server knows without reading the store."""
@@ -49,3 +65,10 @@ class Telemetry:
     def start_worker(self) -> None:
         """Makes this process count for itself."""
         self.metrics.start_worker()
+        if is_tracing_configured(self._otel_endpoint):
+            self.tracing = Tracing(self._otel_endpoint)
+
+    async def aclose(self) -> None:
+        """Sends the last spans. Call it at the end of each worker."""
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)

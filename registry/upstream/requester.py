@@ -181,7 +181,7 @@ class UpstreamRequester:
     ) -> T:
         """Returns the result of `operation` at one endpoint. Raises UpstreamTimeout after `timeout_seconds`, and what
         `operation` raises. The circuit breaker of the endpoint counts the failure or success."""
-        with endpoint.attempt(repo) as attempt:
+        with self._observer.request(loggable_origin(endpoint.url), repo), endpoint.attempt(repo) as attempt:
             attempt.timeout_seconds = timeout_seconds
             if timeout_seconds is None:
                 return await operation(endpoint, attempt)

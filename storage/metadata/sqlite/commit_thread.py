@@ -39,7 +39,7 @@ from storage.data_dir.locks import Flock
 from storage.data_dir.reserve import Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
-from storage.metadata.catalog import OnCommit
+from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver
 from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_commit_later
 from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, connect, is_full
 from storage.metadata.sqlite.upkeep.usage_tables import quota_refusal
@@ -111,17 +111,17 @@ class CommitThread:
         system: System,
         version: Callable[[], object],
         reserve: Reserve,
-        on_commit: OnCommit = lambda *_: None,
+        observer: CommitObserver = UNOBSERVED_COMMITS,
     ) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `on_commit` is told about each batch. The thread calls `version` and uses `reserve`
+        of any process changes. `observer` is told about the changes. The thread calls `version` and uses `reserve`
         until `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses.
         Raises apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
         self._reserve = reserve
-        self._on_commit = on_commit
+        self._observer = observer
         self._rights_changed = False
         self._versions_with_same_rights: tuple[object, object] = (None, None)
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
@@ -148,6 +148,7 @@ class CommitThread:
         for any other error. A cancellation of the task that awaits the future does not stop the change; the task gets
         its cancellation when the change has ended."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
+        self._observer.on_queued(future)
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
         return future
 
@@ -182,7 +183,7 @@ class CommitThread:
                     with Flock(lock):
                         locked_at = time.monotonic()
                         self._commit_with_reserve(db, batch)
-                    self._on_commit(len(batch), locked_at - queued_at, time.monotonic() - locked_at)
+                    self._observer.on_commit(len(batch), locked_at - queued_at, time.monotonic() - locked_at)
                 except BaseException as error:
                     # The lock failed, or the error is unexpected. The thread continues, because without it this process
                     # could make no more changes.

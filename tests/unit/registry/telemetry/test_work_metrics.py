@@ -82,6 +82,8 @@ def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: 
 def test_an_observer_that_counts_nothing_does_nothing() -> None:
     """It takes each call."""
     observer: MirrorObserver = UNOBSERVED
+    with observer.request("https://registry.example.com", "team/app"):
+        pass
     observer.on_response(1.0)
     observer.on_error(BlobUnknown("x"))
     observer.on_breaker(opened=True)
