@@ -16,6 +16,7 @@ from fastapi.responses import PlainTextResponse
 from registry import __version__
 from registry.admin import documentation, health, login_routes, management_api, metrics_route, token_endpoint
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
+from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import COUNTS_STATE, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
@@ -72,6 +73,8 @@ class Entrepot(FastAPI):
         self.body_memory = factory.body_memory
         self.openapi_document = documentation.OpenAPIDocument(self.openapi)
         self.telemetry = telemetry
+        self.closes_telemetry = False
+        """Whether the end of the application is the end of what `telemetry` counts in this process."""
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
         self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
@@ -108,23 +111,47 @@ class Entrepot(FastAPI):
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Called by the server after it has sent a response that `answer_at_once` has returned."""
         self.telemetry.requests.on_cached_answer(scope, answer, request_id)
+        if self.telemetry.tracing is not None:
+            self.telemetry.tracing.cached_request(scope, answer.kind)
 
     def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
         """Called by the server at the end of each other request."""
-        self.telemetry.requests.on_request_end(scope, end)
+        route = self.telemetry.requests.on_request_end(scope, end)
+        if scope is not None and self.telemetry.tracing is not None:
+            self.telemetry.tracing.end_request(scope, route, end.status)
+
+    def on_connection(self, change: int) -> None:
+        """Called by the server with 1 for a new connection, and with -1 when it has ended."""
+        metrics = self.telemetry.metrics
+        metrics.cells.own[metrics.connections.first] += change
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._is_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
-            await PlainTextResponse("this port serves /metrics only\n", 404)(scope, receive, send)
-        elif scope["type"] == "http" and is_distribution(raw_path(scope)):
-            await self.service.distribution(scope, receive, send)
-        elif scope["type"] == "http":
-            async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
-                await self._app_outside_v2(scope, metered_receive, metered_send)
-        else:
+        if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 self._count = scope.get("state", {}).get(COUNTS_STATE, ServerCounts)
             await self._app_outside_v2(scope, receive, send)
+            return
+        metrics = self.telemetry.metrics
+        metrics.cells.own[metrics.in_flight.first] += 1
+        tracing = self.telemetry.tracing
+        try:
+            if tracing is None:
+                await self._answer(scope, receive, send)
+            else:
+                with tracing.request(scope):
+                    await self._answer(scope, receive, send)
+        finally:
+            metrics.cells.own[metrics.in_flight.first] -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request to the part of the application that answers it."""
+        if self._is_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
+            await PlainTextResponse("this port serves /metrics only\n", 404)(scope, receive, send)
+        elif is_distribution(raw_path(scope)):
+            await self.service.distribution(scope, receive, send)
+        else:
+            async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
+                await self._app_outside_v2(scope, metered_receive, metered_send)
 
     def _is_metrics_port(self, scope: Scope) -> bool:
         """Returns whether a request came to the port that serves nothing but the metrics."""
@@ -150,6 +177,8 @@ class Entrepot(FastAPI):
             yield
             return
         async with AsyncExitStack() as stack:
+            if self.closes_telemetry:
+                stack.push_async_callback(self.telemetry.aclose)
             opening = self.factory.open(may_open_read_only=True, starts_work=self._starts_work)
             service = await stack.enter_async_context(opening)
             self.serve(service)
@@ -227,10 +256,12 @@ def create_app(
     - `clock`: returns seconds since 1970.
     - `run`: the run of the server, which all workers share; None: a new one.
     - `starts_work`: see `Entrepot`."""
-    factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
+    is_shared = telemetry is not None
     telemetry = telemetry or Telemetry(settings)
+    factory = ServiceFactory(settings, rate_limit=rate_limit, telemetry=telemetry, clock=clock)
     service = None if registry is None else factory.without_accounts(registry)
     app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
+    app.closes_telemetry = not is_shared
     if registry is None:
         app.include_router(_TOKEN_ROUTER)
         management_api.add_routes(app)
@@ -240,7 +271,8 @@ def create_app(
     app.include_router(documentation.welcome_router)
     app.include_router(health.router)
     if settings.metrics.enabled:
-        app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow))
+        store = StoreMetrics(settings, clock) if registry is None else None
+        app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow, store))
     app.include_router(documentation.docs_router)
     app.include_router(documentation.openapi_router)
     return app

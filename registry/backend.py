@@ -20,6 +20,7 @@ from registry.router import Router
 from registry.upkeep.budgets import min_free_space
 from registry.upkeep.components import UpkeepComponents, upkeep_components
 from storage.composition import open_registry
+from storage.metadata.catalog import UNOBSERVED_COMMITS
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
@@ -27,6 +28,8 @@ from storage.upkeep.pull_recorder import PullRecorder
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
+    from registry.mirror.observer import MirrorObserver
+    from registry.telemetry.telemetry import Telemetry
 
 
 class Backend(NamedTuple):
@@ -43,16 +46,22 @@ class Backend(NamedTuple):
     mirrors: Mapping[str, Mirror]
 
 
-def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
+def make_mirror(
+    upstream: Upstream, store: StoredRegistry, clock: Callable[[], float], observer: MirrorObserver | None = None
+) -> Mirror:
     """Returns the mirror of an upstream, which caches the upstream's content in `store`. Makes no connection yet. The
     caller closes the mirror with `aclose`, which also closes the mirror's HTTP client. `clock` returns seconds since
-    1970."""
+    1970. `observer` counts the mirror's work; None: nobody does."""
     from registry.mirror.mirror import Mirror
+    from registry.mirror.observer import UNOBSERVED
     from registry.upstream.client import make_upstream_client
 
-    client = make_upstream_client(upstream, store.records, store.leases, clock)
+    observer = observer or UNOBSERVED
+    client = make_upstream_client(upstream, store.records, store.leases, clock, observer=observer)
     return Mirror(
-        *(store, client, store.partials, store.records, store.leases, upstream, clock), tags=store.upstream_tags
+        *(store, client, store.partials, store.records, store.leases, upstream, clock),
+        tags=store.upstream_tags,
+        observer=observer,
     )
 
 
@@ -87,6 +96,7 @@ async def open_backend(
     starts_work: bool = True,
     may_open_read_only: bool = False,
     clock: Callable[[], float] = time.time,
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Backend]:
     """A context manager that opens the data directory and the mirrors, for this process and its running event loop.
     Makes no connection to an upstream.
@@ -99,7 +109,8 @@ async def open_backend(
     - `starts_work`: whether a server starts this work now. False: the caller starts it later with `Backend.work`.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
-    - `clock`: returns seconds since 1970."""
+    - `clock`: returns seconds since 1970.
+    - `telemetry`: counts what the store and the mirrors do; None: nobody does."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             open_registry(
@@ -114,11 +125,13 @@ async def open_backend(
                 immutable_tags=immutable_tags(settings),
                 min_free=min_free_space(settings),
                 clock=clock,
+                commit_observer=UNOBSERVED_COMMITS if telemetry is None else telemetry,
             )
         )
         mirrors: dict[str, Mirror] = {}
         for upstream in settings.upstream:
-            mirror = make_mirror(upstream, store, clock)
+            observer = None if telemetry is None else telemetry.mirror_observer(upstream.name)
+            mirror = make_mirror(upstream, store, clock, observer)
             stack.push_async_callback(mirror.aclose)
             mirrors[upstream.name] = mirror
         router = Router(
@@ -133,6 +146,10 @@ async def open_backend(
         pulls = PullRecorder(store.pulls, router.locate, clock)
         pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
         work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, pull_events, clock)
+        if telemetry is not None:
+            work.on_job_ended(telemetry.work.on_job_ended)
+            store.collector.on_removed = telemetry.work.on_removed
+            upkeep.evictor.on_evicted = telemetry.work.on_evicted
         stack.push_async_callback(work.aclose)
         if serving and starts_work:
             await work.start()

@@ -21,6 +21,7 @@ from registry.upkeep.components import UpkeepComponents
 from registry.upkeep.retention import retention_work
 from registry.upkeep.scrub_job import scrub_on_schedule
 from storage.errors import StorageFailed, StorageFull
+from storage.jobs import JobState
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.job_schedule import queue_jobs
@@ -65,6 +66,10 @@ class BackgroundWork:
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
         self._schedules: list[asyncio.Task[None]] = []  # what follows the settings, and ends with `hand_over`
         self._watches = AsyncExitStack()  # warming and cooldowns
+
+    def on_job_ended(self, function: Callable[[str, JobState], None]) -> None:
+        """Makes the job runner call `function` with the kind of each job and how it ended."""
+        self._runner.on_ended = function
 
     async def start(self) -> None:
         """Starts the work. Does nothing with a store that was opened read-only: it cannot store anything, and would

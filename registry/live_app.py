@@ -90,6 +90,10 @@ class LiveApp:
         """Counts and logs a request (see `Entrepot.on_request_end`). All applications share what they count."""
         self._current.app.on_request_end(scope, end)
 
+    def on_connection(self, change: int) -> None:
+        """Counts a connection (see `Entrepot.on_connection`)."""
+        self._current.app.on_connection(change)
+
     async def prepare(self, configuration: bytes) -> None:
         """Starts an application with the pickled `Settings`, beside the current one. Its work beside requests does not
         start yet. Raises what the start raises; the current application goes on. Replaces an application that was
@@ -162,6 +166,7 @@ class LiveApp:
         results: list[Any] = await asyncio.gather(
             *(running.lifespan.stop() for running in [*closing, self._current]), return_exceptions=True
         )
+        await self._current.app.telemetry.aclose()
         for error in filter(None, results):
             raise error
         await send({"type": "lifespan.shutdown.complete"})

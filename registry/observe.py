@@ -1,4 +1,5 @@
-"""`Observed`: a wrapper around a registry, which writes one DEBUG line to the log for each call on the registry.
+"""`Observed`: a wrapper around a registry, which measures each call on the registry, and writes one DEBUG line about it
+to the log.
 
 A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
 call took, the client's name and address, and the request's id. The outcome is `OK`, the code of a RegistryError, or the
@@ -11,12 +12,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar, cast
 
 from registry.request import current_request
 from storage.content import Actor, Descriptor
 from storage.errors import RegistryError
-from storage.interface import BlobWriter
+from storage.interface import BlobWriter, Registry
 from storage.names import Digest, RepositoryName
 from storage.wrappers import Call, ForwardingRegistry
 
@@ -24,6 +26,10 @@ log = logging.getLogger("registry.calls")
 
 T = TypeVar("T")
 A = TypeVar("A")
+OnCall = Callable[[str, float], None]
+"""Is told about each call: its operation, and the seconds that it took. Returns at once and raises nothing."""
+TraceCall = Callable[[str, str], AbstractContextManager[object]]
+"""Returns a context manager around a call, from its operation and its repository."""
 _WRITER_OPERATIONS: Final = frozenset({"start_upload", "resume_upload"})
 """The operations that return an upload session."""
 
@@ -96,9 +102,30 @@ class _ObservedWriter:
 
 
 class Observed(ForwardingRegistry):
-    """Makes each call on `inner` and writes a log line for it."""
+    """Makes each call on `inner`, reports how long it took, and writes a log line for it."""
+
+    def __init__(self, inner: Registry, on_call: OnCall | None = None, trace_call: TraceCall | None = None) -> None:
+        """`on_call`: None: nobody measures the calls. `trace_call`: None: nobody traces them."""
+        super().__init__(inner)
+        self._on_call = on_call
+        self._trace_call = trace_call
 
     def handle(self, call: Call[T]) -> Coroutine[Any, Any, T]:
+        if self._on_call is not None:
+            return self._measure(call, self._on_call)
+        return self._make(call)
+
+    async def _measure(self, call: Call[T], on_call: OnCall) -> T:
+        started = time.perf_counter()
+        try:
+            if self._trace_call is None:
+                return await self._make(call)
+            with self._trace_call(call.operation, call.repo):
+                return await self._make(call)
+        finally:
+            on_call(call.operation, time.perf_counter() - started)
+
+    def _make(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         if call.operation in _WRITER_OPERATIONS:
             return self._open_writer(call)
         return log_call(self.forward, call, call.operation, call.repo, call.item, call.actor)

@@ -94,9 +94,19 @@ class RequestContext:
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
     - `announced`: the blob that the request sends; None: it sends no blob.
-    - `cache_state`: where a mirrored answer came from: `hit`, `miss`, `stale` and so on; empty: it is not mirrored."""
+    - `cache_state`: where a mirrored answer came from: `hit`, `miss`, `stale` or `revalidated`; empty: it is not
+      mirrored. `upstream`: the name of the upstream that it is mirrored from."""
 
-    __slots__ = ("address", "announced", "cache_state", "notice", "principal", "request_id", "requested_name")
+    __slots__ = (
+        "address",
+        "announced",
+        "cache_state",
+        "notice",
+        "principal",
+        "request_id",
+        "requested_name",
+        "upstream",
+    )
 
     def __init__(
         self,
@@ -112,6 +122,7 @@ class RequestContext:
         self.notice: str | None = None
         self.announced: AnnouncedBlob | None = None
         self.cache_state = ""
+        self.upstream = ""
 
     def headers(self, name: bytes) -> list[bytes]:
         """Returns the values of a request header, in the order in which they were sent. `name` is in lower case. This
@@ -142,7 +153,7 @@ class _NoRequest(RequestContext):
 
     def __init__(self) -> None:
         fields = {"principal": UNAUTHENTICATED, "requested_name": "", "address": "", "request_id": ""}
-        for field, value in {**fields, "notice": None, "announced": None, "cache_state": ""}.items():
+        for field, value in {**fields, "notice": None, "announced": None, "cache_state": "", "upstream": ""}.items():
             object.__setattr__(self, field, value)
 
     def __setattr__(self, field: str, value: object) -> None:
@@ -162,12 +173,16 @@ leave_request: Final = _CURRENT.reset
 """Takes the token that a call of `enter_request` returned, and makes the context before that call current again."""
 
 
-def set_cache_state(state: str) -> None:
-    """Notes where the mirror found the answer to the current request, for the log and the metrics. Does nothing outside
-    a request."""
+def set_cache_state(state: str, upstream: str) -> None:
+    """Notes where the mirror of `upstream` found the answer to the current request, for the log and the metrics. Does
+    nothing outside a request.
+
+    `state`: `hit` (in the cache), `miss` (at the upstream), `stale` (in the cache, although it may be out of date) or
+    `revalidated` (in the cache, after the upstream has confirmed it)."""
     request = current_request()
     if request is not NO_REQUEST:
         request.cache_state = state
+        request.upstream = upstream
 
 
 def set_notice(text: str) -> None:

@@ -44,6 +44,7 @@ from registry.restrict import restrict
 from registry.server.shared_counters import SharedRateLimiter, shared_cells
 from registry.status.readiness import Readiness
 from registry.status.worker_report import EndpointHealths
+from registry.telemetry.telemetry import Telemetry
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
@@ -98,17 +99,19 @@ class Service:
 class ServiceFactory:
     """Builds the services of one worker. A worker opens a second one if its first one could only be opened read-only.
 
-    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `clock` returns seconds
-    since 1970."""
+    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts what
+    the service does; None: nobody does. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         rate_limit: RateLimit | None = None,
+        telemetry: Telemetry | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
+        self.telemetry = telemetry
         self.rate_limit = rate_limit
         self.clock = clock
         self.body_memory = _body_memory(settings)
@@ -146,9 +149,14 @@ class ServiceFactory:
                 starts_work=starts_work,
                 may_open_read_only=may_open_read_only,
                 clock=self.clock,
+                telemetry=self.telemetry,
             ) as backend,
             open_auth_components(
-                settings, backend.store.accounts, backend.store.leases, clock=self.clock
+                settings,
+                backend.store.accounts,
+                backend.store.leases,
+                clock=self.clock,
+                on_login=(lambda *_: None) if self.telemetry is None else self.telemetry.work.on_login,
             ) as components,
         ):
             yield self._with_accounts(backend, components)
@@ -170,7 +178,7 @@ class ServiceFactory:
             restricted,
             router.naming,
             router.stored_name,
-            denied=_denial_recorder(components),
+            denied=_denial_recorder(components, self.telemetry),
             renew=policy.reevaluate,  # the client's rights may change while the body of its push is received
             cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
@@ -227,7 +235,7 @@ class ServiceFactory:
         has room for a manifest; None: this is not checked before the manifest is received."""
         settings = self.settings
         return DistributionAPI(
-            Observed(guard),
+            self._observe(guard),
             limits=RequestLimits(manifest_bytes=settings.limits.manifest),
             public_url=settings.public_url,
             namespaces=self._namespaces(),
@@ -240,6 +248,13 @@ class ServiceFactory:
             count_pull=count_pull,
             push_refusal=push_refusal,
         )
+
+    def _observe(self, guard: Guarded) -> Observed:
+        """Returns `guard` with its calls measured, and traced if that is configured."""
+        if self.telemetry is None:
+            return Observed(guard)
+        tracing = self.telemetry.tracing
+        return Observed(guard, self.telemetry.work.on_call, None if tracing is None else tracing.call)
 
     def _namespaces(self) -> Namespaces | None:
         """Returns the upstreams that requests can name, by the query parameter `ns` or by the host that they are sent
@@ -309,11 +324,13 @@ def _pull_counter(backend: Backend) -> CountPull:
     return count_pull
 
 
-def _denial_recorder(components: AuthComponents) -> OnDenied:
-    """Returns the function that `Guarded` calls when it denies a call. It adds a line to the audit log, with the client
-    of the current request."""
+def _denial_recorder(components: AuthComponents, telemetry: Telemetry | None) -> OnDenied:
+    """Returns the function that `Guarded` calls when it denies a call. It counts the denial, and adds a line to the
+    audit log, with the client of the current request."""
 
     def record_denial(principal: Principal, action: Action, name: str) -> None:
+        if telemetry is not None:
+            telemetry.work.on_denied(action.words)
         actor = replace(current_request().actor, name=principal.name)
         components.audit_buffer.record(actor, ",".join(action.words), name, "denied")
 

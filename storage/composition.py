@@ -22,6 +22,7 @@ from contextlib import (
     aclosing,
     asynccontextmanager,
     closing,
+    suppress,
 )
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ from storage.errors import StorageFull
 from storage.inventory import Inventory
 from storage.jobs import JSON
 from storage.leases import DigestLocks
-from storage.metadata.catalog import Metadata
+from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver, Metadata
 from storage.metadata.sqlite import inventory, setup
 from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
 from storage.metadata.sqlite.sqlite_database import SqliteDatabase
@@ -137,6 +138,16 @@ def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
     return inventory.open_inventory(layout_of(data).metadata)
 
 
+def database_sizes(data: Path) -> tuple[int, int]:
+    """Returns the bytes of the database file and of its write-ahead log; 0 for a file that does not exist."""
+    database = layout_of(data).metadata
+    sizes = [0, 0]
+    for number, file in enumerate((database, database.with_name(f"{database.name}-wal"))):
+        with suppress(FileNotFoundError):
+            sizes[number] = file.stat().st_size
+    return sizes[0], sizes[1]
+
+
 async def restore_data_dir(
     data: Path, options: RestoreOptions, reporter: Reporter, *, system: System | None = None
 ) -> JSON:
@@ -179,6 +190,7 @@ async def open_registry(
     system: System | None = None,
     boot: str | None = None,
     open_content: OpenContent = open_files,
+    commit_observer: CommitObserver = UNOBSERVED_COMMITS,
 ) -> AsyncIterator[StoredRegistry]:
     """Opens the registry in a prepared data directory, for this process and its running event loop.
 
@@ -193,15 +205,17 @@ async def open_registry(
     open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
     change. `min_free`: how much of the disk stays free, because pushes are refused before; None: pushes are refused
     only on a full disk. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's
-    current boot in tests. `open_content`: opens the blob store and the store of partial blobs. Raises StorageFull,
-    StorageFailed."""
+    current boot in tests. `open_content`: opens the blob store and the store of partial blobs. `commit_observer`:
+    is told about the changes of the metadata. Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     system = system or System()
     boot = boot_id() if boot is None else boot
     async with AsyncExitStack() as stack:
         reserve = stack.enter_context(closing(Reserve(layout.reserve, system, min_free)))
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
-        database = stack.enter_context(closing(_open_database(disk, clock, may_open_read_only=may_open_read_only)))
+        database = stack.enter_context(
+            closing(_open_database(disk, clock, commit_observer, may_open_read_only=may_open_read_only))
+        )
         metadata, immutable = database.metadata, database.immutable
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
@@ -281,12 +295,18 @@ async def open_accounts(
         yield database.accounts
 
 
-def _open_database(disk: Disk, clock: Callable[[], float], *, may_open_read_only: bool = False) -> SqliteDatabase:
+def _open_database(
+    disk: Disk,
+    clock: Callable[[], float],
+    commit_observer: CommitObserver = UNOBSERVED_COMMITS,
+    *,
+    may_open_read_only: bool = False,
+) -> SqliteDatabase:
     """Opens the database for changes. If the disk has no space for that, opens the database read-only if
     `may_open_read_only` is True, and raises StorageFull if not."""
     arguments = disk.layout, disk.system, clock, disk.reserve
     try:
-        return SqliteDatabase(*arguments)
+        return SqliteDatabase(*arguments, observer=commit_observer)
     except apsw.FullError:
         if may_open_read_only:
             return SqliteDatabase(*arguments, immutable=ImmutableDatabase(disk.layout))

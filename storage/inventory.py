@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.usage import ScopeUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,36 @@ class OpenUploads:
     oldest: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFigures:
+    """Figures of a whole data directory, for metrics.
+
+    `blob_bytes`: total size of all blobs. `uploads`: open upload sessions. `damaged_blobs`, `damaged_manifests`:
+    content that is damaged and not healed yet. `running_jobs`: number of running jobs of each kind. `scopes`: the use
+    of each usage scope. `remaining_requests`: how many requests each upstream still allows, as far as it has said so
+    within the last hour."""
+
+    repositories: int
+    manifests: int
+    tags: int
+    blobs: int
+    blob_bytes: int
+    uploads: int
+    damaged_blobs: int
+    damaged_manifests: int
+    running_jobs: Mapping[str, int]
+    scopes: Sequence[ScopeUse]
+    remaining_requests: Mapping[str, int]
+
+
 class Inventory(Protocol):
     """Reads a data directory, which a server may be using at the same time. The duration of a call grows with the
     number of tags, manifests and blobs that it reads."""
+
+    def figures(self, now: float) -> StoreFigures:
+        """Returns figures of the whole data directory. Reads one entry for each blob and tag. `now`: in seconds since
+        1970."""
+        ...
 
     def totals_below(self, name: str) -> ContentTotals:
         """Returns the totals for the repositories whose names begin with `name` and a slash."""

@@ -8,17 +8,19 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from fastapi import APIRouter, HTTPException, Request, Response
+from prometheus_client.registry import Collector
 
 from registry.admin.caller import identify_caller, require_admin, require_login
 from registry.asgi import client_address
-from registry.telemetry.exposition import CellCollector, render_metrics
+from registry.telemetry.exposition import render_metrics
 from registry.telemetry.telemetry import Telemetry
 
 METRICS_PATH: Final = "/metrics"
 
 
-def metrics_router(telemetry: Telemetry, allow: Iterable[str]) -> APIRouter:
-    """Returns the router of `/metrics`. `allow`: the networks whose clients need no login."""
+def metrics_router(telemetry: Telemetry, allow: Iterable[str], store: Collector | None = None) -> APIRouter:
+    """Returns the router of `/metrics`. `allow`: the networks whose clients need no login. `store`: collects metrics of
+    the store; None: there are none."""
     router = APIRouter(tags=["health"])
     networks = [ip_network(network) for network in allow]
 
@@ -28,7 +30,7 @@ def metrics_router(telemetry: Telemetry, allow: Iterable[str]) -> APIRouter:
         asks for it."""
         if not _is_on_metrics_port(request, telemetry) and not _is_allowed(request):
             await _check_admin(request)
-        collectors = [CellCollector(telemetry.metrics)]
+        collectors = [*telemetry.collectors(), *([] if store is None else [store])]
         body, media_type = await asyncio.to_thread(render_metrics, collectors, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type})
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from registry.auth.audit_log import AuditBuffer, LoginAudit
+from registry.auth.audit_log import AuditBuffer, LoginAudit, OnLogin
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.external.issuers import Issuers
 from registry.auth.external.login_attempts import LoginAttempts
@@ -76,12 +76,14 @@ async def open_auth_components(
     *,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
+    on_login: OnLogin = lambda *_: None,
 ) -> AsyncIterator[AuthComponents]:
     """Yields the objects for this process and its running event loop. Contacts no token issuer and no OpenID provider.
 
     - `leases`: slots that all workers share; they limit how many passwords are hashed at the same time.
     - `clock`: returns seconds since 1970.
     - `monotonic`: returns monotonic seconds, which measure the age of documents fetched from issuers and the provider.
+    - `on_login`: counts logins.
 
     When the `async with` block ends, cancels running verifications and writes the collected entries of the audit log.
     The store must still be open then.
@@ -95,7 +97,7 @@ async def open_auth_components(
     hashing_pool = HashingPool(leases)
     passwords = PasswordCheck(accounts, hashing_pool, LoginThrottle(accounts, clock), clock, htpasswd)
     audit_buffer = AuditBuffer(accounts, clock)
-    logins = LoginAudit(accounts, audit_buffer, clock)
+    logins = LoginAudit(accounts, audit_buffer, clock, on_login)
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     bearer_tokens = BearerTokens(accounts, keys, service_name, auth.token_ttl, clock)
     login_sessions = LoginSessions(accounts, keys, service_name, clock)

@@ -144,15 +144,27 @@ def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
     return (entry.actor, entry.action, entry.target, entry.outcome, entry.address, entry.user_agent, detail)
 
 
+OnLogin = Callable[[str, Literal["ok", "failed", "throttled"]], None]
+"""Counts a login: its method (see `LoginAudit`) and its outcome. `throttled`: refused because of too many failures, or
+because too many logins wait. Returns at once and raises nothing."""
+
+
 class LoginAudit:
     """Records logins in the audit log, and uses of API tokens in the store, for one process and its event loop. `clock`
     returns seconds since 1970. The `record_` methods never wait and never raise. Their arguments for a login: `by`
     describes the client, and `method` is `password`, `token` (an API token), `issuer` (a token of a trusted issuer) or
     `openid` (a login at the OpenID provider)."""
 
-    def __init__(self, accounts: Accounts, buffer: AuditBuffer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        accounts: Accounts,
+        buffer: AuditBuffer,
+        clock: Callable[[], float],
+        on_login: OnLogin = lambda *_: None,
+    ) -> None:
         self._accounts = accounts
         self._buffer = buffer
+        self._on_login = on_login
         self._clock = clock
         self._recorded_at = SecretCache[float]()
         """When a login was last recorded, by account, method, API token and address."""
@@ -161,6 +173,7 @@ class LoginAudit:
 
     def record_success(self, identity: Identity, method: str, by: Actor) -> None:
         """Records a login that succeeded, unless the same login was recorded in the last `REPEAT_SECONDS`."""
+        self._on_login(method, "ok")
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         if now - (self._recorded_at.get(key) or -REPEAT_SECONDS) < REPEAT_SECONDS:
@@ -171,10 +184,13 @@ class LoginAudit:
             detail["token"] = identity.token
         self._buffer.record(replace(by, name=name), LOGIN_ACTION, name, "ok", detail)
 
-    def record_failure(self, user: str, method: str, reason: str, by: Actor) -> None:
+    def record_failure(
+        self, user: str, method: str, reason: str, by: Actor, outcome: Literal["failed", "throttled"] = "failed"
+    ) -> None:
         """Records a failed login. `reason` is a text for the audit log that the client does not see. `user` is the text
         that the client sent as its user name. It is recorded only if it is a valid name of an account, because people
         type passwords into the wrong field."""
+        self._on_login(method, outcome)
         detail = {"how": method, "reason": reason}
         self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name(user), "failed", detail)
 

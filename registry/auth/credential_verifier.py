@@ -161,7 +161,7 @@ class CredentialVerifier:
             # Refuses the login if its account was changed while the code above waited for a hashing or a download.
             identity = self._revocation_check.check(identity)
         except TooManyRequests as error:
-            self._logins.record_failure(user, method, error.message, by)
+            self._logins.record_failure(user, method, error.message, by, "throttled")
             raise
         except Unauthorized as error:
             self._logins.record_failure(user, method, error.message, by)

@@ -37,7 +37,7 @@ from registry.config.mirror_settings import (
     check_upstreams,
 )
 from registry.config.retention_settings import RetentionRule, check_retention
-from registry.config.telemetry_settings import MetricsSettings
+from registry.config.telemetry_settings import MetricsSettings, OtelSettings
 from registry.config.upkeep_settings import (
     BackupSettings,
     CacheSettings,
@@ -238,6 +238,7 @@ class Settings(BaseSettings):
     disk: DiskSettings = DiskSettings()
     upkeep: UpkeepSettings = UpkeepSettings()
     metrics: MetricsSettings = MetricsSettings()
+    otel: OtelSettings = OtelSettings()
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     events: EventSettings = EventSettings()

@@ -1,4 +1,4 @@
-"""The settings `[metrics]`."""
+"""The settings `[metrics]` and `[otel]`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ class MetricsSettings(SettingsGroup):
     )
     distribution_names: bool = Field(
         default=False,
+        json_schema_extra=AT_RESTART,
         description="Also serve the names of CNCF Distribution's metrics, such as `registry_http_requests_total`, for "
         "dashboards that use them",
+    )
+
+
+class OtelSettings(SettingsGroup):
+    """Traces for OpenTelemetry. They need the extra `entrepot[otel]`. The variables `OTEL_*` of the OpenTelemetry
+    specification count as well; `OTEL_EXPORTER_OTLP_ENDPOINT` can take the place of `endpoint`."""
+
+    endpoint: str | None = Field(
+        default=None,
+        json_schema_extra=AT_RESTART,
+        description="URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Without it, and "
+        "without `OTEL_EXPORTER_OTLP_ENDPOINT`, nothing is traced",
     )

@@ -119,6 +119,7 @@ class Exchange(RequestContext):
         self.notice = None
         self.announced = None
         self.cache_state = ""
+        self.upstream = ""
         self.registry = registry
         self.limits = limits
         self.body_memory = body_memory

@@ -19,6 +19,7 @@ from registry.mirror.entitlement import BlobEntitlement, start_timeout_error
 from registry.mirror.fill.fill import Fill, Fills
 from registry.mirror.prefetch import Prefetcher
 from registry.mirror.withheld_last_byte import UnverifiedBlobReader
+from registry.request import set_cache_state
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, StorageFull, UpstreamUnavailable
 from storage.interface import BlobReader, Registry
@@ -44,15 +45,17 @@ class MirroredBlobs:
         entitlement: BlobEntitlement,
         fills: Fills,
         prefetch: Prefetcher,
+        upstream_name: str,
         start_timeout: float = START_TIMEOUT_SECONDS,
     ) -> None:
         """`local`: the registry in which the mirror stores blobs. `entitlement`: decides through which repositories a
-        blob may be read. `start_timeout`: longest time, in seconds, from a client's request to the start of the
-        response."""
+        blob may be read. `upstream_name`: that in the settings. `start_timeout`: longest time, in seconds, from a
+        client's request to the start of the response."""
         self._local = local
         self._entitlement = entitlement
         self._fills = fills
         self._prefetch = prefetch
+        self._upstream_name = upstream_name
         self._start_timeout = start_timeout
 
     async def resolve(self, repo: RepositoryName, digest: Digest) -> Descriptor:
@@ -61,7 +64,9 @@ class MirroredBlobs:
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
+                set_cache_state("hit", self._upstream_name)
                 return await self._local.resolve_blob(repo, digest)
+        set_cache_state("miss", self._upstream_name)
         size, _ = await self._check_entitlement(repo, digest, deadline)
         if self._entitlement.private and (stored_in := await self._entitlement.mount(repo, digest, size)):
             # `mount` has also recorded that `repo` may serve the blob, so the next call does not ask the upstream.
@@ -81,9 +86,11 @@ class MirroredBlobs:
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
+                set_cache_state("hit", self._upstream_name)
                 reader = await self._local.open_blob(repo, digest, span)
                 self._prefetch.on_stored_blob(repo, digest)
                 return reader
+        set_cache_state("miss", self._upstream_name)
         size, manifests = await self._check_entitlement(repo, digest, deadline)
         offsets = span.to_offsets(size) if span else (0, size)
         for _ in range(MAX_FILL_ATTEMPTS):

@@ -22,7 +22,7 @@ from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.freshness import Freshness, Verdict
 from registry.mirror.served_tags import ServedTags, frozen_notice
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
-from registry.request import set_notice
+from registry.request import set_cache_state, set_notice
 from registry.single_flight import SingleFlight, wait_for_outcome
 from storage.content import Descriptor, Manifest, UpstreamCheck
 from storage.errors import (
@@ -93,12 +93,15 @@ class MirroredManifests:
         yet, and, if the manifest is not cached, the errors of the upstream client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
-                return await look_up(repo, reference)
+                found = await look_up(repo, reference)
+                set_cache_state("hit", self._name)
+                return found
         elif (frozen := await self._served_tags.frozen(repo, reference)) is not None:
             found = await self.read(look_up, repo, frozen.digest)
             set_notice(frozen_notice(frozen))
             return found
         verdict = self._freshness.judge(reference, await self._records.last_check(repo, reference))
+        set_cache_state("stale" if verdict is Verdict.STALE else "hit", self._name)
         if verdict is Verdict.UNKNOWN:
             raise ManifestUnknown(f"{self._name} does not have this manifest; this answer is cached for a short time")
         if verdict in (Verdict.FRESH, Verdict.STALE):
@@ -108,6 +111,7 @@ class MirroredManifests:
                     with suppress(UpstreamUnavailable):  # raised only when the server is stopping
                         self._start_flight(repo, reference)
                 return found
+        set_cache_state("miss", self._name)
         try:
             notice = await self._ask(repo, reference)
         except _NO_USABLE_ANSWER as error:
@@ -183,14 +187,22 @@ class MirroredManifests:
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> str | None:
         """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached. Returns a
-        notice for the client if the cached copy may be out of date, otherwise None. Raises the error of the flight."""
+        notice for the client if the cached copy may be out of date, otherwise None. Sets the cache state. Raises the
+        error of the flight."""
         flight = self._start_flight(repo, reference)
-        if await self._find_cached(repo, reference) is not None:
+        cached = await self._find_cached(repo, reference)
+        if cached is not None:
             await asyncio.wait({flight}, timeout=self._stale_wait)
             if not flight.done():
+                set_cache_state("stale", self._name)
                 check = await self._records.last_check(repo, reference)
                 return self._outdated_notice(repo, reference, check, f"{self._name} is slow to answer")
-        return await wait_for_outcome(flight)
+        notice = await wait_for_outcome(flight)
+        if notice is not None:
+            set_cache_state("stale", self._name)
+        elif cached is not None and await self._find_cached(repo, reference) == cached:
+            set_cache_state("revalidated", self._name)
+        return notice
 
     async def _find_cached(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
         """Returns the descriptor of the cached manifest, or None if the manifest is not cached."""

@@ -25,10 +25,11 @@ from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders
 from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.freshness import Freshness, NegativeCache
 from registry.mirror.manifests import STALE_WAIT_SECONDS, MirroredManifests
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.prefetch import Prefetcher, PrefetchQueue
 from registry.mirror.served_tags import ServedTags
 from registry.mirror.upstream_client import EndpointHealth, UnconfirmedNameUnknown, UpstreamClient
-from registry.request import set_notice
+from registry.request import set_cache_state, set_notice
 from storage.access import Action
 from storage.content import Actor, Descriptor, Manifest, Page, Span
 from storage.errors import Denied, ManifestUnknown, NameUnknown, TooManyRequests, UpstreamUnavailable
@@ -64,13 +65,14 @@ class Mirror(RefusingRegistry):
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
         *,
         tags: UpstreamTags,
+        observer: MirrorObserver = UNOBSERVED,
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
         manifests it has. `tags`: what the upstream's tags pointed at, and which are frozen. `leases`: locks across
-        processes. `clock`: returns seconds since 1970. `monotonic`: returns seconds of a monotonic clock. `stale_wait`:
-        seconds after which a client gets a cached manifest, if there is one, although the upstream has not answered.
-        `start_timeout`: seconds that a client waits for the first byte of a blob. `stall_timeout`: seconds without new
-        bytes after which the download of a blob fails."""
+        processes. `observer`: counts the fills. `clock`: returns seconds since 1970. `monotonic`: returns seconds of a
+        monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if there is one, although
+        the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of a blob.
+        `stall_timeout`: seconds without new bytes after which the download of a blob fails."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -92,6 +94,7 @@ class Mirror(RefusingRegistry):
             bad_senders=BadSenders(records, upstream, clock),
             to_upstream_name=self.upstream_name,
             stall_timeout=stall_timeout,
+            observer=observer,
         )
         self._manifests = MirroredManifests(
             *(local, upstream, records, leases, settings, freshness),
@@ -103,7 +106,7 @@ class Mirror(RefusingRegistry):
             lambda repo, blob: self._blobs.should_prefetch(repo, blob), slots.wait_for_spare, self._fills.start_prefetch
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
-        self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
+        self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the name that a repository has at the upstream: `library/ubuntu` for `docker.io/library/ubuntu`.
@@ -185,6 +188,7 @@ class Mirror(RefusingRegistry):
         """Returns a page of the tags that the upstream has. If the upstream gives no usable answer, returns the cached
         tags and sets a notice for the client. Raises NameUnknown, and, if no tag is cached, the error of the upstream
         client."""
+        set_cache_state("miss", self._name)
         try:
             return await self._upstream.tags(self.upstream_name(repo), after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
@@ -192,6 +196,7 @@ class Mirror(RefusingRegistry):
                 page = await self._local.tags(repo, after, limit)
             except NameUnknown:
                 raise error from None
+            set_cache_state("stale", self._name)
             set_notice(
                 f"only the tags of {repo} that were pulled before are listed, because {self._name} gave no usable "
                 f"answer: {error.message}"
@@ -203,10 +208,12 @@ class Mirror(RefusingRegistry):
     ) -> Page[Descriptor]:
         """Returns a page of the referrers that the upstream has: the manifests that refer to `subject`. If the upstream
         gives no usable answer, returns the cached referrers and sets a notice for the client."""
+        set_cache_state("miss", self._name)
         try:
             return await self._upstream.referrers(self.upstream_name(repo), subject, artifact_type, after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             page = await self._local.referrers(repo, subject, artifact_type, after, limit)
+            set_cache_state("stale", self._name)
             set_notice(
                 f"only referrers that were pulled before are listed, because {self._name} gave no usable answer: "
                 f"{error.message}"

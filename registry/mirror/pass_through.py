@@ -71,6 +71,11 @@ class _Buffer:
             self._changed.notify_all()
             return chunk
 
+    @property
+    def received(self) -> int:
+        """Number of bytes that have arrived."""
+        return self._next_offset
+
     def close(self) -> None:
         """Makes the thread stop."""
         with self._changed:
@@ -99,10 +104,11 @@ class PassThroughReader:
         descriptor: tuple[Digest, int],
         span: tuple[int, int],
         avoid: Collection[str],
+        on_fetched: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`upstream_name`: the repository's name at the upstream. `descriptor`: digest and size of the blob. `span`:
         offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints that are asked only if
-        no other one has the blob."""
+        no other one has the blob. `on_fetched`: called at the end with the number of bytes that have arrived."""
         self._digest, self._size = descriptor
         self.descriptor = Descriptor(BLOB_TYPE, self._digest, self._size)
         self.span = span
@@ -110,6 +116,7 @@ class PassThroughReader:
         self._slots = slots
         self._upstream_name = upstream_name
         self._avoid = avoid
+        self._report_fetched = on_fetched
         self._has_news = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._buffer = _Buffer(self._digest, self._size, lambda: _notify(loop, self._has_news))
@@ -130,8 +137,11 @@ class PassThroughReader:
     async def _fetch(self) -> None:
         demand = Demand()
         demand.request()
-        async with self._slots.primary(demand, is_new_connection=True):
-            await self._client.fetch_blob(self._upstream_name, self._digest, Span(0), self._buffer, self._avoid)
+        try:
+            async with self._slots.primary(demand, is_new_connection=True):
+                await self._client.fetch_blob(self._upstream_name, self._digest, Span(0), self._buffer, self._avoid)
+        finally:
+            self._report_fetched(self._buffer.received)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields the bytes of the span. Raises the error of the upstream client, and DigestInvalid instead of yielding

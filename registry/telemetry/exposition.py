@@ -23,9 +23,12 @@ class CellCollector(Collector):
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        totals = self._metrics.cells.totals()
+        plan, cells = self._metrics.plan, self._metrics.cells
+        totals = cells.totals()
+        for cell, value in cells.live_totals(plan.gauge_cells()).items():
+            totals[cell] = value
         upstreams = self._metrics.upstreams.names()
-        for family in self._metrics.plan.families:
+        for family in plan.families:
             yield _metric_of(family, totals, upstreams)
 
 
@@ -35,16 +38,16 @@ def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
         family.name, family.text, labels=names
     )
-    for values, first in family.series():
-        numbers = totals[first : first + family.width]
-        if names and not any(numbers):
-            continue
+    unlabelled: list[tuple[tuple[str, ...], Sequence[float]]] = [
+        ((), totals[family.first : family.first + family.width])
+    ]
+    for values, numbers in family.counted(totals) if names else unlabelled:
         labels = [
             _upstream_name(value, upstreams) if name == "upstream" else value
             for name, value in zip(names, values, strict=True)
         ]
         if isinstance(family, Histogram):
-            histogram.add_metric(labels, *_cumulative(family, numbers))
+            histogram.add_metric(labels, *cumulative(family, numbers))
         else:
             number_metric.add_metric(labels, numbers[0])
     return histogram if isinstance(family, Histogram) else number_metric
@@ -54,7 +57,7 @@ def _upstream_name(number: str, upstreams: Sequence[str]) -> str:
     return upstreams[int(number)] if int(number) < len(upstreams) else "other"
 
 
-def _cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+def cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
     """Returns the buckets, each with the number of values up to its bound, and the sum of all values."""
     total, buckets = 0.0, []
     bounds = [*map(str, family.bounds), "+Inf"]

@@ -32,7 +32,8 @@ class Family:
             {value: position for position, value in enumerate(values)} for values in self.labels.values()
         ]
         self.width = width
-        self.first = plan.add(self, prod(len(values) for values in self.labels.values()) * width)
+        self.size = prod(len(values) for values in self.labels.values()) * width
+        self.first = plan.add(self, self.size)
 
     def cell(self, *values: str) -> int:
         """Returns the number of a series' first cell. `values`: one value for each label."""
@@ -46,6 +47,21 @@ class Family:
         for number, values in enumerate(product(*self.labels.values())):
             yield values, self.first + number * self.width
 
+    def counted(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
+        """Yields the label values and the cells of each series that is not 0. `totals`: all cells of the plan. Fast,
+        because most of the possible series are 0."""
+        part = totals[self.first : self.first + self.size]
+        for number in dict.fromkeys(index // self.width for index, value in enumerate(part) if value):
+            yield self._values(number), part[number * self.width : (number + 1) * self.width]
+
+    def _values(self, number: int) -> tuple[str, ...]:
+        """Returns the label values of a series, from its number."""
+        values: list[str] = []
+        for choices in reversed([*self.labels.values()]):
+            number, position = divmod(number, len(choices))
+            values.append(choices[position])
+        return tuple(reversed(values))
+
 
 class Counter(Family):
     """Numbers that only grow. The names of counters end in `_total`."""
@@ -54,8 +70,7 @@ class Counter(Family):
 
 
 class Gauge(Family):
-    """Numbers that grow and shrink. A process takes back what it has added before it ends; what a killed process has
-    added stays, so use it only where that does not matter."""
+    """Numbers that grow and shrink. Only what running processes have added counts."""
 
     kind = "gauge"
 
@@ -85,6 +100,12 @@ class CellPlan:
     def __init__(self) -> None:
         self.families: list[Family] = []
         self.size = 0
+
+    def gauge_cells(self) -> Iterator[int]:
+        """Yields the numbers of the cells that belong to gauges."""
+        for family in self.families:
+            if family.kind == "gauge":
+                yield from (first for _, first in family.series())
 
     def add(self, family: Family, count: int) -> int:
         """Adds a family that needs `count` cells. Returns the number of its first cell."""

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
-from registry.telemetry.metric_families import CellPlan, Counter, Histogram
+from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogram
+from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY, MirrorMetrics
 from registry.telemetry.shared_cells import SharedCells, SharedNames
+from registry.telemetry.work_metrics import WorkMetrics
 
 ROUTES: Final = (
     *("ping", "catalog", "tags", "referrers", "manifests", "blobs", "uploads", "session"),
@@ -23,11 +25,6 @@ METHODS: Final = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS", "o
 STATUSES: Final = (*(str(status.value) for status in HTTPStatus), "other")
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
 """Upper bounds of the buckets of durations."""
-UPSTREAM_CAPACITY: Final = 64
-"""How many upstreams can have metrics of their own, counted since the server's start."""
-CACHE_STATES: Final = ("hit", "miss", "stale", "revalidated", "other")
-"""Where the mirror found an answer: in its cache; at the upstream; in its cache although it was too old, because the
-upstream did not answer; in its cache after the upstream has confirmed it."""
 
 
 class Metrics:
@@ -63,28 +60,20 @@ class Metrics:
             plan, "entrepot_http_cached_answers_total", "Responses that came from the response cache.", by_route
         )
         self.worker_starts = Counter(plan, "entrepot_worker_starts_total", "Worker processes that were started.")
-        slots = [str(number) for number in range(UPSTREAM_CAPACITY)]
-        self.mirror_answers = Counter(
-            plan,
-            "entrepot_mirror_requests_total",
-            "Requests for mirrored content, by where the answer was found.",
-            {"upstream": slots, "route": ROUTES, "cache": CACHE_STATES},
-        )
         self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY)
+        self.mirror = MirrorMetrics(plan, self.upstreams, ROUTES)
+        self.work = WorkMetrics(plan)
+        self.connections = Gauge(plan, "entrepot_open_connections", "Connections of clients that are open.")
+        self.in_flight = Gauge(
+            plan,
+            "entrepot_http_requests_in_flight",
+            "Requests that are being answered, except from the response cache.",
+        )
         self.plan = plan
         self.cells = SharedCells(plan.size, 4 * workers)
-        self._upstream_numbers: dict[str, str] = {}
+        self.work.use(self.cells)
 
     def start_worker(self) -> None:
         """Claims a column for this process. Call it once in each worker."""
-        self.cells.claim_column()
+        self.cells.claim_column(self.plan.gauge_cells())
         self.cells.own[self.worker_starts.first] += 1
-
-    def upstream_label(self, name: str) -> str:
-        """Returns the value of the label `upstream` in a cell's number: the number of the upstream's name."""
-        label = self._upstream_numbers.get(name)
-        if label is None:
-            number = self.upstreams.number(name)
-            label = str(UPSTREAM_CAPACITY - 1 if number is None else number)
-            self._upstream_numbers[name] = label
-        return label

@@ -67,6 +67,7 @@ class Noted(Protocol):
     item: str
     request_id: str
     cache_state: str
+    upstream: str
 
     @property
     def name(self) -> str: ...
@@ -101,21 +102,25 @@ class RequestRecorder:
                 scope, 200, "", size, 0, 0.0, answer.principal_name, answer.repo, answer.item, "answer", request_id
             )
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
-        """Records another request. `scope`: None if the server has refused it before it called the application."""
+    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> str:
+        """Records another request, and returns its route. `scope`: None if the server has refused it before it called
+        the application."""
         if scope is None:
             self._count("other", "other", end)
-            return
+            return "other"
         noted: Noted | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
         if noted is not None:
             route = noted.kind or "other"
             self._count(route, scope["method"], end)
             if noted.cache_state:
-                self._count_mirrored(noted.repo, route, noted.cache_state)
+                self._metrics.mirror.count_answer(
+                    self._metrics.cells.own, noted.upstream, route, noted.cache_state, end.sent_bytes
+                )
             who, repo, item = noted.name, noted.repo, noted.item
             cache_state, request_id = noted.cache_state, noted.request_id
         else:
-            self._count(_route_of(scope["path"]), scope["method"], end)
+            route = route_of(scope["path"])
+            self._count(route, scope["method"], end)
             state = scope.get("state") or {}
             actor = state.get("actor")
             who, repo, item, cache_state = "-" if actor is None else actor.name, "", "", ""
@@ -126,6 +131,7 @@ class RequestRecorder:
                 *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
                 *(who, repo, item, cache_state, request_id),
             )
+        return route
 
     def _count(self, route: str, method: str, end: RequestEnd) -> None:
         metrics, cells = self._metrics, self._metrics.cells.own
@@ -137,12 +143,8 @@ class RequestRecorder:
         cells[metrics.received_bytes.cell(route)] += end.received_bytes
         cells[metrics.sent_bytes.cell(route)] += end.sent_bytes
 
-    def _count_mirrored(self, repo: str, route: str, cache_state: str) -> None:
-        upstream = self._metrics.upstream_label(repo.partition("/")[0])
-        self._metrics.cells.own[self._metrics.mirror_answers.cell(upstream, route, cache_state)] += 1
 
-
-def _route_of(path: str) -> str:
+def route_of(path: str) -> str:
     """Returns the route of a path outside `/v2`."""
     first = path[1:].partition("/")[0]
     return _ROUTES_BY_PREFIX.get(first, "other")

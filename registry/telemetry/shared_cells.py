@@ -6,7 +6,8 @@ column as it is, and the next process that claims the column goes on adding to i
 that have died.
 
 A process claims a column by a lock on one byte of a file without a name. The kernel frees the lock when the process
-ends.
+ends. Some cells hold numbers that shrink again, such as the number of open connections: what a dead process has left in
+them does not count, and the next process that claims the column sets them to 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import fcntl
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from mmap import mmap
 
 _NAME_BYTES = 256
@@ -31,19 +32,24 @@ class SharedCells:
     def __init__(self, size: int, columns: int) -> None:
         self._size = size
         self._columns = columns
-        self._cells = memoryview(mmap(-1, max(8 * size * columns, 1))).cast("d")
+        self._cells = memoryview(mmap(-1, 8 * (size + 1) * columns)).cast("d")  # the last cell of a column: its process
+        self._own_number: int | None = None
         self._locks = _open_lock_file(self)
         self.own: memoryview[float] = self._private_column()
 
-    def claim_column(self) -> bool:
-        """Makes `own` a column that no other running process writes to. Returns False if all columns are taken. Call it
-        once in each process that writes: a process has the `own` of its parent until then."""
+    def claim_column(self, gauges: Iterable[int] = ()) -> bool:
+        """Makes `own` a column that no other running process writes to, and sets its cells with the numbers in `gauges`
+        to 0. Returns False if all columns are taken. Call it once in each process that writes: a process has the `own`
+        of its parent until then."""
         for column in range(self._columns):
             try:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, column)
             except OSError:
                 continue
-            self.own = self._column(column)
+            self.own, self._own_number = self._column(column), column
+            for cell in gauges:
+                self.own[cell] = 0
+            self._cells[column * (self._size + 1) + self._size] = os.getpid()
             return True
         self.own = self._private_column()
         return False
@@ -51,13 +57,46 @@ class SharedCells:
     def totals(self) -> list[float]:
         """Returns the total of each cell. While other processes write, each number is one that was right at some moment
         during the call."""
-        return list(map(sum, zip(*(self._column(column) for column in range(self._columns)), strict=True)))
+        columns = [self._column(column) for column in range(self._columns) if self._process_of(column)]
+        if len(columns) <= 1:
+            return list(columns[0]) if columns else [0.0] * self._size
+        return list(map(sum, zip(*columns, strict=True)))
+
+    def live_totals(self, cells: Iterable[int]) -> dict[int, float]:
+        """Returns the total of each of the `cells` over the columns of the processes that are running."""
+        columns = [self._column(column) for column in self._live_columns()]
+        return {cell: sum(column[cell] for column in columns) for cell in cells}
+
+    def processes(self) -> list[tuple[int, int]]:
+        """Returns the column and the process id of each running process that has claimed one."""
+        return [(column, self._process_of(column)) for column in self._live_columns()]
+
+    def _process_of(self, column: int) -> int:
+        """Returns the id of the last process that has claimed the column; 0 if none has."""
+        return int(self._cells[column * (self._size + 1) + self._size])
+
+    def _live_columns(self) -> list[int]:
+        """Returns the columns of running processes: those that are locked. A column that this method has locked for a
+        moment looks taken to a process that claims one just then, which is no harm: there are more than needed."""
+        found = []
+        for column in range(self._columns):
+            if column == self._own_number:  # a process does not see its own lock, and would remove it here
+                found.append(column)
+                continue
+            try:
+                fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, column)
+            except OSError:
+                found.append(column)
+            else:
+                fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, column)
+        return found
 
     def _private_column(self) -> memoryview[float]:
         return memoryview(bytearray(8 * self._size)).cast("d")
 
     def _column(self, column: int) -> memoryview[float]:
-        return self._cells[column * self._size : (column + 1) * self._size]
+        start = column * (self._size + 1)
+        return self._cells[start : start + self._size]
 
 
 class SharedNames:

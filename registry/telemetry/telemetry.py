@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
+from asyncio import Future
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client.registry import Collector
 
 from registry.config import Settings
+from registry.telemetry.distribution_names import distribution_metrics
+from registry.telemetry.exposition import CellCollector, collector_of
 from registry.telemetry.metrics import Metrics
+from registry.telemetry.mirror_metrics import UpstreamCounts
+from registry.telemetry.process_metrics import process_metrics
 from registry.telemetry.request_recorder import RequestRecorder
+from registry.telemetry.tracing import Tracing, is_tracing_configured
 
 
 class Telemetry:
@@ -15,14 +27,53 @@ class Telemetry:
 
     `metrics_port`: the port that serves nothing but the metrics; None: there is none."""
 
-    def __init__(self, settings: Settings, metrics_port: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings, metrics_port: int | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock` returns seconds since 1970."""
         self.metrics = Metrics([upstream.name for upstream in settings.upstream], settings.workers)
+        self.work = self.metrics.work
         self.requests = RequestRecorder(self.metrics)
         self.metrics_port = metrics_port
         self._counting_pid: int | None = None
+        self._started_at = clock()
+        self._otel_endpoint = settings.otel.endpoint
+        self.tracing: Tracing | None = None
+        """Makes spans in this worker; None: traces are not configured."""
+        self._has_distribution_names = settings.metrics.distribution_names
+
+    def mirror_observer(self, upstream: str) -> UpstreamCounts:
+        """Returns what counts the work of the mirror of an upstream in this process."""
+        return UpstreamCounts(self.metrics.mirror, self.metrics.cells, upstream, self.tracing)
+
+    def on_queued(self, change: Future[Any]) -> None:
+        """Traces a change of the metadata (`storage.metadata.catalog.CommitObserver`)."""
+        if self.tracing is not None:
+            self.tracing.change(change)
+
+    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
+        """Counts a batch of changes of the metadata."""
+        self.work.on_commit(changes, wait_seconds, commit_seconds)
+
+    def collectors(self) -> list[Collector]:
+        """Returns the collectors of all metrics that the server knows without reading the store."""
+        metrics = self.metrics
+        found: list[Collector] = [CellCollector(metrics)]
+        found.append(collector_of(lambda: process_metrics(metrics, self._started_at)))
+        if self._has_distribution_names:
+            found.append(collector_of(lambda: distribution_metrics(metrics)))
+        return found
 
     def start_worker(self) -> None:
         """Makes this process count for itself. Does nothing if it does already."""
-        if self._counting_pid != os.getpid():
-            self._counting_pid = os.getpid()
-            self.metrics.start_worker()
+        if self._counting_pid == os.getpid():
+            return
+        self._counting_pid = os.getpid()
+        self.metrics.start_worker()
+        if is_tracing_configured(self._otel_endpoint):
+            self.tracing = Tracing(self._otel_endpoint)
+
+    async def aclose(self) -> None:
+        """Sends the last spans. Call it at the end of each worker."""
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)

@@ -21,6 +21,7 @@ from contextlib import suppress
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import (
     BlobSink,
     EndpointHealth,
@@ -88,6 +89,7 @@ class HttpUpstreamClient:
         clock: Callable[[], float],
         classify: NetworkClassifier,
         trust: TrustStore | None = None,
+        observer: MirrorObserver = UNOBSERVED,
     ) -> None:
         """See `make_upstream_client` for the parameters. `trust`: which certificates of servers are accepted; None:
         those that `settings` say."""
@@ -99,7 +101,8 @@ class HttpUpstreamClient:
         memory, self._parser = MemoryBudget(RESPONSE_MEMORY_BYTES, f"answers of {settings.name}"), DocumentParser()
         self._api = ApiClient(settings, proxies, trust, policy, memory)
         self._blobs = BlobClient(settings, proxies, trust, policy)
-        self._requester = UpstreamRequester(settings, self._api, records, leases, clock)
+        self._requester = UpstreamRequester(settings, self._api, records, leases, clock, observer)
+        self._observer = observer
         self._lists = UpstreamLists(settings.name, self._requester, self._parser, memory)
         self._catalog = CatalogReader(self._requester, self._parser)
 
@@ -133,7 +136,9 @@ class HttpUpstreamClient:
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
-            return await self._parser.verified_manifest(response, reference)
+            manifest = await self._parser.verified_manifest(response, reference)
+            self._observer.on_fetched("manifest", len(manifest.body))
+            return manifest
 
         return await self._requester.try_endpoints(
             operation, repo, RequestKind.MANIFEST, any_endpoint=isinstance(reference, Digest)
@@ -250,6 +255,8 @@ class HttpUpstreamClient:
                 operation, repo, RequestKind.BLOB, any_endpoint=True, avoid=avoid, timeout_seconds=None
             )
         except FetchEnded as ended:
+            if isinstance(ended.error, UpstreamUnavailable):
+                self._observer.on_error(ended.error)
             raise ended.error from None
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
@@ -313,12 +320,13 @@ def make_upstream_client(
     leases: Leases,
     clock: Callable[[], float] = time.time,
     classify: NetworkClassifier = classify_address,
+    observer: MirrorObserver = UNOBSERVED,
 ) -> UpstreamClient:
     """Returns the client for the upstream in `settings`. Reads the proxies from environment variables. Reads no file,
     and does not connect. `records` stores the tokens and the rate limits of the upstream for all worker processes.
     `leases` let one process at a time request a token. `clock` returns seconds since 1970. `classify` returns the
-    network class of an IP address, such as public or loopback."""
-    return HttpUpstreamClient(settings, records, leases, clock, classify)
+    network class of an IP address, such as public or loopback. `observer` counts the requests."""
+    return HttpUpstreamClient(settings, records, leases, clock, classify, observer=observer)
 
 
 def _check_same_digest(response: UpstreamResponse, digest: Digest, content_kind: str) -> None:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Final, Literal
 
 from registry.config import Upstream
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import EndpointHealth
 from storage.errors import UpstreamUnavailable
 
@@ -44,9 +45,14 @@ class EndpointAttempt:
     timeout_seconds: float | None = None
     """Time limit for all requests of the attempt together; None: no limit."""
 
-    def __init__(self, report_working: Callable[[], None]) -> None:
+    def __init__(
+        self, report_working: Callable[[], None], clock: Callable[[], float], observer: MirrorObserver
+    ) -> None:
         """`report_working` is called once, as soon as a response shows that the endpoint works. The breaker is then
-        closed for other requests, even if this attempt still takes long."""
+        closed for other requests, even if this attempt still takes long. `clock` returns seconds."""
+        self._clock = clock
+        self._observer = observer
+        self._sent_at = clock()
         self.is_working = False
         """Whether a response has shown that the endpoint works."""
         self.has_no_connection = False
@@ -65,10 +71,12 @@ class EndpointAttempt:
     def on_send(self) -> None:
         """Called just before a request is sent to the endpoint."""
         self._awaits_response = True
+        self._sent_at = self._clock()
 
     def on_headers(self, status: int) -> None:
         """Called when the endpoint has responded with this status."""
         self._awaits_response = False
+        self._observer.on_response(max(self._clock() - self._sent_at, 0.0))
         self._has_server_error = status >= 501
         # A 500 may concern this request only. A 401 does not show whether the request works with a token.
         if not self._has_server_error and status not in (401, 500):
@@ -90,9 +98,10 @@ class EndpointAttempt:
 class UpstreamEndpoint:
     """One URL of an upstream, and its circuit breaker."""
 
-    def __init__(self, url: str, clock: Callable[[], float]) -> None:
+    def __init__(self, url: str, clock: Callable[[], float], observer: MirrorObserver) -> None:
         """`clock` returns seconds."""
         self.url = url
+        self._observer = observer
         self.failures = 0
         """Number of failures in a row."""
         self._clock = clock
@@ -134,7 +143,7 @@ class UpstreamEndpoint:
         If the block raises UpstreamUnavailable and `EndpointAttempt.counts_as_failure` is true, a failure of the
         endpoint is counted. If the block raises nothing, the endpoint works."""
         started_at, is_trial = self._clock(), self.failures >= FAILURES_TO_OPEN and self._is_affected(repo)
-        attempt = EndpointAttempt(report_working=self._on_success)
+        attempt = EndpointAttempt(self._on_success, self._clock, self._observer)
         self._is_trial_running = self._is_trial_running or is_trial
         try:
             yield attempt
@@ -175,6 +184,7 @@ class UpstreamEndpoint:
         """Closes the breaker, after a response has shown that the endpoint works."""
         if self.failures >= FAILURES_TO_OPEN:
             log.info("the upstream endpoint %s responds again", self.url)
+            self._observer.on_breaker(opened=False)
         self.failures, self._open_seconds, self._is_trial_running = 0, FIRST_OPEN_SECONDS, False
         self._failing_repos.clear()
         self._is_failing_for_all = False
@@ -196,6 +206,7 @@ class UpstreamEndpoint:
         self.failures += 1
         self._failed_at = self._clock()
         if self.failures == FAILURES_TO_OPEN:
+            self._observer.on_breaker(opened=True)
             log.warning(
                 "the upstream endpoint %s does not respond or has server errors; it is left alone for a moment: it "
                 "gets no requests for %g s",
@@ -207,10 +218,10 @@ class UpstreamEndpoint:
 class UpstreamEndpoints:
     """The endpoints of one upstream. `all` has them in the order of the settings."""
 
-    def __init__(self, settings: Upstream, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: Upstream, clock: Callable[[], float], observer: MirrorObserver = UNOBSERVED) -> None:
         """`clock` returns seconds."""
         self._name = settings.name
-        self.all = [UpstreamEndpoint(url, clock) for url in dict.fromkeys(settings.endpoints)]
+        self.all = [UpstreamEndpoint(url, clock, observer) for url in dict.fromkeys(settings.endpoints)]
 
     @property
     def urls(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from registry.config import Upstream
 from registry.memory_budget import ShareScope
+from registry.mirror.observer import MirrorObserver
 from registry.mirror.upstream_client import (
     EndpointHealth,
     RangesUnsupported,
@@ -104,12 +105,14 @@ class UpstreamRequester:
         records: UpstreamRecords,
         leases: Leases,
         clock: Callable[[], float],
+        observer: MirrorObserver,
     ) -> None:
         """`clock` returns seconds since 1970."""
+        self._observer = observer
         self.remaining_requests = RemainingRequests(settings.name, records, clock)
         self._backoff = RateLimitBackoff(settings.name, records, clock)
         self._api = api
-        self._endpoints = UpstreamEndpoints(settings, clock)
+        self._endpoints = UpstreamEndpoints(settings, clock, observer)
         self._repository_limit = KeyedSemaphore(REQUESTS_PER_REPOSITORY)
         self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, api, self._backoff, records, leases, clock)
 
@@ -151,8 +154,10 @@ class UpstreamRequester:
             try:
                 return await self._try_endpoint(endpoint, operation, repo, endpoint_seconds)
             except _TRY_NEXT as error:
+                self._observer.on_error(error)
                 failures.append(_without_traceback(error))
             except _NOT_AT_THIS_ENDPOINT as error:
+                self._observer.on_error(error)
                 if not any_endpoint and endpoint is self._endpoints.all[0]:
                     raise
                 failures.append(_without_traceback(error))
@@ -181,7 +186,7 @@ class UpstreamRequester:
     ) -> T:
         """Returns the result of `operation` at one endpoint. Raises UpstreamTimeout after `timeout_seconds`, and what
         `operation` raises. The circuit breaker of the endpoint counts the failure or success."""
-        with endpoint.attempt(repo) as attempt:
+        with self._observer.request(loggable_origin(endpoint.url), repo), endpoint.attempt(repo) as attempt:
             attempt.timeout_seconds = timeout_seconds
             if timeout_seconds is None:
                 return await operation(endpoint, attempt)

@@ -8,9 +8,10 @@ row. A blob is *published* as soon as the blob store has stored its bytes durabl
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
@@ -19,6 +20,33 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 
 ANY_ACTOR = ""
 """Value of `UploadRow.owner` for a session that every actor may resume."""
+
+
+class CommitObserver(Protocol):
+    """Is told about the changes of the metadata, to measure them. The methods return at once and raise nothing."""
+
+    def on_queued(self, change: Future[Any]) -> None:
+        """Called on the event loop for each change. `change` is done when the change is committed or has failed."""
+        ...
+
+    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
+        """Called in the commit thread after each batch: its number of changes, for how many seconds the thread waited
+        for the lock of the database, and how many seconds the changes and their commit took."""
+        ...
+
+
+class _NoCommitObserver:
+    """A `CommitObserver` that measures nothing."""
+
+    def on_queued(self, change: Future[Any]) -> None:
+        return
+
+    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
+        return
+
+
+UNOBSERVED_COMMITS: Final[CommitObserver] = _NoCommitObserver()
+"""The observer of a store whose changes nobody measures, for example that of a command."""
 
 
 @dataclass(frozen=True, slots=True)

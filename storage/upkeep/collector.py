@@ -50,18 +50,21 @@ log = logging.getLogger("storage.collect")
 class _Round:
     """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
     list, unless the round ends after `max_listed` blobs. `report` counts what was removed; `on_removal` is called for
-    each removal."""
+    each removal, and `count` if something was really removed."""
 
     dry_run: bool
     shards: Iterable[int]
     max_listed: float
     on_removal: OnRemoval | None
+    count: Callable[[Removal], None]
     report: CollectionReport = field(default_factory=CollectionReport)
 
     async def note(self, kind: RemovalKind, item: str, size: int, reason: str, repository: str = "") -> None:
         """Counts a removal and reports it."""
         removal = Removal(kind, repository, item, size, reason)
         self.report.add(removal)
+        if not self.dry_run:
+            self.count(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
         if self.dry_run:  # a round that removes something waits for the disk each time, a dry run does not
@@ -99,6 +102,8 @@ class Collector:
         self.grace = grace
         self._expire = expire
         self._is_full = is_full
+        self.on_removed: Callable[[Removal], None] = lambda _: None
+        """Called after each removal, except in dry runs. Returns at once and raises nothing."""
         self._next_shard = int(clock()) % blobs.shard_count
         """Number of the next shard to list. The first one depends on the time of the start, so that a process that is
         often restarted does not list the same shards again and again."""
@@ -114,7 +119,9 @@ class Collector:
         StorageFailed, or `on_removal` raises an error, the round raises it at once. What was removed before an error or
         a cancellation stays removed."""
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
-        this_round = _Round(dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal)
+        this_round = _Round(
+            dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self.on_removed
+        )
         failure: StorageFull | None = None
         for step in (
             self._empty_trash,
@@ -140,7 +147,7 @@ class Collector:
     async def free_unlinked_blobs(self) -> int:
         """Removes the blobs that have no link now and frees their space at once, and nothing else. Returns how many it
         removed. Raises StorageFull, StorageFailed."""
-        this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None)
+        this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None, count=self.on_removed)
         await self._remove_blobs(this_round)
         await self._reclaim_space(this_round)
         return this_round.report.blobs

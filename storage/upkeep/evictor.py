@@ -105,6 +105,8 @@ class Evictor:
         self._list_downloads = list_downloads
         self._free_bytes = free_bytes
         self._clock = clock
+        self.on_evicted: Callable[[Sequence[EvictedImage]], None] = lambda _: None
+        """Called after each eviction. Returns at once and raises nothing."""
         self._wake_up = asyncio.Event()
         self._warned_at = self._no_unused_links_until = float("-inf")
 
@@ -213,6 +215,7 @@ class Evictor:
                 if not has_more and not await self._drop_unused_links(upstreams):
                     break
         finally:
+            self.on_evicted(evicted)
             self._log(evicted)
         return len(evicted)
 

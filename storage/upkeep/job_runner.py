@@ -91,6 +91,8 @@ class JobRunner:
         self._holder = f"server process {os.getpid()}"
         self._running: dict[str, asyncio.Task[None]] = {}
         self._takes_jobs = True
+        self.on_ended: Callable[[str, JobState], None] = lambda *_: None
+        """Called with the kind of a job and how it ended. Returns at once and raises nothing."""
 
     def take_no_more(self) -> None:
         """From now on this runner starts no jobs. Those that it runs go on."""
@@ -146,11 +148,15 @@ class JobRunner:
                 elif job.state in (JobState.QUEUED, JobState.RUNNING):
                     job = await self._jobs.start(job.id, self._holder)
                     await run_job(JobContext(job, self._jobs), self._jobs, self._works[job.kind])
+                    self.on_ended(job.kind, JobState.DONE)
         except JobStopped:
+            self.on_ended(job.kind, JobState.STOPPED)
             log.info("job %d (%s) was stopped", job.id, job.kind)
         except RegistryError as error:
+            self.on_ended(job.kind, JobState.FAILED)
             log.warning("job %d (%s) ended with an error: %s", job.id, job.kind, error, exc_info=error.__cause__)
         except Exception:
+            self.on_ended(job.kind, JobState.FAILED)
             log.exception("job %d (%s) ended with an unexpected error", job.id, job.kind)
 
 

@@ -74,12 +74,14 @@ class Download:
         avoided: AvoidedEndpoints,
         on_response: Callable[[], None],
         *,
+        on_fetched: Callable[[int], None] = lambda _: None,
         has_response: bool = False,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         """`slots`: limits the connections to the upstream. `repo`: the repository's name at the upstream. `demand`:
         says who needs the blob. `avoided`: the endpoints to avoid. `on_response`: called on the event loop each time
-        the upstream starts to send the response to a request.
+        the upstream starts to send the response to a request. `on_fetched`: called after each request with the number
+        of bytes that it has stored.
 
         `has_response`: whether readers may already have got bytes that a previous owner of the partial blob has
         downloaded. Once readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
@@ -94,6 +96,7 @@ class Download:
         """The endpoint whose connection broke last; empty if none has broken. It is asked only if no other endpoint has
         the blob."""
         self._report_response = on_response
+        self._report_fetched = on_fetched
         self._loop = asyncio.get_running_loop()
         gaps = partial.missing()
         self._plan = PiecePlan(gaps)
@@ -254,6 +257,7 @@ class Download:
         finally:
             del self._requests[sink]
             self._received_before += sink.new_bytes
+            self._report_fetched(sink.new_bytes)
             if isinstance(sink, PieceSink):
                 self._plan.give_back(sink.piece)
         if isinstance(sink, PieceSink):

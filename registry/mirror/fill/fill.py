@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial as partial_function
 from typing import Final
 
 from registry.mirror.entitlement import BlobEntitlement
@@ -22,6 +23,7 @@ from registry.mirror.fill.download import Download, NoReaders
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders, decode_failure, encode_failure
 from registry.mirror.fill.slots import ConnectionSlots, Demand, ImagePull
 from registry.mirror.freshness import NegativeCache
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.pass_through import PassThroughReader
 from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClient
 from registry.single_flight import cancel_and_wait, server_stopping_error, start_detached
@@ -53,7 +55,8 @@ class FillContext:
     connections to the upstream. `entitlement`: decides through which repositories a blob may be read. `negative_cache`:
     says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream sent corrupt bytes
     for a blob. `to_upstream_name`: returns the name that a repository has at the upstream. `stall_timeout`: seconds
-    without new bytes after which a fill fails, once readers may have got its first bytes."""
+    without new bytes after which a fill fails, once readers may have got its first bytes. `observer`: counts the
+    fills."""
 
     upstream: UpstreamClient
     partials: Partials
@@ -63,6 +66,7 @@ class FillContext:
     bad_senders: BadSenders
     to_upstream_name: Callable[[RepositoryName], RepositoryName]
     stall_timeout: float = STALL_TIMEOUT_SECONDS
+    observer: MirrorObserver = UNOBSERVED
 
 
 class Fill:
@@ -192,6 +196,7 @@ class Fill:
     def _end(self, error: RegistryError | None) -> None:
         """Sets the result of the fill, wakes everything that waits for the fill, and closes the partial blob."""
         self.error = error
+        self._context.observer.on_fill_ended(error)
         self._ended.set()
         self._started.set()
         self._owner_change_event.set()
@@ -276,6 +281,7 @@ class Fill:
             self.demand,
             await context.bad_senders.find_avoided(self.repo, self.digest),
             self._started.set,
+            on_fetched=partial_function(context.observer.on_fetched, "blob"),
             has_response=self._started.is_set(),
             stall_timeout=context.stall_timeout,
         )
@@ -349,9 +355,9 @@ class Fills:
         byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
         context = self._context
         avoid = {*(found := await context.bad_senders.find_avoided(repo, digest)).ask_last, *found.refused}
-        return PassThroughReader(
-            context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span, avoid
-        )
+        name, blob = context.to_upstream_name(repo), (digest, size)
+        on_fetched = partial_function(context.observer.on_fetched, "blob")
+        return PassThroughReader(context.upstream, context.slots, name, blob, span, avoid, on_fetched)
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
         """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""
@@ -379,6 +385,7 @@ class Fills:
         if self._closed:
             raise server_stopping_error()
         fill = Fill(self._context, repo, digest, size)
+        self._context.observer.on_fill_started()
         task = start_detached(self._run(fill))
         task.add_done_callback(lambda _: fill.abandon())
         self._fills[digest, size] = (fill, task)

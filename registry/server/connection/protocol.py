@@ -83,6 +83,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
         self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
         self._worker.state.connections.add(self)
+        self._worker.reports.report_connection(1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reader.get_memory()
@@ -115,6 +116,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if self._on_lost is not None:
             self._on_lost()
         self._worker.state.connections.discard(self)
+        self._worker.reports.report_connection(-1)
         if self._active is not None:
             self._active.disconnect()
         self._queue.clear()

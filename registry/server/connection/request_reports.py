@@ -4,7 +4,8 @@ An application can have two methods for this. `on_request_end(scope, end)` is ca
 application has answered, and with the scope None for each request that the server has refused itself.
 `on_cached_answer(scope, answer, request_id)` is called for each response that `answer_at_once` has returned. Both are
 called when the last byte of the response has been passed to the transport or the kernel, or when the request was cut
-off. They must return at once and raise nothing.
+off. A third method, `on_connection(change)`, is called with 1 for each new connection and with -1 when it has ended.
+All of them must return at once and raise nothing.
 
 The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
 the request. It is emptied after the report, because it may refer to the scope.
@@ -36,11 +37,17 @@ class RequestEnd(NamedTuple):
 class RequestReports:
     """Passes reports to the application, if it takes them."""
 
-    __slots__ = ("_on_cached_answer", "_on_end")
+    __slots__ = ("_on_cached_answer", "_on_connection", "_on_end")
 
     def __init__(self, app: Any) -> None:
         self._on_end: Callable[[Scope | None, RequestEnd], None] | None = getattr(app, "on_request_end", None)
         self._on_cached_answer: Callable[[Scope, Any, str], None] | None = getattr(app, "on_cached_answer", None)
+        self._on_connection: Callable[[int], None] | None = getattr(app, "on_connection", None)
+
+    def report_connection(self, change: int) -> None:
+        """Reports a new connection (1), or the end of one (-1)."""
+        if self._on_connection is not None:
+            self._on_connection(change)
 
     def add_extension(self, extensions: dict[str, Any]) -> None:
         """Adds the dictionary for the application's notes to the extensions of a new scope."""

@@ -22,6 +22,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -38,6 +39,7 @@ from storage.data_dir.locks import Flock
 from storage.data_dir.reserve import Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
+from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver
 from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_commit_later
 from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, connect, is_full
 
@@ -102,14 +104,23 @@ class CommitThread:
     """Makes changes in the order in which `run` was called. A change must not wait for anything but the database,
     because all later changes of the process wait for it."""
 
-    def __init__(self, layout: Layout, system: System, version: Callable[[], object], reserve: Reserve) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        system: System,
+        version: Callable[[], object],
+        reserve: Reserve,
+        observer: CommitObserver = UNOBSERVED_COMMITS,
+    ) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. The thread calls `version` and uses `reserve` until `close` returns, so until then the
-        caller must not close `reserve` or the connection that `version` uses. Raises apsw.Error, OSError."""
+        of any process changes. `observer` is told about the changes. The thread calls `version` and uses `reserve`
+        until `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses.
+        Raises apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
         self._reserve = reserve
+        self._observer = observer
         self._rights_changed = False
         self._versions_with_same_rights: tuple[object, object] = (None, None)
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
@@ -136,6 +147,7 @@ class CommitThread:
         for any other error. A cancellation of the task that awaits the future does not stop the change; the task gets
         its cancellation when the change has ended."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
+        self._observer.on_queued(future)
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
         return future
 
@@ -166,8 +178,11 @@ class CommitThread:
         try:
             while batch := self._next_batch():
                 try:
+                    queued_at = time.monotonic()
                     with Flock(lock):
+                        locked_at = time.monotonic()
                         self._commit_with_reserve(db, batch)
+                    self._observer.on_commit(len(batch), locked_at - queued_at, time.monotonic() - locked_at)
                 except BaseException as error:
                     # The lock failed, or the error is unexpected. The thread continues, because without it this process
                     # could make no more changes.

@@ -15,9 +15,11 @@ from typing import Any
 import apsw
 
 from storage.errors import ManifestUnknown, NameUnknown
-from storage.inventory import ContentTotals, OpenUploads, RemovalPlan
+from storage.inventory import ContentTotals, OpenUploads, RemovalPlan, StoreFigures
+from storage.jobs import JobState
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.upkeep import usage_tables
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 _COUNT_CONTENT = """
@@ -52,6 +54,17 @@ the repository with row id ?1: no other manifest of the repository refers to the
 link (a row that lets a repository serve a blob) to them."""
 
 
+_FIGURES = """
+SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(sum(manifests), 0) FROM repository),
+       (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0), (SELECT count(*) FROM upload),
+       (SELECT count(*) FROM damaged_blob), (SELECT count(*) FROM damaged_manifest)
+  FROM blob"""
+_REMAINING = """
+SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 ORDER BY upstream"""
+REMAINING_VALID_SECONDS = 3600.0
+"""After this time, what an upstream has said about its rate limit is out of date."""
+
+
 @contextmanager
 def open_inventory(database: Path) -> Iterator[SqliteInventory]:
     """Opens the inventory of the database file `database`, and closes it at the end of the `with` block. The caller has
@@ -69,6 +82,25 @@ class SqliteInventory:
     def __init__(self, db: apsw.Connection) -> None:
         """Reads with the connection `db`, which `open_inventory` opens and closes."""
         self._db = db
+
+    def figures(self, now: float) -> StoreFigures:
+        """Counts the content, what is open or damaged, and reads the usage scopes and the rate limits."""
+        row: tuple[Any, ...] = self._db.execute(_FIGURES).get
+        repositories, manifests, tags, blobs, blob_bytes, uploads, damaged_blobs, damaged_manifests = row
+        state = (JobState.RUNNING.value,)
+        return StoreFigures(
+            repositories=repositories,
+            manifests=manifests,
+            tags=tags,
+            blobs=blobs,
+            blob_bytes=blob_bytes,
+            uploads=uploads,
+            damaged_blobs=damaged_blobs,
+            damaged_manifests=damaged_manifests,
+            running_jobs=dict(self._db.execute("SELECT kind, count(*) FROM job WHERE state = ?1 GROUP BY kind", state)),
+            scopes=usage_tables.scopes(self._db),
+            remaining_requests=dict(self._db.execute(_REMAINING, (now - REMAINING_VALID_SECONDS,))),
+        )
 
     def totals_below(self, name: str) -> ContentTotals:
         """Counts the manifests, tags, blobs and bytes of blobs of the repositories whose names begin with `name` and a

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
+from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver
 from storage.metadata.sqlite.access.sqlite_accounts import SqliteAccounts
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.cross_process_change_counter import open_data_version
@@ -58,16 +59,17 @@ class SqliteDatabase:
         reserve: Reserve,
         *,
         immutable: ImmutableDatabase | None = None,
+        observer: CommitObserver = UNOBSERVED_COMMITS,
     ) -> None:
         """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
         returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was
-        allocated in advance. Raises apsw.FullError if there is no space to open the database; other apsw.Error,
-        OSError."""
+        allocated in advance. `observer` is told about the changes. Raises apsw.FullError if there is no
+        space to open the database; other apsw.Error, OSError."""
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        writer = immutable or CommitThread(layout, system, version, reserve)
+        writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         self._parts_in_closing_order = writer, scans, checks, version, shared_reads
         self.immutable = immutable

@@ -58,7 +58,7 @@ def test_a_crowd_pulls_a_cold_image(site: MirrorSite) -> None:
         assert repeated(site.hub.sent(digest)) == []
         assert union(site.hub.sent(digest)) == [(0, blob.size)]
     assert not any(site.hub.requests(digest=digest) for digest in (theirs.digest, *theirs.blobs))
-    workers = set(re.findall(r"registry\.calls\[(\d+)\]", site.server.log_text()))
+    workers = set(re.findall(r"registry\.access\[(\d+)\]", site.server.log_text()))
     assert len(workers) == 2, "the test did not reach both workers"
 
 

@@ -62,5 +62,5 @@ def test_a_tag_that_one_worker_moves_is_seen_by_the_next_request_on_any(tmp_path
             assert ask(server, "HEAD", path)[2]["docker-content-digest"] == digest_of(body)
         assert ask(server, "DELETE", "/v2/team/app/manifests/moving")[0] == 202
         assert [ask(server, "GET", path)[0] for _ in range(6)] == [404] * 6
-    workers = set(re.findall(r"registry\.calls\[(\d+)\]", server.log_text()))
+    workers = set(re.findall(r"registry\.access\[(\d+)\]", server.log_text()))
     assert len(workers) == 2, "the test did not reach both workers"

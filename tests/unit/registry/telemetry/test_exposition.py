@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from registry.telemetry.exposition import CellCollector, render_metrics
 from registry.telemetry.metric_families import CellPlan, Counter, Histogram
-from registry.telemetry.metrics import UPSTREAM_CAPACITY, Metrics
+from registry.telemetry.metrics import Metrics
+from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY
 
 
 def exposed(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -38,7 +39,10 @@ def test_each_series_has_cells_of_its_own() -> None:
     ]
     taken = [cell + number for family in families for _, cell in family.series() for number in range(family.width)]
     assert taken == list(range(plan.size))
+    totals = [float(number) for number in range(plan.size)]  # all but the first cell are not 0
     for family in families:
+        assert [values for values, _ in family.counted(totals)][-1:] == [values for values, _ in family.series()][-1:]
+        assert all(numbers[0] == family.cell(*values) for values, numbers in family.counted(totals))
         assert [(family.cell(*values), values) for values, _ in family.series()] == [
             (first, values) for values, first in family.series()
         ]
@@ -78,7 +82,7 @@ def test_buckets_are_cumulative(metrics: Metrics) -> None:
 def test_upstreams_have_their_names(metrics: Metrics) -> None:
     """Also one that a changed configuration has brought; those beyond the capacity are `other`."""
     for name in ("docker.io", "ghcr.io", *(f"{number}.example" for number in range(UPSTREAM_CAPACITY))):
-        cell = metrics.mirror_answers.cell(metrics.upstream_label(name), "blobs", "hit")
+        cell = metrics.mirror.requests.cell(metrics.mirror.label(name), "blobs", "hit")
         metrics.cells.own[cell] += 1
     found = {
         dict(labels)["upstream"]: value

@@ -24,11 +24,12 @@ class NotedRequest:
     """What the distribution API notes about a request."""
 
     kind = "manifests"
-    repo = "docker.io/library/ubuntu"
+    repo = "ubuntu"
     item = "24.04"
     request_id = "r1"
     name = "alice"
     cache_state = "stale"
+    upstream = "docker.io"
 
 
 @pytest.fixture
@@ -66,7 +67,8 @@ def test_a_complete_request(metrics: Metrics, recorder: RequestRecorder) -> None
     assert counts(metrics, metrics.requests) == {("manifests", "GET", "200"): 1}
     assert counts(metrics, metrics.received_bytes) == {("manifests",): 10}
     assert counts(metrics, metrics.sent_bytes) == {("manifests",): 20}
-    assert counts(metrics, metrics.mirror_answers) == {("0", "manifests", "stale"): 1}
+    assert counts(metrics, metrics.mirror.requests) == {("0", "manifests", "stale"): 1}
+    assert counts(metrics, metrics.mirror.served_bytes) == {("0", "manifests", "stale"): 20}
 
 
 def test_a_request_that_was_cut_off(metrics: Metrics, recorder: RequestRecorder) -> None:
@@ -102,7 +104,7 @@ def test_the_line_of_a_request(recorder: RequestRecorder, caplog: pytest.LogCapt
         recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), ENDED)
     assert caplog.messages == [
         "GET /v2/ubuntu/manifests/24.04 status=200 bytes=20 received=10 ms=4.0 principal=alice address=192.0.2.7 "
-        "repository=docker.io/library/ubuntu reference=24.04 cache=stale request=r1 trace=- agent=docker/29"
+        "repository=ubuntu reference=24.04 cache=stale request=r1 trace=- agent=docker/29"
     ]
 
 

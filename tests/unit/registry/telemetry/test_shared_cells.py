@@ -78,3 +78,37 @@ def test_names_keep_their_numbers() -> None:
 def test_long_and_foreign_names(name: str) -> None:
     """Are read as they were written."""
     assert SharedNames([name], capacity=1).names() == [name]
+
+
+def test_what_a_dead_process_left_in_a_gauge_does_not_count() -> None:
+    """Nor does it count when its column is claimed again."""
+    cells = SharedCells(2, columns=2)
+
+    def count() -> None:
+        assert cells.claim_column(gauges=[1])
+        cells.own[0] += 1
+        cells.own[1] += 1
+        assert cells.live_totals([1]) == {1: 1}
+        assert [pid for _, pid in cells.processes()] == [os.getpid()]
+
+    for _ in range(3):
+        assert in_child(count, killed=True) == signal.SIGKILL
+    assert cells.live_totals([0, 1]) == {0: 0, 1: 0}
+    assert cells.processes() == []
+    assert cells.claim_column(gauges=[1])
+    assert cells.totals() == [3, 0]
+
+
+def test_running_processes_are_seen_from_all_others() -> None:
+    """And a look does not take a column away from the process that looks."""
+    cells = SharedCells(1, columns=3)
+    assert cells.claim_column()
+
+    def look() -> None:
+        assert cells.claim_column()
+        assert {pid for _, pid in cells.processes()} == {os.getppid(), os.getpid()}
+        assert len(cells.processes()) == 2
+
+    for _ in range(2):
+        assert in_child(look) == 0
+        assert [pid for _, pid in cells.processes()] == [os.getpid()]

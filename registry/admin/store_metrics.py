@@ -1,0 +1,150 @@
+"""Metrics of the store, read from the data directory for a scrape (`StoreMetrics`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from registry.config import Settings
+from registry.upkeep.budgets import CACHE_SCOPE, min_free_space, quota_scope
+from storage.composition import database_sizes, open_inventory
+from storage.inventory import StoreFigures
+from storage.usage import ScopeUse
+
+log = logging.getLogger("registry")
+T = TypeVar("T")
+MIN_CACHED_SECONDS: Final = 10.0
+"""The figures are read at most this often in one process."""
+CACHED_PER_READ: Final = 50.0
+"""The figures are used for at least this many times the time that it took to read them, because a large store takes
+long: about 0.1 s for a million blobs."""
+
+
+class StoreMetrics(Collector):
+    """Collects the metrics. `collect` reads files and the database, so call it in a thread. Several threads may call
+    it. If the database cannot be read, the metric `entrepot_store_readable` is 0, and those from the database are
+    missing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` returns seconds since 1970, `monotonic` those of a monotonic clock."""
+        self._data = settings.data
+        self._cache_max = {upstream.name: upstream.cache_max for upstream in settings.upstream}
+        self._total_cache_max = settings.cache.max
+        self._min_free = min_free_space(settings)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._figures: StoreFigures | None = None
+        self._valid_until = float("-inf")
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics. Raises nothing for a store that cannot be read."""
+        disk = self._try(lambda: list(self._disk_metrics()))
+        figures = self._try(self._read)
+        yield _gauge("entrepot_store_readable", "1 if the metrics of the store could be read.", figures is not None)
+        yield from disk or ()
+        if figures is not None:
+            yield from _content_metrics(figures)
+            yield from self._usage_metrics(figures.scopes)
+
+    def _try(self, read: Callable[[], T]) -> T | None:
+        """Returns the result of `read`. If it fails, logs that and returns None: the other metrics are still of use,
+        for example those of the disk if it is too full to open the database."""
+        try:
+            return read()
+        except Exception as error:
+            log.warning("metrics of the store are missing, because it cannot be read: %s", error)
+            return None
+
+    def _read(self) -> StoreFigures:
+        """Returns the figures, from the database if the last ones are too old."""
+        with self._lock:
+            started = self._monotonic()
+            if self._figures is None or started >= self._valid_until:
+                with open_inventory(self._data) as inventory:
+                    self._figures = inventory.figures(self._clock())
+                ended = self._monotonic()
+                self._valid_until = ended + max(MIN_CACHED_SECONDS, CACHED_PER_READ * (ended - started))
+            return self._figures
+
+    def _disk_metrics(self) -> Iterator[Metric]:
+        disk = os.statvfs(self._data)
+        free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        floor = 0 if self._min_free is None else self._min_free.of(size)
+        database, log_size = database_sizes(self._data)
+        yield _gauge("entrepot_disk_free_bytes", "Free space of the data directory's disk.", free)
+        yield _gauge("entrepot_disk_size_bytes", "Size of the data directory's disk.", size)
+        yield _gauge("entrepot_disk_floor_bytes", "If less is free, pushes are refused.", floor)
+        yield _gauge("entrepot_database_size_bytes", "Size of the metadata database.", database)
+        yield _gauge("entrepot_database_log_bytes", "Size of the database's write-ahead log.", log_size)
+
+    def _usage_metrics(self, scopes: Sequence[ScopeUse]) -> Iterator[Metric]:
+        """Yields the use of the cache and of the quotas. A limit that is not set has no series."""
+        cache = GaugeMetricFamily("entrepot_cache_used_bytes", "Bytes of mirrored content.", labels=["upstream"])
+        cache_max = GaugeMetricFamily(
+            "entrepot_cache_limit_bytes", "How large the cache of an upstream may be.", labels=["upstream"]
+        )
+        used = GaugeMetricFamily("entrepot_quota_used_bytes", "Bytes that a quota counts.", labels=["prefix"])
+        limit = GaugeMetricFamily("entrepot_quota_limit_bytes", "Bytes that a quota allows.", labels=["prefix"])
+        tags = GaugeMetricFamily("entrepot_quota_used_tags", "Tags that a quota counts.", labels=["prefix"])
+        tag_limit = GaugeMetricFamily("entrepot_quota_limit_tags", "Tags that a quota allows.", labels=["prefix"])
+        for scope in scopes:
+            definition = scope.definition
+            if definition.upstream is not None:
+                cache.add_metric([definition.upstream], scope.bytes)
+                if (max_bytes := self._cache_max.get(definition.upstream)) is not None:
+                    cache_max.add_metric([definition.upstream], max_bytes)
+            elif definition.name.startswith(quota_scope("")):
+                prefix = [definition.name.removeprefix(quota_scope(""))]
+                used.add_metric(prefix, scope.bytes)
+                tags.add_metric(prefix, scope.tags)
+                if definition.max_bytes is not None:
+                    limit.add_metric(prefix, definition.max_bytes)
+                if definition.max_tags is not None:
+                    tag_limit.add_metric(prefix, definition.max_tags)
+            elif definition.name == CACHE_SCOPE:
+                yield _gauge("entrepot_cache_total_used_bytes", "Bytes of all mirrored content.", scope.bytes)
+        if self._total_cache_max is not None:
+            yield _gauge("entrepot_cache_total_limit_bytes", "How large the cache may be.", self._total_cache_max)
+        yield from (cache, cache_max, used, limit, tags, tag_limit)
+
+
+def _content_metrics(figures: StoreFigures) -> Iterator[Metric]:
+    yield _gauge("entrepot_repositories", "Repositories with a manifest.", figures.repositories)
+    yield _gauge("entrepot_manifests", "Stored manifests, counted in each repository.", figures.manifests)
+    yield _gauge("entrepot_tags", "Stored tags.", figures.tags)
+    yield _gauge("entrepot_blobs", "Stored blobs.", figures.blobs)
+    yield _gauge("entrepot_blob_bytes", "Bytes of stored blobs.", figures.blob_bytes)
+    yield _gauge("entrepot_open_uploads", "Upload sessions that are not committed.", figures.uploads)
+    damaged = GaugeMetricFamily("entrepot_damaged_items", "Damaged content that is not healed yet.", labels=["content"])
+    damaged.add_metric(["blob"], figures.damaged_blobs)
+    damaged.add_metric(["manifest"], figures.damaged_manifests)
+    yield damaged
+    jobs = GaugeMetricFamily("entrepot_jobs_running", "Jobs of upkeep that are running.", labels=["kind"])
+    for kind, count in figures.running_jobs.items():
+        jobs.add_metric([kind], count)
+    yield jobs
+    remaining = GaugeMetricFamily(
+        "entrepot_upstream_remaining_requests",
+        "Requests that the upstream still allows, as it has said in ratelimit-remaining within the last hour.",
+        labels=["upstream"],
+    )
+    for upstream, count in figures.remaining_requests.items():
+        remaining.add_metric([upstream], count)
+    yield remaining
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)

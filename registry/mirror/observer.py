@@ -1,0 +1,71 @@
+"""What counts the work of one mirror (`MirrorObserver`): the requests to its upstream, and its fills."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Literal, Protocol
+
+from storage.errors import RegistryError
+
+
+class MirrorObserver(Protocol):
+    """Is told what happens between the mirror of one upstream and that upstream. The methods are called on the event
+    loop. They return at once and raise nothing."""
+
+    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+        """A context manager around the requests to one endpoint for one manifest, blob or list, to trace them.
+        `endpoint`: its URL, without secrets. `repo`: the repository's name at the upstream."""
+        ...
+
+    def on_response(self, seconds: float) -> None:
+        """Called when an endpoint has sent the head of a response. `seconds`: since the request was sent."""
+        ...
+
+    def on_error(self, error: RegistryError) -> None:
+        """Called when an endpoint did not give what was asked for."""
+        ...
+
+    def on_breaker(self, *, opened: bool) -> None:
+        """Called when the circuit breaker of an endpoint opens, and when it closes again."""
+        ...
+
+    def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
+        """Called when `size` bytes of content have been received."""
+        ...
+
+    def on_fill_started(self) -> None:
+        """Called when this process starts to get a blob, itself or as the follower of another process."""
+        ...
+
+    def on_fill_ended(self, error: RegistryError | None) -> None:
+        """Called at the end of each fill. `error`: why it failed; None: the blob is stored."""
+        ...
+
+
+class _NoObserver:
+    """A `MirrorObserver` that counts nothing."""
+
+    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def on_response(self, seconds: float) -> None:
+        return
+
+    def on_error(self, error: RegistryError) -> None:
+        return
+
+    def on_breaker(self, *, opened: bool) -> None:
+        return
+
+    def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
+        return
+
+    def on_fill_started(self) -> None:
+        return
+
+    def on_fill_ended(self, error: RegistryError | None) -> None:
+        return
+
+
+UNOBSERVED: Final[MirrorObserver] = _NoObserver()
+"""The observer of a mirror whose work nobody counts, for example that of a command."""

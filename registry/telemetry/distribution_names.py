@@ -1,0 +1,133 @@
+"""The metrics under the names of CNCF Distribution 3, for dashboards that were made for it (`distribution_metrics`).
+
+Names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go` and
+`registry/storage/driver/base/base.go`. Differences: durations have the buckets of our own metrics; the storage actions
+are calls on our registry, under the name of the driver's action that such a call mainly consists of.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from registry.telemetry.exposition import cumulative
+from registry.telemetry.metric_families import Family, Histogram
+from registry.telemetry.metrics import Metrics
+
+HANDLERS: Final[Mapping[str, str]] = {
+    "ping": "base",
+    "catalog": "catalog",
+    "tags": "tags",
+    "manifests": "manifest",
+    "blobs": "blob",
+    "uploads": "blob_upload",
+    "session": "blob_upload_chunk",
+}
+"""Distribution's handler for each of our routes. It has none for the others."""
+ACTIONS: Final[Mapping[str, str]] = {
+    "resolve_blob": "Stat",
+    "open_blob": "Reader",
+    "resolve_manifest": "GetContent",
+    "get_manifest": "GetContent",
+    "start_upload": "Writer",
+    "resume_upload": "Writer",
+    "put_manifest": "PutContent",
+    "delete_blob": "Delete",
+    "delete_manifest": "Delete",
+    "delete_tag": "Delete",
+    "repositories": "Walk",
+    "tags": "List",
+}
+_PROXIED: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
+_DRIVER: Final = "filesystem"
+Translate = Callable[..., tuple[str, ...] | None]
+"""Returns Distribution's label values for ours; None: it has no such series."""
+
+
+def distribution_metrics(metrics: Metrics) -> Iterator[Metric]:
+    """Yields the metrics, from the same counts as our own."""
+    totals = metrics.cells.totals()
+    yield from _http_metrics(metrics, totals)
+    yield from _proxy_metrics(metrics, totals)
+    yield _histogram(
+        "registry_storage_action_seconds",
+        "The number of seconds that the storage action takes",
+        ["driver", "action"],
+        metrics.work.calls,
+        totals,
+        lambda operation: (_DRIVER, ACTIONS[operation]) if operation in ACTIONS else None,
+    )
+
+
+def _http_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "registry_http_requests", "Total number of HTTP requests made.", labels=["code", "handler", "method"]
+    )
+    for (route, method, status), count in _counts(metrics.requests, totals):
+        if route in HANDLERS:
+            requests.add_metric([status, HANDLERS[route], method.lower()], count)
+    yield requests
+    yield _histogram(
+        "registry_http_request_duration_seconds",
+        "The HTTP request latencies in seconds.",
+        ["handler", "method"],
+        metrics.seconds,
+        totals,
+        lambda route, method: (HANDLERS[route], method.lower()) if route in HANDLERS else None,
+    )
+    in_flight = metrics.cells.live_totals([metrics.in_flight.first])[metrics.in_flight.first]
+    yield GaugeMetricFamily("registry_http_in_flight_requests", "The in-flight HTTP requests", value=in_flight)
+
+
+def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]:
+    """Distribution counts an answer that is not from its cache as a miss, also if it had to be confirmed only."""
+    requests: dict[str, float] = dict.fromkeys(_PROXIED.values(), 0.0)
+    misses, pulled = dict(requests), dict(requests)
+    for (_, route, cache), count in _counts(metrics.mirror.requests, totals):
+        if route in _PROXIED:
+            requests[_PROXIED[route]] += count
+            misses[_PROXIED[route]] += count if cache == "miss" else 0
+    for (_, content), count in _counts(metrics.mirror.fetched_bytes, totals):
+        pulled[content] += count
+    pushed = {
+        name: sum(
+            count for (_, of_route, _), count in _counts(metrics.mirror.served_bytes, totals) if of_route == route
+        )
+        for route, name in _PROXIED.items()
+    }
+    for name, text, values in (
+        ("requests", "The number of total incoming proxy request received", requests),
+        ("hits", "The number of total proxy request hits", {of: requests[of] - misses[of] for of in requests}),
+        ("misses", "The number of total proxy request misses", misses),
+        ("pulled_bytes", "The size of total bytes pulled from the upstream", pulled),
+        ("pushed_bytes", "The size of total bytes pushed to the client", pushed),
+    ):
+        metric = CounterMetricFamily(f"registry_proxy_{name}", text, labels=["type"])
+        for of, value in values.items():
+            metric.add_metric([of], value)
+        yield metric
+
+
+def _counts(family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Yields the label values and the count of each series that is not 0."""
+    for values, numbers in family.counted(totals):
+        yield values, numbers[0]
+
+
+def _histogram(
+    name: str, text: str, labels: list[str], family: Histogram, totals: Sequence[float], translate: Translate
+) -> Metric:
+    """Returns our histogram under another name. Adds up the series for which `translate` returns the same labels, and
+    leaves out those for which it returns None."""
+    sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * family.width)
+    for values, numbers in family.counted(totals):
+        translated = translate(*values)
+        if translated is not None:
+            sums[translated] = [one + other for one, other in zip(sums[translated], numbers, strict=True)]
+    metric = HistogramMetricFamily(name, text, labels=labels)
+    for labels_there, total in sums.items():
+        metric.add_metric(labels_there, *cumulative(family, total))
+    return metric

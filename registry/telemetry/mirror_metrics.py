@@ -1,0 +1,152 @@
+"""The metrics of mirrors, by upstream (`MirrorMetrics`). The label `upstream` has the name in the settings."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Literal
+
+from registry.mirror.upstream_client import UpstreamContentInvalid
+from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogram, Labels
+from registry.telemetry.shared_cells import SharedCells, SharedNames
+from registry.telemetry.tracing import Tracing
+from storage.errors import (
+    Denied,
+    DigestInvalid,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+    TooManyRequests,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+
+UPSTREAM_CAPACITY: Final = 64
+"""How many upstreams can have metrics of their own, counted since the server's start."""
+CACHE_STATES: Final = ("hit", "miss", "stale", "revalidated", "other")
+"""See `registry.request.set_cache_state`."""
+RESPONSE_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the buckets of an upstream's response times."""
+_ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
+    (UpstreamTimeout, "timeout"),
+    (UpstreamContentInvalid, "invalid"),
+    (UpstreamUnavailable, "unavailable"),
+    (TooManyRequests, "rate_limited"),
+    (Denied, "denied"),
+    (DigestInvalid, "wrong_digest"),
+    (StorageFull, "storage"),
+    (StorageFailed, "storage"),
+)
+"""Kind of each class of errors: that of the first class that fits. Other errors say that content does not exist."""
+
+
+class MirrorMetrics:
+    """The metrics of all mirrors, in the cells of `plan`."""
+
+    def __init__(self, plan: CellPlan, names: SharedNames, routes: tuple[str, ...]) -> None:
+        """`names`: gives upstreams their numbers. `routes`: values of the label `route`."""
+        by_upstream: Labels = {"upstream": [str(number) for number in range(UPSTREAM_CAPACITY)]}
+        kinds = list(dict.fromkeys(kind for _, kind in _ERROR_KINDS))
+        self._names = names
+        self._labels: dict[str, str] = {}
+        self.requests = Counter(
+            plan,
+            "entrepot_mirror_requests_total",
+            "Requests for mirrored content, by where the answer was found.",
+            {**by_upstream, "route": routes, "cache": CACHE_STATES},
+        )
+        self.served_bytes = Counter(
+            plan,
+            "entrepot_mirror_served_bytes_total",
+            "Bytes of mirrored content sent to clients. All but those of misses did not have to be fetched.",
+            {**by_upstream, "route": routes, "cache": CACHE_STATES},
+        )
+        self.fetched_bytes = Counter(
+            plan,
+            "entrepot_mirror_fetched_bytes_total",
+            "Bytes of manifests and blobs received from upstreams.",
+            {**by_upstream, "content": ("manifest", "blob")},
+        )
+        self.fills_running = Gauge(plan, "entrepot_mirror_fills_running", "Blobs that are being fetched.", by_upstream)
+        self.fills = Counter(
+            plan,
+            "entrepot_mirror_fills_total",
+            "Ended fetches of blobs.",
+            {**by_upstream, "outcome": ("stored", "failed")},
+        )
+        self.response_seconds = Histogram(
+            plan,
+            "entrepot_upstream_response_duration_seconds",
+            "Time from a request to an upstream to the head of its response.",
+            by_upstream,
+            bounds=RESPONSE_SECONDS,
+        )
+        self.errors = Counter(
+            plan,
+            "entrepot_upstream_errors_total",
+            "Requests that an upstream did not serve, except those for content that it does not have.",
+            {**by_upstream, "kind": kinds},
+        )
+        self.open_breakers = Gauge(
+            plan,
+            "entrepot_upstream_open_breakers",
+            "Endpoints that get no requests because they failed lately. Each worker counts for itself.",
+            by_upstream,
+        )
+
+    def label(self, name: str) -> str:
+        """Returns the value of the label `upstream` in a cell's number: the number of the upstream's name."""
+        label = self._labels.get(name)
+        if label is None:
+            number = self._names.number(name)
+            label = self._labels[name] = str(UPSTREAM_CAPACITY - 1 if number is None else number)
+        return label
+
+    def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
+        """Counts a response with mirrored content, whose body had `size` bytes."""
+        label = self.label(upstream)
+        cells[self.requests.cell(label, route, cache_state)] += 1
+        cells[self.served_bytes.cell(label, route, cache_state)] += size
+
+
+class UpstreamCounts:
+    """Counts the work of one mirror. Implements `registry.mirror.observer.MirrorObserver`."""
+
+    def __init__(
+        self, metrics: MirrorMetrics, cells: SharedCells, upstream: str, tracing: Tracing | None = None
+    ) -> None:
+        """`tracing`: makes spans of requests; None: nobody does."""
+        self._upstream = upstream
+        self._tracing = tracing
+        self._metrics = metrics
+        self._cells = cells
+        self._label = metrics.label(upstream)
+
+    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+        return (
+            nullcontext() if self._tracing is None else self._tracing.upstream_request(self._upstream, endpoint, repo)
+        )
+
+    def on_response(self, seconds: float) -> None:
+        histogram = self._metrics.response_seconds
+        histogram.observe(self._cells.own, histogram.cell(self._label), seconds)
+
+    def on_error(self, error: RegistryError) -> None:
+        kind = next((kind for error_type, kind in _ERROR_KINDS if isinstance(error, error_type)), None)
+        if kind is not None:
+            self._cells.own[self._metrics.errors.cell(self._label, kind)] += 1
+
+    def on_breaker(self, *, opened: bool) -> None:
+        self._cells.own[self._metrics.open_breakers.cell(self._label)] += 1 if opened else -1
+
+    def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
+        self._cells.own[self._metrics.fetched_bytes.cell(self._label, content)] += size
+
+    def on_fill_started(self) -> None:
+        self._cells.own[self._metrics.fills_running.cell(self._label)] += 1
+
+    def on_fill_ended(self, error: RegistryError | None) -> None:
+        cells = self._cells.own
+        cells[self._metrics.fills_running.cell(self._label)] -= 1
+        cells[self._metrics.fills.cell(self._label, "stored" if error is None else "failed")] += 1
+        if isinstance(error, DigestInvalid):  # the other errors were counted when an endpoint caused them
+            self.on_error(error)

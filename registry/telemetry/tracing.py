@@ -1,0 +1,139 @@
+"""Traces for OpenTelemetry (`Tracing`): spans for requests, calls on the registry, upstream requests and changes of the
+metadata.
+
+The libraries come with the extra `entrepot[otel]`, and are imported only if traces are configured.
+"""
+
+from __future__ import annotations
+
+import os
+from asyncio import Future
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
+
+from registry import __version__
+from registry.asgi import REQUEST_NOTES_EXTENSION, Scope, client_address
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+TRACES_PATH: Final = "/v1/traces"
+"""Path of a collector that takes traces (OTLP 1, "OTLP/HTTP Request")."""
+_SPAN: Final = "span"
+"""Key of a request's span in the notes about the request."""
+_ENDPOINT_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class TracingUnavailable(Exception):
+    """Traces are configured, and the libraries are not installed. The text is one line for people."""
+
+
+def is_tracing_configured(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether the setting `otel.endpoint` or the variables name a collector."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    return endpoint is not None or any(environment.get(name) for name in _ENDPOINT_VARIABLES)
+
+
+def check_tracing(endpoint: str | None) -> None:
+    """Raises TracingUnavailable if traces are configured and cannot be made."""
+    if not is_tracing_configured(endpoint):
+        return
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
+    except ImportError:
+        raise TracingUnavailable(
+            "traces are configured, but OpenTelemetry is not installed: install entrepot[otel], or remove "
+            "otel.endpoint and the variables OTEL_EXPORTER_OTLP_*"
+        ) from None
+
+
+class Tracing:
+    """Makes spans in one process and sends them to the collector, in a thread. Create it after the fork. A collector
+    that does not answer loses spans and holds up nothing. The methods raise nothing."""
+
+    def __init__(self, endpoint: str | None) -> None:
+        """`endpoint`: the setting; None: the variables of OpenTelemetry name the collector."""
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        url = None if endpoint is None else endpoint.rstrip("/") + TRACES_PATH
+        name = os.environ.get("OTEL_SERVICE_NAME", "entrepot")
+        resource = Resource.create({"service.name": name, "service.version": __version__})
+        self._provider: TracerProvider = TracerProvider(resource=resource)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url, timeout=5)))
+        self._tracer = self._provider.get_tracer("entrepot", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def request(self, scope: Scope) -> AbstractContextManager[object]:
+        """Starts the span of a request, which is the current one inside the `with` block. Its parent is the one in the
+        header traceparent. `end_request` ends it."""
+        from opentelemetry.trace import use_span
+
+        notes = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION)
+        span = self._start(scope)
+        if notes is not None:
+            notes[_SPAN] = span
+        return use_span(span, end_on_exit=notes is None)
+
+    def end_request(self, scope: Scope, route: str, status: int) -> None:
+        """Ends the span of a request. `route`: the kind of resource. `status`: 0 if no response was begun."""
+        span = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION, {}).get(_SPAN)
+        if span is not None:
+            self._end(span, scope, route, status)
+
+    def cached_request(self, scope: Scope, route: str) -> None:
+        """Makes the span of a request that the response cache has answered."""
+        span = self._start(scope)
+        span.set_attribute("entrepot.cached_answer", True)
+        self._end(span, scope, route, 200)
+
+    def call(self, operation: str, repo: str) -> AbstractContextManager[object]:
+        """Makes the span of a call on the registry around the `with` block."""
+        attributes = {"entrepot.repository": repo} if repo else {}
+        return self._tracer.start_as_current_span(f"registry.{operation}", attributes=attributes)
+
+    def upstream_request(self, upstream: str, endpoint: str, repo: str) -> AbstractContextManager[object]:
+        """Makes the span of the requests to one endpoint of an upstream around the `with` block."""
+        from opentelemetry.trace import SpanKind
+
+        attributes = {"entrepot.upstream": upstream, "entrepot.endpoint": endpoint, "entrepot.repository": repo}
+        return self._tracer.start_as_current_span("upstream.request", kind=SpanKind.CLIENT, attributes=attributes)
+
+    def change(self, change: Future[Any]) -> None:
+        """Makes the span of a change of the metadata, from now until `change` is done."""
+        span = self._tracer.start_span("database.write", attributes={"db.system.name": "sqlite"})
+        change.add_done_callback(lambda _: span.end())
+
+    def close(self) -> None:
+        """Sends the spans that have ended. Takes some seconds if the collector does not answer, so call it in a
+        thread."""
+        self._provider.shutdown()
+
+    def _start(self, scope: Scope) -> Any:
+        from opentelemetry.trace import SpanKind
+
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        attributes = {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "client.address": client_address(scope),
+        }
+        parent = self._propagator.extract(carrier)
+        return self._tracer.start_span(scope["method"], parent, SpanKind.SERVER, attributes)
+
+    def _end(self, span: Any, scope: Scope, route: str, status: int) -> None:
+        from opentelemetry.trace import Status, StatusCode
+
+        span.update_name(f"{scope['method']} {route}")
+        span.set_attribute("http.route", route)
+        if status:
+            span.set_attribute("http.response.status_code", status)
+        if status >= 500 or not status:
+            span.set_status(Status(StatusCode.ERROR))
+        span.end()

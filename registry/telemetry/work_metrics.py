@@ -1,0 +1,115 @@
+"""The metrics of calls on the registry, of logins, of the database and of upkeep (`WorkMetrics`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from registry.telemetry.metric_families import CellPlan, Counter, Histogram
+from registry.telemetry.shared_cells import SharedCells
+from storage.cached_images import EvictedImage
+from storage.jobs import JobState
+from storage.upkeep.removals import Removal, RemovalKind
+
+OPERATIONS: Final = (
+    *("resolve_blob", "open_blob", "resolve_manifest", "get_manifest", "start_upload", "resume_upload"),
+    *("upload_offset", "mount_blob", "put_manifest", "delete_blob", "delete_manifest", "delete_tag"),
+    *("repositories", "tags", "referrers", "other"),
+)
+"""The methods of `storage.interface.Registry`."""
+JOB_KINDS: Final = ("gc", "fsck", "scrub", "backup", "import-registry", "import-remote", "evict", "retention", "other")
+LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
+CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+class WorkMetrics:
+    """The metrics, and how to count each thing that happened. The methods return at once and raise nothing."""
+
+    def __init__(self, plan: CellPlan) -> None:
+        self._cells: SharedCells
+        self.calls = Histogram(
+            plan,
+            "entrepot_registry_call_duration_seconds",
+            "Time of calls on the registry, which requests make that the response cache does not answer.",
+            {"operation": OPERATIONS},
+            bounds=CALL_SECONDS,
+        )
+        self.logins = Counter(
+            plan,
+            "entrepot_logins_total",
+            "Checked credentials. One that was checked before is not checked again for some time.",
+            {"method": LOGIN_METHODS, "outcome": ("ok", "failed", "throttled")},
+        )
+        self.denials = Counter(
+            plan,
+            "entrepot_denials_total",
+            "Calls on the registry that an account had no right to.",
+            {"action": ("pull", "push", "delete", "admin", "other")},
+        )
+        self.changes = Counter(plan, "entrepot_database_changes_total", "Changes of the metadata.")
+        self.commit_seconds = Histogram(
+            plan,
+            "entrepot_database_commit_duration_seconds",
+            "Time of a transaction with a batch of changes, including the sync of the disk.",
+            bounds=COMMIT_SECONDS,
+        )
+        self.lock_seconds = Histogram(
+            plan,
+            "entrepot_database_lock_wait_seconds",
+            "Time that a batch of changes waited for another process.",
+            bounds=COMMIT_SECONDS,
+        )
+        kinds = list(RemovalKind)
+        self.removed = Counter(
+            plan, "entrepot_collected_items_total", "What garbage collection removed.", {"kind": kinds}
+        )
+        self.freed_bytes = Counter(
+            plan, "entrepot_collected_bytes_total", "Bytes that garbage collection freed.", {"kind": kinds}
+        )
+        self.evicted_images = Counter(plan, "entrepot_evicted_images_total", "Images evicted from the cache.")
+        self.evicted_bytes = Counter(plan, "entrepot_evicted_bytes_total", "Bytes of evicted images.")
+        self.jobs = Counter(
+            plan,
+            "entrepot_jobs_total",
+            "Jobs that have ended in a server process.",
+            {"kind": JOB_KINDS, "outcome": (JobState.DONE, JobState.STOPPED, JobState.FAILED)},
+        )
+
+    def use(self, cells: SharedCells) -> None:
+        """Makes the methods count in `cells`, which have the cells of the plan."""
+        self._cells = cells
+
+    def on_call(self, operation: str, seconds: float) -> None:
+        """Counts a call on the registry."""
+        self.calls.observe(self._cells.own, self.calls.cell(operation), seconds)
+
+    def on_login(self, method: str, outcome: str) -> None:
+        """Counts a login (`registry.auth.audit_log.OnLogin`)."""
+        self._cells.own[self.logins.cell(method, outcome)] += 1
+
+    def on_denied(self, actions: Sequence[str]) -> None:
+        """Counts a call that was denied, with the actions that it needed."""
+        for action in actions:
+            self._cells.own[self.denials.cell(action)] += 1
+
+    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
+        """Counts a batch of changes. Called in the commit thread, which alone writes to these cells."""
+        cells = self._cells.own
+        cells[self.changes.first] += changes
+        self.lock_seconds.observe(cells, self.lock_seconds.first, wait_seconds)
+        self.commit_seconds.observe(cells, self.commit_seconds.first, commit_seconds)
+
+    def on_removed(self, removal: Removal) -> None:
+        """Counts what garbage collection removed."""
+        self._cells.own[self.removed.cell(removal.kind)] += 1
+        self._cells.own[self.freed_bytes.cell(removal.kind)] += removal.size
+
+    def on_evicted(self, images: Sequence[EvictedImage]) -> None:
+        """Counts evicted images."""
+        self._cells.own[self.evicted_images.first] += len(images)
+        self._cells.own[self.evicted_bytes.first] += sum(image.bytes for image in images)
+
+    def on_job_ended(self, kind: str, outcome: JobState) -> None:
+        """Counts a job that this process has run."""
+        self._cells.own[self.jobs.cell(kind, outcome)] += 1

@@ -1,0 +1,144 @@
+"""Traces for OpenTelemetry, as a collector gets them from a real server."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from registry.telemetry.tracing import is_tracing_configured
+from tests.fakes.mirror_site import REPO, MirrorSite
+from tests.fakes.server_process import running_server
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Collector:
+    """Takes OTLP over HTTP. `spans`: what has arrived. With the status 503, it takes nothing."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.spans: list[Any] = []
+        spans = self.spans
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                if status == 200:
+                    for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                        for scope in resource.scope_spans:
+                            spans.extend(scope.spans)
+                self.send_response(status)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self._thread = threading.Thread(target=self.server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+    def named(self, name: str) -> list[Any]:
+        return [span for span in self.spans if span.name == name]
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+def attributes(span: Any) -> dict[str, str | int]:
+    return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
+
+
+def test_a_push_and_its_parts(tmp_path: Path, collector: Collector) -> None:
+    """The request's span is a child of the client's, the call on the registry is a child of the request's, and the
+    change of the metadata is below that."""
+    body = b"x"
+    digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+    with running_server(tmp_path, env={"ENTREPOT_OTEL__ENDPOINT": collector.url}) as server:
+        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        answer = httpx2.post(
+            f"{server.url}/v2/team/app/blobs/uploads/?digest={digest}", content=body, headers=headers, trust_env=False
+        )
+        assert answer.status_code == 201
+        for _ in range(3):
+            assert httpx2.get(f"{server.url}/v2/", trust_env=False).status_code == 200
+    (request,) = collector.named("POST uploads")
+    assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, PARENT)
+    found = attributes(request)
+    assert (found["http.response.status_code"], found["http.route"], found["http.request.method"]) == (
+        *(201, "uploads", "POST"),
+    )
+    (call,) = collector.named("registry.start_upload")
+    assert call.parent_span_id == request.span_id
+    below = [span for span in collector.named("database.write") if span.trace_id == request.trace_id]
+    assert below
+    assert {span.parent_span_id for span in below} <= {request.span_id, call.span_id}
+    assert len(collector.named("GET ping")) == 3
+    assert all(span.end_time_unix_nano >= span.start_time_unix_nano for span in collector.spans)
+
+
+def test_requests_to_an_upstream(site: MirrorSite, collector: Collector) -> None:
+    """They are below the request that caused them."""
+    site.start(settings='prefetch = "off"', more=f'[otel]\nendpoint = "{collector.url}/"')
+    site.inspect()
+    site.server.stop()
+    (request,) = collector.named("GET manifests")
+    found = [span for span in collector.named("upstream.request") if span.trace_id == request.trace_id]
+    assert found
+    assert attributes(found[0])["entrepot.repository"] == REPO
+
+
+def test_a_collector_that_refuses_holds_up_nothing(tmp_path: Path) -> None:
+    """Requests are answered, and the server stops."""
+    collector = Collector(status=503)
+    with running_server(tmp_path, workers=1, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}) as server:
+        for _ in range(20):
+            assert httpx2.get(f"{server.url}/v2/", trust_env=False).status_code == 200
+    collector.close()
+    assert collector.spans == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "environment", "expected"),
+    [
+        (None, {}, False),
+        ("http://127.0.0.1:4318", {}, True),
+        (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, True),
+        (None, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4318/v1/traces"}, True),
+        ("http://127.0.0.1:4318", {"OTEL_SDK_DISABLED": "true"}, False),
+        (None, {"OTEL_SERVICE_NAME": "x"}, False),
+    ],
+)
+def test_traces_are_made_only_where_a_collector_is_named(
+    endpoint: str | None, environment: dict[str, str], expected: bool
+) -> None:
+    """By the settings, or by the variables of OpenTelemetry."""
+    assert is_tracing_configured(endpoint, environment) == expected
+
+
+def test_the_sdk_is_not_imported_without_a_collector() -> None:
+    """It would take memory and time in each start."""
+    code = "import sys, registry.app; sys.exit('opentelemetry.sdk' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,151 @@
+"""The metrics of calls, mirrors, the database and upkeep: their lists of labels, and what counts as what."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.backend import open_backend
+from registry.config import Settings
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
+from registry.mirror.upstream_client import UpstreamContentInvalid
+from registry.telemetry.distribution_names import ACTIONS, HANDLERS, distribution_metrics
+from registry.telemetry.metrics import ROUTES, Metrics
+from registry.telemetry.mirror_metrics import UpstreamCounts
+from registry.telemetry.work_metrics import JOB_KINDS, OPERATIONS
+from storage.composition import prepare_data_dir
+from storage.errors import (
+    BlobUnknown,
+    Denied,
+    DigestInvalid,
+    RegistryError,
+    StorageFull,
+    TooManyRequests,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from storage.interface import Registry
+from storage.jobs import JobState
+from storage.upkeep.removals import Removal, RemovalKind
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    found = Metrics(["docker.io"], workers=1)
+    found.start_worker()
+    return found
+
+
+def test_each_call_of_the_interface_has_a_series() -> None:
+    """None of them counts as `other`, and Distribution's actions are those of calls that exist."""
+    calls = {name for name, _ in inspect.getmembers(Registry, inspect.isfunction) if name[0] != "_"}
+    assert set(OPERATIONS) == {*calls, "other"}
+    assert set(ACTIONS) <= calls
+
+
+async def test_each_kind_of_job_has_a_series(tmp_path: Path) -> None:
+    """None of them counts as `other`."""
+    prepare_data_dir(tmp_path)
+    async with open_backend(Settings(data=tmp_path)) as backend:
+        assert set(JOB_KINDS) == {*backend.upkeep.works, "other"}
+
+
+def test_distributions_handlers_are_routes_of_ours() -> None:
+    """Each has one of its own."""
+    assert set(HANDLERS) <= set(ROUTES)
+    assert len(set(HANDLERS.values())) == len(HANDLERS)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UpstreamTimeout("x"), "timeout"),
+        (UpstreamUnavailable("x"), "unavailable"),
+        (UpstreamContentInvalid("x"), "invalid"),
+        (TooManyRequests("x", retry_after=1), "rate_limited"),
+        (Denied("x"), "denied"),
+        (DigestInvalid("x"), "wrong_digest"),
+        (StorageFull(), "storage"),
+        (BlobUnknown("x"), None),
+    ],
+)
+def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: str | None) -> None:
+    """That content does not exist is no error of an upstream."""
+    UpstreamCounts(metrics.mirror, metrics.cells, "docker.io").on_error(error)
+    totals, family = metrics.cells.totals(), metrics.mirror.errors
+    assert [values for values, cell in family.series() if totals[cell]] == ([] if kind is None else [("0", kind)])
+
+
+def test_an_observer_that_counts_nothing_does_nothing() -> None:
+    """It takes each call."""
+    observer: MirrorObserver = UNOBSERVED
+    with observer.request("https://registry.example.com", "team/app"):
+        pass
+    observer.on_response(1.0)
+    observer.on_error(BlobUnknown("x"))
+    observer.on_breaker(opened=True)
+    observer.on_fetched("blob", 1)
+    observer.on_fill_started()
+    observer.on_fill_ended(None)
+
+
+def test_fills_come_and_go(metrics: Metrics) -> None:
+    """A failed one counts as failed, and wrong bytes as an error of the upstream."""
+    counts, mirror = UpstreamCounts(metrics.mirror, metrics.cells, "docker.io"), metrics.mirror
+    counts.on_fill_started()
+    counts.on_fill_started()
+    running = mirror.fills_running.cell("0")
+    assert metrics.cells.live_totals([running]) == {running: 2}
+    counts.on_fill_ended(None)
+    counts.on_fill_ended(DigestInvalid("x"))
+    totals = metrics.cells.totals()
+    assert totals[mirror.fills_running.cell("0")] == 0
+    assert (totals[mirror.fills.cell("0", "stored")], totals[mirror.fills.cell("0", "failed")]) == (1, 1)
+    assert totals[mirror.errors.cell("0", "wrong_digest")] == 1
+
+
+def test_work_is_counted(metrics: Metrics) -> None:
+    """Each thing in its series."""
+    work = metrics.work
+    work.on_commit(7, 0.001, 0.002)
+    work.on_denied(["pull", "push"])
+    work.on_login("password", "throttled")
+    work.on_removed(Removal(RemovalKind.BLOB, "", "sha256:0", 11, ""))
+    work.on_job_ended("gc", JobState.FAILED)
+    work.on_call("get_manifest", 0.01)
+    totals = metrics.cells.totals()
+    for cell, value in (
+        (work.changes.first, 7),
+        (work.denials.cell("push"), 1),
+        (work.logins.cell("password", "throttled"), 1),
+        (work.removed.cell("blob"), 1),
+        (work.freed_bytes.cell("blob"), 11),
+        (work.jobs.cell("gc", "failed"), 1),
+    ):
+        assert totals[cell] == value
+
+
+def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
+    for metric in distribution_metrics(metrics):
+        for sample in metric.samples:
+            yield sample.name, sample.labels, sample.value
+
+
+def test_distributions_proxy_counts(metrics: Metrics) -> None:
+    """All upstreams together; what need not be fetched is a hit."""
+    own = metrics.cells.own
+    for upstream, cache in (("a", "miss"), ("b", "hit"), ("b", "stale"), ("b", "revalidated")):
+        metrics.mirror.count_answer(own, upstream, "blobs", cache, 10)
+    metrics.mirror.count_answer(own, "a", "tags", "miss", 10)
+    UpstreamCounts(metrics.mirror, metrics.cells, "a").on_fetched("blob", 4)
+    found = {name: value for name, labels, value in samples(metrics) if labels.get("type") == "blob"}
+    assert found == {
+        "registry_proxy_requests_total": 4,
+        "registry_proxy_hits_total": 3,
+        "registry_proxy_misses_total": 1,
+        "registry_proxy_pulled_bytes_total": 4,
+        "registry_proxy_pushed_bytes_total": 40,
+    }

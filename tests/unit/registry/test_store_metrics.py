@@ -1,0 +1,50 @@
+"""The metrics of the store: what they cost, and what happens if the store cannot be read."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from registry.admin.store_metrics import CACHED_PER_READ, MIN_CACHED_SECONDS, StoreMetrics
+from registry.config import Settings
+from storage.composition import open_registry, prepare_data_dir
+from storage.names import RepositoryName
+from tests.fakes.registry_content import push_image
+
+APP = RepositoryName("team/app")
+
+
+def values(metrics: StoreMetrics) -> dict[str, float]:
+    """The samples without labels."""
+    return {sample.name: sample.value for metric in metrics.collect() for sample in metric.samples if not sample.labels}
+
+
+async def test_figures_are_used_again_for_some_time(tmp_path: Path) -> None:
+    """A scrape does not read the database each time, and does not show old figures for long."""
+    prepare_data_dir(tmp_path)
+    now = 0.0
+    metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: now)
+    assert values(metrics)["entrepot_manifests"] == 0
+    async with open_registry(tmp_path) as registry:
+        await push_image(registry, APP, "x", "latest")
+    now = MIN_CACHED_SECONDS - 0.1
+    assert values(metrics)["entrepot_manifests"] == 0
+    now = MIN_CACHED_SECONDS
+    found = values(metrics)
+    assert (found["entrepot_manifests"], found["entrepot_tags"], found["entrepot_repositories"]) == (1, 1, 1)
+    assert found["entrepot_blobs"] == 2
+    assert found["entrepot_blob_bytes"] > 0
+
+
+def test_figures_that_take_long_are_read_seldom(tmp_path: Path) -> None:
+    """In a large store, the reads take a small share of the time."""
+    prepare_data_dir(tmp_path)
+    times = itertools.chain([0.0, 10.0], itertools.repeat(10.0 + CACHED_PER_READ * 10.0 - 1), [1e9])
+    metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: next(times))
+    first = values(metrics)
+    assert values(metrics)["entrepot_manifests"] == first["entrepot_manifests"]
+
+
+def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
+    """Says so, and hides no other metric of the scrape."""
+    assert values(StoreMetrics(Settings(data=tmp_path / "missing"))) == {"entrepot_store_readable": 0}
