@@ -36,13 +36,15 @@ _ABANDONED_SECONDS: Final = 60.0
 class ReportFile:
     """The file of this process. Not for use in several threads at a time."""
 
-    def __init__(self, directory: Path, system: System) -> None:
-        """Creates the file, and deletes those of processes that are gone. Creates `directory` if it is missing. Raises
-        OSError, for example on a full disk."""
+    def __init__(self, directory: Path, system: System, *, is_temporary: bool = False) -> None:
+        """Creates the file, and deletes those of processes that are gone. Creates `directory` if it is missing.
+        `is_temporary`: whether the last process that closes its file deletes the directory as well. Raises OSError, for
+        example on a full disk."""
         with suppress(FileExistsError):
             system.mkdir(directory)
         _delete_abandoned(directory, system)
         self._system = system
+        self._is_temporary = is_temporary
         self._path = directory / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._fd = system.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
@@ -63,6 +65,9 @@ class ReportFile:
         """Deletes the file. Does nothing if the file is gone."""
         with suppress(OSError):
             self._system.unlink(self._path)
+        if self._is_temporary:
+            with suppress(OSError):  # other processes have files there
+                self._system.rmdir(self._path.parent)
         os.close(self._fd)
 
 
@@ -74,7 +79,7 @@ def open_report_file(layout: Layout, system: System) -> ReportFile:
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:
             raise
-    return ReportFile(layout.workers_in_memory, system)
+    return ReportFile(layout.workers_in_memory, system, is_temporary=True)
 
 
 def read_all_reports(layout: Layout) -> list[bytes]:
