@@ -17,7 +17,6 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from storage.content import Actor
-from storage.errors import RegistryError
 
 LIST_READER: Final = ""
 """Name of the reader that is the list of events."""
@@ -153,13 +152,6 @@ class WebhookBacklog:
     pending: int
     dead: int
     oldest: float | None
-
-
-class DeliveryUnknown(RegistryError):
-    """There is no such dead letter."""
-
-    code = "DELIVERY_UNKNOWN"
-    default = "there is no such dead letter"
 
 
 class Outbox(Protocol):

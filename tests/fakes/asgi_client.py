@@ -12,6 +12,7 @@ from typing import Any
 from registry.asgi import Message, Receive, Scope, Send
 from registry.http.answer_cache import CACHED_ANSWER_EXTENSION
 from registry.http.response_headers import REQUEST_ID
+from registry.server.connection.request_reports import RequestReports
 
 ZERO_COPY = "http.response.zerocopysend"
 Headers = dict[str, str] | Sequence[tuple[str, str]]
@@ -194,7 +195,7 @@ class CachedAnswerClient(AsgiClient):
         headers = [*answer.before, (REQUEST_ID, request.encode()), *answer.after]
         await connection.send({"type": "http.response.start", "status": 200, "headers": headers})
         await connection.send({"type": "http.response.body", "body": answer.body})
-        self.app.on_cached_answer(scope, answer, request)
+        RequestReports(self.app).report_cached(scope, answer, request)
 
 
 def _check_whole(method: str, answer: AsgiAnswer) -> None:
