@@ -129,7 +129,7 @@ async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(tmp_
         shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
         await ready(site, shown)
         clock.now = end - 1.0
-        assert site.has_ready(TAG, {"authorization": shown})
+        await ready(site, shown)
         clock.now = end
         assert not site.has_ready(TAG, {"authorization": shown})
         assert await status(site, shown) == 401
