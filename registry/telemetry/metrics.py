@@ -6,6 +6,8 @@ label has a repository's name, because there can be a million of them.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
@@ -15,6 +17,7 @@ from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY, MirrorMetrics
 from registry.telemetry.shared_cells import SharedCells, SharedNames
 from registry.telemetry.work_metrics import WorkMetrics
 
+log = logging.getLogger("registry.telemetry")
 ROUTES: Final = (
     *("ping", "catalog", "tags", "referrers", "manifests", "blobs", "uploads", "session"),
     *("api", "token", "login", "health", "metrics", "other"),
@@ -75,5 +78,6 @@ class Metrics:
 
     def start_worker(self) -> None:
         """Claims a column for this process. Call it once in each worker."""
-        self.cells.claim_column(self.plan.gauge_cells())
+        if not self.cells.claim_column(self.plan.gauge_cells()):
+            log.error("too many processes run: the metrics leave out what process %d does", os.getpid())
         self.cells.own[self.worker_starts.first] += 1

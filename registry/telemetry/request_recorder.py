@@ -24,6 +24,7 @@ LOG_LINE: Final = (
 content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
 incomplete."""
 _MAX_PATH_CHARACTERS: Final = 1024
+_MAX_REFERENCE_CHARACTERS: Final = 256
 _ROUTES_BY_PREFIX: Final = {
     "api": "api",
     "token": "token",
@@ -175,16 +176,17 @@ def _write_line(
         "principal": who or "-",
         "address": client_address(scope) or "-",
         "repository": repo or "-",
-        "reference": item or "-",
+        "reference": _plain(item, _MAX_REFERENCE_CHARACTERS),
         "cache": cache_state or "-",
         "request": request_id,
         "trace": trace_id_of(headers) or "-",
-        "agent": _plain(agent),
+        "agent": _plain(agent.decode("latin-1"), USER_AGENT_CHARACTERS),
     }
     log.info(LOG_LINE, fields)
 
 
-def _plain(agent: bytes) -> str:
-    """Returns a User-Agent for a log line: cut to a length, and without characters that act on a terminal."""
-    text = agent[:USER_AGENT_CHARACTERS].decode("latin-1")
+def _plain(text: str, max_characters: int) -> str:
+    """Returns text of a client for a log line: cut to a length, and without characters that begin a new line or act on
+    a terminal. Without text, returns `-`."""
+    text = text[:max_characters]
     return (text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)) or "-"

@@ -84,9 +84,11 @@ class SharedCells:
                 found.append(column)
                 continue
             try:
-                fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, column)
+                # A shared lock, so that two processes which look at the same time do not see each other.
+                fcntl.lockf(self._locks, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, column)
             except OSError:
-                found.append(column)
+                if self._process_of(column):
+                    found.append(column)
             else:
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, column)
         return found
@@ -146,7 +148,10 @@ class SharedNames:
 
 def _open_lock_file(owner: object) -> int:
     """Returns the descriptor of a file without a name, which stays open as long as `owner` exists."""
-    with tempfile.TemporaryFile() as file:
-        descriptor = os.dup(file.fileno())
+    if hasattr(os, "memfd_create"):  # needs no directory, which may be on a full disk
+        descriptor = os.memfd_create("entrepot-metrics")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
     weakref.finalize(owner, os.close, descriptor)
     return descriptor
