@@ -176,7 +176,7 @@ def _write_line(
         "principal": who or "-",
         "address": client_address(scope) or "-",
         "repository": repo or "-",
-        "reference": _plain(item, _MAX_REFERENCE_CHARACTERS),
+        "reference": _plain(item, _MAX_REFERENCE_CHARACTERS).replace(" ", "?"),  # a space would end the field
         "cache": cache_state or "-",
         "request": request_id,
         "trace": trace_id_of(headers) or "-",

@@ -137,3 +137,15 @@ def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: py
     assert counts(metrics, metrics.cached_answers) == {("manifests",): 3}
     assert counts(metrics, metrics.seconds) == {("manifests", "GET"): 3}
     assert "repository=team/app reference=1 cache=answer request=r9" in caplog.messages[-1]
+
+
+def test_a_reference_cannot_begin_a_line(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """The last part of a path is decoded, and logged before anybody has checked it."""
+    noted = NotedRequest()
+    noted.item = "x\n2026-01-01 00:00:00,000 INFO forged \x1b[31m" + 300 * "y"
+    with caplog.at_level(logging.INFO, "registry.access"):
+        recorder.on_request_end(scope_for("/v2/ubuntu/manifests/x%0A", noted), ENDED)
+    [line] = caplog.messages
+    assert line.isprintable()
+    assert "reference=x?2026-01-01?00:00:00,000?INFO?forged??[31myyy" in line
+    assert "y" * 256 not in line
