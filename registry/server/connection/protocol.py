@@ -195,7 +195,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             if incomplete.response_started:
                 self._transport.abort()
             else:
-                self._write_error(refused)
+                incomplete.status = refused.status  # the exchange reports the request, as one that was cut off
+                self._write_error(refused, is_reported=True)
 
     # Responses
 
@@ -247,13 +248,15 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         else:
             self._flow.resume_reading()
 
-    def _write_error(self, refused: RefusedRequest) -> None:
-        """Writes the error response to a refused request, and ends the connection."""
+    def _write_error(self, refused: RefusedRequest, *, is_reported: bool = False) -> None:
+        """Writes the error response to a refused request, and ends the connection. `is_reported`: an exchange reports
+        the request to the application."""
         log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
             response = error_response(refused, self._worker.state.default_headers)
             self._transport.write(response)
-            self._worker.reports.report_refused(refused.status, len(response))
+            if not is_reported:
+                self._worker.reports.report_refused(refused.status, len(response.partition(b"\r\n\r\n")[2]))
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
