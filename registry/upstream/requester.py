@@ -316,7 +316,9 @@ class UpstreamRequester:
         )
 
     async def aclose(self) -> None:
-        """Cancels running logins: GET `/v2/`, and requests for tokens."""
+        """Cancels running logins: GET `/v2/`, and requests for tokens. After this call, even if it is cancelled, the
+        metrics do not count the circuit breakers. Idempotent."""
+        self._endpoints.close()
         await self._auth.aclose()
 
 
