@@ -29,6 +29,10 @@ class MirrorObserver(Protocol):
         """Called when the circuit breaker of an endpoint opens, and when it closes again."""
         ...
 
+    def on_refused(self) -> None:
+        """Called when nothing was requested, because the circuit breakers of all endpoints are open."""
+        ...
+
     def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
         """Called when `size` bytes of content have been received."""
         ...
@@ -55,6 +59,9 @@ class _NoObserver:
         return
 
     def on_breaker(self, *, opened: bool) -> None:
+        return
+
+    def on_refused(self) -> None:
         return
 
     def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:

@@ -38,6 +38,9 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
 )
 """Kind of each class of errors: that of the first class that fits. Other errors say that content does not exist."""
 
+BREAKER_OPEN: Final = "breaker_open"
+"""Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
+
 
 class MirrorMetrics:
     """The metrics of all mirrors, in the cells of `plan`."""
@@ -45,7 +48,7 @@ class MirrorMetrics:
     def __init__(self, plan: CellPlan, names: SharedNames, routes: tuple[str, ...]) -> None:
         """`names`: gives upstreams their numbers. `routes`: values of the label `route`."""
         by_upstream: Labels = {"upstream": [str(number) for number in range(UPSTREAM_CAPACITY)]}
-        kinds = list(dict.fromkeys(kind for _, kind in _ERROR_KINDS))
+        kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names = names
         self._labels: dict[str, str] = {}
         self.requests = Counter(
@@ -137,6 +140,9 @@ class UpstreamCounts:
 
     def on_breaker(self, *, opened: bool) -> None:
         self._cells.own[self._metrics.open_breakers.cell(self._label)] += 1 if opened else -1
+
+    def on_refused(self) -> None:
+        self._cells.own[self._metrics.errors.cell(self._label, BREAKER_OPEN)] += 1
 
     def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
         self._cells.own[self._metrics.fetched_bytes.cell(self._label, content)] += size

@@ -144,6 +144,8 @@ class UpstreamRequester:
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(order)
+        if not order:
+            self._observer.on_refused()
         failures: list[RegistryError] = []
         order = await self._without_rate_limited(order, kind, failures)
         loop = asyncio.get_running_loop()

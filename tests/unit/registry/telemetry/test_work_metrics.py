@@ -87,6 +87,7 @@ def test_an_observer_that_counts_nothing_does_nothing() -> None:
     observer.on_response(1.0)
     observer.on_error(BlobUnknown("x"))
     observer.on_breaker(opened=True)
+    observer.on_refused()
     observer.on_fetched("blob", 1)
     observer.on_fill_started()
     observer.on_fill_ended(None)
