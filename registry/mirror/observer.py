@@ -41,8 +41,9 @@ class MirrorObserver(Protocol):
         """Called when this process starts to get a blob, itself or as the follower of another process."""
         ...
 
-    def on_fill_ended(self, error: RegistryError | None) -> None:
-        """Called at the end of each fill. `error`: why it failed; None: the blob is stored."""
+    def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
+        """Called at the end of each fill. `error`: why it failed; None: the blob is stored. `is_abandoned`: whether it
+        was stopped because nobody needs it in this process, or because the process stops."""
         ...
 
 
@@ -70,7 +71,7 @@ class _NoObserver:
     def on_fill_started(self) -> None:
         return
 
-    def on_fill_ended(self, error: RegistryError | None) -> None:
+    def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
         return
 
 

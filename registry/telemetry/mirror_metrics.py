@@ -10,6 +10,7 @@ from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogr
 from registry.telemetry.shared_cells import SharedCells, SharedNames
 from registry.telemetry.tracing import Tracing
 from storage.errors import (
+    BlobUnknown,
     Denied,
     DigestInvalid,
     RegistryError,
@@ -40,6 +41,9 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
 
 BREAKER_OPEN: Final = "breaker_open"
 """Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
+
+FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
+"""`unknown`: the upstream does not have the blob. `abandoned`: nobody needs the fill, or the worker stops."""
 
 
 class MirrorMetrics:
@@ -74,7 +78,7 @@ class MirrorMetrics:
             plan,
             "entrepot_mirror_fills_total",
             "Ended fetches of blobs.",
-            {**by_upstream, "outcome": ("stored", "failed")},
+            {**by_upstream, "outcome": FILL_OUTCOMES},
         )
         self.response_seconds = Histogram(
             plan,
@@ -150,9 +154,15 @@ class UpstreamCounts:
     def on_fill_started(self) -> None:
         self._cells.own[self._metrics.fills_running.cell(self._label)] += 1
 
-    def on_fill_ended(self, error: RegistryError | None) -> None:
+    def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
         cells = self._cells.own
         cells[self._metrics.fills_running.cell(self._label)] -= 1
-        cells[self._metrics.fills.cell(self._label, "stored" if error is None else "failed")] += 1
+        if error is None:
+            outcome = "stored"
+        elif is_abandoned:
+            outcome = "abandoned"
+        else:
+            outcome = "unknown" if isinstance(error, BlobUnknown) else "failed"
+        cells[self._metrics.fills.cell(self._label, outcome)] += 1
         if isinstance(error, DigestInvalid):  # the other errors were counted when an endpoint caused them
             self.on_error(error)
