@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final
 
 from fastapi import APIRouter, HTTPException, Request, Response
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from registry.admin.caller import identify_caller, require_admin, require_login
 from registry.asgi import client_address
-from registry.telemetry.exposition import render_metrics
+from registry.telemetry.exposition import collector_of, render_metrics
 from registry.telemetry.telemetry import Telemetry
 
+log = logging.getLogger("registry")
 METRICS_PATH: Final = "/metrics"
+STORE_WAIT_SECONDS: Final = 4.0
+"""How long a scrape waits for the metrics of the store. Less than Prometheus waits for a scrape, which is 10 s unless
+configured."""
 
 
-def metrics_router(telemetry: Telemetry, allow: Iterable[str], store: Collector | None = None) -> APIRouter:
+class StoreReader:
+    """Reads the metrics of the store for scrapes. Reads them once at a time, so that scrapes do not use up the threads
+    of the process while the disk hangs."""
+
+    def __init__(self, store: Collector, wait_seconds: float) -> None:
+        self._store = store
+        self._wait_seconds = wait_seconds
+        self._running: asyncio.Future[list[Metric]] | None = None
+        """The latest read, which may have ended."""
+
+    async def read(self) -> Sequence[Metric]:
+        """Returns the metrics of the running read, or of a new one if none is running. Returns none if the read takes
+        longer than `wait_seconds`. The read continues after that, and after a cancellation. Raises what the collector
+        raises."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.get_running_loop().run_in_executor(None, lambda: list(self._store.collect()))
+        reading = self._running
+        ended, _ = await asyncio.wait([reading], timeout=self._wait_seconds)
+        if not ended:
+            log.warning("metrics of the store are missing, because the disk has not answered yet")
+            return []
+        return reading.result()
+
+
+def metrics_router(
+    telemetry: Telemetry,
+    allow: Iterable[str],
+    store: Collector | None = None,
+    store_wait_seconds: float = STORE_WAIT_SECONDS,
+) -> APIRouter:
     """Returns the router of `/metrics`. `allow`: the networks whose clients need no login. `store`: collects metrics of
-    the store; None: there are none."""
+    the store; None: there are none. `store_wait_seconds`: a scrape leaves them out if reading them takes longer."""
     router = APIRouter(tags=["health"])
     networks = [ip_network(network) for network in allow]
+    store_reader = None if store is None else StoreReader(store, store_wait_seconds)
 
     @router.get(METRICS_PATH, response_class=Response)
     async def metrics(request: Request) -> Response:
@@ -30,7 +66,10 @@ def metrics_router(telemetry: Telemetry, allow: Iterable[str], store: Collector 
         asks for it."""
         if not _is_on_metrics_port(request, telemetry) and not _is_allowed(request):
             await _check_admin(request)
-        collectors = [*telemetry.collectors(), *([] if store is None else [store])]
+        collectors = telemetry.collectors()
+        if store_reader is not None:
+            of_store = await store_reader.read()
+            collectors.append(collector_of(lambda: of_store))
         body, media_type = await asyncio.to_thread(render_metrics, collectors, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type})
 

@@ -29,6 +29,10 @@ class MirrorObserver(Protocol):
         """Called when the circuit breaker of an endpoint opens, and when it closes again."""
         ...
 
+    def on_refused(self) -> None:
+        """Called when nothing was requested, because the circuit breakers of all endpoints are open."""
+        ...
+
     def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
         """Called when `size` bytes of content have been received."""
         ...
@@ -37,8 +41,9 @@ class MirrorObserver(Protocol):
         """Called when this process starts to get a blob, itself or as the follower of another process."""
         ...
 
-    def on_fill_ended(self, error: RegistryError | None) -> None:
-        """Called at the end of each fill. `error`: why it failed; None: the blob is stored."""
+    def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
+        """Called at the end of each fill. `error`: why it failed; None: the blob is stored. `is_abandoned`: whether it
+        was stopped because nobody needs it in this process, or because the process stops."""
         ...
 
 
@@ -57,13 +62,16 @@ class _NoObserver:
     def on_breaker(self, *, opened: bool) -> None:
         return
 
+    def on_refused(self) -> None:
+        return
+
     def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
         return
 
     def on_fill_started(self) -> None:
         return
 
-    def on_fill_ended(self, error: RegistryError | None) -> None:
+    def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
         return
 
 

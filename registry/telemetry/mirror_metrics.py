@@ -10,6 +10,7 @@ from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogr
 from registry.telemetry.shared_cells import SharedCells, SharedNames
 from registry.telemetry.tracing import Tracing
 from storage.errors import (
+    BlobUnknown,
     Denied,
     DigestInvalid,
     RegistryError,
@@ -38,6 +39,12 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
 )
 """Kind of each class of errors: that of the first class that fits. Other errors say that content does not exist."""
 
+BREAKER_OPEN: Final = "breaker_open"
+"""Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
+
+FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
+"""`unknown`: the upstream does not have the blob. `abandoned`: nobody needs the fill, or the worker stops."""
+
 
 class MirrorMetrics:
     """The metrics of all mirrors, in the cells of `plan`."""
@@ -45,7 +52,7 @@ class MirrorMetrics:
     def __init__(self, plan: CellPlan, names: SharedNames, routes: tuple[str, ...]) -> None:
         """`names`: gives upstreams their numbers. `routes`: values of the label `route`."""
         by_upstream: Labels = {"upstream": [str(number) for number in range(UPSTREAM_CAPACITY)]}
-        kinds = list(dict.fromkeys(kind for _, kind in _ERROR_KINDS))
+        kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names = names
         self._labels: dict[str, str] = {}
         self.requests = Counter(
@@ -71,7 +78,7 @@ class MirrorMetrics:
             plan,
             "entrepot_mirror_fills_total",
             "Ended fetches of blobs.",
-            {**by_upstream, "outcome": ("stored", "failed")},
+            {**by_upstream, "outcome": FILL_OUTCOMES},
         )
         self.response_seconds = Histogram(
             plan,
@@ -138,15 +145,24 @@ class UpstreamCounts:
     def on_breaker(self, *, opened: bool) -> None:
         self._cells.own[self._metrics.open_breakers.cell(self._label)] += 1 if opened else -1
 
+    def on_refused(self) -> None:
+        self._cells.own[self._metrics.errors.cell(self._label, BREAKER_OPEN)] += 1
+
     def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
         self._cells.own[self._metrics.fetched_bytes.cell(self._label, content)] += size
 
     def on_fill_started(self) -> None:
         self._cells.own[self._metrics.fills_running.cell(self._label)] += 1
 
-    def on_fill_ended(self, error: RegistryError | None) -> None:
+    def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
         cells = self._cells.own
         cells[self._metrics.fills_running.cell(self._label)] -= 1
-        cells[self._metrics.fills.cell(self._label, "stored" if error is None else "failed")] += 1
+        if error is None:
+            outcome = "stored"
+        elif is_abandoned:
+            outcome = "abandoned"
+        else:
+            outcome = "unknown" if isinstance(error, BlobUnknown) else "failed"
+        cells[self._metrics.fills.cell(self._label, outcome)] += 1
         if isinstance(error, DigestInvalid):  # the other errors were counted when an endpoint caused them
             self.on_error(error)

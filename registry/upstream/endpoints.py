@@ -176,6 +176,13 @@ class UpstreamEndpoint:
             last_error_at=error_at,
         )
 
+    def close(self) -> None:
+        """Tells the observer that the breaker is not open, if it is, and nothing after that. Call it when the endpoint
+        is used no more. Idempotent."""
+        if self.failures >= FAILURES_TO_OPEN:
+            self._observer.on_breaker(opened=False)
+        self._observer = UNOBSERVED  # a request that still runs may open or close the breaker
+
     def _is_affected(self, repo: str) -> bool:
         """Returns whether the breaker applies to requests for the repository."""
         return self._is_failing_for_all or repo in self._failing_repos
@@ -227,6 +234,11 @@ class UpstreamEndpoints:
     def urls(self) -> list[str]:
         """The URLs in the order of the settings."""
         return [endpoint.url for endpoint in self.all]
+
+    def close(self) -> None:
+        """See `UpstreamEndpoint.close`."""
+        for endpoint in self.all:
+            endpoint.close()
 
     def in_order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.

@@ -144,6 +144,8 @@ class UpstreamRequester:
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(order)
+        if not order:
+            self._observer.on_refused()
         failures: list[RegistryError] = []
         order = await self._without_rate_limited(order, kind, failures)
         loop = asyncio.get_running_loop()
@@ -316,7 +318,9 @@ class UpstreamRequester:
         )
 
     async def aclose(self) -> None:
-        """Cancels running logins: GET `/v2/`, and requests for tokens."""
+        """Cancels running logins: GET `/v2/`, and requests for tokens. After this call, even if it is cancelled, the
+        metrics do not count the circuit breakers. Idempotent."""
+        self._endpoints.close()
         await self._auth.aclose()
 
 

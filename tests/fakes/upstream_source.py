@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.config import Upstream
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import UpstreamClient
 from registry.upstream.client import make_upstream_client
 from registry.upstream.destinations import NetworkClassifier, classify_address
@@ -79,11 +80,12 @@ async def upstream_source(
     name: str = "far.test",
     clock: Callable[[], float] = time.time,
     classify: NetworkClassifier = classify_address,
+    observer: MirrorObserver = UNOBSERVED,
     **more: Any,
 ) -> AsyncIterator[UpstreamClient]:
     """A source at these endpoints, closed at the end."""
     settings = Upstream.model_validate({"name": name, "endpoints": list(endpoints), **more})
-    source = make_upstream_client(settings, registry.records, registry.leases, clock, classify)
+    source = make_upstream_client(settings, registry.records, registry.leases, clock, classify, observer)
     try:
         yield source
     finally:

@@ -152,12 +152,13 @@ class Fill:
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
         stored bytes are kept for the next fill of the blob."""
-        error: RegistryError | None = server_stopping_error()  # the error if this call is cancelled
+        abandoned: RegistryError = server_stopping_error()  # the error if this call is cancelled
+        error: RegistryError | None = abandoned
         try:
             await self._run()
             error = None
         except NoReaders:
-            error = PartialLost("the download was stopped because no client waited for the blob; try again")
+            error = abandoned = PartialLost("the download was stopped because no client waited for the blob; try again")
         except BlobUnknown as unknown:
             error = unknown
             if not isinstance(unknown, UnconfirmedBlobUnknown):
@@ -170,7 +171,7 @@ class Fill:
             log.exception("the download of %s of %s failed", self.digest, self.repo)
             error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
         finally:
-            self._end(error)
+            self._end(error, is_abandoned=error is abandoned)
 
     async def _tell_followers(self, failure: RegistryError) -> None:
         """Stores the failure for the followers in other processes. Otherwise they would become the owner one after
@@ -191,12 +192,12 @@ class Fill:
     def abandon(self) -> None:
         """Ends the fill with an error if `run` has not ended it, because its task was cancelled before it started."""
         if not self.ended:
-            self._end(server_stopping_error())
+            self._end(server_stopping_error(), is_abandoned=True)
 
-    def _end(self, error: RegistryError | None) -> None:
+    def _end(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
         """Sets the result of the fill, wakes everything that waits for the fill, and closes the partial blob."""
         self.error = error
-        self._context.observer.on_fill_ended(error)
+        self._context.observer.on_fill_ended(error, is_abandoned=is_abandoned)
         self._ended.set()
         self._started.set()
         self._owner_change_event.set()

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from registry.telemetry.metrics import Metrics
+from registry.telemetry.mirror_metrics import UpstreamCounts
 from registry.upstream.endpoints import FAILURES_TO_OPEN
 from storage.content import Span
 from storage.errors import ManifestUnknown, UpstreamTimeout, UpstreamUnavailable
@@ -128,6 +130,50 @@ async def test_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
         upstream.release()
         await probe
         await source.get_manifest(REPO, TAG)
+
+
+async def test_a_closed_client_has_no_open_breakers(registry: StoredRegistry, upstream: Hub) -> None:
+    """Otherwise the metric would count the endpoints of a client that a reload has replaced."""
+    clock, metrics = UpstreamClock(), Metrics(["far.test"], workers=1)
+    metrics.start_worker()
+    counts = UpstreamCounts(metrics.mirror, metrics.cells, "far.test")
+    open_breakers = metrics.mirror.open_breakers.cell("0")
+    upstream.fault(on="any", status=503, times=None)
+    async with upstream_source(registry, upstream.url, clock=clock, observer=counts) as source:
+        for _ in range(FAILURES_TO_OPEN):
+            clock.now += 0.1
+            with pytest.raises(UpstreamUnavailable, match="answers 503"):
+                await source.get_manifest(REPO, TAG)
+        assert metrics.cells.totals()[open_breakers] == 1
+        await source.aclose()
+        assert metrics.cells.totals()[open_breakers] == 0
+    assert metrics.cells.totals()[open_breakers] == 0  # after the second `aclose`
+
+
+async def test_what_an_open_breaker_refuses_is_counted(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
+    """Otherwise the rate of errors would fall to almost nothing during an outage. A request that another endpoint
+    serves is no error."""
+    clock, metrics = UpstreamClock(), Metrics(["far.test"], workers=1)
+    metrics.start_worker()
+    counts = UpstreamCounts(metrics.mirror, metrics.cells, "far.test")
+    refused = metrics.mirror.errors.cell("0", "breaker_open")
+    with hub(tmp_path, UpstreamContent()) as first:
+        first.fault(on="any", status=503, times=None)
+        async with upstream_source(registry, first.url, upstream.url, clock=clock, observer=counts) as source:
+            for _ in range(FAILURES_TO_OPEN + 1):
+                clock.now += 0.1
+                await source.get_manifest(REPO, TAG)
+            assert metrics.cells.totals()[refused] == 0
+            upstream.fault(on="any", status=503, times=None)
+            for _ in range(FAILURES_TO_OPEN):
+                clock.now += 0.1
+                with pytest.raises(UpstreamUnavailable, match="answers 503"):
+                    await source.get_manifest(REPO, TAG)
+            assert metrics.cells.totals()[refused] == 0
+            for _ in range(2):
+                with pytest.raises(UpstreamUnavailable, match="did not answer lately"):
+                    await source.get_manifest(REPO, TAG)
+            assert metrics.cells.totals()[refused] == 2
 
 
 async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub) -> None:

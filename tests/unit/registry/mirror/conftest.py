@@ -15,6 +15,7 @@ import pytest
 
 from registry.config import Upstream
 from registry.mirror.mirror import Mirror
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
 from storage.data_dir.system import System
@@ -75,6 +76,7 @@ class MirrorStore:
         self.start_timeout = 60.0
         self.stall_timeout = 60.0
         self.settings = Upstream(name="docker.io", prefetch="off")
+        self.observer: MirrorObserver = UNOBSERVED
         prepare_data_dir(data)
 
     def configure(self, **changes: object) -> None:
@@ -97,6 +99,7 @@ class MirrorStore:
                 self.start_timeout,
                 self.stall_timeout,
                 tags=store.upstream_tags,
+                observer=self.observer,
             )
             try:
                 yield MirrorWorker(mirror, store)

@@ -87,9 +87,10 @@ def test_an_observer_that_counts_nothing_does_nothing() -> None:
     observer.on_response(1.0)
     observer.on_error(BlobUnknown("x"))
     observer.on_breaker(opened=True)
+    observer.on_refused()
     observer.on_fetched("blob", 1)
     observer.on_fill_started()
-    observer.on_fill_ended(None)
+    observer.on_fill_ended(None, is_abandoned=False)
 
 
 def test_fills_come_and_go(metrics: Metrics) -> None:
@@ -99,8 +100,8 @@ def test_fills_come_and_go(metrics: Metrics) -> None:
     counts.on_fill_started()
     running = mirror.fills_running.cell("0")
     assert metrics.cells.live_totals([running]) == {running: 2}
-    counts.on_fill_ended(None)
-    counts.on_fill_ended(DigestInvalid("x"))
+    counts.on_fill_ended(None, is_abandoned=False)
+    counts.on_fill_ended(DigestInvalid("x"), is_abandoned=False)
     totals = metrics.cells.totals()
     assert totals[mirror.fills_running.cell("0")] == 0
     assert (totals[mirror.fills.cell("0", "stored")], totals[mirror.fills.cell("0", "failed")]) == (1, 1)

@@ -1,0 +1,59 @@
+"""`/metrics` while the disk hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+from fastapi import FastAPI
+
+from registry.admin.metrics_route import METRICS_PATH, metrics_router
+from registry.admin.store_metrics import StoreMetrics
+from registry.config import Settings
+from registry.telemetry.telemetry import Telemetry
+from storage.composition import prepare_data_dir
+from tests.fakes.metrics_reader import Scrape, parse
+
+
+class HangingClock:
+    """A clock that takes as long as a read from a hanging disk."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.continues = threading.Event()
+
+    def __call__(self) -> float:
+        self.reads += 1
+        assert self.continues.wait(60)
+        return time.time()
+
+
+async def test_scrapes_do_not_pile_up(tmp_path: Path) -> None:
+    """One read of the store runs. The scrapes leave its metrics out until it ends, and have the others."""
+    prepare_data_dir(tmp_path)
+    settings, clock, app = Settings(data=tmp_path), HangingClock(), FastAPI()
+    telemetry = Telemetry(settings)
+    telemetry.start_worker()
+    store = StoreMetrics(settings, clock)
+    app.include_router(metrics_router(telemetry, ["0.0.0.0/0"], store, store_wait_seconds=0.05))
+    client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test")
+
+    async def scraped() -> Scrape:
+        answer = await client.get(METRICS_PATH)
+        assert answer.status_code == 200
+        return parse(answer.text)
+
+    try:
+        for found in await asyncio.gather(*(scraped() for _ in range(20))):
+            assert not list(found.values("entrepot_store_readable"))
+            assert found.total("entrepot_build_info") == 1
+        assert clock.reads <= 1
+    finally:
+        clock.continues.set()
+    async with asyncio.timeout(60):
+        while not (await scraped()).total("entrepot_store_readable"):
+            pass
+    assert clock.reads == 1
