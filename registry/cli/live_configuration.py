@@ -62,6 +62,7 @@ class LiveConfiguration:
         from registry.auth.external.openid_provider import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError
         from registry.cli.server_preparation import InsecureOpenError, check_insecure_open, is_closed
+        from storage.errors import RegistryError
 
         try:
             check_auth_files(settings)
@@ -72,3 +73,5 @@ class LiveConfiguration:
             )
         except (HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
             raise ChangeRefused(str(error)) from None
+        except RegistryError as error:  # the store cannot say whether it has accounts
+            raise ChangeRefused(error.message) from None

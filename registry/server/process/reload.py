@@ -45,6 +45,7 @@ class Reload:
             if not pool.command(worker, self._number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
                 return
+        self._switch_when_prepared()  # at once if no worker runs
 
     @property
     def deadline(self) -> float:

@@ -1,0 +1,103 @@
+"""The changes of a running server, as its supervisor sees them."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from registry.server.gate.listener import ListenerOptions
+from registry.server.process.live_change import ChangeRefused, Outcome, Proposal
+from registry.server.process.live_changes import ChangingSupervisor, LiveChanges
+from registry.server.process.successor import SuccessorCheck
+from registry.server.process.systemd import Notifier
+from registry.server.process.worker_options import WorkerOptions
+from registry.server.process.worker_pool import WorkerPool
+from registry.server.server_limits import ServerLimits
+
+
+class Source:
+    """A configuration. With `error`, nobody can read it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.accepted = 0
+
+    def propose(self) -> Proposal:
+        if self.error is not None:
+            raise self.error
+        return Proposal(b"", "")
+
+    def accept(self, proposal: Proposal) -> None:
+        self.accepted += 1
+
+
+class BrokenSupervisor:
+    """Every step of a restart fails in a way that nobody expects."""
+
+    def begin_renewal(self) -> Any:
+        raise ValueError("a bug")
+
+    def execute_successor(self) -> None:
+        raise ValueError("a bug")
+
+    def watch_check(self, check: SuccessorCheck) -> None:
+        raise ValueError("a bug")
+
+    def end_check(self, check: SuccessorCheck) -> None:
+        check.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    """A pool in which no worker runs."""
+    ends = os.pipe()
+    with selectors.PollSelector() as selector:
+        options = WorkerOptions(lambda: cast(Any, None), [], 1.0, 1.0, ServerLimits(), ListenerOptions())
+        yield WorkerPool(options, selector, ends, lambda *_: None, lambda *_: None)
+    for end in ends:
+        os.close(end)
+
+
+def changes(pool: WorkerPool, source: Source) -> LiveChanges:
+    return LiveChanges(cast(ChangingSupervisor, BrokenSupervisor()), pool, source, None, Notifier(None))
+
+
+@pytest.mark.parametrize("error", [ChangeRefused("it is wrong"), OSError(5, "it is wrong"), ValueError("it is wrong")])
+def test_errors_refuse_the_reload(pool: WorkerPool, error: Exception) -> None:
+    """Whatever fails in a reload, the server goes on, and the next reload works."""
+    source, outcomes = Source(error), list[Outcome]()
+    live = changes(pool, source)
+    live.request_reload(outcomes.append)
+    live.step(time.monotonic())
+    assert [outcome.ok for outcome in outcomes] == [False]
+    assert "it is wrong" in outcomes[0].message
+    source.error = None
+    live.request_reload(outcomes.append)
+    live.step(time.monotonic())
+    assert [outcome.ok for outcome in outcomes] == [False, True]
+
+
+def test_errors_refuse_the_restart(pool: WorkerPool) -> None:
+    """The same of a restart."""
+    outcomes = list[Outcome]()
+    live = changes(pool, Source())
+    live.request_restart(outcomes.append)
+    live.step(time.monotonic())
+    assert outcomes == [Outcome(False, "a bug")]
+    assert live.running == ""
+
+
+def test_reload_without_workers(pool: WorkerPool) -> None:
+    """While no worker runs, a reload takes effect at once: the next workers have the new configuration."""
+    source, outcomes = Source(), list[Outcome]()
+    live = changes(pool, source)
+    live.request_reload(outcomes.append)
+    live.step(time.monotonic())
+    assert [outcome.ok for outcome in outcomes] == [True]
+    assert source.accepted == 1
+    assert not live.holds_forks
