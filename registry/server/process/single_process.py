@@ -84,8 +84,12 @@ class SingleProcessChanges:
             await self._is_wanted.wait()
             self._is_wanted.clear()
             replies, self._wanted = self._wanted, []
-            self._live.notifier.reloading()
-            outcome = await self._reload()
+            try:
+                self._live.notifier.reloading()
+                outcome = await self._reload()
+            except Exception as error:
+                log.error("a reload failed", exc_info=error)
+                outcome = Outcome(False, str(error) or type(error).__name__)
             if outcome.ok:
                 log.info("%s", outcome.message)
             else:
@@ -107,6 +111,6 @@ class SingleProcessChanges:
             if not isinstance(message, str):
                 log.error("the new configuration cannot be opened", exc_info=error)
             return Outcome(False, str(message or error))
-        await self._run_command("switch", b"")
         source.accept(proposal)
+        await self._run_command("switch", b"")
         return reloaded(proposal)
