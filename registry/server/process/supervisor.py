@@ -143,7 +143,12 @@ class Supervisor:
             del self._starts_due[index]
             if index in self._exit_messages:
                 log.warning(self._exit_messages.pop(index))
-            self._pool.fork(index)
+            try:
+                self._pool.fork(index)
+            except OSError as error:
+                self._on_failed_fork(index, now, error)
+                if self._stopping:
+                    return
 
     # Signals
 
@@ -205,6 +210,18 @@ class Supervisor:
         self._exit_messages[worker.index] = (
             f"the worker {worker.pid} {worker.describe_exit(code)}; starting it again after {pause:g} s"
         )
+
+    def _on_failed_fork(self, index: int, now: float, error: OSError) -> None:
+        """Plans the next attempt to start a worker, or fails the start of the server."""
+        reason = f"no process can be started: {error.strerror or error}"
+        if not self._start_succeeded:
+            self._exit_code, self._failure = 1, reason
+            self._stop()
+            return
+        pause = max(self._next_backoffs.get(index, 0.0), _FIRST_BACKOFF_SECONDS)
+        self._next_backoffs[index] = min(pause * 2, _MAX_BACKOFF_SECONDS)
+        self._starts_due[index] = now + pause
+        log.error("%s; the next attempt is after %g s", reason, pause)
 
     def _report_start(self) -> None:
         """Calls `on_ready` when all workers are ready for the first time."""

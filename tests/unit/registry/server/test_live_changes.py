@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from registry.server.gate.listener import ListenerOptions
+from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.process.live_change import ChangeRefused, Outcome, Proposal
 from registry.server.process.live_changes import ChangingSupervisor, LiveChanges
 from registry.server.process.successor import SuccessorCheck
@@ -57,7 +59,8 @@ def pool() -> Iterator[WorkerPool]:
     """A pool in which no worker runs."""
     ends = os.pipe()
     with selectors.PollSelector() as selector:
-        options = WorkerOptions(lambda: cast(Any, None), [], 1.0, 1.0, ServerLimits(), ListenerOptions())
+        listener = ListenerOptions(per_address_limit=PerAddressLimit(1, 1))
+        options = WorkerOptions(lambda: cast(Any, None), [], 1.0, 1.0, ServerLimits(), listener)
         yield WorkerPool(options, selector, ends, lambda *_: None, lambda *_: None)
     for end in ends:
         os.close(end)
@@ -101,3 +104,24 @@ def test_reload_without_workers(pool: WorkerPool) -> None:
     assert [outcome.ok for outcome in outcomes] == [True]
     assert source.accepted == 1
     assert not live.holds_forks
+
+
+@pytest.mark.parametrize("free", range(4))
+def test_no_process_can_be_started(pool: WorkerPool, free: int) -> None:
+    """A worker that cannot be started leaves nothing behind. `free`: how many more files the process may open; a worker
+    needs four."""
+    limit = pool._options.listener_options.per_address_limit
+    assert limit is not None
+    columns = len(limit._free_columns)
+    before = sorted(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            pool.fork(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert len(limit._free_columns) == columns
