@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import FrameType
 
 from registry.server.process.commands import Answer
-from registry.server.process.control_socket import Action, ControlSocket, listen_for_control, remove_control
+from registry.server.process.control_socket import Action, ControlSocket, listen_for_control
 from registry.server.process.live_change import Outcome, Reply
 from registry.server.process.live_changes import LiveChanges, no_reply
 from registry.server.process.live_options import LiveOptions
@@ -98,9 +98,7 @@ class Supervisor:
         finally:
             self._stopping = True  # so that no worker is restarted
             self._pool.kill_all()
-            if self._control is not None and self._live.control is not None:
-                self._control.close()
-                remove_control(self._live.control)
+            self._close_control()
             signal.set_wakeup_fd(wakeup_before)
             for number, handler in handlers_before.items():
                 signal.signal(number, handler)
@@ -241,6 +239,7 @@ class Supervisor:
             self._live.notifier.stopping()
             self._starts_due.clear()
             self._changes.cancel()
+            self._close_control()  # the next server may use the data directory before this one has ended
             for sock in self._options.sockets:
                 sock.close()  # once the workers have closed their copies as well, the system refuses new connections
             for worker in self._pool.workers.values():
@@ -262,6 +261,7 @@ class Supervisor:
             return
         self._control = ControlSocket(
             listener,
+            path,
             {
                 "reload": self._asked(self._changes.request_reload),
                 "restart": self._asked(self._changes.request_restart),
@@ -269,6 +269,11 @@ class Supervisor:
             self._watch,
             self._unwatch,
         )
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
 
     def _watch(self, sock: socket.socket, callback: Callable[[], None]) -> None:
         self._selector.register(sock, selectors.EVENT_READ, callback)
