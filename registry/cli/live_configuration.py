@@ -51,10 +51,11 @@ class LiveConfiguration:
 
         if self._proposed is None or self._proposed[0] is not proposal:
             raise ValueError("only the last proposal can be accepted")
-        self.settings = self._proposed[1]
+        settings = self._proposed[1]
         self._proposed = None
-        set_log_level(self.settings.log_level)
-        preload_mirrors(self.settings)
+        preload_mirrors(settings)
+        set_log_level(settings.log_level)
+        self.settings = settings
 
     def _check_files(self, settings: Settings) -> None:
         """Checks what the start of the server checks. Raises ChangeRefused."""

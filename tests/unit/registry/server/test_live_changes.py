@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import selectors
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -15,18 +16,20 @@ from registry.server.gate.listener import ListenerOptions
 from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.process.live_change import ChangeRefused, Outcome, Proposal
 from registry.server.process.live_changes import ChangingSupervisor, LiveChanges
-from registry.server.process.successor import SuccessorCheck
+from registry.server.process.successor import Handover, SuccessorCheck, describe_worker
 from registry.server.process.systemd import Notifier
 from registry.server.process.worker_options import WorkerOptions
 from registry.server.process.worker_pool import WorkerPool
+from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_limits import ServerLimits
 
 
 class Source:
-    """A configuration. With `error`, nobody can read it."""
+    """A configuration. With `error`, nobody can read it; with `accept_error`, nobody can put it in force."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, accept_error: Exception | None = None) -> None:
         self.error = error
+        self.accept_error = accept_error
         self.accepted = 0
 
     def propose(self) -> Proposal:
@@ -35,6 +38,8 @@ class Source:
         return Proposal(b"", "")
 
     def accept(self, proposal: Proposal) -> None:
+        if self.accept_error is not None:
+            raise self.accept_error
         self.accepted += 1
 
 
@@ -85,6 +90,15 @@ def test_errors_refuse_the_reload(pool: WorkerPool, error: Exception) -> None:
     assert [outcome.ok for outcome in outcomes] == [False, True]
 
 
+def test_a_configuration_that_cannot_be_put_in_force(pool: WorkerPool) -> None:
+    """The reload is refused."""
+    outcomes = list[Outcome]()
+    live = changes(pool, Source(accept_error=ValueError("it is wrong")))
+    live.request_reload(outcomes.append)
+    live.step(time.monotonic())
+    assert outcomes == [Outcome(False, "it is wrong")]
+
+
 def test_errors_refuse_the_restart(pool: WorkerPool) -> None:
     """The same of a restart."""
     outcomes = list[Outcome]()
@@ -125,3 +139,16 @@ def test_no_process_can_be_started(pool: WorkerPool, free: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert len(limit._free_columns) == columns
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_handed_over_worker(ready: bool) -> None:
+    """The new version knows of a worker that it takes over whether it is ready."""
+    ends = socket.socketpair()
+    worker = WorkerProcess(7, 1, 99, 5.0, None, ends[0], ready=ready)
+    handover = Handover([], (0, 1), None, [], [describe_worker(worker)], {})
+    (adopted,) = handover.adopted_workers()
+    assert (adopted.pid, adopted.index, adopted.ready) == (7, 1, ready)
+    adopted.commands.detach()  # the same descriptor as that of `worker`
+    for end in ends:
+        end.close()
