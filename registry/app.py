@@ -17,7 +17,8 @@ from registry import __version__
 from registry.admin import documentation, health, login_routes, management_api, metrics_route, token_endpoint
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
 from registry.admin.store_metrics import StoreMetrics
-from registry.asgi import COUNTS_STATE, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
+from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
+from registry.background_work import BackgroundWork
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp
@@ -78,13 +79,14 @@ class Entrepot(FastAPI):
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
         self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
-        self._starts_work = starts_work
+        self.starts_work = starts_work
+        """Whether the work beside requests starts with a service that is opened from now on."""
         self.is_retiring = False
         """Responses without an end, such as streams of events, should end: another application has taken over."""
         self.event_streams: set[object] = set()
         """The streams of events that are open (`registry.admin.event_stream`)."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
-        self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
+        self._app_outside_v2: AsgiApp = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),
             https=tls.certificate is not None or public_url.startswith("https:"),
         )
@@ -96,6 +98,17 @@ class Entrepot(FastAPI):
         if self._service is None:
             raise RuntimeError("the application has not been started")
         return self._service
+
+    @property
+    def work(self) -> BackgroundWork | None:
+        """The work beside requests; None: there is none, or the application has not been started."""
+        return None if self._service is None else self._service.work
+
+    def release(self) -> None:
+        """Drops the service of an application that has ended, so that its caches are freed. The application itself may
+        stay in memory for ever, because the worker excludes what it had at its start from garbage collection."""
+        self._service = None
+        self._app_outside_v2 = _closed
 
     def serve(self, service: Service) -> None:
         """Makes the application answer new requests with `service`. Does not close the earlier service."""
@@ -179,7 +192,7 @@ class Entrepot(FastAPI):
         async with AsyncExitStack() as stack:
             if self.closes_telemetry:
                 stack.push_async_callback(self.telemetry.aclose)
-            opening = self.factory.open(may_open_read_only=True, starts_work=self._starts_work)
+            opening = self.factory.open(may_open_read_only=True, starts_work=self.starts_work)
             service = await stack.enter_async_context(opening)
             self.serve(service)
             reopening = None
@@ -213,12 +226,15 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
     Tries every `REOPEN_SECONDS` to open the store for writing, until that succeeds. Then makes `app` serve the service
     with this store, and calls `retire_read_only_store`, which closes the read-only one. The new service is added to
-    `stack`, which closes it at the end of the application."""
+    `stack`, which closes it at the end of the application. Its work beside requests starts only if the application is
+    in force."""
     logged_error = ""
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
         try:
-            service = await stack.enter_async_context(app.factory.open(may_open_read_only=False))
+            starts_work = app.starts_work and not app.is_retiring
+            opening = app.factory.open(may_open_read_only=False, starts_work=starts_work)
+            service = await stack.enter_async_context(opening)
         except StorageFull:
             continue
         except Exception as error:
@@ -231,8 +247,25 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
             continue
         app.serve(service)
         retire_read_only_store()
+        await _adapt_work(app)
         log.warning("the disk has room again: the store is open for writing, so pushes and deletes work again")
         return
+
+
+async def _adapt_work(app: Entrepot) -> None:
+    """Starts or ends the work beside requests, because the application may have been replaced, or may have replaced
+    another one, while its store was opened."""
+    try:
+        if app.work is not None and app.starts_work and not app.is_retiring:
+            await app.work.start()
+        if app.work is not None and app.is_retiring:
+            await app.work.hand_over()
+    except Exception:
+        log.exception("the work beside requests failed when the store was opened for writing")
+
+
+async def _closed(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("the application has ended")
 
 
 def create_app(

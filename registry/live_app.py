@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from registry.app import Entrepot
@@ -63,7 +63,8 @@ class LiveApp:
         self._server_state: dict[str, Any] = {}
         """What the server gives the application in the lifespan state; each of the applications gets it."""
         self._old: dict[_Running, asyncio.Task[None]] = {}
-        """Replaced applications, and the tasks that close them."""
+        """Applications that are out of use, and the tasks that close them."""
+        self._passing_work = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -97,31 +98,31 @@ class LiveApp:
     async def prepare(self, configuration: bytes) -> None:
         """Starts an application with the pickled `Settings`, beside the current one. Its work beside requests does not
         start yet. Raises what the start raises; the current application goes on. Replaces an application that was
-        prepared before. After a cancellation, the started application ends with the event loop."""
+        prepared before. After a cancellation, the application is closed as soon as it has started."""
         await self.discard()
         settings: Settings = pickle.loads(configuration)  # from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
         prepared = _Running(self._make_app(settings, False))
         prepared.lifespan.state.update(self._server_state)
-        await prepared.lifespan.start()
+        starting = asyncio.create_task(prepared.lifespan.start(), name="start the application with the new settings")
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._close_in_background(prepared, self._close_unused(prepared, starting))
+            raise
         self._prepared = prepared
 
     async def switch(self) -> None:
-        """Passes all new requests to the prepared application, and leaves the work beside requests to it. Does nothing
-        if no application is prepared."""
+        """Passes all new requests to the prepared application. The work beside requests follows in a task, because it
+        may take long on a slow disk. Does nothing if no application is prepared."""
         if self._prepared is None:
             return
         old, self._current, self._prepared = self._current, self._prepared, None
         old.replace()
         old.app.is_retiring = True
+        self._current.app.starts_work = True
+        self._close_in_background(old, self._close_when_done(old, self._current))
         set_log_level(self._current.app.factory.settings.log_level)
-        if (work := old.app.service.work) is not None:
-            await work.hand_over()
-        if (work := self._current.app.service.work) is not None:
-            await work.start()
-        task = asyncio.create_task(self._close_when_done(old), name="close the application with the old settings")
-        self._old[old] = task
-        task.add_done_callback(lambda _: self._old.pop(old, None))
 
     async def discard(self) -> None:
         """Closes the prepared application. Does nothing if there is none."""
@@ -133,24 +134,59 @@ class LiveApp:
         """Leaves the work beside requests to other processes, because this one is about to end. Running jobs and
         downloads go on until the shutdown."""
         self._current.app.is_retiring = True
-        if (work := self._current.app.service.work) is not None:
-            await work.hand_over()
+        async with self._passing_work:
+            if (work := self._current.app.work) is not None:
+                await work.hand_over()
 
     async def finish(self) -> None:
         """Waits until the running jobs and downloads of all applications have ended. Call `retire` first."""
         for running in [*self._old, self._current]:
-            if (work := running.app.service.work) is not None:
+            if (work := running.app.work) is not None:
                 await work.finish()
 
-    async def _close_when_done(self, old: _Running) -> None:
-        """Closes a replaced application, once its requests, jobs and downloads have ended."""
+    def _close_in_background(self, running: _Running, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(closing, name="close an application")
+        self._old[running] = task
+        task.add_done_callback(lambda _: self._old.pop(running, None))
+
+    async def _close_when_done(self, old: _Running, new: _Running) -> None:
+        """Leaves the work beside requests to the application `new`, and closes `old`, once its requests, jobs and
+        downloads have ended."""
+        await self._pass_work(old, new)
         await old.has_no_requests.wait()
-        if (work := old.app.service.work) is not None:
-            await work.finish()
+        try:
+            if (work := old.app.work) is not None:
+                await work.finish()
+        except Exception:
+            log.exception("the jobs of the application with the old settings failed")
+        await self._close(old)
+
+    async def _pass_work(self, old: _Running, new: _Running) -> None:
+        """Leaves the work beside requests to another application. Two changes do this one after the other."""
+        async with self._passing_work:
+            try:
+                if (work := old.app.work) is not None:
+                    await work.hand_over()
+            except Exception:
+                log.exception("the application with the old settings failed while it handed its work over")
+            try:
+                if (work := new.app.work) is not None and not new.app.is_retiring:
+                    await work.start()
+            except Exception:
+                log.exception("the application with the new settings failed while it started its work")
+
+    async def _close_unused(self, unused: _Running, starting: asyncio.Task[None]) -> None:
+        """Closes an application that nobody waits for, once it has started."""
+        await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            await self._close(unused)
+
+    async def _close(self, old: _Running) -> None:
         try:
             await old.lifespan.stop()
         except Exception:
             log.exception("the application with the old settings failed while it was closed")
+        old.app.release()
 
     async def _run(self, receive: Receive, send: Send) -> None:
         """The ASGI lifespan: starts the first application, and closes all applications at the end."""
@@ -162,10 +198,8 @@ class LiveApp:
         for task in closing.values():
             task.cancel()
         await asyncio.gather(*closing.values(), return_exceptions=True)
-        await self.discard()
-        results: list[Any] = await asyncio.gather(
-            *(running.lifespan.stop() for running in [*closing, self._current]), return_exceptions=True
-        )
+        stopping = (running.lifespan.stop() for running in [*closing, self._current])
+        results: list[Any] = await asyncio.gather(self.discard(), *stopping, return_exceptions=True)
         await self._current.app.telemetry.aclose()
         for error in filter(None, results):
             raise error

@@ -51,10 +51,11 @@ class LiveConfiguration:
 
         if self._proposed is None or self._proposed[0] is not proposal:
             raise ValueError("only the last proposal can be accepted")
-        self.settings = self._proposed[1]
+        settings = self._proposed[1]
         self._proposed = None
-        set_log_level(self.settings.log_level)
-        preload_mirrors(self.settings)
+        preload_mirrors(settings)
+        set_log_level(settings.log_level)
+        self.settings = settings
 
     def _check_files(self, settings: Settings) -> None:
         """Checks what the start of the server checks. Raises ChangeRefused."""
@@ -62,6 +63,7 @@ class LiveConfiguration:
         from registry.auth.external.openid_provider import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError
         from registry.cli.server_preparation import InsecureOpenError, check_insecure_open, is_closed
+        from storage.errors import RegistryError
 
         try:
             check_auth_files(settings)
@@ -72,3 +74,5 @@ class LiveConfiguration:
             )
         except (HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
             raise ChangeRefused(str(error)) from None
+        except RegistryError as error:  # the store cannot say whether it has accounts
+            raise ChangeRefused(error.message) from None

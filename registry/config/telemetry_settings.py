@@ -11,7 +11,7 @@ class MetricsSettings(SettingsGroup):
     """Metrics for Prometheus, at `/metrics`. On the registry's port, accounts with the right to administrate the
     registry may read them, and every client at the addresses in `allow`."""
 
-    enabled: bool = Field(default=True, description="Serve `/metrics`")
+    enabled: bool = Field(default=True, json_schema_extra=AT_RESTART, description="Serve `/metrics`")
     allow: NetworkList = Field(
         default=[], description="Addresses and networks of clients that may read the metrics without a login"
     )

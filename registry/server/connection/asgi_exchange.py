@@ -390,10 +390,11 @@ class AsgiExchange:
             self._transport.write(data)
 
     def _complete(self) -> None:
-        """Called when all of the response is written. Raises RuntimeError if the body is shorter than the declared
-        length."""
+        """Called when all of the response is written. Raises RuntimeError if the body is shorter than declared."""
         self._framing.check_complete()
         self.response_complete = True
         self.body.close()
-        self._report_end()
-        self._on_complete()
+        try:
+            self._report_end()  # before the next request on the connection starts
+        finally:
+            self._on_complete()

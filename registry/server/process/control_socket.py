@@ -67,10 +67,21 @@ def listen_for_control(path: Path) -> socket.socket | None:
     return sock
 
 
-def remove_control(path: Path) -> None:
-    """Removes the file of the socket. Does nothing if it is gone."""
-    with suppress(OSError):
-        os.unlink(path)
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Returns what tells the file of a socket from one that another server puts in its place; None: there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def remove_control(path: Path, identity: tuple[int, int] | None) -> None:
+    """Removes the file of the socket, unless it is gone or another server has put one in its place. Call it before the
+    socket is closed: as long as the socket listens, no other server replaces the file."""
+    if identity is not None and identity == file_identity(path):
+        with suppress(OSError):
+            os.unlink(path)
 
 
 def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +130,13 @@ def _is_used(address: str) -> bool:
 class ControlSocket:
     """The server's end. Runs in the process that owns the listening socket, in its event loop."""
 
-    def __init__(self, listener: socket.socket, actions: Mapping[str, Action], watch: Watch, unwatch: Unwatch) -> None:
-        """`actions`: what the server can do, by name."""
+    def __init__(
+        self, listener: socket.socket, path: Path, actions: Mapping[str, Action], watch: Watch, unwatch: Unwatch
+    ) -> None:
+        """`path`: the file of the listening socket. `actions`: what the server can do, by name."""
         self.listener = listener
+        self._path = path
+        self._identity = file_identity(path)
         self._actions = actions
         self._watch = watch
         self._unwatch = unwatch
@@ -147,7 +162,8 @@ class ControlSocket:
         return reply
 
     def close(self) -> None:
-        """Closes the socket and its connections. Its file stays."""
+        """Removes the file of the socket, unless it is another server's. Closes the socket and its connections."""
+        remove_control(self._path, self._identity)
         self._unwatch(self.listener)
         for connection in self._received:
             self._unwatch(connection)

@@ -165,6 +165,8 @@ class LiveChanges:
                 self._supervisor.watch_check(self._check)
         except ChangeRefused as error:
             self._end(Outcome(False, error.message))
+        except Exception as error:
+            self._fail(error)
         return True
 
     def _step_renewal(self, renewal: Renewal, now: float) -> None:
@@ -172,22 +174,37 @@ class LiveChanges:
             renewal.step(now)
         except OSError as error:
             self._end(Outcome(False, f"no process can be started: {error.strerror or error}"))
+        except Exception as error:
+            self._fail(error)
         else:
             self._end(renewal.outcome)
 
     def _step_check(self, now: float) -> None:
         assert self._check is not None
-        outcome = self._check.outcome(now)
-        if outcome is None:
-            return
-        self._supervisor.end_check(self._check)
-        if not outcome.ok:
-            self._end(outcome)
-            return
         try:
-            self._supervisor.execute_successor()
+            outcome = self._check.outcome(now)
+            if outcome is None:
+                return
+            self._supervisor.end_check(self._check)
+            self._check = None
+            if outcome.ok:
+                self._supervisor.execute_successor()
+            else:
+                self._end(outcome)
         except ChangeRefused as error:
             self._end(Outcome(False, error.message))
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Ends the change that runs because of an error that nobody expects. The server goes on without the change."""
+        log.error("a change of the server failed", exc_info=error)
+        if self._check is not None:
+            with suppress(Exception):
+                self._check.kill()
+                self._supervisor.end_check(self._check)
+        message = getattr(error, "message", None) or str(error) or type(error).__name__
+        self._end(Outcome(False, " ".join(str(message).split())))
 
     def _end(self, outcome: Outcome | None) -> None:
         """Ends the change that runs, and tells everybody who waits for it. Does nothing for None."""

@@ -45,6 +45,7 @@ class Reload:
             if not pool.command(worker, self._number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
                 return
+        self._switch_when_prepared()  # at once if no worker runs
 
     @property
     def deadline(self) -> float:
@@ -95,9 +96,14 @@ class Reload:
     def _switch_when_prepared(self) -> None:
         if self._waiting:
             return
+        try:
+            self._source.accept(self._proposal)  # from here on, a worker that starts again uses it
+        except Exception as error:
+            log.error("the new configuration cannot be put in force", exc_info=error)
+            self._refuse(str(error) or type(error).__name__)
+            return
         self._is_switching = True
         self._deadline = time.monotonic() + _SWITCH_SECONDS
-        self._source.accept(self._proposal)  # from here on, a worker that starts again uses it
         self._waiting = dict(self._workers)
         for worker in self._workers.values():
             if not self._pool.command(worker, self._switch_number, "switch"):

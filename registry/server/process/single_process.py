@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from registry.server.process.control_socket import ControlSocket, listen_for_control, remove_control
+from registry.server.process.control_socket import ControlSocket, file_identity, listen_for_control, remove_control
 from registry.server.process.live_change import ChangeRefused, Outcome, Reply, reloaded
 from registry.server.process.live_changes import no_reply
 from registry.server.process.live_options import LiveOptions
@@ -29,6 +29,8 @@ class SingleProcessChanges:
         moment."""
         self._live = live
         self._listener = None if live.control is None else listen_for_control(live.control)
+        self._identity = None if live.control is None else file_identity(live.control)
+        self._control: ControlSocket | None = None
         self._on_ready = on_ready
         self._wanted: list[Reply] = []
         self._is_wanted = asyncio.Event()
@@ -45,8 +47,7 @@ class SingleProcessChanges:
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
         task = loop.create_task(self._reload_when_wanted(), name="reloads")
-        control = None
-        if self._listener is not None:
+        if self._listener is not None and self._live.control is not None:
             actions = {"reload": self._request_reload, "restart": self._refuse_restart}
 
             def watch(sock: socket.socket, callback: Callable[[], None]) -> None:
@@ -55,21 +56,24 @@ class SingleProcessChanges:
             def unwatch(sock: socket.socket) -> None:
                 loop.remove_reader(sock)
 
-            control = ControlSocket(self._listener, actions, watch, unwatch)
+            self._control = ControlSocket(self._listener, self._live.control, actions, watch, unwatch)
 
         def end() -> None:
             self._live.notifier.stopping()
             task.cancel()
-            if control is not None:
-                control.close()
+            self.close()
 
         return end
 
     def close(self) -> None:
-        """Removes the control socket, after the worker has ended."""
-        if self._listener is not None and self._live.control is not None:
-            self._listener.close()
-            remove_control(self._live.control)
+        """Removes the control socket. May be called repeatedly."""
+        listener, self._listener = self._listener, None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        elif listener is not None and self._live.control is not None:
+            remove_control(self._live.control, self._identity)
+            listener.close()
 
     def _request_reload(self, reply: Reply) -> None:
         self._wanted.append(reply)
@@ -84,8 +88,12 @@ class SingleProcessChanges:
             await self._is_wanted.wait()
             self._is_wanted.clear()
             replies, self._wanted = self._wanted, []
-            self._live.notifier.reloading()
-            outcome = await self._reload()
+            try:
+                self._live.notifier.reloading()
+                outcome = await self._reload()
+            except Exception as error:
+                log.error("a reload failed", exc_info=error)
+                outcome = Outcome(False, str(error) or type(error).__name__)
             if outcome.ok:
                 log.info("%s", outcome.message)
             else:
@@ -107,6 +115,6 @@ class SingleProcessChanges:
             if not isinstance(message, str):
                 log.error("the new configuration cannot be opened", exc_info=error)
             return Outcome(False, str(message or error))
-        await self._run_command("switch", b"")
         source.accept(proposal)
+        await self._run_command("switch", b"")
         return reloaded(proposal)

@@ -64,7 +64,7 @@ class Handover:
                 started=worker["started"],
                 column=None,
                 commands=socket.socket(fileno=worker["commands"]),
-                ready=True,
+                ready=worker.get("ready", True),
                 exit_expected=worker["exit_expected"],
                 kill_at=worker["kill_at"] or float("inf"),
             )
@@ -80,6 +80,7 @@ def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
         "status_pipe": worker.status_pipe,
         "started": worker.started,
         "commands": worker.commands.fileno(),
+        "ready": worker.ready,
         "exit_expected": worker.exit_expected,
         "kill_at": None if worker.kill_at == float("inf") else worker.kill_at,
     }

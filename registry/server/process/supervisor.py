@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import FrameType
 
 from registry.server.process.commands import Answer
-from registry.server.process.control_socket import Action, ControlSocket, listen_for_control, remove_control
+from registry.server.process.control_socket import Action, ControlSocket, listen_for_control
 from registry.server.process.live_change import Outcome, Reply
 from registry.server.process.live_changes import LiveChanges, no_reply
 from registry.server.process.live_options import LiveOptions
@@ -98,9 +98,7 @@ class Supervisor:
         finally:
             self._stopping = True  # so that no worker is restarted
             self._pool.kill_all()
-            if self._control is not None and self._live.control is not None:
-                self._control.close()
-                remove_control(self._live.control)
+            self._close_control()
             signal.set_wakeup_fd(wakeup_before)
             for number, handler in handlers_before.items():
                 signal.signal(number, handler)
@@ -143,7 +141,12 @@ class Supervisor:
             del self._starts_due[index]
             if index in self._exit_messages:
                 log.warning(self._exit_messages.pop(index))
-            self._pool.fork(index)
+            try:
+                self._pool.fork(index)
+            except OSError as error:
+                self._on_failed_fork(index, now, error)
+                if self._stopping:
+                    return
 
     # Signals
 
@@ -206,6 +209,18 @@ class Supervisor:
             f"the worker {worker.pid} {worker.describe_exit(code)}; starting it again after {pause:g} s"
         )
 
+    def _on_failed_fork(self, index: int, now: float, error: OSError) -> None:
+        """Plans the next attempt to start a worker, or fails the start of the server."""
+        reason = f"no process can be started: {error.strerror or error}"
+        if not self._start_succeeded:
+            self._exit_code, self._failure = 1, reason
+            self._stop()
+            return
+        pause = max(self._next_backoffs.get(index, 0.0), _FIRST_BACKOFF_SECONDS)
+        self._next_backoffs[index] = min(pause * 2, _MAX_BACKOFF_SECONDS)
+        self._starts_due[index] = now + pause
+        log.error("%s; the next attempt is after %g s", reason, pause)
+
     def _report_start(self) -> None:
         """Calls `on_ready` when all workers are ready for the first time."""
         if self._start_succeeded or self._stopping:
@@ -224,6 +239,7 @@ class Supervisor:
             self._live.notifier.stopping()
             self._starts_due.clear()
             self._changes.cancel()
+            self._close_control()  # the next server may use the data directory before this one has ended
             for sock in self._options.sockets:
                 sock.close()  # once the workers have closed their copies as well, the system refuses new connections
             for worker in self._pool.workers.values():
@@ -245,6 +261,7 @@ class Supervisor:
             return
         self._control = ControlSocket(
             listener,
+            path,
             {
                 "reload": self._asked(self._changes.request_reload),
                 "restart": self._asked(self._changes.request_restart),
@@ -252,6 +269,11 @@ class Supervisor:
             self._watch,
             self._unwatch,
         )
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
 
     def _watch(self, sock: socket.socket, callback: Callable[[], None]) -> None:
         self._selector.register(sock, selectors.EVENT_READ, callback)

@@ -74,8 +74,21 @@ class WorkerPool:
         """Forks a worker. Returns only in the supervisor; the child runs the worker and exits. Raises OSError."""
         limit = self._options.listener_options.per_address_limit
         column = None if limit is None else limit.claim_column()
+        try:
+            return self._fork(index, column)
+        except OSError:
+            if limit is not None:
+                limit.release_column(column)
+            raise
+
+    def _fork(self, index: int, column: int | None) -> WorkerProcess:
         status_reader, status_writer = os.pipe()
-        commands, worker_commands = command_pair()
+        try:
+            commands, worker_commands = command_pair()
+        except OSError:
+            os.close(status_reader)
+            os.close(status_writer)
+            raise
         flush_output()  # otherwise the child inherits the buffered output, and writes it a second time
         # In the child the signals stay blocked until it has set its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -160,3 +160,16 @@ def test_only_the_owner_may_use_the_socket(site: LiveSite) -> None:
     assert control.stat().st_mode & 0o777 == 0o600
     assert site.server.stop() == 0
     assert not control.exists()
+
+
+@both
+def test_the_socket_during_a_stop(site: LiveSite) -> None:
+    """A server that stops takes no more commands, and leaves its place to the next server, while it still answers."""
+    with RawConnection(("127.0.0.1", site.server.port)) as connection:
+        location = connection.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
+        connection.send(f"PATCH {location} HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf".encode())
+        site.server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not (site.server.data / "control").exists())
+        assert "no server uses" in site.run("reload").stderr
+        connection.send(b"rest")
+        assert connection.answer("PATCH").status == 202

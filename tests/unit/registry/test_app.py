@@ -168,3 +168,19 @@ async def test_a_store_is_opened_again_however_that_failed_before(
             await thawing
         with pytest.raises(StorageFull):
             frozen.connection_at(None)
+
+
+@pytest.mark.parametrize(("is_replaced", "starts_work", "works"), [(0, 1, True), (1, 1, False), (0, 0, False)])
+async def test_work_of_a_store_that_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, starts_work: bool, works: bool
+) -> None:
+    """The work beside requests starts only if the settings of the application are in force: not after a reload has
+    replaced it, and not before one puts it in force."""
+    monkeypatch.setattr("registry.app.REOPEN_SECONDS", 0.0)
+    prepare_data_dir(tmp_path)
+    app = create_app(Settings(data=tmp_path), starts_work=bool(starts_work))
+    app.is_retiring = bool(is_replaced)
+    async with AsyncExitStack() as stack:
+        await reopen_store(app, stack, lambda: None)
+        assert app.work is not None
+        assert app.work._is_started is works

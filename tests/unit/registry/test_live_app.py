@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import pickle
 import weakref
 from pathlib import Path
@@ -69,9 +70,80 @@ async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
     for _ in range(3):
         await AsgiClient(live)("GET", "/v2/")
         await change(live, Settings(data=tmp_path))
+    await all_closed(live)
+    gc.collect()
+    assert [app() is None for app in made] == [True, True, True, False]
+    await lifespan.stop()
+
+
+async def all_closed(live: LiveApp) -> None:
     async with asyncio.timeout(60):
         while live._old:  # noqa: ASYNC110 - there is no event for the end of the last one
             await asyncio.sleep(0.01)
+
+
+async def test_the_first_application_is_emptied(tmp_path: Path) -> None:
+    """A worker keeps the first application in memory for ever, but not its caches."""
+    prepare_data_dir(tmp_path)
+    apps: list[Entrepot] = []
+
+    def make_and_keep(settings: Settings, starts_work: bool) -> Entrepot:
+        apps.append(make_app(settings, starts_work))
+        return apps[-1]
+
+    live = LiveApp(Settings(data=tmp_path), make_and_keep)
+    lifespan = Lifespan(live)
+    await lifespan.start()
+    distribution = weakref.ref(apps[0].service.distribution)
+    await AsgiClient(live)("GET", "/v2/")
+    await change(live, Settings(data=tmp_path))
+    await all_closed(live)
     gc.collect()
-    assert [app() is None for app in made] == [True, True, True, False]
+    assert distribution() is None
+    await lifespan.stop()
+
+
+def open_stores(data: Path) -> int:
+    """Returns how many times this process has the store open."""
+    files = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return sum(file == f"{data}/locks/turns" for file in files)
+
+
+async def test_a_preparation_that_is_cut_off(tmp_path: Path) -> None:
+    """An application that takes too long to start is closed as soon as it has started."""
+    prepare_data_dir(tmp_path)
+    starting = asyncio.Event()
+
+    def make_and_tell(settings: Settings, starts_work: bool) -> Entrepot:
+        starting.set()
+        return make_app(settings, starts_work)
+
+    live = LiveApp(Settings(data=tmp_path), make_and_tell)
+    lifespan = Lifespan(live)
+    await lifespan.start()
+    starting.clear()
+    preparing = asyncio.create_task(live.prepare(pickle.dumps(Settings(data=tmp_path))))
+    await starting.wait()
+    preparing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await preparing
+    assert live._old
+    await all_closed(live)
+    assert open_stores(tmp_path) == 1
+    assert await may_push(live)
+    await lifespan.stop()
+
+
+async def test_work_that_takes_long_to_hand_over(tmp_path: Path) -> None:
+    """New requests get the new settings before the work beside requests has followed."""
+    prepare_data_dir(tmp_path)
+    live = LiveApp(Settings(data=tmp_path), make_app)
+    lifespan = Lifespan(live)
+    await lifespan.start()
+    async with live._passing_work:
+        await change(live, Settings(data=tmp_path, read_only=True))
+        assert not await may_push(live)
+    await all_closed(live)
+    assert live._current.app.work is not None
+    assert live._current.app.work._is_started
     await lifespan.stop()

@@ -38,5 +38,5 @@ def test_every_setting_takes_effect() -> None:
     assert {name for name, effect in marked.items() if effect == "restart"} == {
         *("listen", "workers", "trusted_proxies", "shutdown_grace", "restart_grace", "limits.connections_per_address"),
         *("tls.certificate", "tls.key", "tls.client_ca", "tls.client_auth"),
-        *("log_format", "metrics.listen", "metrics.distribution_names", "otel.endpoint"),
+        *("log_format", "metrics.enabled", "metrics.listen", "metrics.distribution_names", "otel.endpoint"),
     }

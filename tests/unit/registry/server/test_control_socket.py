@@ -29,7 +29,7 @@ def served(path: Path, actions: dict[str, Action]) -> Iterator[None]:
     def watch(sock: socket.socket, callback: Callable[[], None]) -> None:
         selector.register(sock, selectors.EVENT_READ, callback)
 
-    control = ControlSocket(listener, actions, watch, lambda sock: selector.unregister(sock) and None)
+    control = ControlSocket(listener, path, actions, watch, lambda sock: selector.unregister(sock) and None)
     is_stopped = threading.Event()
     watch(stop[0], is_stopped.set)
 
@@ -102,3 +102,14 @@ def test_bad_requests(tmp_path: Path, data: bytes) -> None:
                 answer += received
         assert answer == b"" or b'"ok": false' in answer
         assert ask_server(path, {"do": "reload"})["ok"]
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_the_file_is_removed_by_its_owner(tmp_path: Path, is_replaced: bool) -> None:
+    """A server that stops removes the file of its socket, but not one that another server has put in its place."""
+    path = tmp_path / "control"
+    with served(path, ACTIONS):
+        if is_replaced:
+            path.rename(tmp_path / "elsewhere")
+            path.write_text("")
+    assert path.exists() is is_replaced
