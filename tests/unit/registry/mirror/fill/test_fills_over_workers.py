@@ -185,10 +185,10 @@ async def test_a_start_on_a_full_disk_warms_nothing(
     """A service that opened its database read-only is replaced once there is room. It must not hold the lease for
     warming, which its replacement needs."""
 
-    def without_room(*args: Any, immutable: Any = None) -> Any:
+    def without_room(*args: Any, immutable: Any = None, **more: Any) -> Any:
         if full and immutable is None:
             raise apsw.FullError("database or disk is full")
-        return SqliteDatabase(*args, immutable=immutable)
+        return SqliteDatabase(*args, immutable=immutable, **more)
 
     settings = Settings.model_validate(
         {
