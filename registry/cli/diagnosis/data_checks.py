@@ -9,7 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -93,9 +93,10 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
         why = "every user of this machine can delete or replace content"
         yield problem(name, f"everybody may write to {data}", why, f"chmod o-w {data}")
     database = layout_of(data).metadata
-    if database.exists() and status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
-        why = "it has the hashes of passwords and the keys that sign tokens"
-        yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {data}")
+    with suppress(OSError):  # there is none, or this user may not look
+        if status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
+            why = "it has the hashes of passwords and the keys that sign tokens"
+            yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {data}")
 
 
 def _own_files(data: Path) -> Iterator[Path]:
@@ -117,7 +118,7 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
         yield warning(name, f"{data} lies in the layer of a container ({kind})", why, "mount a volume there")
     try:
         ensure_usable(data)
-    except DataDirectoryError as error:
+    except (DataDirectoryError, OSError) as error:
         yield problem(name, str(error), "", "solve that; the server does not start before")
 
 

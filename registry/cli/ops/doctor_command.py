@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from registry.config import Settings
     from registry.config.settings_sources import LoadedSettings
 
+P = ParamSpec("P")
 HELP = (
     "Look for what is wrong: settings, disk, file system, database, clock, certificate, names, upstreams, logins, the "
     "registry's address, and the clients of this machine. Each finding says what to do. The exit code is 1 if there is "
@@ -73,8 +75,11 @@ def diagnose(
     settings, address = loaded.settings, registry_address(loaded.settings)
     has_file = config is not None or bool(os.environ.get(CONFIG_VARIABLE))
     findings = settings_findings(settings, loaded.warnings, has_file=has_file)
-    findings += certificate_findings(settings, address.url, clock())
-    clients = _client_findings(settings)
+    # In this thread, because `become_owner` has to be called while there is no other.
+    findings += run_interruptible(
+        run_checks({"certificate": partial(_at_once, certificate_findings, settings, address.url, clock())})
+    )
+    clients = run_interruptible(run_checks(_client_checks(settings)))
     try:
         become_owner(settings.data)
     except OwnerError as error:
@@ -115,28 +120,39 @@ def _clock_findings(settings: Settings, dates: dict[str, tuple[str, float]], now
     return clock_findings(now, dates, settings.data if settings.data.is_dir() else None)
 
 
-def _client_findings(settings: Settings) -> list[Finding]:
-    """Returns what is found about the client programs of this machine. It is no problem of the registry if they do not
-    use it, so nothing is worse than a warning."""
-    from dataclasses import replace
+async def _at_once(check: Callable[P, Sequence[Finding]], *args: P.args, **kwargs: P.kwargs) -> Sequence[Finding]:
+    """Runs a blocking check in this thread."""
+    return check(*args, **kwargs)
 
+
+def _client_checks(settings: Settings) -> dict[str, Check]:
+    """Returns the checks of the client programs of this machine, by name."""
     from registry.cli.client_setup import mirrored_hosts
-    from registry.cli.diagnosis.client_check import check_client, programs_on_this_machine
-    from registry.cli.diagnosis.finding import Finding, Level
+    from registry.cli.diagnosis.client_check import programs_on_this_machine
+    from registry.cli.registry_address import registry_address
+
+    if not any(mirrored_hosts(upstream) for upstream in settings.upstream):
+        return {}
+    if registry_address(settings).url.endswith(":0"):
+        return {}
+    return {
+        f"client {program}": partial(_at_once, _client_findings, settings, program)
+        for program in programs_on_this_machine()
+    }
+
+
+def _client_findings(settings: Settings, program: str) -> list[Finding]:
+    """Returns what is found about a client program of this machine. It is no problem of the registry if the program
+    does not use it, so nothing is worse than a warning."""
+    from registry.cli.client_setup import mirrored_hosts
+    from registry.cli.diagnosis.client_check import check_client
+    from registry.cli.diagnosis.finding import Level, warning
     from registry.cli.registry_address import registry_address
 
     hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
-    address = registry_address(settings)
-    if not hosts or address.url.endswith(":0"):
-        return []
-    findings = []
-    for program in programs_on_this_machine():
-        found = check_client(program, address, hosts, settings.default_upstream, offline=True)
-        worst = [finding for finding in found if finding.level is not Level.OK]
-        if not worst:
-            findings += found
-            continue
-        first = replace(worst[0], level=Level.WARNING, file="", lines="")
-        step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
-        findings.append(Finding(f"client {program}", first.level, first.what, first.why, step))
-    return findings
+    found = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)
+    worst = next((finding for finding in found if finding.level is not Level.OK), None)
+    if worst is None:
+        return found
+    step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
+    return [warning(f"client {program}", worst.what, worst.why, step)]

@@ -94,8 +94,11 @@ def check_database_version(layout: Layout, data: Path) -> None:
     the data directory, as error messages show it. Raises DataDirectoryError if there is no database, if it has another
     table version, or if it cannot be read."""
     file = layout.metadata
-    if not file.is_file():
-        raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
+    try:
+        if not file.is_file():
+            raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
+    except OSError as error:
+        raise DataDirectoryError(f"{file} cannot be read: {error.strerror}") from None
     try:
         with closing(connect(file, read_only=True)) as db:
             current, newest = db.pragma("user_version"), newest_table_version()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -20,7 +22,8 @@ from registry.cli.diagnosis.server_checks import settings_findings
 from registry.config import Settings
 from registry.config.settings import TLSSettings
 from registry.config.upkeep_settings import DiskSettings
-from storage.composition import layout_of, prepare_data_dir
+from storage.composition import check_version, layout_of, prepare_data_dir
+from storage.data_dir.check import DataDirectoryError
 from storage.errors import UpstreamUnavailable
 from tests.fakes.certificate_authority import CertificateAuthority
 
@@ -166,6 +169,26 @@ async def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = await data_findings(Settings(data=data))
     assert "and this command runs as uid 12345" in finding.what
     assert "sudo -u" in finding.next_step
+
+
+@pytest.mark.full_store
+async def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong user still learns which user is the right one, and the check of the version raises its own error."""
+    prepare_data_dir(tmp_path)
+    stat = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if Path(str(path)).parent == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 12345)
+        patch.setattr(os, "stat", refuse)
+        findings = await data_findings(Settings(data=tmp_path))
+        with pytest.raises(DataDirectoryError, match="cannot be read: Permission denied"):
+            check_version(tmp_path)
+    assert any("and this command runs as uid 12345" in finding.what for finding in findings), findings
 
 
 def test_settings(tmp_path: Path) -> None:
