@@ -7,13 +7,14 @@ import os
 import pwd
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from registry.cli.diagnosis.finding import Check, Finding, in_thread, ok, problem, warning
+from registry.cli.diagnosis.finding import CHECK_SECONDS, Check, Finding, in_thread, ok, problem, warning
 from registry.cli.output import human_size
 from registry.config import Settings
 from registry.status.readiness import write_problem
@@ -47,12 +48,31 @@ def data_checks(settings: Settings) -> dict[str, Check]:
 
 
 def _in_thread(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
-    async def run() -> Sequence[Finding]:
-        if not settings.data.is_dir() and check is not _check_directory:
+    def run_blocking() -> Sequence[Finding]:
+        if check is not _check_directory and not _is_directory(settings.data):
             return []  # `_check_directory` says so
-        return await in_thread(lambda: check(settings))
+        return check(settings)
+
+    async def run() -> Sequence[Finding]:
+        return await in_thread(run_blocking)
 
     return run
+
+
+def _is_directory(data: Path) -> bool:
+    try:
+        return data.is_dir()
+    except OSError:
+        return False
+
+
+def responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
+    """Returns whether the system can say within this time what is at the path: a disk that hangs makes all system calls
+    hang. Leaves a thread behind only if it returns False."""
+    thread = threading.Thread(target=lambda: os.access(data, os.F_OK), daemon=True, name="check")
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def _check_directory(settings: Settings) -> list[Finding]:

@@ -66,7 +66,9 @@ def diagnose(
 
     from registry.cli.data_owner import OwnerError, become_owner
     from registry.cli.diagnosis.certificate_checks import certificate_findings
-    from registry.cli.diagnosis.finding import problem, run_checks
+    from registry.cli.diagnosis.clock_checks import clock_findings
+    from registry.cli.diagnosis.data_checks import responds
+    from registry.cli.diagnosis.finding import CHECK_SECONDS, problem, run_checks
     from registry.cli.diagnosis.server_checks import settings_findings
     from registry.cli.interrupts import run_interruptible
     from registry.cli.registry_address import registry_address
@@ -80,26 +82,34 @@ def diagnose(
         run_checks({"certificate": partial(_at_once, certificate_findings, settings, address.url, clock())})
     )
     clients = run_interruptible(run_checks(_client_checks(settings)))
-    try:
-        become_owner(settings.data)
-    except OwnerError as error:
-        findings.append(problem("data directory", str(error), "", "run the command as that user"))
+    is_hung = not responds(settings.data)
+    if is_hung:
+        what = f"the disk of {settings.data.absolute()} did not respond within {CHECK_SECONDS:g} s"
+        step = "look at the log of the kernel (dmesg) for errors of the disk, and at the mount"
+        findings.append(problem("data directory", what, "the server hangs as well", step))
+    else:
+        try:
+            become_owner(settings.data)
+        except OwnerError as error:
+            findings.append(problem("data directory", str(error), "", "run the command as that user"))
     dates: dict[str, tuple[str, float]] = {}
-    findings += run_interruptible(run_checks(_checks(settings, dates, offline=offline, clock=clock)))
-    return [*findings, *_clock_findings(settings, dates, clock()), *clients]
+    checks = _checks(settings, dates, offline=offline, clock=clock)
+    if not is_hung:
+        checks = {**_data_checks(settings, clock), **checks}
+    findings += run_interruptible(run_checks(checks))
+    return [*findings, *clock_findings(clock(), dates), *clients]
 
 
 def _checks(
     settings: Settings, dates: dict[str, tuple[str, float]], *, offline: bool, clock: Callable[[], float]
 ) -> dict[str, Check]:
-    """Returns the checks that run at the same time, by name. Those of upstreams store in `dates` the Date header of
-    each endpoint."""
-    from registry.cli.diagnosis.data_checks import data_checks
+    """Returns the checks of the server and the upstreams, by name. Those of upstreams store in `dates` the Date header
+    of each endpoint."""
     from registry.cli.diagnosis.server_checks import ServerCheck, limit_findings
     from registry.cli.registry_address import registry_address
 
     server = ServerCheck(settings, registry_address(settings), clock)
-    checks = {**data_checks(settings), "open files": limit_findings, "server": server.server}
+    checks: dict[str, Check] = {"open files": limit_findings, "server": server.server}
     if offline:
         return checks
     checks["address"] = server.address
@@ -114,10 +124,13 @@ def _checks(
     return checks
 
 
-def _clock_findings(settings: Settings, dates: dict[str, tuple[str, float]], now: float) -> Sequence[Finding]:
-    from registry.cli.diagnosis.clock_checks import clock_findings
+def _data_checks(settings: Settings, clock: Callable[[], float]) -> dict[str, Check]:
+    """Returns the checks of the data directory, by name."""
+    from registry.cli.diagnosis.clock_checks import CHECK, file_clock_findings
+    from registry.cli.diagnosis.data_checks import data_checks
+    from registry.cli.diagnosis.finding import in_thread
 
-    return clock_findings(now, dates, settings.data if settings.data.is_dir() else None)
+    return {**data_checks(settings), CHECK: lambda: in_thread(lambda: file_clock_findings(clock(), settings.data))}
 
 
 async def _at_once(check: Callable[P, Sequence[Finding]], *args: P.args, **kwargs: P.kwargs) -> Sequence[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -15,8 +16,8 @@ import pytest
 from pydantic import ByteSize
 
 from registry.cli.diagnosis.certificate_checks import certificate_findings
-from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings
-from registry.cli.diagnosis.data_checks import data_checks
+from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings, file_clock_findings
+from registry.cli.diagnosis.data_checks import data_checks, responds
 from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
 from registry.cli.diagnosis.server_checks import settings_findings
 from registry.config import Settings
@@ -51,7 +52,7 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
 )
 def test_clock(now: float, answers: dict[str, tuple[str, float]], level: Level, what: str) -> None:
     """The clock against those of the upstreams, with a tolerance, and against the age of the program."""
-    (finding,) = clock_findings(now, answers, None)
+    (finding,) = clock_findings(now, answers)
     assert finding.level is level
     assert what in finding.what
     assert ("timedatectl" in finding.next_step) == (level is not Level.OK)
@@ -61,8 +62,8 @@ def test_clock_against_files(tmp_path: Path) -> None:
     """A database that was written in the future shows that the clock was set back."""
     layout_of(tmp_path).metadata.write_bytes(b"")
     os.utime(layout_of(tmp_path).metadata, (NOW, NOW))
-    assert clock_findings(NOW - 10, {}, tmp_path)[0].level is Level.OK
-    (finding,) = clock_findings(NOW - 86400 * 3, {}, tmp_path)
+    assert file_clock_findings(NOW - 10, tmp_path) == []
+    (finding,) = file_clock_findings(NOW - 86400 * 3, tmp_path)
     assert finding.level is Level.PROBLEM
     assert "entrepot.db was written 3 days in the future" in finding.what
 
@@ -189,6 +190,32 @@ async def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch:
         with pytest.raises(DataDirectoryError, match="cannot be read: Permission denied"):
             check_version(tmp_path)
     assert any("and this command runs as uid 12345" in finding.what for finding in findings), findings
+
+
+async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of a directory whose disk does not respond end, and other checks run meanwhile."""
+    stat, released = os.stat, threading.Event()
+
+    def hang(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(tmp_path):
+            released.wait(10)
+        return stat(path, **options)
+
+    def hang_access(path: Any, mode: int) -> bool:
+        return not released.wait(10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", hang)
+        patch.setattr(os, "access", hang_access)
+        try:
+            assert not responds(tmp_path, 0.01)
+            findings = await run_checks(data_checks(Settings(data=tmp_path)), seconds=0.05)
+            assert not released.is_set()
+        finally:
+            released.set()
+    assert len(findings) == 5
+    assert all("did not end within" in finding.what for finding in findings), findings
+    assert responds(tmp_path)
 
 
 def test_settings(tmp_path: Path) -> None:
