@@ -20,7 +20,14 @@ from registry.config import Settings
 from registry.status.readiness import write_problem
 from registry.upkeep.budgets import min_free_space
 from storage.composition import check_version, has_data, layout_of
-from storage.data_dir.check import DataDirectoryError, ensure_usable, filesystem_of
+from storage.data_dir.check import (
+    DataDirectoryError,
+    NewerRegistry,
+    NoRegistry,
+    OlderRegistry,
+    ensure_usable,
+    filesystem_of,
+)
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
@@ -213,16 +220,17 @@ def _check_database(settings: Settings) -> list[Finding]:
     name = "database"
     try:
         check_version(settings.data)
+    except NoRegistry as error:
+        return [warning(name, str(error), "", "nothing, if the server was never started")]
+    except (OlderRegistry, NewerRegistry) as error:
+        is_older = isinstance(error, OlderRegistry)
+        step = "start entrepot serve of this version once" if is_older else "use the entrepot of that version"
+        return [problem(name, str(error), "the database has the tables of another version", step)]
     except DataDirectoryError as error:
-        text = str(error)
-        if "holds no registry" in text:
-            return [warning(name, text, "", "nothing, if the server was never started")]
-        if "older" in text or "newer" in text:
-            return [problem(name, text, "the database has the tables of another version", "start that version")]
         step = (
             "stop the server and restore a backup (entrepot restore), or ask for help with the output of this command"
         )
-        return [problem(name, text, "the file is damaged, or may not be read", step)]
+        return [problem(name, str(error), "the file is damaged, or may not be read", step)]
     return [ok(name, "the database opens, and has the tables of this version")]
 
 

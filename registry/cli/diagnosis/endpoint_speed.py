@@ -188,7 +188,7 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
     if failed:
         what += f"; {', '.join(failed)} {'does' if len(failed) == 1 else 'do'} not work"
     lines = f'[[upstream]]\nname = "{upstream.name}"\nendpoints = [\n{urls}]\n'
-    return f'{what}: write this in the [[upstream]] "{upstream.name}", and restart the server', lines
+    return f'{what}: write this in the [[upstream]] "{upstream.name}", and run entrepot reload', lines
 
 
 def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import apsw
 
 from storage.data_dir.blocking_calls import as_storage_errors
-from storage.data_dir.check import DataDirectoryError
+from storage.data_dir.check import DataDirectoryError, NewerRegistry, NoRegistry, OlderRegistry
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
@@ -96,7 +96,7 @@ def check_database_version(layout: Layout, data: Path) -> None:
     file = layout.metadata
     try:
         if not file.is_file():
-            raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
+            raise NoRegistry(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
     except OSError as error:
         raise DataDirectoryError(f"{file} cannot be read: {error.strerror}") from None
     try:
@@ -105,9 +105,9 @@ def check_database_version(layout: Layout, data: Path) -> None:
     except apsw.Error as error:
         raise DataDirectoryError(f"{file} cannot be used: {error}") from None
     if current > newest:
-        raise DataDirectoryError(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
+        raise NewerRegistry(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
     if current < newest:
-        raise DataDirectoryError(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
+        raise OlderRegistry(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
 
 
 def has_had_account(layout: Layout) -> bool:

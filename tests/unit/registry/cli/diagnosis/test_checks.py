@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings, file_clo
 from registry.cli.diagnosis.data_checks import data_checks, responds
 from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
 from registry.cli.diagnosis.server_checks import settings_findings
+from registry.cli.registry_address import registry_address
 from registry.config import Settings
 from registry.config.settings import TLSSettings
 from registry.config.upkeep_settings import DiskSettings
@@ -108,6 +110,23 @@ def test_certificate(authority: CertificateAuthority, tmp_path: Path) -> None:
     assert "cannot read" in certificate(tmp_path / "none.pem", pair.key).what
 
 
+def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
+    """A server that listens at all addresses and has no public_url: nobody knows its name, so it is no problem that the
+    certificate has another one than localhost."""
+    name, pair = "registry.example.com", ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem")
+    new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
+    command = ["openssl", "req", *new, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", *pair]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = TLSSettings(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
+    everywhere = Settings(tls=tls, listen="0.0.0.0:443")
+    (finding,) = certificate_findings(everywhere, registry_address(everywhere).url, time.time())
+    assert finding.level is Level.WARNING
+    assert "set public_url" in finding.next_step
+    assert name in finding.what
+    here = Settings(tls=tls, listen="localhost:443")
+    assert certificate_findings(here, registry_address(here).url, time.time())[0].level is Level.PROBLEM
+
+
 def test_no_certificate() -> None:
     """Plain HTTP needs none, and behind a proxy with TLS the server has none of its own."""
     assert certificate_findings(Settings(), "http://localhost:5000", NOW) == []
@@ -143,12 +162,21 @@ async def test_data_directory(tmp_path: Path) -> None:
 @pytest.mark.full_store
 async def test_database(tmp_path: Path) -> None:
     """A database of another version, and one that is no database."""
-    data = tmp_path / "data"
+    data = tmp_path / "older than newer"  # the path is in the texts of errors
     prepare_data_dir(data)
-    connection = apsw.Connection(str(layout_of(data).metadata))
-    connection.pragma("user_version", 1)
-    connection.close()
-    assert "another version" in (await data_findings(Settings(data=data)))[0].why
+
+    async def finding_of_version(number: int) -> Finding:
+        connection = apsw.Connection(str(layout_of(data).metadata))
+        connection.pragma("user_version", number)
+        connection.close()
+        (finding,) = await data_findings(Settings(data=data))
+        return finding
+
+    old, new = await finding_of_version(1), await finding_of_version(1000)
+    assert "another version" in old.why
+    assert "entrepot serve" in old.next_step
+    assert "another version" in new.why
+    assert new.next_step == "use the entrepot of that version"
     layout_of(data).metadata.write_bytes(b"no database" * 1000)
     (finding,) = await data_findings(Settings(data=data))
     assert "cannot be used" in finding.what
