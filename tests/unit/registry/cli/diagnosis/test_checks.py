@@ -115,7 +115,8 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     certificate has another one than localhost."""
     name, pair = "registry.example.com", ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem")
     new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
-    command = ["openssl", "req", *new, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", *pair]
+    names = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
+    command: list[str | Path] = ["openssl", "req", *new, *names, *pair]
     subprocess.run(command, check=True, capture_output=True)
     tls = TLSSettings(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
     everywhere = Settings(tls=tls, listen="0.0.0.0:443")
