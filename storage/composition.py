@@ -134,7 +134,8 @@ def list_partials(data: Path) -> list[PartialSummary]:
 
 
 def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
-    """Opens the inventory (statistics) of a data directory. Call `check_version` first."""
+    """Opens the inventory (statistics) of a data directory. Call `check_version` first. Raises StorageFailed, also
+    within the block."""
     return inventory.open_inventory(layout_of(data).metadata)
 
 

@@ -23,6 +23,7 @@ from registry.upkeep.budgets import min_free_space
 from registry.upkeep.components import UpkeepComponents
 from registry.upkeep.eviction import read_cache_status
 from storage.composition import list_partials, open_inventory
+from storage.errors import RegistryError
 from storage.jobs import Job
 from storage.store.stored_registry import StoredRegistry
 
@@ -156,7 +157,7 @@ class UpstreamStatus(BaseModel):
 
 class ServerStatus(BaseModel):
     """What the server does now. `running` is false if no worker reports; the rest comes from the store then. If the
-    store could not be read, what comes from it is empty, and `store_problem` says why."""
+    store could not be read, what comes from it is empty or not complete, and `store_problem` says why."""
 
     running: bool
     version: str | None
@@ -177,21 +178,33 @@ class ServerStatus(BaseModel):
 
 async def read_server_status(upkeep: UpkeepComponents, clock: Callable[[], float] = time.time) -> ServerStatus:
     """Returns the status of the server of this data directory. `clock` returns seconds since 1970. Raises OSError if
-    the data directory cannot be read."""
+    the data directory cannot be read. An error of the store is `ServerStatus.store_problem`, and what comes after it is
+    missing."""
     settings, store = upkeep.settings, upkeep.store
     problem = store.storage_problem() or store.push_refusal()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
+    if store.is_read_only:
+        status.store_problem = problem
+    try:
+        await _add_from_store(status, upkeep, clock)
+    except RegistryError as error:
+        status.store_problem = error.message
+    except OSError as error:
+        status.store_problem = error.strerror or str(error)
+    return status
+
+
+async def _add_from_store(status: ServerStatus, upkeep: UpkeepComponents, clock: Callable[[], float]) -> None:
+    """Adds what the store knows. Raises RegistryError and OSError."""
+    settings, store = upkeep.settings, upkeep.store
     for upstream, configured in zip(status.upstreams, settings.upstream, strict=True):
         await _add_allowance(upstream, configured, store, clock())
     status.fills = await asyncio.to_thread(_fills, settings)
     status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active()]
     status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]
-    if store.is_read_only:
-        status.store_problem = problem  # on the full disk there is no room for the connection that counts uploads
-    else:
+    if not store.is_read_only:  # else there is no room on the full disk for the connection that counts uploads
         status.uploads = await asyncio.to_thread(_upload_status, settings)
-    return status
 
 
 def status_without_store(settings: Settings, problem: str, clock: Callable[[], float] = time.time) -> ServerStatus:

@@ -58,7 +58,6 @@ class EndpointHealth:
     - `breaker`: `closed` while requests are sent to the endpoint, `open` while none are, and `half-open` if the next
       request is a trial.
     - `failures`: number of failures in a row.
-    - `affected_repositories`: the first repositories whose requests failed; None: the requests of all fail.
     - `retry_in_seconds`: when the open breaker becomes half-open; None if it is not open.
     - `last_error`, `last_error_at`: the message and the time (seconds since 1970) of the last failure; None: there was
       none."""
@@ -66,7 +65,6 @@ class EndpointHealth:
     url: str
     breaker: Literal["closed", "open", "half-open"]
     failures: int
-    affected_repositories: tuple[str, ...] | None
     retry_in_seconds: float | None
     last_error: str | None
     last_error_at: float | None

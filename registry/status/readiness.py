@@ -55,11 +55,6 @@ class Readiness:
             self._checks["disk"] = lambda: _check_disk(store, data)
         self._running: dict[str, asyncio.Task[str | None]] = {}
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the checks."""
-        return list(self._checks)
-
     async def check(self, exclude: Collection[str] = ()) -> list[CheckResult]:
         """Runs all checks at the same time, except those whose names are in `exclude`, and returns their results. A
         check that takes too long has failed; it goes on, and no second one of its kind starts meanwhile."""

@@ -45,7 +45,6 @@ class EndpointReport(BaseModel):
     url: str
     breaker: Literal["closed", "open", "half-open"]
     failures: int
-    affected_repositories: list[str] | None
     retry_in_seconds: float | None
     last_error: str | None
     last_error_at: float | None
@@ -105,15 +104,13 @@ class WorkerReporter:
         self._has_logged = False
 
     async def run(self) -> None:
-        """Reports until it is cancelled, and then removes the report. A report that cannot be written, for example on a
-        full disk, is logged once, and tried again."""
+        """Reports until it is cancelled, and then removes the report. A report that cannot be made or written, for
+        example on a full disk, is logged once, and tried again."""
         loop = asyncio.get_running_loop()
         delay = 0.0
         try:
             while True:
-                report = self.report(delay)
-                if self._is_news(report):
-                    await self._write(report)
+                await self._report_or_log(delay)
                 due = loop.time() + REPORT_SECONDS
                 await asyncio.sleep(REPORT_SECONDS)
                 delay = loop.time() - due
@@ -150,11 +147,13 @@ class WorkerReporter:
             return True
         return report.model_copy(update={"written": self._last.written}) != self._last
 
-    async def _write(self, report: WorkerReport) -> None:
+    async def _report_or_log(self, delay: float) -> None:
         try:
-            await asyncio.to_thread(self._write_blocking, report.model_dump_json().encode())
-            self._last = report
-        except (OSError, ValueError) as error:
+            report = self.report(delay)
+            if self._is_news(report):
+                await asyncio.to_thread(self._write_blocking, report.model_dump_json().encode())
+                self._last = report
+        except Exception as error:  # for example RuntimeError, if no thread can be started
             if not self._has_logged:
                 self._has_logged = True
                 log.warning("this process cannot report its state for `entrepot status`: %s", error)
@@ -193,13 +192,11 @@ def read_worker_reports(data: Path) -> list[WorkerReport]:
 
 
 def _endpoint_report(upstream: str, health: EndpointHealth) -> EndpointReport:
-    affected = health.affected_repositories
     return EndpointReport(
         upstream=upstream,
         url=health.url,
         breaker=health.breaker,
         failures=health.failures,
-        affected_repositories=None if affected is None else list(affected),
         retry_in_seconds=None if health.retry_in_seconds is None else float(round(health.retry_in_seconds)),
         last_error=health.last_error,
         last_error_at=health.last_error_at,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Literal
 
 from registry.config import Upstream
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
@@ -31,8 +31,6 @@ log = logging.getLogger("registry.upstream")
 FAILURES_TO_OPEN = 3
 """Number of failures in a row that open the breaker. Also, once this many repositories are affected, all repositories
 are."""
-MAX_LISTED_REPOSITORIES: Final = 5
-"""How many of the affected repositories `UpstreamEndpoint.health` lists."""
 FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
 """First and longest time for which the breaker stays open. Each failed trial doubles the time."""
 
@@ -165,12 +163,10 @@ class UpstreamEndpoint:
         else:
             breaker = "open" if self.retry_in_seconds > 0 else "half-open"
         error, error_at = self._last_error or (None, None)
-        affected = None if self._is_failing_for_all else tuple(sorted(self._failing_repos)[:MAX_LISTED_REPOSITORIES])
         return EndpointHealth(
             self.url,
             breaker,
             self.failures,
-            affected_repositories=affected if self.failures else (),
             retry_in_seconds=max(0.0, self.retry_in_seconds) if breaker == "open" else None,
             last_error=error,
             last_error_at=error_at,

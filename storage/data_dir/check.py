@@ -22,6 +22,18 @@ class DataDirectoryError(Exception):
     """The data directory cannot be used. The message says why and what to do, in one line."""
 
 
+class NoRegistry(DataDirectoryError):
+    """The data directory holds no registry yet."""
+
+
+class OlderRegistry(DataDirectoryError):
+    """An older version of this program wrote the data directory, and no server has migrated it yet."""
+
+
+class NewerRegistry(DataDirectoryError):
+    """A newer version of this program wrote the data directory."""
+
+
 def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
     """Returns the type of the file system of `path`, such as `ext4`; empty if unknown. `mountinfo`: text in the format
     of /proc/self/mountinfo (proc(5)); None: reads that file."""

@@ -10,9 +10,11 @@ power cut nobody needs the reports.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
+import stat
 import time
 import zlib
 from contextlib import suppress
@@ -28,6 +30,8 @@ _FILE_BYTES: Final = 16 * 1024
 """Disk space that a new file gets at once. A longer report needs more, which a full disk may not have."""
 _HEADER_BYTES: Final = 8
 """The length and the checksum of the report, 4 bytes each, in front of it."""
+_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How a file is opened that somebody else may have made: a pipe must not block, and a link leads elsewhere."""
 _READ_ATTEMPTS: Final = 5
 _ABANDONED_SECONDS: Final = 60.0
 """Age from which an unlocked file is deleted. A younger one may belong to a process that has not locked it yet."""
@@ -38,10 +42,13 @@ class ReportFile:
 
     def __init__(self, directory: Path, system: System, *, is_temporary: bool = False) -> None:
         """Creates the file, and deletes those of processes that are gone. Creates `directory` if it is missing.
-        `is_temporary`: whether the last process that closes its file deletes the directory as well. Raises OSError, for
-        example on a full disk."""
+        `is_temporary`: whether the last process that closes its file deletes the directory as well. Everybody may write
+        above such a directory, so it is used only if it belongs to this user, and no other may write in it. Raises
+        OSError, for example on a full disk."""
         with suppress(FileExistsError):
             system.mkdir(directory)
+        if is_temporary:
+            _ensure_own(directory)
         _delete_abandoned(directory, system)
         self._system = system
         self._is_temporary = is_temporary
@@ -55,11 +62,13 @@ class ReportFile:
             raise
 
     def write(self, report: bytes) -> None:
-        """Replaces the report. Raises ValueError if it is longer than `MAX_REPORT_BYTES`, and OSError."""
+        """Replaces the report. Raises ValueError if it is longer than `MAX_REPORT_BYTES`, and OSError. If only a part
+        of the report could be written, readers see no report of this process until the next one."""
         if len(report) > MAX_REPORT_BYTES:
             raise ValueError(f"the report has {len(report)} bytes; {MAX_REPORT_BYTES} are allowed")
         header = len(report).to_bytes(4, "big") + zlib.crc32(report).to_bytes(4, "big")
-        self._system.write(self._fd, [header + report], 0)
+        if self._system.write(self._fd, [header + report], 0) < len(header) + len(report):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         """Deletes the file. Does nothing if the file is gone."""
@@ -103,7 +112,7 @@ def read_reports(directory: Path) -> list[bytes]:
     reports = []
     for name in names:
         with suppress(OSError):  # the process has just ended
-            fd = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(directory / name, _READ_FLAGS)
             try:
                 if _is_locked(fd) and (report := _read(fd)) is not None:
                     reports.append(report)
@@ -135,12 +144,21 @@ def _is_locked(fd: int) -> bool:
     return False
 
 
+def _ensure_own(directory: Path) -> None:
+    """Raises PermissionError if the path is not a directory of this user in which no other may write."""
+    status = directory.lstat()
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        text = "not a directory of this user alone; remove it"
+        raise PermissionError(errno.EPERM, text, str(directory))
+
+
 def _delete_abandoned(directory: Path, system: System) -> None:
     """Deletes the files of processes that are gone."""
     for name in os.listdir(directory):
         path = directory / name
         with suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, _READ_FLAGS)
             try:
                 is_old = time.time() - os.fstat(fd).st_mtime > _ABANDONED_SECONDS
                 if is_old and not _is_locked(fd):

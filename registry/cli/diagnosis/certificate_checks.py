@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+from registry.cli.registry_address import listens_everywhere
 from registry.config import Settings
 from registry.config.settings import TLSSettings
 from registry.server.gate.certificates import CertificateError, CertificateFiles, make_context
@@ -39,7 +40,8 @@ def certificate_findings(settings: Settings, url: str, now: float) -> list[Findi
         why = "the server does not start with it" + (", and clients refuse it" if expired else "")
         return [problem(CHECK, error.message, why, _RENEW if expired else "correct tls.certificate and tls.key")]
     chain = _chain(tls)
-    findings = [*_check_age(chain, now), *_check_names(chain[0], url), *_check_chain(chain)]
+    is_guessed = not settings.public_url and listens_everywhere(settings)
+    findings = [*_check_age(chain, now), *_check_names(chain[0], url, is_guessed), *_check_chain(chain)]
     if findings:
         return findings
     until = chain[0].not_valid_after_utc
@@ -71,8 +73,9 @@ def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
                 yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
 
 
-def _check_names(certificate: Certificate, url: str) -> Iterator[Finding]:
-    """Yields a finding if the certificate is not for the host in the registry's address."""
+def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterator[Finding]:
+    """Yields a finding if the certificate is not for the host in the registry's address. `is_guessed`: the settings do
+    not say by which name clients connect."""
     from cryptography import x509
 
     host = urlsplit(url).hostname or ""
@@ -87,6 +90,11 @@ def _check_names(certificate: Certificate, url: str) -> Iterator[Finding]:
     addresses = names.get_values_for_type(x509.IPAddress)
     if not _is_named(host, dns, [str(address) for address in addresses]):
         shown = ", ".join([*dns, *map(str, addresses)])
+        if is_guessed:
+            what = f"the certificate is for {shown}, and the settings do not say by which name clients connect"
+            step = f"set public_url to the address that clients use, with one of the names: {shown}"
+            yield warning(CHECK, what, "clients refuse the certificate under another name", step)
+            return
         what = f"the certificate is for {shown}, and not for {host}"
         step = f"make a certificate that names {host}, or set public_url to one of the names"
         yield problem(CHECK, what, f"clients that connect to {host} refuse it", step)

@@ -59,4 +59,14 @@ def check_client(
 
 def programs_on_this_machine(root: Path = Path("/")) -> list[str]:
     """Returns the names of the client programs that are on this machine."""
-    return [name for name, paths in _TRACES.items() if any((root / path.lstrip("/")).exists() for path in paths)]
+    return [name for name, paths in _TRACES.items() if any(_is_there(root / path.lstrip("/")) for path in paths)]
+
+
+def _is_there(path: Path) -> bool:
+    """Returns whether there is something at the path, or something that this user may not look at."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True  # reading the client's files says what is wrong
+    except OSError:
+        return False

@@ -52,7 +52,17 @@ class ClientFiles:
 
     def has_certificate(self, name: str) -> bool:
         """Returns whether there is a file with the certificate of an authority in the directory at the path."""
-        return any(self.path(name).glob("*.crt"))
+        try:
+            return any(self.path(name).glob("*.crt"))
+        except PermissionError:
+            return True  # nobody knows, so it is no finding
+
+    def names(self, folder: str, pattern: str) -> list[str]:
+        """Returns the sorted paths of the files in a directory whose names match the pattern. Raises FileUnusable."""
+        try:
+            return sorted(f"{folder}/{path.name}" for path in self.path(folder).glob(pattern))
+        except OSError as error:
+            raise self._unreadable(folder, error.strerror) from None
 
     def _is(self, test: Callable[[Path], bool], name: str) -> bool:
         try:
@@ -67,9 +77,7 @@ class ClientFiles:
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            advice = "run this command as root, or as the user who runs the client"
-            raise FileUnusable(problem(self.program, f"{name} cannot be read: {reason}", "", advice)) from None
+            raise self._unreadable(name, error.strerror if isinstance(error, OSError) else "it is not UTF-8") from None
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Returns the object in a JSON file; None if there is no such file. An empty file is an empty object. Raises
@@ -92,6 +100,10 @@ class ClientFiles:
             return None if text is None else tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise self._invalid(name, "TOML", str(error)) from None
+
+    def _unreadable(self, name: str, reason: str | None) -> FileUnusable:
+        advice = "run this command as root, or as the user who runs the client"
+        return FileUnusable(problem(self.program, f"{name} cannot be read: {reason}", "", advice))
 
     def _invalid(self, name: str, language: str, reason: str) -> FileUnusable:
         return FileUnusable(
@@ -165,9 +177,9 @@ def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
 
 
 def _same_host(first: str, second: str) -> bool:
-    """Returns whether two URLs have the same host and port. All loopback hosts are the same."""
-    one, other = urlsplit(first), urlsplit(second)
+    """Returns whether two URLs have the same host and port; not if one is no URL. All loopback hosts are the same."""
     try:
+        one, other = urlsplit(first), urlsplit(second)
         one_port, other_port = one.port, other.port
     except ValueError:
         return False

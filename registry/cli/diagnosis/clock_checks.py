@@ -25,14 +25,11 @@ OLDEST: Final = 1_767_225_600.0
 _STEP: Final = "set the clock, and let a service keep it right: timedatectl set-ntp true"
 
 
-def clock_findings(now: float, dates: Mapping[str, tuple[str, float]], data: Path | None) -> list[Finding]:
+def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[Finding]:
     """Returns what is found. `now`: seconds since 1970. `dates`: by the URL of an endpoint, its Date header, and the
-    time at which the answer arrived, on this machine's clock. `data`: the data directory; None: there is none."""
-    findings = [*_against_program(now), *_against_upstreams(dates), *_against_files(now, data)]
-    if findings:
-        return findings
-    compared = [*(["the upstreams"] if dates else []), *([] if data is None else ["the files of the data directory"])]
-    return [ok(CHECK, f"the clock agrees with {' and '.join(compared) or 'the age of this program'}")]
+    time at which the answer arrived, on this machine's clock."""
+    findings = [*_against_program(now), *_against_upstreams(dates)]
+    return findings or [ok(CHECK, f"the clock agrees with {'the upstreams' if dates else 'the age of this program'}")]
 
 
 def _against_program(now: float) -> Iterator[Finding]:
@@ -63,10 +60,9 @@ def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Findi
         yield warning(CHECK, what, "tokens are valid for a shorter time than they should be", _STEP)
 
 
-def _against_files(now: float, data: Path | None) -> Iterator[Finding]:
-    """Yields a finding if a file that the server writes has a time in the future."""
-    if data is None:
-        return
+def file_clock_findings(now: float, data: Path) -> list[Finding]:
+    """Returns a finding if a file that the server writes in the data directory has a time in the future. `now`: seconds
+    since 1970. Blocks, for ever on a disk that hangs."""
     layout = layout_of(data)
     files = [layout.metadata, layout.metadata.with_name(layout.metadata.name + "-wal"), layout.reserve, layout.uploads]
     newest: tuple[float, Path] | None = None
@@ -74,10 +70,11 @@ def _against_files(now: float, data: Path | None) -> Iterator[Finding]:
         with suppress(OSError):
             written = path.stat().st_mtime
             newest = max(newest or (written, path), (written, path))
-    if newest is not None and newest[0] - now > _FUTURE_SECONDS:
-        what = f"{newest[1]} was written {_duration(newest[0] - now)} in the future"
-        why = "the clock was set back: times of pulls and pushes, on which retention and eviction decide, are wrong"
-        yield problem(CHECK, what, why, _STEP)
+    if newest is None or newest[0] - now <= _FUTURE_SECONDS:
+        return []
+    what = f"{newest[1]} was written {_duration(newest[0] - now)} in the future"
+    why = "the clock was set back: times of pulls and pushes, on which retention and eviction decide, are wrong"
+    return [problem(CHECK, what, why, _STEP)]
 
 
 def _duration(seconds: float) -> str:

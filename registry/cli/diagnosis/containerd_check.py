@@ -98,15 +98,45 @@ def _load(files: ClientFiles, name: str) -> ContainerdConfig | None:
     document = files.toml(name)
     if document is None:
         return None
-    plugins = document.get("plugins")
-    merged: dict[str, Any] = dict(plugins) if isinstance(plugins, dict) else {}
-    for pattern in document.get("imports") or []:
-        for path in sorted(files.root.glob(str(pattern).lstrip("/"))):
-            imported = files.toml("/" + str(path.relative_to(files.root))) or {}
-            more = imported.get("plugins")
-            merged.update({key: {**merged.get(key, {}), **value} for key, value in (more or {}).items()})
-    disabled = document.get("disabled_plugins") or []
-    return ContainerdConfig(name, int(document.get("version") or 1), merged, [str(plugin) for plugin in disabled])
+    merged = _plugins(name, document)
+    for pattern in _list(name, document, "imports"):
+        for path in _imported(files, pattern):
+            for plugin, settings in _plugins(path, files.toml(path) or {}).items():
+                merged[plugin] = {**merged.get(plugin, {}), **settings}
+    version = document.get("version", 1)
+    if not isinstance(version, int):
+        raise _wrong(name, "version", "is no number")
+    return ContainerdConfig(name, version or 1, merged, _list(name, document, "disabled_plugins"))
+
+
+def _plugins(name: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each plugin in a file. Raises FileUnusable."""
+    plugins = document.get("plugins", {})
+    if not isinstance(plugins, dict) or not all(isinstance(settings, dict) for settings in plugins.values()):
+        raise _wrong(name, "plugins", "has not a table for each plugin")
+    return dict(plugins)
+
+
+def _list(name: str, document: dict[str, Any], key: str) -> list[str]:
+    """Returns the texts in a list of a file; empty if there is no such list. Raises FileUnusable."""
+    values = document.get(key, [])
+    if not isinstance(values, list):
+        raise _wrong(name, key, "is no list")
+    return [str(value) for value in values]
+
+
+def _imported(files: ClientFiles, pattern: str) -> list[str]:
+    """Returns the paths of the files that match a pattern of `imports`."""
+    try:
+        return sorted("/" + str(path.relative_to(files.root)) for path in files.root.glob(pattern.lstrip("/")))
+    except (OSError, ValueError):  # a directory that cannot be read; a pattern that is empty or not valid
+        return []
+
+
+def _wrong(name: str, key: str, what: str) -> FileUnusable:
+    return FileUnusable(
+        problem(CHECK, f"{key} in {name} {what}", "containerd does not start with it", f"correct the file, {_RESTART}")
+    )
 
 
 def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
@@ -193,8 +223,9 @@ def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Tar
 
 
 def _inline_finding(config: ContainerdConfig, mirrors: dict[str, Any], host: MirroredHost, target: Target) -> Finding:
-    mirror = mirrors.get(host.prefix) or mirrors.get("*") or {}
-    endpoints = [str(url) for url in mirror.get("endpoint") or []]
+    mirror = mirrors.get(host.prefix) or mirrors.get("*")
+    urls = mirror.get("endpoint") if isinstance(mirror, dict) else None
+    endpoints = [str(url) for url in urls] if isinstance(urls, list) else []
     if endpoints and target.is_at(endpoints[0]):
         return ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({config.file})")
     what = f"registry.mirrors in {config.file} sends pulls of {host.prefix} to {', '.join(endpoints) or 'no mirror'}"

@@ -138,8 +138,8 @@ def _check_entry(file: str, url: str, entry: Any, hosts: dict[str, Any], target:
     """Yields what is wrong with the section of this registry."""
     settings: dict[str, Any] = entry if isinstance(entry, dict) else {}
     capabilities = settings.get("capabilities")
-    if isinstance(capabilities, list) and not set(capabilities) >= _CAPABILITIES:
-        missing = ", ".join(sorted(_CAPABILITIES - set(capabilities)))
+    if isinstance(capabilities, list) and not set(map(str, capabilities)) >= _CAPABILITIES:
+        missing = ", ".join(sorted(_CAPABILITIES - set(map(str, capabilities))))
         what = f"{file} gives {url} only the capabilities {', '.join(map(str, capabilities)) or 'none'}"
         why = f"without {missing}, containerd asks another server for tags or for content"
         lines = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n'

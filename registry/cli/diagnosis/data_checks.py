@@ -7,19 +7,27 @@ import os
 import pwd
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from registry.cli.diagnosis.finding import Check, Finding, in_thread, ok, problem, warning
+from registry.cli.diagnosis.finding import CHECK_SECONDS, Check, Finding, in_thread, ok, problem, warning
 from registry.cli.output import human_size
 from registry.config import Settings
 from registry.status.readiness import write_problem
 from registry.upkeep.budgets import min_free_space
 from storage.composition import check_version, has_data, layout_of
-from storage.data_dir.check import DataDirectoryError, ensure_usable, filesystem_of
+from storage.data_dir.check import (
+    DataDirectoryError,
+    NewerRegistry,
+    NoRegistry,
+    OlderRegistry,
+    ensure_usable,
+    filesystem_of,
+)
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
@@ -47,12 +55,31 @@ def data_checks(settings: Settings) -> dict[str, Check]:
 
 
 def _in_thread(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
-    async def run() -> Sequence[Finding]:
-        if not settings.data.is_dir() and check is not _check_directory:
+    def run_blocking() -> Sequence[Finding]:
+        if check is not _check_directory and not _is_directory(settings.data):
             return []  # `_check_directory` says so
-        return await in_thread(lambda: check(settings))
+        return check(settings)
+
+    async def run() -> Sequence[Finding]:
+        return await in_thread(run_blocking)
 
     return run
+
+
+def _is_directory(data: Path) -> bool:
+    try:
+        return data.is_dir()
+    except OSError:
+        return False
+
+
+def responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
+    """Returns whether the system can say within this time what is at the path: a disk that hangs makes all system calls
+    hang. Leaves a thread behind only if it returns False."""
+    thread = threading.Thread(target=lambda: os.access(data, os.F_OK), daemon=True, name="check")
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def _check_directory(settings: Settings) -> list[Finding]:
@@ -93,9 +120,10 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
         why = "every user of this machine can delete or replace content"
         yield problem(name, f"everybody may write to {data}", why, f"chmod o-w {data}")
     database = layout_of(data).metadata
-    if database.exists() and status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
-        why = "it has the hashes of passwords and the keys that sign tokens"
-        yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {data}")
+    with suppress(OSError):  # there is none, or this user may not look
+        if status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
+            why = "it has the hashes of passwords and the keys that sign tokens"
+            yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {data}")
 
 
 def _own_files(data: Path) -> Iterator[Path]:
@@ -117,7 +145,7 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
         yield warning(name, f"{data} lies in the layer of a container ({kind})", why, "mount a volume there")
     try:
         ensure_usable(data)
-    except DataDirectoryError as error:
+    except (DataDirectoryError, OSError) as error:
         yield problem(name, str(error), "", "solve that; the server does not start before")
 
 
@@ -192,16 +220,17 @@ def _check_database(settings: Settings) -> list[Finding]:
     name = "database"
     try:
         check_version(settings.data)
+    except NoRegistry as error:
+        return [warning(name, str(error), "", "nothing, if the server was never started")]
+    except (OlderRegistry, NewerRegistry) as error:
+        is_older = isinstance(error, OlderRegistry)
+        step = "start entrepot serve of this version once" if is_older else "use the entrepot of that version"
+        return [problem(name, str(error), "the database has the tables of another version", step)]
     except DataDirectoryError as error:
-        text = str(error)
-        if "holds no registry" in text:
-            return [warning(name, text, "", "nothing, if the server was never started")]
-        if "older" in text or "newer" in text:
-            return [problem(name, text, "the database has the tables of another version", "start that version")]
         step = (
             "stop the server and restore a backup (entrepot restore), or ask for help with the output of this command"
         )
-        return [problem(name, text, "the file is damaged, or may not be read", step)]
+        return [problem(name, str(error), "the file is damaged, or may not be read", step)]
     return [ok(name, "the database opens, and has the tables of this version")]
 
 

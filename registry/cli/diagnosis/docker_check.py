@@ -56,8 +56,7 @@ def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> l
         why = "docker does not start with it"
         return [problem(CHECK, f"{_MIRRORS} in {name} is no list of URLs", why, step, file=name, lines=lines)]
     for mirror in mirrors:
-        parts = urlsplit(mirror)
-        if parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
+        if not _is_valid_mirror(mirror):
             why = "docker refuses a mirror without http:// or https://, or with a path, and does not start"
             return [
                 problem(CHECK, f"{mirror!r} in {name} is not a mirror's address", why, step, file=name, lines=lines)
@@ -162,6 +161,15 @@ def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
 
 def _is_useless(mirror: Any, target: Target) -> bool:
     """Returns whether docker would refuse the mirror, or it is this registry under an address that does not work."""
-    if not isinstance(mirror, str) or urlsplit(mirror).scheme not in ("http", "https"):
+    if not isinstance(mirror, str) or not _is_valid_mirror(mirror):
         return True
-    return urlsplit(mirror).path not in ("", "/") or target.is_at_other_scheme(mirror) or target.is_at(mirror)
+    return target.is_at_other_scheme(mirror) or target.is_at(mirror)
+
+
+def _is_valid_mirror(mirror: str) -> bool:
+    """Returns whether docker accepts the mirror."""
+    try:
+        parts = urlsplit(mirror)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.path in ("", "/") and not parts.query

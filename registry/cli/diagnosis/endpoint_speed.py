@@ -25,7 +25,7 @@ from storage.names import Reference, RepositoryName, Tag
 MAX_BYTES: Final = 8 << 20
 """How much of a blob is fetched from each endpoint."""
 MEASURE_SECONDS: Final = 30.0
-"""Time limit for one endpoint. A blob that takes longer is measured by what has arrived."""
+"""Time limit for one endpoint."""
 _CONNECT_SECONDS: Final = 10.0
 DEFAULT_IMAGES: Final = {
     "docker.io": "library/alpine:latest",
@@ -41,8 +41,8 @@ _SIMILAR_FRACTION: Final = 0.9
 
 @dataclass(slots=True)
 class EndpointSpeed:
-    """What was measured at one endpoint. Times are in seconds; None: not measured. `error`: why the measurement ended
-    early."""
+    """What was measured at one endpoint. Times are in seconds; None: not measured. `error`: why the endpoint does not
+    work."""
 
     url: str
     connect: float | None = None
@@ -67,23 +67,24 @@ class _CountingSink:
     def __init__(self) -> None:
         self.bytes = 0
         self.started: float | None = None
-        self.last = 0.0
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        self.started = self.last = time.monotonic()
+        self.started = time.monotonic()
 
     def take(self, offset: int, data: memoryview) -> None:
         self.bytes += len(data)
-        self.last = time.monotonic()
 
 
-async def measure_endpoint(upstream: Upstream, url: str, image: tuple[RepositoryName, Tag] | None) -> EndpointSpeed:
+async def measure_endpoint(
+    upstream: Upstream, url: str, image: tuple[RepositoryName, Tag] | None, seconds: float = MEASURE_SECONDS
+) -> EndpointSpeed:
     """Measures one endpoint. `image`: a repository, as the upstream names it, and a tag, whose manifest and largest
-    layer are fetched; None: only connections are measured."""
-    speed = EndpointSpeed(url)
+    layer are fetched; None: only connections are measured. `seconds`: the time limit; a blob that takes longer is
+    measured by what has arrived."""
+    speed, limit = EndpointSpeed(url), asyncio.timeout(seconds)
     try:
         speed.proxy = OutboundProxies().proxy_for(url)
-        async with asyncio.timeout(MEASURE_SECONDS):
+        async with limit:
             if speed.proxy is None:
                 await in_thread(lambda: _measure_connection(upstream, url, speed))
             async with open_endpoint(upstream, url) as (client, _):
@@ -94,7 +95,8 @@ async def measure_endpoint(upstream: Upstream, url: str, image: tuple[Repository
                 if image is not None:
                     await _measure_content(client, *image, speed)
     except TimeoutError:
-        speed.error = speed.error or f"no answer within {MEASURE_SECONDS:g} s"
+        if not speed.bytes:
+            speed.error = f"no answer within {seconds if limit.expired() else _CONNECT_SECONDS:g} s"
     except ssl.SSLCertVerificationError as error:
         speed.error = f"its certificate is not trusted: {error.verify_message}"
     except RegistryError as error:
@@ -144,7 +146,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
     finally:
         # Also if the time is over: what has arrived until then is enough.
         if sink.started is not None and sink.bytes:
-            speed.bytes, speed.blob = sink.bytes, max(sink.last - sink.started, 1e-6)
+            speed.bytes, speed.blob = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
 
 
 async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag: Reference) -> Manifest:
@@ -188,7 +190,7 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
     if failed:
         what += f"; {', '.join(failed)} {'does' if len(failed) == 1 else 'do'} not work"
     lines = f'[[upstream]]\nname = "{upstream.name}"\nendpoints = [\n{urls}]\n'
-    return f'{what}: write this in the [[upstream]] "{upstream.name}", and restart the server', lines
+    return f'{what}: write this in the [[upstream]] "{upstream.name}", and run entrepot reload', lines
 
 
 def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:

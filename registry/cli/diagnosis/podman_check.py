@@ -72,7 +72,7 @@ def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     main = files.first(_USER) or _SYSTEM
     names = [main]
     for folder in ("/etc/containers/registries.conf.d", "~/.config/containers/registries.conf.d"):
-        names += sorted(f"{folder}/{path.name}" for path in files.path(folder).glob("*.conf"))
+        names += files.names(folder, "*.conf")
     entries: dict[str, RegistryEntry] = {}
     is_old = None
     for name in names:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from registry.config import Settings
     from registry.config.settings_sources import LoadedSettings
 
+P = ParamSpec("P")
 HELP = (
     "Look for what is wrong: settings, disk, file system, database, clock, certificate, names, upstreams, logins, the "
     "registry's address, and the clients of this machine. Each finding says what to do. The exit code is 1 if there is "
@@ -64,7 +66,9 @@ def diagnose(
 
     from registry.cli.data_owner import OwnerError, become_owner
     from registry.cli.diagnosis.certificate_checks import certificate_findings
-    from registry.cli.diagnosis.finding import problem, run_checks
+    from registry.cli.diagnosis.clock_checks import clock_findings
+    from registry.cli.diagnosis.data_checks import responds
+    from registry.cli.diagnosis.finding import CHECK_SECONDS, problem, run_checks
     from registry.cli.diagnosis.server_checks import settings_findings
     from registry.cli.interrupts import run_interruptible
     from registry.cli.registry_address import registry_address
@@ -73,28 +77,39 @@ def diagnose(
     settings, address = loaded.settings, registry_address(loaded.settings)
     has_file = config is not None or bool(os.environ.get(CONFIG_VARIABLE))
     findings = settings_findings(settings, loaded.warnings, has_file=has_file)
-    findings += certificate_findings(settings, address.url, clock())
-    clients = _client_findings(settings)
-    try:
-        become_owner(settings.data)
-    except OwnerError as error:
-        findings.append(problem("data directory", str(error), "", "run the command as that user"))
+    # In this thread, because `become_owner` has to be called while there is no other.
+    findings += run_interruptible(
+        run_checks({"certificate": partial(_at_once, certificate_findings, settings, address.url, clock())})
+    )
+    clients = run_interruptible(run_checks(_client_checks(settings)))
+    is_hung = not responds(settings.data)
+    if is_hung:
+        what = f"the disk of {settings.data.absolute()} did not respond within {CHECK_SECONDS:g} s"
+        step = "look at the log of the kernel (dmesg) for errors of the disk, and at the mount"
+        findings.append(problem("data directory", what, "the server hangs as well", step))
+    else:
+        try:
+            become_owner(settings.data)
+        except OwnerError as error:
+            findings.append(problem("data directory", str(error), "", "run the command as that user"))
     dates: dict[str, tuple[str, float]] = {}
-    findings += run_interruptible(run_checks(_checks(settings, dates, offline=offline, clock=clock)))
-    return [*findings, *_clock_findings(settings, dates, clock()), *clients]
+    checks = _checks(settings, dates, offline=offline, clock=clock)
+    if not is_hung:
+        checks = {**_data_checks(settings, clock), **checks}
+    findings += run_interruptible(run_checks(checks))
+    return [*findings, *clock_findings(clock(), dates), *clients]
 
 
 def _checks(
     settings: Settings, dates: dict[str, tuple[str, float]], *, offline: bool, clock: Callable[[], float]
 ) -> dict[str, Check]:
-    """Returns the checks that run at the same time, by name. Those of upstreams store in `dates` the Date header of
-    each endpoint."""
-    from registry.cli.diagnosis.data_checks import data_checks
+    """Returns the checks of the server and the upstreams, by name. Those of upstreams store in `dates` the Date header
+    of each endpoint."""
     from registry.cli.diagnosis.server_checks import ServerCheck, limit_findings
     from registry.cli.registry_address import registry_address
 
     server = ServerCheck(settings, registry_address(settings), clock)
-    checks = {**data_checks(settings), "open files": limit_findings, "server": server.server}
+    checks: dict[str, Check] = {"open files": limit_findings, "server": server.server}
     if offline:
         return checks
     checks["address"] = server.address
@@ -109,34 +124,48 @@ def _checks(
     return checks
 
 
-def _clock_findings(settings: Settings, dates: dict[str, tuple[str, float]], now: float) -> Sequence[Finding]:
-    from registry.cli.diagnosis.clock_checks import clock_findings
+def _data_checks(settings: Settings, clock: Callable[[], float]) -> dict[str, Check]:
+    """Returns the checks of the data directory, by name."""
+    from registry.cli.diagnosis.clock_checks import CHECK, file_clock_findings
+    from registry.cli.diagnosis.data_checks import data_checks
+    from registry.cli.diagnosis.finding import in_thread
 
-    return clock_findings(now, dates, settings.data if settings.data.is_dir() else None)
+    return {**data_checks(settings), CHECK: lambda: in_thread(lambda: file_clock_findings(clock(), settings.data))}
 
 
-def _client_findings(settings: Settings) -> list[Finding]:
-    """Returns what is found about the client programs of this machine. It is no problem of the registry if they do not
-    use it, so nothing is worse than a warning."""
-    from dataclasses import replace
+async def _at_once(check: Callable[P, Sequence[Finding]], *args: P.args, **kwargs: P.kwargs) -> Sequence[Finding]:
+    """Runs a blocking check in this thread."""
+    return check(*args, **kwargs)
 
+
+def _client_checks(settings: Settings) -> dict[str, Check]:
+    """Returns the checks of the client programs of this machine, by name."""
     from registry.cli.client_setup import mirrored_hosts
-    from registry.cli.diagnosis.client_check import check_client, programs_on_this_machine
-    from registry.cli.diagnosis.finding import Finding, Level
+    from registry.cli.diagnosis.client_check import programs_on_this_machine
+    from registry.cli.registry_address import registry_address
+
+    if not any(mirrored_hosts(upstream) for upstream in settings.upstream):
+        return {}
+    if registry_address(settings).url.endswith(":0"):
+        return {}
+    return {
+        f"client {program}": partial(_at_once, _client_findings, settings, program)
+        for program in programs_on_this_machine()
+    }
+
+
+def _client_findings(settings: Settings, program: str) -> list[Finding]:
+    """Returns what is found about a client program of this machine. It is no problem of the registry if the program
+    does not use it, so nothing is worse than a warning."""
+    from registry.cli.client_setup import mirrored_hosts
+    from registry.cli.diagnosis.client_check import check_client
+    from registry.cli.diagnosis.finding import Level, warning
     from registry.cli.registry_address import registry_address
 
     hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
-    address = registry_address(settings)
-    if not hosts or address.url.endswith(":0"):
-        return []
-    findings = []
-    for program in programs_on_this_machine():
-        found = check_client(program, address, hosts, settings.default_upstream, offline=True)
-        worst = [finding for finding in found if finding.level is not Level.OK]
-        if not worst:
-            findings += found
-            continue
-        first = replace(worst[0], level=Level.WARNING, file="", lines="")
-        step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
-        findings.append(Finding(f"client {program}", first.level, first.what, first.why, step))
-    return findings
+    found = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)
+    worst = next((finding for finding in found if finding.level is not Level.OK), None)
+    if worst is None:
+        return found
+    step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
+    return [warning(f"client {program}", worst.what, worst.why, step)]

@@ -79,7 +79,10 @@ def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[Ser
     except (DataDirectoryError, RegistryError) as error:
         if not settings.data.is_dir():
             raise
-        status = status_without_store(settings, error.message if isinstance(error, RegistryError) else str(error))
+        try:
+            status = status_without_store(settings, error.message if isinstance(error, RegistryError) else str(error))
+        except OSError:  # this user may not read the reports either
+            raise error from None
         if not status.running:
             raise
         return status

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from storage.errors import ManifestUnknown, NameUnknown
+from storage.errors import ManifestUnknown, NameUnknown, StorageFailed
 from storage.inventory import ContentTotals, OpenUploads, RemovalPlan, StoreFigures
 from storage.jobs import JobState
 from storage.metadata.sqlite import lookups
@@ -68,12 +68,13 @@ REMAINING_VALID_SECONDS = 3600.0
 @contextmanager
 def open_inventory(database: Path) -> Iterator[SqliteInventory]:
     """Opens the inventory of the database file `database`, and closes it at the end of the `with` block. The caller has
-    checked that the tables have the version that this program needs. Raises apsw.Error."""
-    db = connect(database, read_only=True)
+    checked that the tables have the version that this program needs. Raises StorageFailed if the database cannot be
+    read, also if that is so within the block."""
     try:
-        yield SqliteInventory(db)
-    finally:
-        db.close()
+        with closing(connect(database, read_only=True)) as db:
+            yield SqliteInventory(db)
+    except apsw.Error as error:
+        raise StorageFailed(f"cannot read {database}: {error}") from error
 
 
 class SqliteInventory:

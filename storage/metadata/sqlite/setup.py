@@ -15,7 +15,7 @@ from pathlib import Path
 import apsw
 
 from storage.data_dir.blocking_calls import as_storage_errors
-from storage.data_dir.check import DataDirectoryError
+from storage.data_dir.check import DataDirectoryError, NewerRegistry, NoRegistry, OlderRegistry
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
@@ -94,17 +94,20 @@ def check_database_version(layout: Layout, data: Path) -> None:
     the data directory, as error messages show it. Raises DataDirectoryError if there is no database, if it has another
     table version, or if it cannot be read."""
     file = layout.metadata
-    if not file.is_file():
-        raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
+    try:
+        if not file.is_file():
+            raise NoRegistry(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
+    except OSError as error:
+        raise DataDirectoryError(f"{file} cannot be read: {error.strerror}") from None
     try:
         with closing(connect(file, read_only=True)) as db:
             current, newest = db.pragma("user_version"), newest_table_version()
     except apsw.Error as error:
         raise DataDirectoryError(f"{file} cannot be used: {error}") from None
     if current > newest:
-        raise DataDirectoryError(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
+        raise NewerRegistry(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
     if current < newest:
-        raise DataDirectoryError(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
+        raise OlderRegistry(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
 
 
 def has_had_account(layout: Layout) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from registry.cli.diagnosis.endpoint_speed import measure_endpoint
+from registry.config import Upstream
+from storage.names import RepositoryName, Tag
 from tests.fakes.client_images import MIB
 from tests.fakes.commands import entrepot
 from tests.fakes.hub.hub import hub
@@ -54,6 +59,28 @@ def test_two_endpoints(tmp_path: Path) -> None:
         code, result, _ = measured(tmp_path, "-c", str(settings))
         assert (code, result["lines"]) == (1, None)
         assert "entrepot doctor" in result["advice"]
+
+
+def test_a_slow_endpoint_works(tmp_path: Path) -> None:
+    """A blob that does not arrive whole within the time is measured by what has arrived, and that is no error."""
+    content = UpstreamContent()
+    content.add("team/app", noise_image("c", 1000, 8 * MIB), "1")
+    with hub(tmp_path, content, rate=MIB // 16) as slow:
+        upstream = Upstream(name="corp.test", endpoints=[slow.url])
+        image = RepositoryName("team/app"), Tag("1")
+        speed = asyncio.run(measure_endpoint(upstream, slow.url, image, seconds=5.0))
+        assert speed.error is None
+        assert 0 < speed.bytes < 8 * MIB
+        assert speed.bytes_per_second
+
+
+def test_an_endpoint_that_does_not_answer() -> None:
+    """The error names the time limit that was over."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        upstream = Upstream(name="corp.test", endpoints=[url])
+        speed = asyncio.run(measure_endpoint(upstream, url, None, seconds=0.2))
+    assert speed.error == "no answer within 0.2 s"
 
 
 def test_an_upstream_without_a_known_image(tmp_path: Path) -> None:

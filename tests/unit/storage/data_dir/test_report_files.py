@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,73 @@ def test_no_half_of_a_report(tmp_path: Path) -> None:
         ended.set()
         thread.join()
         file.close()
+
+
+def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
+    """Everybody may make the directory in memory first: a link to another directory, one in which others may write, or
+    one of another user. The server takes none of them, and deletes nothing there."""
+    layout = Layout(tmp_path / "data")
+    layout.root.mkdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "old").write_bytes(b"")
+    os.utime(other / "old", (0, 0))
+    try:
+        layout.workers_in_memory.symlink_to(other)
+        with pytest.raises(PermissionError):
+            open_report_file(layout, FullDisk(layout.workers))
+        layout.workers_in_memory.unlink()
+        layout.workers_in_memory.mkdir()
+        layout.workers_in_memory.chmod(0o777)
+        with pytest.raises(PermissionError):
+            open_report_file(layout, FullDisk(layout.workers))
+        if os.geteuid() == 0:  # only root can give directories away
+            layout.workers_in_memory.chmod(0o700)
+            os.chown(layout.workers_in_memory, 12345, 12345)
+            with pytest.raises(PermissionError):
+                open_report_file(layout, FullDisk(layout.workers))
+    finally:
+        if layout.workers_in_memory.is_symlink():
+            layout.workers_in_memory.unlink()
+        else:
+            layout.workers_in_memory.rmdir()
+    assert (other / "old").exists()
+
+
+def test_no_report_is_a_pipe_or_a_link(tmp_path: Path) -> None:
+    """A pipe in the directory blocks nobody, and nobody follows a link."""
+    directory = tmp_path / "workers"
+    other = ReportFile(tmp_path / "other", System())
+    other.write(b"other")
+    file = ReportFile(directory, System())
+    file.write(b"here")
+    os.mkfifo(directory / "pipe")
+    (directory / "link").symlink_to(next((tmp_path / "other").iterdir()))
+    ended: list[list[bytes]] = []
+
+    def use() -> None:
+        ReportFile(directory, System()).close()
+        ended.append(read_reports(directory))
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert ended == [[b"here"]]
+    file.close()
+    other.close()
+
+
+def test_a_short_write_is_a_full_disk(tmp_path: Path) -> None:
+    """A report of which only a part was written raises, as on a full disk."""
+
+    class ShortWrite(System):
+        def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
+            return super().write(fd, [bytes(chunks[0])[:10]], offset)
+
+    file = ReportFile(tmp_path, ShortWrite())
+    with pytest.raises(OSError, match="No space"):
+        file.write(b"a" * 100)
+    file.close()
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

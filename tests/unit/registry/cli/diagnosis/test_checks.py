@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 from pydantic import ByteSize
 
 from registry.cli.diagnosis.certificate_checks import certificate_findings
-from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings
-from registry.cli.diagnosis.data_checks import data_checks
+from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings, file_clock_findings
+from registry.cli.diagnosis.data_checks import data_checks, responds
 from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
 from registry.cli.diagnosis.server_checks import settings_findings
+from registry.cli.registry_address import registry_address
 from registry.config import Settings
 from registry.config.settings import TLSSettings
 from registry.config.upkeep_settings import DiskSettings
-from storage.composition import layout_of, prepare_data_dir
+from storage.composition import check_version, layout_of, prepare_data_dir
+from storage.data_dir.check import DataDirectoryError
 from storage.errors import UpstreamUnavailable
 from tests.fakes.certificate_authority import CertificateAuthority
 
@@ -48,7 +54,7 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
 )
 def test_clock(now: float, answers: dict[str, tuple[str, float]], level: Level, what: str) -> None:
     """The clock against those of the upstreams, with a tolerance, and against the age of the program."""
-    (finding,) = clock_findings(now, answers, None)
+    (finding,) = clock_findings(now, answers)
     assert finding.level is level
     assert what in finding.what
     assert ("timedatectl" in finding.next_step) == (level is not Level.OK)
@@ -58,8 +64,8 @@ def test_clock_against_files(tmp_path: Path) -> None:
     """A database that was written in the future shows that the clock was set back."""
     layout_of(tmp_path).metadata.write_bytes(b"")
     os.utime(layout_of(tmp_path).metadata, (NOW, NOW))
-    assert clock_findings(NOW - 10, {}, tmp_path)[0].level is Level.OK
-    (finding,) = clock_findings(NOW - 86400 * 3, {}, tmp_path)
+    assert file_clock_findings(NOW - 10, tmp_path) == []
+    (finding,) = file_clock_findings(NOW - 86400 * 3, tmp_path)
     assert finding.level is Level.PROBLEM
     assert "entrepot.db was written 3 days in the future" in finding.what
 
@@ -104,6 +110,24 @@ def test_certificate(authority: CertificateAuthority, tmp_path: Path) -> None:
     assert "cannot read" in certificate(tmp_path / "none.pem", pair.key).what
 
 
+def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
+    """A server that listens at all addresses and has no public_url: nobody knows its name, so it is no problem that the
+    certificate has another one than localhost."""
+    name, pair = "registry.example.com", ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem")
+    new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
+    names = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
+    command: list[str | Path] = ["openssl", "req", *new, *names, *pair]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = TLSSettings(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
+    everywhere = Settings(tls=tls, listen="0.0.0.0:443")
+    (finding,) = certificate_findings(everywhere, registry_address(everywhere).url, time.time())
+    assert finding.level is Level.WARNING
+    assert "set public_url" in finding.next_step
+    assert name in finding.what
+    here = Settings(tls=tls, listen="localhost:443")
+    assert certificate_findings(here, registry_address(here).url, time.time())[0].level is Level.PROBLEM
+
+
 def test_no_certificate() -> None:
     """Plain HTTP needs none, and behind a proxy with TLS the server has none of its own."""
     assert certificate_findings(Settings(), "http://localhost:5000", NOW) == []
@@ -139,12 +163,21 @@ async def test_data_directory(tmp_path: Path) -> None:
 @pytest.mark.full_store
 async def test_database(tmp_path: Path) -> None:
     """A database of another version, and one that is no database."""
-    data = tmp_path / "data"
+    data = tmp_path / "older than newer"  # the path is in the texts of errors
     prepare_data_dir(data)
-    connection = apsw.Connection(str(layout_of(data).metadata))
-    connection.pragma("user_version", 1)
-    connection.close()
-    assert "another version" in (await data_findings(Settings(data=data)))[0].why
+
+    async def finding_of_version(number: int) -> Finding:
+        connection = apsw.Connection(str(layout_of(data).metadata))
+        connection.pragma("user_version", number)
+        connection.close()
+        (finding,) = await data_findings(Settings(data=data))
+        return finding
+
+    old, new = await finding_of_version(1), await finding_of_version(1000)
+    assert "another version" in old.why
+    assert "entrepot serve" in old.next_step
+    assert "another version" in new.why
+    assert new.next_step == "use the entrepot of that version"
     layout_of(data).metadata.write_bytes(b"no database" * 1000)
     (finding,) = await data_findings(Settings(data=data))
     assert "cannot be used" in finding.what
@@ -166,6 +199,52 @@ async def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = await data_findings(Settings(data=data))
     assert "and this command runs as uid 12345" in finding.what
     assert "sudo -u" in finding.next_step
+
+
+@pytest.mark.full_store
+async def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong user still learns which user is the right one, and the check of the version raises its own error."""
+    prepare_data_dir(tmp_path)
+    stat = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if Path(str(path)).parent == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 12345)
+        patch.setattr(os, "stat", refuse)
+        findings = await data_findings(Settings(data=tmp_path))
+        with pytest.raises(DataDirectoryError, match="cannot be read: Permission denied"):
+            check_version(tmp_path)
+    assert any("and this command runs as uid 12345" in finding.what for finding in findings), findings
+
+
+async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of a directory whose disk does not respond end, and other checks run meanwhile."""
+    stat, released = os.stat, threading.Event()
+
+    def hang(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(tmp_path):
+            released.wait(10)
+        return stat(path, **options)
+
+    def hang_access(path: Any, mode: int) -> bool:
+        return not released.wait(10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", hang)
+        patch.setattr(os, "access", hang_access)
+        try:
+            assert not responds(tmp_path, 0.01)
+            findings = await run_checks(data_checks(Settings(data=tmp_path)), seconds=0.05)
+            assert not released.is_set()
+        finally:
+            released.set()
+    assert len(findings) == 5
+    assert all("did not end within" in finding.what for finding in findings), findings
+    assert responds(tmp_path)
 
 
 def test_settings(tmp_path: Path) -> None:

@@ -344,3 +344,35 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     target = Target(address, hosts, "docker.io", SETUPS["docker"](address, hosts))
     (finding,) = CHECKS["docker"](files, target)
     assert "cannot be read" in finding.what
+
+
+ODD_CONFIGS = [
+    ('version = "two"\n', "version in /etc/containerd/config.toml is no number"),
+    ("plugins = 3\n", "plugins in /etc/containerd/config.toml has not a table for each plugin"),
+    ("[plugins]\na = 3\n", "plugins in /etc/containerd/config.toml has not a table for each plugin"),
+    ("imports = 3\n", "imports in /etc/containerd/config.toml is no list"),
+    ('imports = ["/etc/containerd/more.toml"]\n', "plugins in /etc/containerd/more.toml has not a table"),
+    ('imports = ["", "a**b"]\n', "does not set config_path"),
+    ('[plugins.cri.registry]\nmirrors = { "docker.io" = 3 }\n', "sends pulls of docker.io to no mirror"),
+    ('[plugins.cri.registry.mirrors."docker.io"]\nendpoint = 3\n', "sends pulls of docker.io to no mirror"),
+    ('[plugins.cri.registry.mirrors."docker.io"]\nendpoint = ["http://[::1"]\n', "to http://[::1"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), ODD_CONFIGS)
+def test_an_odd_containerd_config(tmp_path: Path, text: str, what: str) -> None:
+    """Values of other types than containerd takes are findings."""
+    write(tmp_path, **{CONFIG: text, "etc/containerd/more.toml": 'plugins = ["a"]\n'})
+    assert any(what in finding.what for finding in bad(found("containerd", tmp_path)))
+
+
+def test_an_odd_mirror_of_docker(tmp_path: Path) -> None:
+    """A mirror that is no URL is a finding, and is not among the lines to write."""
+    write(tmp_path, **{DAEMON: '{"registry-mirrors": ["http://[::1"]}'})
+    (finding,) = (each for each in bad(found("docker", tmp_path)) if "is not a mirror's address" in each.what)
+    assert "[::1" not in finding.lines
+
+
+def test_a_trace_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    """A path at which the system call fails does not end the search."""
+    assert programs_on_this_machine(tmp_path / ("a" * 300)) == []
