@@ -132,7 +132,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             live=LiveOptions(
                 configuration,
                 control=layout_of(settings.data).control,
-                successor=successor(settings),
+                successor=successor(settings, bound_to_loopback=bound_to_loopback),
                 handover=handover,
                 notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),
             ),

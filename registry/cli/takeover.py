@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import ExitStack
 
 from registry.cli.options import fail
 from registry.config import Settings
 from registry.server.process.successor import Handover, Successor
 
 
-def successor(settings: Settings) -> Successor:
-    """Returns the program that takes over at a restart: this command, as it was started."""
+def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
+    """Returns the program that takes over at a restart: this command, as it was started. `bound_to_loopback`: whether
+    only this machine reaches the server's port."""
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
     if not arguments or command[-len(arguments) :] != arguments:
         command = ["-m", "registry", *arguments]  # the process was not started by a command line
     metrics = metrics_address(settings) or ""
-    facts = {"data": str(settings.data.absolute()), "listen": settings.listen, "metrics": metrics}
+    facts = {
+        "data": str(settings.data.absolute()),
+        "listen": settings.listen,
+        "metrics": metrics,
+        "loopback": "yes" if bound_to_loopback else "no",
+    }
     return Successor([sys.executable, *command], facts)
 
 
@@ -34,13 +41,19 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
         fail("workers cannot become 1 in a restart: stop the server and start it again")
-    host = settings.listen.rpartition(":")[0].strip("[]")
-    if settings.listen != facts["listen"]:
+    # The socket that the old version passes on may come from systemd; then the setting does not tell its address.
+    bound_to_loopback = facts.get("loopback") == "yes"
+    metrics = metrics_address(settings)
+    with ExitStack() as stack:
         try:
-            bind(settings.listen).close()
+            if settings.listen != facts["listen"]:
+                sock = stack.enter_context(bind(settings.listen))
+                bound_to_loopback = is_loopback(sock.getsockname()[0])
+            if metrics is not None and metrics != facts["metrics"]:
+                stack.enter_context(bind(metrics))
         except ListenError as error:
             fail(error.message)
-    prepare(settings, bound_to_loopback=is_loopback(host), may_migrate=False)
+    prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
     create_app(settings)
 
 

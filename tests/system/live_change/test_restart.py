@@ -71,6 +71,19 @@ def test_a_version_that_cannot_start(site: LiveSite) -> None:
     assert site.may_push()
 
 
+def test_a_port_that_is_taken(site: LiveSite) -> None:
+    """If the new version cannot open its port for the metrics, nothing changes."""
+    before = site.server.worker_pids()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        site.write(f'[metrics]\nlisten = "{address}"\n')
+        done = site.run("restart")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert address in done.stderr
+    assert site.server.worker_pids() == before
+    assert site.may_push()
+
+
 @pytest.mark.parametrize("site", [1], indirect=True)
 def test_a_single_worker(site: LiveSite) -> None:
     """A server with one worker has nobody to take over its connections, and says so."""
@@ -93,12 +106,13 @@ os.execv(sys.executable, [sys.executable, "-m", "registry", "serve", "--data", "
 
 def test_socket_activation(tmp_path: Path) -> None:
     """The server listens on a socket that systemd has opened, and tells systemd when it is ready, restarts and stops.
-    Clients that connect before the start wait for it."""
+    Clients that connect before the start wait for it. Only this machine reaches the socket, so the registry may be open
+    to everyone, whatever address is in the settings."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0entrepot-{tmp_path.name}-{os.getpid()}")
         manager.settimeout(60)
         environment = command_environment(
-            NOTIFY_SOCKET=f"@entrepot-{tmp_path.name}-{os.getpid()}", PYTHONPATH=str(ROOT), ENTREPOT_LISTEN="[::1]:1"
+            NOTIFY_SOCKET=f"@entrepot-{tmp_path.name}-{os.getpid()}", PYTHONPATH=str(ROOT), ENTREPOT_LISTEN="0.0.0.0:1"
         )
         with subprocess.Popen(
             [sys.executable, "-c", SOCKET_UNIT], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -180,6 +181,21 @@ def test_killed_worker(start: Start) -> None:
     new = next(child for child in running.children() if child not in before)
     wait_for(lambda: running.get()["pid"] == new)
     assert f"the worker {before[0]} was ended by SIGKILL; starting it again" in running.errors
+
+
+def test_no_process_can_be_started(start: Start) -> None:
+    """While no worker can be started, the supervisor goes on with the others, and tries again."""
+    running = start(workers=2)
+    killed, other = running.children()
+    used = {int(name) for name in os.listdir(f"/proc/{running.pid}/fd")}
+    lowest_free = next(number for number in range(len(used) + 1) if number not in used)
+    limits = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (lowest_free, limits[1]))  # a worker needs two files more
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: "no process can be started: Too many open files" in running.errors)
+    assert running.children() == [other]
+    resource.prlimit(running.pid, resource.RLIMIT_NOFILE, limits)
+    wait_for(lambda: len(running.children()) == 2)
 
 
 def test_dying_workers_back_off(start: Start, tmp_path: Path) -> None:
