@@ -188,3 +188,30 @@ async def test_a_secret_that_cannot_be_read(
             file.write_text("now there is one\n")
             await wait_for(receiver, 1)
             assert receiver.requests[0].headers["x-hub-signature-256"].startswith("sha256=")
+
+
+@pytest.mark.parametrize("token", ["s3cret\nsecond\n", "s3cret \u00e9\n", "s3 cret", "s3cret\x00", " \n"])
+async def test_a_token_that_no_header_can_hold(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, token: str
+) -> None:
+    """The reason names the file, and shows nothing of the token."""
+    file = tmp_path / "token"
+    file.write_text(token)
+    await push(store, BAD, "v1")
+    async with delivering(store, receiver, clock, token_file=file) as counts:
+        await until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+    (left,) = await store.outbox.deliveries("hook", None, 10, only_dead=False)
+    assert left.error == f"ValueError: {file} is not one line of visible ASCII"
+    assert receiver.requests == []
+
+
+async def test_a_token_with_spaces_around_it(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path
+) -> None:
+    """It is sent without them."""
+    file = tmp_path / "token"
+    file.write_text("s3cret \r\n")
+    async with delivering(store, receiver, clock, token_file=file):
+        await push(store, BAD, "v1")
+        await wait_for(receiver, 1)
+    assert receiver.requests[0].headers["authorization"] == "Bearer s3cret"
