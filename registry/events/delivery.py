@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from registry.config import Settings
-from registry.events.attempts import DeliveryObserver, NoObserver
+from registry.events.attempts import DeliveryObserver, NoObserver, raise_if_cancelled
 from storage.errors import RegistryError
 from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
@@ -18,6 +18,8 @@ DELIVERY_SLOT: Final = "events"
 """Name of the slot (a permit) that the process holds which tells webhooks of events."""
 SLOT_POLL_SECONDS: Final = 1.0
 """Time between two looks of the other processes whether that process has died."""
+STOP_SECONDS: Final = 1.0
+"""Time after which the delivery is told again to stop, because an error may have hidden that from it."""
 TIDY_SECONDS: Final = 10.0
 """Time between two looks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
@@ -80,8 +82,9 @@ class EventDelivery:
         down what was delivered. May be called more than once."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=STOP_SECONDS)
 
     async def _run(self, settings: Settings) -> None:
         while True:
@@ -93,6 +96,7 @@ class EventDelivery:
                 log.warning("the delivery of events stopped with an error: %s; it starts again", error)
             except Exception:
                 log.exception("the delivery of events stopped with an unexpected error; it starts again")
+            raise_if_cancelled()
             await asyncio.sleep(SLOT_POLL_SECONDS)
 
 
@@ -143,4 +147,5 @@ async def _keep_tidy(
                     )
         except RegistryError as error:
             log.warning("cannot tidy the outbox: %s; it is tried again", error)
+            raise_if_cancelled()
         await asyncio.sleep(TIDY_SECONDS)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from registry.config.event_settings import Webhook
-from registry.events.attempts import Attempt, DeliveryObserver, Outcome
+from registry.events.attempts import Attempt, DeliveryObserver, Outcome, raise_if_cancelled
 from registry.events.webhook_client import WebhookClient
 from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
@@ -99,6 +99,7 @@ class WebhookDispatcher:
                 log.warning("webhook %s: cannot read or write its events: %s", self._settings.name, error)
             except Exception:
                 log.exception("webhook %s: an unexpected error; its events are sent again", self._settings.name)
+            raise_if_cancelled()
             await asyncio.sleep(STORE_RETRY_SECONDS)
 
     async def _work(self) -> None:
