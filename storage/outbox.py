@@ -158,9 +158,9 @@ class Outbox(Protocol):
     """The events and deliveries, which all processes share. Changes of content add their events themselves. All methods
     may raise StorageFailed, those that change something also StorageFull."""
 
-    async def configure(self, readers: Sequence[EventReader]) -> None:
-        """Makes these the readers, and deletes the deliveries of webhooks that are none of them. Does not write if
-        nothing changes."""
+    async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
+        """Makes these the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
+        were. Does not write if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
@@ -184,7 +184,8 @@ class Outbox(Protocol):
         ...
 
     async def oldest(self) -> int:
-        """Returns the number of the oldest event that is stored; 0 if there is none."""
+        """Returns the number from which on all events are stored; 0 if there is none. Earlier events may be stored as
+        well, because a webhook waits for them."""
         ...
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
@@ -199,10 +200,11 @@ class Outbox(Protocol):
         ...
 
     async def deliveries(
-        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool
+        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
     ) -> Sequence[Delivery]:
         """Returns at most `limit` deliveries of one webhook (None: of all), newest event first: those of events with
-        numbers below `before` (None: from the newest on). `only_dead`: only dead letters."""
+        numbers below `before` (None: from the newest on). `only_dead`: only dead letters.
+        `only_pending`: only those that are still tried."""
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:

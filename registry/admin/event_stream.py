@@ -53,11 +53,14 @@ class EventStream:
         """Returns the iterator over the stream's bytes. Raises TooManyRequests if there are too many streams."""
         if len(self._streams) >= MAX_STREAMS:
             raise TooManyRequests("there are too many streams of events", retry_after=30)
-        return self._send()
+        stream = self._send()
+        await anext(stream)
+        return stream
 
     async def _send(self) -> AsyncIterator[bytes]:
         self._streams.add(self)
         try:
+            yield b""  # for `open`: the stream counts from then on, and whoever drops the iterator ends it
             with suppress(RegistryError):  # such as a credential that is not valid any more: the stream ends
                 async for part in self._parts():
                     yield part

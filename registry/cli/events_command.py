@@ -129,8 +129,8 @@ def _list_deliveries(
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> list[Delivery]:
-        found = await upkeep.store.outbox.deliveries(webhook, None, limit, only_dead=only_dead)
-        return [delivery for delivery in found if not (only_pending and delivery.dead is not None)]
+        outbox = upkeep.store.outbox
+        return list(await outbox.deliveries(webhook, None, limit, only_dead=only_dead, only_pending=only_pending))
 
     deliveries = with_upkeep(config, data, read)
     if as_json:
@@ -155,7 +155,7 @@ def retry(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Makes dead letters deliveries again. The server sends them within a second."""
+    """Makes dead letters deliveries again. The server sends them within five minutes, mostly at once."""
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     if event is None and webhook is None and not every:

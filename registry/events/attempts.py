@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,14 @@ class Attempt(NamedTuple):
 
     outcome: Outcome
     reason: str = ""
+
+
+def raise_if_cancelled() -> None:
+    """Raises CancelledError if the cancellation of this task was requested. For a loop that goes on after an error: the
+    error may come from a `finally` that a cancellation entered, and then has replaced the CancelledError."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class DeliveryObserver(Protocol):

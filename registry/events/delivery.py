@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from registry.config import Settings
-from registry.events.attempts import DeliveryObserver, NoObserver
+from registry.events.attempts import DeliveryObserver, NoObserver, raise_if_cancelled
 from storage.errors import RegistryError
 from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
@@ -18,6 +18,8 @@ DELIVERY_SLOT: Final = "events"
 """Name of the slot (a permit) that the process holds which tells webhooks of events."""
 SLOT_POLL_SECONDS: Final = 1.0
 """Time between two looks of the other processes whether that process has died."""
+STOP_SECONDS: Final = 1.0
+"""Time after which the delivery is told again to stop, because an error may have hidden that from it."""
 TIDY_SECONDS: Final = 10.0
 """Time between two looks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
@@ -60,15 +62,17 @@ class EventDelivery:
         self._clock = clock
         self._observer = observer or NoObserver()
         self._task: asyncio.Task[None] | None = None
+        self._is_configured = False
 
     async def apply(self, settings: Settings) -> None:
         """Works by these settings from now on: stores who wants which events, and starts again to deliver them. Does
         nothing else if nobody wants events and there are none. Logs an error of the store: then the events are recorded
-        that the settings before wanted."""
+        that the settings before wanted, until another try succeeds."""
         await self.aclose()
+        self._is_configured = False
         has_events = True
         try:
-            await self._outbox.configure(event_readers(settings))
+            await self._configure(settings)
             has_events = bool(await self._outbox.newest())
         except RegistryError as error:
             log.error("cannot store which events are recorded: %s", error)
@@ -80,19 +84,33 @@ class EventDelivery:
         down what was delivered. May be called more than once."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=STOP_SECONDS)
+
+    async def _configure(self, settings: Settings) -> None:
+        """Stores who wants which events. Raises StorageFull, StorageFailed."""
+        for dropped in await self._outbox.configure(event_readers(settings)):
+            log.warning(
+                "webhook %s is not in the settings any more: %d events that waited for it and %d dead letters are "
+                "deleted",
+                *(dropped.webhook, dropped.pending, dropped.dead),
+            )
+        self._is_configured = True
 
     async def _run(self, settings: Settings) -> None:
         while True:
             try:
                 async with self._leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:
                     if has_slot:
+                        if not self._is_configured:
+                            await self._configure(settings)
                         await _run_all(settings, self._outbox, self._version, self._clock, self._observer)
             except RegistryError as error:
                 log.warning("the delivery of events stopped with an error: %s; it starts again", error)
             except Exception:
                 log.exception("the delivery of events stopped with an unexpected error; it starts again")
+            raise_if_cancelled()
             await asyncio.sleep(SLOT_POLL_SECONDS)
 
 
@@ -143,4 +161,5 @@ async def _keep_tidy(
                     )
         except RegistryError as error:
             log.warning("cannot tidy the outbox: %s; it is tried again", error)
+            raise_if_cancelled()
         await asyncio.sleep(TIDY_SECONDS)

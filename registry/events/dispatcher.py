@@ -1,4 +1,4 @@
-"""Tells webhooks of events (`Dispatcher`), and keeps the outbox within its limits.
+"""Tells webhooks of events (`WebhookDispatcher`).
 
 One process at a time does this for all: the one that holds a slot. Each webhook has a task of its own, so that one that
 is slow or down does not delay the others. A task works in rounds: it reads what is due, sends the events of several
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from registry.config.event_settings import Webhook
-from registry.events.attempts import Attempt, DeliveryObserver, Outcome
+from registry.events.attempts import Attempt, DeliveryObserver, Outcome, raise_if_cancelled
 from registry.events.webhook_client import WebhookClient
 from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
@@ -99,6 +99,7 @@ class WebhookDispatcher:
                 log.warning("webhook %s: cannot read or write its events: %s", self._settings.name, error)
             except Exception:
                 log.exception("webhook %s: an unexpected error; its events are sent again", self._settings.name)
+            raise_if_cancelled()
             await asyncio.sleep(STORE_RETRY_SECONDS)
 
     async def _work(self) -> None:
@@ -164,14 +165,16 @@ class WebhookDispatcher:
         """Decides what happens to a delivery that failed."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
-        if attempt.outcome is Outcome.DOWN:
+        is_aged = now - event.content.at >= self._settings.max_age
+        if attempt.outcome is Outcome.DOWN or is_aged:  # without the pause, aged events would be given up at full speed
             self._failures += 0 if current.is_down else 1
             current.is_down = True
+        if attempt.outcome is Outcome.DOWN:
             next_at = now + self._pause_of_repository(event.content.repository)
         else:
             attempts += 1
             next_at = now + back_off(attempts)
-        is_dead = attempts >= self._settings.max_attempts or now - event.content.at >= self._settings.max_age
+        is_dead = attempts >= self._settings.max_attempts or is_aged
         if is_dead:
             self._observer.given_up(self._settings.name)
             log.error(

@@ -45,8 +45,7 @@ Envelope = Callable[[Event, str], tuple[str, bytes]]
 
 
 def event_fields(event: Event) -> dict[str, Any]:
-    """Returns an event as a JSON object, the form in which the API and `entrepot events` give it. Leaves out what is
-    not known."""
+    """Returns an event as a JSON object, with the names of fields that webhooks get. Leaves out what is not known."""
     content = event.content
     fields = {
         "number": event.number,

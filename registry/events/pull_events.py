@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from registry.config import Settings
+from registry.events.attempts import raise_if_cancelled
 from storage.content import Actor, Pull
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 from storage.names import RepositoryName
@@ -65,8 +66,12 @@ class PullEvents:
                 await self.store()
                 logged_error = ""
             except RegistryError as error:
+                raise_if_cancelled()
                 if logged_error != (logged_error := str(error)):
                     log.warning("cannot store pulls as events: %s; it is tried again", error)
+            except Exception:
+                raise_if_cancelled()
+                log.exception("cannot store pulls as events, because of an unexpected error; it is tried again")
 
     async def store(self) -> None:
         """Stores the pulls so far. Those that are not stored, because of an error, stay in memory. Raises StorageFull,

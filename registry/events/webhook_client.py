@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import ssl
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
@@ -29,6 +30,7 @@ MAX_READ_BYTES: Final = 64 * 1024
 """How many bytes of a response are read, so that its connection can be used again. A longer one is cut off."""
 _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 MAX_ERROR_CHARACTERS: Final = 300
 log = logging.getLogger("registry.events")
 
@@ -73,6 +75,8 @@ class WebhookClient:
             return Attempt(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
         except RegistryError as error:
             return Attempt(Outcome.DOWN, error.message)
+        except httpx2.LocalProtocolError:  # its text can have the value of a header, such as a token
+            return Attempt(Outcome.DOWN, "the request breaks the rules of HTTP, so it was not sent; check the settings")
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
@@ -126,8 +130,15 @@ class WebhookClient:
         return {settings.signature_header: f"sha256={sign(secret, body)}"}
 
     def _authorization(self) -> dict[str, str]:
+        """Returns the header with the token; none if there is no token. Raises OSError, ValueError if the token cannot
+        be read or no header can hold it; the text of the error shows nothing of the token."""
         file = self._settings.token_file
-        return {} if file is None else {"authorization": f"Bearer {_read_secret(file)}"}
+        if file is None:
+            return {}
+        token = _read_secret(file).strip()
+        if not _TOKEN.fullmatch(token):
+            raise ValueError(f"{file} is not one line of visible ASCII")
+        return {"authorization": f"Bearer {token}"}
 
     async def aclose(self) -> None:
         """Closes the connections. May be called more than once."""
@@ -154,8 +165,12 @@ def sign(secret: str, body: bytes) -> str:
 
 
 def _read_secret(file: Path) -> str:
-    """Returns the content of a file without the line end. Raises OSError; ValueError if the file is empty."""
-    text = file.read_text(encoding="utf-8").rstrip("\r\n")
+    """Returns the content of a file without the line end. Raises OSError; ValueError if the file is empty or
+    not UTF-8."""
+    try:
+        text = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:  # its text shows a byte of the file
+        raise ValueError(f"{file} is not UTF-8") from None
     if not text:
         raise ValueError(f"{file} is empty")
     return text

@@ -17,7 +17,7 @@ import apsw
 
 from storage.content import BLOB_TYPE, Actor, Manifest
 from storage.names import Digest, RepositoryName, Tag
-from storage.outbox import LIST_READER, EventAction, EventReader, NewEvent
+from storage.outbox import LIST_READER, DroppedDeliveries, EventAction, EventReader, NewEvent
 from storage.pattern_matcher import Matcher
 
 MIRROR_ACTOR: Final = Actor(name="mirror")
@@ -104,12 +104,17 @@ def add_deleted_manifest(
     add(db, NewEvent(action, repo, now, by, digest=digest, media_type=media_type, size=size))
 
 
-def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> None:
-    """Replaces the readers, and deletes the deliveries of webhooks that are none of them."""
+def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
+    """Replaces the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
+    were."""
     db.execute("DELETE FROM event_reader")
     db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
     names = json.dumps([reader.name for reader in readers])
-    db.execute("DELETE FROM event_delivery WHERE webhook NOT IN (SELECT value FROM json_each(?))", (names,))
+    unknown = "webhook NOT IN (SELECT value FROM json_each(?))"
+    counts = "SELECT webhook, sum(dead IS NULL), sum(dead IS NOT NULL) FROM event_delivery"
+    rows: list[Any] = db.execute(f"{counts} WHERE {unknown} GROUP BY webhook", (names,)).fetchall()
+    db.execute(f"DELETE FROM event_delivery WHERE {unknown}", (names,))
+    return [DroppedDeliveries(*row) for row in rows]
 
 
 def reader_row(reader: EventReader) -> tuple[str, str, str]:

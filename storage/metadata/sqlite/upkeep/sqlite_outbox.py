@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 
 from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
+from storage.errors import StorageFailed
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
@@ -28,6 +30,7 @@ from storage.outbox import (
     WebhookBacklog,
 )
 
+T = TypeVar("T")
 _EVENT: Final = (
     "e.id, e.uuid, e.at, e.action, e.repository, e.tag, e.digest, e.previous, e.media_type, e.size, e.actor, "
     "e.address, e.request_id, e.user_agent, e.reason"
@@ -54,10 +57,16 @@ SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
 _DELIVERIES: Final = f"""
 SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
  WHERE d.event < ?1 AND (?2 IS NULL OR d.webhook = ?2) AND (d.dead IS NOT NULL OR NOT ?3)
+   AND (d.dead IS NULL OR NOT ?5)
  ORDER BY d.event DESC, d.webhook LIMIT ?4"""
 _EVENTS: Final = f"""
 SELECT {_EVENT} FROM event e
  WHERE e.id < ?1 AND (?2 IS NULL OR e.action = ?2) AND (?3 IS NULL OR e.repository = ?3) ORDER BY e.id DESC LIMIT ?4"""
+_OLDEST: Final = """
+SELECT e.id FROM event e WHERE NOT EXISTS (SELECT 1 FROM event p WHERE p.id = e.id - 1) ORDER BY e.id DESC LIMIT 1"""
+"""The event after the last gap in the numbers. Events before a gap are kept only because a webhook waits for them."""
+LONGEST_PAUSE_SECONDS: Final = 300.0
+"""No delivery waits longer than this for its next attempt."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 
 
@@ -78,10 +87,13 @@ class SqliteOutbox:
         self._scans = scans
         self._clock = clock
 
-    async def configure(self, readers: Sequence[EventReader]) -> None:
-        rows: list[Any] = self._db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
+    async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
+        with _as_storage_failed():
+            rows: list[Any] = self._db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
         if set(rows) != set(map(event_tables.reader_row, readers)):
-            await self._writer.run(lambda db: event_tables.configure(db, readers), reserve_use=ReserveUse.SMALL)
+            change = partial(event_tables.configure, readers=readers)
+            return await self._writer.run(change, reserve_use=ReserveUse.SMALL)
+        return []
 
     async def add(self, events: Sequence[NewEvent]) -> None:
         assert len(events) <= MAX_ADDED_EVENTS
@@ -95,12 +107,12 @@ class SqliteOutbox:
     async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
         def read(db: apsw.Connection) -> DueDeliveries:
             heads: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
-            due = [repository for repository, next_at in heads if next_at <= now][:max_repositories]
-            later = [next_at for _, next_at in heads if next_at > now]
+            due = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
+            later = [next_at for _, next_at in heads if not _is_due(next_at, now)]
             queues = [[_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due]
             return DueDeliveries(queues, min(later, default=None))
 
-        return await self._scans.run(read)
+        return await self._scan(read)
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
         updates = [(f.attempts, f.next_at, f.dead, f.error, webhook, f.event) for f in failed]
@@ -118,30 +130,31 @@ class SqliteOutbox:
         await self._writer.run(change, durable=False, reserve_use=ReserveUse.RELIEF)
 
     async def newest(self) -> int:
-        number: int | None = self._db.execute("SELECT max(id) FROM event").get
+        with _as_storage_failed():
+            number: int | None = self._db.execute("SELECT max(id) FROM event").get
         return number or 0
 
     async def oldest(self) -> int:
-        number: int | None = self._db.execute("SELECT min(id) FROM event").get
+        number: Any = await self._scan(lambda db: db.execute(_OLDEST).get)
         return number or 0
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
-        rows: list[Any] = self._db.execute(
-            f"SELECT {_EVENT} FROM event e WHERE e.id > ? ORDER BY e.id LIMIT ?", (number, limit)
-        ).fetchall()
+        sql = f"SELECT {_EVENT} FROM event e WHERE e.id > ? ORDER BY e.id LIMIT ?"
+        with _as_storage_failed():
+            rows: list[Any] = self._db.execute(sql, (number, limit)).fetchall()
         return [_event(row) for row in rows]
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
     ) -> Sequence[Event]:
         values = (_HIGHEST_ROW_ID if number is None else number, action, repository, limit)
-        return await self._scans.run(lambda db: [_event(row) for row in db.execute(_EVENTS, values)])
+        return await self._scan(lambda db: [_event(row) for row in db.execute(_EVENTS, values)])
 
     async def deliveries(
-        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool
+        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
     ) -> Sequence[Delivery]:
-        values = (_HIGHEST_ROW_ID if before is None else before, webhook, only_dead, limit)
-        return await self._scans.run(lambda db: [_delivery(row) for row in db.execute(_DELIVERIES, values)])
+        values = (_HIGHEST_ROW_ID if before is None else before, webhook, only_dead, limit, only_pending)
+        return await self._scan(lambda db: [_delivery(row) for row in db.execute(_DELIVERIES, values)])
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
         def change(db: apsw.Connection) -> int:
@@ -156,7 +169,7 @@ class SqliteOutbox:
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
         dropped: list[DroppedDeliveries] = []
-        while excess := await self._scans.run(lambda db: outbox_limits.find_excess(db, limits)):
+        while excess := await self._scan(lambda db: outbox_limits.find_excess(db, limits)):
             delete = partial(outbox_limits.delete_excess, excess=excess)
             await self._writer.run(delete, durable=False, reserve_use=ReserveUse.RELIEF)
             dropped += excess.dropped
@@ -165,7 +178,26 @@ class SqliteOutbox:
         return dropped
 
     async def backlog(self) -> Sequence[WebhookBacklog]:
-        return await self._scans.run(outbox_limits.backlog)
+        return await self._scan(outbox_limits.backlog)
+
+    async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        """Runs a lookup that may read many rows. Raises StorageFailed."""
+        with _as_storage_failed():
+            return await self._scans.run(lookup)
+
+
+@contextmanager
+def _as_storage_failed() -> Iterator[None]:
+    """Turns an error of SQLite into StorageFailed."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise StorageFailed(f"the events cannot be read: {error}") from error
+
+
+def _is_due(next_at: float, now: float) -> bool:
+    """Returns whether a delivery is due. A time too far in the future is of a clock that was set back since then."""
+    return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
 
 
 def _event(row: Sequence[Any]) -> Event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from registry.config.event_settings import Webhook
 from registry.events.attempts import Outcome
 from registry.events.dispatcher import WebhookDispatcher
 from registry.events.webhook_client import WebhookClient
+from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName, Tag
 from storage.outbox import EventAction, EventReader
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import BY, index_of
 from tests.fakes.upkeep_store import START, Clock, clocked_store
 from tests.fakes.webhook_receiver import WebhookReceiver, receiver_running
+from tests.unit.storage.metadata.test_outbox import FullDisk
 
 BAD = RepositoryName("team/bad")
 
@@ -81,8 +83,8 @@ async def delivering(
         yield counts
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        done, _ = await asyncio.wait([task], timeout=60)
+        assert done, "the dispatcher does not end"
         await client.aclose()
 
 
@@ -188,3 +190,48 @@ async def test_a_secret_that_cannot_be_read(
             file.write_text("now there is one\n")
             await wait_for(receiver, 1)
             assert receiver.requests[0].headers["x-hub-signature-256"].startswith("sha256=")
+
+
+@pytest.mark.parametrize("token", ["s3cret\nsecond\n", "s3cret \u00e9\n", "s3 cret", "s3cret\x00", " \n"])
+async def test_a_token_that_no_header_can_hold(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, token: str
+) -> None:
+    """The reason names the file, and shows nothing of the token."""
+    file = tmp_path / "token"
+    file.write_text(token)
+    await push(store, BAD, "v1")
+    async with delivering(store, receiver, clock, token_file=file) as counts:
+        await until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+    (left,) = await store.outbox.deliveries("hook", None, 10, only_dead=False)
+    assert left.error == f"ValueError: {file} is not one line of visible ASCII"
+    assert receiver.requests == []
+
+
+async def test_a_token_with_spaces_around_it(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path
+) -> None:
+    """It is sent without them."""
+    file = tmp_path / "token"
+    file.write_text("s3cret \r\n")
+    async with delivering(store, receiver, clock, token_file=file):
+        await push(store, BAD, "v1")
+        await wait_for(receiver, 1)
+    assert receiver.requests[0].headers["authorization"] == "Bearer s3cret"
+
+
+async def test_a_stop_while_the_store_fails(
+    tmp_path: Path, receiver: WebhookReceiver, hanging: threading.Event, clock: Clock
+) -> None:
+    """A dispatcher that cannot write down what it has delivered ends all the same."""
+    prepare_data_dir(tmp_path)
+    system = FullDisk()
+    receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500
+    async with open_registry(tmp_path, clock=clock, system=system) as store:
+        await store.outbox.configure([EventReader("hook", frozenset(EventAction), ("**",))])
+        await push(store, BAD, "v1")
+        await push(store, RepositoryName("team/good"), "v1")
+        async with delivering(store, receiver, clock, timeout=60) as counts:
+            await until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+            system.is_full = True
+        system.is_full = False
+        assert len(await store.outbox.deliveries("hook", None, 10, only_dead=False)) == 2

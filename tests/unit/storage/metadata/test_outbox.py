@@ -17,6 +17,7 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import (
     CHANGES,
     LIST_READER,
+    DroppedDeliveries,
     EventAction,
     EventLimits,
     EventReader,
@@ -173,7 +174,8 @@ async def test_removed_webhooks(store: StoredRegistry) -> None:
     """The deliveries of a webhook that is no longer in the settings are deleted. The same readers again write
     nothing."""
     await push(store, "first", "v1")
-    await store.outbox.configure([reader(LIST_READER), reader("new")])
+    dropped = await store.outbox.configure([reader(LIST_READER), reader("new")])
+    assert dropped == [DroppedDeliveries(HOOK, 1, 0)]
     assert await waiting(store) == []
     version = store.metadata.version()
     await store.outbox.configure([reader("new"), reader(LIST_READER)])
@@ -214,6 +216,12 @@ async def test_dead_letters(store: StoredRegistry) -> None:
         *((3, 50.0, "no"), (2, 50.0, "no"), (1, 50.0, "no")),
     ]
     assert [d.event.number for d in await store.outbox.deliveries(HOOK, 3, 1, only_dead=True)] == [2]
+    await push(store, "4", "v1")
+    await push(store, "5", "v1")
+    await store.outbox.settle(HOOK, [], [FailedDelivery(5, 10, 0.0, 50.0, "no")])
+    pending = await store.outbox.deliveries(HOOK, None, 1, only_dead=False, only_pending=True)
+    assert [delivery.event.number for delivery in pending] == [4]
+    await store.outbox.settle(HOOK, [4, 5], [])
     assert await store.outbox.retry("other", None) == 0
     assert await store.outbox.retry(None, 2) == 1
     assert await waiting(store) == [[2]]
@@ -234,6 +242,7 @@ async def test_limits(store: StoredRegistry, clock: Clock) -> None:
     assert [event.number for event in await store.outbox.after(0, 10)] == [3, 4, 5, 6]
     assert await store.outbox.tidy(limits) == []
     assert [event.number for event in await store.outbox.after(0, 10)] == [4, 6]
+    assert await store.outbox.oldest() == 6  # event 5 is missing
     await store.outbox.settle(HOOK, [4, 6], [])
     await store.outbox.tidy(limits)
     assert (await store.outbox.oldest(), await store.outbox.newest()) == (6, 6)
