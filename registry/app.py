@@ -75,7 +75,7 @@ class Entrepot(FastAPI):
         self.openapi_document = documentation.OpenAPIDocument(self.openapi)
         self.telemetry = telemetry
         self.closes_telemetry = False
-        """Whether the end of the application is the end of what `telemetry` counts in this process."""
+        """The application closes `telemetry` at its end, because no other application of this process uses it."""
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
         self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own

@@ -61,7 +61,7 @@ class LiveApp:
         self._current = _Running(make_app(settings, True))
         self._prepared: _Running | None = None
         self._server_state: dict[str, Any] = {}
-        """What the server gives the application in the lifespan state; each of the applications gets it."""
+        """The server's values in the lifespan state. Each application gets a copy."""
         self._old: dict[_Running, asyncio.Task[None]] = {}
         """Applications that are out of use, and the tasks that close them."""
         self._passing_work = asyncio.Lock()

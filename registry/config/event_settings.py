@@ -1,4 +1,4 @@
-"""The settings for events: `[events]` and `[[webhook]]` (HTTP endpoints that are told of events).
+"""The settings for events: `[events]` and `[[webhook]]` (HTTP endpoints that receive events).
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """
@@ -72,7 +72,7 @@ class EventSettings(SettingsGroup):
 
 
 class Webhook(SettingsGroup):
-    """An HTTP endpoint that is told of events by POST. An event is sent again until the endpoint answers with a status
+    """An HTTP endpoint that receives events by POST. An event is sent again until the endpoint answers with a status
     2xx, in the order of the events of a repository. An endpoint may get an event twice; its id tells."""
 
     name: Annotated[str, AfterValidator(_check_name)] = Field(description="A name for commands and logs, such as `ci`")

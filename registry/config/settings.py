@@ -263,7 +263,7 @@ class Settings(BaseSettings):
     )
     webhook: list[Webhook] = Field(
         default=[],
-        description="HTTP endpoints that are told of events, see below. The value of the variable is JSON",
+        description="HTTP endpoints that receive events, see below. The value of the variable is JSON",
     )
 
     @model_validator(mode="before")

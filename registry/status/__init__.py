@@ -1,1 +1,1 @@
-"""What a running server knows about itself: the reports of its processes, and the status that is made from them."""
+"""The status of a running server: each worker process writes a report, and readers combine the reports."""

@@ -1,1 +1,1 @@
-"""What the server tells about itself: metrics, and one log line for each HTTP request."""
+"""Metrics, traces, and one log line for each HTTP request."""

@@ -55,7 +55,7 @@ class ContainerdConfig:
 
     @property
     def pulls_locally(self) -> bool:
-        """Whether a setting makes containerd 2.x pull without the transfer service."""
+        """A setting switches off the transfer service, through which containerd 2.x pulls by default."""
         plugin = self.plugins.get(self.section)
         if self.version < 3 or not isinstance(plugin, dict):
             return False

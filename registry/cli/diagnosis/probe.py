@@ -31,7 +31,7 @@ class ProbeError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What answers at an address.
+    """The response of the server at an address.
 
     - `error` and `detail`: why nothing could be asked, and what the system says about it; None and empty: it answers.
     - `instance`: the id of the run of the server (`registry.status.server_run`); None: it is no Entrepot.

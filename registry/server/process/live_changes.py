@@ -225,4 +225,4 @@ class LiveChanges:
 
 
 def no_reply(outcome: Outcome) -> None:
-    """A `Reply` for a signal, which nobody waits for. The outcome is in the log."""
+    """A `Reply` that does nothing. A signal has no sender to answer, and the log has the outcome."""

@@ -30,5 +30,5 @@ class LiveOptions:
     successor: Successor | None = None
     """The program that takes over at a restart; None: a restart only replaces the workers by new forks."""
     handover: Handover | None = None
-    """What an old version of the program has passed to this process; None: this is an ordinary start."""
+    """The sockets and workers of the version that ran before in this process; None: this is an ordinary start."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))

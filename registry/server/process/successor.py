@@ -46,7 +46,7 @@ class Handover:
     workers: list[dict[str, Any]]
     """The workers of the old version: the fields of `WorkerProcess` that the new version needs."""
     facts: dict[str, str]
-    """What the program wants to know about the old version, such as its settings that need a start."""
+    """Facts about the old version that the new one checks, such as its data directory."""
 
     def files(self) -> list[int]:
         """Returns all descriptors that the new version gets."""
