@@ -68,10 +68,11 @@ async def test_a_prefetch_that_nobody_reads(site: MirrorStore, metrics: Metrics)
         gate = site.far.faults.gates[MIB] = threading.Event()
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL))
         await wait_until(lambda: site.far.bytes_sent(DIGEST) >= MIB)
+        await wait_until(lambda: ended(metrics) == {"stored": 2})  # the config and the first layer
         site.monotonic.now += PULL_IDLE_SECONDS + 1
         gate.set()
         await wait_until(lambda: not worker.mirror.busy)
-        assert ended(metrics) == {"stored": 2, "abandoned": 1}  # the config and the first layer were stored
+        assert ended(metrics) == {"stored": 2, "abandoned": 1}
 
 
 async def test_a_worker_that_stops(site: MirrorStore, metrics: Metrics) -> None:
