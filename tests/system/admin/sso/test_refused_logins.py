@@ -157,9 +157,8 @@ def test_an_answer_counts_once(browser: Browser, sso: FakeOpenIDProvider) -> Non
     kept = dict(browser.client.cookies)
     assert browser.get(back).status_code == 303
     assert browser.get(back).status_code == 400
-    assert (
-        plain_request("GET", back, cookies=kept).status_code == 403
-    )  # with the cookie of then the provider refuses the code
+    # With the cookie of the first attempt, the provider refuses the code.
+    assert plain_request("GET", back, cookies=kept).status_code == 403
 
 
 def test_answers_of_another_issuer(browser: Browser, sso: FakeOpenIDProvider) -> None:
