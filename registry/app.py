@@ -117,7 +117,7 @@ class Entrepot(FastAPI):
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, with a new request id. Returns None if there is no
         such response; the server then has to call the application (see `DistributionAPI.answer_at_once`)."""
-        if self._is_metrics_port(scope):
+        if self.telemetry.metrics_port is not None and self._is_metrics_port(scope):
             return None
         return self.service.distribution.answer_at_once(scope)
 

@@ -1,30 +1,14 @@
-"""`RequestRecorder`: the place that is told about each HTTP request, once. Counts it, and writes its line to the log.
-
-A line has the fields of `LOG_LINE`. In the log format `json`, each field is a field of the JSON object.
-"""
+"""`RequestRecorder`: the place that is told about each HTTP request, once. Counts it, and writes its line to the access
+log."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Scope, client_address, raw_path, request_id_of, trace_id_of
-from registry.request import USER_AGENT_CHARACTERS
+from registry.asgi import REQUEST_NOTES_EXTENSION, Scope, request_id_of
+from registry.telemetry.access_log import LoggedAnswer, write_cached_answer, write_request
 from registry.telemetry.metrics import Metrics
 
-log = logging.getLogger("registry.access")
-
-LOG_LINE: Final = (
-    "%(method)s %(path)s status=%(status)s bytes=%(bytes)d received=%(received)d ms=%(ms).1f principal=%(principal)s "
-    "address=%(address)s repository=%(repository)s reference=%(reference)s cache=%(cache)s request=%(request)s "
-    "trace=%(trace)s agent=%(agent)s"
-)
-"""The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
-content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
-incomplete."""
-_MAX_PATH_CHARACTERS: Final = 1024
-_MAX_REFERENCE_CHARACTERS: Final = 256
 _ROUTES_BY_PREFIX: Final = {
     "api": "api",
     "token": "token",
@@ -50,14 +34,10 @@ class RequestEnd(Protocol):
     def is_complete(self) -> bool: ...
 
 
-class CachedAnswer(Protocol):
+class CachedAnswer(LoggedAnswer, Protocol):
     """A response from the response cache (`registry.http.answer_cache.CachedAnswer`)."""
 
     kind: str
-    repo: str
-    item: str
-    body: bytes
-    principal_name: str
 
 
 class Noted(Protocol):
@@ -98,10 +78,7 @@ class RequestRecorder:
         cells[first_bucket] += 1
         cells[sent_cell] += size
         cells[cached_cell] += 1
-        if log.isEnabledFor(logging.INFO):
-            _write_line(
-                scope, 200, "", size, 0, 0.0, answer.principal_name, answer.repo, answer.item, "answer", request_id
-            )
+        write_cached_answer(scope, answer, request_id)
 
     def on_request_end(self, scope: Scope | None, end: RequestEnd) -> str:
         """Records another request, and returns its route. `scope`: None if the server has refused it before it called
@@ -126,12 +103,11 @@ class RequestRecorder:
             actor = state.get("actor")
             who, repo, item, cache_state = "-" if actor is None else actor.name, "", "", ""
             request_id = state.get("request_id") or request_id_of(scope["headers"])
-        if log.isEnabledFor(logging.INFO):
-            note = "" if end.is_complete else "(cut off)"
-            _write_line(
-                *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
-                *(who, repo, item, cache_state, request_id),
-            )
+        note = "" if end.is_complete else "(cut off)"
+        write_request(
+            *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
+            *(who, repo, item, cache_state, request_id),
+        )
         return route
 
     def _count(self, route: str, method: str, end: RequestEnd) -> None:
@@ -149,44 +125,3 @@ def route_of(path: str) -> str:
     """Returns the route of a path outside `/v2`."""
     first = path[1:].partition("/")[0]
     return _ROUTES_BY_PREFIX.get(first, "other")
-
-
-def _write_line(
-    scope: Scope,
-    status: int,
-    note: str,
-    sent_bytes: int,
-    received_bytes: int,
-    seconds: float,
-    who: str,
-    repo: str,
-    item: str,
-    cache_state: str,
-    request_id: str,
-) -> None:
-    headers: list[Header] = scope["headers"]
-    agent = next((value for name, value in headers if name == b"user-agent"), b"")
-    fields: Mapping[str, object] = {
-        "method": scope["method"],
-        "path": raw_path(scope)[:_MAX_PATH_CHARACTERS].decode("ascii", "replace"),
-        "status": f"{int(status)}{note}" if note else int(status),
-        "bytes": sent_bytes,
-        "received": received_bytes,
-        "ms": seconds * 1000,
-        "principal": who or "-",
-        "address": client_address(scope) or "-",
-        "repository": repo or "-",
-        "reference": _plain(item, _MAX_REFERENCE_CHARACTERS).replace(" ", "?"),  # a space would end the field
-        "cache": cache_state or "-",
-        "request": request_id,
-        "trace": trace_id_of(headers) or "-",
-        "agent": _plain(agent.decode("latin-1"), USER_AGENT_CHARACTERS),
-    }
-    log.info(LOG_LINE, fields)
-
-
-def _plain(text: str, max_characters: int) -> str:
-    """Returns text of a client for a log line: cut to a length, and without characters that begin a new line or act on
-    a terminal. Without text, returns `-`."""
-    text = text[:max_characters]
-    return (text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)) or "-"

@@ -146,7 +146,6 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
-        self._worker.reports.add_extension(extensions)
         if self._context.sendfile_socket is not None:
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
@@ -155,6 +154,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             head.keep_alive = False
         if head.body_length == 0 and head.keep_alive and self._answer_from_cache(scope):
             return None
+        self._worker.reports.add_extension(extensions)
         self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
         if head.body_length == 0:
             self._reader.is_finished = not head.keep_alive  # without keep-alive, no other request follows
