@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
 
 _BUSY_CHECK_SECONDS: Final = 0.2
-"""Seconds between two looks whether the mirrors still download."""
+"""Seconds between two checks whether the mirrors still download."""
 
 
 class BackgroundWork:

@@ -17,11 +17,11 @@ from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
 DELIVERY_SLOT: Final = "events"
 """Name of the slot (a permit) that the process holds which tells webhooks of events."""
 SLOT_POLL_SECONDS: Final = 1.0
-"""Time between two looks of the other processes whether that process has died."""
+"""Time between two checks by the other processes whether that process has died."""
 STOP_SECONDS: Final = 1.0
 """Time after which the delivery is told again to stop, because an error may have hidden that from it."""
 TIDY_SECONDS: Final = 10.0
-"""Time between two looks whether the outbox exceeds its limits."""
+"""Time between two checks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
 
 
@@ -80,8 +80,8 @@ class EventDelivery:
             self._task = asyncio.create_task(self._run(settings))
 
     async def aclose(self) -> None:
-        """Stops to deliver events. Requests that are running are cut off, and their events sent again later. Writes
-        down what was delivered. May be called more than once."""
+        """Stops the delivery. Cuts off running requests; their events are sent again later. Stores what was delivered.
+        May be called more than once."""
         task, self._task = self._task, None
         if task is not None:
             while not task.done():

@@ -1,15 +1,16 @@
 """Tells webhooks of events (`WebhookDispatcher`).
 
-One process at a time does this for all: the one that holds a slot. Each webhook has a task of its own, so that one that
-is slow or down does not delay the others. A task works in rounds: it reads what is due, sends the events of several
-repositories at the same time, and those of one repository one after the other. So the events of a repository arrive in
-their order.
+Only one of the server's processes does this at a time (see `registry.events.delivery.EventDelivery`). Each webhook has
+a task of its own, so that one that is slow or down does not delay the others. A task works in rounds: it reads what is
+due, sends the events of several repositories at the same time, and those of one repository one after the other. So the
+events of a repository arrive in their order.
 
 An event is sent until the endpoint answers 2xx. After each failure the repository waits longer: from a second to five
 minutes, with a random part, so that many registries do not try at the same moment. If the endpoint is down, all of its
 repositories wait. What cannot be delivered becomes a dead letter in the end (see `Webhook.max_attempts` and `max_age`).
 
-Deliveries are written down in groups. After a crash, the events of the last moment are sent again.
+The outcomes of several deliveries are stored together. After a crash, events whose outcome was not stored yet are sent
+again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """Shortest and longest pause after a failed attempt."""
 POLL_SECONDS: Final = 0.2
-"""Time between two looks whether another process has added events."""
+"""Time between two checks whether another process has added events."""
 LONGEST_WAIT_SECONDS: Final = 60.0
 """Longest time between two rounds."""
 STORE_RETRY_SECONDS: Final = 5.0
@@ -42,20 +43,22 @@ EVENTS_PER_ROUND: Final = 50
 MAX_DOWN_REPOSITORIES: Final = 10_000
 """Largest number of repositories for which the dispatcher remembers that the endpoint was down."""
 SETTLE_SECONDS: Final = 0.5
-"""Longest time for which deliveries of a running round are not written down."""
+"""How often a running round stores the outcomes of its deliveries."""
 log = logging.getLogger("registry.events")
 
 
 def back_off(failures: int, random_part: Callable[[], float] = random.random) -> float:
-    """Returns how many seconds to wait after this number of failures in a row: twice as long after each, of which half
-    is random. `random_part` returns a number from 0 to 1."""
+    """Returns how many seconds to wait after this number of failures in a row. The longest wait doubles with each
+    failure, from `FIRST_PAUSE_SECONDS` to `LONGEST_PAUSE_SECONDS`. The returned wait is between half of the longest
+    one and all of it, at random. `random_part` returns a number from 0 to 1."""
     longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 30))
     return longest * (0.5 + random_part() / 2)
 
 
 @dataclass(slots=True)
 class _Round:
-    """The outcomes of a round that are not written down yet."""
+    """The outcomes of a round that are not stored yet. `settled_at`: when the round last stored outcomes, by the
+    clock of the event loop. `is_down`: whether the endpoint is down."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
@@ -86,8 +89,9 @@ class WebhookDispatcher:
         """How many attempts in a row have found the endpoint down."""
         self._delivered = 0
         self._down_repositories: dict[str, tuple[int, int]] = {}
-        """The repositories for whose events the endpoint was down last time. For each, how often it was down only for
-        this repository, and the value of `_delivered` at that time."""
+        """The repositories for which the endpoint was down at the last attempt. For each: the number of such
+        attempts before which the endpoint had accepted events of other repositories, and the value of `_delivered` at
+        the last attempt."""
         self._logged_reason = ""
 
     async def run(self) -> None:
@@ -121,8 +125,8 @@ class WebhookDispatcher:
             await asyncio.sleep(min(POLL_SECONDS, remaining))
 
     async def _send_round(self, queues: Sequence[Sequence[Delivery]]) -> bool:
-        """Sends the events in the queues. Returns whether the endpoint is down. What was delivered is written down even
-        if the task is cancelled."""
+        """Sends the events in the queues. Returns whether the endpoint is down. Stores what was delivered even if the
+        task is cancelled."""
         current = _Round(settled_at=asyncio.get_running_loop().time())
         waiting = list(reversed(queues))
 
@@ -166,7 +170,9 @@ class WebhookDispatcher:
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age
-        if attempt.outcome is Outcome.DOWN or is_aged:  # without the pause, aged events would be given up at full speed
+        # An event that is too old becomes a dead letter after one failed attempt. So it causes a pause like an endpoint
+        # that is down: otherwise, thousands of old events could become dead letters within seconds.
+        if attempt.outcome is Outcome.DOWN or is_aged:
             self._failures += 0 if current.is_down else 1
             current.is_down = True
         if attempt.outcome is Outcome.DOWN:
@@ -189,9 +195,11 @@ class WebhookDispatcher:
         current.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
 
     def _pause_of_repository(self, repository: str) -> float:
-        """Returns how many seconds a repository waits, for whose event the endpoint was down. That is 0 unless the
-        endpoint has taken events of other repositories since the last time. Then something in this one's events may
-        be what the endpoint cannot answer, and the others must not wait for that again and again."""
+        """Returns how many seconds the repository waits after an attempt that found the endpoint down.
+
+        If the endpoint has accepted events of other repositories since the repository's last such attempt, the event of
+        this repository may be what the endpoint cannot handle. The repository then waits longer each time, so that it
+        does not hold up the other repositories. Otherwise returns 0: all repositories wait (`_work`)."""
         count, delivered = self._down_repositories.get(repository, (0, self._delivered))
         count += delivered < self._delivered
         if len(self._down_repositories) < MAX_DOWN_REPOSITORIES:
@@ -199,7 +207,7 @@ class WebhookDispatcher:
         return back_off(count) if count else 0.0
 
     async def _settle(self, current: _Round) -> None:
-        """Writes down the outcomes so far."""
+        """Stores the outcomes so far."""
         current.settled_at = asyncio.get_running_loop().time()
         delivered, failed = current.delivered, current.failed
         if delivered or failed:

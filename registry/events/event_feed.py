@@ -9,7 +9,7 @@ from typing import Final
 from storage.outbox import Event, Outbox
 
 POLL_SECONDS: Final = 0.25
-"""Time between two looks whether a process has changed anything."""
+"""Time between two checks whether any process has changed the store."""
 PAGE_EVENTS: Final = 200
 """Largest number of events that are in memory at a time."""
 

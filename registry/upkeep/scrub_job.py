@@ -19,12 +19,12 @@ from storage.upkeep.read_rate import ReadRate
 from storage.upkeep.scrubber import KIND, Scrubber
 
 CHECK_SECONDS: Final = 300.0
-"""Seconds between two looks of a server process whether a round is due."""
+"""Seconds between two checks of a server process whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
 """A round that somebody has stopped, or that has failed, is continued after this time, or after `every` if that is
 shorter."""
 SCHEDULE_SLOT: Final = "scrub schedule"
-"""Name of the slot (a permit) that the process holds which looks whether a round is due."""
+"""Name of the slot (a permit) of the process that checks whether a round is due."""
 SCHEDULE_ACTOR: Final = "schedule"
 """The actor of a job that a server has started by itself."""
 log = logging.getLogger("registry.upkeep.scrub")

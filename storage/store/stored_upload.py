@@ -118,7 +118,7 @@ class StoredUpload:
             return
         await self._session.discard()
         self._is_closed = True
-        await self._session.close()
+        await self._session.close()  # unlike `release`, also waits until the disk space is free
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
         # Another request may have resumed the session and stored bytes before the row was deleted. They are useless
@@ -183,7 +183,7 @@ async def resume(
     the machine may be unusable. Raises BlobUploadUnknown, and what the checks raise."""
     claimed = await blobs.take_over(upload, check_before_take_over)
     try:
-        # The row is read only now, because the old owner could change or delete it until it had lost the session.
+        # The row is read after the takeover, because the old owner could change or delete the row before.
         row = await metadata.upload(repo, upload)
         session, saved_bytes = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
         if row.boot != blobs.boot:  # the machine was restarted, so bytes that the row counts may be lost

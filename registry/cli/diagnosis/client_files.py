@@ -68,7 +68,7 @@ class ClientFiles:
         try:
             return test(self.path(name))
         except PermissionError:
-            return True  # reading it says what is wrong
+            return True  # the method that reads it later raises FileUnusable, which says why
 
     def text(self, name: str) -> str | None:
         """Returns the content of a file; None if there is no such file. Raises FileUnusable."""

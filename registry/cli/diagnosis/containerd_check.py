@@ -63,7 +63,7 @@ class ContainerdConfig:
 
 
 def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns what is found."""
+    """Returns the findings."""
     name = files.first(*_FILES)
     try:
         config = None if name is None else _load(files, name)
@@ -208,8 +208,8 @@ def _check_hosts(files: ClientFiles, directories: list[str], target: Target) -> 
 
 
 def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Target) -> Iterator[Finding]:
-    """Yields whether the mirrors in `config.toml` itself lead to this registry. containerd 1.x has them beside
-    `hosts.toml`."""
+    """Checks whether the mirrors in `config.toml` itself lead to this registry, and yields the findings. containerd 1.x
+    supports such mirrors besides `hosts.toml`."""
     yield warning(
         CHECK,
         f"{config.file} sets registry.mirrors",

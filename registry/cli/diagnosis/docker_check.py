@@ -24,7 +24,7 @@ _RESTART = "then run: systemctl restart docker"
 
 
 def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns what is found. docker uses mirrors for Docker Hub only; the other hosts are not looked at."""
+    """Returns the findings. docker uses mirrors for Docker Hub only; the other hosts are not looked at."""
     name = files.first(*_FILES) or _FILES[0]
     try:
         daemon = files.json(name)
@@ -37,7 +37,7 @@ def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
 
 
 def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:
-    """Returns whether pulls of Docker Hub's images come through the registry."""
+    """Checks whether pulls of Docker Hub's images come through the registry. Returns the findings."""
     lines, step = _merged(daemon, target), f"write this to {name}, {_RESTART}"
     if target.default != DOCKER_HUB:
         return [
@@ -87,7 +87,8 @@ def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> l
 
 
 def _check_hosted(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> list[Finding]:
-    """Returns whether images whose names begin with the registry's host can be pulled and pushed."""
+    """Checks whether images whose names begin with the registry's host can be pulled and pushed. Returns the
+    findings."""
     address = target.address
     if address.is_plain_http:
         if address.is_trusted_by_docker or _is_insecure(daemon.get(_INSECURE), address.host):

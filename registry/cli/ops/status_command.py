@@ -32,7 +32,7 @@ EXAMPLES = "\b\nExamples:\n  entrepot status -c entrepot.toml\n  entrepot status
 NOT_RUNNING = 3
 """Exit code if no server runs on the data directory. It is that of `systemctl status`."""
 WATCH_SECONDS = 1.0
-"""Time between two pictures of --watch."""
+"""Time between two updates of --watch."""
 
 
 def status(

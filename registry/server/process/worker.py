@@ -253,7 +253,7 @@ class Worker:
         """Ends the worker without the loss of a request, because another one has taken its place. It accepts no more
         connections, and answers one more request on each connection with `Connection: close`. A connection without a
         request stays open until its timeout, because the client may be sending one. Also waits for the application's
-        work beside requests. Returns when all of this has ended, after `retire_seconds`, or when the worker is told to
+        background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is told to
         stop."""
         for acceptor in acceptors:
             acceptor.close(ends_handshakes=False)
@@ -292,7 +292,7 @@ class Worker:
 
 
 async def _finish_work(app: LiveApplication) -> None:
-    """Leaves the work beside requests to other processes, and waits for what runs. Logs an error and returns if that
+    """Leaves new background work to other processes, and waits for the running work. Logs an error and returns if that
     fails: the shutdown then ends the work."""
     try:
         await app.retire()
