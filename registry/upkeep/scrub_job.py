@@ -19,12 +19,12 @@ from storage.upkeep.read_rate import ReadRate
 from storage.upkeep.scrubber import KIND, Scrubber
 
 CHECK_SECONDS: Final = 300.0
-"""Seconds between two looks of a server process whether a round is due."""
+"""A server process checks at this interval, in seconds, whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
 """A round that somebody has stopped, or that has failed, is continued after this time, or after `every` if that is
 shorter."""
 SCHEDULE_SLOT: Final = "scrub schedule"
-"""Name of the slot (a permit) that the process holds which looks whether a round is due."""
+"""Name of a slot (a permit). A process holds the slot while it checks whether a round is due."""
 SCHEDULE_ACTOR: Final = "schedule"
 """The actor of a job that a server has started by itself."""
 log = logging.getLogger("registry.upkeep.scrub")
@@ -36,8 +36,8 @@ def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
 
 
 def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -> Work:
-    """Returns the work of a job: completes the current round or a new one, and fetches again the damaged blobs that a
-    mirror can get."""
+    """Returns the work of a job: completes the current round of scrub, or a new one if there is none, and fetches the
+    damaged blobs again that an upstream has."""
 
     async def work(context: JobContext) -> JSON:
         arguments: Mapping[str, JSON] = context.job.arguments
