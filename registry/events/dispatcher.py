@@ -1,15 +1,15 @@
-"""Tells webhooks of events (`WebhookDispatcher`).
+"""Delivers events to webhooks (`WebhookDispatcher`).
 
-One process at a time does this for all: the one that holds a slot. Each webhook has a task of its own, so that one that
-is slow or down does not delay the others. A task works in rounds: it reads what is due, sends the events of several
-repositories at the same time, and those of one repository one after the other. So the events of a repository arrive in
-their order.
+One process at a time does this for all processes: the one that holds a slot. Each webhook has a task of its own, so
+that a webhook that is slow or down does not delay the others. A task works in rounds: it reads the deliveries that are
+due, sends the events of several repositories at the same time, and the events of one repository one after the other. So
+the events of a repository arrive in their order.
 
 An event is sent until the endpoint answers 2xx. After each failure the repository waits longer: from a second to five
 minutes, with a random part, so that many registries do not try at the same moment. If the endpoint is down, all of its
 repositories wait. What cannot be delivered becomes a dead letter in the end (see `Webhook.max_attempts` and `max_age`).
 
-Deliveries are written down in groups. After a crash, the events of the last moment are sent again.
+The outcomes of deliveries are stored in groups. After a crash, the events of the last moment are sent again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """Shortest and longest pause after a failed attempt."""
 POLL_SECONDS: Final = 0.2
-"""Time between two looks whether another process has added events."""
+"""Time between two checks whether another process has added events."""
 LONGEST_WAIT_SECONDS: Final = 60.0
 """Longest time between two rounds."""
 STORE_RETRY_SECONDS: Final = 5.0
@@ -42,7 +42,7 @@ EVENTS_PER_ROUND: Final = 50
 MAX_DOWN_REPOSITORIES: Final = 10_000
 """Largest number of repositories for which the dispatcher remembers that the endpoint was down."""
 SETTLE_SECONDS: Final = 0.5
-"""Longest time for which deliveries of a running round are not written down."""
+"""Longest time until the outcomes of a running round are stored."""
 log = logging.getLogger("registry.events")
 
 
@@ -55,7 +55,7 @@ def back_off(failures: int, random_part: Callable[[], float] = random.random) ->
 
 @dataclass(slots=True)
 class _Round:
-    """The outcomes of a round that are not written down yet."""
+    """The outcomes of a round that are not stored yet."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
@@ -64,7 +64,7 @@ class _Round:
 
 
 class WebhookDispatcher:
-    """Tells one webhook of its events. `clock` returns the time in seconds since 1970. `version` returns a value that
+    """Delivers events to one webhook. `clock` returns the time in seconds since 1970. `version` returns a value that
     every commit of any process changes. `observer` is told how attempts end."""
 
     def __init__(
@@ -86,8 +86,9 @@ class WebhookDispatcher:
         """How many attempts in a row have found the endpoint down."""
         self._delivered = 0
         self._down_repositories: dict[str, tuple[int, int]] = {}
-        """The repositories for whose events the endpoint was down last time. For each, how often it was down only for
-        this repository, and the value of `_delivered` at that time."""
+        """The repositories whose last attempt has found the endpoint down. For each: how many attempts in a row have
+        found it down although it had taken other events since the attempt before; and the value of `_delivered` at the
+        last attempt."""
         self._logged_reason = ""
 
     async def run(self) -> None:
@@ -121,8 +122,8 @@ class WebhookDispatcher:
             await asyncio.sleep(min(POLL_SECONDS, remaining))
 
     async def _send_round(self, queues: Sequence[Sequence[Delivery]]) -> bool:
-        """Sends the events in the queues. Returns whether the endpoint is down. What was delivered is written down even
-        if the task is cancelled."""
+        """Sends the events in the queues. Returns whether the endpoint is down. Stores what was delivered even if the
+        task is cancelled."""
         current = _Round(settled_at=asyncio.get_running_loop().time())
         waiting = list(reversed(queues))
 
@@ -189,9 +190,10 @@ class WebhookDispatcher:
         current.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
 
     def _pause_of_repository(self, repository: str) -> float:
-        """Returns how many seconds a repository waits, for whose event the endpoint was down. That is 0 unless the
-        endpoint has taken events of other repositories since the last time. Then something in this one's events may
-        be what the endpoint cannot answer, and the others must not wait for that again and again."""
+        """Returns how many seconds the repository waits after an attempt that found the endpoint down. Returns 0 if the
+        endpoint has taken no other events since the last such attempt, because then all repositories wait anyway. If it
+        has taken some, it may be unable to answer only this repository's event. Then the repository waits longer each
+        time, so that the others need not wait for it again and again."""
         count, delivered = self._down_repositories.get(repository, (0, self._delivered))
         count += delivered < self._delivered
         if len(self._down_repositories) < MAX_DOWN_REPOSITORIES:
@@ -199,7 +201,7 @@ class WebhookDispatcher:
         return back_off(count) if count else 0.0
 
     async def _settle(self, current: _Round) -> None:
-        """Writes down the outcomes so far."""
+        """Stores the outcomes so far."""
         current.settled_at = asyncio.get_running_loop().time()
         delivered, failed = current.delivered, current.failed
         if delivered or failed:

@@ -76,8 +76,9 @@ SELECT q.repository, b.id, q.digest FROM collect_queue q CROSS JOIN usage_member
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A family. `root`: row id of its root. `removable`: row ids of the manifests that go with it, root first: all but
-    those that have a tag or that another index lists. `last_pulled`: of the whole family."""
+    """A family. `root`: row id of its root. `removable`: row ids of the manifests that an eviction of the image
+    deletes: first the root, then the other manifests of the family, except those that have a tag or that another index
+    lists. `last_pulled`: the latest time at which a manifest of the family was pulled or stored."""
 
     root: int
     repository: int
