@@ -53,8 +53,8 @@ class EvictedImage:
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """The images of one upstream. `images`: their number. `oldest_pull`: when the one that was not pulled for the
-    longest time was last pulled, in seconds since 1970; None if there is none."""
+    """The images of one upstream. `images`: their number. `oldest_pull`: the time of the last pull of the image that
+    was not pulled for the longest time, in seconds since 1970; None if there is no image."""
 
     images: int
     oldest_pull: float | None

@@ -1,9 +1,10 @@
-"""The interface of the store of events (`Outbox`): what happened to content, and which webhooks have to be told.
+"""The interface of the store of events (`Outbox`): what happened to content, and which events webhooks still have to
+get.
 
 An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. A change and its events are
-one transaction, so no change that the server has acknowledged lacks its events. A *webhook* is an HTTP endpoint that
-wants to be told of events. A *delivery* is an event that a webhook has not been told yet. A *dead letter* is a delivery
-that is not tried any more.
+one transaction, so no change that the server has acknowledged lacks its events. A *webhook* is an HTTP endpoint to
+which the server sends events. A *delivery* is an event that a webhook has to get and has not got yet. A *dead letter*
+is a delivery that the server no longer tries.
 
 A *reader* is a webhook, or the list of events that people and programs read. An event that no reader wants is not
 stored. Times are seconds since 1970.
@@ -90,8 +91,8 @@ class EventReader:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event that the webhook has not been told. `attempts`: how often it was refused so far. `next_at`: when it is
-    tried again. `dead`: when it was given up; None if it is still tried. `error`: why the last attempt failed."""
+    """An event that `webhook` has not got yet. `attempts`: how often it was refused so far. `next_at`: when it is tried
+    again. `dead`: when it was given up; None if it is still tried. `error`: why the last attempt failed."""
 
     webhook: str
     event: Event
@@ -124,7 +125,7 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How much the outbox keeps. `keep_since`: events before this time are deleted, unless a webhook has to be told of
+    """How much the outbox keeps. `keep_since`: events before this time are deleted, unless a webhook still has to get
     them. `events`: largest number of events that are kept for the list. `pending` and `dead`: largest number of
     deliveries and of dead letters of each webhook."""
 
@@ -159,8 +160,8 @@ class Outbox(Protocol):
     may raise StorageFailed, those that change something also StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
-        """Makes these the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
-        were. Does not write if nothing changes."""
+        """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new ones. Returns how
+        many deliveries each of these webhooks had. Does not write if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
@@ -208,13 +209,13 @@ class Outbox(Protocol):
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
-        """Makes dead letters deliveries again: those of a webhook (None: of all) and of an event (None: of all).
-        Returns their number."""
+        """Makes dead letters due again, so that the server sends them: the dead letters of a webhook (None: of all) and
+        of an event (None: of all). Returns their number."""
         ...
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
-        """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns what webhooks
-        will not be told because of that."""
+        """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns how many
+        deliveries each webhook has lost by that."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

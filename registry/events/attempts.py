@@ -1,4 +1,5 @@
-"""How an attempt to deliver an event ended (`Attempt`), and who is told of it (`DeliveryObserver`)."""
+"""The outcome of an attempt to deliver an event (`Attempt`), and the interface of objects that count or log such
+outcomes (`DeliveryObserver`)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class Outcome(Enum):
 
 
 class Attempt(NamedTuple):
-    """How an attempt ended, and why, for people; empty if the event was delivered."""
+    """How an attempt ended. `reason`: why, for people; empty if the event was delivered."""
 
     outcome: Outcome
     reason: str = ""
@@ -32,7 +33,8 @@ def raise_if_cancelled() -> None:
 
 
 class DeliveryObserver(Protocol):
-    """Is told what happens to deliveries, such as to count them. The methods return at once. `webhook` is a name."""
+    """An object that learns what happens to deliveries, for example to count them. The methods return at once.
+    `webhook` is the name of a webhook."""
 
     def attempted(self, webhook: str, outcome: Outcome) -> None:
         """An attempt has ended."""
@@ -43,7 +45,7 @@ class DeliveryObserver(Protocol):
         ...
 
     def dropped(self, webhook: str, pending: int, dead: int) -> None:
-        """So many deliveries and dead letters were dropped, because there were too many."""
+        """`pending` deliveries and `dead` dead letters were dropped, because there were too many."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Tells webhooks of events (`WebhookDispatcher`).
+"""Delivers events to webhooks (`WebhookDispatcher`).
 
 Only one of the server's processes does this at a time (see `registry.events.delivery.EventDelivery`). Each webhook has
 a task of its own, so that one that is slow or down does not delay the others. A task works in rounds: it reads what is
@@ -67,7 +67,7 @@ class _Round:
 
 
 class WebhookDispatcher:
-    """Tells one webhook of its events. `clock` returns the time in seconds since 1970. `version` returns a value that
+    """Delivers events to one webhook. `clock` returns the time in seconds since 1970. `version` returns a value that
     every commit of any process changes. `observer` is told how attempts end."""
 
     def __init__(

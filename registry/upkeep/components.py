@@ -32,9 +32,8 @@ from storage.upstream_tags import Sighting
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
     """The opened registry and the kinds of jobs that run on it. `store` is the hosted registry with all stores of the
-    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work. `evictor`
-    keeps the cache of mirrored content within its limits. `retention_preview` says
-    what retention would do."""
+    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work. `evictor` keeps
+    the cache of mirrored content within its limits. `retention_preview` says what retention would do."""
 
     settings: Settings
     store: StoredRegistry

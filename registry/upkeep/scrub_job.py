@@ -36,8 +36,8 @@ def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
 
 
 def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -> Work:
-    """Returns the work of a job: completes the current round or a new one, and fetches again the damaged blobs that a
-    mirror can get."""
+    """Returns the work of a job: completes the current round of scrub, or a new one if there is none, and fetches the
+    damaged blobs again that an upstream has."""
 
     async def work(context: JobContext) -> JSON:
         arguments: Mapping[str, JSON] = context.job.arguments

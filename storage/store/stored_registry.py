@@ -73,7 +73,7 @@ class StoredRegistry:
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
-    - `outbox`: events, and which webhooks have to be told of them;
+    - `outbox`: events, and which of them webhooks still have to get;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(

@@ -42,10 +42,9 @@ OnDamagedBlob = Callable[[Digest], None]
 class Scrubber:
     """One run of scrub: completes the current round, or starts one and completes it.
 
-    `rate`: bounds the reading. `quarantine_bytes`: how many damaged bytes are kept; an eighth more while
-    the scrub runs. `keep_going`: goes on after
-    `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for each blob that is damaged, those included that were
-    so before."""
+    `rate`: limits how fast scrub reads. `quarantine_bytes`: how many damaged bytes are kept; an eighth more while scrub
+    runs. `keep_going`: whether scrub continues after `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for
+    each damaged blob, also for those that were known to be damaged before."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class Scrubber:
         self._on_damaged = on_damaged
         self._in_a_row = 0
         self._read_of_blob = 0
-        """Bytes of the present blob that were read."""
+        """Bytes of the current blob that were read."""
         self._new_in_quarantine = 0
         """Bytes that may have come into the quarantine since it was last shrunk."""
         self._saved_at = 0.0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TOLD_BY_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
-"""The keys of the results of jobs under which they list what their steps tell. These lists are for the API."""
+"""The keys of a job's result that repeat what its steps have reported. They are for the API, which has no steps."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]

@@ -290,9 +290,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._reader.is_finished = self._reader.is_finished or not last.body.has_more
 
     def retire(self) -> None:
-        """Makes the last response of the connection one that says so: the current one, or the next one if the head of
-        the current one may have been sent already. Closes nothing before that, because the client may be sending a
-        request. May be called repeatedly."""
+        """Closes the connection after one more response, whose head says so: the current response, or the next one if
+        the head of the current one may have been sent already. Does not close an idle connection before that, because
+        the client may be sending a request. May be called repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
         last = self._queue[-1] if self._queue else self._active

@@ -1,8 +1,8 @@
-"""Adds events to the metadata database, in the transaction of the change that they tell of.
+"""Adds events to the metadata database. An event is added in the same transaction as the change that it describes.
 
 Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
-change is made, `now` the time in seconds since 1970. If no reader wants an event, a function reads one short table and
-does nothing else.
+change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
+keeps. If no reader wants an event, the function reads the short table of readers and adds nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
-    """Returns whether a reader may want an event with this action. For code that has to read more for the event."""
+    """Returns whether a reader may want an event with this action. If not, the caller need not read what the event
+    would contain."""
     return any(action in wanted.actions and wanted.repositories.matches(repo) for _, wanted in _readers(db))
 
 
@@ -71,8 +72,8 @@ def add_stored(
     by: Actor,
     now: float,
 ) -> None:
-    """Adds the event of a manifest that was stored, or at which the tag was pointed. `previous`: what the tag pointed
-    at before; None if there was no such tag."""
+    """Adds the event of a manifest that was stored, or of a tag that was set to a manifest. `previous`: what the tag
+    pointed at before; None if there was no such tag."""
     moved_from = None if previous == manifest.digest else previous
     size = len(manifest.body)
     add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
@@ -93,7 +94,7 @@ def add_deleted_tag(
 def add_deleted_manifest(
     db: apsw.Connection, action: EventAction, repo: RepositoryName, manifest_id: int, by: Actor, now: float
 ) -> None:
-    """Adds the events of a manifest that is about to be deleted, and of its tags, which go with it."""
+    """Adds the events of a manifest that is about to be deleted, and of its tags, which are deleted with it."""
     if not is_wanted(db, action, repo):
         return
     row: Any = db.execute("SELECT digest, media_type, size FROM manifest WHERE id = ?", (manifest_id,)).get
@@ -105,8 +106,8 @@ def add_deleted_manifest(
 
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
-    """Replaces the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
-    were."""
+    """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new ones. Returns how
+    many deliveries each of these webhooks had."""
     db.execute("DELETE FROM event_reader")
     db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
     names = json.dumps([reader.name for reader in readers])

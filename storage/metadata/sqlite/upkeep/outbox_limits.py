@@ -64,7 +64,8 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns events that are too old or too many, and that no webhook has to be told of. Never the newest."""
+    """Returns events that are too old or too many, without those that a webhook still has to get. Never returns the
+    newest event."""
     newest: int = db.execute("SELECT max(id) FROM event").get or 0
     found: list[int] = []
     position = 0

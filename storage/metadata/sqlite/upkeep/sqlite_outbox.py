@@ -196,7 +196,8 @@ def _as_storage_failed() -> Iterator[None]:
 
 
 def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. A time too far in the future is of a clock that was set back since then."""
+    """Returns whether a delivery is due. A time that is too far in the future comes from a clock that was set back
+    later, so it counts as due."""
     return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
 
 

@@ -368,7 +368,7 @@ async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Call
     assert (damaged.digest, damaged.size, set(damaged.repositories)) == (digest_of(LAYER), len(LAYER), {APP, OTHER})
     assert [(site.data / item.place).read_bytes() for item in kept] == ([bytes_before] if bytes_before else [])
     assert damaged.place == (kept[0].place if kept else "")
-    assert site.data / damaged.former == site.file(digest_of(LAYER))
+    assert site.data / damaged.former_place == site.file(digest_of(LAYER))
     assert site.run("SELECT count(*) FROM audit WHERE action = 'blob.damaged'") == 2
     assert not site.file(digest_of(LAYER)).exists()
     with pytest.raises(BlobUnknown, match="damaged"):
