@@ -124,9 +124,9 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How much the outbox keeps. `keep_since`: events before this time are deleted, unless a webhook has to be told of
-    them. `events`: largest number of events that are kept for the list. `pending` and `dead`: largest number of
-    deliveries and of dead letters of each webhook."""
+    """How much the outbox keeps. `keep_since`: events before this time leave the list. `events`: largest number of
+    events in the list. `pending` and `dead`: largest number of deliveries and of dead letters of each webhook. An event
+    that is not in the list is deleted when no webhook has to be told of it."""
 
     keep_since: float
     events: int
@@ -180,22 +180,22 @@ class Outbox(Protocol):
         ...
 
     async def newest(self) -> int:
-        """Returns the number of the newest event; 0 if there never was one."""
+        """Returns the number of the newest event, in the list or not; 0 if there never was one."""
         ...
 
     async def oldest(self) -> int:
-        """Returns the number from which on all events are stored; 0 if there is none. Earlier events may be stored as
-        well, because a webhook waits for them."""
+        """Returns the number from which on the list has lost no event. If it has lost all, that is the number after the
+        newest one that it had. The numbers of a list have holes, because it does not get all events."""
         ...
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
-        """Returns at most `limit` events with numbers above `number`, oldest first."""
+        """Returns at most `limit` events of the list with numbers above `number`, oldest first."""
         ...
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
     ) -> Sequence[Event]:
-        """Returns at most `limit` events with numbers below `number` (None: from the newest on), newest first.
+        """Returns at most `limit` events of the list with numbers below `number` (None: all of them), newest first.
         `action` and `repository`: only such events (None: all)."""
         ...
 

@@ -24,8 +24,8 @@ MIRROR_ACTOR: Final = Actor(name="mirror")
 """The actor of a blob that a mirror fetches for all clients."""
 _INSERT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
-                   user_agent, reason)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+                   user_agent, reason, kept)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
 
 
 class _Filter(NamedTuple):
@@ -46,6 +46,7 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
         (
             *(str(uuid.uuid4()), event.at, event.action, event.repository, event.tag, event.digest, event.previous),
             *(event.media_type, event.size, by.name, by.address, by.request_id, by.user_agent, event.reason),
+            LIST_READER in readers,
         ),
     ).get
     for name in readers:
@@ -106,7 +107,10 @@ def add_deleted_manifest(
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
     """Replaces the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
-    were."""
+    were. If the list is a new reader, it begins with the next event."""
+    is_listed = db.execute("SELECT 1 FROM event_reader WHERE name = ?", (LIST_READER,)).get is not None
+    if not is_listed and any(reader.name == LIST_READER for reader in readers):
+        db.execute("UPDATE event_list SET kept_from = (SELECT coalesce(max(id), 0) + 1 FROM event)")
     db.execute("DELETE FROM event_reader")
     db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
     names = json.dumps([reader.name for reader in readers])

@@ -166,8 +166,40 @@ async def test_filters(store: StoredRegistry) -> None:
     await push(store, "second", "v1")
     await push(store, "first", "v1", repo=OTHER)
     await push(store, "first", "v1", repo=RepositoryName("alone"))
-    assert len(await told(store)) == 2
+    assert await store.outbox.newest() == 2
     assert (await waiting(store, "moves"), await waiting(store, "pushes")) == ([[1]], [[2]])
+
+
+async def test_the_list_has_what_it_wants(store: StoredRegistry, tmp_path: Path, clock: Clock) -> None:
+    """Events that only a webhook wants are not in the list, and do not push others out of it. They are deleted when the
+    webhook has been told."""
+    deletes = frozenset({EventAction.DELETE})
+    await store.outbox.configure([reader(LIST_READER, deletes), reader(HOOK)])
+    for number in range(3):
+        await push(store, f"{number}", "v1")
+        await store.delete_tag(APP, Tag("v1"), by=BY)
+    listed = [event.number for event in await store.outbox.after(0, 100)]
+    assert listed == [2, 4, 6]
+    assert [event.number for event in await store.outbox.before(None, 100)] == [6, 4, 2]
+    limits = EventLimits(clock.now, 2, 100, 100)
+    await store.outbox.tidy(limits)
+    assert [event.number for event in await store.outbox.after(0, 100)] == [4, 6]
+    assert (await waiting(store), await store.outbox.oldest()) == ([[1, 2, 3, 4, 5, 6]], 3)
+    await store.outbox.settle(HOOK, [1, 2, 3, 5], [])
+    await store.outbox.tidy(limits)
+    assert stored_numbers(tmp_path) == [4, 6]
+    assert await store.outbox.oldest() == 3  # the list has lost nothing that came after event 2
+
+
+async def test_a_list_that_is_wanted_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
+    """What was recorded for a webhook meanwhile is missing, and the list says so."""
+    await push(store, "first", "v1")
+    await store.outbox.configure([reader(HOOK)])
+    await push(store, "second", "v1")
+    await store.outbox.configure([reader(LIST_READER), reader(HOOK)])
+    await push(store, "third", "v1")
+    assert await store.outbox.oldest() == 3
+    assert [event.number for event in await store.outbox.after(1, 100)] == [3]
 
 
 async def test_removed_webhooks(store: StoredRegistry) -> None:
@@ -229,7 +261,15 @@ async def test_dead_letters(store: StoredRegistry) -> None:
     assert await waiting(store) == [[1, 2, 3]]
 
 
-async def test_limits(store: StoredRegistry, clock: Clock) -> None:
+def stored_numbers(folder: Path) -> list[int]:
+    """The numbers of all events that the database has, in the list or not."""
+    db = apsw.Connection(str(folder / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    rows: list[Any] = db.execute("SELECT id FROM event ORDER BY id").fetchall()
+    db.close()
+    return [number for (number,) in rows]
+
+
+async def test_limits(store: StoredRegistry, clock: Clock, tmp_path: Path) -> None:
     """Old events go, but not those that a webhook has to be told of. Of too many deliveries and dead letters, the
     oldest go. The number of the newest event is never used again."""
     for number in range(6):
@@ -239,13 +279,12 @@ async def test_limits(store: StoredRegistry, clock: Clock) -> None:
     limits = EventLimits(keep_since=clock.now + 1, events=100, pending=1, dead=1)
     (dropped,) = await store.outbox.tidy(limits)
     assert (dropped.webhook, dropped.pending, dropped.dead) == (HOOK, 1, 1)
-    assert [event.number for event in await store.outbox.after(0, 10)] == [3, 4, 5, 6]
-    assert await store.outbox.tidy(limits) == []
-    assert [event.number for event in await store.outbox.after(0, 10)] == [4, 6]
-    assert await store.outbox.oldest() == 6  # event 5 is missing
+    assert stored_numbers(tmp_path) == [4, 6]
+    assert (await store.outbox.after(0, 10), await store.outbox.oldest()) == ([], 7)
+    assert [d.event.number for d in await store.outbox.deliveries(HOOK, None, 10, only_dead=False)] == [6, 4]
     await store.outbox.settle(HOOK, [4, 6], [])
-    await store.outbox.tidy(limits)
-    assert (await store.outbox.oldest(), await store.outbox.newest()) == (6, 6)
+    assert await store.outbox.tidy(limits) == []
+    assert (stored_numbers(tmp_path), await store.outbox.newest()) == ([6], 6)
     await push(store, "more", "v1")
     assert await store.outbox.newest() == 7
 
@@ -256,7 +295,7 @@ async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
     for number in range(5):
         await push(store, f"{number}", "v1")
     await store.outbox.tidy(EventLimits(0.0, 2, 10, 10))
-    assert [event.number for event in await store.outbox.after(0, 10)] == [4, 5]
+    assert ([event.number for event in await store.outbox.after(0, 10)], await store.outbox.oldest()) == ([4, 5], 4)
     assert [event.number for event in await store.outbox.before(None, 1)] == [5]
     assert await store.outbox.before(5, 10, action=EventAction.DELETE) == []
     assert [event.number for event in await store.outbox.before(5, 10, repository=APP)] == [4]
