@@ -34,7 +34,10 @@ class EventAction(StrEnum):
     - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to make room.
     - `QUARANTINE`: the stored bytes of a blob or manifest were found damaged.
     - `PULL`: a client pulled a manifest.
-    - `FILL`: a mirror fetched a manifest or blob from its upstream."""
+    - `FILL`: a mirror fetched a manifest or blob from its upstream.
+    - `BLOB_PUSH`: a client or an import stored a blob, also one that the repository had already.
+    - `BLOB_MOUNT`: a repository got a blob that another one has.
+    - `BLOB_DELETE`: a client deleted a blob. Garbage collection has no events."""
 
     PUSH = "push"
     DELETE = "delete"
@@ -44,10 +47,16 @@ class EventAction(StrEnum):
     QUARANTINE = "quarantine"
     PULL = "pull"
     FILL = "fill"
+    BLOB_PUSH = "blob_push"
+    BLOB_MOUNT = "blob_mount"
+    BLOB_DELETE = "blob_delete"
 
 
-CHANGES: Final = frozenset(EventAction) - {EventAction.PULL, EventAction.FILL}
-"""The actions that change what the registry holds. There are far more pulls and fills than these."""
+CHANGES: Final = frozenset(EventAction) - {
+    *(EventAction.PULL, EventAction.FILL),
+    *(EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE),
+}
+"""What happens to the manifests and tags that the registry holds. There is far more of everything else."""
 
 
 @dataclass(frozen=True, slots=True)

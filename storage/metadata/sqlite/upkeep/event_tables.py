@@ -79,9 +79,11 @@ def add_stored(
     add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
 
 
-def add_filled_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, now: float) -> None:
-    """Adds the event of a blob that a mirror has fetched."""
-    add(db, NewEvent(EventAction.FILL, repo, now, MIRROR_ACTOR, digest=digest, media_type=BLOB_TYPE, size=size))
+def add_blob(
+    db: apsw.Connection, action: EventAction, repo: RepositoryName, digest: Digest, size: int, by: Actor, now: float
+) -> None:
+    """Adds the event of a blob. `size`: in bytes; 0 if it is not known."""
+    add(db, NewEvent(action, repo, now, by, digest=digest, media_type=BLOB_TYPE, size=size))
 
 
 def add_deleted_tag(

@@ -83,6 +83,19 @@ def test_what_moves_and_deletes_are_for_distribution() -> None:
     }
 
 
+def test_blobs_are_for_distribution() -> None:
+    """Its receivers know a blob by its media type and URL."""
+    for action, expected in (
+        (EventAction.BLOB_PUSH, "push"),
+        (EventAction.BLOB_MOUNT, "mount"),
+        (EventAction.BLOB_DELETE, "delete"),
+    ):
+        _, body = distribution_envelope(event(action, digest=DIGEST, media_type=BLOB_TYPE, size=3), ADDRESS)
+        (record,) = json.loads(body)["events"]
+        assert (record["action"], record["target"]["mediaType"]) == (expected, "application/octet-stream")
+        assert record["target"]["url"] == f"{ADDRESS}/v2/team/app/blobs/{DIGEST}"
+
+
 def test_times() -> None:
     """They are in UTC with milliseconds, also where rounding carries."""
     assert rfc3339(0.9996) == "1970-01-01T00:00:01.000Z"

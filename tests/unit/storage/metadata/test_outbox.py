@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
-from storage.content import Actor, Condition, digest_of
+from storage.content import BLOB_TYPE, Actor, Condition, digest_of
 from storage.data_dir.system import System
 from storage.errors import Denied, PreconditionFailed, StorageFull
 from storage.names import Digest, RepositoryName, Tag
@@ -202,6 +202,37 @@ async def test_a_list_that_is_wanted_again_begins_with_the_next_event(store: Sto
     assert [event.number for event in await store.outbox.after(1, 100)] == [3]
 
 
+async def test_blobs(store: StoredRegistry) -> None:
+    """A push, a mount and a deletion of a blob are events for who wants them, with the client. The manifest that the
+    blob belongs to does not matter."""
+    image = await push_image(store, APP, "image", "v1")
+    layer = image.blobs[1].digest
+    await store.mount_blob(OTHER, layer, APP, BY)
+    await store.delete_blob(OTHER, layer, by=BY)
+    events = [event.content for event in await store.outbox.after(0, 100)]
+    pushed = [event for event in events if event.action is EventAction.BLOB_PUSH]
+    assert [event.digest for event in pushed] == [blob.digest for blob in image.blobs]
+    assert [(event.size, event.repository) for event in pushed] == [(blob.size, APP) for blob in image.blobs]
+    assert [(event.action, event.repository, event.digest, event.by, event.media_type) for event in events[-2:]] == [
+        (EventAction.BLOB_MOUNT, OTHER, layer, BY, BLOB_TYPE),
+        (EventAction.BLOB_DELETE, OTHER, layer, BY, BLOB_TYPE),
+    ]
+
+
+async def test_who_pushes_a_blob(store: StoredRegistry) -> None:
+    """The event names the client that has completed the upload."""
+    writer = await store.start_upload(APP, by=BY)
+    await writer.write(b"half")
+    await writer.aclose()
+    completing = Actor(BY.name, "192.0.2.9", "request", "other client")
+    writer = await store.resume_upload(APP, writer.id, by=completing)
+    await writer.write(b"whole")
+    await writer.commit(digest_of(b"halfwhole"))
+    await writer.aclose()
+    (event,) = await store.outbox.after(0, 100)
+    assert (event.content.action, event.content.by, event.content.size) == (EventAction.BLOB_PUSH, completing, 9)
+
+
 async def test_removed_webhooks(store: StoredRegistry) -> None:
     """The deliveries of a webhook that is no longer in the settings are deleted. The same readers again write
     nothing."""
@@ -341,6 +372,8 @@ async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> 
     db.close()
 
 
-def test_changes_are_all_but_pulls_and_fills() -> None:
-    """What webhooks get by default."""
-    assert frozenset(EventAction) - CHANGES == {EventAction.PULL, EventAction.FILL}
+def test_what_webhooks_get_by_default() -> None:
+    """Neither pulls nor what a mirror fetches, nor what happens to blobs."""
+    others = {EventAction.PULL, EventAction.FILL}
+    blobs = {EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE}
+    assert frozenset(EventAction) - CHANGES == others | blobs
