@@ -11,7 +11,7 @@ stored. Times are seconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -177,10 +177,12 @@ class Outbox(Protocol):
         newest of them."""
         ...
 
-    async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
+    async def due(
+        self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
+    ) -> DueDeliveries:
         """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, those that
         wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due, none of
-        the repository is."""
+        the repository is. Leaves out the repositories `without`."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -103,9 +103,14 @@ class SqliteOutbox:
 
         await self._writer.run(insert, durable=False)
 
-    async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
+    async def due(
+        self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
+    ) -> DueDeliveries:
+        left_out = frozenset(without)  # the caller may change its own meanwhile
+
         def read(db: apsw.Connection) -> DueDeliveries:
-            heads: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
+            rows: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
+            heads = [row for row in rows if row[0] not in left_out]
             due = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
             later = [next_at for _, next_at in heads if not _is_due(next_at, now)]
             queues = [[_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due]

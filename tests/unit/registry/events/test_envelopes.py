@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry.events.dispatcher import LONGEST_PAUSE_SECONDS, back_off
+from registry.events.attempts import LONGEST_PAUSE_SECONDS, back_off
 from registry.events.envelopes import cloud_event, distribution_envelope, rfc3339
 from storage.content import BLOB_TYPE, Actor
 from storage.outbox import Event, EventAction, NewEvent

@@ -336,9 +336,12 @@ class FullDisk(System):
     """A disk without space for any commit while `is_full` is true."""
 
     is_full = False
+    refused = 0
+    """How many commits have failed."""
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         if self.is_full:
+            self.refused += 1
             raise apsw.FullError
         super().commit(commit, durable=durable)
 
