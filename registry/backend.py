@@ -145,9 +145,12 @@ async def open_backend(
         upkeep = upkeep_components(settings, store, router, clock)
         pulls = PullRecorder(store.pulls, router.locate, clock)
         pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
-        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, pull_events, clock)
+        delivery_observer = None if telemetry is None else telemetry.events
+        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, pull_events, clock, delivery_observer)
         if telemetry is not None:
             work.on_job_ended(telemetry.work.on_job_ended)
+            if pull_events is not None:
+                pull_events.on_unrecorded = telemetry.events.on_unrecorded_pulls
             store.collector.on_removed = telemetry.work.on_removed
             upkeep.evictor.on_evicted = telemetry.work.on_evicted
         stack.push_async_callback(work.aclose)

@@ -12,7 +12,7 @@ stored. Times are seconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -35,7 +35,10 @@ class EventAction(StrEnum):
     - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to make room.
     - `QUARANTINE`: the stored bytes of a blob or manifest were found damaged.
     - `PULL`: a client pulled a manifest.
-    - `FILL`: a mirror fetched a manifest or blob from its upstream."""
+    - `FILL`: a mirror fetched a manifest or blob from its upstream.
+    - `BLOB_PUSH`: a client or an import stored a blob, also one that the repository had already.
+    - `BLOB_MOUNT`: a repository got a blob that another one has.
+    - `BLOB_DELETE`: a client deleted a blob. Garbage collection has no events."""
 
     PUSH = "push"
     DELETE = "delete"
@@ -45,10 +48,16 @@ class EventAction(StrEnum):
     QUARANTINE = "quarantine"
     PULL = "pull"
     FILL = "fill"
+    BLOB_PUSH = "blob_push"
+    BLOB_MOUNT = "blob_mount"
+    BLOB_DELETE = "blob_delete"
 
 
-CHANGES: Final = frozenset(EventAction) - {EventAction.PULL, EventAction.FILL}
-"""The actions that change what the registry holds. There are far more pulls and fills than these."""
+CHANGES: Final = frozenset(EventAction) - {
+    *(EventAction.PULL, EventAction.FILL),
+    *(EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE),
+}
+"""What happens to the manifests and tags that the registry holds. There is far more of everything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +134,9 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How much the outbox keeps. `keep_since`: events before this time are deleted, unless a webhook still has to get
-    them. `events`: largest number of events that are kept for the list. `pending` and `dead`: largest number of
-    deliveries and of dead letters of each webhook."""
+    """How much the outbox keeps. `keep_since`: events before this time leave the list. `events`: largest number of
+    events in the list. `pending` and `dead`: largest number of deliveries and of dead letters of each webhook. An event
+    that is not in the list is deleted when no webhook has to be told of it."""
 
     keep_since: float
     events: int
@@ -169,10 +178,12 @@ class Outbox(Protocol):
         newest of them."""
         ...
 
-    async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
+    async def due(
+        self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
+    ) -> DueDeliveries:
         """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, those that
         wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due, none of
-        the repository is."""
+        the repository is. Leaves out the repositories `without`."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
@@ -181,22 +192,22 @@ class Outbox(Protocol):
         ...
 
     async def newest(self) -> int:
-        """Returns the number of the newest event; 0 if there never was one."""
+        """Returns the number of the newest event, in the list or not; 0 if there never was one."""
         ...
 
     async def oldest(self) -> int:
-        """Returns the number from which on all events are stored; 0 if there is none. Earlier events may be stored as
-        well, because a webhook waits for them."""
+        """Returns the number from which on the list has lost no event. If it has lost all, that is the number after the
+        newest one that it had. The numbers of a list have holes, because it does not get all events."""
         ...
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
-        """Returns at most `limit` events with numbers above `number`, oldest first."""
+        """Returns at most `limit` events of the list with numbers above `number`, oldest first."""
         ...
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
     ) -> Sequence[Event]:
-        """Returns at most `limit` events with numbers below `number` (None: from the newest on), newest first.
+        """Returns at most `limit` events of the list with numbers below `number` (None: all of them), newest first.
         `action` and `repository`: only such events (None: all)."""
         ...
 

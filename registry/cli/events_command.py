@@ -54,7 +54,7 @@ def tail(
     _check_action(action)
 
     async def follow(upkeep: UpkeepComponents) -> None:
-        from registry.events.event_feed import follow
+        from registry.admin.event_stream import follow
 
         if not upkeep.settings.events.keep:
             fail(NOT_KEPT)

@@ -122,15 +122,16 @@ async def _run_all(
     observer: DeliveryObserver,
 ) -> None:
     """Runs the tasks of all webhooks."""
-    from registry.events.dispatcher import WebhookDispatcher
+    from registry.events.dispatcher import SenderLimit, WebhookDispatcher
     from registry.events.webhook_client import WebhookClient
 
+    limit = SenderLimit()
     async with AsyncExitStack() as stack:
         dispatchers = []
         for webhook in settings.webhook:
             client = WebhookClient(webhook, registry_address(settings))
             stack.push_async_callback(client.aclose)
-            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock, observer))
+            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock, observer, limit))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the clients are closed
         for dispatcher in dispatchers:
             tasks.create_task(dispatcher.run())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -27,12 +27,13 @@ class CellCollector(Collector):
         totals = cells.totals()
         for cell, value in cells.live_totals(plan.gauge_cells()).items():
             totals[cell] = value
-        upstreams = self._metrics.upstreams.names()
+        listed = {"upstream": self._metrics.upstreams.names(), "webhook": self._metrics.webhooks.names()}
         for family in plan.families:
-            yield _metric_of(family, totals, upstreams)
+            yield _metric_of(family, totals, listed)
 
 
-def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]) -> Metric:
+def _metric_of(family: Family, totals: Sequence[float], listed: Mapping[str, Sequence[str]]) -> Metric:
+    """`listed`: for each label whose values are numbers of names, the names."""
     names = list(family.labels)
     histogram = HistogramMetricFamily(family.name, family.text, labels=names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
@@ -43,8 +44,7 @@ def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]
     ]
     for values, numbers in family.counted(totals) if names else unlabelled:
         labels = [
-            _upstream_name(value, upstreams) if name == "upstream" else value
-            for name, value in zip(names, values, strict=True)
+            _name(value, listed[name]) if name in listed else value for name, value in zip(names, values, strict=True)
         ]
         if isinstance(family, Histogram):
             histogram.add_metric(labels, *cumulative(family, numbers))
@@ -53,8 +53,8 @@ def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]
     return histogram if isinstance(family, Histogram) else number_metric
 
 
-def _upstream_name(number: str, upstreams: Sequence[str]) -> str:
-    return upstreams[int(number)] if int(number) < len(upstreams) else "other"
+def _name(number: str, names: Sequence[str]) -> str:
+    return names[int(number)] if int(number) < len(names) else "other"
 
 
 def cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[str, float]], float]:

@@ -15,7 +15,7 @@ from typing import Final
 from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogram
 from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY, MirrorMetrics
 from registry.telemetry.shared_cells import SharedCells, SharedNames
-from registry.telemetry.work_metrics import WorkMetrics
+from registry.telemetry.work_metrics import WEBHOOK_CAPACITY, EventMetrics, WorkMetrics
 
 log = logging.getLogger("registry.telemetry")
 ROUTES: Final = (
@@ -34,9 +34,9 @@ class Metrics:
     """The metrics that all worker processes of one server count together. Create it before the fork. Call
     `cells.claim_column` in each worker."""
 
-    def __init__(self, upstreams: Sequence[str], workers: int) -> None:
-        """`upstreams`: the names in the settings. `workers`: number of processes that run at the same time; while they
-        are replaced, there are twice as many."""
+    def __init__(self, upstreams: Sequence[str], workers: int, webhooks: Sequence[str] = ()) -> None:
+        """`upstreams`, `webhooks`: the names in the settings. `workers`: number of processes that run at the same time;
+        while they are replaced, there are twice as many."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -66,6 +66,8 @@ class Metrics:
         self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY)
         self.mirror = MirrorMetrics(plan, self.upstreams, ROUTES)
         self.work = WorkMetrics(plan)
+        self.webhooks = SharedNames(webhooks, WEBHOOK_CAPACITY)
+        self.events = EventMetrics(plan, self.webhooks)
         self.connections = Gauge(plan, "entrepot_open_connections", "Connections of clients that are open.")
         self.in_flight = Gauge(
             plan,
@@ -75,6 +77,7 @@ class Metrics:
         self.plan = plan
         self.cells = SharedCells(plan.size, 4 * workers)
         self.work.use(self.cells)
+        self.events.use(self.cells)
 
     def start_worker(self) -> None:
         """Claims a column for this process. Call it once in each worker."""

@@ -110,6 +110,7 @@ class SharedNames:
     def __init__(self, names: Sequence[str], capacity: int) -> None:
         """`names` get the numbers from 0 on. The list has room for `capacity` names, of up to 255 bytes each."""
         self._capacity = capacity
+        self._labels: dict[str, str] = {}
         self._memory = mmap(-1, _NAME_BYTES * capacity)
         self._locks = _open_lock_file(self)
         for name in names:
@@ -134,6 +135,19 @@ class SharedNames:
             return len(known)
         finally:
             fcntl.lockf(self._locks, fcntl.LOCK_UN)
+
+    def label(self, name: str) -> str:
+        """Returns the number of a name as the value of a label. Adds a name that is not in the list; if the list is
+        full, the name counts as the last one."""
+        label = self._labels.get(name)
+        if label is None:
+            number = self.number(name)
+            label = self._labels[name] = str(self._capacity - 1 if number is None else number)
+        return label
+
+    def labels(self) -> list[str]:
+        """Returns all values that `label` can return."""
+        return [str(number) for number in range(self._capacity)]
 
     def names(self) -> list[str]:
         """Returns all names, in the order of their numbers."""

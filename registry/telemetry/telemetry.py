@@ -31,8 +31,13 @@ class Telemetry:
         self, settings: Settings, metrics_port: int | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         """`clock` returns seconds since 1970."""
-        self.metrics = Metrics([upstream.name for upstream in settings.upstream], settings.workers)
+        self.metrics = Metrics(
+            [upstream.name for upstream in settings.upstream],
+            settings.workers,
+            [webhook.name for webhook in settings.webhook],
+        )
         self.work = self.metrics.work
+        self.events = self.metrics.events
         self.requests = RequestRecorder(self.metrics)
         self.metrics_port = metrics_port
         self._counting_pid: int | None = None

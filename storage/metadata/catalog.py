@@ -161,17 +161,27 @@ class Metadata(Protocol):
         Raises BlobUnknown."""
         ...
 
-    async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
+    async def add_blob(
+        self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, by: Actor
+    ) -> None:
         """Adds the row of a published blob and a link from the repository to it, and deletes the row of the upload
-        session `upload`, through which its bytes came. Raises BlobUploadUnknown."""
+        session `upload`, through which its bytes came. `by`: who pushed it, for its event (`storage.outbox`). Raises
+        BlobUploadUnknown."""
         ...
 
     async def adopt_blob(
-        self, repo: RepositoryName, digest: Digest, size: int, place: str, *, is_fill: bool = False
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        size: int,
+        place: str,
+        *,
+        by: Actor | None = None,
+        is_fill: bool = False,
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it. For blobs whose bytes did not come
-        through an upload session. `is_fill`: whether a mirror downloaded the blob; if so, also adds an event
-        (`EventAction.FILL`). This method and `add_blob` heal a damaged blob."""
+        through an upload session. Its event (`storage.outbox`) is a push if `by` is who pushed it, and a fill if
+        `is_fill` says that a mirror fetched it; otherwise there is none. This and `add_blob` heal a damaged blob."""
         ...
 
     async def mount_blob(

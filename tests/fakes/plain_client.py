@@ -12,6 +12,6 @@ def plain_client(base_url: str = "", **options: Any) -> httpx2.Client:
     return httpx2.Client(base_url=base_url, verify=False, trust_env=False, **options)
 
 
-def plain_request(method: str, url: str, **options: Any) -> httpx2.Response:
+def plain_request(method: str, url: str | httpx2.URL, **options: Any) -> httpx2.Response:
     """As `httpx2.request`, without loading the certificate authorities."""
     return httpx2.request(method, url, verify=False, trust_env=False, **options)

@@ -24,8 +24,8 @@ MIRROR_ACTOR: Final = Actor(name="mirror")
 """The actor of a blob that a mirror fetches for all clients."""
 _INSERT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
-                   user_agent, reason)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+                   user_agent, reason, kept)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
 
 
 class _Filter(NamedTuple):
@@ -46,6 +46,7 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
         (
             *(str(uuid.uuid4()), event.at, event.action, event.repository, event.tag, event.digest, event.previous),
             *(event.media_type, event.size, by.name, by.address, by.request_id, by.user_agent, event.reason),
+            LIST_READER in readers,
         ),
     ).get
     for name in readers:
@@ -79,9 +80,11 @@ def add_stored(
     add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
 
 
-def add_filled_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, now: float) -> None:
-    """Adds the event of a blob that a mirror has fetched."""
-    add(db, NewEvent(EventAction.FILL, repo, now, MIRROR_ACTOR, digest=digest, media_type=BLOB_TYPE, size=size))
+def add_blob(
+    db: apsw.Connection, action: EventAction, repo: RepositoryName, digest: Digest, size: int, by: Actor, now: float
+) -> None:
+    """Adds the event of a blob. `size`: in bytes; 0 if it is not known."""
+    add(db, NewEvent(action, repo, now, by, digest=digest, media_type=BLOB_TYPE, size=size))
 
 
 def add_deleted_tag(
@@ -106,8 +109,11 @@ def add_deleted_manifest(
 
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
-    """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new ones. Returns how
-    many deliveries each of these webhooks had."""
+    """Replaces the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
+    were. If the list is a new reader, it begins with the next event."""
+    is_listed = db.execute("SELECT 1 FROM event_reader WHERE name = ?", (LIST_READER,)).get is not None
+    if not is_listed and any(reader.name == LIST_READER for reader in readers):
+        db.execute("UPDATE event_list SET kept_from = (SELECT coalesce(max(id), 0) + 1 FROM event)")
     db.execute("DELETE FROM event_reader")
     db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
     names = json.dumps([reader.name for reader in readers])

@@ -10,9 +10,11 @@ import pytest
 
 from registry.backend import open_backend
 from registry.config import Settings
+from registry.events.attempts import DeliveryObserver, Outcome
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import UpstreamContentInvalid
 from registry.telemetry.distribution_names import ACTIONS, HANDLERS, distribution_metrics
+from registry.telemetry.exposition import CellCollector, render_metrics
 from registry.telemetry.metrics import ROUTES, Metrics
 from registry.telemetry.mirror_metrics import UpstreamCounts
 from registry.telemetry.work_metrics import JOB_KINDS, OPERATIONS
@@ -127,6 +129,31 @@ def test_work_is_counted(metrics: Metrics) -> None:
         (work.jobs.cell("gc", "failed"), 1),
     ):
         assert totals[cell] == value
+
+
+def test_what_webhooks_are_told_is_counted() -> None:
+    """By webhook, with its name; also one that the settings got later."""
+    metrics = Metrics([], workers=1, webhooks=["ci"])
+    metrics.start_worker()
+    observer: DeliveryObserver = metrics.events
+    for outcome in (Outcome.DELIVERED, Outcome.DELIVERED, Outcome.REFUSED, Outcome.DOWN):
+        observer.attempted("ci", outcome)
+    observer.given_up("ci")
+    observer.attempted("chat", Outcome.DELIVERED)
+    observer.dropped("chat", 3, 2)
+    metrics.events.on_unrecorded_pulls(5)
+    text = render_metrics([CellCollector(metrics)], "")[0].decode()
+    lines = [line for line in text.splitlines() if line.startswith("entrepot_events_")]
+    assert lines == [
+        'entrepot_events_sent_total{webhook="ci"} 2.0',
+        'entrepot_events_sent_total{webhook="chat"} 1.0',
+        'entrepot_events_failed_attempts_total{outcome="refused",webhook="ci"} 1.0',
+        'entrepot_events_failed_attempts_total{outcome="down",webhook="ci"} 1.0',
+        'entrepot_events_given_up_total{webhook="ci"} 1.0',
+        'entrepot_events_dropped_total{state="pending",webhook="chat"} 3.0',
+        'entrepot_events_dropped_total{state="dead",webhook="chat"} 2.0',
+        "entrepot_events_unrecorded_pulls_total 5.0",
+    ]
 
 
 def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -16,9 +16,11 @@ import pytest
 from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
 from storage.content import Manifest, digest_of
+from storage.damage import UPKEEP_ACTOR
 from storage.errors import BlobUnknown, ManifestUnknown, StorageFailed
 from storage.jobs import JobStopped
 from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import CHANGES, LIST_READER, EventAction, EventReader
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
 from tests.fakes.loop_hold import watch_loop
@@ -273,6 +275,17 @@ async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site],
         "SELECT t.name, m.digest FROM tag t JOIN manifest m ON m.id = t.manifest"
     ).fetchall()
     assert dict(tags) == {"latest": site.image.digest, "multi": site.index.digest}
+
+
+async def test_a_repaired_tag_has_an_event(site: Site) -> None:
+    """Webhooks are told that the tag points at something again, and why."""
+    await site.store.outbox.configure([EventReader(LIST_READER, CHANGES, ("**",))])
+    lose_tagged_manifest(site)
+    await findings(site.store, repair=True)
+    (event,) = [event.content for event in await site.store.outbox.after(0, 10)]
+    assert (event.action, event.repository, event.tag) == (EventAction.MOVE, APP, "latest")
+    assert (event.digest, event.size, event.by) == (site.image.digest, len(site.image.body), UPKEEP_ACTOR)
+    assert event.reason
 
 
 async def test_a_corrected_size_is_counted(site: Site) -> None:
