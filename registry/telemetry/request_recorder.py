@@ -6,7 +6,6 @@ A line has the fields of `LOG_LINE`. In the log format `json`, each field is a f
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Scope, client_address, raw_path, request_id_of, trace_id_of
@@ -23,6 +22,9 @@ LOG_LINE: Final = (
 """The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
 content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
 incomplete."""
+_REFUSED_LOG_LINE: Final = LOG_LINE.replace(" agent=", ' reason="%(reason)s" agent=')
+"""The text of a line about a request that the server itself has refused. The agent stays last, because the client
+writes it."""
 _MAX_PATH_CHARACTERS: Final = 1024
 _MAX_REFERENCE_CHARACTERS: Final = 256
 _ROUTES_BY_PREFIX: Final = {
@@ -48,6 +50,8 @@ class RequestEnd(Protocol):
     def seconds(self) -> float: ...
     @property
     def is_complete(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
 
 
 class CachedAnswer(Protocol):
@@ -79,7 +83,7 @@ class RequestRecorder:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._cached_cells: dict[tuple[str, str], tuple[int, int, int, int]] = {}
+        self._cached_cells: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Records a request that the response cache has answered. Takes less than 2 µs without the log line."""
@@ -91,24 +95,36 @@ class RequestRecorder:
                 metrics.seconds.cell(answer.kind, method),  # the first bucket: it takes a few microseconds
                 metrics.sent_bytes.cell(answer.kind),
                 metrics.cached_answers.cell(answer.kind),
+                metrics.request_sizes.cell(answer.kind),  # the first bucket: the request has no body
+                metrics.response_sizes.cell(answer.kind),
             )
-        request_cell, first_bucket, sent_cell, cached_cell = numbers
+        request_cell, first_bucket, sent_cell, cached_cell, request_size, response_size = numbers
         size = len(answer.body)
         cells[request_cell] += 1
         cells[first_bucket] += 1
         cells[sent_cell] += size
         cells[cached_cell] += 1
+        cells[request_size] += 1
+        metrics.response_sizes.observe(cells, response_size, size)
         if log.isEnabledFor(logging.INFO):
             _write_line(
                 scope, 200, "", size, 0, 0.0, answer.principal_name, answer.repo, answer.item, "answer", request_id
             )
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> str:
-        """Records another request, and returns its route. `scope`: None if the server has refused it before it called
-        the application."""
-        if scope is None:
+    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+        """Records a request that the server has refused before it called the application. `scope`: what the server
+        knows of it (`registry.server.connection.request_reports.partial_scope`). A request without a response is not
+        counted, and neither is a connection that was closed without one."""
+        if end.status:
             self._count("other", "other", end)
-            return "other"
+        if log.isEnabledFor(logging.INFO):
+            _write_line(
+                *(scope, end.status, "", end.sent_bytes, end.received_bytes, end.seconds),
+                *("", "", "", "", request_id_of(scope["headers"]), end.reason),
+            )
+
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> str:
+        """Records another request, and returns its route."""
         noted: Noted | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
         if noted is not None:
             route = noted.kind or "other"
@@ -130,7 +146,7 @@ class RequestRecorder:
             note = "" if end.is_complete else "(cut off)"
             _write_line(
                 *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
-                *(who, repo, item, cache_state, request_id),
+                *(who, repo, item, cache_state, request_id, end.reason),
             )
         return route
 
@@ -141,6 +157,8 @@ class RequestRecorder:
             metrics.seconds.observe(cells, metrics.seconds.cell(route, method), end.seconds)
         else:
             cells[metrics.aborted.cell(route, method)] += 1
+        metrics.request_sizes.observe(cells, metrics.request_sizes.cell(route), end.received_bytes)
+        metrics.response_sizes.observe(cells, metrics.response_sizes.cell(route), end.sent_bytes)
         cells[metrics.received_bytes.cell(route)] += end.received_bytes
         cells[metrics.sent_bytes.cell(route)] += end.sent_bytes
 
@@ -163,12 +181,13 @@ def _write_line(
     item: str,
     cache_state: str,
     request_id: str,
+    reason: str = "",
 ) -> None:
     headers: list[Header] = scope["headers"]
     agent = next((value for name, value in headers if name == b"user-agent"), b"")
-    fields: Mapping[str, object] = {
-        "method": scope["method"],
-        "path": raw_path(scope)[:_MAX_PATH_CHARACTERS].decode("ascii", "replace"),
+    fields: dict[str, object] = {
+        "method": scope["method"] or "-",
+        "path": raw_path(scope)[:_MAX_PATH_CHARACTERS].decode("ascii", "replace") or "-",
         "status": f"{int(status)}{note}" if note else int(status),
         "bytes": sent_bytes,
         "received": received_bytes,
@@ -182,7 +201,9 @@ def _write_line(
         "trace": trace_id_of(headers) or "-",
         "agent": _plain(agent.decode("latin-1"), USER_AGENT_CHARACTERS),
     }
-    log.info(LOG_LINE, fields)
+    if reason:
+        fields["reason"] = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'")
+    log.info(_REFUSED_LOG_LINE if reason else LOG_LINE, fields)
 
 
 def _plain(text: str, max_characters: int) -> str:

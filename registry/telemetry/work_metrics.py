@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from registry.telemetry.metric_families import CellPlan, Counter, Histogram
 from registry.telemetry.shared_cells import SharedCells
@@ -18,6 +18,7 @@ OPERATIONS: Final = (
 )
 """The methods of `storage.interface.Registry`."""
 JOB_KINDS: Final = ("gc", "fsck", "scrub", "backup", "import-registry", "import-remote", "evict", "retention", "other")
+RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -69,6 +70,15 @@ class WorkMetrics:
         )
         self.evicted_images = Counter(plan, "entrepot_evicted_images_total", "Images evicted from the cache.")
         self.evicted_bytes = Counter(plan, "entrepot_evicted_bytes_total", "Bytes of evicted images.")
+        self.scrubbed_bytes = Counter(
+            plan, "entrepot_scrubbed_bytes_total", "Bytes of stored content that scrub has read and hashed."
+        )
+        self.retention_deletions = Counter(
+            plan,
+            "entrepot_retention_deletions_total",
+            "Tags and manifests that the rules of retention have deleted.",
+            {"content": RETENTION_CONTENT},
+        )
         self.jobs = Counter(
             plan,
             "entrepot_jobs_total",
@@ -109,6 +119,14 @@ class WorkMetrics:
         """Counts evicted images."""
         self._cells.own[self.evicted_images.first] += len(images)
         self._cells.own[self.evicted_bytes.first] += sum(image.bytes for image in images)
+
+    def on_scrubbed(self, count: int) -> None:
+        """Counts bytes that scrub has read."""
+        self._cells.own[self.scrubbed_bytes.first] += count
+
+    def on_retention(self, content: Literal["tag", "manifest"], count: int) -> None:
+        """Counts what retention has deleted."""
+        self._cells.own[self.retention_deletions.cell(content)] += count
 
     def on_job_ended(self, kind: str, outcome: JobState) -> None:
         """Counts a job that this process has run."""
