@@ -23,8 +23,7 @@ from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp
 from registry.service_factory import Service, ServiceFactory
-from registry.status.server_run import ServerRun, new_server_run
-from registry.status.worker_report import WorkerReporter
+from registry.status.worker_report import ServerRun, WorkerReporter, new_server_run
 from registry.telemetry.request_recorder import RequestEnd
 from registry.telemetry.telemetry import Telemetry
 from storage.errors import StorageFull
@@ -131,11 +130,15 @@ class Entrepot(FastAPI):
         if self.telemetry.tracing is not None:
             self.telemetry.tracing.cached_request(scope, answer.kind)
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
         """Called by the server at the end of each other request."""
         route = self.telemetry.requests.on_request_end(scope, end)
-        if scope is not None and self.telemetry.tracing is not None:
+        if self.telemetry.tracing is not None:
             self.telemetry.tracing.end_request(scope, route, end.status)
+
+    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+        """Called by the server for each request, and each connection, that it has refused itself."""
+        self.telemetry.requests.on_refused(scope, end)
 
     def on_connection(self, change: int) -> None:
         """Called by the server with 1 for a new connection, and with -1 when it has ended."""

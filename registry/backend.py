@@ -19,12 +19,14 @@ from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.budgets import min_free_space
 from registry.upkeep.components import UpkeepComponents, upkeep_components
+from registry.upkeep.retention.retention_work import ignore_deleted
 from storage.composition import open_registry
 from storage.metadata.catalog import UNOBSERVED_COMMITS
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.pull_recorder import PullRecorder
+from storage.upkeep.scrubber import ignore_scrubbed
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
@@ -142,7 +144,11 @@ async def open_backend(
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
             is_confirmed=store.records.is_confirmed,
         )
-        upkeep = upkeep_components(settings, store, router, clock)
+        upkeep = upkeep_components(
+            *(settings, store, router, clock),
+            on_scrubbed=ignore_scrubbed if telemetry is None else telemetry.work.on_scrubbed,
+            on_retention=ignore_deleted if telemetry is None else telemetry.work.on_retention,
+        )
         pulls = PullRecorder(store.pulls, router.locate, clock)
         pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
         delivery_observer = None if telemetry is None else telemetry.events

@@ -87,9 +87,13 @@ class LiveApp:
         """Counts and logs a request (see `Entrepot.on_cached_answer`)."""
         self._current.app.on_cached_answer(scope, answer, request_id)
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
         """Counts and logs a request (see `Entrepot.on_request_end`). All applications share what they count."""
         self._current.app.on_request_end(scope, end)
+
+    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+        """Counts and logs a request that the server has refused (see `Entrepot.on_refused`)."""
+        self._current.app.on_refused(scope, end)
 
     def on_connection(self, change: int) -> None:
         """Counts a connection (see `Entrepot.on_connection`)."""

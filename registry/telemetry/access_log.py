@@ -23,6 +23,9 @@ _TEXT: Final = (
 """The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
 content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
 incomplete."""
+_REFUSED_TEXT: Final = _TEXT.replace(" agent=", ' reason="%(reason)s" agent=')
+"""The text of a line about a request that the server itself has refused. The agent stays last, because the client
+writes it."""
 _MAX_PATH_CHARACTERS: Final = 1024
 _MAX_REFERENCE_CHARACTERS: Final = 256
 
@@ -79,15 +82,17 @@ def write_request(
     item: str,
     cache_state: str,
     request_id: str,
+    reason: str = "",
 ) -> None:
-    """Writes the line of any request. `note` follows the status."""
+    """Writes the line of any request. `note` follows the status. `reason`: why the server itself has refused the
+    request; empty: it has not."""
     if not log.isEnabledFor(logging.INFO):
         return
     headers: list[Header] = scope["headers"]
     agent = next((value for name, value in headers if name == b"user-agent"), b"")
     fields: dict[str, object] = {
-        "method": scope["method"],
-        "path": _path(scope),
+        "method": scope["method"] or "-",
+        "path": _path(scope) or "-",
         "status": f"{int(status)}{note}" if note else int(status),
         "bytes": sent_bytes,
         "received": received_bytes,
@@ -101,11 +106,14 @@ def write_request(
         "trace": trace_id_of(headers) or "-",
         "agent": _agent(agent),
     }
+    if reason:
+        fields["reason"] = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'")
+    text = _REFUSED_TEXT if reason else _TEXT
     handler = direct_handler(log)
     if handler is None:
-        log.info(_TEXT, fields)
+        log.info(text, fields)
     else:
-        handler.write_message(log.name, _TEXT % fields)
+        handler.write_message(log.name, text % fields)
 
 
 def _path(scope: Scope) -> str:

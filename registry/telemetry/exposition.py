@@ -1,14 +1,24 @@
-"""Writes metrics in the text format of Prometheus, or in OpenMetrics where the client asks for it."""
+"""Writes metrics in the text format of Prometheus, or in OpenMetrics where the client asks for it. `CellCollector` and
+`process_metrics` collect what is known without reading the store."""
 
 from __future__ import annotations
 
+import platform
+import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from registry import __version__
 from registry.telemetry.metric_families import Family, Histogram
 from registry.telemetry.metrics import Metrics
 
@@ -65,6 +75,33 @@ def cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[
         total += number
         buckets.append((bound, total))
     return buckets, numbers[-1]
+
+
+def process_metrics(metrics: Metrics, started_at: float) -> Iterator[Metric]:
+    """Yields the metrics. `started_at`: when the server was started, in seconds since 1970. Reads files of /proc."""
+    info = {"version": __version__, "python": platform.python_version()}
+    yield InfoMetricFamily("entrepot_build", "The version of the server.", value=info)
+    yield GaugeMetricFamily(
+        "entrepot_start_time_seconds", "When the server was started, in seconds since 1970.", value=started_at
+    )
+    processes = metrics.cells.processes()
+    yield GaugeMetricFamily("entrepot_workers", "Worker processes that are running.", value=len(processes))
+    memory = GaugeMetricFamily(
+        "entrepot_worker_resident_memory_bytes", "Resident memory of each worker process.", labels=["worker"]
+    )
+    for worker, pid in processes:
+        if resident := _resident_bytes(pid):
+            memory.add_metric([str(worker)], resident)
+    yield memory
+
+
+def _resident_bytes(pid: int) -> int:
+    """Returns the resident memory of a process; 0 if it has ended, and on systems without /proc."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 class _FunctionCollector(Collector):

@@ -49,11 +49,11 @@ FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
 class MirrorMetrics:
     """The metrics of all mirrors, in the cells of `plan`."""
 
-    def __init__(self, plan: CellPlan, names: SharedNames, routes: tuple[str, ...]) -> None:
-        """`names`: gives upstreams their numbers. `routes`: values of the label `route`."""
-        by_upstream: Labels = {"upstream": names.labels()}
+    def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
+        """`routes`: values of the label `route`. Call `use` before anything is counted."""
+        by_upstream: Labels = {"upstream": SharedNames.labels(UPSTREAM_CAPACITY)}
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
-        self._names = names
+        self._names: SharedNames
         self.requests = Counter(
             plan,
             "entrepot_mirror_requests_total",
@@ -98,6 +98,10 @@ class MirrorMetrics:
             "Endpoints that get no requests because they failed lately. Each worker counts for itself.",
             by_upstream,
         )
+
+    def use(self, names: SharedNames) -> None:
+        """Gives upstreams their numbers by the list `names`."""
+        self._names = names
 
     def label(self, name: str) -> str:
         """Returns the value of the label `upstream` in a cell's number: the number of the upstream's name."""

@@ -32,6 +32,8 @@ class RequestEnd(Protocol):
     def seconds(self) -> float: ...
     @property
     def is_complete(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
 
 
 class CachedAnswer(LoggedAnswer, Protocol):
@@ -59,7 +61,7 @@ class RequestRecorder:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._cached_cells: dict[tuple[str, str], tuple[int, int, int, int]] = {}
+        self._cached_cells: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Records a request that the response cache has answered. Takes less than 2 µs without the log line."""
@@ -71,21 +73,32 @@ class RequestRecorder:
                 metrics.seconds.cell(answer.kind, method),  # the first bucket: it takes a few microseconds
                 metrics.sent_bytes.cell(answer.kind),
                 metrics.cached_answers.cell(answer.kind),
+                metrics.request_sizes.cell(answer.kind),  # the first bucket: the request has no body
+                metrics.response_sizes.cell(answer.kind),
             )
-        request_cell, first_bucket, sent_cell, cached_cell = numbers
+        request_cell, first_bucket, sent_cell, cached_cell, request_size, response_size = numbers
         size = len(answer.body)
         cells[request_cell] += 1
         cells[first_bucket] += 1
         cells[sent_cell] += size
         cells[cached_cell] += 1
+        cells[request_size] += 1
+        metrics.response_sizes.observe(cells, response_size, size)
         write_cached_answer(scope, answer, request_id)
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> str:
-        """Records another request, and returns its route. `scope`: None if the server has refused it before it called
-        the application."""
-        if scope is None:
+    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+        """Records a request that the server has refused before it called the application. `scope`: what the server
+        knows of it (`registry.server.connection.request_reports.partial_scope`). A request without a response is not
+        counted, and neither is a connection that was closed without one."""
+        if end.status:
             self._count("other", "other", end)
-            return "other"
+        write_request(
+            *(scope, end.status, "", end.sent_bytes, end.received_bytes, end.seconds),
+            *("", "", "", "", request_id_of(scope["headers"]), end.reason),
+        )
+
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> str:
+        """Records another request, and returns its route."""
         noted: Noted | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
         if noted is not None:
             route = noted.kind or "other"
@@ -106,7 +119,7 @@ class RequestRecorder:
         note = "" if end.is_complete else "(cut off)"
         write_request(
             *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
-            *(who, repo, item, cache_state, request_id),
+            *(who, repo, item, cache_state, request_id, end.reason),
         )
         return route
 
@@ -117,6 +130,8 @@ class RequestRecorder:
             metrics.seconds.observe(cells, metrics.seconds.cell(route, method), end.seconds)
         else:
             cells[metrics.aborted.cell(route, method)] += 1
+        metrics.request_sizes.observe(cells, metrics.request_sizes.cell(route), end.received_bytes)
+        metrics.response_sizes.observe(cells, metrics.response_sizes.cell(route), end.sent_bytes)
         cells[metrics.received_bytes.cell(route)] += end.received_bytes
         cells[metrics.sent_bytes.cell(route)] += end.sent_bytes
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from registry.telemetry.metric_families import CellPlan, Counter, Histogram, Labels
 from registry.telemetry.shared_cells import SharedCells, SharedNames
@@ -19,6 +19,7 @@ OPERATIONS: Final = (
 )
 """The methods of `storage.interface.Registry`."""
 JOB_KINDS: Final = ("gc", "fsck", "scrub", "backup", "import-registry", "import-remote", "evict", "retention", "other")
+RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -73,6 +74,15 @@ class WorkMetrics:
         )
         self.evicted_images = Counter(plan, "entrepot_evicted_images_total", "Images evicted from the cache.")
         self.evicted_bytes = Counter(plan, "entrepot_evicted_bytes_total", "Bytes of evicted images.")
+        self.scrubbed_bytes = Counter(
+            plan, "entrepot_scrubbed_bytes_total", "Bytes of stored content that scrub has read and hashed."
+        )
+        self.retention_deletions = Counter(
+            plan,
+            "entrepot_retention_deletions_total",
+            "Tags and manifests that the rules of retention have deleted.",
+            {"content": RETENTION_CONTENT},
+        )
         self.jobs = Counter(
             plan,
             "entrepot_jobs_total",
@@ -114,6 +124,14 @@ class WorkMetrics:
         self._cells.own[self.evicted_images.first] += len(images)
         self._cells.own[self.evicted_bytes.first] += sum(image.bytes for image in images)
 
+    def on_scrubbed(self, count: int) -> None:
+        """Counts bytes that scrub has read."""
+        self._cells.own[self.scrubbed_bytes.first] += count
+
+    def on_retention(self, content: Literal["tag", "manifest"], count: int) -> None:
+        """Counts what retention has deleted."""
+        self._cells.own[self.retention_deletions.cell(content)] += count
+
     def on_job_ended(self, kind: str, outcome: JobState) -> None:
         """Counts a job that this process has run."""
         self._cells.own[self.jobs.cell(kind, outcome)] += 1
@@ -123,11 +141,11 @@ class EventMetrics:
     """The metrics of events, and how to count them. Implements `registry.events.attempts.DeliveryObserver`. The methods
     return at once and raise nothing."""
 
-    def __init__(self, plan: CellPlan, webhooks: SharedNames) -> None:
-        """`webhooks`: gives webhooks their numbers."""
+    def __init__(self, plan: CellPlan) -> None:
+        """Call `use` before anything is counted."""
         self._cells: SharedCells
-        self._webhooks = webhooks
-        by_webhook: Labels = {"webhook": webhooks.labels()}
+        self._webhooks: SharedNames
+        by_webhook: Labels = {"webhook": SharedNames.labels(WEBHOOK_CAPACITY)}
         self.sent = Counter(plan, "entrepot_events_sent_total", "Events that webhooks have taken.", by_webhook)
         self.failed_attempts = Counter(
             plan,
@@ -146,9 +164,11 @@ class EventMetrics:
             plan, "entrepot_events_unrecorded_pulls_total", "Pulls without an event, because there were too many."
         )
 
-    def use(self, cells: SharedCells) -> None:
-        """Makes the methods count in `cells`, which have the cells of the plan."""
+    def use(self, cells: SharedCells, webhooks: SharedNames) -> None:
+        """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` gives webhooks their
+        numbers."""
         self._cells = cells
+        self._webhooks = webhooks
 
     def attempted(self, webhook: str, outcome: str) -> None:
         """Counts an attempt, by how it ended (`registry.events.attempts.Outcome`)."""

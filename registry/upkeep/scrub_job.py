@@ -16,7 +16,7 @@ from storage.jobs import JSON, Job
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.read_rate import ReadRate
-from storage.upkeep.scrubber import KIND, Scrubber
+from storage.upkeep.scrubber import KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0
 """Seconds between two checks of a server process whether a round is due."""
@@ -35,9 +35,11 @@ def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
     return {"rate": rate, "keep_going": keep_going}
 
 
-def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -> Work:
-    """Returns the work of a job: completes the current round of scrub, or a new one if there is none, and fetches the
-    damaged blobs again that an upstream has."""
+def scrub_work(
+    settings: ScrubSettings, store: StoredRegistry, router: Router, on_scrubbed: OnScrubbed = ignore_scrubbed
+) -> Work:
+    """Returns the work of a job: completes the current round or a new one, and fetches again the damaged blobs that a
+    mirror can get. `on_scrubbed` counts the bytes that are read."""
 
     async def work(context: JobContext) -> JSON:
         arguments: Mapping[str, JSON] = context.job.arguments
@@ -50,6 +52,7 @@ def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -
                 quarantine_bytes=settings.quarantine_max,
                 keep_going=bool(arguments.get("keep_going")),
                 on_damaged=refetcher.add,
+                on_scrubbed=on_scrubbed,
             )
             result = await scrubber.run()
             await refetcher.finish()

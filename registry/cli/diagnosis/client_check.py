@@ -24,7 +24,10 @@ CHECKS: Final[dict[str, Callable[[ClientFiles, Target], list[Finding]]]] = {
 """The checks, by the name of the client program."""
 _TRACES: Final = {
     "docker": ("/etc/docker/daemon.json", "/usr/bin/dockerd", "/usr/sbin/dockerd", "/var/snap/docker"),
-    "containerd": ("/etc/containerd/config.toml", "/etc/containerd/certs.d", "/var/lib/rancher/k3s/agent"),
+    "containerd": (
+        *("/etc/containerd/config.toml", "/etc/containerd/certs.d", "/etc/rancher/k3s", "/etc/rancher/rke2"),
+        *("/var/lib/rancher/k3s/agent", "/var/lib/rancher/rke2/agent"),
+    ),
     "podman": ("/usr/bin/podman", "/usr/bin/crio", "/usr/bin/buildah"),
 }
 """Files that show that a client program is on a machine."""

@@ -101,6 +101,27 @@ class ClientFiles:
         except tomllib.TOMLDecodeError as error:
             raise self._invalid(name, "TOML", str(error)) from None
 
+    def yaml(self, name: str) -> dict[str, Any] | None:
+        """Returns the content of a YAML file; None if there is no such file. An empty file is an empty table. Raises
+        FileUnusable."""
+        import yaml
+
+        text = self.text(name)
+        try:
+            value = None if text is None else yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise self._invalid(name, "YAML", " ".join(str(error).split())) from None
+        if value is not None and not isinstance(value, dict):
+            raise self._invalid(name, "YAML", "it is no table")
+        return value
+
+    def modified(self, name: str) -> float | None:
+        """Returns when a file was last written, in seconds since 1970; None if that is not known."""
+        try:
+            return self.path(name).stat().st_mtime
+        except OSError:
+            return None
+
     def _unreadable(self, name: str, reason: str | None) -> FileUnusable:
         advice = "run this command as root, or as the user who runs the client"
         return FileUnusable(problem(self.program, f"{name} cannot be read: {reason}", "", advice))

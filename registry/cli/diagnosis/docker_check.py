@@ -1,4 +1,5 @@
 """Checks whether docker on a machine pulls through this registry: `daemon.json`, and the authorities in `certs.d`.
+`docker_proxies` checks its proxies.
 
 Sources: dockerd(8), "daemon configuration file"; moby, registry/config.go (`ValidateMirror`, `isSecureIndex`); docker
 docs, "Registry as a pull through cache" and "Verify repository client with certificates".
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.docker_proxies import proxy_findings
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.config.mirror_settings import DOCKER_HUB
 
@@ -33,7 +35,8 @@ def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
     findings: list[Finding] = []
     if any(host.name == DOCKER_HUB for host in target.hosts):
         findings += _check_mirror(name, daemon, target)
-    return [*findings, *_check_hosted(files, name, daemon or {}, target), *_misspelt_keys(name, daemon or {})]
+    findings += _check_hosted(files, name, daemon or {}, target)
+    return [*findings, *proxy_findings(files, name, daemon or {}, target), *_misspelt_keys(name, daemon or {})]
 
 
 def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:

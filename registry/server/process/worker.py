@@ -205,10 +205,11 @@ class Worker:
         def make_protocol(on_lost: OnLost | None) -> RegistryProtocol:
             return RegistryProtocol(worker, on_lost)
 
-        options = self._options
+        listener, limits = self._options.listener_options, self._options.limits
+        on_refused = worker.reports.report_refused_connection
         return [
-            Acceptor(loop, sock, make_protocol, options.listener_options, options.limits, limit, self._pending)
-            for sock in options.sockets
+            Acceptor(loop, sock, make_protocol, listener, limits, limit, self._pending, on_refused)
+            for sock in self._options.sockets
         ]
 
     async def _run_maintenance(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
