@@ -298,9 +298,14 @@ async def test_a_token_with_spaces_around_it(
 
 
 async def test_a_stop_while_the_store_fails(
-    tmp_path: Path, receiver: WebhookReceiver, hanging: threading.Event, clock: Clock
+    tmp_path: Path,
+    receiver: WebhookReceiver,
+    hanging: threading.Event,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A dispatcher that cannot write down what it has delivered ends all the same."""
+    monkeypatch.setattr(dispatcher, "SETTLE_SECONDS", 60.0)  # it writes nothing down before the disk is full
     prepare_data_dir(tmp_path)
     system = FullDisk()
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500
