@@ -23,8 +23,7 @@ from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp
 from registry.service_factory import Service, ServiceFactory
-from registry.status.server_run import ServerRun, new_server_run
-from registry.status.worker_report import WorkerReporter
+from registry.status.worker_report import ServerRun, WorkerReporter, new_server_run
 from registry.telemetry.request_recorder import RequestEnd
 from registry.telemetry.telemetry import Telemetry
 from storage.errors import StorageFull
@@ -34,7 +33,8 @@ REOPEN_SECONDS: Final = 1.0
 """Seconds between two attempts to open the store for writing, if it was opened read-only because the disk was full."""
 log = logging.getLogger("registry")
 _TOKEN_ROUTER: Final = token_endpoint.token_router(lambda request: request.app.service.access.tokens)
-"""One for all applications, because FastAPI keeps route functions in a cache for ever."""
+"""All applications of a process share one router. FastAPI keeps the functions of every router in a cache for ever, so a
+router for each application would use more memory after each reload."""
 
 
 class Entrepot(FastAPI):
@@ -56,8 +56,8 @@ class Entrepot(FastAPI):
     ) -> None:
         """`telemetry` is told about each request. `service`: an open service, which the caller closes. None: the
         application opens one with `factory` when the server starts the application. `run`: the run of the server, which
-        all workers share; None: a new one. `starts_work`: whether the service's work beside requests then starts as
-        well; False: the caller starts it with `Service.work`."""
+        all workers share; None: a new one. `starts_work`: whether the service that the application opens starts its
+        background work; False: the caller starts it with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -75,14 +75,16 @@ class Entrepot(FastAPI):
         self.openapi_document = documentation.OpenAPIDocument(self.openapi)
         self.telemetry = telemetry
         self.closes_telemetry = False
-        """The application closes `telemetry` at its end, because no other application of this process uses it."""
+        """Whether the application closes `telemetry` when the application ends. True if no other application uses
+        `telemetry`."""
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
         self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
         self.starts_work = starts_work
-        """Whether the work beside requests starts with a service that is opened from now on."""
+        """Whether a service that the application opens from now on starts its background work."""
         self.is_retiring = False
-        """Responses without an end, such as streams of events, should end: another application has taken over."""
+        """Whether another application or process has taken over. If so, endless responses, such as streams of events,
+        should end."""
         self.event_streams: set[object] = set()
         """The streams of events that are open (`registry.admin.event_stream`)."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
@@ -101,12 +103,13 @@ class Entrepot(FastAPI):
 
     @property
     def work(self) -> BackgroundWork | None:
-        """The work beside requests; None: there is none, or the application has not been started."""
+        """The background work; None: there is none, or the application has not been started."""
         return None if self._service is None else self._service.work
 
     def release(self) -> None:
         """Drops the service of an application that has ended, so that its caches are freed. The application itself may
-        stay in memory for ever, because the worker excludes what it had at its start from garbage collection."""
+        stay in memory for ever: the worker excludes all objects that exist at its start from Python's garbage
+        collection (`gc.freeze`)."""
         self._service = None
         self._app_outside_v2 = _closed
 
@@ -117,7 +120,7 @@ class Entrepot(FastAPI):
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, with a new request id. Returns None if there is no
         such response; the server then has to call the application (see `DistributionAPI.answer_at_once`)."""
-        if self._is_metrics_port(scope):
+        if self.telemetry.metrics_port is not None and self._is_metrics_port(scope):
             return None
         return self.service.distribution.answer_at_once(scope)
 
@@ -127,11 +130,15 @@ class Entrepot(FastAPI):
         if self.telemetry.tracing is not None:
             self.telemetry.tracing.cached_request(scope, answer.kind)
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
         """Called by the server at the end of each other request."""
         route = self.telemetry.requests.on_request_end(scope, end)
-        if scope is not None and self.telemetry.tracing is not None:
+        if self.telemetry.tracing is not None:
             self.telemetry.tracing.end_request(scope, route, end.status)
+
+    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+        """Called by the server for each request, and each connection, that it has refused itself."""
+        self.telemetry.requests.on_refused(scope, end)
 
     def on_connection(self, change: int) -> None:
         """Called by the server with 1 for a new connection, and with -1 when it has ended."""
@@ -226,8 +233,8 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
     Tries every `REOPEN_SECONDS` to open the store for writing, until that succeeds. Then makes `app` serve the service
     with this store, and calls `retire_read_only_store`, which closes the read-only one. The new service is added to
-    `stack`, which closes it at the end of the application. Its work beside requests starts only if the application is
-    in force."""
+    `stack`, which closes it at the end of the application. The new service starts its background work only if `app` is
+    the application that gets the new requests."""
     logged_error = ""
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
@@ -238,8 +245,8 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
         except StorageFull:
             continue
         except Exception as error:
-            # Retry after any error: this worker holds a lock as long as it has the store open read-only, and until then
-            # no other process can write to the store either.
+            # Retry after any error. While this worker has the store open read-only, it holds a lock, and no other
+            # process can write to the store.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS
@@ -247,21 +254,21 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
             continue
         app.serve(service)
         retire_read_only_store()
-        await _adapt_work(app)
+        await _start_or_hand_over_work(app)
         log.warning("the disk has room again: the store is open for writing, so pushes and deletes work again")
         return
 
 
-async def _adapt_work(app: Entrepot) -> None:
-    """Starts or ends the work beside requests, because the application may have been replaced, or may have replaced
-    another one, while its store was opened."""
+async def _start_or_hand_over_work(app: Entrepot) -> None:
+    """Starts the background work if `app` has taken over from another application while its store was opened. Hands the
+    work over if another application has replaced `app` in that time."""
     try:
         if app.work is not None and app.starts_work and not app.is_retiring:
             await app.work.start()
         if app.work is not None and app.is_retiring:
             await app.work.hand_over()
     except Exception:
-        log.exception("the work beside requests failed when the store was opened for writing")
+        log.exception("the background work failed when the store was opened for writing")
 
 
 async def _closed(scope: Scope, receive: Receive, send: Send) -> None:
@@ -285,7 +292,8 @@ def create_app(
       the mirrors of `settings.upstream`.
     - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
       limit.
-    - `telemetry`: what the workers count together, made before the fork; None: this process counts for itself.
+    - `telemetry`: the server's metrics, created before the fork, so that all workers share them. None: this process
+      has its own.
     - `clock`: returns seconds since 1970.
     - `run`: the run of the server, which all workers share; None: a new one.
     - `starts_work`: see `Entrepot`."""

@@ -19,12 +19,14 @@ from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.budgets import min_free_space
 from registry.upkeep.components import UpkeepComponents, upkeep_components
+from registry.upkeep.retention.retention_work import ignore_deleted
 from storage.composition import open_registry
 from storage.metadata.catalog import UNOBSERVED_COMMITS
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.pull_recorder import PullRecorder
+from storage.upkeep.scrubber import ignore_scrubbed
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
@@ -142,12 +144,19 @@ async def open_backend(
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
             is_confirmed=store.records.is_confirmed,
         )
-        upkeep = upkeep_components(settings, store, router, clock)
+        upkeep = upkeep_components(
+            *(settings, store, router, clock),
+            on_scrubbed=ignore_scrubbed if telemetry is None else telemetry.work.on_scrubbed,
+            on_retention=ignore_deleted if telemetry is None else telemetry.work.on_retention,
+        )
         pulls = PullRecorder(store.pulls, router.locate, clock)
         pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
-        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, pull_events, clock)
+        delivery_observer = None if telemetry is None else telemetry.events
+        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, pull_events, clock, delivery_observer)
         if telemetry is not None:
             work.on_job_ended(telemetry.work.on_job_ended)
+            if pull_events is not None:
+                pull_events.on_unrecorded = telemetry.events.on_unrecorded_pulls
             store.collector.on_removed = telemetry.work.on_removed
             upkeep.evictor.on_evicted = telemetry.work.on_evicted
         stack.push_async_callback(work.aclose)

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.config import Settings
+from registry.events.attempts import DeliveryObserver
 from registry.events.delivery import EventDelivery
 from registry.events.pull_events import PullEvents
 from registry.router import Router
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
 
 _BUSY_CHECK_SECONDS: Final = 0.2
-"""Seconds between two looks whether the mirrors still download."""
+"""Seconds between two checks whether the mirrors still download."""
 
 
 class BackgroundWork:
@@ -50,8 +51,10 @@ class BackgroundWork:
         pulls: PullRecorder,
         pull_events: PullEvents | None,
         clock: Callable[[], float],
+        delivery_observer: DeliveryObserver | None = None,
     ) -> None:
-        """`pull_events`: the pulls as events; None: nobody wants these."""
+        """`pull_events`: the pulls as events; None: nobody wants these. `delivery_observer` is told what webhooks are
+        told; None: nobody is."""
         self._settings = settings
         self._store = store
         self._router = router
@@ -61,7 +64,7 @@ class BackgroundWork:
         self._pull_events = pull_events
         self._clock = clock
         self._runner = JobRunner(store.jobs, store.leases, upkeep.works)
-        self._delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock)
+        self._delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock, delivery_observer)
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
         self._schedules: list[asyncio.Task[None]] = []  # what follows the settings, and ends with `hand_over`

@@ -87,18 +87,22 @@ class LiveApp:
         """Counts and logs a request (see `Entrepot.on_cached_answer`)."""
         self._current.app.on_cached_answer(scope, answer, request_id)
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> None:
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
         """Counts and logs a request (see `Entrepot.on_request_end`). All applications share what they count."""
         self._current.app.on_request_end(scope, end)
+
+    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+        """Counts and logs a request that the server has refused (see `Entrepot.on_refused`)."""
+        self._current.app.on_refused(scope, end)
 
     def on_connection(self, change: int) -> None:
         """Counts a connection (see `Entrepot.on_connection`)."""
         self._current.app.on_connection(change)
 
     async def prepare(self, configuration: bytes) -> None:
-        """Starts an application with the pickled `Settings`, beside the current one. Its work beside requests does not
-        start yet. Raises what the start raises; the current application goes on. Replaces an application that was
-        prepared before. After a cancellation, the application is closed as soon as it has started."""
+        """Starts an application with the pickled `Settings`, beside the current one. Its background work does not start
+        yet. Raises what the start raises; the current application goes on. Replaces an application that was prepared
+        before. After a cancellation, the application is closed as soon as it has started."""
         await self.discard()
         settings: Settings = pickle.loads(configuration)  # from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
@@ -113,8 +117,8 @@ class LiveApp:
         self._prepared = prepared
 
     async def switch(self) -> None:
-        """Passes all new requests to the prepared application. The work beside requests follows in a task, because it
-        may take long on a slow disk. Does nothing if no application is prepared."""
+        """Passes all new requests to the prepared application. A task hands the background work over to it afterwards,
+        because that may take long on a slow disk. Does nothing if no application is prepared."""
         if self._prepared is None:
             return
         old, self._current, self._prepared = self._current, self._prepared, None
@@ -131,8 +135,8 @@ class LiveApp:
             await prepared.lifespan.stop()
 
     async def retire(self) -> None:
-        """Leaves the work beside requests to other processes, because this one is about to end. Running jobs and
-        downloads go on until the shutdown."""
+        """Leaves new background work to other processes, because this one is about to end. Running jobs and downloads
+        go on until the shutdown."""
         self._current.app.is_retiring = True
         async with self._passing_work:
             if (work := self._current.app.work) is not None:
@@ -150,8 +154,8 @@ class LiveApp:
         task.add_done_callback(lambda _: self._old.pop(running, None))
 
     async def _close_when_done(self, old: _Running, new: _Running) -> None:
-        """Leaves the work beside requests to the application `new`, and closes `old`, once its requests, jobs and
-        downloads have ended."""
+        """Leaves new background work to the application `new`, and closes `old` once its requests, jobs and downloads
+        have ended."""
         await self._pass_work(old, new)
         await old.has_no_requests.wait()
         try:
@@ -162,7 +166,7 @@ class LiveApp:
         await self._close(old)
 
     async def _pass_work(self, old: _Running, new: _Running) -> None:
-        """Leaves the work beside requests to another application. Two changes do this one after the other."""
+        """Leaves new background work to the application `new`. Two changes do this one after the other."""
         async with self._passing_work:
             try:
                 if (work := old.app.work) is not None:

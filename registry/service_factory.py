@@ -80,7 +80,7 @@ class Service:
     - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
     - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
     - `is_store_read_only`: the store was opened only for reading, because the disk was too full to open it for writing.
-    - `work`: the work beside requests; None: there is none.
+    - `work`: the background work; None: there is none.
     - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
       store raises StorageFull. Does nothing to a store that is open for writing.
     - `endpoint_health` returns what this process knows about the endpoints of each upstream."""
@@ -134,7 +134,7 @@ class ServiceFactory:
         """A context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
 
         `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
-        opened only for reading. False: raises StorageFull. `starts_work`: whether the work beside requests starts now;
+        opened only for reading. False: raises StorageFull. `starts_work`: whether the background work starts now;
         False: the caller starts it with `Service.work`.
 
         The setting `read_only` has nothing to do with `may_open_read_only`: it refuses pushes and deletes by clients.

@@ -1,4 +1,4 @@
-"""The interface of copies of the metadata (`Snapshots`), which a backup consists of together with the blobs that the
+"""The interface for copies of the metadata (`Snapshots`). A backup consists of such a copy, and of the blobs that the
 copy names."""
 
 from __future__ import annotations

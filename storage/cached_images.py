@@ -23,8 +23,9 @@ IsKept = Callable[[RepositoryName], bool]
 
 
 ServedInstead = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
-"""Returns, for an upstream's tag with these sightings, the digest that is served while a cooldown holds back the newest
-one; None: no digest is held back, or none is served. Called in a thread."""
+"""Returns the digest that is served for an upstream's tag with these sightings while a cooldown holds back the newest
+digest. Returns None if no cooldown holds back the newest digest, or if no digest may be served yet. Called in a
+thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class EvictedImage:
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """The images of one upstream. `images`: their number. `oldest_pull`: when the one that was not pulled for the
-    longest time was last pulled, in seconds since 1970; None if there is none."""
+    """The images of one upstream. `images`: their number. `oldest_pull`: the time of the last pull of the image that
+    was not pulled for the longest time, in seconds since 1970; None if there is no image."""
 
     images: int
     oldest_pull: float | None
@@ -64,8 +65,8 @@ class EvictionRules:
     """What is not evicted. `is_kept`: tells the repositories whose images stay. `downloading`: the digests of blobs
     that are being downloaded now; an image that refers to one of them stays. `incomplete_since`: an image that lacks
     some of its blobs stays if it was pulled after this time (seconds since 1970), because a client may be pulling
-    it. `cooldowns`: an image that one of them serves instead of a newer one stays, because the upstream may no longer
-    have it; None: there are none. Images that a frozen tag points at stay in any case."""
+    it. `cooldowns`: an image stays while a cooldown serves it instead of a newer image, because the upstream may no
+    longer have it; None: there are no cooldowns. Images that a frozen tag points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]

@@ -214,9 +214,8 @@ async def open_registry(
     async with AsyncExitStack() as stack:
         reserve = stack.enter_context(closing(Reserve(layout.reserve, system, min_free)))
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
-        database = stack.enter_context(
-            closing(_open_database(disk, clock, commit_observer, may_open_read_only=may_open_read_only))
-        )
+        opened = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
+        database = stack.enter_context(closing(await opened))
         metadata, immutable = database.metadata, database.immutable
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
@@ -294,6 +293,23 @@ async def open_accounts(
         closing(_open_database(disk, clock)) as database,
     ):
         yield database.accounts
+
+
+async def _open_database_in_thread(
+    disk: Disk, clock: Callable[[], float], commit_observer: CommitObserver, *, may_open_read_only: bool
+) -> SqliteDatabase:
+    """Opens the database like `_open_database`, without blocking the event loop: that takes 10 ms, and up to
+    `BUSY_TIMEOUT_MILLISECONDS` if another program has locked the database. After a cancellation, waits for the end of
+    the call, which uses `disk`, and closes the database."""
+    call = partial(_open_database, disk, clock, commit_observer, may_open_read_only=may_open_read_only)
+    opening = asyncio.create_task(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 def _open_database(

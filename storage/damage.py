@@ -32,15 +32,16 @@ class StoredBlob:
 @dataclass(frozen=True, slots=True)
 class DamagedBlob:
     """A damaged blob. `found`: when the damage was found, in seconds since 1970. `reason`: what is wrong with the
-    bytes, for people. `place`: key of the damaged bytes in the blob store; empty if the bytes were missing. `former`:
-    the key under which the blob's bytes were. `repositories`: some of the repositories that have the blob."""
+    bytes, for people. `place`: key under which the blob store keeps the damaged bytes now (the quarantine); empty if it
+    keeps none. `former_place`: the blob's place before it was marked as damaged; empty if it had none. `repositories`:
+    some of the repositories that have the blob."""
 
     digest: Digest
     size: int
     found: float
     reason: str
     place: str
-    former: str
+    former_place: str
     repositories: Sequence[RepositoryName]
 
 
@@ -68,9 +69,10 @@ class ManifestCheck:
 @dataclass(frozen=True, slots=True)
 class ScrubRound:
     """One round through all content. Times are in seconds since 1970; `ended` is None while the round is not complete.
-    The round covers blobs with row ids up to `until_blob` and manifests up to `until_manifest`; those up to
-    `after_blob` and `after_manifest` are done, `blobs` and `manifests` in number. `size`: bytes of the blobs that are
-    done, of `total_bytes`. `damaged`: how many blobs and manifests were damaged."""
+    The round checks all blobs with row ids up to `until_blob`, and all manifests with row ids up to `until_manifest`.
+    It has checked those with row ids up to `after_blob` and `after_manifest`; `blobs` and `manifests` are their
+    numbers. `size`: bytes of the blobs that it has checked. `total_bytes`: bytes of all blobs that it checks.
+    `damaged`: how many blobs and manifests it has found damaged."""
 
     id: int
     started: float
@@ -124,10 +126,10 @@ class DamageRecords(Protocol):
         """Returns the place of a blob's bytes; an empty text for a damaged blob, None if there is no such blob."""
         ...
 
-    async def mark_blob(self, digest: Digest, former: str, reason: str, place: str) -> bool:
-        """Marks the blob as damaged, if its bytes are still at `former`. `place`: the key under which the blob store
-        keeps the damaged bytes; empty if there are none. Returns whether it marked the blob. The caller holds the lock
-        of the digest."""
+    async def mark_blob(self, digest: Digest, former_place: str, reason: str, place: str) -> bool:
+        """Marks the blob as damaged, if its bytes are still at `former_place`. `place`: the key under which the blob
+        store keeps the damaged bytes; empty if there are none. Returns whether it marked the blob. The caller holds the
+        lock of the digest."""
         ...
 
     async def restore_blob(self, digest: Digest, place: str) -> bool:
@@ -136,7 +138,7 @@ class DamageRecords(Protocol):
         ...
 
     async def damaged_blobs(self, after: str | None, limit: int) -> Page[DamagedBlob]:
-        """Returns a page of the damaged blobs, in the order of their digests: those behind `after` (None: from the
+        """Returns a page of the damaged blobs, in the order of their digests: those that follow `after` (None: from the
         first on)."""
         ...
 
@@ -163,6 +165,6 @@ class DamageRecords(Protocol):
         ...
 
     async def restore_manifests(self) -> int:
-        """Hashes again what the damaged manifests had, and marks those as healed that are right after all: a read had
-        failed for another reason than damage. Returns their number."""
+        """Hashes again the bodies that were found damaged, which the records keep. If a body has the right digest after
+        all, marks its manifest as healed. Returns how many it marked."""
         ...

@@ -1,4 +1,4 @@
-"""The interface of what an import of another registry needs to know and to change besides the content itself
+"""The interface of the records that an import from another registry reads and writes, in addition to content
 (`ImportRecords`): who changed a tag last, and when content was pushed at the other registry. Also the errors of
 imports."""
 
@@ -13,9 +13,10 @@ from storage.names import Digest, RepositoryName, Tag
 
 
 class ContentBroken(RegistryError):
-    """Content of the old registry is missing there, damaged, or of a type that is not accepted here. `below`: if an
-    index cannot be imported because of a manifest that it lists, the digests of the manifests from that one down to the
-    one whose content is broken."""
+    """Content of the old registry is missing there, damaged, or of a type that is not accepted here. `below`: the path
+    from an index that cannot be imported to the manifest that is broken: the digest of a manifest in the index, then of
+    a manifest in that one, and so on; the last digest is that of the broken manifest. Empty if the content of the
+    manifest itself is broken."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"
@@ -62,6 +63,6 @@ class ImportRecords(Protocol):
         self, repo: RepositoryName, digest: Digest, pushed: float | None, tags: Mapping[Tag, float]
     ) -> None:
         """Stores when a manifest was pushed and when its tags were set, at the registry from which they came. Times are
-        seconds since 1970; None: not known. A time later than the stored one changes nothing, nor does a tag that
-        points at another manifest meanwhile. The history of tags keeps the time of the import."""
+        seconds since 1970. `pushed` is None if it is not known. Does not replace an earlier time by a later one. Skips
+        a tag that no longer points at the manifest. The history of tags keeps the time of the import."""
         ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.outbox import WebhookBacklog
 from storage.usage import ScopeUse
 
 
@@ -53,7 +54,7 @@ class StoreFigures:
     `blob_bytes`: total size of all blobs. `uploads`: open upload sessions. `damaged_blobs`, `damaged_manifests`:
     content that is damaged and not healed yet. `running_jobs`: number of running jobs of each kind. `scopes`: the use
     of each usage scope. `remaining_requests`: how many requests each upstream still allows, as far as it has said so
-    within the last hour."""
+    within the last hour. `backlogs`: the events that wait for webhooks; a webhook without any is left out."""
 
     repositories: int
     manifests: int
@@ -66,6 +67,7 @@ class StoreFigures:
     running_jobs: Mapping[str, int]
     scopes: Sequence[ScopeUse]
     remaining_requests: Mapping[str, int]
+    backlogs: Sequence[WebhookBacklog]
 
 
 class Inventory(Protocol):

@@ -87,8 +87,8 @@ class Job:
 
 
 def slot_name(kind: str) -> str:
-    """Returns the name of the slot that the process holds which runs a job of this kind. There is one slot of the
-    name."""
+    """Returns the name of the slot for jobs of this kind. A process holds the slot while it runs such a job. There is
+    only one slot with this name, so only one job of the kind runs at a time."""
     return f"job {kind}"
 
 

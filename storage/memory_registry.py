@@ -46,8 +46,8 @@ S = TypeVar("S", bound=str)
 
 
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
-    """Returns the page of `items` that sort after `after`. Python sorts strings by code points, which is also the order
-    of their UTF-8 bytes that the interface demands."""
+    """Returns the page of `items` that sort after `after`. The interface demands the order of the UTF-8 bytes. Python
+    sorts strings by code points, which gives the same order."""
     following = [item for item in sorted(items) if after is None or item > after]
     return Page(following[:limit], len(following) > limit)
 
@@ -118,7 +118,7 @@ class MemoryBlobReader:
         self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= PIECE_BYTES else None
         self.file: OpenFile | None = None
         self.location: str | None = None  # there is no URL from which the client could download the blob itself
-        self.is_incomplete = False  # all bytes are there: the blob is not still being downloaded from another registry
+        self.is_incomplete = False  # all bytes are in memory, and none is still to come from an upstream
         self._data = data
 
     async def readable_until(self, _offset: int, /) -> int:

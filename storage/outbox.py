@@ -1,9 +1,10 @@
-"""The interface of the store of events (`Outbox`): what happened to content, and which webhooks have to be told.
+"""The interface of the store of events (`Outbox`): what happened to content, and which events webhooks still have to
+get.
 
 An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. A change and its events are
-one transaction, so no change that the server has acknowledged lacks its events. A *webhook* is an HTTP endpoint that
-wants to be told of events. A *delivery* is an event that a webhook has not been told yet. A *dead letter* is a delivery
-that is not tried any more.
+one transaction, so no change that the server has acknowledged lacks its events. A *webhook* is an HTTP endpoint to
+which the server sends events. A *delivery* is an event that a webhook has to get and has not got yet. A *dead letter*
+is a delivery that the server no longer tries.
 
 A *reader* is a webhook, or the list of events that people and programs read. An event that no reader wants is not
 stored. Times are seconds since 1970.
@@ -11,7 +12,7 @@ stored. Times are seconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -34,7 +35,10 @@ class EventAction(StrEnum):
     - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to make room.
     - `QUARANTINE`: the stored bytes of a blob or manifest were found damaged.
     - `PULL`: a client pulled a manifest.
-    - `FILL`: a mirror fetched a manifest or blob from its upstream."""
+    - `FILL`: a mirror fetched a manifest or blob from its upstream.
+    - `BLOB_PUSH`: a client or an import stored a blob, also one that the repository had already.
+    - `BLOB_MOUNT`: a repository got a blob that another one has.
+    - `BLOB_DELETE`: a client deleted a blob. Garbage collection has no events."""
 
     PUSH = "push"
     DELETE = "delete"
@@ -44,10 +48,16 @@ class EventAction(StrEnum):
     QUARANTINE = "quarantine"
     PULL = "pull"
     FILL = "fill"
+    BLOB_PUSH = "blob_push"
+    BLOB_MOUNT = "blob_mount"
+    BLOB_DELETE = "blob_delete"
 
 
-CHANGES: Final = frozenset(EventAction) - {EventAction.PULL, EventAction.FILL}
-"""The actions that change what the registry holds. There are far more pulls and fills than these."""
+CHANGES: Final = frozenset(EventAction) - {
+    *(EventAction.PULL, EventAction.FILL),
+    *(EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE),
+}
+"""What happens to the manifests and tags that the registry holds. There is far more of everything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +100,8 @@ class EventReader:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event that the webhook has not been told. `attempts`: how often it was refused so far. `next_at`: when it is
-    tried again. `dead`: when it was given up; None if it is still tried. `error`: why the last attempt failed."""
+    """An event that `webhook` has not got yet. `attempts`: how often it was refused so far. `next_at`: when it is tried
+    again. `dead`: when it was given up; None if it is still tried. `error`: why the last attempt failed."""
 
     webhook: str
     event: Event
@@ -124,9 +134,9 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How much the outbox keeps. `keep_since`: events before this time are deleted, unless a webhook has to be told of
-    them. `events`: largest number of events that are kept for the list. `pending` and `dead`: largest number of
-    deliveries and of dead letters of each webhook."""
+    """How much the outbox keeps. `keep_since`: events before this time leave the list. `events`: largest number of
+    events in the list. `pending` and `dead`: largest number of deliveries and of dead letters of each webhook. An event
+    that is not in the list is deleted when no webhook has to be told of it."""
 
     keep_since: float
     events: int
@@ -159,8 +169,8 @@ class Outbox(Protocol):
     may raise StorageFailed, those that change something also StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
-        """Makes these the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
-        were. Does not write if nothing changes."""
+        """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new ones. Returns how
+        many deliveries each of these webhooks had. Does not write if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
@@ -168,10 +178,12 @@ class Outbox(Protocol):
         newest of them."""
         ...
 
-    async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
+    async def due(
+        self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
+    ) -> DueDeliveries:
         """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, those that
         wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due, none of
-        the repository is."""
+        the repository is. Leaves out the repositories `without`."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
@@ -180,22 +192,22 @@ class Outbox(Protocol):
         ...
 
     async def newest(self) -> int:
-        """Returns the number of the newest event; 0 if there never was one."""
+        """Returns the number of the newest event, in the list or not; 0 if there never was one."""
         ...
 
     async def oldest(self) -> int:
-        """Returns the number from which on all events are stored; 0 if there is none. Earlier events may be stored as
-        well, because a webhook waits for them."""
+        """Returns the number from which on the list has lost no event. If it has lost all, that is the number after the
+        newest one that it had. The numbers of a list have holes, because it does not get all events."""
         ...
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
-        """Returns at most `limit` events with numbers above `number`, oldest first."""
+        """Returns at most `limit` events of the list with numbers above `number`, oldest first."""
         ...
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
     ) -> Sequence[Event]:
-        """Returns at most `limit` events with numbers below `number` (None: from the newest on), newest first.
+        """Returns at most `limit` events of the list with numbers below `number` (None: all of them), newest first.
         `action` and `repository`: only such events (None: all)."""
         ...
 
@@ -208,13 +220,13 @@ class Outbox(Protocol):
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
-        """Makes dead letters deliveries again: those of a webhook (None: of all) and of an event (None: of all).
-        Returns their number."""
+        """Makes dead letters due again, so that the server sends them: the dead letters of a webhook (None: of all) and
+        of an event (None: of all). Returns their number."""
         ...
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
-        """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns what webhooks
-        will not be told because of that."""
+        """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns how many
+        deliveries each webhook has lost by that."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

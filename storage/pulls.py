@@ -20,7 +20,7 @@ MAX_SAVED_PULLS: Final = 500
 class PullCount:
     """New pulls of one manifest. `repository`: the stored name. `upstream`: the name of the upstream registry whose
     mirror has the repository; '' for a hosted repository. `last`: when the last of the pulls was, in seconds since
-    1970. `pulls`: their number."""
+    1970. `pulls`: number of the pulls."""
 
     repository: RepositoryName
     digest: Digest

@@ -19,7 +19,7 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 MAX_PAGE_ROWS: Final = 500
 """Largest number of tags or manifests that one call reads."""
 MAX_ORPHANS: Final = 10
-"""Largest number of manifests that one call of `Retention.delete_orphans` deletes."""
+"""Largest number of manifests that one call of `Retention.delete_orphans` looks at."""
 
 REFERRER_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}(\..+)?")
 """The name of a tag that belongs to the manifest whose digest it contains: a signature, SBOM or attestation of cosign,
@@ -68,7 +68,8 @@ class TagPosition:
 class UnusedLimits:
     """How long a manifest has to have been unused, as times in seconds since 1970. `pushed`: it has not been pushed
     since this time. `untagged`: it has had no tag since this time. `pulled`: neither it nor a manifest below it has
-    been pulled since this time, and pulls were recorded then."""
+    been pulled since this time. If the program began to record pulls only after this time, a manifest that was pushed
+    before the recording began does not count as unused, because a pull of it may be missing in the records."""
 
     pushed: float
     untagged: float
@@ -98,10 +99,11 @@ class Retention(Protocol):
     thread. All methods take stored names, and may raise StorageFailed. A repository without content has no tags and no
     manifests.
 
-    A deleted tag, and a deleted manifest for the grace period of garbage collection, can be put back
-    (`storage.tag_history`), except that a full disk may have no space to keep a deleted manifest. What an immutable tag
-    needs is never deleted: its manifest has a tag, an index lists the manifests below it, and their referrers have
-    their subjects."""
+    A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
+    garbage collection, unless the disk was too full to keep it.
+
+    No manifest that an immutable tag needs is deleted, because only untagged manifests are deleted: those that have no
+    tag, that no index lists, and whose subject is not in the repository."""
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         """Returns the position of the last of the newest `count` tags; None if there are fewer tags. Tags whose names
@@ -128,24 +130,24 @@ class Retention(Protocol):
         self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
         """Deletes a manifest that `untagged` returned at the time `judged_at`, unless it is used again. Returns the
-        digests of the manifests that may have lost their last use by that: its children and its referrers. Returns None
-        if it deleted nothing."""
+        digests of its children and its referrers, which may be unused now. Returns None if it deleted nothing."""
         ...
 
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor
     ) -> tuple[Sequence[Digest], Sequence[Digest]]:
-        """Deletes those of the manifests, at most `MAX_ORPHANS`, that have no tag, that no index lists and whose
-        subject is not in the repository. Returns the digests that it deleted, and those of their children and
-        referrers."""
+        """Looks at the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes those that have no tag,
+        that no index lists, and whose subject is not in the repository. Returns the digests of the deleted manifests,
+        and the digests of their children and referrers."""
         ...
 
     async def add_unused(
         self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]
     ) -> None:
-        """Adds to `unused` those of the `roots`, at most `MAX_PAGE_ROWS`, that nothing would use any more if the tags
-        `without` and the manifests in `unused` were deleted, and all children and referrers that would then be unused,
-        too. Changes nothing in the store."""
+        """Finds out what would become unused if the tags `without` and the manifests in `unused` were deleted. Adds to
+        `unused` each of the `roots` that nothing would use any more. Then adds the children and referrers of the added
+        manifests, if nothing else would use these, and so on. There are at most `MAX_PAGE_ROWS` roots. Changes nothing
+        in the store."""
         ...
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:

@@ -112,5 +112,5 @@ class UpstreamTags(Protocol):
         ...
 
     async def unfreeze(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> FrozenTag:
-        """Ends the freeze of a tag, and returns what it was. Raises TagNotFrozen."""
+        """Unfreezes a tag, and returns the frozen tag as it was. Raises TagNotFrozen."""
         ...

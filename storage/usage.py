@@ -23,8 +23,8 @@ from storage.names import Digest, RepositoryName
 class ScopeDefinition:
     """A scope as the settings define it. `name`: identifies it, such as `quota team/`. A repository belongs to the
     scope if its name begins with one of `prefixes` and with none of `excluded`; an empty prefix stands for all names.
-    `upstream`: name of the upstream whose mirrored repositories these are; None: they are not those of one upstream.
-    `max_bytes` and `max_tags`: the quota; None: no limit."""
+    `upstream`: the name of the upstream if the scope counts the mirrored content of one upstream; None for any other
+    scope. `max_bytes` and `max_tags`: the quota; None: no limit."""
 
     name: str
     prefixes: tuple[str, ...]
@@ -50,9 +50,9 @@ class Usage(Protocol):
     """The counts of all scopes, which all processes share. Changes raise StorageFull, StorageFailed."""
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
-        """Makes these the scopes. Adds those that are new or whose prefixes changed, with nothing counted, changes the
-        quotas of the others, and removes those that are not in `definitions`. Then call `count_batch` until it returns
-        False."""
+        """Replaces the scopes by `definitions`. A scope that is new, or whose prefixes changed, begins with nothing
+        counted. Any other scope keeps its counts and gets the quota of its definition. A scope that is not in
+        `definitions` is removed. After this, call `count_batch` until it returns False."""
         ...
 
     async def count_batch(self) -> bool:
@@ -70,8 +70,9 @@ class Usage(Protocol):
         ...
 
     async def recount(self, name: str) -> ScopeUse | None:
-        """Counts the scope's blobs, bytes and tags from the links and tags, which takes as long as the scope has
-        content, and returns what it counted. Changes nothing. Returns None if there is no such scope."""
+        """Counts the scope's blobs, bytes and tags again, from the stored links and tags, and returns what it counted.
+        Changes nothing. Reads all links and tags of the scope, so a large scope takes long. Returns None if there is no
+        such scope."""
         ...
 
     async def check_room(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
@@ -82,10 +83,11 @@ class Usage(Protocol):
 
 
 def bytes_refusal(prefix: str, max_bytes: int, used_bytes: int, blob_bytes: int) -> QuotaExceeded:
-    """Returns the error for a blob of `blob_bytes` bytes that does not fit. `prefix`: that of the quota."""
+    """Returns the error for a blob of `blob_bytes` bytes that does not fit. `prefix`: the prefix of the quota."""
+    used = f"{_verb(prefix, 'holds', 'hold')} {size_text(used_bytes)}"
     return QuotaExceeded(
-        f"{_owner(prefix)} may hold {size_text(max_bytes)} and {_holds(prefix)} {size_text(used_bytes)}; this blob of "
-        f"{size_text(blob_bytes)} does not fit. Delete what is not needed any more, or ask the operator for more room",
+        f"{_owner(prefix)} may hold {size_text(max_bytes)} and {used}; this blob of {size_text(blob_bytes)} does not "
+        "fit. Delete what is not needed any more, or ask the operator for more room",
         {"prefix": prefix, "max_size": max_bytes, "size": used_bytes, "blob_size": blob_bytes},
     )
 
@@ -93,7 +95,7 @@ def bytes_refusal(prefix: str, max_bytes: int, used_bytes: int, blob_bytes: int)
 def tags_refusal(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
     """Returns the error for a new tag that does not fit."""
     return QuotaExceeded(
-        f"{_owner(prefix)} may have {max_tags} tags and {_holds(prefix, 'has', 'have')} {tags}; delete tags that are "
+        f"{_owner(prefix)} may have {max_tags} tags and {_verb(prefix, 'has', 'have')} {tags}; delete tags that are "
         "not needed any more, or ask the operator for more",
         {"prefix": prefix, "max_tags": max_tags, "tags": tags},
     )
@@ -103,5 +105,6 @@ def _owner(prefix: str) -> str:
     return prefix or "the repositories of this registry"
 
 
-def _holds(prefix: str, one: str = "holds", many: str = "hold") -> str:
-    return one if prefix else many
+def _verb(prefix: str, singular: str, plural: str) -> str:
+    """Returns the form of a verb that agrees with `_owner(prefix)`."""
+    return singular if prefix else plural

@@ -29,8 +29,8 @@ async def list_audit(
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.AuditEntryResponse]:
-    """Lists the entries of the audit log that match all given conditions, newest first: changes of content, accounts
-    and rights, logins, and denied requests. Logins and denied requests appear up to a second late."""
+    """Lists the entries of the audit log that match all given conditions, newest first. The log has logins, denied
+    requests, and changes of content, accounts and rights. Logins and denied requests appear up to a second late."""
     since_seconds = None if since is None else since.timestamp()
     # The newest entry comes first, so the next page has the entries that are older than the entry with the id `after`.
     query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=since_seconds, before=after)

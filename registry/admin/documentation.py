@@ -131,8 +131,9 @@ class OpenAPIDocument:
 
 
 openapi_router = APIRouter(include_in_schema=False)
-"""The route that serves the `openapi_document` of the application that got the request. FastAPI keeps route functions
-in a cache for ever, so this one must not refer to one application."""
+"""The route of the OpenAPI document. The route function takes the document from the application that got the request,
+and has no reference to an application of its own: FastAPI keeps route functions in a cache for ever, and would keep the
+application in memory."""
 
 
 @openapi_router.get(OPENAPI_PATH)

@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/events`: what happened to the content, as a list and as a stream, and which webhooks have not
-been told. The docstrings of the routes are the descriptions in the OpenAPI document."""
+"""The routes of `/api/v1/events`: what happened to the content, as a list and as a stream, and which events webhooks
+have not got yet. The docstrings of the routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class EventResponse(BaseModel):
 
 
 class DeliveryResponse(BaseModel):
-    """An event that a webhook has not been told."""
+    """An event that is not delivered to a webhook yet, or that the server no longer tries to deliver (a dead
+    letter)."""
 
     webhook: str
     event: EventResponse
@@ -148,7 +149,7 @@ async def list_deliveries(
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[DeliveryResponse]:
-    """Lists events that webhooks have not been told, newest first."""
+    """Lists the events that are not delivered to webhooks yet, and the dead letters, newest first."""
     outbox = caller.upkeep.store.outbox
     found = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
     # A page ends at an event, because the next one begins with the event before it.

@@ -1,4 +1,5 @@
-"""A stream of events for one client (`EventStream`): Server-Sent Events, as the HTML standard (9.2) defines them.
+"""Follows the list of events (`follow`), and sends it to one client as a stream (`EventStream`): Server-Sent Events, as
+the HTML standard (9.2) defines them.
 
 The rights of the client are checked again while the stream is open, at most a second after they change; if it has no
 account any more, or the credential has expired, the stream ends. It also ends when the server stops, reloads its
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -21,10 +22,13 @@ from fastapi import Request
 
 from registry.admin.caller import Caller, identify_caller, require_login
 from registry.asgi import STOPPING_STATE
-from registry.events.event_feed import POLL_SECONDS, follow
 from storage.errors import RegistryError, TooManyRequests
-from storage.outbox import Event
+from storage.outbox import Event, Outbox
 
+POLL_SECONDS: Final = 0.25
+"""Time between two looks whether a process has changed anything."""
+PAGE_EVENTS: Final = 200
+"""Largest number of events that are in memory at a time."""
 EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
@@ -36,6 +40,27 @@ RECONNECT_MILLISECONDS: Final = 2000
 
 AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
 """Returns the action of an event and the event as JSON; None if the caller does not get it."""
+
+
+async def follow(
+    outbox: Outbox, version: Callable[[], object], after: int, *, idle_seconds: float
+) -> AsyncGenerator[Sequence[Event], None]:
+    """Yields the events with numbers above `after`, in pages, oldest first, and goes on with new ones until the
+    iterator is closed. Yields an empty page if there was no event for `idle_seconds`. `version` returns a value that
+    every commit of any process changes. Raises StorageFailed."""
+    time = asyncio.get_running_loop().time
+    yielded_at = time()
+    while True:
+        current = version()
+        page = await outbox.after(after, PAGE_EVENTS)
+        if page:
+            after = page[-1].number
+        if page or time() - yielded_at >= idle_seconds:
+            yield page
+            yielded_at = time()
+        is_caught_up = len(page) < PAGE_EVENTS
+        while is_caught_up and version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)  # other processes add events, too, so there is nothing to wait for
 
 
 class EventStream:

@@ -88,7 +88,7 @@ async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse
 
 @router.delete("/mirror/frozen", tags=["mirror"], status_code=204)
 async def unfreeze(caller: LoggedInCaller, reference: ReferenceQuery) -> None:
-    """Ends the freeze of a tag: from now on it is what the upstream and the cooldown say. You have to be an admin, or
+    """Unfreezes a tag: from now on the upstream and the cooldown decide what pulls get. You have to be an admin, or
     have the action `admin` on the repository."""
     wanted = parse_tag_reference(reference)
     await _check_rights(caller, wanted)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from registry.status.server_run import INSTANCE_HEADER
+from registry.status.worker_report import INSTANCE_HEADER
 from storage.errors import RegistryError
 from storage.interface import Lister
 

@@ -38,8 +38,8 @@ class ScrubRequest(BaseModel):
 
 
 class RoundResponse(BaseModel):
-    """A round of scrub. It is complete if `ended` is not null; otherwise `bytes` of the
-    `total_bytes` of the blobs are read."""
+    """A round of scrub. `ended` is null until the round is complete. `blobs`, `manifests` and `bytes`: what the round
+    has read so far. `total_bytes`: the bytes of all blobs that it reads."""
 
     id: int
     started: datetime
@@ -116,7 +116,7 @@ class ScrubStatus(BaseModel):
 
 
 class QuarantinedResponse(BaseModel):
-    """Damaged bytes that the registry keeps for a look at them. `damaged`: whether the blob is still damaged."""
+    """Damaged bytes that the registry keeps for inspection. `damaged`: whether the blob is still damaged."""
 
     digest: str
     place: str = Field(description="Where they are; for a registry with files, the path in the data directory")
@@ -170,14 +170,14 @@ async def delete_quarantined(store: StoredRegistry, text: str) -> None:
 
 @router.get("/scrub", tags=["scrub"])
 async def show_scrub(caller: AdminCaller) -> ScrubStatus:
-    """Returns the rounds of scrub, how far the present one is, and the damaged manifests."""
+    """Returns the rounds of scrub, how far the current one is, and the damaged manifests."""
     return await scrub_status(caller.upkeep.store)
 
 
 @router.post("/scrub", tags=["scrub"], status_code=202)
 async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) -> JobResponse:
-    """Starts a job that completes the present round of scrub, or a new one. It continues after a restart. Answers 409
-    if such a job is queued or running."""
+    """Starts a job that completes the current round of scrub. If there is none, the job starts a new round. After a
+    restart, the server continues the job. Answers 409 if such a job is queued or running."""
     wanted = request or ScrubRequest()
     jobs = caller.upkeep.store.jobs
     if active := await jobs.active(KIND):
@@ -198,7 +198,8 @@ async def list_damaged(
 
 @router.get("/quarantine", tags=["scrub"])
 async def list_quarantine(caller: AdminCaller) -> list[QuarantinedResponse]:
-    """Lists the damaged bytes that are kept: the oldest thousand, oldest first. A setting bounds their size."""
+    """Lists the blobs whose damaged bytes are kept: at most a thousand, oldest first. The setting
+    `scrub.quarantine_max` limits how many bytes are kept."""
     return await quarantined(caller.upkeep.store)
 
 

@@ -16,6 +16,7 @@ from registry.config import Settings
 from registry.upkeep.budgets import CACHE_SCOPE, min_free_space, quota_scope
 from storage.composition import database_sizes, open_inventory
 from storage.inventory import StoreFigures
+from storage.outbox import WebhookBacklog
 from storage.usage import ScopeUse
 
 log = logging.getLogger("registry")
@@ -43,6 +44,7 @@ class StoreMetrics(Collector):
         self._cache_max = {upstream.name: upstream.cache_max for upstream in settings.upstream}
         self._total_cache_max = settings.cache.max
         self._min_free = min_free_space(settings)
+        self._webhooks = [webhook.name for webhook in settings.webhook]
         self._clock = clock
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -58,6 +60,7 @@ class StoreMetrics(Collector):
         if figures is not None:
             yield from _content_metrics(figures)
             yield from self._usage_metrics(figures.scopes)
+            yield from self._backlog_metrics(figures.backlogs)
 
     def _try(self, read: Callable[[], T]) -> T | None:
         """Returns the result of `read`. If it fails, logs that and returns None: the other metrics are still of use,
@@ -119,6 +122,22 @@ class StoreMetrics(Collector):
         if self._total_cache_max is not None:
             yield _gauge("entrepot_cache_total_limit_bytes", "How large the cache may be.", self._total_cache_max)
         yield from (cache, cache_max, used, limit, tags, tag_limit)
+
+    def _backlog_metrics(self, backlogs: Sequence[WebhookBacklog]) -> Iterator[Metric]:
+        """Yields what waits for the webhooks in the settings."""
+        names = ["webhook"]
+        pending = GaugeMetricFamily("entrepot_events_pending", "Events that wait for a webhook.", labels=names)
+        dead = GaugeMetricFamily("entrepot_events_dead_letters", "Events that were given up.", labels=names)
+        age = GaugeMetricFamily(
+            "entrepot_events_oldest_pending_age_seconds", "Age of the oldest such event, 0 without one.", labels=names
+        )
+        by_webhook = {backlog.webhook: backlog for backlog in backlogs}
+        for webhook in self._webhooks:
+            backlog = by_webhook.get(webhook, WebhookBacklog(webhook, 0, 0, None))
+            pending.add_metric([webhook], backlog.pending)
+            dead.add_metric([webhook], backlog.dead)
+            age.add_metric([webhook], 0.0 if backlog.oldest is None else max(0.0, self._clock() - backlog.oldest))
+        yield from (pending, dead, age)
 
 
 def _content_metrics(figures: StoreFigures) -> Iterator[Metric]:

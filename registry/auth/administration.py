@@ -196,9 +196,9 @@ class Administration:
         return [*subjects, Grantee(GranteeKind.AUTHENTICATED), Grantee(GranteeKind.EVERYONE)]
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
-        """Stores grants. Each replaces an older grant to the same subject for the same pattern. A pattern must be
-        *simple*: an exact name, or a prefix with `*` or `**` at its end. If one is not, raises AccountInvalid and
-        stores no grant. If the store fails in between, the grants before that stay stored."""
+        """Stores grants one by one. Each replaces an older grant to the same subject for the same pattern. A pattern
+        must be *simple*: an exact name, or a prefix with `*` or `**` at its end. If one is not, raises AccountInvalid
+        and stores no grant. If the store fails at a grant, the grants before it stay stored."""
         _require_simple(grant.pattern for grant in grants)
         for grant in grants:
             await self.accounts.put_grant(grant, by=by)

@@ -1,4 +1,4 @@
-"""Prepares the data directory for a command, also while a server uses the same directory.
+"""Prepares and opens the data directory for a command, also while a server uses the same directory.
 
 If root starts a command on a data directory that belongs to another user, the command first becomes that user. If it
 stayed root, its new files would belong to root, and the server, which runs as the other user, could not read, rename or
@@ -10,10 +10,17 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
+from registry.cli.interrupts import INTERRUPTED, run_interruptible
 from registry.config import Settings
 
+if TYPE_CHECKING:
+    from registry.backend import Backend
+
+T = TypeVar("T")
 _CAP_DAC_READ_SEARCH = 1 << 2
 """The bit of the capability to read every file and search every directory (capabilities(7))."""
 _CAPABILITY_VERSION = 0x20080522
@@ -35,7 +42,7 @@ def become_owner(data: Path) -> None:
     Does nothing if the process is not root, or if `data` belongs to root or does not exist. Must be called while the
     process has only one thread, because capset(2) changes only the calling thread. Raises OwnerError if the kernel does
     not allow the switch, as in some containers."""
-    if os.geteuid() != 0 or not data.exists():
+    if os.geteuid() != 0 or not os.path.exists(data):  # in contrast to `Path.exists`, this raises nothing
         return
     status = data.stat()
     if status.st_uid == 0:
@@ -100,13 +107,43 @@ def prepare_data_directory(settings: Settings, *, create_if_missing: bool) -> No
     from storage.composition import check_version, has_data, prepare_data_dir
     from storage.data_dir.check import DataDirectoryError
 
-    if create_if_missing and not has_data(settings.data):
+    try:
+        is_missing = create_if_missing and not has_data(settings.data)
+        is_directory = settings.data.is_dir()
+    except OSError as error:  # for example, a directory above it cannot be searched
+        raise DataDirectoryError(
+            f"the data directory {settings.data.absolute()} cannot be read: {error.strerror}; run the command as the "
+            "user of the server, or name the right directory with --data"
+        ) from None
+    if is_missing:
         become_owner(settings.data)
         prepare_data_dir(settings.data)
         return
-    if not settings.data.is_dir():
+    if not is_directory:
         raise DataDirectoryError(
             f"there is no data directory at {settings.data.absolute()}; name the right one with --data"
         )
     become_owner(settings.data)
     check_version(settings.data)
+
+
+def run_on_backend(
+    settings: Settings,
+    work: Callable[[Backend], Awaitable[T]],
+    *,
+    create_if_missing: bool = False,
+    interrupted_text: str = INTERRUPTED,
+) -> T:
+    """Prepares the data directory like `prepare_data_directory`, opens it with the mirrors, and returns what `work`
+    returns. This is also safe while a server uses the directory. `interrupted_text`: what the command prints on stderr
+    if SIGINT or SIGTERM ends it. Raises the same as `prepare_data_directory`, RegistryError, OSError, and what `work`
+    raises."""
+    prepare_data_directory(settings, create_if_missing=create_if_missing)
+
+    async def open_and_work() -> T:
+        from registry.backend import open_backend
+
+        async with open_backend(settings) as backend:
+            return await work(backend)
+
+    return run_interruptible(open_and_work(), interrupted_text)

@@ -1,5 +1,5 @@
-"""The command `entrepot events`: shows what happened to the content, and sends events again that webhooks did not
-take."""
+"""The command `entrepot events`: shows events (what happened to the content), and the *deliveries* of events to
+webhooks that are pending or have failed. Retries failed deliveries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
     from storage.outbox import Delivery, Event
 
-HELP = "Show what happened to the content, and the webhooks that have not been told."
+HELP = "Show what happened to the content, and which events are not delivered to webhooks yet."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 IDLE_SECONDS = 3600.0
 COLUMNS = ("event", "time", "action", "what", "actor", "detail")
@@ -54,7 +54,7 @@ def tail(
     _check_action(action)
 
     async def follow(upkeep: UpkeepComponents) -> None:
-        from registry.events.event_feed import follow
+        from registry.admin.event_stream import follow
 
         if not upkeep.settings.events.keep:
             fail(NOT_KEPT)
@@ -71,7 +71,7 @@ def tail(
 
 @app.command(
     "list",
-    help="List events, newest first; or those that webhooks have not been told.",
+    help="List events, newest first. With --pending, --dead or --webhook: events that are not delivered to webhooks.",
     epilog="\b\nExamples:\n  entrepot events list\n  entrepot events list --repository team/app --json\n"
     "  entrepot events list --dead\n  entrepot events list --pending --webhook ci",
 )
@@ -79,9 +79,9 @@ def list_events(
     action: ActionOption = None,
     repository: RepositoryOption = None,
     dead: Annotated[
-        bool, typer.Option("--dead", help="Only dead letters: events that a webhook did not take, and were given up.")
+        bool, typer.Option("--dead", help="Only dead letters: events that the server no longer tries to deliver.")
     ] = False,
-    pending: Annotated[bool, typer.Option("--pending", help="Only events that wait for a webhook.")] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Only events that are still to be delivered.")] = False,
     webhook: WebhookOption = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="Show at most N.")] = 50,
     config: ConfigOption = None,
@@ -94,7 +94,7 @@ def list_events(
         if dead and pending:
             fail("--dead and --pending exclude each other", USAGE_ERROR)
         if action is not None or repository is not None:
-            fail("--action and --repository are for events, not for what waits for webhooks", USAGE_ERROR)
+            fail("--dead, --pending and --webhook cannot be combined with --action or --repository", USAGE_ERROR)
         _list_deliveries(config, data, webhook, limit, only_dead=dead, only_pending=pending, as_json=as_json)
         return
     from registry.admin.event_routes import EventResponse
@@ -103,7 +103,7 @@ def list_events(
 
     async def read(upkeep: UpkeepComponents) -> list[Event]:
         if not upkeep.settings.events.keep:
-            fail(f"{NOT_KEPT}. `entrepot events list --pending` shows what waits for webhooks")
+            fail(f"{NOT_KEPT}. `entrepot events list --pending` shows the events that wait for delivery")
         wanted = None if action is None else EventAction(action)
         return list(await upkeep.store.outbox.before(None, limit, action=wanted, repository=repository))
 
@@ -124,7 +124,7 @@ def _list_deliveries(
     only_pending: bool,
     as_json: bool,
 ) -> None:
-    """Prints what webhooks have not been told."""
+    """Prints the events that are not delivered to webhooks yet, and the dead letters."""
     from registry.admin.event_routes import DeliveryResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
@@ -137,7 +137,7 @@ def _list_deliveries(
         print_json([DeliveryResponse.from_stored(delivery) for delivery in deliveries])
         return
     rows = [(delivery.webhook, *_cells(delivery.event)[:4], _state(delivery)) for delivery in deliveries]
-    print_rows(("webhook", *COLUMNS[:4], "state"), rows, "no webhook has anything left to be told")
+    print_rows(("webhook", *COLUMNS[:4], "state"), rows, "there are no such deliveries")
 
 
 @app.command(
@@ -155,7 +155,8 @@ def retry(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Makes dead letters deliveries again. The server sends them within five minutes, mostly at once."""
+    """Puts dead letters back among the pending deliveries. The server usually sends them at once, at the latest after
+    five minutes."""
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     if event is None and webhook is None and not every:
@@ -210,12 +211,12 @@ def _cells(event: Event) -> tuple[str, ...]:
 
 
 def _short(digest: str) -> str:
-    """Returns a digest with the first 12 digits."""
+    """Shortens a digest to its algorithm and the first 12 hexadecimal digits."""
     return digest[: digest.index(":") + 13]
 
 
 def _state(delivery: Delivery) -> str:
-    """Returns what happens to a delivery, for people."""
+    """Returns the text of the column `state`."""
     if delivery.dead is not None:
         return f"given up at {local_time(delivery.dead)}: {delivery.error}"
     return f"waits: {delivery.error}" if delivery.error else "waits"

@@ -100,3 +100,7 @@ def one_line_errors() -> Iterator[None]:
         fail(str(error))
     except RegistryError as error:
         fail(error.message)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")  # a file that this user may not use, for example

@@ -89,7 +89,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.server.process.successor import Check, take_handover
     from registry.server.process.systemd import Notifier
     from registry.service_factory import RateLimitMemory, shared_rate_limit
-    from registry.status.server_run import new_server_run
+    from registry.status.worker_report import new_server_run
+    from registry.telemetry.metrics import CountsMemory
     from registry.telemetry.telemetry import Telemetry
     from registry.telemetry.tracing import TracingUnavailable, check_tracing
     from storage.composition import layout_of
@@ -114,7 +115,11 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         # Made before the workers are forked, so that all of them share it.
         rate_memory = RateLimitMemory()
         run = new_server_run()
-        telemetry = Telemetry(settings, None if metrics_socket is None else metrics_socket.getsockname()[1])
+        telemetry = Telemetry(
+            settings,
+            None if metrics_socket is None else metrics_socket.getsockname()[1],
+            inherited=None if handover is None or handover.counts is None else CountsMemory(*handover.counts),
+        )
         configuration = LiveConfiguration(settings, flags, config, bound_to_loopback=bound_to_loopback)
 
         def make_app(settings: Settings, starts_work: bool) -> Entrepot:
@@ -134,6 +139,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
                 control=layout_of(settings.data).control,
                 successor=successor(settings, bound_to_loopback=bound_to_loopback),
                 handover=handover,
+                counts=telemetry.metrics.memory,
                 notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),
             ),
         )

@@ -53,7 +53,8 @@ class EventSettings(SettingsGroup):
     keep_max: int = Field(default=100_000, ge=100, le=10_000_000, description="Largest number of events that are kept")
     actions: Annotated[list[EventAction], NoDecode, BeforeValidator(split_commas)] = Field(
         default=sorted(CHANGES),
-        description="The events that are kept. Pulls and fills are many, so they are kept only if they are listed here",
+        description="The events that are kept. Pulls, fills and events of blobs are many, so they are kept only if "
+        "they are listed here",
     )
     max_pending: int = Field(
         default=100_000,
@@ -86,7 +87,7 @@ class Webhook(SettingsGroup):
         default=sorted(CHANGES),
         min_length=1,
         description="Which events: `push`, `delete`, `move` (a tag moves to another image), `retention`, `eviction`, "
-        "`quarantine`, `pull`, `fill` (a mirror fetches content)",
+        "`quarantine`, `pull`, `fill` (a mirror fetches content), `blob_push`, `blob_mount`, `blob_delete`",
     )
     repositories: Annotated[
         list[Annotated[str, AfterValidator(lambda value: NamePattern(value))]], BeforeValidator(split_commas)

@@ -1,7 +1,7 @@
 """Which settings differ between two configurations, and which of them can change while the server runs.
 
-A field of the model whose `json_schema_extra` is `AT_RESTART` or `AT_START` cannot be reloaded. In a group this applies
-to all of its settings.
+A reload does not change a setting if its field has the `json_schema_extra` `AT_RESTART` or `AT_START`. If the field of
+a group, such as `[gc]`, has one of them, a reload changes no setting of the group.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class ScrubSettings(SettingsGroup):
     quarantine_max: ByteSize = Field(
         default=ByteSize(1024 * MIB),
         ge=0,
-        description="How many damaged bytes are kept in the data directory's folder `quarantine`, for a look at them; "
-        "the oldest go first",
+        description="How many damaged bytes are kept for inspection, in the folder `quarantine` of the data directory; "
+        "the oldest are deleted first",
     )
 
 

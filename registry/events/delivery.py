@@ -15,18 +15,18 @@ from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
 
 DELIVERY_SLOT: Final = "events"
-"""Name of the slot (a permit) that the process holds which tells webhooks of events."""
+"""Name of a slot (a permit). The process that delivers events to webhooks holds it."""
 SLOT_POLL_SECONDS: Final = 1.0
-"""Time between two looks of the other processes whether that process has died."""
+"""Time between two checks by the other processes whether that process has died."""
 STOP_SECONDS: Final = 1.0
-"""Time after which the delivery is told again to stop, because an error may have hidden that from it."""
+"""Time after which the delivery is cancelled once more, because an error may have hidden the cancellation from it."""
 TIDY_SECONDS: Final = 10.0
-"""Time between two looks whether the outbox exceeds its limits."""
+"""Time between two checks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
 
 
 def event_readers(settings: Settings) -> list[EventReader]:
-    """Returns who wants which events, by the settings."""
+    """Returns the readers that the settings define, with the events that each of them wants."""
     readers = [
         EventReader(webhook.name, frozenset(webhook.actions), tuple(webhook.repositories))
         for webhook in settings.webhook
@@ -43,7 +43,7 @@ def registry_address(settings: Settings) -> str:
 
 
 class EventDelivery:
-    """Tells webhooks of events and keeps the outbox within its limits. Every process has one, but only one at a time
+    """Delivers events to webhooks and keeps the outbox within its limits. Every process has one, but only one at a time
     works: the one that holds the slot `DELIVERY_SLOT`. Used from one event loop."""
 
     def __init__(
@@ -65,9 +65,9 @@ class EventDelivery:
         self._is_configured = False
 
     async def apply(self, settings: Settings) -> None:
-        """Works by these settings from now on: stores who wants which events, and starts again to deliver them. Does
-        nothing else if nobody wants events and there are none. Logs an error of the store: then the events are recorded
-        that the settings before wanted, until another try succeeds."""
+        """Uses these settings from now on: stores which events each reader wants, and restarts the delivery. Does not
+        restart it if no reader wants events and none are stored. Logs an error of the store. Until a later attempt
+        succeeds, the registry then records the events that the previous settings wanted."""
         await self.aclose()
         self._is_configured = False
         has_events = True
@@ -80,8 +80,8 @@ class EventDelivery:
             self._task = asyncio.create_task(self._run(settings))
 
     async def aclose(self) -> None:
-        """Stops to deliver events. Requests that are running are cut off, and their events sent again later. Writes
-        down what was delivered. May be called more than once."""
+        """Stops the delivery. Cuts off running requests; their events are sent again later. Stores what was delivered.
+        May be called more than once."""
         task, self._task = self._task, None
         if task is not None:
             while not task.done():
@@ -89,7 +89,7 @@ class EventDelivery:
                 await asyncio.wait([task], timeout=STOP_SECONDS)
 
     async def _configure(self, settings: Settings) -> None:
-        """Stores who wants which events. Raises StorageFull, StorageFailed."""
+        """Stores which events each reader wants. Raises StorageFull, StorageFailed."""
         for dropped in await self._outbox.configure(event_readers(settings)):
             log.warning(
                 "webhook %s is not in the settings any more: %d events that waited for it and %d dead letters are "
@@ -122,15 +122,16 @@ async def _run_all(
     observer: DeliveryObserver,
 ) -> None:
     """Runs the tasks of all webhooks."""
-    from registry.events.dispatcher import WebhookDispatcher
+    from registry.events.dispatcher import SenderLimit, WebhookDispatcher
     from registry.events.webhook_client import WebhookClient
 
+    limit = SenderLimit()
     async with AsyncExitStack() as stack:
         dispatchers = []
         for webhook in settings.webhook:
             client = WebhookClient(webhook, registry_address(settings))
             stack.push_async_callback(client.aclose)
-            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock, observer))
+            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock, observer, limit))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the clients are closed
         for dispatcher in dispatchers:
             tasks.create_task(dispatcher.run())

@@ -1,71 +1,99 @@
-"""Tells webhooks of events (`WebhookDispatcher`).
+"""Delivers events to webhooks (`WebhookDispatcher`).
 
 One process at a time does this for all: the one that holds a slot. Each webhook has a task of its own, so that one that
-is slow or down does not delay the others. A task works in rounds: it reads what is due, sends the events of several
-repositories at the same time, and those of one repository one after the other. So the events of a repository arrive in
-their order.
+is slow or down does not delay the others. This task reads what is due, in *queues*: the next events of one repository.
+For each queue it starts a *sender*, a task that sends its events one after the other, so that the events of a
+repository arrive in their order. Up to `Webhook.connections` senders run at a time; when one has ended, the next queue
+gets its place, however slow the others are. All webhooks together have a limit as well (`SenderLimit`).
 
 An event is sent until the endpoint answers 2xx. After each failure the repository waits longer: from a second to five
-minutes, with a random part, so that many registries do not try at the same moment. If the endpoint is down, all of its
-repositories wait. What cannot be delivered becomes a dead letter in the end (see `Webhook.max_attempts` and `max_age`).
+minutes, with a random part, so that many registries do not try at the same moment. `EndpointHealth` decides how long
+the others wait. What cannot be delivered becomes a dead letter in the end (see `Webhook.max_attempts` and `max_age`).
 
-Deliveries are written down in groups. After a crash, the events of the last moment are sent again.
+Outcomes are written down in groups. Until then, the repository has no other sender. After a crash, the events of the
+last moment are sent again. While outcomes cannot be written down, no sender starts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from registry.config.event_settings import Webhook
-from registry.events.attempts import Attempt, DeliveryObserver, Outcome, raise_if_cancelled
+from registry.events.attempts import (
+    FIRST_PAUSE_SECONDS,
+    Attempt,
+    DeliveryObserver,
+    EndpointHealth,
+    Outcome,
+    back_off,
+    raise_if_cancelled,
+)
 from registry.events.webhook_client import WebhookClient
 from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
 
-FIRST_PAUSE_SECONDS: Final = 1.0
-LONGEST_PAUSE_SECONDS: Final = 300.0
-"""Shortest and longest pause after a failed attempt."""
 POLL_SECONDS: Final = 0.2
-"""Time between two looks whether another process has added events."""
-LONGEST_WAIT_SECONDS: Final = 60.0
-"""Longest time between two rounds."""
+"""Time between two looks whether another process has added events, or a pause has ended."""
 STORE_RETRY_SECONDS: Final = 5.0
 """Pause after an error of the store."""
-REPOSITORIES_PER_ROUND: Final = 64
-EVENTS_PER_ROUND: Final = 50
-"""Largest number of repositories in one round, and of events of each."""
-MAX_DOWN_REPOSITORIES: Final = 10_000
-"""Largest number of repositories for which the dispatcher remembers that the endpoint was down."""
+QUEUES_PER_READ: Final = 64
+EVENTS_PER_QUEUE: Final = 50
+"""Largest number of queues that are in memory, and of events of each."""
 SETTLE_SECONDS: Final = 0.5
-"""Longest time for which deliveries of a running round are not written down."""
+"""Longest time for which outcomes are not written down while others are being sent."""
+MAX_SHARED_SENDERS: Final = 64
+"""How many senders all webhooks together may have, besides one of each."""
 log = logging.getLogger("registry.events")
 
 
-def back_off(failures: int, random_part: Callable[[], float] = random.random) -> float:
-    """Returns how many seconds to wait after this number of failures in a row: twice as long after each, of which half
-    is random. `random_part` returns a number from 0 to 1."""
-    longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 30))
-    return longest * (0.5 + random_part() / 2)
+class SenderLimit:
+    """Limits the senders of all webhooks together. Each webhook may always have one, so that endpoints that are slow
+    never stop the others. For each further one it needs a permit, of which there are `permits`."""
+
+    def __init__(self, permits: int = MAX_SHARED_SENDERS) -> None:
+        self._free = permits
+
+    def take(self) -> bool:
+        """Takes a permit. Returns False if there is none."""
+        if self._free == 0:
+            return False
+        self._free -= 1
+        return True
+
+    def give_back(self) -> None:
+        """Gives a permit back."""
+        self._free += 1
 
 
 @dataclass(slots=True)
-class _Round:
-    """The outcomes of a round that are not written down yet."""
+class _Outcomes:
+    """The outcomes that are not written down yet, and the repositories that wait for that."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
-    settled_at: float = 0.0
-    is_down: bool = False
+    repositories: set[str] = field(default_factory=set)
+
+    def add(self, later: _Outcomes) -> None:
+        """Adds outcomes that came later."""
+        self.delivered += later.delivered
+        self.failed += later.failed
+        self.repositories |= later.repositories
+
+    def __bool__(self) -> bool:
+        return bool(self.delivered or self.failed)
 
 
 class WebhookDispatcher:
     """Tells one webhook of its events. `clock` returns the time in seconds since 1970. `version` returns a value that
-    every commit of any process changes. `observer` is told how attempts end."""
+    every commit of any process changes. `observer` is told how attempts end. `limit` is that of all webhooks. Used from
+    one event loop."""
 
     def __init__(
         self,
@@ -75,6 +103,7 @@ class WebhookDispatcher:
         version: Callable[[], object],
         clock: Callable[[], float],
         observer: DeliveryObserver,
+        limit: SenderLimit,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -82,98 +111,156 @@ class WebhookDispatcher:
         self._version = version
         self._clock = clock
         self._observer = observer
-        self._failures = 0
-        """How many attempts in a row have found the endpoint down."""
-        self._delivered = 0
-        self._down_repositories: dict[str, tuple[int, int]] = {}
-        """The repositories for whose events the endpoint was down last time. For each, how often it was down only for
-        this repository, and the value of `_delivered` at that time."""
+        self._limit = limit
+        self._time = asyncio.get_running_loop().time
+        self._health = EndpointHealth(self._time)
+        self._waiting: deque[Sequence[Delivery]] = deque()
+        """Queues that were read and have no sender yet."""
+        self._senders: dict[str, asyncio.Task[None]] = {}
+        """The senders that run, by their repositories."""
+        self._outcomes = _Outcomes()
+        self._settle_at = float("inf")
+        """When to write the outcomes down, by the event loop's clock."""
+        self._sender_ended = asyncio.Event()
+        self._read_version: object = None
+        """The version at the last read."""
+        self._next_at: float | None = None
+        """When the next delivery is due that was not at the last read, in seconds since 1970."""
+        self._read_again_at = float("-inf")
+        """When there may be more to read, although nothing has changed and nothing has become due. By the event loop's
+        clock."""
         self._logged_reason = ""
 
     async def run(self) -> None:
-        """Works until the task is cancelled. Logs an error of the store, and goes on."""
-        while True:
+        """Works until the task is cancelled, and then writes down what was delivered. Logs an error of the store, and
+        goes on. A cancellation cuts off the requests that are running; their events are sent again."""
+        try:
+            while True:
+                try:
+                    await self._work()
+                except RegistryError as error:
+                    log.warning("webhook %s: cannot read or write its events: %s", self._settings.name, error)
+                except Exception:
+                    log.exception("webhook %s: an unexpected error; it is tried again", self._settings.name)
+                raise_if_cancelled()
+                await asyncio.sleep(STORE_RETRY_SECONDS)
+        finally:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        """Ends the senders, and writes down what they did."""
+        senders = list(self._senders.values())
+        for sender in senders:
+            sender.cancel()
+        try:
+            if senders:
+                await asyncio.wait(senders)
+        finally:  # another cancellation can arrive in any `await`
             try:
-                await self._work()
+                await self._settle()
             except RegistryError as error:
-                log.warning("webhook %s: cannot read or write its events: %s", self._settings.name, error)
-            except Exception:
-                log.exception("webhook %s: an unexpected error; its events are sent again", self._settings.name)
-            raise_if_cancelled()
-            await asyncio.sleep(STORE_RETRY_SECONDS)
+                name, events = self._settings.name, len(self._outcomes.delivered)
+                log.warning("webhook %s: %d events will be sent again, because of an error: %s", name, events, error)
 
     async def _work(self) -> None:
         while True:
-            version = self._version()
-            now = self._clock()
-            repositories = self._settings.connections if self._failures else REPOSITORIES_PER_ROUND
-            due = await self._outbox.due(self._settings.name, now, repositories, EVENTS_PER_ROUND)
-            if due.queues:
-                if await self._send_round(due.queues):
-                    await asyncio.sleep(back_off(self._failures))
+            if self._outcomes and (not self._senders or self._time() >= self._settle_at):
+                await self._settle()
+            if self._health.is_paused:
+                self._waiting.clear()  # until the end of the pause, some may be dropped
+                self._read_again_at = float("-inf")
             else:
-                until = now + LONGEST_WAIT_SECONDS if due.next_at is None else due.next_at
-                await self._wait_for_change(version, until)
+                if not self._waiting and len(self._senders) < self._settings.connections:
+                    await self._read()
+                self._start_senders()
+            if self._senders or not self._outcomes:
+                await self._wait()
 
-    async def _wait_for_change(self, version: object, until: float) -> None:
-        """Returns when the store has changed since `version`, or at the time `until`."""
-        while (remaining := until - self._clock()) > 0 and self._version() == version:  # noqa: ASYNC110  another process
-            await asyncio.sleep(min(POLL_SECONDS, remaining))
+    async def _read(self) -> None:
+        """Reads the queues that are due, except those of repositories that have a sender or pause. Does nothing if
+        there can be nothing new."""
+        version, now = self._version(), self._clock()
+        is_due = self._next_at is not None and now >= self._next_at
+        if version == self._read_version and not is_due and self._time() < self._read_again_at:
+            return
+        pauses = self._health.pauses()
+        limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
+        without = {*self._senders, *self._outcomes.repositories, *pauses}
+        due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, without)
+        self._waiting.extend(due.queues)
+        self._read_version, self._next_at = version, due.next_at
+        has_more = len(due.queues) == limit
+        self._read_again_at = float("-inf") if has_more else min(pauses.values(), default=float("inf"))
 
-    async def _send_round(self, queues: Sequence[Sequence[Delivery]]) -> bool:
-        """Sends the events in the queues. Returns whether the endpoint is down. What was delivered is written down even
-        if the task is cancelled."""
-        current = _Round(settled_at=asyncio.get_running_loop().time())
-        waiting = list(reversed(queues))
+    async def _wait(self) -> None:
+        """Waits until a sender has ended, but not longer than until the next look."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._sender_ended.wait()
+        self._sender_ended.clear()
 
-        async def send_queues() -> None:
-            while waiting and not current.is_down:
-                await self._send_queue(waiting.pop(), current)
+    def _start_senders(self) -> None:
+        """Starts senders for the queues that wait, as many as are allowed."""
+        while self._waiting and len(self._senders) < self._settings.connections:
+            has_permit = bool(self._senders)
+            if has_permit and not self._limit.take():
+                return
+            queue = self._waiting.popleft()
+            sender = asyncio.create_task(self._send_queue(queue))
+            self._senders[queue[0].event.content.repository] = sender
+            sender.add_done_callback(partial(self._on_sender_ended, queue, has_permit))
 
-        senders = [asyncio.create_task(send_queues()) for _ in range(min(self._settings.connections, len(queues)))]
-        try:
-            await asyncio.gather(*senders)
-        finally:
-            for sender in senders:
-                sender.cancel()
-            try:
-                await asyncio.gather(*senders, return_exceptions=True)
-            finally:  # a cancellation can arrive in any `await`
-                await self._settle(current)
-        return current.is_down
+    def _on_sender_ended(self, queue: Sequence[Delivery], has_permit: bool, sender: asyncio.Task[None]) -> None:
+        del self._senders[queue[0].event.content.repository]
+        if has_permit:
+            self._limit.give_back()
+        if len(queue) == EVENTS_PER_QUEUE:  # the repository may have more, which wait for the outcomes
+            self._settle_at = self._time()
+        self._sender_ended.set()
+        if not sender.cancelled() and (error := sender.exception()) is not None:
+            log.error("webhook %s: an unexpected error; events are sent again", self._settings.name, exc_info=error)
 
-    async def _send_queue(self, queue: Sequence[Delivery], current: _Round) -> None:
-        """Sends the events of a repository, until one fails."""
+    async def _send_queue(self, queue: Sequence[Delivery]) -> None:
+        """Sends the events of a repository, until one fails or the endpoint is down."""
         for delivery in queue:
-            attempt = await self._client.send(delivery.event)
+            if self._health.is_paused:
+                return
+            delivered_before = self._health.delivered
+            attempt = await self._attempt(delivery)
+            raise_if_cancelled()
             self._observer.attempted(self._settings.name, attempt.outcome)
+            self._settle_at = min(self._settle_at, self._time() + SETTLE_SECONDS)
             if attempt.outcome is not Outcome.DELIVERED:
-                self._note_failure(delivery, attempt, current)
+                await self._note_failure(delivery, attempt, delivered_before)
                 return
-            current.delivered.append(delivery.event.number)
-            self._delivered += 1
-            self._down_repositories.pop(delivery.event.content.repository, None)
-            if self._failures or self._logged_reason:
+            self._outcomes.repositories.add(delivery.event.content.repository)
+            self._outcomes.delivered.append(delivery.event.number)
+            if self._health.failures or self._logged_reason:
                 log.info("webhook %s: it takes events again", self._settings.name)
-                self._failures, self._logged_reason = 0, ""
-            if current.is_down:
-                return
-            if asyncio.get_running_loop().time() - current.settled_at >= SETTLE_SECONDS:
-                await self._settle(current)
+                self._logged_reason = ""
+            self._health.on_delivered(delivery.event.content.repository)
 
-    def _note_failure(self, delivery: Delivery, attempt: Attempt, current: _Round) -> None:
-        """Decides what happens to a delivery that failed."""
+    async def _attempt(self, delivery: Delivery) -> Attempt:
+        """Sends an event once. An error of ours counts as a refusal, so that it does not hold up other events for
+        ever."""
+        try:
+            return await self._client.send(delivery.event)
+        except Exception as error:
+            raise_if_cancelled()
+            log.exception("webhook %s: event %d cannot be sent", self._settings.name, delivery.event.number)
+            return Attempt(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
+
+    async def _note_failure(self, delivery: Delivery, attempt: Attempt, delivered_before: int) -> None:
+        """Decides what happens to a delivery that failed. Returns when its repository may have another sender."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age
-        if attempt.outcome is Outcome.DOWN or is_aged:  # without the pause, aged events would be given up at full speed
-            self._failures += 0 if current.is_down else 1
-            current.is_down = True
-        if attempt.outcome is Outcome.DOWN:
-            next_at = now + self._pause_of_repository(event.content.repository)
-        else:
+        is_down = attempt.outcome is Outcome.DOWN
+        # Without the pause, aged events would be given up at full speed.
+        own_pause = self._health.on_down(event.content.repository, delivered_before) if is_down or is_aged else 0.0
+        if not is_down:
             attempts += 1
-            next_at = now + back_off(attempts)
+        next_at = now + (own_pause if is_down else back_off(attempts))
         is_dead = attempts >= self._settings.max_attempts or is_aged
         if is_dead:
             self._observer.given_up(self._settings.name)
@@ -186,22 +273,19 @@ class WebhookDispatcher:
             self._logged_reason = attempt.reason
             log.warning("webhook %s: %s; its events are sent again later", self._settings.name, attempt.reason)
         dead = now if is_dead else None
-        current.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
+        self._outcomes.repositories.add(event.content.repository)
+        self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
+        if is_dead and own_pause:  # `next_at` holds up a dead letter, but not the event behind it
+            await asyncio.sleep(min(own_pause, FIRST_PAUSE_SECONDS))
 
-    def _pause_of_repository(self, repository: str) -> float:
-        """Returns how many seconds a repository waits, for whose event the endpoint was down. That is 0 unless the
-        endpoint has taken events of other repositories since the last time. Then something in this one's events may
-        be what the endpoint cannot answer, and the others must not wait for that again and again."""
-        count, delivered = self._down_repositories.get(repository, (0, self._delivered))
-        count += delivered < self._delivered
-        if len(self._down_repositories) < MAX_DOWN_REPOSITORIES:
-            self._down_repositories[repository] = count, self._delivered
-        return back_off(count) if count else 0.0
-
-    async def _settle(self, current: _Round) -> None:
-        """Writes down the outcomes so far."""
-        current.settled_at = asyncio.get_running_loop().time()
-        delivered, failed = current.delivered, current.failed
-        if delivered or failed:
-            current.delivered, current.failed = [], []
-            await self._outbox.settle(self._settings.name, delivered, failed)
+    async def _settle(self) -> None:
+        """Writes down the outcomes so far. After an error of the store they stay."""
+        settling, self._outcomes, self._settle_at = self._outcomes, _Outcomes(), float("inf")
+        if not settling:
+            return
+        try:
+            await self._outbox.settle(self._settings.name, settling.delivered, settling.failed)
+        except RegistryError:
+            settling.add(self._outcomes)
+            self._outcomes, self._settle_at = settling, self._time()
+            raise

@@ -25,6 +25,9 @@ _TYPES: Final[Mapping[EventAction, str]] = {
     EventAction.QUARANTINE: "entrepot.content.quarantined",
     EventAction.PULL: "entrepot.image.pulled",
     EventAction.FILL: "entrepot.content.filled",
+    EventAction.BLOB_PUSH: "entrepot.blob.pushed",
+    EventAction.BLOB_MOUNT: "entrepot.blob.mounted",
+    EventAction.BLOB_DELETE: "entrepot.blob.deleted",
 }
 """The attribute `type` of a CloudEvent."""
 _DISTRIBUTION_ACTIONS: Final[Mapping[EventAction, tuple[str, str]]] = {
@@ -36,9 +39,13 @@ _DISTRIBUTION_ACTIONS: Final[Mapping[EventAction, tuple[str, str]]] = {
     EventAction.QUARANTINE: ("quarantine", ""),
     EventAction.PULL: ("pull", "GET"),
     EventAction.FILL: ("fill", ""),
+    EventAction.BLOB_PUSH: ("push", "PUT"),
+    EventAction.BLOB_MOUNT: ("mount", "POST"),
+    EventAction.BLOB_DELETE: ("delete", "DELETE"),
 }
 """The fields `action` and `request.method` in the form of CNCF Distribution. There, a tag that moves is a push, because
-its clients move tags by pushes."""
+its clients move tags by pushes. Its mounts also name the repository that the blob came from. Ours do not, because who
+may know the target need not know the source."""
 
 Envelope = Callable[[Event, str], tuple[str, bytes]]
 """Returns the media type and the body for an event. Its second argument is the registry's address."""

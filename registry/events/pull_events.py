@@ -1,7 +1,8 @@
 """`PullEvents`: records pulls as events, if a reader wants that.
 
-A pull must cost a request almost nothing, so it only adds to a list in memory, which is bounded. The list is stored
-every few seconds. A kill of the process loses the pulls since then. A commit empties the response caches of all
+A pull must cost a request almost nothing, so it only adds to a list in memory. The list is stored every few seconds. A
+kill of the process loses the pulls since then. The list is bounded: of more than 2,000 pulls a second, only the first
+ones of each interval have events, and the others are counted. A commit empties the response caches of all
 processes, so they store their pulls at the same moment (as `storage.upkeep.pull_recorder` does).
 """
 
@@ -39,12 +40,15 @@ def wants_pulls(settings: Settings) -> bool:
 
 
 class PullEvents:
-    """The pulls that one process serves. Used from one event loop. `clock` returns seconds since 1970."""
+    """The pulls that one process serves. Used from one event loop."""
 
     def __init__(self, outbox: Outbox, locate: Locate, clock: Callable[[], float]) -> None:
+        """`clock` returns seconds since 1970."""
         self._outbox = outbox
         self._locate = locate
         self._clock = clock
+        self.on_unrecorded: Callable[[int], None] = lambda _: None
+        """Is called with the number of pulls that have got no event."""
         self._pulls: list[tuple[Pull, float, str, str, str]] = []
         """Each with its time, and the name, address and request id of the client."""
         self._dropped = 0
@@ -77,8 +81,12 @@ class PullEvents:
         """Stores the pulls so far. Those that are not stored, because of an error, stay in memory. Raises StorageFull,
         StorageFailed."""
         if self._dropped:
-            log.warning("%d pulls were not recorded as events, because there were too many", self._dropped)
-            self._dropped = 0
+            dropped, self._dropped = self._dropped, 0
+            self.on_unrecorded(dropped)
+            log.warning(
+                "%d pulls have no event, because there were more than %d within %g seconds, or the store failed",
+                *(dropped, MAX_EVENTS, STORE_SECONDS),
+            )
         for _ in range(0, len(self._pulls), MAX_ADDED_EVENTS):
             batch = self._pulls[:MAX_ADDED_EVENTS]
             names = {repo: await self._stored_name(repo) for repo in {pull[0] for pull, *_ in batch}}

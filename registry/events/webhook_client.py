@@ -27,7 +27,8 @@ from storage.outbox import Event
 _DOWN_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses which mean that the endpoint, or what it needs, is not available now."""
 MAX_READ_BYTES: Final = 64 * 1024
-"""How many bytes of a response are read, so that its connection can be used again. A longer one is cut off."""
+"""Largest body of a response that is read to its end, so that the connection can be used again. If a body is longer,
+the connection is closed."""
 _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
@@ -36,7 +37,7 @@ log = logging.getLogger("registry.events")
 
 
 class _WebhookPolicy(AddressPolicy):
-    """Checks the addresses of a webhook, and says so in its own words."""
+    """Checks the addresses of a webhook. Its error for a refused address names the setting that allows the address."""
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
         return UpstreamUnavailable(
@@ -45,7 +46,7 @@ class _WebhookPolicy(AddressPolicy):
 
 
 class WebhookClient:
-    """Sends events to one webhook, and keeps its connections for the next ones. Never follows a redirect, because it
+    """Sends events to one webhook. Keeps the connections open for later events. Never follows a redirect, because it
     could lead to a host that the settings do not name. Uses no proxy. Used from one event loop."""
 
     def __init__(self, settings: Webhook, address: str) -> None:
@@ -59,9 +60,9 @@ class WebhookClient:
         self._opening = asyncio.Lock()
 
     async def send(self, event: Event) -> Attempt:
-        """Sends an event and returns how that ended. Takes at most the time of the setting `timeout`, besides the time
-        in which the first call makes the HTTP client. A cancellation closes the connection; the endpoint may or may not
-        have got the event."""
+        """Sends an event and returns how the attempt ended. The setting `timeout` limits the attempt. Only the first
+        call may take longer, because it creates the HTTP client before that. A cancellation closes the connection; the
+        endpoint may or may not have got the event."""
         media_type, body = self._envelope(event, self._address)
         try:
             headers = {"content-type": media_type, **self._signature(body), **self._authorization()}

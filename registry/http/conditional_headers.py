@@ -39,7 +39,7 @@ def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
     required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
     # `*` (`_ANY`, which is empty) requires only that the content exists, and it does.
     if required and (etag_digest is None or etag_digest not in required):
-        raise PreconditionFailed("no entity tag in If-Match is the one of this content")
+        raise PreconditionFailed("If-Match does not list the entity tag of this content")
     cached = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=False)
     return cached is not None and etag_digest is not None and (cached == _ANY or etag_digest in cached)
 

@@ -13,8 +13,9 @@ from registry.http.error_statuses import error_json, status_of
 from storage.errors import TooManyRequests
 
 HEALTH_PATH_PREFIX: Final = "/health/"
+"""All paths with this prefix are health checks."""
 HEALTH_PATHS: Final = frozenset({"/livez", "/readyz"})
-"""Prefix of the paths of health checks, and those that do not have it."""
+"""The other paths of health checks."""
 HEALTH_KEY_PREFIX: Final = "health "
 """Prefix of the keys under which health checks are counted, so that they have a limit of their own."""
 

@@ -90,7 +90,7 @@ class DirectorySource:
             self._store.blobs.link_file(fd, digest, size)  # before the file is read, which takes long
             is_checked = True
             await self._verify(digest, fd)
-            await self._store.link_blob(repo, digest, size, fd)
+            await self._store.link_blob(repo, digest, size, fd, self._by)
         except LinkRefused as refusal:
             # If the system refuses one link, it will probably refuse the others. Then no other file is read in vain.
             if is_checked:

@@ -17,7 +17,7 @@ from storage.patterns import NamePattern
 from storage.upkeep.job_runner import JobContext
 
 MAX_LISTED_PROBLEMS: Final = 1000
-"""Number of problems that the result of a job lists. All of them are counted, and each is told as a step."""
+"""Number of problems that the result of a job lists. All of them are counted, and each is reported as a step."""
 
 
 @dataclass(slots=True)

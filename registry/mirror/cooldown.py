@@ -36,11 +36,12 @@ class TagChoice:
     - `candidates`: the digests that may be served, the best one first. Another one than the first is served only if the
       first cannot be had. Empty: none may be served yet.
     - `newest`: the digest that the tag points at at the upstream, as far as the mirror knows.
-    - `newest_from`: when `newest` becomes mature if the tag does not move again; None: it is the first candidate."""
+    - `newest_matures_at`: when `newest` becomes mature if the tag does not move again; None: `newest` is the first
+      candidate."""
 
     candidates: tuple[Digest, ...]
     newest: Digest
-    newest_from: float | None
+    newest_matures_at: float | None
 
 
 def choose_digest(sightings: Sequence[Sighting], cooldown: float, now: float, *, serves_new: bool) -> TagChoice:

@@ -1,6 +1,6 @@
-"""Knows at which digest a mirrored tag is served, if that is not simply the cached one (`ServedTags`): a tag can be
-*frozen* at one digest, and a *cooldown* can delay moves of a tag (`registry.mirror.cooldown`). Clients cannot delete
-what a frozen tag needs.
+"""Decides which digest is served for a mirrored tag (`ServedTags`). This need not be the digest that the upstream's
+tag points at now: a tag can be *frozen* at one digest, and a *cooldown* can delay moves of a tag
+(`registry.mirror.cooldown`). Clients cannot delete what a frozen tag needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _MOVES_PER_READ: Final = 100
 
 
 class ServedTags:
-    """The cooldown of one upstream, over the stored sightings of its tags, and its frozen tags."""
+    """Applies the cooldown and the frozen tags of one upstream. The store keeps the *sightings* of each tag: when the
+    mirror first saw the tag point at a digest."""
 
     def __init__(self, tags: UpstreamTags, settings: Upstream, clock: Callable[[], float]) -> None:
         """`clock`: returns seconds since 1970."""
@@ -101,12 +102,13 @@ class ServedTags:
 
     def served_instead(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
         """Returns the digest that is served for a tag with these sightings while the cooldown holds back the newest
-        one; None: it holds nothing back, or serves nothing. Reads no store, so it can be called in any thread."""
+        digest. Returns None if the cooldown does not hold back the newest digest, or if no digest may be served yet.
+        Reads no store, so it can be called in any thread."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown or not sightings:
             return None
         choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_new)
-        return None if choice.newest_from is None else next(iter(choice.candidates), None)
+        return None if choice.newest_matures_at is None else next(iter(choice.candidates), None)
 
     async def young_tags(self) -> AsyncIterator[tuple[RepositoryName, Tag]]:
         """Yields the tags of this upstream that have pointed at their newest digest for less than their cooldown."""
@@ -137,25 +139,25 @@ class ServedTags:
             log.warning("cannot record what %s:%s points at: %s", repo, tag, error.message)
             return
         choice = choose_digest(updated, cooldown, now, serves_new=self._serves_new)
-        if choice.newest_from is not None:
+        if choice.newest_matures_at is not None:
             log.info("%s", self.notice(repo, tag, choice))
 
     def refusal(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> Denied:
         """Returns the error for a tag of which no digest may be served yet."""
-        assert choice.newest_from is not None
+        assert choice.newest_matures_at is not None
         return Denied(
             f"{repo}:{tag} is new here, and the cooldown of {self._duration} holds it back: {choice.newest} is served "
-            f"from {time_text(choice.newest_from)} on; until then, pull it by digest",
-            {"tag": f"{repo}:{tag}", "digest": choice.newest, "from": time_text(choice.newest_from)},
+            f"from {time_text(choice.newest_matures_at)} on; until then, pull it by digest",
+            {"tag": f"{repo}:{tag}", "digest": choice.newest, "from": time_text(choice.newest_matures_at)},
         )
 
     def notice(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> str | None:
         """Returns the notice for a tag that the cooldown holds back; None if it does not."""
-        if choice.newest_from is None:
+        if choice.newest_matures_at is None:
             return None
         return (
             f"{repo}:{tag} points at {choice.newest} at {self._settings.name}, which the cooldown of {self._duration} "
-            f"holds back until {time_text(choice.newest_from)}"
+            f"holds back until {time_text(choice.newest_matures_at)}"
         )
 
     @property

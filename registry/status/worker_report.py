@@ -1,15 +1,18 @@
 """`WorkerReport`: what one worker process reports about itself, and `WorkerReporter`, which writes it to the process's
-file in the data directory. `read_worker_reports` reads the reports of all workers, in any process."""
+file in the data directory. `read_worker_reports` reads the reports of all workers, in any process. `ServerRun`: what
+distinguishes one run of the server from another."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,7 +20,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from registry import __version__
 from registry.asgi import ServerCounts
-from registry.status.server_run import ServerRun
 from storage.composition import layout_of
 from storage.data_dir.report_files import ReportFile, open_report_file, read_all_reports
 from storage.data_dir.system import System
@@ -25,6 +27,8 @@ from storage.data_dir.system import System
 if TYPE_CHECKING:
     from registry.mirror.upstream_client import EndpointHealth
 
+INSTANCE_HEADER: Final = "x-entrepot-instance"
+"""The header of `/livez` with the id of the run."""
 REPORT_SECONDS: Final = 1.0
 """Time between two looks at what there is to report. A report that says nothing new is not written."""
 HEARTBEAT_SECONDS: Final = 10.0
@@ -36,6 +40,20 @@ CLOSE_SECONDS: Final = 0.5
 _MEMORY_STEP_BYTES: Final = 1 << 20
 """Memory is rounded to this, so that not every small change is a new report."""
 log = logging.getLogger("registry.status")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRun:
+    """One run of `entrepot serve`: all of its worker processes have the same. `instance`: a random id, with which
+    `entrepot doctor` finds out whether a URL leads to this server. `started`: in seconds since 1970."""
+
+    instance: str
+    started: float
+
+
+def new_server_run(clock: Callable[[], float] = time.time) -> ServerRun:
+    """Returns a new run, which starts now. Call it before the workers are forked."""
+    return ServerRun(secrets.token_hex(16), clock())
 
 
 class EndpointReport(BaseModel):

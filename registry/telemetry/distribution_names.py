@@ -1,8 +1,9 @@
 """The metrics under the names of CNCF Distribution 3, for dashboards that were made for it (`distribution_metrics`).
 
 Names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go` and
-`registry/storage/driver/base/base.go`. Differences: durations have the buckets of our own metrics; the storage actions
-are calls on our registry, under the name of the driver's action that such a call mainly consists of.
+`registry/storage/driver/base/base.go`. Differences: durations have the buckets of our own metrics; the size of a
+request is that of its body, without its head; the storage actions are calls on our registry, under the name of the
+driver's action that such a call mainly consists of.
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ def _http_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]
         totals,
         lambda route, method: (HANDLERS[route], method.lower()) if route in HANDLERS else None,
     )
+    for name, text, family in (
+        ("request_size_bytes", "The HTTP request sizes in bytes.", metrics.request_sizes),
+        ("response_size_bytes", "The HTTP response sizes in bytes.", metrics.response_sizes),
+    ):
+        yield _histogram(
+            *(f"registry_http_{name}", text, ["handler"], family, totals),
+            lambda route: (HANDLERS[route],) if route in HANDLERS else None,
+        )
     in_flight = metrics.cells.live_totals([metrics.in_flight.first])[metrics.in_flight.first]
     yield GaugeMetricFamily("registry_http_in_flight_requests", "The in-flight HTTP requests", value=in_flight)
 

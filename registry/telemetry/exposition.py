@@ -1,14 +1,24 @@
-"""Writes metrics in the text format of Prometheus, or in OpenMetrics where the client asks for it."""
+"""Writes metrics in the text format of Prometheus, or in OpenMetrics where the client asks for it. `CellCollector` and
+`process_metrics` collect what is known without reading the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import platform
+import resource
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from registry import __version__
 from registry.telemetry.metric_families import Family, Histogram
 from registry.telemetry.metrics import Metrics
 
@@ -27,12 +37,13 @@ class CellCollector(Collector):
         totals = cells.totals()
         for cell, value in cells.live_totals(plan.gauge_cells()).items():
             totals[cell] = value
-        upstreams = self._metrics.upstreams.names()
+        listed = {"upstream": self._metrics.upstreams.names(), "webhook": self._metrics.webhooks.names()}
         for family in plan.families:
-            yield _metric_of(family, totals, upstreams)
+            yield _metric_of(family, totals, listed)
 
 
-def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]) -> Metric:
+def _metric_of(family: Family, totals: Sequence[float], listed: Mapping[str, Sequence[str]]) -> Metric:
+    """`listed`: for each label whose values are numbers of names, the names."""
     names = list(family.labels)
     histogram = HistogramMetricFamily(family.name, family.text, labels=names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
@@ -43,8 +54,7 @@ def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]
     ]
     for values, numbers in family.counted(totals) if names else unlabelled:
         labels = [
-            _upstream_name(value, upstreams) if name == "upstream" else value
-            for name, value in zip(names, values, strict=True)
+            _name(value, listed[name]) if name in listed else value for name, value in zip(names, values, strict=True)
         ]
         if isinstance(family, Histogram):
             histogram.add_metric(labels, *cumulative(family, numbers))
@@ -53,8 +63,8 @@ def _metric_of(family: Family, totals: Sequence[float], upstreams: Sequence[str]
     return histogram if isinstance(family, Histogram) else number_metric
 
 
-def _upstream_name(number: str, upstreams: Sequence[str]) -> str:
-    return upstreams[int(number)] if int(number) < len(upstreams) else "other"
+def _name(number: str, names: Sequence[str]) -> str:
+    return names[int(number)] if int(number) < len(names) else "other"
 
 
 def cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
@@ -65,6 +75,33 @@ def cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[
         total += number
         buckets.append((bound, total))
     return buckets, numbers[-1]
+
+
+def process_metrics(metrics: Metrics, started_at: float) -> Iterator[Metric]:
+    """Yields the metrics. `started_at`: when the server was started, in seconds since 1970. Reads files of /proc."""
+    info = {"version": __version__, "python": platform.python_version()}
+    yield InfoMetricFamily("entrepot_build", "The version of the server.", value=info)
+    yield GaugeMetricFamily(
+        "entrepot_start_time_seconds", "When the server was started, in seconds since 1970.", value=started_at
+    )
+    processes = metrics.cells.processes()
+    yield GaugeMetricFamily("entrepot_workers", "Worker processes that are running.", value=len(processes))
+    memory = GaugeMetricFamily(
+        "entrepot_worker_resident_memory_bytes", "Resident memory of each worker process.", labels=["worker"]
+    )
+    for worker, pid in processes:
+        if resident := _resident_bytes(pid):
+            memory.add_metric([str(worker)], resident)
+    yield memory
+
+
+def _resident_bytes(pid: int) -> int:
+    """Returns the resident memory of a process; 0 if it has ended, and on systems without /proc."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 class _FunctionCollector(Collector):

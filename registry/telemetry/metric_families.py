@@ -9,6 +9,8 @@ Names and types follow the Prometheus documentation ("Metric and label naming", 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -106,6 +108,14 @@ class CellPlan:
         for family in self.families:
             if family.kind == "gauge":
                 yield from (first for _, first in family.series())
+
+    def layout(self) -> str:
+        """Returns a text that is the same for two plans only if each cell means the same in both."""
+        families = [
+            (family.name, family.kind, [*map(list, family.labels.items())], getattr(family, "bounds", None))
+            for family in self.families
+        ]
+        return hashlib.sha256(json.dumps(families, default=list).encode()).hexdigest()
 
     def add(self, family: Family, count: int) -> int:
         """Adds a family that needs `count` cells. Returns the number of its first cell."""

@@ -10,12 +10,12 @@ import logging
 import os
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogram
 from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY, MirrorMetrics
-from registry.telemetry.shared_cells import SharedCells, SharedNames
-from registry.telemetry.work_metrics import WorkMetrics
+from registry.telemetry.shared_cells import SharedCells, SharedMemory, SharedNames
+from registry.telemetry.work_metrics import WEBHOOK_CAPACITY, EventMetrics, WorkMetrics
 
 log = logging.getLogger("registry.telemetry")
 ROUTES: Final = (
@@ -28,15 +28,34 @@ METHODS: Final = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS", "o
 STATUSES: Final = (*(str(status.value) for status in HTTPStatus), "other")
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
 """Upper bounds of the buckets of durations."""
+SIZES: Final = tuple(1024 << number for number in range(22))
+"""Upper bounds of the buckets of sizes, in bytes: from 1 KiB to 2 GiB, as in CNCF Distribution."""
+_MIN_COLUMNS: Final = 32
+"""Number of columns for a few workers. It is so large that a restart with more workers can go on with the counts."""
+
+
+class CountsMemory(NamedTuple):
+    """The memory in which processes count, for a new version of the program. `descriptor`: its file. `layout`: says
+    which cells mean what; two versions with the same layout understand each other's counts."""
+
+    descriptor: int
+    layout: str
 
 
 class Metrics:
     """The metrics that all worker processes of one server count together. Create it before the fork. Call
     `cells.claim_column` in each worker."""
 
-    def __init__(self, upstreams: Sequence[str], workers: int) -> None:
-        """`upstreams`: the names in the settings. `workers`: number of processes that run at the same time; while they
-        are replaced, there are twice as many."""
+    def __init__(
+        self,
+        upstreams: Sequence[str],
+        workers: int,
+        inherited: CountsMemory | None = None,
+        webhooks: Sequence[str] = (),
+    ) -> None:
+        """`upstreams`, `webhooks`: the names in the settings. `workers`: number of processes that run at the same time;
+        while they are replaced, there are twice as many. `inherited`: the memory of the version that ran before in this
+        process, whose counts go on if it is suitable; it is closed if not. None: all counts begin at 0."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -62,10 +81,16 @@ class Metrics:
         self.cached_answers = Counter(
             plan, "entrepot_http_cached_answers_total", "Responses that came from the response cache.", by_route
         )
+        self.request_sizes = Histogram(
+            plan, "entrepot_http_request_size_bytes", "Size of request bodies.", by_route, bounds=SIZES
+        )
+        self.response_sizes = Histogram(
+            plan, "entrepot_http_response_size_bytes", "Size of response bodies.", by_route, bounds=SIZES
+        )
         self.worker_starts = Counter(plan, "entrepot_worker_starts_total", "Worker processes that were started.")
-        self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY)
-        self.mirror = MirrorMetrics(plan, self.upstreams, ROUTES)
+        self.mirror = MirrorMetrics(plan, ROUTES)
         self.work = WorkMetrics(plan)
+        self.events = EventMetrics(plan)
         self.connections = Gauge(plan, "entrepot_open_connections", "Connections of clients that are open.")
         self.in_flight = Gauge(
             plan,
@@ -73,8 +98,27 @@ class Metrics:
             "Requests that are being answered, except from the response cache.",
         )
         self.plan = plan
-        self.cells = SharedCells(plan.size, 4 * workers)
+        webhooks_start = SharedNames.needed_bytes(UPSTREAM_CAPACITY)
+        start, columns = webhooks_start + SharedNames.needed_bytes(WEBHOOK_CAPACITY), max(_MIN_COLUMNS, 4 * workers)
+        memory = None
+        if inherited is not None:
+            column_bytes = SharedCells.needed_bytes(plan.size, 1)
+            found = (os.fstat(inherited.descriptor).st_size - start) // column_bytes
+            if inherited.layout == plan.layout() and found >= 4 * workers:
+                columns = found
+                memory = SharedMemory(start + columns * column_bytes, inherited.descriptor)
+            else:
+                os.close(inherited.descriptor)
+                log.warning("all metrics begin at 0: this version cannot go on with the counts of the one before it")
+        memory = memory or SharedMemory(start + SharedCells.needed_bytes(plan.size, columns))
+        self.memory = CountsMemory(memory.descriptor, plan.layout())
+        """What a new version of the program gets."""
+        self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY, memory)
+        self.webhooks = SharedNames(webhooks, WEBHOOK_CAPACITY, memory, webhooks_start)
+        self.cells = SharedCells(plan.size, columns, memory, start)
+        self.mirror.use(self.upstreams)
         self.work.use(self.cells)
+        self.events.use(self.cells, self.webhooks)
 
     def start_worker(self) -> None:
         """Claims a column for this process. Call it once in each worker."""

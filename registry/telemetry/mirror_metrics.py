@@ -49,12 +49,11 @@ FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
 class MirrorMetrics:
     """The metrics of all mirrors, in the cells of `plan`."""
 
-    def __init__(self, plan: CellPlan, names: SharedNames, routes: tuple[str, ...]) -> None:
-        """`names`: gives upstreams their numbers. `routes`: values of the label `route`."""
-        by_upstream: Labels = {"upstream": [str(number) for number in range(UPSTREAM_CAPACITY)]}
+    def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
+        """`routes`: values of the label `route`. Call `use` before anything is counted."""
+        by_upstream: Labels = {"upstream": SharedNames.labels(UPSTREAM_CAPACITY)}
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
-        self._names = names
-        self._labels: dict[str, str] = {}
+        self._names: SharedNames
         self.requests = Counter(
             plan,
             "entrepot_mirror_requests_total",
@@ -100,13 +99,13 @@ class MirrorMetrics:
             by_upstream,
         )
 
+    def use(self, names: SharedNames) -> None:
+        """Gives upstreams their numbers by the list `names`."""
+        self._names = names
+
     def label(self, name: str) -> str:
         """Returns the value of the label `upstream` in a cell's number: the number of the upstream's name."""
-        label = self._labels.get(name)
-        if label is None:
-            number = self._names.number(name)
-            label = self._labels[name] = str(UPSTREAM_CAPACITY - 1 if number is None else number)
-        return label
+        return self._names.label(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
         """Counts a response with mirrored content, whose body had `size` bytes."""

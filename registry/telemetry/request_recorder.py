@@ -1,30 +1,14 @@
-"""`RequestRecorder`: the place that is told about each HTTP request, once. Counts it, and writes its line to the log.
-
-A line has the fields of `LOG_LINE`. In the log format `json`, each field is a field of the JSON object.
-"""
+"""`RequestRecorder`: the place that is told about each HTTP request, once. Counts it, and writes its line to the access
+log."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Scope, client_address, raw_path, request_id_of, trace_id_of
-from registry.request import USER_AGENT_CHARACTERS
+from registry.asgi import REQUEST_NOTES_EXTENSION, Scope, request_id_of
+from registry.telemetry.access_log import LoggedAnswer, write_cached_answer, write_request
 from registry.telemetry.metrics import Metrics
 
-log = logging.getLogger("registry.access")
-
-LOG_LINE: Final = (
-    "%(method)s %(path)s status=%(status)s bytes=%(bytes)d received=%(received)d ms=%(ms).1f principal=%(principal)s "
-    "address=%(address)s repository=%(repository)s reference=%(reference)s cache=%(cache)s request=%(request)s "
-    "trace=%(trace)s agent=%(agent)s"
-)
-"""The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
-content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
-incomplete."""
-_MAX_PATH_CHARACTERS: Final = 1024
-_MAX_REFERENCE_CHARACTERS: Final = 256
 _ROUTES_BY_PREFIX: Final = {
     "api": "api",
     "token": "token",
@@ -48,16 +32,14 @@ class RequestEnd(Protocol):
     def seconds(self) -> float: ...
     @property
     def is_complete(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
 
 
-class CachedAnswer(Protocol):
+class CachedAnswer(LoggedAnswer, Protocol):
     """A response from the response cache (`registry.http.answer_cache.CachedAnswer`)."""
 
     kind: str
-    repo: str
-    item: str
-    body: bytes
-    principal_name: str
 
 
 class Noted(Protocol):
@@ -79,7 +61,7 @@ class RequestRecorder:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._cached_cells: dict[tuple[str, str], tuple[int, int, int, int]] = {}
+        self._cached_cells: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Records a request that the response cache has answered. Takes less than 2 µs without the log line."""
@@ -91,24 +73,32 @@ class RequestRecorder:
                 metrics.seconds.cell(answer.kind, method),  # the first bucket: it takes a few microseconds
                 metrics.sent_bytes.cell(answer.kind),
                 metrics.cached_answers.cell(answer.kind),
+                metrics.request_sizes.cell(answer.kind),  # the first bucket: the request has no body
+                metrics.response_sizes.cell(answer.kind),
             )
-        request_cell, first_bucket, sent_cell, cached_cell = numbers
+        request_cell, first_bucket, sent_cell, cached_cell, request_size, response_size = numbers
         size = len(answer.body)
         cells[request_cell] += 1
         cells[first_bucket] += 1
         cells[sent_cell] += size
         cells[cached_cell] += 1
-        if log.isEnabledFor(logging.INFO):
-            _write_line(
-                scope, 200, "", size, 0, 0.0, answer.principal_name, answer.repo, answer.item, "answer", request_id
-            )
+        cells[request_size] += 1
+        metrics.response_sizes.observe(cells, response_size, size)
+        write_cached_answer(scope, answer, request_id)
 
-    def on_request_end(self, scope: Scope | None, end: RequestEnd) -> str:
-        """Records another request, and returns its route. `scope`: None if the server has refused it before it called
-        the application."""
-        if scope is None:
+    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+        """Records a request that the server has refused before it called the application. `scope`: what the server
+        knows of it (`registry.server.connection.request_reports.partial_scope`). A request without a response is not
+        counted, and neither is a connection that was closed without one."""
+        if end.status:
             self._count("other", "other", end)
-            return "other"
+        write_request(
+            *(scope, end.status, "", end.sent_bytes, end.received_bytes, end.seconds),
+            *("", "", "", "", request_id_of(scope["headers"]), end.reason),
+        )
+
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> str:
+        """Records another request, and returns its route."""
         noted: Noted | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
         if noted is not None:
             route = noted.kind or "other"
@@ -126,12 +116,11 @@ class RequestRecorder:
             actor = state.get("actor")
             who, repo, item, cache_state = "-" if actor is None else actor.name, "", "", ""
             request_id = state.get("request_id") or request_id_of(scope["headers"])
-        if log.isEnabledFor(logging.INFO):
-            note = "" if end.is_complete else "(cut off)"
-            _write_line(
-                *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
-                *(who, repo, item, cache_state, request_id),
-            )
+        note = "" if end.is_complete else "(cut off)"
+        write_request(
+            *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
+            *(who, repo, item, cache_state, request_id, end.reason),
+        )
         return route
 
     def _count(self, route: str, method: str, end: RequestEnd) -> None:
@@ -141,6 +130,8 @@ class RequestRecorder:
             metrics.seconds.observe(cells, metrics.seconds.cell(route, method), end.seconds)
         else:
             cells[metrics.aborted.cell(route, method)] += 1
+        metrics.request_sizes.observe(cells, metrics.request_sizes.cell(route), end.received_bytes)
+        metrics.response_sizes.observe(cells, metrics.response_sizes.cell(route), end.sent_bytes)
         cells[metrics.received_bytes.cell(route)] += end.received_bytes
         cells[metrics.sent_bytes.cell(route)] += end.sent_bytes
 
@@ -149,44 +140,3 @@ def route_of(path: str) -> str:
     """Returns the route of a path outside `/v2`."""
     first = path[1:].partition("/")[0]
     return _ROUTES_BY_PREFIX.get(first, "other")
-
-
-def _write_line(
-    scope: Scope,
-    status: int,
-    note: str,
-    sent_bytes: int,
-    received_bytes: int,
-    seconds: float,
-    who: str,
-    repo: str,
-    item: str,
-    cache_state: str,
-    request_id: str,
-) -> None:
-    headers: list[Header] = scope["headers"]
-    agent = next((value for name, value in headers if name == b"user-agent"), b"")
-    fields: Mapping[str, object] = {
-        "method": scope["method"],
-        "path": raw_path(scope)[:_MAX_PATH_CHARACTERS].decode("ascii", "replace"),
-        "status": f"{int(status)}{note}" if note else int(status),
-        "bytes": sent_bytes,
-        "received": received_bytes,
-        "ms": seconds * 1000,
-        "principal": who or "-",
-        "address": client_address(scope) or "-",
-        "repository": repo or "-",
-        "reference": _plain(item, _MAX_REFERENCE_CHARACTERS).replace(" ", "?"),  # a space would end the field
-        "cache": cache_state or "-",
-        "request": request_id,
-        "trace": trace_id_of(headers) or "-",
-        "agent": _plain(agent.decode("latin-1"), USER_AGENT_CHARACTERS),
-    }
-    log.info(LOG_LINE, fields)
-
-
-def _plain(text: str, max_characters: int) -> str:
-    """Returns text of a client for a log line: cut to a length, and without characters that begin a new line or act on
-    a terminal. Without text, returns `-`."""
-    text = text[:max_characters]
-    return (text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)) or "-"

@@ -1,13 +1,14 @@
-"""Numbers that all processes of a server add up, in anonymous memory that is mapped before the fork (`SharedCells`).
+"""Numbers that all processes of a server add up (`SharedCells`), in memory that is mapped before the fork
+(`SharedMemory`). A new version of the program that takes over maps the same memory again.
 
 A *cell* holds one number. Each process writes to cells of its own, called a *column*, so that an addition needs no lock
 and none is lost. The total of a cell is the sum over all columns. A process that ends, however it ends, leaves its
 column as it is, and the next process that claims the column goes on adding to it. So the totals include the processes
 that have died.
 
-A process claims a column by a lock on one byte of a file without a name. The kernel frees the lock when the process
-ends. Some cells hold numbers that shrink again, such as the number of open connections: what a dead process has left in
-them does not count, and the next process that claims the column sets them to 0.
+A process claims a column by a lock on one byte of the memory's file. The kernel frees the lock when the process ends.
+Some cells hold numbers that shrink again, such as the number of open connections: what a dead process has left in them
+does not count, and the next process that claims the column sets them to 0.
 """
 
 from __future__ import annotations
@@ -21,6 +22,28 @@ from mmap import mmap
 
 _NAME_BYTES = 256
 """Space for one name in `SharedNames`: its length in one byte, and up to 255 bytes of text."""
+_NAMES_LOCK = 1 << 20
+"""The byte that is locked while a name is added. The bytes of columns, numbered from 0, come before it."""
+
+
+class SharedMemory:
+    """Memory that a process shares with its forks. It is a file without a name, whose bytes can also be locked. The
+    file stays open as long as this object exists."""
+
+    def __init__(self, size: int, descriptor: int | None = None) -> None:
+        """Makes memory of `size` bytes, all 0. `descriptor`: maps this file of another `SharedMemory`, of at least
+        `size` bytes, in its place. Raises OSError."""
+        if descriptor is not None:
+            self.descriptor, self.bytes = descriptor, mmap(descriptor, size)
+        elif hasattr(os, "memfd_create"):  # needs no directory, which may be on a full disk
+            self.descriptor = os.memfd_create("entrepot-metrics")
+            os.ftruncate(self.descriptor, size)
+            self.bytes = mmap(self.descriptor, size)
+        else:
+            with tempfile.TemporaryFile() as file:
+                self.descriptor = os.dup(file.fileno())
+            self.bytes = mmap(-1, size)  # a file on a full disk could not hold it
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 class SharedCells:
@@ -29,13 +52,21 @@ class SharedCells:
     `own` is the column that this process writes to: `cells.own[number] += 1`. Until `claim_column` is called, and if
     all columns are taken, it is memory of this process alone, which no total includes. All methods return at once."""
 
-    def __init__(self, size: int, columns: int) -> None:
+    def __init__(self, size: int, columns: int, memory: SharedMemory | None = None, start: int = 0) -> None:
+        """`memory`: where the cells are, from the byte `start` on, a multiple of 8; None: in memory of their own."""
         self._size = size
         self._columns = columns
-        self._cells = memoryview(mmap(-1, 8 * (size + 1) * columns)).cast("d")  # the last cell of a column: its process
+        self._memory = memory or SharedMemory(start + self.needed_bytes(size, columns))
+        end = start + self.needed_bytes(size, columns)
+        self._cells = memoryview(self._memory.bytes)[start:end].cast("d")  # the last cell of a column: its process
         self._own_number: int | None = None
-        self._locks = _open_lock_file(self)
+        self._locks = self._memory.descriptor
         self.own: memoryview[float] = self._private_column()
+
+    @staticmethod
+    def needed_bytes(size: int, columns: int) -> int:
+        """Returns how much memory so many cells and columns take."""
+        return 8 * (size + 1) * columns
 
     def claim_column(self, gauges: Iterable[int] = ()) -> bool:
         """Makes `own` a column that no other running process writes to, and sets its cells with the numbers in `gauges`
@@ -107,20 +138,34 @@ class SharedNames:
     Metrics have cells by number, for things whose names are known only from the settings, such as upstreams. Names that
     a changed configuration brings are added while the processes run."""
 
-    def __init__(self, names: Sequence[str], capacity: int) -> None:
-        """`names` get the numbers from 0 on. The list has room for `capacity` names, of up to 255 bytes each."""
+    def __init__(self, names: Sequence[str], capacity: int, memory: SharedMemory | None = None, start: int = 0) -> None:
+        """`names` get the numbers from 0 on, unless they are in the list already. The list has room for `capacity`
+        names, of up to 255 bytes each. `memory`: where the list is, from the byte `start` on; None: in memory of its
+        own."""
         self._capacity = capacity
-        self._memory = mmap(-1, _NAME_BYTES * capacity)
-        self._locks = _open_lock_file(self)
+        self._labels: dict[str, str] = {}
+        self._shared = memory or SharedMemory(start + self.needed_bytes(capacity))
+        self._memory = memoryview(self._shared.bytes)[start : start + self.needed_bytes(capacity)]
+        self._locks = self._shared.descriptor
         for name in names:
             self.number(name)
+
+    @staticmethod
+    def needed_bytes(capacity: int) -> int:
+        """Returns how much memory a list for so many names takes."""
+        return _NAME_BYTES * capacity
+
+    @staticmethod
+    def labels(capacity: int) -> list[str]:
+        """Returns all values that `label` of a list for so many names can return."""
+        return [str(number) for number in range(capacity)]
 
     def number(self, name: str) -> int | None:
         """Returns the number of a name, and adds a name that is not in the list. Returns None if the list is full."""
         known = self.names()
         if name in known:
             return known.index(name)
-        fcntl.lockf(self._locks, fcntl.LOCK_EX)
+        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _NAMES_LOCK)
         try:
             known = self.names()  # another process may have added the name meanwhile
             if name in known:
@@ -133,7 +178,16 @@ class SharedNames:
             self._memory[start] = len(text)  # last, because it makes the name visible
             return len(known)
         finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN)
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _NAMES_LOCK)
+
+    def label(self, name: str) -> str:
+        """Returns the number of a name as the value of a label. Adds a name that is not in the list; if the list is
+        full, the name counts as the last one."""
+        label = self._labels.get(name)
+        if label is None:
+            number = self.number(name)
+            label = self._labels[name] = str(self._capacity - 1 if number is None else number)
+        return label
 
     def names(self) -> list[str]:
         """Returns all names, in the order of their numbers."""
@@ -142,16 +196,5 @@ class SharedNames:
             length = self._memory[start]
             if not length:
                 break
-            found.append(self._memory[start + 1 : start + 1 + length].decode())
+            found.append(bytes(self._memory[start + 1 : start + 1 + length]).decode())
         return found
-
-
-def _open_lock_file(owner: object) -> int:
-    """Returns the descriptor of a file without a name, which stays open as long as `owner` exists."""
-    if hasattr(os, "memfd_create"):  # needs no directory, which may be on a full disk
-        descriptor = os.memfd_create("entrepot-metrics")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    weakref.finalize(owner, os.close, descriptor)
-    return descriptor

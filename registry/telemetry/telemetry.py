@@ -13,10 +13,9 @@ from prometheus_client.registry import Collector
 
 from registry.config import Settings
 from registry.telemetry.distribution_names import distribution_metrics
-from registry.telemetry.exposition import CellCollector, collector_of
-from registry.telemetry.metrics import Metrics
+from registry.telemetry.exposition import CellCollector, collector_of, process_metrics
+from registry.telemetry.metrics import CountsMemory, Metrics
 from registry.telemetry.mirror_metrics import UpstreamCounts
-from registry.telemetry.process_metrics import process_metrics
 from registry.telemetry.request_recorder import RequestRecorder
 from registry.telemetry.tracing import Tracing, is_tracing_configured
 
@@ -28,11 +27,22 @@ class Telemetry:
     `metrics_port`: the port that serves nothing but the metrics; None: there is none."""
 
     def __init__(
-        self, settings: Settings, metrics_port: int | None = None, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        metrics_port: int | None = None,
+        clock: Callable[[], float] = time.time,
+        inherited: CountsMemory | None = None,
     ) -> None:
-        """`clock` returns seconds since 1970."""
-        self.metrics = Metrics([upstream.name for upstream in settings.upstream], settings.workers)
+        """`clock` returns seconds since 1970. `inherited`: the counts of the version that ran before in this process
+        (see `Metrics`)."""
+        self.metrics = Metrics(
+            [upstream.name for upstream in settings.upstream],
+            settings.workers,
+            inherited,
+            [webhook.name for webhook in settings.webhook],
+        )
         self.work = self.metrics.work
+        self.events = self.metrics.events
         self.requests = RequestRecorder(self.metrics)
         self.metrics_port = metrics_port
         self._counting_pid: int | None = None

@@ -1,12 +1,13 @@
-"""The metrics of calls on the registry, of logins, of the database and of upkeep (`WorkMetrics`)."""
+"""The metrics of calls on the registry, of logins, of the database and of upkeep (`WorkMetrics`), and of webhooks
+(`EventMetrics`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
-from registry.telemetry.metric_families import CellPlan, Counter, Histogram
-from registry.telemetry.shared_cells import SharedCells
+from registry.telemetry.metric_families import CellPlan, Counter, Histogram, Labels
+from registry.telemetry.shared_cells import SharedCells, SharedNames
 from storage.cached_images import EvictedImage
 from storage.jobs import JobState
 from storage.upkeep.removals import Removal, RemovalKind
@@ -18,9 +19,13 @@ OPERATIONS: Final = (
 )
 """The methods of `storage.interface.Registry`."""
 JOB_KINDS: Final = ("gc", "fsck", "scrub", "backup", "import-registry", "import-remote", "evict", "retention", "other")
+RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+WEBHOOK_CAPACITY: Final = 64
+"""How many webhooks can have metrics of their own, counted since the server's start."""
 
 
 class WorkMetrics:
@@ -69,6 +74,15 @@ class WorkMetrics:
         )
         self.evicted_images = Counter(plan, "entrepot_evicted_images_total", "Images evicted from the cache.")
         self.evicted_bytes = Counter(plan, "entrepot_evicted_bytes_total", "Bytes of evicted images.")
+        self.scrubbed_bytes = Counter(
+            plan, "entrepot_scrubbed_bytes_total", "Bytes of stored content that scrub has read and hashed."
+        )
+        self.retention_deletions = Counter(
+            plan,
+            "entrepot_retention_deletions_total",
+            "Tags and manifests that the rules of retention have deleted.",
+            {"content": RETENTION_CONTENT},
+        )
         self.jobs = Counter(
             plan,
             "entrepot_jobs_total",
@@ -110,6 +124,68 @@ class WorkMetrics:
         self._cells.own[self.evicted_images.first] += len(images)
         self._cells.own[self.evicted_bytes.first] += sum(image.bytes for image in images)
 
+    def on_scrubbed(self, count: int) -> None:
+        """Counts bytes that scrub has read."""
+        self._cells.own[self.scrubbed_bytes.first] += count
+
+    def on_retention(self, content: Literal["tag", "manifest"], count: int) -> None:
+        """Counts what retention has deleted."""
+        self._cells.own[self.retention_deletions.cell(content)] += count
+
     def on_job_ended(self, kind: str, outcome: JobState) -> None:
         """Counts a job that this process has run."""
         self._cells.own[self.jobs.cell(kind, outcome)] += 1
+
+
+class EventMetrics:
+    """The metrics of events, and how to count them. Implements `registry.events.attempts.DeliveryObserver`. The methods
+    return at once and raise nothing."""
+
+    def __init__(self, plan: CellPlan) -> None:
+        """Call `use` before anything is counted."""
+        self._cells: SharedCells
+        self._webhooks: SharedNames
+        by_webhook: Labels = {"webhook": SharedNames.labels(WEBHOOK_CAPACITY)}
+        self.sent = Counter(plan, "entrepot_events_sent_total", "Events that webhooks have taken.", by_webhook)
+        self.failed_attempts = Counter(
+            plan,
+            "entrepot_events_failed_attempts_total",
+            "Attempts to tell a webhook of an event that failed.",
+            {**by_webhook, "outcome": ("refused", "down")},
+        )
+        self.dead = Counter(plan, "entrepot_events_given_up_total", "Events that have become dead letters.", by_webhook)
+        self.dropped_events = Counter(
+            plan,
+            "entrepot_events_dropped_total",
+            "Events that a webhook is not told of, because too many were pending or dead.",
+            {**by_webhook, "state": ("pending", "dead")},
+        )
+        self.unrecorded_pulls = Counter(
+            plan, "entrepot_events_unrecorded_pulls_total", "Pulls without an event, because there were too many."
+        )
+
+    def use(self, cells: SharedCells, webhooks: SharedNames) -> None:
+        """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` gives webhooks their
+        numbers."""
+        self._cells = cells
+        self._webhooks = webhooks
+
+    def attempted(self, webhook: str, outcome: str) -> None:
+        """Counts an attempt, by how it ended (`registry.events.attempts.Outcome`)."""
+        label = self._webhooks.label(webhook)
+        is_sent = outcome == "delivered"
+        self._cells.own[self.sent.cell(label) if is_sent else self.failed_attempts.cell(label, outcome)] += 1
+
+    def given_up(self, webhook: str) -> None:
+        """Counts an event that has become a dead letter."""
+        self._cells.own[self.dead.cell(self._webhooks.label(webhook))] += 1
+
+    def dropped(self, webhook: str, pending: int, dead: int) -> None:
+        """Counts deliveries and dead letters that were dropped."""
+        label = self._webhooks.label(webhook)
+        self._cells.own[self.dropped_events.cell(label, "pending")] += pending
+        self._cells.own[self.dropped_events.cell(label, "dead")] += dead
+
+    def on_unrecorded_pulls(self, count: int) -> None:
+        """Counts pulls that have no event."""
+        self._cells.own[self.unrecorded_pulls.first] += count

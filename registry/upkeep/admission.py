@@ -28,7 +28,8 @@ is not known."""
 class Admission(ForwardingRegistry):
     """Makes each call on `inner`, except pushes for which there is no room: these raise StorageFull or QuotaExceeded.
 
-    `push_refusal`: tells whether the disk has room. `check_quota`: checks the quotas; None: there are none."""
+    `push_refusal`: returns why the disk has no room for the push; None if it has. `check_quota`: checks the quotas;
+    None: there are no quotas."""
 
     def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)
@@ -42,13 +43,14 @@ class Admission(ForwardingRegistry):
 
     async def _admit(self, call: Call[T]) -> None:
         """Raises StorageFull or QuotaExceeded if there is no room for what the call stores."""
-        announced = current_request().announced
+        announced = current_request().announced  # None: the request sends no blob
         if call.operation == "resume_upload" and announced is None:
-            return  # the request cancels the session
+            return  # the request resumes the session only to cancel it
         size = announced.size if announced else 0
         is_without_body = call.operation == "resume_upload" and size == 0
         if not is_without_body and (reason := self._push_refusal(size or 0)) is not None:
             raise StorageFull(reason)
         if self._check_quota is not None and announced is not None and size:
-            offset = call.args[1] or 0 if call.operation == "resume_upload" else 0
+            # A chunk is checked together with the bytes before it, if the request names its offset in the session.
+            offset = (call.args[1] or 0) if call.operation == "resume_upload" else 0
             await self._check_quota(call.repo, offset + size, announced.digest)

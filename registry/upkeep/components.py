@@ -16,7 +16,7 @@ from registry.upkeep.fsck import FSCK, fsck_work
 from registry.upkeep.retention import retention_work
 from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import RetentionPreview
-from registry.upkeep.retention.retention_work import RetentionWork
+from registry.upkeep.retention.retention_work import OnDeleted, RetentionWork, ignore_deleted
 from registry.upkeep.scrub_job import scrub_work
 from storage.cached_images import Cooldowns
 from storage.jobs import JSON
@@ -26,15 +26,15 @@ from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.evictor import Evictor
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.scrubber import KIND as SCRUB_KIND
+from storage.upkeep.scrubber import OnScrubbed, ignore_scrubbed
 from storage.upstream_tags import Sighting
 
 
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
     """The opened registry and the kinds of jobs that run on it. `store` is the hosted registry with all stores of the
-    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work. `evictor`
-    keeps the cache of mirrored content within its limits. `retention_preview` says
-    what retention would do."""
+    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work. `evictor` keeps
+    the cache of mirrored content within its limits. `retention_preview` says what retention would do."""
 
     settings: Settings
     store: StoredRegistry
@@ -45,9 +45,16 @@ class UpkeepComponents:
 
 
 def upkeep_components(
-    settings: Settings, store: StoredRegistry, router: Router, clock: Callable[[], float] = time.time
+    settings: Settings,
+    store: StoredRegistry,
+    router: Router,
+    clock: Callable[[], float] = time.time,
+    *,
+    on_scrubbed: OnScrubbed = ignore_scrubbed,
+    on_retention: OnDeleted = ignore_deleted,
 ) -> UpkeepComponents:
-    """Builds the components for an opened registry. `clock` returns seconds since 1970."""
+    """Builds the components for an opened registry. `clock` returns seconds since 1970. `on_scrubbed` counts the bytes
+    that scrub reads, and `on_retention` what retention deletes."""
     works: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
@@ -59,13 +66,13 @@ def upkeep_components(
         free_bytes=store.free_bytes,
         clock=clock,
     )
-    works[SCRUB_KIND] = scrub_work(settings.scrub, store, router)
+    works[SCRUB_KIND] = scrub_work(settings.scrub, store, router, on_scrubbed)
     works["backup"] = backup_work(store, settings.data)
     works["import-registry"] = partial(_import_directory, store, router)
     works["import-remote"] = partial(_import_remote, settings, store, router)
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
     judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention, store.immutable_tags)
-    works[retention_work.KIND] = RetentionWork(judge, store.retention, clock)
+    works[retention_work.KIND] = RetentionWork(judge, store.retention, clock, on_retention)
     preview = RetentionPreview(judge, store.retention, clock)
     return UpkeepComponents(settings, store, router, works, evictor, preview)
 

@@ -55,7 +55,7 @@ def check_upstream(settings: Settings, upstream: str | None) -> None:
 
 
 def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -> Work:
-    """Returns the work of the job, which evicts images and tells each as a step. Its result has their number and
+    """Returns the work of the job, which evicts images and reports each as a step. Its result has their number and
     bytes, and the first thousand of them."""
 
     async def work(context: JobContext) -> JSON:

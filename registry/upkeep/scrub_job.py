@@ -16,15 +16,15 @@ from storage.jobs import JSON, Job
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.read_rate import ReadRate
-from storage.upkeep.scrubber import KIND, Scrubber
+from storage.upkeep.scrubber import KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0
-"""Seconds between two looks of a server process whether a round is due."""
+"""Seconds between two checks of a server process whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
 """A round that somebody has stopped, or that has failed, is continued after this time, or after `every` if that is
 shorter."""
 SCHEDULE_SLOT: Final = "scrub schedule"
-"""Name of the slot (a permit) that the process holds which looks whether a round is due."""
+"""Name of the slot (a permit) of the process that checks whether a round is due."""
 SCHEDULE_ACTOR: Final = "schedule"
 """The actor of a job that a server has started by itself."""
 log = logging.getLogger("registry.upkeep.scrub")
@@ -35,9 +35,11 @@ def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
     return {"rate": rate, "keep_going": keep_going}
 
 
-def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -> Work:
+def scrub_work(
+    settings: ScrubSettings, store: StoredRegistry, router: Router, on_scrubbed: OnScrubbed = ignore_scrubbed
+) -> Work:
     """Returns the work of a job: completes the current round or a new one, and fetches again the damaged blobs that a
-    mirror can get."""
+    mirror can get. `on_scrubbed` counts the bytes that are read."""
 
     async def work(context: JobContext) -> JSON:
         arguments: Mapping[str, JSON] = context.job.arguments
@@ -50,6 +52,7 @@ def scrub_work(settings: ScrubSettings, store: StoredRegistry, router: Router) -
                 quarantine_bytes=settings.quarantine_max,
                 keep_going=bool(arguments.get("keep_going")),
                 on_damaged=refetcher.add,
+                on_scrubbed=on_scrubbed,
             )
             result = await scrubber.run()
             await refetcher.finish()

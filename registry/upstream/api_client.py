@@ -57,7 +57,8 @@ class ApiClient:
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
         self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
-        """By the URL of the proxy (None: no proxy), and the addresses to which the client may connect."""
+        """The HTTP clients. A key is the URL of a proxy (None: no proxy) and the addresses to which the client may
+        connect."""
 
     def reach_from(self, response: UpstreamResponse) -> Reach:
         """Returns the addresses to which a URL in `response` may lead, such as the URL of a next page."""

@@ -81,7 +81,8 @@ class BlobClient:
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
         self._thread_state = _ThreadState()
         self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
-        """By the URL of the proxy (None: no proxy), and the addresses to which the pool may connect."""
+        """The connection pools. A key is the URL of a proxy (None: no proxy) and the addresses to which the pool may
+        connect."""
         self._pools_lock = threading.Lock()
         self._running: set[BlobTransfer] = set()
         """The transfers for which `fetch` has been called and has not returned."""
@@ -211,7 +212,7 @@ class BlobClient:
                 )
                 if isinstance(response, HTTPResponse):
                     return response
-                raise TypeError("urllib3's response is not one of HTTP/1.1")
+                raise TypeError(f"urllib3 returned {type(response).__name__} in place of an HTTP/1.1 response")
             except ProtocolError:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try:

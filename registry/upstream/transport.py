@@ -42,14 +42,17 @@ from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
-"""Largest number of threads, and so of concurrent lookups, for one upstream. The requests for one repository cannot
-occupy all threads. At most 16 of its requests run at a time, for at most 10 s each, and each can leave behind a lookup
-that takes the operating system about 30 s. So at most about 3 times 16 lookups run for that repository."""
+"""Largest number of threads, and so of concurrent lookups, for one upstream.
+
+The requests for one repository cannot occupy all threads. At most 16 of them run at a time, each for at most 10 s. A
+lookup can outlive its request, because it takes the operating system up to about 30 s. So the lookups of three
+successive sets of 16 requests can run at the same time, which are 48."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
-"""Longest time for which a lookup waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. After that time,
-a request for a manifest that needs the lookup has timed out."""
+"""Longest time for which a lookup waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. A longer wait
+would be useless, because the request for a manifest that needs the lookup times out after the same time
+(`REQUEST_TIMEOUT_SECONDS`)."""
 NEXT_ADDRESS_SECONDS = 1.0
 """Time limit for a connection attempt to an address of a host, if the host has another address to try next. Used for
 httpx2 only."""
@@ -322,8 +325,8 @@ class TrustStore:
 
 
 class UncheckedTrust(TrustStore):
-    """Accepts every certificate, so that anybody between the two machines can read and change what they send. For
-    servers with certificates of their own making."""
+    """Accepts every certificate, for servers with self-signed certificates. Anybody on the network between this machine
+    and the server can then read and change what the two send."""
 
     def __init__(self) -> None:
         super().__init__(None)

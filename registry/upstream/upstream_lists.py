@@ -146,7 +146,7 @@ class UpstreamLists:
         """Returns the tags in byte order. Sorts more than TAGS_PER_SORT tags in a thread."""
         if len(tags) <= TAGS_PER_SORT:
             return sorted(tags)
-        # The parser calls the function in a thread, because `size_bytes` is larger than UNCHECKED_BYTES.
+        # The parser runs the function in a thread, because this size exceeds what it parses on the event loop.
         return await self._parser.run(size_bytes=BYTES_PER_TAG * len(tags), parse=lambda: _sort_in_parts(list(tags)))
 
     async def referrers(
@@ -212,8 +212,8 @@ class UpstreamLists:
                     if response.status in _NO_REFERRERS_API:
                         listed = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(listed, artifact_type)
-                        # Although the fallback tag took a second request, the count is 1, so that `ListCache.get` reads
-                        # the list again whenever a client requests the first page.
+                        # If a list took one request, `ListCache.get` reads it again for each client that requests the
+                        # first page. It shall do so with this list, too, although this one took two requests.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)

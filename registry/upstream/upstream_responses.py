@@ -138,8 +138,8 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
 
 
 def is_from_registry(response: UpstreamResponse) -> bool:
-    """Returns whether the body has an error code with which registries refuse requests, which a proxy or firewall would
-    not send. Returns False for a response without a body, such as one to HEAD."""
+    """Returns whether the body has an error code that registries send, and proxies and firewalls do not. Returns False
+    for a response without a body, such as one to HEAD."""
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
@@ -213,7 +213,7 @@ class DocumentParser:
         try:
             return await self._parse_manifest(response, response.media_type, _expected_digest(response, reference))
         except DigestInvalid:
-            raise UpstreamUnavailable(f"{server} sends a manifest whose bytes have another digest") from None
+            raise UpstreamUnavailable(f"{server} sends a manifest with another digest than expected") from None
         except ManifestInvalid as error:
             raise UpstreamContentInvalid(f"{server} sends a manifest that is not valid: {error.message}") from None
 

@@ -32,7 +32,7 @@ class LinkRefused(Exception):
 
 class ListedBlob(NamedTuple):
     """A blob in a listing of the stored bytes. `place`: the key under which the store keeps the bytes. `written`: when
-    they were last written, in seconds since 1970. `size`: their number."""
+    they were last written, in seconds since 1970. `size`: number of the bytes."""
 
     digest: Digest
     place: str
@@ -207,17 +207,17 @@ class BlobStore(Protocol):
         ...
 
     def link_file(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
-        """Returns content that is a file of another program, without a copy of its bytes. `fd`: the file, opened for
-        reading; the caller has read its `size` bytes and found that they have this digest, and closes `fd` after
-        `VerifiedContent.publish` has returned. `publish` also raises LinkRefused. The bytes of the file must never
-        change after this call; the other program may delete the file. Raises LinkRefused if the store cannot share
-        files with other programs."""
+        """Returns content that shares the bytes of another program's file, instead of copying them. `fd`: the file,
+        opened for reading; the caller has read its `size` bytes and found that they have this digest, and closes `fd`
+        after `VerifiedContent.publish` has returned. `publish` also raises LinkRefused. The bytes of the file must
+        never change after this call; the other program may delete the file. Raises LinkRefused if the store cannot
+        share files with other programs."""
         ...
 
     async def remove(self, place: str) -> None:
-        """Removes the bytes at `place`, if there are any; an empty `place` has none. The caller must hold the lock of
-        the digest (`DigestLocks`) and must have deleted the metadata row of the blob. The disk space can stay in use
-        until `reclaim_space` is called."""
+        """Removes the bytes at `place`. Does nothing if there are no bytes, or if `place` is empty. The caller must
+        hold the lock of the digest (`DigestLocks`) and must have deleted the metadata row of the blob. The disk space
+        can stay in use until `reclaim_space` is called."""
         ...
 
     async def reclaim_space(self) -> None:
@@ -240,8 +240,8 @@ class BlobStore(Protocol):
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
     ) -> ContentCheck:
         """Reads all bytes at `place` and compares them with the digest and the size. Does not displace other content
-        from memory. `read_again`: reads from the disk what earlier reads have left in memory, because memory can be
-        wrong too. Raises BytesMissing, and what `on_read` raises."""
+        from memory. `read_again`: reads all bytes from the disk, even if earlier reads have left a copy of them in
+        memory, because that copy can be wrong too. Raises BytesMissing, and what `on_read` raises."""
         ...
 
     async def version(self, place: str) -> str | None:
@@ -255,8 +255,9 @@ class BlobStore(Protocol):
 
     async def quarantine(self, digest: Digest, place: str) -> None:
         """Moves the bytes at `place` to `quarantine_place(digest)`, so that nobody can open them as the blob any more.
-        They replace earlier ones. If there is no space to keep them, deletes them. Does nothing if there are none. The
-        caller must hold the lock of the digest, and the blob's metadata row must not name `place`."""
+        Replaces damaged bytes of the same blob that are already there. If the disk has no space to keep the bytes,
+        deletes them. Does nothing if there are no bytes at `place`. The caller must hold the lock of the digest, and
+        the blob's metadata row must not name `place`."""
         ...
 
     async def list_quarantine(self) -> list[QuarantinedBytes]:

@@ -95,8 +95,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether the blob would have no link after all such links were deleted; True for only one of the blob's links, so
-    that a sum counts each blob once."""
+    whether the blob would have no link left if `drop_link` deleted every link of the blob that it can delete now. True
+    for only one of these links, so that a sum over all links counts the blob once."""
 
     is_dropped: bool
     frees_blob: bool
@@ -161,17 +161,27 @@ class Metadata(Protocol):
         Raises BlobUnknown."""
         ...
 
-    async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
+    async def add_blob(
+        self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, by: Actor
+    ) -> None:
         """Adds the row of a published blob and a link from the repository to it, and deletes the row of the upload
-        session `upload`, through which its bytes came. Raises BlobUploadUnknown."""
+        session `upload`, through which its bytes came. `by`: who pushed it, for its event (`storage.outbox`). Raises
+        BlobUploadUnknown."""
         ...
 
     async def adopt_blob(
-        self, repo: RepositoryName, digest: Digest, size: int, place: str, *, is_fill: bool = False
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        size: int,
+        place: str,
+        *,
+        by: Actor | None = None,
+        is_fill: bool = False,
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it. For blobs whose bytes did not come
-        through an upload session. `is_fill`: a mirror fetched it, which is an event (`storage.outbox`). This and
-        `add_blob` heal a damaged blob."""
+        through an upload session. Its event (`storage.outbox`) is a push if `by` is who pushed it, and a fill if
+        `is_fill` says that a mirror fetched it; otherwise there is none. This and `add_blob` heal a damaged blob."""
         ...
 
     async def mount_blob(
@@ -192,8 +202,8 @@ class Metadata(Protocol):
         ...
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
-        """Stores a checkpoint of the session's progress, unless one with more bytes from the same boot is stored. Not
-        durable. Raises BlobUploadUnknown."""
+        """Stores a checkpoint of the session's progress. If the stored checkpoint has more bytes and the machine has
+        not been booted since, keeps the stored one. Not durable. Raises BlobUploadUnknown."""
         ...
 
     async def end_upload(self, upload: UploadID) -> None:
@@ -265,8 +275,9 @@ class Metadata(Protocol):
         """Deletes the link of an entry, and the entry, if no manifest of the repository refers to the blob and the blob
         was last used before the time `before` (seconds since 1970). Returns whether it deleted the link. If a manifest
         refers to the blob, deletes only the entry. If none does and the blob was used later, keeps the entry for a
-        later call. Also removes manifests of the repository that were deleted before `before`, because they may need
-        the blob to be put back. If there are many of them, removes only some and keeps the entry for a later call."""
+        later call. A deleted manifest needs its blobs as long as it can be put back. So before it deletes the link,
+        deletes for good the manifests of the repository that were deleted before `before`. If there are many of them,
+        deletes only some and keeps the entry for a later call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:

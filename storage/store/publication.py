@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from storage.blobs.blob_store import BlobStore, VerifiedContent
+from storage.content import Actor
 from storage.errors import QuotaExceeded, StorageFull
 from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
@@ -23,19 +24,19 @@ class Publication:
         self._metadata = metadata
         self._locks = locks
 
-    async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID) -> None:
+    async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID, by: Actor) -> None:
         """Makes a blob of `repo` from the content of the upload session `upload`. Deletes the session's row in the
-        transaction that commits the blob's row. Raises BlobUploadUnknown, BlobUploadInvalid, StorageFull,
-        StorageFailed."""
+        transaction that commits the blob's row. `by`: who pushed it. Raises BlobUploadUnknown, BlobUploadInvalid,
+        StorageFull, StorageFailed."""
         await self._commit(
-            content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload)
+            content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload, by)
         )
 
-    async def commit_content(self, repo: RepositoryName, content: VerifiedContent) -> None:
+    async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
         """Makes a blob of `repo` from content that did not come through an upload session, so there is no session's row
-        to delete. Raises StorageFull, StorageFailed."""
+        to delete. `by`: who pushed it; None: nobody. Raises StorageFull, StorageFailed."""
         await self._commit(
-            content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place)
+            content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
         )
 
     async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:

@@ -73,7 +73,7 @@ class StoredRegistry:
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
-    - `outbox`: events, and which webhooks have to be told of them;
+    - `outbox`: events, and which of them webhooks still have to get;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(
@@ -206,7 +206,7 @@ class StoredRegistry:
         upload = UploadID.random()
         await self.metadata.start_upload(upload, repo, as_algorithm(algorithm), self.blobs.boot, owner)
         session = self.blobs.start_upload(upload, algorithm)
-        return StoredUpload(self.blobs, self.metadata, self._publication, repo, upload, session)
+        return StoredUpload(self.blobs, self.metadata, self._publication, repo, upload, session, by or Actor())
 
     async def resume_upload(
         self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
@@ -228,7 +228,7 @@ class StoredRegistry:
         # stored bytes is not checked, but only the number of usable bytes, once it is known.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
-            *(self.blobs, self.metadata, self._publication, repo, upload),
+            *(self.blobs, self.metadata, self._publication, repo, upload, by or Actor()),
             check_before_take_over=check_stored if is_same_boot else None,
             check_after_take_over=check_offset,
         )
@@ -254,11 +254,11 @@ class StoredRegistry:
         finally:
             await writer.aclose()
 
-    async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, fd: int) -> None:
+    async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, fd: int, by: Actor) -> None:
         """Makes a blob of `repo` from a file of another program without copying its bytes. `fd`: the file, opened for
         reading, of whose `size` bytes the caller has verified the digest. Raises LinkRefused if that is not possible or
         not safe; then the caller pushes the bytes with `start_upload`. Raises StorageFull, StorageFailed."""
-        await self._publication.commit_content(repo, self.blobs.link_file(fd, digest, size))
+        await self._publication.commit_content(repo, self.blobs.link_file(fd, digest, size), by)
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from storage.blobs.blob_store import BlobStore, Checkpoint, UploadSession
-from storage.content import BLOB_TYPE, Descriptor
+from storage.content import BLOB_TYPE, Actor, Descriptor
 from storage.errors import (
     BlobUploadInvalid,
     BlobUploadUnknown,
@@ -46,16 +46,18 @@ class StoredUpload:
         repo: RepositoryName,
         upload: UploadID,
         session: UploadSession,
+        by: Actor,
         saved_bytes: int = 0,
     ) -> None:
-        """`session`: reads and writes the bytes of the upload session `upload` in the blob store. `saved_bytes`: number
-        of bytes that the session has according to its row."""
+        """`session`: reads and writes the bytes of the upload session `upload` in the blob store. `by`: who pushes the
+        blob. `saved_bytes`: number of bytes that the session has according to its row."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs
         self._metadata = metadata
         self._publication = publication
         self._session = session
+        self._by = by
         self._saved_bytes = saved_bytes
         self._committing: asyncio.Future[Descriptor] | None = None
         """The task that runs the commit. None before `commit`."""
@@ -97,7 +99,7 @@ class StoredUpload:
             except DigestInvalid:
                 await self._cancel()
                 raise
-            await self._publication.commit_upload(self.repository, content, self.id)
+            await self._publication.commit_upload(self.repository, content, self.id, self._by)
         except (StorageFull, StorageFailed, QuotaExceeded):
             # There is no room for the content. Or an fsync failed, and the kernel does not tell which bytes are on the
             # disk. In both cases, the session is deleted.
@@ -118,7 +120,7 @@ class StoredUpload:
             return
         await self._session.discard()
         self._is_closed = True
-        await self._session.close()
+        await self._session.close()  # unlike `release`, also waits until the disk space is free
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
         # Another request may have resumed the session and stored bytes before the row was deleted. They are useless
@@ -171,11 +173,13 @@ async def resume(
     publication: Publication,
     repo: RepositoryName,
     upload: UploadID,
+    by: Actor,
     *,
     check_before_take_over: Callable[[int], None] | None,
     check_after_take_over: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session `upload` over from the request that owns it, and returns a writer for the new owner.
+    """Takes the session `upload` over from the request that owns it, and returns a writer for the new owner. `by`: who
+    makes the request.
 
     Each check gets a number of bytes, and raises an error if the session must not be resumed. `check_before_take_over`
     (None: no check) gets the number of stored bytes, while the session still has its old owner. `check_after_take_over`
@@ -183,7 +187,7 @@ async def resume(
     the machine may be unusable. Raises BlobUploadUnknown, and what the checks raise."""
     claimed = await blobs.take_over(upload, check_before_take_over)
     try:
-        # The row is read only now, because the old owner could change or delete it until it had lost the session.
+        # The row is read after the takeover, because the old owner could change or delete the row before.
         row = await metadata.upload(repo, upload)
         session, saved_bytes = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
         if row.boot != blobs.boot:  # the machine was restarted, so bytes that the row counts may be lost
@@ -197,7 +201,7 @@ async def resume(
     except BaseException:
         claimed.release()
         raise
-    return StoredUpload(blobs, metadata, publication, repo, upload, session, saved_bytes)
+    return StoredUpload(blobs, metadata, publication, repo, upload, session, by, saved_bytes)
 
 
 def checkpoint_of(row: UploadRow) -> Checkpoint:

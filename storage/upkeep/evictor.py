@@ -29,7 +29,7 @@ from storage.usage import ScopeUse, Usage
 EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
 """The actor that the audit log names for what eviction deletes."""
 EVICTION_SLOT: Final = "cache eviction"
-"""Name of the slot that the process holds which evicts."""
+"""Name of a slot. The process that evicts holds it."""
 TARGET_FRACTION: Final = 0.95
 """The part of a budget that may still be used after an eviction, so that not every new blob causes one."""
 INCOMPLETE_SECONDS: Final = 600.0

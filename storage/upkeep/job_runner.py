@@ -20,7 +20,7 @@ from storage.jobs import JSON, Job, JobRunning, Jobs, JobState, JobStopped, Prog
 from storage.leases import Leases
 
 POLL_SECONDS: Final = 1.0
-"""Seconds between two looks of a server process for queued jobs."""
+"""A server process looks for queued jobs at this interval, in seconds."""
 SAVE_SECONDS: Final = 1.0
 """Shortest time between two writes of a job's progress."""
 RETRY_SECONDS: Final = 30.0

@@ -102,20 +102,20 @@ class Quarantine:
         """Looks where the bytes of a damaged blob were. If right bytes are there, because somebody has put them back,
         the blob is whole again. If wrong bytes are there, because a crash has left them, moves them to the quarantine.
         Returns whether the blob is whole again."""
-        if not blob.former:
+        if not blob.former_place:
             return False
-        stored = StoredBlob(0, blob.digest, blob.size, blob.former)
+        stored = StoredBlob(0, blob.digest, blob.size, blob.former_place)
         check = await self._read(stored, on_read, read_again=True)
         if check is None:
             return False
         async with self._locks.hold(blob.digest):
-            version = await self._blobs.version(blob.former)
+            version = await self._blobs.version(blob.former_place)
             if await self._damage.place_of(blob.digest) != "" or version != check.version:
                 return False
             if check.problem is not None:
-                await self._blobs.quarantine(blob.digest, blob.former)
+                await self._blobs.quarantine(blob.digest, blob.former_place)
                 return False
-            restored = await self._damage.restore_blob(blob.digest, blob.former)
+            restored = await self._damage.restore_blob(blob.digest, blob.former_place)
         if restored:
             log.warning("the damaged blob %s is whole again: its bytes are back", blob.digest)
         return restored

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 BURST_SECONDS: Final = 1.0
-"""A reader that was slower than the rate may catch up with the bytes of at most this time."""
+"""A reader that was slower than the rate may then read faster, to catch up with at most this time."""
 
 PAUSE_SECONDS: Final = 1.0
 """Longest part of a wait."""
@@ -29,7 +29,7 @@ class ReadRate:
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._sleep = sleep
         self._free_at = self._monotonic()
-        """The time until which the bytes that were read so far take at this rate."""
+        """The time at which a reader at exactly this rate would have read the bytes so far."""
 
     async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
         """Waits until `count` more bytes fit the rate. Call it after they were read. Always lets other tasks run. Calls

@@ -50,7 +50,7 @@ async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _wait_until_due(seconds: float, is_urgent: Callable[[], bool], *, min_seconds: float) -> None:
-    """Waits for `seconds`. While `is_urgent` returns True, returns as soon as `min_seconds` have passed."""
+    """Waits for `seconds`. Returns earlier if `is_urgent` returns True, but not before `min_seconds` have passed."""
     time = asyncio.get_running_loop().time
     start = time()
     while (remaining := start + seconds - time()) > 0:

@@ -37,6 +37,12 @@ KIND: Final = "scrub"
 """The kind of the jobs that scrub."""
 
 OnDamagedBlob = Callable[[Digest], None]
+OnScrubbed = Callable[[int], None]
+"""Called with the number of bytes each time that some were read and hashed."""
+
+
+def ignore_scrubbed(count: int) -> None:
+    """An `OnScrubbed` that does nothing."""
 
 
 class Scrubber:
@@ -45,7 +51,7 @@ class Scrubber:
     `rate`: bounds the reading. `quarantine_bytes`: how many damaged bytes are kept; an eighth more while
     the scrub runs. `keep_going`: goes on after
     `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for each blob that is damaged, those included that were
-    so before."""
+    so before. `on_scrubbed`: counts what is read."""
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class Scrubber:
         quarantine_bytes: int,
         keep_going: bool = False,
         on_damaged: OnDamagedBlob = lambda _: None,
+        on_scrubbed: OnScrubbed = ignore_scrubbed,
     ) -> None:
         self._damage = damage
         self._quarantine = quarantine
@@ -65,9 +72,10 @@ class Scrubber:
         self._quarantine_bytes = quarantine_bytes
         self._keep_going = keep_going
         self._on_damaged = on_damaged
+        self._on_scrubbed = on_scrubbed
         self._in_a_row = 0
         self._read_of_blob = 0
-        """Bytes of the present blob that were read."""
+        """Bytes of the current blob that were read."""
         self._new_in_quarantine = 0
         """Bytes that may have come into the quarantine since it was last shrunk."""
         self._saved_at = 0.0
@@ -170,6 +178,7 @@ class Scrubber:
                         "damaged", kind="manifest", digest=found.digest, reason=found.reason,
                         repositories=[found.repository],
                     )  # fmt: skip
+            self._on_scrubbed(check.size)
             done = self._round
             self._round = replace(
                 done,
@@ -182,10 +191,12 @@ class Scrubber:
     async def _count_reading(self, count: int) -> None:
         """Keeps the rate after `count` bytes of a blob were read."""
         self._read_of_blob += count
+        self._on_scrubbed(count)
         await self._rate.wait(count, self._save_progress)
 
-    async def _note_second_read(self, _: int) -> None:
+    async def _note_second_read(self, count: int) -> None:
         """Does not keep the rate: a damaged blob should be out of use soon."""
+        self._on_scrubbed(count)
         await self._save_progress()
 
     async def _save_progress(self) -> None:

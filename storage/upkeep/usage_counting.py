@@ -13,7 +13,7 @@ from storage.leases import Leases
 from storage.usage import ScopeDefinition, Usage
 
 COUNTING_SLOT: Final = "usage counting"
-"""Name of the slot that the process holds which counts."""
+"""Name of a slot. The process that counts holds it."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that clients' changes need not wait for many of them."""
 RETRY_SECONDS: Final = 30.0
@@ -22,8 +22,8 @@ log = logging.getLogger("storage.usage")
 
 
 async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
-    """Makes `definitions` the scopes and counts what is stored, in one process at a time. Returns when all scopes are
-    complete. If the process dies, the next one that calls this continues. Raises StorageFull, StorageFailed."""
+    """Replaces the scopes by `definitions` and counts what is stored, in one process at a time. Returns when all scopes
+    are complete. If the process dies, the next one that calls this continues. Raises StorageFull, StorageFailed."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
         is_logged = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import httpx2
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes.plain_client import plain_request
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Scrape:
 
 def scrape(url: str, path: str = "/metrics") -> Scrape:
     """The metrics of a server that lets this machine read them."""
-    answer = httpx2.get(url + path, timeout=60.0, trust_env=False)
+    answer = plain_request("GET", url + path, timeout=60.0)
     assert answer.status_code == 200, answer.text
     return parse(answer.text)
 

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from registry.config import Upstream
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import UpstreamClient
-from registry.upstream.client import make_upstream_client
+from registry.upstream.client import HttpUpstreamClient
 from registry.upstream.destinations import NetworkClassifier, classify_address
+from registry.upstream.transport import TrustStore
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Span
 from storage.names import Digest, RepositoryName, Tag
@@ -73,6 +75,12 @@ async def opened_registry(data: Path) -> AsyncIterator[StoredRegistry]:
         yield registry
 
 
+@cache
+def system_trust() -> TrustStore:
+    """The certificate authorities of the system: one for all tests, because reading them takes 30 ms."""
+    return TrustStore(None)
+
+
 @contextlib.asynccontextmanager
 async def upstream_source(
     registry: StoredRegistry,
@@ -85,7 +93,8 @@ async def upstream_source(
 ) -> AsyncIterator[UpstreamClient]:
     """A source at these endpoints, closed at the end."""
     settings = Upstream.model_validate({"name": name, "endpoints": list(endpoints), **more})
-    source = make_upstream_client(settings, registry.records, registry.leases, clock, classify, observer)
+    trust = system_trust() if settings.ca_file is None else None
+    source = HttpUpstreamClient(settings, registry.records, registry.leases, clock, classify, trust, observer)
     try:
         yield source
     finally:

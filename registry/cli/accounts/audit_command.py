@@ -14,8 +14,8 @@ from registry.cli.options import ConfigOption, DataOption, JsonOption, one_line_
 from storage.access import AuditEntry, AuditQuery
 
 HELP = (
-    "Show who did what, newest first. The log has changes of content, accounts and rights, logins, and requests that "
-    "were refused."
+    "Show who did what, newest first. The log has logins, requests that were refused, and changes of content, accounts "
+    "and rights."
 )
 EXAMPLES = """\b
 Examples:

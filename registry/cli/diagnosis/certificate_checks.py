@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -83,7 +84,7 @@ def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterat
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         why = "clients do not look at the common name any more"
-        step = f"make a certificate with subjectAltName = DNS:{host}"
+        step = f"make a certificate with subjectAltName = {_wanted_name(certificate, host, is_guessed)}"
         yield problem(CHECK, "the certificate names no host (subjectAltName)", why, step)
         return
     dns = names.get_values_for_type(x509.DNSName)
@@ -98,6 +99,20 @@ def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterat
         what = f"the certificate is for {shown}, and not for {host}"
         step = f"make a certificate that names {host}, or set public_url to one of the names"
         yield problem(CHECK, what, f"clients that connect to {host} refuse it", step)
+
+
+def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
+    """Returns the name that the certificate should have, as openssl writes it. If the settings do not say by which name
+    clients connect (`is_guessed`), it is the common name of the old certificate, or else this machine's name."""
+    from cryptography.x509.oid import NameOID
+
+    if is_guessed:
+        names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        host = next((name for name in names if name and " " not in name), socket.gethostname())
+    try:
+        return f"IP:{ipaddress.ip_address(host)}"
+    except ValueError:
+        return f"DNS:{host}"
 
 
 def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:

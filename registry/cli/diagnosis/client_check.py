@@ -24,7 +24,10 @@ CHECKS: Final[dict[str, Callable[[ClientFiles, Target], list[Finding]]]] = {
 """The checks, by the name of the client program."""
 _TRACES: Final = {
     "docker": ("/etc/docker/daemon.json", "/usr/bin/dockerd", "/usr/sbin/dockerd", "/var/snap/docker"),
-    "containerd": ("/etc/containerd/config.toml", "/etc/containerd/certs.d", "/var/lib/rancher/k3s/agent"),
+    "containerd": (
+        *("/etc/containerd/config.toml", "/etc/containerd/certs.d", "/etc/rancher/k3s", "/etc/rancher/rke2"),
+        *("/var/lib/rancher/k3s/agent", "/var/lib/rancher/rke2/agent"),
+    ),
     "podman": ("/usr/bin/podman", "/usr/bin/crio", "/usr/bin/buildah"),
 }
 """Files that show that a client program is on a machine."""
@@ -40,7 +43,7 @@ def check_client(
     offline: bool = False,
     answer: ProbeResult | None = None,
 ) -> list[Finding]:
-    """Returns whether pulls of images of `hosts` come through the registry at `address`. Blocks.
+    """Checks whether pulls of images of `hosts` come through the registry at `address`. Returns the findings. Blocks.
 
     `program`: a key of `CHECKS`. `default`: the upstream that the registry asks for names without a host. `root`: the
     directory below which the client's files are; None: this machine's. `offline`: does not connect to the registry.
@@ -51,7 +54,8 @@ def check_client(
     files = ClientFiles(program, root or Path("/"), home)
     target = Target(address, hosts, default, SETUPS[program](address, hosts), answer)
     findings = CHECKS[program](files, target)
-    # A certificate that this machine does not trust is no problem if the client has its authority.
+    # If only this machine does not trust the certificate, there is no problem: the client needs to trust it. The check
+    # above looks for that in the client's files.
     if answer is not None and answer.error is not ProbeError.UNTRUSTED:
         findings = [*answer_findings(program, answer), *findings]
     return findings
@@ -67,6 +71,6 @@ def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except PermissionError:
-        return True  # reading the client's files says what is wrong
+        return True  # the check of the program then finds that it cannot read the file
     except OSError:
         return False

@@ -68,7 +68,7 @@ class ClientFiles:
         try:
             return test(self.path(name))
         except PermissionError:
-            return True  # reading it says what is wrong
+            return True  # the method that reads it later raises FileUnusable, which says why
 
     def text(self, name: str) -> str | None:
         """Returns the content of a file; None if there is no such file. Raises FileUnusable."""
@@ -100,6 +100,27 @@ class ClientFiles:
             return None if text is None else tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise self._invalid(name, "TOML", str(error)) from None
+
+    def yaml(self, name: str) -> dict[str, Any] | None:
+        """Returns the content of a YAML file; None if there is no such file. An empty file is an empty table. Raises
+        FileUnusable."""
+        import yaml
+
+        text = self.text(name)
+        try:
+            value = None if text is None else yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise self._invalid(name, "YAML", " ".join(str(error).split())) from None
+        if value is not None and not isinstance(value, dict):
+            raise self._invalid(name, "YAML", "it is no table")
+        return value
+
+    def modified(self, name: str) -> float | None:
+        """Returns when a file was last written, in seconds since 1970; None if that is not known."""
+        try:
+            return self.path(name).stat().st_mtime
+        except OSError:
+            return None
 
     def _unreadable(self, name: str, reason: str | None) -> FileUnusable:
         advice = "run this command as root, or as the user who runs the client"

@@ -19,14 +19,11 @@ from registry.cli.client_setup import MirroredHost
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
 from registry.cli.diagnosis.containerd_hosts import check_host, check_own_host
 from registry.cli.diagnosis.finding import Finding, Level, ok, problem, warning
+from registry.cli.diagnosis.k3s_check import check_k3s, kubernetes_on
 
 CHECK = "containerd"
 CERTS = "/etc/containerd/certs.d"
-_FILES = (
-    "/etc/containerd/config.toml",
-    "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
-    "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
-)
+_FILE = "/etc/containerd/config.toml"
 _SECTIONS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
 """The plugin with the settings of registries, by the version of the file."""
 _RESTART = "then run: systemctl restart containerd"
@@ -63,8 +60,18 @@ class ContainerdConfig:
 
 
 def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns what is found."""
-    name = files.first(*_FILES)
+    """Returns what is found. k3s and RKE2 have a containerd and files of their own; beside them, a containerd without a
+    `config.toml` is not looked at."""
+    findings: list[Finding] = []
+    for kubernetes in kubernetes_on(files):
+        findings += check_k3s(files, target, kubernetes)
+    if findings and files.first(_FILE) is None:
+        return findings
+    return [*findings, *_check_containerd(files, target)]
+
+
+def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
+    name = files.first(_FILE)
     try:
         config = None if name is None else _load(files, name)
     except FileUnusable as error:
@@ -73,11 +80,11 @@ def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
         return [
             problem(
                 CHECK,
-                f"there is no {_FILES[0]}, so containerd has its default for config_path",
+                f"there is no {_FILE}, so containerd has its default for config_path",
                 "that is empty in 1.x, and in 2.1 and later a list that is taken as one directory: Kubernetes pulls "
                 "straight from the upstreams",
-                f"write this to {_FILES[0]}, {_RESTART}",
-                file=_FILES[0],
+                f"write this to {_FILE}, {_RESTART}",
+                file=_FILE,
                 lines=_config_lines(2),
             ),
             *(each for each in _check_hosts(files, [CERTS], target) if each.level is not Level.OK),
@@ -208,8 +215,8 @@ def _check_hosts(files: ClientFiles, directories: list[str], target: Target) -> 
 
 
 def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Target) -> Iterator[Finding]:
-    """Yields whether the mirrors in `config.toml` itself lead to this registry. containerd 1.x has them beside
-    `hosts.toml`."""
+    """Checks whether the mirrors in `config.toml` itself lead to this registry, and yields the findings. containerd 1.x
+    supports such mirrors besides `hosts.toml`."""
     yield warning(
         CHECK,
         f"{config.file} sets registry.mirrors",

@@ -20,7 +20,7 @@ _CAPABILITIES = {"pull", "resolve"}
 
 
 def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
-    """Returns whether pulls of a host's images come through the registry."""
+    """Checks whether pulls of a host's images come through the registry. Returns the findings."""
     path = f"{directories[0]}/{host.prefix}/hosts.toml"
     lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
     step = f"write this to {path}; no restart is needed"
@@ -67,7 +67,8 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
 
 
 def check_own_host(files: ClientFiles, directories: list[str], target: Target) -> list[Finding]:
-    """Returns whether images whose names begin with the registry's own host can be pulled and pushed."""
+    """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
+    findings."""
     address = target.address
     name = urlsplit(address.url).hostname or ""
     if address.is_plain_http and (name == "localhost" or address.is_trusted_by_docker):

@@ -85,14 +85,20 @@ def responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
 def _check_directory(settings: Settings) -> list[Finding]:
     """Checks that the directory exists, belongs to the right user, and lies on a file system that fits."""
     name, data = "data directory", settings.data.absolute()
-    if not data.exists():
+    try:
+        mode = data.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
         parent = next((path for path in data.parents if path.exists()), Path("/"))
         if not os.access(parent, os.W_OK):
             step = f"make the directory as root, and give it to the user of the server: mkdir -p {data}; chown … {data}"
             return [problem(name, f"there is no {data}, and {parent} cannot be written", "", step)]
         step = "start the server, which makes it, or name the right one with --data or --config"
         return [warning(name, f"there is no {data}", "", step)]
-    if not data.is_dir():
+    except OSError as error:
+        why = "the server cannot use it if this user runs it"
+        step = "run the command as root or as the user of the server, or name the right directory with --data"
+        return [problem(name, f"{data} cannot be looked at: {error.strerror}", why, step)]
+    if not stat.S_ISDIR(mode):
         return [problem(name, f"{data} is not a directory", "", "name another one with --data")]
     return [*_check_owner(name, data), *_check_file_system(name, data)] or [ok(name, f"{data} can be used")]
 

@@ -1,4 +1,5 @@
 """Checks whether docker on a machine pulls through this registry: `daemon.json`, and the authorities in `certs.d`.
+`docker_proxies` checks its proxies.
 
 Sources: dockerd(8), "daemon configuration file"; moby, registry/config.go (`ValidateMirror`, `isSecureIndex`); docker
 docs, "Registry as a pull through cache" and "Verify repository client with certificates".
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.docker_proxies import proxy_findings
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.config.mirror_settings import DOCKER_HUB
 
@@ -24,7 +26,7 @@ _RESTART = "then run: systemctl restart docker"
 
 
 def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns what is found. docker uses mirrors for Docker Hub only; the other hosts are not looked at."""
+    """Returns the findings. docker uses mirrors for Docker Hub only; the other hosts are not looked at."""
     name = files.first(*_FILES) or _FILES[0]
     try:
         daemon = files.json(name)
@@ -33,11 +35,12 @@ def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
     findings: list[Finding] = []
     if any(host.name == DOCKER_HUB for host in target.hosts):
         findings += _check_mirror(name, daemon, target)
-    return [*findings, *_check_hosted(files, name, daemon or {}, target), *_misspelt_keys(name, daemon or {})]
+    findings += _check_hosted(files, name, daemon or {}, target)
+    return [*findings, *proxy_findings(files, name, daemon or {}, target), *_misspelt_keys(name, daemon or {})]
 
 
 def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:
-    """Returns whether pulls of Docker Hub's images come through the registry."""
+    """Checks whether pulls of Docker Hub's images come through the registry. Returns the findings."""
     lines, step = _merged(daemon, target), f"write this to {name}, {_RESTART}"
     if target.default != DOCKER_HUB:
         return [
@@ -87,7 +90,8 @@ def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> l
 
 
 def _check_hosted(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> list[Finding]:
-    """Returns whether images whose names begin with the registry's host can be pulled and pushed."""
+    """Checks whether images whose names begin with the registry's host can be pulled and pushed. Returns the
+    findings."""
     address = target.address
     if address.is_plain_http:
         if address.is_trusted_by_docker or _is_insecure(daemon.get(_INSECURE), address.host):

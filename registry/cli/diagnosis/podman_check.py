@@ -24,7 +24,7 @@ _STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemctl relo
 
 @dataclass(frozen=True, slots=True)
 class RegistryEntry:
-    """One `[[registry]]`. `file`: where it stands."""
+    """A `[[registry]]` table. `file`: the path of the file that contains it."""
 
     prefix: str
     values: dict[str, Any]
@@ -43,7 +43,7 @@ class RegistryEntry:
 
 
 def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns what is found."""
+    """Returns the findings."""
     try:
         entries, is_old = _load(files)
     except FileUnusable as error:
@@ -74,7 +74,7 @@ def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     for folder in ("/etc/containers/registries.conf.d", "~/.config/containers/registries.conf.d"):
         names += files.names(folder, "*.conf")
     entries: dict[str, RegistryEntry] = {}
-    is_old = None
+    is_old = None  # the path of the first file in the old format
     for name in names:
         document = files.toml(name) or {}
         if isinstance(old := document.get("registries"), dict) and any(old.get(key) for key in _V1_KEYS):
@@ -91,7 +91,7 @@ def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
 
 
 def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target) -> list[Finding]:
-    """Returns whether pulls of a host's images come through the registry."""
+    """Checks whether pulls of a host's images come through the registry. Returns the findings."""
     lines = target.lines_for(DROP_IN)
     entry = _find(entries, f"{host.prefix}/some/app")
     if entry is None:
@@ -139,8 +139,9 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
 
 
 def _places(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
-    """Yields the mirrors of an entry, and the entry itself, that lead to this registry's mirror of the host. The part
-    of the prefix after the host has to follow the upstream's name in the location."""
+    """Yields those places of an entry (its mirrors, and the entry itself) that lead to this registry's mirror of the
+    host. If the entry's prefix has a path, the location needs the same path: an entry for `docker.io/team` needs
+    `HOST/docker.io/team`, where HOST is this registry."""
     rest = entry.prefix.removeprefix(host.prefix)
     wanted = {f"{target.address.host}/{host.name}{rest}", f"{target.address.host}/{host.prefix}{rest}"}
     if target.default == host.name and not rest:
@@ -165,7 +166,8 @@ def _not_ours(
 
 
 def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Target) -> list[Finding]:
-    """Returns whether images whose names begin with the registry's own host can be pulled and pushed."""
+    """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
+    findings."""
     address = target.address
     if address.is_plain_http:
         entry = _find(entries, f"{address.host}/app")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from registry.status.server_run import INSTANCE_HEADER
+from registry.status.worker_report import INSTANCE_HEADER
 
 PROBE_SECONDS: Final = 5.0
 """Time limit for a connection, and for each answer."""
@@ -34,7 +34,7 @@ class ProbeResult:
     """The response of the server at an address.
 
     - `error` and `detail`: why nothing could be asked, and what the system says about it; None and empty: it answers.
-    - `instance`: the id of the run of the server (`registry.status.server_run`); None: it is no Entrepot.
+    - `instance`: the id of the run of the server (`registry.status.worker_report`); None: it is no Entrepot.
     - `status`: that of the answer to GET `/v2/`.
     - `is_registry`: whether the answer to GET `/v2/` is that of a registry."""
 

@@ -62,8 +62,7 @@ def unfreeze(
     mirror: MirrorOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Ends the freeze of each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with
-    0."""
+    """Unfreezes each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with 0."""
 
     async def unfreeze_one(router: Router, stored: StoredRegistry, wanted: TagReference) -> tuple[FrozenTag, str]:
         from registry.upkeep.frozen_tags import unfreeze_tag

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from registry.cli.data_owner import prepare_data_directory
-from registry.cli.interrupts import INTERRUPTED, run_interruptible
+from registry.cli.data_owner import run_on_backend
+from registry.cli.interrupts import INTERRUPTED
 from registry.cli.options import (
     USAGE_ERROR,
     ConfigOption,
@@ -257,32 +256,21 @@ def run_on_mirrors(
     create_data_directory: bool,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Opens the data directory and the mirrors, runs `work` and returns its result.
+    """Opens the data directory and the mirrors, runs `work` and returns its result. `work` gets the router, which finds
+    the mirror of a repository, and the registry in the data directory, which stores the content.
 
     `create_data_directory`: create the data directory if there is none. `interrupted_text`: what the command prints on
     stderr if SIGINT or SIGTERM ends it."""
-    prepare_data_directory(settings, create_if_missing=create_data_directory)
-
-    async def open_and_work() -> T:
-        async with _open_registry(settings) as (router, stored):
-            return await work(router, stored)
-
-    return run_interruptible(open_and_work(), interrupted_text)
-
-
-@asynccontextmanager
-async def _open_registry(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistry]]:
-    """Opens the registry in this process until the block ends. A server can have the same data directory open. Yields
-    the router, which finds the mirror of a repository, and the registry in the data directory, which stores the
-    content."""
     import logging
-
-    from registry.backend import open_backend
 
     # Without a handler, Python would print logged warnings on stderr. The command prints its own error texts.
     logging.getLogger("registry").addHandler(logging.NullHandler())
-    async with open_backend(settings) as backend:
-        yield backend.router, backend.store
+    return run_on_backend(
+        settings,
+        lambda backend: work(backend.router, backend.store),
+        create_if_missing=create_data_directory,
+        interrupted_text=interrupted_text,
+    )
 
 
 def load_mirror_settings(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:

@@ -87,10 +87,10 @@ async def _held_back_tags(
     served_tags, ignored, found = ServedTags(tags, upstream, time.time), set(frozen), []
     for repo, tag in inventory.tags_below(upstream.name):
         choice = await served_tags.choose(repo, tag)
-        if choice is not None and choice.newest_from is not None and f"{repo}:{tag}" not in ignored:
+        if choice is not None and choice.newest_matures_at is not None and f"{repo}:{tag}" not in ignored:
             served = choice.candidates[0] if choice.candidates else None
             found.append(
-                {"tag": f"{repo}:{tag}", "served": served, "newest": choice.newest, "from": choice.newest_from}
+                {"tag": f"{repo}:{tag}", "served": served, "newest": choice.newest, "from": choice.newest_matures_at}
             )
     return found
 

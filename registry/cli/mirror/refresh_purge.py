@@ -88,9 +88,9 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
     else:
         result = f"unchanged: {now}" if now == before else f"changed: {before} -> {now}"
     choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
-    if choice is None or choice.newest_from is None:
+    if choice is None or choice.newest_matures_at is None:
         return result
-    until = f"it is held back until {time_text(choice.newest_from)}"
+    until = f"it is held back until {time_text(choice.newest_matures_at)}"
     return f"{result}; {until}, and {choice.candidates[0] if choice.candidates else 'nothing'} is served"
 
 

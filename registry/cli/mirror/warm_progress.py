@@ -102,25 +102,24 @@ def show_progress() -> Iterator[WarmObserver]:
 
 
 def result_text(result: WarmResult) -> str:
-    """Returns the text of an image's line, such as `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`. The last
-    number is the size of the blobs that were cached already."""
+    """Returns the text of an image's line, such as `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B already cached`."""
     return (
         f"{plural(result.manifests, 'manifest')}, {plural(result.blobs, 'blob')}: "
-        f"{human_size(result.fetched)} fetched, {human_size(result.already_stored)} were here"
+        f"{human_size(result.fetched)} fetched, {human_size(result.already_stored)} already cached"
     )
 
 
 def total_text(results: list[WarmResult], start_time: float) -> str:
-    """Returns the last line, about all images together, such as `2 references here, 1 not; 30.1 MiB fetched, 0 B were
-    here before, 7.4 s`. `start_time`: when the command started to fetch, in seconds of the monotonic clock."""
+    """Returns the last line, about all images together, such as `2 references cached, 1 failed; 30.1 MiB fetched, 0 B
+    already cached, 7.4 s`. `start_time`: when the command started to fetch, in seconds of the monotonic clock."""
     successes = sum(result.error is None for result in results)
     fetched, already_stored = (
         sum(result.fetched for result in results),
         sum(result.already_stored for result in results),
     )
     seconds = time.monotonic() - start_time
-    failures = f", {len(results) - successes} not" if successes < len(results) else ""
+    failures = f", {len(results) - successes} failed" if successes < len(results) else ""
     return (
-        f"{plural(successes, 'reference')} here{failures}; {human_size(fetched)} fetched, "
-        f"{human_size(already_stored)} were here before, {seconds:.1f} s"
+        f"{plural(successes, 'reference')} cached{failures}; {human_size(fetched)} fetched, "
+        f"{human_size(already_stored)} already cached, {seconds:.1f} s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,7 @@ EXAMPLES = "\b\nExamples:\n  entrepot status -c entrepot.toml\n  entrepot status
 NOT_RUNNING = 3
 """Exit code if no server runs on the data directory. It is that of `systemctl status`."""
 WATCH_SECONDS = 1.0
-"""Time between two pictures of --watch."""
+"""Time between two updates of --watch."""
 
 
 def status(
@@ -63,21 +64,14 @@ def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[Ser
     """Opens the data directory, runs `work`, and returns what it returns. If the store cannot be opened, as on some
     full disks, returns what the reports of the workers say. Raises the error if there are none."""
     from registry.admin.server_status import status_without_store
-    from registry.backend import open_backend
-    from registry.cli.data_owner import prepare_data_directory
-    from registry.cli.interrupts import run_interruptible
+    from registry.cli.data_owner import run_on_backend
     from storage.data_dir.check import DataDirectoryError
     from storage.errors import RegistryError
 
-    async def open_and_work() -> ServerStatus:
-        async with open_backend(settings) as backend:
-            return await work(backend.upkeep)
-
     try:
-        prepare_data_directory(settings, create_if_missing=False)
-        return run_interruptible(open_and_work())
-    except (DataDirectoryError, RegistryError) as error:
-        if not settings.data.is_dir():
+        return run_on_backend(settings, lambda backend: work(backend.upkeep))
+    except (DataDirectoryError, RegistryError, OSError) as error:
+        if not os.path.isdir(settings.data):  # in contrast to `Path.is_dir`, this raises nothing
             raise
         try:
             status = status_without_store(settings, error.message if isinstance(error, RegistryError) else str(error))

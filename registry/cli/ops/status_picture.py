@@ -1,4 +1,4 @@
-"""The picture of a server's status for people: text and tables of `rich`."""
+"""Formats a server's status for people, as text and tables of `rich`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _MAX_ROWS = 10
 
 
 def status_picture(status: ServerStatus, before: ServerStatus | None = None) -> RenderableType:
-    """Returns the picture. `before`: an earlier status, from which the rate of requests is computed; None: no rate is
-    shown."""
+    """Returns the status as text and tables. `before`: an earlier status, from which the rate of requests is computed;
+    None: no rate is shown."""
     parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status))]
     if status.uploads is not None:
         parts.append(Text(_upload_line(status.uploads)))

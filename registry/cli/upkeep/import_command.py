@@ -14,12 +14,12 @@ from registry.cli.upkeep.import_remote import import_from_url, is_url
 from registry.cli.upkeep.import_run import ExcludeOption, IncludeOption, OverwriteOption
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
-HELP = """Store images here: those of a file or directory, or those of another registry.
+HELP = """Copy images into this registry from a file, a directory or another registry.
 
-A file or directory is an OCI image layout, or an archive of docker save. Of a registry, every tag is copied with all
-its platforms and its signatures, into repositories of the same names. All content is checked against its digest. What
-cannot be copied is listed, and the exit code is then 1. A second run brings only what is missing, and continues
-interrupted downloads."""
+A file or directory is an OCI image layout, or an archive of docker save. From a registry, the command copies every tag
+with all its platforms and its signatures, into repositories of the same names. It checks all content against its
+digest. If it cannot copy something, it says so, and its exit code is 1. A second run copies only what is missing, and
+continues interrupted downloads."""
 EXAMPLES = """\b
 Examples:
   docker save team/app:1 -o app.tar && entrepot import app.tar
@@ -39,7 +39,9 @@ def import_images(
     ],
     as_name: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME[:TAG]", help="The name here, for a file. [default: the names in the file]"),
+        typer.Option(
+            "--as", metavar="NAME[:TAG]", help="Name for the images of a file or directory. [default: the names in it]"
+        ),
     ] = None,
     username: Annotated[
         str | None, typer.Option("--username", metavar="NAME", help="User name at the other registry.")
@@ -59,7 +61,8 @@ def import_images(
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Accept every certificate: others on the way can change what is sent.")
+        bool,
+        typer.Option("--insecure", help="Do not check certificates. Others can then read and change what is sent."),
     ] = False,
     ca_file: Annotated[
         Path | None, typer.Option("--ca-file", metavar="FILE", help="Certificate authorities to trust, in PEM.")
@@ -83,7 +86,7 @@ def import_images(
             "--overwrite": overwrite,
         }.items():
             if value:
-                fail(f"{option} is for another registry, and {source} is a file or directory", USAGE_ERROR)
+                fail(f"{option} is only for another registry, and {source} is a file or directory", USAGE_ERROR)
         import_file(Path(source), as_name, config, data, as_json=as_json)
         return
     if as_name is not None:

@@ -10,8 +10,9 @@ from registry.cli.options import USAGE_ERROR, fail
 from registry.cli.upkeep.import_run import run_import
 
 _PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # not a setting: those begin with ENTREPOT_
-"""The environment variable of this process through which the password gets to the HTTP client. The password is read
-before this process becomes the owner of the data directory, who may not be allowed to read it."""
+"""The environment variable of this process through which the password gets to the HTTP client. This process reads the
+password before it switches to the user who owns the data directory, because that user may not be allowed to read the
+file."""
 
 
 def is_url(source: str) -> bool:

@@ -1,4 +1,4 @@
-"""The command `entrepot quota`: shows what is used of the quotas in the settings."""
+"""The command `entrepot quota`: shows how much of each quota in the settings is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
     from storage.usage import ScopeUse
 
-HELP = "Show what is used of the quotas in the settings."
+HELP = "Show how much of each quota in the settings is used."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 

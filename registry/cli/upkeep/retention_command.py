@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from storage.names import RepositoryName
     from storage.upkeep.job_runner import Work
 
-HELP = "Delete tags that no [[retention]] rule in the settings keeps, or show which ones these are."
+HELP = "Delete tags that no [[retention]] rule in the settings keeps, or show which tags these are."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 

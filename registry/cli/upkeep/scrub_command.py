@@ -46,10 +46,11 @@ def scrub(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Completes the present round of scrub, or a new one, unless a subcommand is given. Prints what is damaged."""
+    """Completes the current round of scrub, or starts and completes one if there is none. Prints what is damaged. Does
+    nothing if a subcommand is given."""
     if context.invoked_subcommand is not None:
         if rate or keep_going or config or data or as_json:
-            fail(f"write the options behind the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)
+            fail(f"write the options after the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)
         return
     from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from registry.upkeep.scrub_job import scrub_arguments, scrub_work
@@ -166,7 +167,7 @@ def _print_damaged(found: ScrubStatus, blobs: list[DamagedBlobResponse]) -> None
 
 @quarantine.command(
     "list",
-    help="List the damaged bytes that are kept for a look at them, oldest first.",
+    help="List the damaged bytes that are kept for inspection, oldest first.",
     epilog="\b\nExample:\n  entrepot scrub quarantine list",
 )
 def list_quarantine(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:

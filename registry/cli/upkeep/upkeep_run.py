@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from registry.cli.accounts.account_admin import operator_actor
-from registry.cli.data_owner import prepare_data_directory
-from registry.cli.interrupts import run_interruptible
+from registry.cli.data_owner import run_on_backend
 from registry.cli.options import load_or_fail, one_line_errors
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TOLD_BY_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
-"""The keys of the results of jobs under which they list what their steps tell. These lists are for the API."""
+"""The keys of a job's result that repeat what its steps have reported. They are for the API, which has no steps."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]
@@ -48,21 +47,7 @@ def with_upkeep(
     can fix."""
     settings = load_or_fail(config, data=data, mirror=mirror).settings
     with one_line_errors():
-        prepare_data_directory(settings, create_if_missing=create_data_directory)
-
-        async def run_work() -> T:
-            async with _open_upkeep(settings) as upkeep:
-                return await work(upkeep)
-
-        return run_interruptible(run_work())
-
-
-@asynccontextmanager
-async def _open_upkeep(settings: Any) -> AsyncIterator[UpkeepComponents]:
-    from registry.backend import open_backend
-
-    async with open_backend(settings) as backend:
-        yield backend.upkeep
+        return run_on_backend(settings, lambda backend: work(backend.upkeep), create_if_missing=create_data_directory)
 
 
 def run_as_job(

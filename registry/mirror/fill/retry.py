@@ -29,9 +29,9 @@ from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
-"""Time without progress after which a download fails, once readers may have got its first bytes. (Before that, see
-`MAX_ATTEMPTS_BEFORE_FIRST_BYTE`.) It is longer than an upstream takes to restart. It is also longer than the first
-pauses of the circuit breaker, during which the upstream client sends no requests to a failing endpoint."""
+"""Time without progress after which a download fails, if the upstream has already begun to send the blob. (Otherwise,
+`MAX_ATTEMPTS_BEFORE_FIRST_BYTE` applies.) It is longer than an upstream takes to restart. It is also longer than the
+first pauses of the circuit breaker, during which the upstream client sends no requests to a failing endpoint."""
 MIN_PROGRESS_BYTES: Final = 64 * 1024
 """Smallest number of new bytes since the last failure that is treated as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
@@ -46,8 +46,8 @@ class RetryPolicy:
     """Decides when one blob's download is retried, and when it fails. Times are seconds of any monotonic clock."""
 
     def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
-        """`stall_timeout`: seconds without progress after which the download fails, once readers may have got its first
-        bytes."""
+        """`stall_timeout`: seconds without progress after which the download fails, if the upstream has already begun
+        to send the blob."""
         self.resume_at = 0.0
         """No request should be sent before this time."""
         self._stall_timeout = stall_timeout
@@ -76,10 +76,9 @@ class RetryPolicy:
         self.resume_at = now + pause
         if has_response:
             return self.resume_at <= self._first_failure_at + self._stall_timeout
-        return (
-            self._failures_in_row < (1 if isinstance(error, UpstreamTimeout) else MAX_ATTEMPTS_BEFORE_FIRST_BYTE)
-            and pause <= LONGEST_RETRY_SECONDS
-        )
+        # There is no second attempt after a timeout, because the client has already waited for the whole time limit.
+        max_attempts = 1 if isinstance(error, UpstreamTimeout) else MAX_ATTEMPTS_BEFORE_FIRST_BYTE
+        return self._failures_in_row < max_attempts and pause <= LONGEST_RETRY_SECONDS
 
     @property
     def failures_in_row(self) -> int:

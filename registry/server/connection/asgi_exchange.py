@@ -59,6 +59,8 @@ class AsgiExchange:
         """The application has sent status and headers. Perhaps they are not written yet."""
         self.status = 0
         """The status of the response; 0 until it has started."""
+        self.refusal = ""
+        """Why the server has refused the request, in one line; empty if it has not."""
         self.response_complete = False
         """All of the response was passed to the transport or the kernel."""
         self._response_progress = 0
@@ -140,13 +142,8 @@ class AsgiExchange:
 
     def _report_end(self) -> None:
         """Reports the request to the application, which counts and logs it."""
-        end = RequestEnd(
-            self.status,
-            self.body.received_bytes,
-            self._framing.body_bytes,
-            time.perf_counter() - self._started,
-            self.response_complete,
-        )
+        sizes, seconds = (self.body.received_bytes, self._framing.body_bytes), time.perf_counter() - self._started
+        end = RequestEnd(self.status, *sizes, seconds, self.response_complete, self.refusal)
         self._context.worker.reports.report(self.scope, end)
 
     def _request_line(self) -> str:

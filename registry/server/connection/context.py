@@ -34,8 +34,8 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Makes the response to the next request, or to the current one if it has not started, the last one of the
-        connection. Closes nothing before that. May be called repeatedly."""
+        """Closes the connection after one more response: the current one, or the next one if the current one has
+        started or there is none. Does not close an idle connection before that. May be called repeatedly."""
         ...
 
     def abort(self) -> None:

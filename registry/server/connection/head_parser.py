@@ -14,6 +14,7 @@ import httptools
 
 from registry.asgi import Scope
 from registry.server.connection.context import ConnectionContext
+from registry.server.connection.request_reports import partial_scope
 from registry.server.http1.error_responses import RefusedRequest, head_too_large
 from registry.server.http1.request_head import body_length, fill_scope, find_head_end
 from registry.server.http1.response_head import Headers
@@ -53,6 +54,7 @@ class HeadParser:
             "scheme": "https" if context.is_tls else "http",
             "root_path": "",
         }
+        self._client, self._proxies = context.client, context.proxies
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
@@ -96,6 +98,18 @@ class HeadParser:
             # This parser expects a body or another protocol next, but gets only heads. A new one expects a head.
             self._parser = httptools.HttpRequestParser(self)
         return stop, head
+
+    def partial_scope(self) -> Scope:
+        """Returns what is known of the request whose head is being received, also after `feed` has refused it (see
+        `request_reports.partial_scope`). Leaves out a target that is not a path, because it could have a password."""
+        if not self.is_in_head or not self._target:
+            return partial_scope(self._client)
+        path = self._target.partition(b"?")[0] if self._target.startswith(b"/") else b""
+        headers = [*self._headers]
+        scope = partial_scope(self._client, self._parser.get_method().decode("ascii"), path, headers)
+        if self._proxies is not None:
+            self._proxies.apply(scope, headers)
+        return scope
 
     def close(self) -> None:
         """Called when the connection is lost. Breaks the reference cycles with the httptools parser and `on_start`, so

@@ -28,6 +28,7 @@ from registry.server.server_log import log
 TLS_BUFFER_BYTES = 64 * 1024
 """High-water mark of a TLS transport's write buffer. It is lower than the default, because a TLS transport has a second
 buffer, for encrypted bytes, which takes memory as well."""
+_EVICTED = "the connection was closed before the request was complete, to make room for another one"
 
 
 class RegistryProtocol(asyncio.BufferedProtocol):
@@ -62,8 +63,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         """The request whose head was received last, not counting requests that were answered from the cache."""
         self._requests_started = 0
         """Number of requests of which at least one byte was received."""
-        self._refused: RefusedRequest | None = None
-        """The error response to send after the responses to earlier requests; None if there is none."""
+        self._refused: tuple[RefusedRequest, Scope] | None = None
+        """The request that is refused after the responses to earlier requests; None if there is none."""
         self._is_half_closed = False
         """The client has shut down its sending side."""
         self._is_lingering = False
@@ -146,7 +147,6 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
-        self._worker.reports.add_extension(extensions)
         if self._context.sendfile_socket is not None:
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
@@ -155,6 +155,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             head.keep_alive = False
         if head.body_length == 0 and head.keep_alive and self._answer_from_cache(scope):
             return None
+        self._worker.reports.add_extension(extensions)
         self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
         if head.body_length == 0:
             self._reader.is_finished = not head.keep_alive  # without keep-alive, no other request follows
@@ -180,13 +181,14 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._reader.is_finished = True
         # The request whose body is being received; None if a head is being received.
         incomplete = self._latest if self._latest is not None and self._latest.body.has_more else None
+        scope = self._reader.partial_scope() if incomplete is None else incomplete.scope
         if incomplete is None and self._active is None:
-            self._write_error(refused)
+            self._write_error(refused, scope)
         elif incomplete is None:
-            self._refused = refused
+            self._refused = refused, scope
         elif incomplete in self._queue:
             self._queue.remove(incomplete)
-            self._refused = refused
+            self._refused = refused, scope
         elif incomplete is not self._active:
             self._transport.close()  # the request was answered already, so no error response can be sent
         else:
@@ -195,8 +197,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             if incomplete.response_started:
                 self._transport.abort()
             else:
-                incomplete.status = refused.status  # the exchange reports the request, as one that was cut off
-                self._write_error(refused, is_reported=True)
+                # The exchange reports the request, as one that was cut off.
+                incomplete.status, incomplete.refusal = refused.status, refused.message
+                self._write_error(refused, None)
 
     # Responses
 
@@ -242,21 +245,22 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 self._queued_bytes = 0
                 self._flow.resume_reading()
         elif self._refused is not None:
-            self._write_error(self._refused)
+            self._write_error(*self._refused)
         elif self._reader.is_finished:
             self._finish(linger=not self._is_half_closed)
         else:
             self._flow.resume_reading()
 
-    def _write_error(self, refused: RefusedRequest, *, is_reported: bool = False) -> None:
-        """Writes the error response to a refused request, and ends the connection. `is_reported`: an exchange reports
-        the request to the application."""
+    def _write_error(self, refused: RefusedRequest, scope: Scope | None) -> None:
+        """Writes the error response to a refused request, and ends the connection. `scope`: what is known of the
+        request; None: an exchange reports it to the application."""
         log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
             response = error_response(refused, self._worker.state.default_headers)
             self._transport.write(response)
-            if not is_reported:
-                self._worker.reports.report_refused(refused.status, len(response.partition(b"\r\n\r\n")[2]))
+            if scope is not None:
+                size = len(response.partition(b"\r\n\r\n")[2])
+                self._worker.reports.report_refused(scope, refused.status, refused.message, size)
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
@@ -290,9 +294,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._reader.is_finished = self._reader.is_finished or not last.body.has_more
 
     def retire(self) -> None:
-        """Makes the last response of the connection one that says so: the current one, or the next one if the head of
-        the current one may have been sent already. Closes nothing before that, because the client may be sending a
-        request. May be called repeatedly."""
+        """Closes the connection after one more response, whose head says so: the current response, or the next one if
+        the head of the current one may have been sent already. Does not close an idle connection before that, because
+        the client may be sending a request. May be called repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
         last = self._queue[-1] if self._queue else self._active
@@ -306,6 +310,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def evict(self) -> None:
         """Closes the connection immediately, to make room for another one."""
+        if self._reader.is_in_head and not self._reader.is_finished:
+            self._worker.reports.report_refused(self._reader.partial_scope(), 0, _EVICTED)
         self._reader.is_finished = self._is_evicted = True
         self._transport.abort()
 

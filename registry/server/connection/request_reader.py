@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from registry.asgi import Scope
 from registry.server.connection.context import ConnectionContext
 from registry.server.connection.head_parser import HeadParser, RequestAfterLast, RequestHead
 from registry.server.connection.receive_buffers import BodyBuffer
@@ -67,6 +68,10 @@ class RequestReader:
     def is_in_head(self) -> bool:
         """A head was received in part."""
         return self._head_parser.is_in_head or self._incomplete_bytes > 0
+
+    def partial_scope(self) -> Scope:
+        """Returns what is known of the request whose head is being received (see `HeadParser.partial_scope`)."""
+        return self._head_parser.partial_scope()
 
     def get_memory(self) -> memoryview:
         """Returns the memory into which the transport is to receive the next bytes."""

@@ -1,11 +1,12 @@
 """Reports the end of each request to the application, which counts and logs it.
 
-An application can have two methods for this. `on_request_end(scope, end)` is called once for each request that the
-application has answered, and with the scope None for each request that the server has refused itself.
-`on_cached_answer(scope, answer, request_id)` is called for each response that `answer_at_once` has returned. Both are
-called when the last byte of the response has been passed to the transport or the kernel, or when the request was cut
-off. A third method, `on_connection(change)`, is called with 1 for each new connection and with -1 when it has ended.
-All of them must return at once and raise nothing.
+An application can have these methods. `on_request_end(scope, end)` is called once for each request that the
+application has answered, and `on_cached_answer(scope, answer, request_id)` for each response that `answer_at_once` has
+returned. `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without
+calling the application; `scope` then has only what the server knows: `method`, `path` and `raw_path`, which can be
+empty, `headers` and `client`. All are called when the last byte of the response has been passed to the transport or the
+kernel, or when the request was cut off. `on_connection(change)` is called with 1 for each new connection and with -1
+when it has ended. All of them must return at once and raise nothing.
 
 The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
 the request. It is emptied after the report, because it may refer to the scope.
@@ -13,10 +14,11 @@ the request. It is emptied after the report, because it may refer to the scope.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from registry.asgi import REQUEST_NOTES_EXTENSION, Scope
+from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Scope
 
 
 class RequestEnd(NamedTuple):
@@ -25,22 +27,45 @@ class RequestEnd(NamedTuple):
     - `status`: the status of the response; 0: no response was begun.
     - `received_bytes`, `sent_bytes`: sizes of the two bodies, as far as they were received and sent.
     - `seconds`: time since the head of the request was received.
-    - `is_complete`: the whole response was sent."""
+    - `is_complete`: the whole response was sent.
+    - `reason`: why the server itself has refused the request, in one line; empty if it has not."""
 
     status: int
     received_bytes: int
     sent_bytes: int
     seconds: float
     is_complete: bool
+    reason: str = ""
+
+
+def partial_scope(
+    client: tuple[str, int] | None, method: str = "", path: bytes = b"", headers: list[Header] | None = None
+) -> Scope:
+    """Returns the scope of a request of which no complete head was received, for `on_refused`. `path`:
+    percent-encoded."""
+    text = path.decode("latin-1")
+    return {
+        "type": "http",
+        "method": method,
+        "path": text,
+        "raw_path": path,
+        "headers": headers or [],
+        "client": client,
+    }
+
+
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,20}) (/[!->@-~]*)")
+"""The beginning of a request line: the method, and the path without the query."""
 
 
 class RequestReports:
     """Passes reports to the application, if it takes them."""
 
-    __slots__ = ("_on_cached_answer", "_on_connection", "_on_end")
+    __slots__ = ("_on_cached_answer", "_on_connection", "_on_end", "_on_refused")
 
     def __init__(self, app: Any) -> None:
-        self._on_end: Callable[[Scope | None, RequestEnd], None] | None = getattr(app, "on_request_end", None)
+        self._on_end: Callable[[Scope, RequestEnd], None] | None = getattr(app, "on_request_end", None)
+        self._on_refused: Callable[[Scope, RequestEnd], None] | None = getattr(app, "on_refused", None)
         self._on_cached_answer: Callable[[Scope, Any, str], None] | None = getattr(app, "on_cached_answer", None)
         self._on_connection: Callable[[int], None] | None = getattr(app, "on_connection", None)
 
@@ -60,10 +85,19 @@ class RequestReports:
             self._on_end(scope, end)
             scope["extensions"][REQUEST_NOTES_EXTENSION].clear()
 
-    def report_refused(self, status: int, sent_bytes: int) -> None:
-        """Reports a request that the server has refused without calling the application."""
-        if self._on_end is not None:
-            self._on_end(None, RequestEnd(status, 0, sent_bytes, 0.0, is_complete=True))
+    def report_refused(self, scope: Scope, status: int, reason: str, sent_bytes: int = 0) -> None:
+        """Reports a request or a connection that the server has refused without calling the application. `scope`: what
+        is known of the request. `status`: 0 if the client got no response. `reason`: one line for people."""
+        if self._on_refused is not None:
+            self._on_refused(scope, RequestEnd(status, 0, sent_bytes, 0.0, is_complete=status != 0, reason=reason))
+
+    def report_refused_connection(
+        self, client: tuple[str, int] | None, received: bytes, status: int, reason: str
+    ) -> None:
+        """Reports a connection that is closed without being parsed. `received`: what the client has sent."""
+        line = _REQUEST_LINE.match(received)
+        scope = partial_scope(client) if line is None else partial_scope(client, line[1].decode(), line[2])
+        self.report_refused(scope, status, reason)
 
     def report_cached(self, scope: Scope, answer: object, request_id: str) -> None:
         """Reports a request that a cached response has answered."""

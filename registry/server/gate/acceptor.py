@@ -30,6 +30,9 @@ from registry.server.server_log import log
 
 OnLost = Callable[[], None]
 """Called when a connection is lost, in rare cases twice."""
+OnRefused = Callable[[tuple[str, int], bytes, int, str], None]
+"""Called for each connection that is refused, with the client's address and port, the bytes that the client has sent,
+the status of the response (0: there was none), and the reason, in one line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
 """Returns the protocol object of a new connection. The argument is None if nothing has to be called when the
 connection is lost."""
@@ -55,6 +58,7 @@ _TLS_SHUTDOWN_SECONDS = 600.0
 _TLS_FIRST_BYTE = b"\x16"
 """First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
+_TOO_MANY = "the client's address has too many connections"
 
 
 class PendingConnection:
@@ -91,6 +95,7 @@ class Acceptor:
         limits: ServerLimits,
         connection_limit: ConnectionLimit,
         pending: set[PendingConnection],
+        on_refused: OnRefused = lambda *_: None,
     ) -> None:
         """`sock` must be listening; `close` closes it. `pending` is the worker's set of connections without a
         protocol object: the acceptor keeps it up to date, and `connection_limit` counts its members."""
@@ -101,6 +106,7 @@ class Acceptor:
         self._limits = limits
         self._connection_limit = connection_limit
         self._pending = pending
+        self._on_refused = on_refused
         self._handshake_start = asyncio.Lock()
         self._logged_at = -_LOG_INTERVAL_SECONDS
         self._resume_timer: asyncio.TimerHandle | None = None
@@ -145,6 +151,7 @@ class Acceptor:
             counted = None if limit is None else limit.admit(peer[0])
         except TooManyConnections:
             sock.close()
+            self._on_refused((plain_address(peer[0]), peer[1]), b"", 0, _TOO_MANY)
             return
         sock.setblocking(False)
         connection = PendingConnection(None if trusted else network_of(plain_address(peer[0])), self._loop.time())
@@ -207,7 +214,7 @@ class Acceptor:
         async with asyncio.timeout(timeout_seconds):
             first_byte = await self._first_byte(sock)
         if first_byte != _TLS_FIRST_BYTE:
-            _answer_plain_http(sock, first_byte)
+            self._answer_plain_http(sock, first_byte)
             raise ConnectionAbortedError("the client did not start a TLS handshake")
         # Each task holds the lock until the next iteration of the event loop. So only one handshake starts in each
         # iteration.
@@ -239,18 +246,19 @@ class Acceptor:
                 finally:
                     self._loop.remove_reader(sock)
 
+    def _answer_plain_http(self, sock: socket.socket, first_byte: bytes) -> None:
+        """Sends an error response to a client that speaks HTTP without TLS. Does nothing if the first byte is not a
+        letter, because every HTTP request begins with a letter. Raises OSError if the connection fails."""
+        if first_byte.isalpha():
+            peer = sock.getpeername()
+            # The request is read: if a socket with unread data is closed, the kernel resets the connection, and the
+            # client could lose the response.
+            received = sock.recv(64 * 1024)
+            sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
+            self._on_refused((plain_address(peer[0]), peer[1]), received, HTTPStatus.BAD_REQUEST, _TLS_EXPECTED)
+            sock.shutdown(socket.SHUT_WR)
+
 
 def _set_result(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _answer_plain_http(sock: socket.socket, first_byte: bytes) -> None:
-    """Sends an error response to a client that speaks HTTP without TLS. Does nothing if the first byte is not a letter,
-    because every HTTP request begins with a letter. Raises OSError if the connection fails."""
-    if first_byte.isalpha():
-        # The request is read and discarded: if a socket with unread data is closed, the kernel resets the connection,
-        # and the client could lose the response.
-        sock.recv(64 * 1024)
-        sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
-        sock.shutdown(socket.SHUT_WR)

@@ -23,7 +23,7 @@ _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 """The line before a chunk: its size, and perhaps extensions, which are ignored."""
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
-"""The beginning of a size line that the bytes still to come can make valid."""
+"""The received part of an incomplete size line, if the rest of the line can make it valid."""
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _FORBIDDEN_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
@@ -43,9 +43,9 @@ class Framing(Protocol):
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
         """Parses received bytes. Appends those that belong to the body to `pieces`, as views of `data`.
 
-        Returns how many bytes of `data` were parsed. If the body is complete, the rest of `data` comes after the body.
-        If it is not complete, a rest means that `data` has too many chunks for one call: pass the rest to another call.
-        Raises RefusedRequest if the framing is malformed.
+        Returns how many bytes of `data` were parsed. If the body is complete, the other bytes of `data` come after the
+        body. If it is not complete and bytes are left, `data` has too many chunks for one call: pass the bytes that are
+        left to another call. Raises RefusedRequest if the framing is malformed.
         """
         ...
 

@@ -55,10 +55,10 @@ class LiveApplication(Protocol):
         """Drops what was prepared."""
 
     async def retire(self) -> None:
-        """Starts no new work beside requests, because the worker is about to end."""
+        """Starts no new background work, because the worker is about to end."""
 
     async def finish(self) -> None:
-        """Waits until the work beside requests has ended. Called after `retire`."""
+        """Waits until the background work has ended. Called after `retire`."""
 
 
 @dataclass(frozen=True, slots=True)

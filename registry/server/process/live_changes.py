@@ -154,6 +154,7 @@ class LiveChanges:
         try:
             if self._reloads:
                 self._replies, self._reloads = self._reloads, []
+                self._refuse_mixed_settings()
                 self._reload = Reload(self._pool, self._source, self._source.propose(), self._numbers)
                 self._end(self._reload.outcome)
             elif self._successor is None:
@@ -168,6 +169,16 @@ class LiveChanges:
         except Exception as error:
             self._fail(error)
         return True
+
+    def _refuse_mixed_settings(self) -> None:
+        """Raises ChangeRefused if workers of an old version still serve, because a restart was abandoned. Their
+        settings are not those in force here, so nobody could tell what a reload would change in them."""
+        old = sum(worker.is_adopted for worker in self._pool.serving)
+        if old:
+            raise ChangeRefused(
+                f"{old} old {'worker serves' if old == 1 else 'workers serve'} with the settings of before the last "
+                "restart, which was not completed: run `entrepot restart`"
+            )
 
     def _step_renewal(self, renewal: Renewal, now: float) -> None:
         try:

@@ -31,4 +31,7 @@ class LiveOptions:
     """The program that takes over at a restart; None: a restart only replaces the workers by new forks."""
     handover: Handover | None = None
     """The sockets and workers of the version that ran before in this process; None: this is an ordinary start."""
+    counts: tuple[int, str] | None = None
+    """The memory in which the application counts, for a new version: its descriptor and its layout; None: a new version
+    counts from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))

@@ -106,7 +106,7 @@ class SingleProcessChanges:
         assert self._run_command is not None
         source = self._live.configuration
         try:
-            proposal = source.propose()
+            proposal = await asyncio.to_thread(source.propose)  # reads files and the database
             await self._run_command("prepare", proposal.configuration)
         except ChangeRefused as error:
             return Outcome(False, error.message)
@@ -115,6 +115,11 @@ class SingleProcessChanges:
             if not isinstance(message, str):
                 log.error("the new configuration cannot be opened", exc_info=error)
             return Outcome(False, str(message or error))
-        source.accept(proposal)
+        try:
+            source.accept(proposal)
+        except Exception as error:
+            log.error("the new configuration cannot be put in force", exc_info=error)
+            await self._run_command("discard", b"")
+            return Outcome(False, str(error) or type(error).__name__)
         await self._run_command("switch", b"")
         return reloaded(proposal)

@@ -25,7 +25,7 @@ from registry.server.process.worker_process import WorkerProcess
 
 HANDOVER_VARIABLE: Final = "_ENTREPOT_HANDOVER"
 """The environment variable with the `Handover`, as JSON."""
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Number of the format of a handover. A version that does not know it refuses to check."""
 _CHECK_SECONDS: Final = 60.0
 _SHOWN_BYTES: Final = 4096
@@ -34,7 +34,7 @@ _SHOWN_BYTES: Final = 4096
 
 @dataclass(frozen=True)
 class Handover:
-    """What the new version gets from the old one. All but the last two are descriptors."""
+    """What the new version gets from the old one. All but `workers` and `facts` are descriptors."""
 
     sockets: list[int]
     """The listening sockets."""
@@ -47,10 +47,13 @@ class Handover:
     """The workers of the old version: the fields of `WorkerProcess` that the new version needs."""
     facts: dict[str, str]
     """Facts about the old version that the new one checks, such as its data directory."""
+    counts: tuple[int, str] | None = None
+    """See `LiveOptions`."""
 
     def files(self) -> list[int]:
         """Returns all descriptors that the new version gets."""
         files = [*self.sockets, *self.alive_pipe, *self.waiting, *([] if self.control is None else [self.control])]
+        files += [] if self.counts is None else [self.counts[0]]
         return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
@@ -64,6 +67,7 @@ class Handover:
                 started=worker["started"],
                 column=None,
                 commands=socket.socket(fileno=worker["commands"]),
+                is_adopted=True,
                 ready=worker.get("ready", True),
                 exit_expected=worker["exit_expected"],
                 kill_at=worker["kill_at"] or float("inf"),
@@ -100,12 +104,14 @@ def take_handover(environment: MutableMapping[str, str]) -> Handover | Check | N
     if text is None:
         return None
     value = json.loads(text)
-    if value["format"] != _FORMAT:
+    if value["format"] not in (1, _FORMAT):  # 1 has no counts
         raise ChangeRefused("this version cannot take over from the one that runs; stop the server and start it")
     if value["check"]:
         return Check(value["facts"])
     fields = value["handover"]
-    handover = Handover(**{**fields, "alive_pipe": tuple(fields["alive_pipe"])})
+    counts = fields.get("counts")
+    pairs = {"alive_pipe": tuple(fields["alive_pipe"]), "counts": None if counts is None else tuple(counts)}
+    handover = Handover(**{**fields, **pairs})
     for file in handover.files():
         os.set_inheritable(file, False)
     return handover

@@ -323,6 +323,7 @@ class Supervisor:
                 waiting=[] if control is None else [sock.fileno() for sock in control.waiting],
                 workers=[describe_worker(worker) for worker in self._pool.workers.values()],
                 facts=successor.facts,
+                counts=self._live.counts,
             )
         )
 

@@ -205,10 +205,11 @@ class Worker:
         def make_protocol(on_lost: OnLost | None) -> RegistryProtocol:
             return RegistryProtocol(worker, on_lost)
 
-        options = self._options
+        listener, limits = self._options.listener_options, self._options.limits
+        on_refused = worker.reports.report_refused_connection
         return [
-            Acceptor(loop, sock, make_protocol, options.listener_options, options.limits, limit, self._pending)
-            for sock in options.sockets
+            Acceptor(loop, sock, make_protocol, listener, limits, limit, self._pending, on_refused)
+            for sock in self._options.sockets
         ]
 
     async def _run_maintenance(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
@@ -253,7 +254,7 @@ class Worker:
         """Ends the worker without the loss of a request, because another one has taken its place. It accepts no more
         connections, and answers one more request on each connection with `Connection: close`. A connection without a
         request stays open until its timeout, because the client may be sending one. Also waits for the application's
-        work beside requests. Returns when all of this has ended, after `retire_seconds`, or when the worker is told to
+        background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is told to
         stop."""
         for acceptor in acceptors:
             acceptor.close(ends_handshakes=False)
@@ -292,7 +293,7 @@ class Worker:
 
 
 async def _finish_work(app: LiveApplication) -> None:
-    """Leaves the work beside requests to other processes, and waits for what runs. Logs an error and returns if that
+    """Leaves new background work to other processes, and waits for the running work. Logs an error and returns if that
     fails: the shutdown then ends the work."""
     try:
         await app.retire()

@@ -30,6 +30,8 @@ class WorkerProcess:
     count its connections."""
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
+    is_adopted: bool = False
+    """An old version of the program has forked the worker, which has the settings of that version."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     ready: bool = False

@@ -69,7 +69,7 @@ async def import_images(
 ) -> JSON:
     """Imports all images of the file and returns what was done. `name`: None: the names in the file. `own_host`: the
     host under which clients know this registry, which is left out of names (empty: not known). An immutable tag that
-    points at another image stays, and is told as a problem. Raises ImageFileFailed, Denied (the name belongs to an
+    points at another image stays, and is reported as a problem. Raises ImageFileFailed, Denied (the name belongs to an
     upstream), and what pushes raise. What was stored before an error stays."""
     trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
     referrers = [tree for tree in trees if tree.root.subject is not None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from registry.upkeep.retention.decision import unused_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
@@ -26,16 +26,29 @@ ACTOR: Final = Actor(name="entrepot retention")
 """The name with which the audit log says who deleted content."""
 _DELETES_AT_A_TIME: Final = 16
 """Number of deletions of tags that may share a commit. Each is a change of its own."""
+OnDeleted = Callable[[Literal["tag", "manifest"], int], None]
+"""Called with what was deleted, and how much of it."""
 _COUNTS: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
 
 
-class RetentionWork:
-    """Deletes what no rule keeps. `clock` returns the time in seconds since 1970."""
+def ignore_deleted(content: str, count: int) -> None:
+    """An `OnDeleted` that does nothing."""
 
-    def __init__(self, judge: RetentionJudge, retention: Retention, clock: Callable[[], float]) -> None:
+
+class RetentionWork:
+    """Deletes what no rule keeps. `clock` returns the time in seconds since 1970. `on_deleted` counts what goes."""
+
+    def __init__(
+        self,
+        judge: RetentionJudge,
+        retention: Retention,
+        clock: Callable[[], float],
+        on_deleted: OnDeleted = ignore_deleted,
+    ) -> None:
         self._judge = judge
         self._retention = retention
         self._clock = clock
+        self._on_deleted = on_deleted
 
     async def __call__(self, context: JobContext) -> JSON:
         """Runs the job, and returns how much it kept and deleted. An error or a cancellation leaves the rest as it is.
@@ -78,6 +91,7 @@ class RetentionWork:
         is_immutable = self._judge.immutable_tags.in_repository(repo)
         deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in unwanted)
         outcomes = await asyncio.gather(*deletions)
+        self._on_deleted("tag", sum(outcomes))
         for (tag, decision), was_deleted in zip(unwanted, outcomes, strict=True):
             context.step(
                 "deleted" if was_deleted else "kept",
@@ -119,6 +133,7 @@ class RetentionWork:
         dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
         if dependents is None:
             return 0
+        self._on_deleted("manifest", 1)
         _step(context, repo, manifest.digest, f"no tag, pushed {date_text(manifest.pushed)}")
         deleted = 1
         pending = deque(dependents)
@@ -128,6 +143,7 @@ class RetentionWork:
             for digest in gone:
                 _step(context, repo, digest, f"belongs to {manifest.digest}")
             deleted += len(gone)
+            self._on_deleted("manifest", len(gone))
             pending.extend(more)
         return deleted
 

@@ -25,9 +25,10 @@ from storage.content import Actor
 from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
 from storage.metadata.catalog import LinkPreview, QueuedLink, StaleUpload, UnlinkedBlob
 from storage.metadata.sqlite.access.audit_table import record_content
-from storage.metadata.sqlite.upkeep import deleted_manifests, usage_tables
+from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
 from storage.metadata.sqlite.upkeep.damage_changes import forget_blob, note_stored_blob
 from storage.names import Digest, RepositoryName, UploadID
+from storage.outbox import EventAction
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
@@ -112,11 +113,19 @@ def add_link(
 
 
 def add_blob(
-    db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, now: float
+    db: apsw.Connection,
+    repo: RepositoryName,
+    digest: Digest,
+    size: int,
+    place: str,
+    upload: UploadID,
+    by: Actor,
+    now: float,
 ) -> bool:
     """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Returns whether the blob was
     damaged before. Raises BlobUploadUnknown if there is no such session."""
     end_upload(db, upload)
+    event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
     return adopt_blob(db, repo, digest, size, place, now)
 
 
@@ -158,6 +167,7 @@ def mount_blob(
         blob, size, found_in = row
     add_link(db, make_repository(db, repo, now), blob, digest, now)
     record_content(db, by, now, "blob.mount", repo, digest, {"from": found_in})
+    event_tables.add_blob(db, EventAction.BLOB_MOUNT, repo, digest, size, by, now)
     return int(size)
 
 
@@ -201,6 +211,7 @@ def delete_blob(
         raise blob_in_use(repo, digest, referring)
     remove_link(db, repository, blob, digest, now)
     record_content(db, by, now, "blob.delete", repo, digest)
+    event_tables.add_blob(db, EventAction.BLOB_DELETE, repo, digest, 0, by, now)
 
 
 def _referring_manifest(db: apsw.Connection, repository: int, digest: Digest) -> str | None:

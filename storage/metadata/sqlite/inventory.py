@@ -19,7 +19,7 @@ from storage.inventory import ContentTotals, OpenUploads, RemovalPlan, StoreFigu
 from storage.jobs import JobState
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.upkeep import usage_tables
+from storage.metadata.sqlite.upkeep import outbox_limits, usage_tables
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 _COUNT_CONTENT = """
@@ -101,6 +101,7 @@ class SqliteInventory:
             running_jobs=dict(self._db.execute("SELECT kind, count(*) FROM job WHERE state = ?1 GROUP BY kind", state)),
             scopes=usage_tables.scopes(self._db),
             remaining_requests=dict(self._db.execute(_REMAINING, (now - REMAINING_VALID_SECONDS,))),
+            backlogs=outbox_limits.backlog(self._db),
         )
 
     def totals_below(self, name: str) -> ContentTotals:

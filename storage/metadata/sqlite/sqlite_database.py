@@ -46,7 +46,7 @@ class SqliteDatabase:
     - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
-    - `outbox` stores events and which webhooks have to be told of them.
+    - `outbox` stores events, and which of them webhooks still have to get.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
     """

@@ -43,6 +43,7 @@ from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.outbox import EventAction
 from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
 from storage.versioned_cache import VersionedCache
@@ -148,25 +149,36 @@ class SqliteMetadata:
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.touch_blob(db, repo, digest, now), durable=False)
 
-    async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
+    async def add_blob(
+        self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, by: Actor
+    ) -> None:
         """Adds an uploaded blob to the repository and deletes its upload session `upload`. `size`: in bytes."""
         now = self._clock()
         was_damaged = await self._writer.run(
-            lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now)
+            lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, by, now)
         )
         if was_damaged:
             log.warning(_HEALED, digest, repo)
 
     async def adopt_blob(
-        self, repo: RepositoryName, digest: Digest, size: int, place: str, *, is_fill: bool = False
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        size: int,
+        place: str,
+        *,
+        by: Actor | None = None,
+        is_fill: bool = False,
     ) -> None:
         """Adds to the repository a blob whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
-        upload session. `size`: in bytes. `is_fill`: a mirror fetched it."""
+        upload session. `size`: in bytes. `by`: who pushed it; None: nobody. `is_fill`: a mirror fetched it."""
         now = self._clock()
 
         def adopt(db: apsw.Connection) -> bool:
             if is_fill:
-                event_tables.add_filled_blob(db, repo, digest, size, now)
+                event_tables.add_blob(db, EventAction.FILL, repo, digest, size, event_tables.MIRROR_ACTOR, now)
+            elif by is not None:
+                event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
             return blob_changes.adopt_blob(db, repo, digest, size, place, now)
 
         if await self._writer.run(adopt):

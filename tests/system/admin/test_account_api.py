@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import httpx2
 import pytest
 
 from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
+from tests.fakes.plain_client import plain_request
 
 
 def test_users(site: AdminSite) -> None:
@@ -224,11 +224,11 @@ def test_a_key_that_others_have(site: AdminSite) -> None:
         lambda: site.done("POST", "/keys", {"at_once": True}),
         lambda: site.command("key", "rotate", "--at-once"),
     ):
-        token = httpx2.get(f"{site.server.url}/token?service=entrepot", auth=user).json()["token"]
+        token = plain_request("GET", f"{site.server.url}/token?service=entrepot", auth=user).json()["token"]
         bearer = {"authorization": f"Bearer {token}"}
-        assert {httpx2.get(f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {200}
+        assert {plain_request("GET", f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {200}
         give_up()
-        assert {httpx2.get(f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {401}
+        assert {plain_request("GET", f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {401}
         assert len(site.done("GET", "/keys")) == 1
 
 

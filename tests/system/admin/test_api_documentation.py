@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import httpx2
 import pytest
 
 from registry.app import create_app
 from registry.config import Settings
 from tests.fakes.admin_site import AdminSite
+from tests.fakes.plain_client import plain_request
 
 
 def description() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def description() -> dict[str, Any]:
 
 def test_the_page_needs_no_internet(site: AdminSite) -> None:
     """The page loads scripts, styles and icon from this registry, and its policy allows nothing else."""
-    page = httpx2.get(f"{site.server.url}/api/docs")
+    page = plain_request("GET", f"{site.server.url}/api/docs")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "script-src 'self';" in page.headers["content-security-policy"]
@@ -27,7 +27,7 @@ def test_the_page_needs_no_internet(site: AdminSite) -> None:
     places = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(places) == 5
     for place in places:
-        answer = httpx2.get(f"{site.server.url}{place}")
+        answer = plain_request("GET", f"{site.server.url}{place}")
         assert answer.status_code == 200, place
         assert place == "/api/openapi.json" or answer.headers["x-content-type-options"] == "nosniff"
     assert "http" not in page.text
@@ -45,7 +45,7 @@ def test_the_page_needs_no_internet(site: AdminSite) -> None:
 )
 def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
     """The files are those of Swagger UI, and the start script."""
-    answer = httpx2.get(f"{site.server.url}/api/docs/{name}")
+    answer = plain_request("GET", f"{site.server.url}/api/docs/{name}")
     assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
     assert part in answer.content
 
@@ -53,7 +53,7 @@ def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
 @pytest.mark.parametrize("name", ["none.js", "__init__.py", "..%2fmain.py", "%2fetc%2fpasswd"])
 def test_no_other_files(site: AdminSite, name: str) -> None:
     """No other file of the package or of the machine is served."""
-    assert httpx2.get(f"{site.server.url}/api/docs/{name}").status_code == 404
+    assert plain_request("GET", f"{site.server.url}/api/docs/{name}").status_code == 404
 
 
 def test_everything_is_described() -> None:

@@ -14,6 +14,7 @@ from registry.config import Settings
 from storage.composition import prepare_data_dir
 from tests.fakes.admin_site import PASSWORD, code_of
 from tests.fakes.commands import entrepot_output
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 
 ROOT = {"name": "root", "password": PASSWORD, "admin": True}
@@ -103,11 +104,11 @@ def test_the_command_beside_an_open_server(tmp_path: Path) -> None:
     """`entrepot user add` closes a running open server on every worker, at the next request."""
     with running_server(tmp_path, workers=2) as server:
         url = f"{server.url}/api/v1/me"
-        assert [httpx2.get(url).json()["open"] for _ in range(4)] == [True] * 4
+        assert [plain_request("GET", url).json()["open"] for _ in range(4)] == [True] * 4
         entrepot_output("user", "add", "root", "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
-        assert [httpx2.get(url).status_code for _ in range(8)] == [401] * 8
-        assert httpx2.get(url, auth=("root", PASSWORD)).json()["admin"]
+        assert [plain_request("GET", url).status_code for _ in range(8)] == [401] * 8
+        assert plain_request("GET", url, auth=("root", PASSWORD)).json()["admin"]
         entrepot_output("user", "disable", "root", "--force", folder=tmp_path)
-        assert [httpx2.get(url, auth=("root", PASSWORD)).status_code for _ in range(8)] == [401] * 8
+        assert [plain_request("GET", url, auth=("root", PASSWORD)).status_code for _ in range(8)] == [401] * 8
         entrepot_output("user", "remove", "root", "--force", folder=tmp_path)
-        assert httpx2.get(url).status_code == 401, "removing the last account opens nothing"
+        assert plain_request("GET", url).status_code == 401, "removing the last account opens nothing"

@@ -18,6 +18,7 @@ import httpx2
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
 from tests.fakes.metrics_reader import Scrape, parse, scrape
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 ALLOWED = '[metrics]\nallow = ["127.0.0.0/8"]\n'
@@ -164,10 +165,10 @@ def test_a_port_of_its_own_serves_nothing_else(tmp_path: Path) -> None:
         tmp_path, "--config", with_settings(tmp_path, f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
     ) as server:
         url = f"http://127.0.0.1:{port}"
-        assert httpx2.get(server.url + "/v2/", trust_env=False).status_code == 200
+        assert plain_request("GET", server.url + "/v2/").status_code == 200
         assert scrape(url).total("entrepot_http_requests_total", route="ping") == 1
         for path in ("/v2/", "/", "/health/live", "/api/v1/me"):
-            assert httpx2.get(url + path, trust_env=False).status_code == 404
+            assert plain_request("GET", url + path).status_code == 404
 
 
 def test_names_of_distribution(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_no_label_has_the_name_of_a_repository(tmp_path: Path) -> None:
             for path in ("/v2/secretname/app/manifests/1", "/v2/secretname/tags/list", "/secretname", "/v2/%zz"):
                 ask.get(path)
             ask.request("SECRETNAME", "/v2/")
-        answer = httpx2.get(server.url + "/metrics", trust_env=False)
+        answer = plain_request("GET", server.url + "/metrics")
     assert "secretname" not in answer.text.lower()
 
 

@@ -7,10 +7,10 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-import httpx2
 import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, Auth, code_of
+from tests.fakes.plain_client import plain_request
 from tests.system.cli.test_tag_commands import KIND, index
 
 ROOT = (ADMIN, PASSWORD)
@@ -24,7 +24,7 @@ def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] =
     """Pushes an index over /v2; returns its digest."""
     body, digest = index(text)
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
-    answer = httpx2.put(url, content=body, headers={"content-type": KIND, "authorization": basic(auth)})
+    answer = plain_request("PUT", url, content=body, headers={"content-type": KIND, "authorization": basic(auth)})
     assert answer.status_code == 201, answer.text
     return digest
 
@@ -34,7 +34,7 @@ def v2_status(site: AdminSite, method: str, repo: str, tag: str, auth: Auth) -> 
     headers = {"accept": KIND, "content-type": KIND} | ({} if auth is None else {"authorization": basic(auth)})
     content = index("by v2")[0] if method == "PUT" else None
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
-    return httpx2.request(method, url, content=content, headers=headers).status_code
+    return plain_request(method, url, content=content, headers=headers).status_code
 
 
 def grant(site: AdminSite, account: str, repo: str, *actions: str) -> None:
@@ -68,7 +68,7 @@ def test_a_deleted_image_comes_back(site: AdminSite) -> None:
     repo = f"team/{site.name('repo')}"
     digest = put(site, repo, "v1", "first")
     url = f"{site.server.url}/v2/{repo}/manifests/{digest}"
-    assert httpx2.delete(url, headers={"authorization": basic(ROOT)}).status_code == 202
+    assert plain_request("DELETE", url, headers={"authorization": basic(ROOT)}).status_code == 202
     moved = site.done("PUT", f"/repositories/{repo}/tags/again", {"digest": digest})
     assert (moved["previous"], moved["restored"]) == (None, [digest])
     assert v2_status(site, "GET", repo, "again", ROOT) == 200

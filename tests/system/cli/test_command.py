@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from registry import __version__
 from registry.cli.command import app
+from storage.composition import layout_of, prepare_data_dir
 from tests.fakes.commands import command_environment, entrepot, entrepot_program
 from tests.fakes.server_process import ROOT
 
@@ -99,6 +100,41 @@ def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
     assert done.stdout == ""
     assert "Error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "status",
+        "events list",
+        "fsck",
+        "gc",
+        "scrub",
+        "quota list",
+        "user list",
+        "inspect team/app:1",
+        "reload",
+        "serve",
+    ],
+)
+def test_a_data_directory_that_cannot_be_read(tmp_path: Path, line: str) -> None:
+    """If the system does not even say what is at the path, a command says why in one line."""
+    done = entrepot(*line.split(), "--data", tmp_path / ("a" * 300), folder=tmp_path)
+    assert done.returncode == 1
+    assert "File name too long" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["status", "events list", "fsck", "inspect team/app:1"])
+def test_a_file_that_cannot_be_opened(tmp_path: Path, line: str) -> None:
+    """A command names the file and the reason, in one line."""
+    prepare_data_dir(tmp_path / "data")
+    reserve = layout_of(tmp_path / "data").reserve
+    reserve.unlink()
+    reserve.mkdir()
+    done = entrepot(*line.split(), "--data", tmp_path / "data", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"entrepot: {reserve}: Is a directory\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

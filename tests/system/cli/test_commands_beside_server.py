@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.fakes.commands import entrepot_output
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 PASSWORD = "correct horse battery"
@@ -38,12 +38,12 @@ def pushed(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> s
     """Returns the statuses of several pushes of a manifest, each over its own connection."""
     url = f"{server.url}/v2/{name}/manifests/1"
     headers = {"content-type": KIND}
-    return {httpx2.put(url, content=INDEX, headers=headers, auth=auth).status_code for _ in range(TRIES)}
+    return {plain_request("PUT", url, content=INDEX, headers=headers, auth=auth).status_code for _ in range(TRIES)}
 
 
 def pulled(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> set[int]:
     url = f"{server.url}/v2/{name}/manifests/1"
-    return {httpx2.get(url, headers={"accept": KIND}, auth=auth).status_code for _ in range(TRIES)}
+    return {plain_request("GET", url, headers={"accept": KIND}, auth=auth).status_code for _ in range(TRIES)}
 
 
 def test_grants(server: RegistryServer) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from registry.cli.data_owner import become_owner
 from tests.fakes.commands import entrepot_program
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 from tests.fakes.temporary_files import memory_root
 
@@ -45,13 +46,13 @@ def push(url: str) -> None:
     """Pushes an image of one blob, with a tag."""
     body = b"{}"
     digest = "sha256:" + hashlib.sha256(body).hexdigest()
-    started = httpx2.post(f"{url}/v2/team/app/blobs/uploads/")
+    started = plain_request("POST", f"{url}/v2/team/app/blobs/uploads/")
     place = httpx2.URL(url).join(started.headers["location"]).copy_merge_params({"digest": digest})
-    assert httpx2.put(place, content=body).status_code == 201
+    assert plain_request("PUT", place, content=body).status_code == 201
     kind = "application/vnd.oci.image.manifest.v1+json"
     config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": len(body)}
     manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []})
-    put = httpx2.put(f"{url}/v2/team/app/manifests/1", content=manifest, headers={"content-type": kind})
+    put = plain_request("PUT", f"{url}/v2/team/app/manifests/1", content=manifest, headers={"content-type": kind})
     assert put.status_code == 201
 
 

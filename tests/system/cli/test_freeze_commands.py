@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from tests.fakes.commands import entrepot, entrepot_output, error_line, json_lines
 from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, index_of, noise_image
 
@@ -58,7 +58,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 def served(server: RegistryServer) -> set[tuple[str, str]]:
     """Returns the digests and warnings in the responses of all workers, over several connections."""
-    answers = [httpx2.head(f"{server.url}/v2/app/manifests/1") for _ in range(12)]
+    answers = [plain_request("HEAD", f"{server.url}/v2/app/manifests/1") for _ in range(12)]
     return {(answer.headers["docker-content-digest"], answer.headers.get("warning", "")) for answer in answers}
 
 
@@ -173,14 +173,14 @@ def test_new_tags_are_refused(tmp_path: Path, upstream: Hub) -> None:
     digest works."""
     configure(tmp_path, upstream, 'cooldown = "3d"\ncooldown_new = "refuse"\n')
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
-        refused = httpx2.get(f"{server.url}/v2/app/manifests/1")
+        refused = plain_request("GET", f"{server.url}/v2/app/manifests/1")
         assert refused.status_code == 403
         (error,) = refused.json()["errors"]
         assert error["code"] == "DENIED"
         assert error["message"].startswith("docker.io/library/app:1 is new here, and the cooldown of 3d holds it back")
         assert error["message"].endswith("UTC on; until then, pull it by digest")
-        assert httpx2.get(f"{server.url}/v2/app/manifests/{FIRST.digest}").status_code == 200
-        assert httpx2.head(f"{server.url}/v2/app/manifests/1").status_code == 403
+        assert plain_request("GET", f"{server.url}/v2/app/manifests/{FIRST.digest}").status_code == 200
+        assert plain_request("HEAD", f"{server.url}/v2/app/manifests/1").status_code == 403
     assert "and the cooldown of 3d holds it back" in error_line(mirror(tmp_path, "freeze", "app:1"), 1)
     (held,) = status(tmp_path)["held_back"]
     assert held["served"] is None

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
@@ -20,6 +19,7 @@ from storage.jobs import slot_name
 from storage.names import RepositoryName
 from storage.upkeep.collection_job import GC
 from tests.fakes.commands import command_environment, entrepot, entrepot_output, error_line, json_lines
+from tests.fakes.plain_client import plain_request
 from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of, image
 from tests.fakes.registry_content import push_blob
 from tests.fakes.server_process import RegistryServer, running_server
@@ -38,15 +38,15 @@ def push(server: RegistryServer, repo: str, tag: str, *blobs: bytes) -> str:
     """Pushes an image of a config and layers; returns its digest."""
     for blob in blobs:
         url = f"{server.url}/v2/{repo}/blobs/uploads/?digest={digest_of(blob)}"
-        assert httpx2.post(url, content=blob).status_code == 201
+        assert plain_request("POST", url, content=blob).status_code == 201
     body = image(*blobs)
     url = f"{server.url}/v2/{repo}/manifests/{tag}"
-    assert httpx2.put(url, content=body, headers={"content-type": OCI_MANIFEST}).status_code == 201
+    assert plain_request("PUT", url, content=body, headers={"content-type": OCI_MANIFEST}).status_code == 201
     return digest_of(body)
 
 
 def pulls(server: RegistryServer, repo: str, blob: bytes) -> bool:
-    answer = httpx2.get(f"{server.url}/v2/{repo}/blobs/{digest_of(blob)}")
+    answer = plain_request("GET", f"{server.url}/v2/{repo}/blobs/{digest_of(blob)}")
     assert answer.status_code in (200, 404, 500)
     return answer.content == blob
 
@@ -68,7 +68,7 @@ def test_collection_beside_the_server(server: RegistryServer) -> None:
     What is still in use stays."""
     push(server, "gc/app", "kept", b"config of kept", b"layer of both")
     gone = push(server, "gc/app", "gone", b"config of gone", b"layer of both")
-    assert httpx2.delete(f"{server.url}/v2/gc/app/manifests/{gone}").status_code == 202
+    assert plain_request("DELETE", f"{server.url}/v2/gc/app/manifests/{gone}").status_code == 202
 
     *planned, preview = lines("gc", "--dry-run", server=server)
     assert pulls(server, "gc/app", b"config of gone")
@@ -136,10 +136,10 @@ def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> Non
 
 def job_of(server: RegistryServer, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """Starts a job by the API, and returns it once it has ended."""
-    started = httpx2.post(f"{server.url}/api/v1/{path}", json=body)
+    started = plain_request("POST", f"{server.url}/api/v1/{path}", json=body)
     assert started.status_code == 202, started.text
     while True:
-        job: dict[str, Any] = httpx2.get(f"{server.url}/api/v1/jobs/{started.json()['id']}").json()
+        job: dict[str, Any] = plain_request("GET", f"{server.url}/api/v1/jobs/{started.json()['id']}").json()
         if job["ended"] is not None:
             return job
 
@@ -147,7 +147,7 @@ def job_of(server: RegistryServer, path: str, body: dict[str, Any]) -> dict[str,
 def test_the_api_starts_both(server: RegistryServer) -> None:
     """The server runs them as jobs, whose results have the totals and the records."""
     gone = push(server, "api/app", "gone", b"config by api", b"layer by api")
-    assert httpx2.delete(f"{server.url}/v2/api/app/manifests/{gone}").status_code == 202
+    assert plain_request("DELETE", f"{server.url}/v2/api/app/manifests/{gone}").status_code == 202
     preview = job_of(server, "gc", {"dry_run": True})
     assert (preview["kind"], preview["state"], preview["message"]) == ("gc", "done", "")
     assert {record["item"] for record in preview["result"]["records"]} >= {digest_of(b"layer by api")}
@@ -155,7 +155,7 @@ def test_the_api_starts_both(server: RegistryServer) -> None:
     assert collected["result"]["totals"] == preview["result"]["totals"]
     checked = job_of(server, "fsck", {"hash": True, "repair": True})
     assert (checked["result"]["found"], checked["result"]["left"]) == ({}, 0)
-    assert httpx2.post(f"{server.url}/api/v1/gc", json={"dry": True}).status_code == 422
+    assert plain_request("POST", f"{server.url}/api/v1/gc", json={"dry": True}).status_code == 422
 
 
 async def test_a_second_command_says_who_is_at_work(server: RegistryServer) -> None:

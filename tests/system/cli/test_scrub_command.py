@@ -144,7 +144,7 @@ def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
     [
         (("--rate", "fast"), "--rate: 'fast' is not a size"),
         (("--rate", "0"), "--rate: '0' is not a size"),
-        (("--json", "status"), "write the options behind the subcommand: entrepot scrub status"),
+        (("--json", "status"), "write the options after the subcommand: entrepot scrub status"),
     ],
 )
 def test_bad_usage(tmp_path: Path, args: tuple[str, ...], problem: str) -> None:

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import apsw
-import httpx2
 import pytest
 
 from registry import __version__
@@ -18,13 +17,14 @@ from storage.access import AccountKind, AccountName
 from storage.composition import open_accounts, prepare_data_dir
 from storage.content import Actor
 from tests.fakes.commands import entrepot, error_line
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 
 def test_start_says_what_a_person_needs(server: RegistryServer) -> None:
     """The banner has the version, the address with the real port, the absolute data directory, a push to try and how to
     stop. The server answers at that address."""
-    assert httpx2.get(server.url + "/v2/").status_code == 200
+    assert plain_request("GET", server.url + "/v2/").status_code == 200
     assert server.stop() == 0
     lines = server.log_text().splitlines()
     first = lines.index(f"Entrepot {__version__} listens on http://127.0.0.1:{server.port}")
@@ -40,7 +40,7 @@ def test_start_says_what_a_person_needs(server: RegistryServer) -> None:
 def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
     """The banner of a read-only registry has a pull to try, and the server refuses an upload."""
     with running_server(tmp_path, "--read-only", workers=1, own_interpreter=True) as server:
-        assert httpx2.post(server.url + "/v2/a/blobs/uploads/").status_code == 405
+        assert plain_request("POST", server.url + "/v2/a/blobs/uploads/").status_code == 405
     assert f"docker pull {server.address}/team/busybox" in server.log_text()
     assert "docker push" not in server.log_text()
 
@@ -61,7 +61,7 @@ def test_start_on_every_address_insecurely(tmp_path: Path) -> None:
     assert "there are no accounts" in server.log_text()
     assert f"docker push localhost:{server.port}/team/busybox" in server.log_text()
     with running_server(tmp_path, workers=1, listen="[::]:0", env={"ENTREPOT_INSECURE_OPEN": "true"}) as server:
-        assert httpx2.get(f"http://127.0.0.1:{server.port}/v2/").status_code == 200
+        assert plain_request("GET", f"http://127.0.0.1:{server.port}/v2/").status_code == 200
 
 
 def test_start_on_every_address_with_an_account(tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_start_of_a_mirror_without_a_default(tmp_path: Path) -> None:
 def test_log_level(tmp_path: Path) -> None:
     """Requests are logged at `info`, and not at `warning`."""
     with running_server(tmp_path / "a", workers=1) as server:
-        httpx2.get(server.url + "/v2/a/tags/list")
+        plain_request("GET", server.url + "/v2/a/tags/list")
     assert "GET /v2/a/tags/list status=404" in server.log_text()
     with running_server(tmp_path / "b", workers=1, env={"ENTREPOT_LOG_LEVEL": "warning"}) as server:
-        httpx2.get(server.url + "/v2/a/tags/list")
+        plain_request("GET", server.url + "/v2/a/tags/list")
     assert "/v2/a/tags/list" not in server.log_text()
 
 

@@ -18,6 +18,7 @@ import pytest
 from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
 from tests.fakes.commands import entrepot, error_line
 from tests.fakes.hub.hub import hub
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import UpstreamContent, noise_image
 
@@ -59,7 +60,7 @@ def test_start(server: RegistryServer, client: httpx2.Client) -> None:
     """The banner has the https address, and the server answers there."""
     assert f"listens on https://127.0.0.1:{server.port}\n" in server.log_text()
     assert client.get("/v2/").status_code == 200
-    assert httpx2.get(f"http://127.0.0.1:{server.port}/v2/").status_code == 400
+    assert plain_request("GET", f"http://127.0.0.1:{server.port}/v2/").status_code == 400
 
 
 def fails(folder: Path, **settings: str | Path) -> str:

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from tests.fakes.commands import entrepot
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 KIND = "application/vnd.oci.image.index.v1+json"
@@ -51,17 +52,19 @@ def index(text: str) -> tuple[bytes, str]:
 
 def put(server: RegistryServer, name: str, tag: str, text: str) -> str:
     body, digest = index(text)
-    answer = httpx2.put(f"{server.url}/v2/{name}/manifests/{tag}", content=body, headers={"content-type": KIND})
+    answer = plain_request(
+        "PUT", f"{server.url}/v2/{name}/manifests/{tag}", content=body, headers={"content-type": KIND}
+    )
     assert answer.status_code == 201, answer.text
     return digest
 
 
 def delete(server: RegistryServer, name: str, reference: str) -> None:
-    assert httpx2.delete(f"{server.url}/v2/{name}/manifests/{reference}").status_code == 202
+    assert plain_request("DELETE", f"{server.url}/v2/{name}/manifests/{reference}").status_code == 202
 
 
 def head(server: RegistryServer, name: str, tag: str) -> str | None:
-    answer = httpx2.head(f"{server.url}/v2/{name}/manifests/{tag}", headers={"accept": KIND})
+    answer = plain_request("HEAD", f"{server.url}/v2/{name}/manifests/{tag}", headers={"accept": KIND})
     return answer.headers.get("docker-content-digest")
 
 
@@ -136,10 +139,10 @@ def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
     url = f"{server.url}/v2/{repo}/manifests"
     headers = {"content-type": KIND}
     refused = [
-        httpx2.put(f"{url}/v1", content=index("second")[0], headers=headers),
-        httpx2.put(f"{url}/latest?tag=v1", content=index("second")[0], headers=headers),
-        httpx2.delete(f"{url}/v1"),
-        httpx2.delete(f"{url}/{first}"),
+        plain_request("PUT", f"{url}/v1", content=index("second")[0], headers=headers),
+        plain_request("PUT", f"{url}/latest?tag=v1", content=index("second")[0], headers=headers),
+        plain_request("DELETE", f"{url}/v1"),
+        plain_request("DELETE", f"{url}/{first}"),
     ]
     assert [answer.status_code for answer in refused] == [403] * 4
     [error] = refused[0].json()["errors"]
@@ -161,13 +164,13 @@ def test_one_of_many_pushes_makes_an_immutable_tag(server: RegistryServer, repo:
     url = f"{server.url}/v2/{repo.replace('team/', 'fixed/')}/manifests/v1"
 
     def push(number: int) -> httpx2.Response:
-        return httpx2.put(url, content=index(f"number {number}")[0], headers={"content-type": KIND})
+        return plain_request("PUT", url, content=index(f"number {number}")[0], headers={"content-type": KIND})
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(push, range(48)))
     assert sorted({answer.status_code for answer in answers}) == [201, 403]
     [accepted] = [answer.headers["docker-content-digest"] for answer in answers if answer.status_code == 201]
-    assert httpx2.get(url, headers={"accept": KIND}).headers["docker-content-digest"] == accepted
+    assert plain_request("GET", url, headers={"accept": KIND}).headers["docker-content-digest"] == accepted
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_a_mirrored_tag_follows_its_upstream(server: RegistryServer) -> None:
 def test_no_tag_yet(server: RegistryServer, repo: str) -> None:
     """A repository without tags has an empty history."""
     body, digest = index("untagged")
-    httpx2.put(f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": KIND})
+    plain_request("PUT", f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": KIND})
     done = entrepot("tag", "history", f"{repo}:v1", "--config", "entrepot.toml", folder=server.data.parent)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", f"entrepot: {repo} never had a tag v1\n")
 

@@ -201,10 +201,10 @@ def test_tls_with_an_own_authority(tmp_path: Path) -> None:
 
 def test_a_refused_event_becomes_a_dead_letter_and_can_be_sent_again(tmp_path: Path) -> None:
     """An event that the receiver refuses again and again is given up, and later events of the repository come. `events
-    retry` sends it again."""
+    retry` sends it again. The metrics say so."""
     with receiver_running() as receiver:
         receiver.status = lambda body: 400 if body["subject"] == "team/app:bad" else 200
-        settings = webhook_table(receiver.url, max_attempts=2)
+        settings = '[metrics]\nallow = ["127.0.0.1"]\n' + webhook_table(receiver.url, max_attempts=2)
         with event_site(tmp_path, settings) as server:
             for tag in ("bad", "good"):
                 pushed(server, "team/app", tag, tag)
@@ -212,6 +212,12 @@ def test_a_refused_event_becomes_a_dead_letter_and_can_be_sent_again(tmp_path: P
             (dead,) = deliveries(tmp_path, "--dead")
             assert (dead["event"]["tag"], dead["error"], dead["attempts"]) == ("bad", "it answered 400", 2)
             assert "is given up: it answered 400" in server.log_text()
+            with plain_client(server.url) as client:
+                metrics = client.get("/metrics").text.splitlines()
+            assert 'entrepot_events_sent_total{webhook="hook"} 1.0' in metrics
+            assert 'entrepot_events_failed_attempts_total{outcome="refused",webhook="hook"} 2.0' in metrics
+            assert 'entrepot_events_given_up_total{webhook="hook"} 1.0' in metrics
+            assert 'entrepot_events_dead_letters{webhook="hook"} 1.0' in metrics
             receiver.status = lambda _: 200
             done = entrepot("events", "retry", str(dead["event"]["number"]), *SETTINGS, folder=tmp_path)
             assert (done.returncode, done.stderr) == (0, "1 event will be sent again\n")

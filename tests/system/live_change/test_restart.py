@@ -15,6 +15,7 @@ import pytest
 
 from tests.fakes.commands import command_environment, entrepot
 from tests.fakes.forked_process import ROOT, ForkedProcess
+from tests.fakes.metrics_reader import scrape
 from tests.fakes.raw_http import RawConnection
 from tests.system.live_change.conftest import LiveSite
 from tests.system.server.app_process import children, wait_for
@@ -28,9 +29,9 @@ def is_replaced(site: LiveSite, before: list[int]) -> bool:
 
 def test_restart(site: LiveSite) -> None:
     """A restart executes the program again in the same process and replaces all workers. A setting that a reload
-    refuses takes effect."""
+    refuses takes effect. What was counted before still counts."""
     before, parent = site.server.worker_pids(), site.server.pid
-    site.write("restart_grace = 60\n")
+    site.write('restart_grace = 60\nmetrics.allow = ["127.0.0.0/8"]\n')
     assert site.run("reload").returncode == 1
     done = site.run("restart")
     assert (done.returncode, done.stdout, done.stderr) == (0, "all workers were replaced\n", "")
@@ -42,6 +43,9 @@ def test_restart(site: LiveSite) -> None:
     os.kill(parent, signal.SIGUSR2)
     wait_for(lambda: is_replaced(site, before))
     assert site.may_push()
+    found = scrape(site.server.url)
+    assert found.total("entrepot_worker_starts_total") == 6
+    assert found.total("entrepot_workers") == 2
 
 
 def test_a_push_goes_on(site: LiveSite) -> None:

@@ -12,12 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from registry.telemetry.tracing import is_tracing_configured
 from tests.fakes.mirror_site import REPO, MirrorSite
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -78,12 +78,12 @@ def test_a_push_and_its_parts(tmp_path: Path, collector: Collector) -> None:
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
     with running_server(tmp_path, env={"ENTREPOT_OTEL__ENDPOINT": collector.url}) as server:
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-        answer = httpx2.post(
-            f"{server.url}/v2/team/app/blobs/uploads/?digest={digest}", content=body, headers=headers, trust_env=False
+        answer = plain_request(
+            "POST", f"{server.url}/v2/team/app/blobs/uploads/?digest={digest}", content=body, headers=headers
         )
         assert answer.status_code == 201
         for _ in range(3):
-            assert httpx2.get(f"{server.url}/v2/", trust_env=False).status_code == 200
+            assert plain_request("GET", f"{server.url}/v2/").status_code == 200
     (request,) = collector.named("POST uploads")
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, PARENT)
     found = attributes(request)
@@ -115,7 +115,7 @@ def test_a_collector_that_refuses_holds_up_nothing(tmp_path: Path) -> None:
     collector = Collector(status=503)
     with running_server(tmp_path, workers=1, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}) as server:
         for _ in range(20):
-            assert httpx2.get(f"{server.url}/v2/", trust_env=False).status_code == 200
+            assert plain_request("GET", f"{server.url}/v2/").status_code == 200
     collector.close()
     assert collector.spans == []
 

@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from tests.fakes.commands import command_environment, entrepot
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 DEADLINE = 30.0
@@ -44,8 +43,8 @@ def test_status_of_a_server(tmp_path: Path) -> None:
         before = until(server, server.worker_pids())
         assert before["running"]
         assert before["disk"]["free"] > 0
-        assert httpx2.post(f"{server.url}/v2/team/app/blobs/uploads/").status_code == 202
-        over_http = httpx2.get(f"{server.url}/api/v1/status").json()
+        assert plain_request("POST", f"{server.url}/v2/team/app/blobs/uploads/").status_code == 202
+        over_http = plain_request("GET", f"{server.url}/api/v1/status").json()
         assert over_http["uploads"]["open"] == 1
         assert over_http["started"] == before["started"]
         killed, other = server.worker_pids()
@@ -77,7 +76,7 @@ def test_status_of_a_dead_upstream(tmp_path: Path) -> None:
     with running_server(tmp_path, "--config", str(settings), workers=1) as server:
         deadline = time.monotonic() + DEADLINE
         while True:
-            assert httpx2.get(f"{server.url}/v2/library/app/manifests/1").status_code >= 500
+            assert plain_request("GET", f"{server.url}/v2/library/app/manifests/1").status_code >= 500
             (upstream,) = shown(server, "--config", str(settings))["upstreams"]
             (endpoint,) = upstream["endpoints"]
             if endpoint["breaker"] == "open":

@@ -11,7 +11,7 @@ import pytest
 
 from storage.content import digest_of
 from storage.data_dir.layout import Layout
-from tests.fakes.plain_client import plain_client
+from tests.fakes.plain_client import plain_client, plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 DATA = os.urandom(12 * 1024 * 1024)
@@ -48,7 +48,7 @@ def test_a_file_that_lost_its_end(server: RegistryServer) -> None:
 def test_a_file_that_is_gone(server: RegistryServer) -> None:
     """It is answered before anything is sent, as a blob that is not there, and is one line as well."""
     Layout(server.data).blob(DIGEST).unlink()
-    assert httpx2.get(f"{server.url}{PATH}").status_code == 404
+    assert plain_request("GET", f"{server.url}{PATH}").status_code == 404
     (line,) = problems(server)
     assert DIGEST in line
     assert "its bytes are missing" in line

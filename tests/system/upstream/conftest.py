@@ -12,6 +12,7 @@ from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.small_store import small_store as small_store
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 from tests.fakes.upstream_source import REPO, opened_registry
 

@@ -174,7 +174,7 @@ async def test_a_store_is_opened_again_however_that_failed_before(
 async def test_work_of_a_store_that_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, starts_work: bool, works: bool
 ) -> None:
-    """The work beside requests starts only if the settings of the application are in force: not after a reload has
+    """The background work starts only if the settings of the application are in force: not after a reload has
     replaced it, and not before one puts it in force."""
     monkeypatch.setattr("registry.app.REOPEN_SECONDS", 0.0)
     prepare_data_dir(tmp_path)

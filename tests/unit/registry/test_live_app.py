@@ -135,7 +135,7 @@ async def test_a_preparation_that_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_work_that_takes_long_to_hand_over(tmp_path: Path) -> None:
-    """New requests get the new settings before the work beside requests has followed."""
+    """New requests get the new settings before the new background work has started."""
     prepare_data_dir(tmp_path)
     live = LiveApp(Settings(data=tmp_path), make_app)
     lifespan = Lifespan(live)

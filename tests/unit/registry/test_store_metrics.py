@@ -9,7 +9,9 @@ from registry.admin.store_metrics import CACHED_PER_READ, MIN_CACHED_SECONDS, St
 from registry.config import Settings
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName
+from storage.outbox import CHANGES, EventReader, FailedDelivery
 from tests.fakes.registry_content import push_image
+from tests.fakes.upkeep_store import Clock
 
 APP = RepositoryName("team/app")
 
@@ -48,3 +50,31 @@ def test_figures_that_take_long_are_read_seldom(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
     """Says so, and hides no other metric of the scrape."""
     assert values(StoreMetrics(Settings(data=tmp_path / "missing"))) == {"entrepot_store_readable": 0}
+
+
+async def test_what_waits_for_webhooks(tmp_path: Path) -> None:
+    """Each webhook in the settings has a backlog, with the age of its oldest event; without one it is 0."""
+    prepare_data_dir(tmp_path)
+    clock = Clock()
+    webhooks = [{"name": name, "url": "http://hook.test"} for name in ("slow", "idle")]
+    metrics = StoreMetrics(Settings(data=tmp_path, webhook=webhooks), clock)  # type: ignore[arg-type]
+    async with open_registry(tmp_path, clock=clock) as registry:
+        await registry.outbox.configure([EventReader("slow", CHANGES, ("**",))])
+        for tag in ("v1", "v2", "v3"):
+            await push_image(registry, APP, "x", tag)
+        await registry.outbox.settle("slow", [], [FailedDelivery(1, 10, 0.0, clock.now, "no")])
+        clock.now += 7
+    found = {
+        (sample.name.removeprefix("entrepot_events_"), sample.labels["webhook"]): sample.value
+        for metric in metrics.collect()
+        for sample in metric.samples
+        if sample.name.startswith("entrepot_events_")
+    }
+    assert found == {
+        ("pending", "slow"): 2,
+        ("dead_letters", "slow"): 1,
+        ("oldest_pending_age_seconds", "slow"): 7,
+        ("pending", "idle"): 0,
+        ("dead_letters", "idle"): 0,
+        ("oldest_pending_age_seconds", "idle"): 0,
+    }

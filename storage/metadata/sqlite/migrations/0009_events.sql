@@ -8,7 +8,8 @@ CREATE TABLE event_reader (
     repositories TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- The row of a change is added in the transaction of the change. The newest row is never deleted, so that no later
+-- The row of a change is added in the transaction of the change. `kept`: 1 if the event is in the list that people and
+-- programs read, 0 if it is stored only until webhooks have been told. The newest row is never deleted, so that no later
 -- event gets the id of an earlier one.
 CREATE TABLE event (
     id         INTEGER PRIMARY KEY,
@@ -25,8 +26,16 @@ CREATE TABLE event (
     address    TEXT NOT NULL,
     request_id TEXT NOT NULL,
     user_agent TEXT NOT NULL,
-    reason     TEXT NOT NULL
+    reason     TEXT NOT NULL,
+    kept       INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX event_kept ON event (kept);        -- and by id, as every index
+
+-- One row. The list has all events from the number `kept_from` on that it ever had.
+CREATE TABLE event_list (
+    kept_from INTEGER NOT NULL
+) STRICT;
+INSERT INTO event_list (kept_from) VALUES (1);
 
 -- An event that a webhook has not been told. The row is deleted when it has been. `next_at`: when it is tried again.
 -- `dead`: when it was given up; NULL: it is still tried.

@@ -1,9 +1,9 @@
 """Finds and evicts images of mirrored content in the metadata database.
 
-The table `cached_manifest` has the mirrored manifests in the order in which eviction looks at them. Their `rank` is not
-updated by pulls. When eviction meets an image that was pulled after its rank, or that must stay, it gives the image a
-later rank and goes on. So a pull writes nothing, and the cost of an eviction follows what is evicted and what was
-pulled since the last one, not the size of the store.
+The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction looks at the manifests in
+the order of their ranks, earliest first. A pull does not update the rank. Instead, when eviction comes to an image that
+was pulled after its rank, or that must stay, it gives the image a later rank and goes on. So the cost of an eviction
+depends on how many images it evicts and how many were pulled since the last eviction, not on the size of the store.
 
 `manifest` and `repository` are row ids. A *family* is an image: a root manifest with its children and referrers.
 """
@@ -76,8 +76,14 @@ SELECT q.repository, b.id, q.digest FROM collect_queue q CROSS JOIN usage_member
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A family. `root`: row id of its root. `removable`: row ids of the manifests that go with it, root first: all but
-    those that have a tag or that another index lists. `last_pulled`: of the whole family."""
+    """An image.
+
+    - `root`: row id of the root manifest.
+    - `repository`, `name`: row id and stored name of the repository. `digest`: digest of the root.
+    - `family`: row ids of all manifests of the image, root first.
+    - `removable`: row ids of the manifests that an eviction of the image deletes, root first. Another manifest
+      stays if it has a tag, if an index that stays lists it, or if its subject stays.
+    - `last_pulled`: when a manifest of the family was last pulled or stored, in seconds since 1970."""
 
     root: int
     repository: int
@@ -156,7 +162,8 @@ def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, 
 def evict_next(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
 ) -> EvictedImage | bool:
-    """Does what `CachedImages.evict_next` says."""
+    """Implements `CachedImages.evict_next`. Returns the image that it evicted. If it evicted none, returns True; False
+    if there are no more images to look at."""
     for _ in range(MAX_LOOKS):
         front = _front(db, upstreams, started)
         if front is None:
@@ -166,7 +173,8 @@ def evict_next(
         if image is not None and image.last_pulled > rank:
             _set_rank(db, manifest, image.last_pulled)
         elif image is None or reason_to_keep(db, image, rules, now) is not None:
-            # A manifest that belongs to another image goes with that one. So neither need be looked at again soon.
+            # The manifest belongs to another image, whose eviction deletes it as well, or its image must stay. In both
+            # cases, this eviction need not look at it again.
             _set_rank(db, manifest, max(started, now))
         else:
             return _evict(db, image, upstream, by, now)
@@ -200,7 +208,8 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        # Not restorable: the next pull fetches it from the upstream, and a copy here would keep its blobs.
+        # Nobody needs to put the manifest back, because the next pull fetches it from the upstream. If it were kept for
+        # that, garbage collection would keep its blobs as well.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
     freed = 0
     for blob, digest, size in blobs:

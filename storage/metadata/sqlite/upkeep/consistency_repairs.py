@@ -11,13 +11,17 @@ import apsw
 
 from storage.consistency import Problem, ProblemCode
 from storage.content import json_of_annotations
+from storage.damage import UPKEEP_ACTOR
 from storage.metadata.sqlite import blob_changes
 from storage.metadata.sqlite.blob_changes import WHOLE_STORE
-from storage.metadata.sqlite.upkeep import damage_changes, manifest_checks, usage_checks
+from storage.metadata.sqlite.upkeep import damage_changes, event_tables, manifest_checks, usage_checks
 from storage.names import Digest
+from storage.outbox import EventAction, NewEvent
 
 _NEWEST_TARGET = """
-SELECT m.id, m.digest FROM tag_history h JOIN manifest m ON m.repository = h.repository AND m.digest = h.digest
+SELECT m.id, m.digest, m.media_type, m.size, r.name
+  FROM tag_history h JOIN manifest m ON m.repository = h.repository AND m.digest = h.digest
+  JOIN repository r ON r.id = h.repository
  WHERE h.repository = ?1 AND h.tag = ?2 ORDER BY h.id DESC LIMIT 1"""
 _UNQUEUED_LINK = """
 SELECT 1 FROM blob_link l JOIN blob b ON b.id = l.blob
@@ -89,8 +93,11 @@ def _restore_tag(db: apsw.Connection, problem: Problem, now: float) -> str | Non
     row: Any = db.execute(_NEWEST_TARGET, problem.key).get
     if row is None:
         return None
-    manifest, digest = row
+    manifest, digest, media_type, size, repo = row
     db.execute("UPDATE tag SET manifest = ? WHERE repository = ? AND name = ?", (manifest, *problem.key))
+    tag, reason = str(problem.key[1]), "a repair: what the tag pointed at did not exist"
+    moved = NewEvent(EventAction.MOVE, repo, now, UPKEEP_ACTOR, tag, digest, None, media_type, size, reason)
+    event_tables.add(db, moved)
     return f"pointed the tag at {digest}, which its history names last"
 
 

@@ -31,28 +31,28 @@ def holders(db: apsw.Connection, digest: Digest, limit: int) -> list[RepositoryN
     return [RepositoryName(name) for (name,) in rows]
 
 
-def mark_blob(db: apsw.Connection, digest: Digest, former: str, reason: str, place: str, now: float) -> bool:
-    """Marks the blob as damaged if its bytes are still at `former`. `place`: where the blob store keeps the damaged
-    bytes. Returns whether it marked the blob."""
-    db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former))
-    if not former or db.changes() == 0:
+def mark_blob(db: apsw.Connection, digest: Digest, former_place: str, reason: str, place: str, now: float) -> bool:
+    """Marks the blob as damaged if its bytes are still at `former_place`. `place`: the key under which the blob store
+    keeps the damaged bytes now; empty if it keeps none. Returns whether it marked the blob."""
+    db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former_place))
+    if not former_place or db.changes() == 0:
         return False
-    _record_damage(db, digest, former, reason, place, now)
+    _record_damage(db, digest, former_place, reason, place, now)
     return True
 
 
 def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: float) -> None:
-    """Records that a blob is damaged whose row has no place already, so that nobody knows where its bytes are."""
+    """Records damage of a blob whose row already has no place. Nobody knows where the bytes of such a blob are."""
     _record_damage(db, digest, "", reason, "", now)
 
 
-def _record_damage(db: apsw.Connection, digest: Digest, former: str, reason: str, place: str, now: float) -> None:
+def _record_damage(db: apsw.Connection, digest: Digest, former_place: str, reason: str, place: str, now: float) -> None:
     """Stores the record of damage of a blob whose row has no place, and writes lines in the audit log."""
     db.execute(
         "INSERT INTO damaged_blob (digest, found, reason, place, former) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place, "
         "former = excluded.former",
-        (digest, now, reason, place, former),
+        (digest, now, reason, place, former_place),
     )
     for repo in holders(db, digest, MAX_AUDIT_LINES):
         record_content(db, UPKEEP_ACTOR, now, "blob.damaged", repo, digest, {"reason": reason})
@@ -94,8 +94,8 @@ def forget_blob(db: apsw.Connection, digest: Digest) -> None:
 
 
 def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedManifest | None:
-    """Hashes the manifest's body, and marks the manifest as damaged if the body does not have its digest. Returns None
-    if it is right, deleted, or marked already."""
+    """Hashes the manifest's body, and marks the manifest as damaged if the body has another digest. Returns None if the
+    body is right, or if the manifest was deleted or marked before."""
     row: Any = db.execute(
         "SELECT m.repository, r.name, m.digest, m.media_type, m.size, m.body "
         "FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ? AND m.size > 0",
@@ -121,8 +121,8 @@ def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedM
 
 
 def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manifest: Manifest, now: float) -> None:
-    """Stores the body of a damaged manifest again. What it refers to is stored still, because the same digest means the
-    same content."""
+    """Stores the body of a damaged manifest again. Does not store the references of the manifest: they are stored
+    still, and the same digest means the same references."""
     db.execute(
         "UPDATE manifest SET media_type = ?, size = ?, subject = ?, artifact_type = ?, annotations = CAST(? AS TEXT), "
         "body = ? WHERE id = ?",

@@ -37,8 +37,8 @@ class KeptManifest(NamedTuple):
 
 
 def keep(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Copies the manifest with this row id, which the caller then deletes. Copies no empty body, that of a damaged
-    manifest, because it could not be put back."""
+    """Copies the manifest with this row id, which the caller then deletes. Does not copy a damaged manifest: it has no
+    body, so it could not be put back."""
     db.execute(
         "INSERT OR REPLACE INTO deleted_manifest (repository, digest, media_type, subject, pushed, deleted, body) "
         "SELECT repository, digest, media_type, subject, pushed, ?, body FROM manifest WHERE id = ? AND size > 0",
@@ -86,8 +86,8 @@ def drop_oldest(db: apsw.Connection, before: float, limit: int) -> list[DeletedM
 
 
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
-    """Deletes manifests of one repository that were deleted by the time `before`, but only so many as one transaction
-    should. Returns whether there are none left."""
+    """Deletes for good the manifests of one repository that were deleted by the time `before`, but not more than one
+    transaction should. Returns whether none of them are left."""
     found = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
     return len(_drop(db, found)) == len(found) < MAX_DROPPED
 

@@ -1,8 +1,8 @@
-"""Adds events to the metadata database, in the transaction of the change that they tell of.
+"""Adds events to the metadata database. An event is added in the same transaction as the change that it describes.
 
 Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
-change is made, `now` the time in seconds since 1970. If no reader wants an event, a function reads one short table and
-does nothing else.
+change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
+keeps. If no reader wants an event, the function reads the short table of readers and adds nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MIRROR_ACTOR: Final = Actor(name="mirror")
 """The actor of a blob that a mirror fetches for all clients."""
 _INSERT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
-                   user_agent, reason)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+                   user_agent, reason, kept)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
 
 
 class _Filter(NamedTuple):
@@ -46,6 +46,7 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
         (
             *(str(uuid.uuid4()), event.at, event.action, event.repository, event.tag, event.digest, event.previous),
             *(event.media_type, event.size, by.name, by.address, by.request_id, by.user_agent, event.reason),
+            LIST_READER in readers,
         ),
     ).get
     for name in readers:
@@ -57,7 +58,8 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
-    """Returns whether a reader may want an event with this action. For code that has to read more for the event."""
+    """Returns whether a reader may want an event with this action. If not, the caller need not read what the event
+    would contain."""
     return any(action in wanted.actions and wanted.repositories.matches(repo) for _, wanted in _readers(db))
 
 
@@ -71,16 +73,18 @@ def add_stored(
     by: Actor,
     now: float,
 ) -> None:
-    """Adds the event of a manifest that was stored, or at which the tag was pointed. `previous`: what the tag pointed
-    at before; None if there was no such tag."""
+    """Adds the event of a manifest that was stored, or of a tag that was set to a manifest. `previous`: what the tag
+    pointed at before; None if there was no such tag."""
     moved_from = None if previous == manifest.digest else previous
     size = len(manifest.body)
     add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
 
 
-def add_filled_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, now: float) -> None:
-    """Adds the event of a blob that a mirror has fetched."""
-    add(db, NewEvent(EventAction.FILL, repo, now, MIRROR_ACTOR, digest=digest, media_type=BLOB_TYPE, size=size))
+def add_blob(
+    db: apsw.Connection, action: EventAction, repo: RepositoryName, digest: Digest, size: int, by: Actor, now: float
+) -> None:
+    """Adds the event of a blob. `size`: in bytes; 0 if it is not known."""
+    add(db, NewEvent(action, repo, now, by, digest=digest, media_type=BLOB_TYPE, size=size))
 
 
 def add_deleted_tag(
@@ -93,7 +97,7 @@ def add_deleted_tag(
 def add_deleted_manifest(
     db: apsw.Connection, action: EventAction, repo: RepositoryName, manifest_id: int, by: Actor, now: float
 ) -> None:
-    """Adds the events of a manifest that is about to be deleted, and of its tags, which go with it."""
+    """Adds the events of a manifest that is about to be deleted, and of its tags, which are deleted with it."""
     if not is_wanted(db, action, repo):
         return
     row: Any = db.execute("SELECT digest, media_type, size FROM manifest WHERE id = ?", (manifest_id,)).get
@@ -106,7 +110,10 @@ def add_deleted_manifest(
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
     """Replaces the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
-    were."""
+    were. If the list is a new reader, it begins with the next event."""
+    is_listed = db.execute("SELECT 1 FROM event_reader WHERE name = ?", (LIST_READER,)).get is not None
+    if not is_listed and any(reader.name == LIST_READER for reader in readers):
+        db.execute("UPDATE event_list SET kept_from = (SELECT coalesce(max(id), 0) + 1 FROM event)")
     db.execute("DELETE FROM event_reader")
     db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
     names = json.dumps([reader.name for reader in readers])

@@ -60,7 +60,7 @@ class StoredManifest:
 
     @property
     def names_digest(self) -> bool:
-        """Whether the digest of the row is one."""
+        """Whether the column `digest` contains a valid digest."""
         try:
             Digest(self.digest)
         except RegistryError:

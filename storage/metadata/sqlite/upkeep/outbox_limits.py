@@ -15,13 +15,16 @@ import apsw
 from storage.outbox import DroppedDeliveries, EventLimits, WebhookBacklog
 
 MAX_DELETED_EVENTS: Final = 2000
-"""Largest number of events that one transaction deletes."""
+"""Largest number of events that one transaction takes from the list, and of others that it deletes."""
 MAX_DROPPED: Final = 2000
 """Largest number of deliveries of a webhook that one transaction deletes."""
 _IS_WAITED_FOR: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
-_OLDEST_EVENTS: Final = f"""
-SELECT e.id, e.at, {_IS_WAITED_FOR} FROM event e WHERE e.id > ?1 AND e.id < ?2 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}
-"""
+_IS_NEWEST: Final = "e.id = (SELECT max(id) FROM event)"
+_OLDEST_KEPT: Final = f"SELECT e.id, e.at FROM event e WHERE e.kept = 1 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"
+_LAST_IN_LIST: Final = "SELECT e.id FROM event e WHERE e.kept = 1 ORDER BY e.id DESC LIMIT 1 OFFSET ?"
+_NEEDLESS: Final = f"""
+SELECT e.id FROM event e WHERE e.kept = 0 AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}
+ ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"""
 _COUNTS: Final = """
 SELECT d.webhook, sum(d.dead IS NULL), sum(d.dead IS NOT NULL), min(iif(d.dead IS NULL, d.event, NULL)) AS oldest
   FROM event_delivery d GROUP BY d.webhook"""
@@ -31,11 +34,13 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """What exceeds the limits. `events`: numbers of events. `deliveries`: pairs of a webhook and the number of an
-    event. `dropped`: how many of these are deliveries and dead letters, for each webhook. `bool(excess)` is False if
-    there is nothing."""
+    """What exceeds the limits. `kept`: numbers of events that are too old or too many for the list. `needless`: of
+    events that are not in the list, and that no webhook has to be told of. `deliveries`: pairs of a webhook and the
+    number of an event. `dropped`: how many of these are deliveries and dead letters, for each webhook. `bool(excess)`
+    is False if there is nothing."""
 
-    events: Sequence[int]
+    kept: Sequence[int]
+    needless: Sequence[int]
     deliveries: Sequence[tuple[str, int]]
     dropped: Sequence[DroppedDeliveries]
 
@@ -43,10 +48,10 @@ class Excess:
     def is_complete(self) -> bool:
         """Whether this is all that exceeded the limits."""
         most = max((max(found.pending, found.dead) for found in self.dropped), default=0)
-        return len(self.events) < MAX_DELETED_EVENTS and most < MAX_DROPPED
+        return max(len(self.kept), len(self.needless)) < MAX_DELETED_EVENTS and most < MAX_DROPPED
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.deliveries)
+        return bool(self.kept or self.needless or self.deliveries)
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
@@ -60,23 +65,19 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
         if too_old or too_dead:
             deliveries += [*too_old, *too_dead]
             dropped.append(DroppedDeliveries(webhook, len(too_old), len(too_dead)))
-    return Excess(_old_events(db, limits), deliveries, dropped)
+    needless: list[int] = [number for (number,) in db.execute(_NEEDLESS)]
+    return Excess(_old_events(db, limits), needless, deliveries, dropped)
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns events that are too old or too many, and that no webhook has to be told of. Never the newest."""
-    newest: int = db.execute("SELECT max(id) FROM event").get or 0
+    """Returns events of the list that are too old or too many."""
+    rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
+    last: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get  # the newest of those that are too many
     found: list[int] = []
-    position = 0
-    while len(found) < MAX_DELETED_EVENTS:
-        rows: list[Any] = db.execute(_OLDEST_EVENTS, (position, newest)).fetchall()
-        for position, at, is_waited_for in rows:
-            if at >= limits.keep_since and position > newest - limits.events:
-                return found
-            if not is_waited_for:
-                found.append(position)
-        if not rows:
+    for number, at in rows:
+        if at >= limits.keep_since and (last is None or number > last):
             break
+        found.append(number)
     return found
 
 
@@ -92,8 +93,11 @@ def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) 
 def delete_excess(db: apsw.Connection, excess: Excess) -> None:
     """Deletes what `find_excess` found."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
-    rows = [(event,) for event in excess.events]
-    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR}", rows)
+    numbers = [(number,) for number in (*excess.kept, *excess.needless)]
+    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}", numbers)
+    if excess.kept:  # those that are left leave only the list
+        db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.kept])
+        db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.kept[-1] + 1,))
 
 
 def backlog(db: apsw.Connection) -> list[WebhookBacklog]:

@@ -119,10 +119,11 @@ class SqliteDamageRecords:
         place: str | None = self._db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
         return place
 
-    async def mark_blob(self, digest: Digest, former: str, reason: str, place: str) -> bool:
+    async def mark_blob(self, digest: Digest, former_place: str, reason: str, place: str) -> bool:
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.mark_blob(db, digest, former, reason, place, now), reserve_use=ReserveUse.RELIEF
+            lambda db: damage_changes.mark_blob(db, digest, former_place, reason, place, now),
+            reserve_use=ReserveUse.RELIEF,
         )
 
     async def restore_blob(self, digest: Digest, place: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -61,10 +61,9 @@ SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
  ORDER BY d.event DESC, d.webhook LIMIT ?4"""
 _EVENTS: Final = f"""
 SELECT {_EVENT} FROM event e
- WHERE e.id < ?1 AND (?2 IS NULL OR e.action = ?2) AND (?3 IS NULL OR e.repository = ?3) ORDER BY e.id DESC LIMIT ?4"""
-_OLDEST: Final = """
-SELECT e.id FROM event e WHERE NOT EXISTS (SELECT 1 FROM event p WHERE p.id = e.id - 1) ORDER BY e.id DESC LIMIT 1"""
-"""The event after the last gap in the numbers. Events before a gap are kept only because a webhook waits for them."""
+ WHERE e.kept = 1 AND e.id < ?1 AND (?2 IS NULL OR e.action = ?2) AND (?3 IS NULL OR e.repository = ?3)
+ ORDER BY e.id DESC LIMIT ?4"""
+_NEXT_EVENTS: Final = f"SELECT {_EVENT} FROM event e WHERE e.kept = 1 AND e.id > ? ORDER BY e.id LIMIT ?"
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """No delivery waits longer than this for its next attempt."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
@@ -104,9 +103,14 @@ class SqliteOutbox:
 
         await self._writer.run(insert, durable=False)
 
-    async def due(self, webhook: str, now: float, max_repositories: int, max_events: int) -> DueDeliveries:
+    async def due(
+        self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
+    ) -> DueDeliveries:
+        left_out = frozenset(without)  # the caller may change its own meanwhile
+
         def read(db: apsw.Connection) -> DueDeliveries:
-            heads: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
+            rows: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
+            heads = [row for row in rows if row[0] not in left_out]
             due = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
             later = [next_at for _, next_at in heads if not _is_due(next_at, now)]
             queues = [[_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due]
@@ -135,13 +139,12 @@ class SqliteOutbox:
         return number or 0
 
     async def oldest(self) -> int:
-        number: Any = await self._scan(lambda db: db.execute(_OLDEST).get)
-        return number or 0
+        with _as_storage_failed():
+            return int(self._db.execute("SELECT kept_from FROM event_list").get)
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
-        sql = f"SELECT {_EVENT} FROM event e WHERE e.id > ? ORDER BY e.id LIMIT ?"
         with _as_storage_failed():
-            rows: list[Any] = self._db.execute(sql, (number, limit)).fetchall()
+            rows: list[Any] = self._db.execute(_NEXT_EVENTS, (number, limit)).fetchall()
         return [_event(row) for row in rows]
 
     async def before(
@@ -196,7 +199,8 @@ def _as_storage_failed() -> Iterator[None]:
 
 
 def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. A time too far in the future is of a clock that was set back since then."""
+    """Returns whether a delivery is due. A time that is too far in the future comes from a clock that was set back
+    later, so it counts as due."""
     return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
 
 

@@ -110,8 +110,8 @@ class SqliteSnapshots:
     def mark_damaged(self, path: Path, digests: Sequence[Digest], reason: str) -> None:
         with self._changing(path) as db:
             for digest in digests:
-                former = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
-                mark_blob(db, digest, str(former or ""), reason, "", self._clock())
+                place = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
+                mark_blob(db, digest, str(place or ""), reason, "", self._clock())
 
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
         with self._changing(path) as db:

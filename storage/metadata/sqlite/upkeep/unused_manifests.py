@@ -77,8 +77,8 @@ def dependents(db: apsw.Connection, manifest: int) -> list[tuple[int, Digest]]:
 
 
 def add_unused(db: apsw.Connection, roots: Iterable[int], without: Collection[str], unused: set[int]) -> None:
-    """Adds to `unused` those of the `roots` that would be unused without these tags and without the manifests in
-    `unused`, and all dependents that would then be unused, too."""
+    """Adds to `unused` each of the `roots` that would be unused without the tags `without` and the manifests in
+    `unused`. Then adds the dependents of the added manifests, if these would be unused as well, and so on."""
     pending = list(roots)
     while pending:
         manifest = pending.pop()

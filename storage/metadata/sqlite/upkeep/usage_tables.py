@@ -22,7 +22,7 @@ BATCH_ROWS: Final = 500
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _ROWS_PER_STEP: Final = 5
-"""What a step of the counting costs besides the rows that it counts, as a number of rows."""
+"""Cost of a step of the counting, in addition to the rows that it counts; as a number of rows."""
 _COLUMNS: Final = "name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, bytes, tags, complete"
 _CONFIGURED: Final = "prefixes <> '[]'"
 """Condition for the scopes that are in the settings; the others are being deleted."""
@@ -37,7 +37,7 @@ SELECT (SELECT count(*) FROM blob WHERE id IN (
 
 
 def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> None:
-    """Makes these the scopes. New ones have nothing counted."""
+    """Replaces the scopes by `definitions`. New scopes begin with nothing counted."""
     rows: list[Any] = db.execute(
         f"SELECT id, name, prefixes, excluded, upstream FROM usage_scope WHERE {_CONFIGURED}"
     ).fetchall()

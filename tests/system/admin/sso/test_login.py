@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.commands import entrepot_output
 from tests.fakes.openid_server import SECRET, FakeOpenIDProvider, openid_provider
-from tests.fakes.plain_client import plain_client
+from tests.fakes.plain_client import plain_client, plain_request
 from tests.fakes.server_process import running_server
 from tests.system.admin.sso.conftest import ATTEMPT, SESSION, Browser, failed, variables
 
@@ -92,11 +92,11 @@ def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
         session = client.get(here, headers={"cookie": kept}).headers.get_list("set-cookie")[1].partition(";")[0]
         assert session.startswith(f"__Host-{SESSION}=")
         url = f"{server.url}/api/v1/me"
-        assert httpx2.get(url, headers={"cookie": session}).status_code == 200
-        assert httpx2.get(url, headers={"cookie": session.removeprefix("__Host-")}).status_code == 401
+        assert plain_request("GET", url, headers={"cookie": session}).status_code == 200
+        assert plain_request("GET", url, headers={"cookie": session.removeprefix("__Host-")}).status_code == 401
         for origin, status in ((public, 201), (server.url, 201), ("https://evil.example.com", 403)):
             headers = {"cookie": session, "origin": origin}
-            assert httpx2.post(f"{server.url}/api/v1/keys", json={}, headers=headers).status_code == status
+            assert plain_request("POST", f"{server.url}/api/v1/keys", json={}, headers=headers).status_code == status
 
 
 @pytest.mark.parametrize("place", ["/", "/api/docs#/tokens", "/api/v1/me?a=b&c=d", "/%2F/evil.example.com"])
@@ -153,16 +153,16 @@ def test_a_provider_that_is_down(tmp_path: Path) -> None:
         env = variables(gone, tmp_path)
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
     with running_server(tmp_path, workers=1, env=env) as server:
-        answer = httpx2.get(f"{server.url}/login")
+        answer = plain_request("GET", f"{server.url}/login")
         assert answer.status_code == 502
         assert "set-cookie" not in answer.headers
-        assert httpx2.get(f"{server.url}/api/v1/me", auth=(ADMIN, PASSWORD)).status_code == 200
+        assert plain_request("GET", f"{server.url}/api/v1/me", auth=(ADMIN, PASSWORD)).status_code == 200
 
 
 def test_first_login(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
     """With `create`, the first login creates an account, which is no admin. A registry with a provider is closed."""
     with running_server(tmp_path, workers=1, env=variables(sso, tmp_path, CREATE="true")) as server:
-        assert httpx2.get(f"{server.url}/v2/").status_code == 401
+        assert plain_request("GET", f"{server.url}/v2/").status_code == 401
         with plain_client(follow_redirects=True) as client:
             assert client.get(f"{server.url}/login?next=/api/v1/me").json()["name"] == "alice"
             assert client.get(f"{server.url}/api/v1/me").json()["account"]["admin"] is False
@@ -174,7 +174,7 @@ def test_without_a_provider(tmp_path: Path) -> None:
     """Without a provider the login pages do not exist."""
     with running_server(tmp_path, workers=1) as server:
         for path in ("/login", "/login/callback", "/logout"):
-            assert httpx2.get(server.url + path).status_code == 404
+            assert plain_request("GET", server.url + path).status_code == 404
 
 
 def test_no_secret_is_in_the_log(browser: Browser, sso: FakeOpenIDProvider) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import httpx2
 import jwt
 import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.openid_server import FakeOpenIDProvider
+from tests.fakes.plain_client import plain_request
 from tests.system.admin.sso.conftest import SESSION, Browser
 
 
@@ -22,28 +22,30 @@ def test_where_it_counts(browser: Browser, sso: FakeOpenIDProvider) -> None:
     assert session is not None
     for path in ("/v2/", "/v2/_catalog"):
         assert browser.get(path).status_code == 401
-        assert httpx2.get(browser.own + path, headers={"authorization": f"Bearer {session}"}).status_code == 401
+        assert (
+            plain_request("GET", browser.own + path, headers={"authorization": f"Bearer {session}"}).status_code == 401
+        )
     token = browser.get("/token?scope=repository:team/app:pull&service=entrepot").json()["token"]
     assert jwt.decode(token, options={"verify_signature": False})["sub"] == ""
     for auth in (("alice", session), ("entrepot", session)):
-        assert httpx2.get(f"{browser.own}/token", auth=auth).status_code == 401
-        assert httpx2.get(f"{browser.own}/api/v1/me", auth=auth).status_code == 401
+        assert plain_request("GET", f"{browser.own}/token", auth=auth).status_code == 401
+        assert plain_request("GET", f"{browser.own}/api/v1/me", auth=auth).status_code == 401
     form = {"grant_type": "refresh_token", "refresh_token": session, "service": "entrepot"}
-    assert httpx2.post(f"{browser.own}/token", data=form).status_code == 401
+    assert plain_request("POST", f"{browser.own}/token", data=form).status_code == 401
     headers = {"authorization": f"Bearer {session}"}
-    assert httpx2.get(f"{browser.own}/api/v1/me", headers=headers).status_code == 401
+    assert plain_request("GET", f"{browser.own}/api/v1/me", headers=headers).status_code == 401
 
 
 def test_a_token_is_no_session(browser: Browser, sso: FakeOpenIDProvider) -> None:
     """A bearer token, an ID token and an altered session are refused as sessions."""
     browser.login()
-    token = httpx2.get(f"{browser.own}/token", auth=(ADMIN, PASSWORD)).json()["token"]
+    token = plain_request("GET", f"{browser.own}/token", auth=(ADMIN, PASSWORD)).json()["token"]
     session = browser.session or ""
     head, body, mark = session.split(".")
     forged = jwt.encode(jwt.decode(session, options={"verify_signature": False}), "", "none")
     api_token = browser.site.token("alice")
     for wrong in (token, sso.tokens[-1], api_token, f"{head}.{body}.{mark[:-4]}AAAA", forged, "x", "x" * 5000):
-        answer = httpx2.get(f"{browser.own}/api/v1/me", headers={"cookie": f"{SESSION}={wrong}"})
+        answer = plain_request("GET", f"{browser.own}/api/v1/me", headers={"cookie": f"{SESSION}={wrong}"})
         assert answer.status_code == 401
 
 
@@ -118,7 +120,7 @@ def test_a_person_makes_api_tokens(browser: Browser, sso: FakeOpenIDProvider, ho
     headers = {"origin": browser.own} if how == "origin" else {"sec-fetch-site": "same-origin"}
     made = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
     assert made.status_code == 201
-    assert httpx2.get(f"{browser.own}/token", auth=("alice", made.json()["secret"])).status_code == 200
+    assert plain_request("GET", f"{browser.own}/token", auth=("alice", made.json()["secret"])).status_code == 200
     assert browser.call("POST", "/tokens", {"account": ADMIN}, **headers).status_code == 404
     # Their password still takes the old one.
     assert browser.call("PUT", "/users/alice/password", {"new": "another long one"}, **headers).status_code == 403

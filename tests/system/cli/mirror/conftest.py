@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from tests.fakes.client_images import MIB
 from tests.fakes.commands import STACK_DUMP, entrepot
 from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import ROOT, RegistryServer
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, index_of, noise_image
 
@@ -85,7 +85,7 @@ def digests_served(server: RegistryServer, path: str = "/v2/app/manifests/1") ->
     """Returns the digests in the responses of all workers, over several connections."""
     found = set()
     for _ in range(16):
-        answer = httpx2.head(f"{server.url}{path}")
+        answer = plain_request("HEAD", f"{server.url}{path}")
         assert "warning" not in answer.headers
         found.add(answer.headers["docker-content-digest"])
     return found

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.commands import entrepot, error_line
 from tests.fakes.hub.hub import Hub
-from tests.fakes.plain_client import plain_client
+from tests.fakes.plain_client import plain_client, plain_request
 from tests.fakes.server_process import running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 from tests.system.cli.mirror.conftest import FOR_AMD64, digests_served, done, mirror, settings, status
@@ -158,7 +158,7 @@ def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str
         upstream.remove("library/app", "1")
         assert mirror(tmp_path, "refresh", "app:1").returncode == 1
         upstream.forget()
-        assert {httpx2.head(f"{server.url}/v2/app/manifests/1").status_code for _ in range(16)} == {404}
+        assert {plain_request("HEAD", f"{server.url}/v2/app/manifests/1").status_code for _ in range(16)} == {404}
         assert upstream.count() == 0
 
 

@@ -24,8 +24,8 @@ def test_warm_brings_one_platform(tmp_path: Path, upstream: Hub, images: dict[st
     """The manifests, config and layers of the chosen platform are fetched, each byte once, and nothing of other
     platforms."""
     lines = done(tmp_path, "warm", "app:1", *FOR_AMD64)
-    assert lines[0] == "app:1: 2 manifests, 3 blobs: 3.0 MiB fetched, 0 B were here"
-    assert lines[1].startswith("1 reference here; 3.0 MiB fetched, 0 B were here before, ")
+    assert lines[0] == "app:1: 2 manifests, 3 blobs: 3.0 MiB fetched, 0 B already cached"
+    assert lines[1].startswith("1 reference cached; 3.0 MiB fetched, 0 B already cached, ")
     assert blobs_asked_for(upstream) == set(images["amd64"].blobs)
     for digest, blob in images["amd64"].blobs.items():
         assert repeated(upstream.sent(digest)) == []
@@ -37,7 +37,7 @@ def test_warm_again_fetches_nothing(tmp_path: Path, upstream: Hub) -> None:
     """Cached content is not fetched again."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     upstream.forget()
-    assert done(tmp_path, "warm", "app:1", *FOR_AMD64)[0].endswith(" 0 B fetched, 3.0 MiB were here")
+    assert done(tmp_path, "warm", "app:1", *FOR_AMD64)[0].endswith(" 0 B fetched, 3.0 MiB already cached")
     assert upstream.requests() == []
 
 
@@ -54,7 +54,7 @@ def test_warm_by_digest_and_other_names(tmp_path: Path, upstream: Hub, images: d
     once."""
     digest = images["arm64"].digest
     lines = done(tmp_path, "warm", f"docker.io/library/app@{digest}", f"app@{digest}", "docker.io/team/tool:2")
-    assert lines[-1].startswith("3 references here; ")
+    assert lines[-1].startswith("3 references cached; ")
     assert blobs_asked_for(upstream) >= set(images["arm64"].blobs)
     assert all(repeated(upstream.sent(digest)) == [] for digest in images["arm64"].blobs)
 
@@ -100,7 +100,7 @@ def test_warm_says_what_failed(tmp_path: Path, upstream: Hub, images: dict[str, 
     assert sorted(line.partition(": ")[2].partition(": ")[0] for line in ended.stderr.splitlines()) == [
         "app:none", "team/none:1",
     ]  # fmt: skip
-    assert ended.stdout.splitlines()[-1].startswith("1 reference here, 2 not; 3.0 MiB fetched")
+    assert ended.stdout.splitlines()[-1].startswith("1 reference cached, 2 failed; 3.0 MiB fetched")
 
 
 def test_warm_says_which_platforms_there_are(tmp_path: Path, upstream: Hub) -> None:
@@ -114,7 +114,7 @@ def test_warm_says_which_platforms_there_are(tmp_path: Path, upstream: Hub) -> N
 def test_warm_from_a_file(tmp_path: Path, upstream: Hub) -> None:
     """The file has one reference a line. Comments and empty lines are ignored."""
     (tmp_path / "images.txt").write_text("# ours\n\napp:1   # the first\n  team/tool:2\napp:1\n")
-    assert done(tmp_path, "warm", "--file", "images.txt", *FOR_AMD64)[-1].startswith("2 references here; ")
+    assert done(tmp_path, "warm", "--file", "images.txt", *FOR_AMD64)[-1].startswith("2 references cached; ")
 
 
 def test_warm_what_the_settings_name(tmp_path: Path, upstream: Hub) -> None:

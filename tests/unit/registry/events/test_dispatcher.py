@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 
 from registry.config.event_settings import Webhook
+from registry.events import dispatcher
 from registry.events.attempts import Outcome
-from registry.events.dispatcher import WebhookDispatcher
+from registry.events.dispatcher import SenderLimit, WebhookDispatcher
 from registry.events.webhook_client import WebhookClient
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName, Tag
-from storage.outbox import EventAction, EventReader
+from storage.outbox import Delivery, EventAction, EventReader
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import BY, index_of
 from tests.fakes.upkeep_store import START, Clock, clocked_store
@@ -72,13 +74,18 @@ def hanging(receiver: WebhookReceiver) -> Iterator[threading.Event]:
 
 @asynccontextmanager
 async def delivering(
-    store: StoredRegistry, receiver: WebhookReceiver, clock: Callable[[], float], **settings: Any
+    store: StoredRegistry,
+    receiver: WebhookReceiver,
+    clock: Callable[[], float],
+    limit: SenderLimit | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Counts]:
     """A dispatcher at work until the end of the block."""
     webhook = Webhook(name="hook", url=receiver.url, private_network=True, **settings)
     client, counts = WebhookClient(webhook, "http://registry.test"), Counts()
-    dispatcher = WebhookDispatcher(webhook, client, store.outbox, store.metadata.version, clock, counts)
-    task = asyncio.create_task(dispatcher.run())
+    limit = limit or SenderLimit()
+    tested = WebhookDispatcher(webhook, client, store.outbox, store.metadata.version, clock, counts, limit)
+    task = asyncio.create_task(tested.run())
     try:
         yield counts
     finally:
@@ -107,25 +114,96 @@ async def until(true: Callable[[], Any]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_left(store: StoredRegistry, count: int) -> Sequence[Delivery]:
+    """Waits until so many deliveries are left: what was delivered is written down a little later."""
+    async with asyncio.timeout(60):
+        while len(left := await store.outbox.deliveries("hook", None, 100, only_dead=False)) > count:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return left
+
+
 async def test_an_event_that_makes_the_receiver_hang_holds_up_its_repository_alone(
     store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event
 ) -> None:
     """Events of other repositories come, also those that are added later; what hangs stays pending and counts as no
     refusal."""
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500
-    time = asyncio.get_running_loop().time
-    began = time()
-    async with delivering(store, receiver, lambda: START + time() - began, timeout=1):
+    began = time.monotonic()
+    async with delivering(store, receiver, lambda: START + time.monotonic() - began, timeout=1):
         await push(store, BAD, "v1")
         for number in range(10):
             await push(store, RepositoryName(f"team/good{number}"), "v1")
         await wait_for(receiver, 10)
         await push(store, RepositoryName("team/good0"), "v2")
         await wait_for(receiver, 11)
-        while len(left := await store.outbox.deliveries("hook", None, 20, only_dead=False)) > 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)  # the others were delivered; that is written down with the end of the round
+        left = await until_left(store, 1)
         assert (left[0].event.content.repository, left[0].attempts, left[0].dead) == (BAD, 0, None)
     assert "team/good0:v2" in subjects(receiver)
+
+
+async def test_a_request_that_hangs_delays_no_other_repository(
+    store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event, clock: Clock
+) -> None:
+    """While an endpoint does not answer for one repository, it gets the next events of the others, again and again, and
+    what it took is written down."""
+    receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(150) else 500
+    good = RepositoryName("team/good")
+    async with delivering(store, receiver, clock, timeout=300):
+        await push(store, BAD, "v1")
+        for number in range(3):
+            await push(store, good, f"v{number}")
+            await wait_for(receiver, number + 1)
+        await until_left(store, 1)
+    assert subjects(receiver) == [f"{good}:v{number}" for number in range(3)]
+
+
+async def test_an_endpoint_has_few_requests_at_a_time(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
+) -> None:
+    """As many as the setting `connections` allows; if all webhooks together have too many, one."""
+    running, most, lock = 0, 0, threading.Lock()
+
+    def status(_: Any) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return 204
+
+    receiver.status = status
+    for number in range(12):
+        await push(store, RepositoryName(f"team/app{number}"), "v1")
+    async with delivering(store, receiver, clock, SenderLimit(permits=0), connections=3):
+        await wait_for(receiver, 12)
+    assert most == 1
+    for number in range(12):
+        await push(store, RepositoryName(f"team/app{number}"), "v2")
+    async with delivering(store, receiver, clock, connections=3):
+        await wait_for(receiver, 24)
+    assert most <= 3
+
+
+async def test_outcomes_that_cannot_be_written_down(
+    tmp_path: Path, receiver: WebhookReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store takes no change, nothing is sent twice, and nothing more is sent than was already read."""
+    monkeypatch.setattr(dispatcher, "STORE_RETRY_SECONDS", 0.1)
+    prepare_data_dir(tmp_path)
+    system = FullDisk()
+    async with open_registry(tmp_path, clock=clock, system=system) as store:
+        await store.outbox.configure([EventReader("hook", frozenset(EventAction), ("**",))])
+        await push(store, BAD, "v1")
+        system.is_full = True
+        async with delivering(store, receiver, clock) as counts:
+            await until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+            tries = system.refused
+            await until(lambda: system.refused >= tries + 3)
+            system.is_full = False
+            await until_left(store, 0)
+    assert subjects(receiver) == [f"{BAD}:v1"]
 
 
 async def test_an_endpoint_that_is_down_for_too_long(
@@ -220,9 +298,14 @@ async def test_a_token_with_spaces_around_it(
 
 
 async def test_a_stop_while_the_store_fails(
-    tmp_path: Path, receiver: WebhookReceiver, hanging: threading.Event, clock: Clock
+    tmp_path: Path,
+    receiver: WebhookReceiver,
+    hanging: threading.Event,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A dispatcher that cannot write down what it has delivered ends all the same."""
+    monkeypatch.setattr(dispatcher, "SETTLE_SECONDS", 60.0)  # it writes nothing down before the disk is full
     prepare_data_dir(tmp_path)
     system = FullDisk()
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500

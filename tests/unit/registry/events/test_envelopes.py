@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry.events.dispatcher import LONGEST_PAUSE_SECONDS, back_off
+from registry.events.attempts import LONGEST_PAUSE_SECONDS, back_off
 from registry.events.envelopes import cloud_event, distribution_envelope, rfc3339
 from storage.content import BLOB_TYPE, Actor
 from storage.outbox import Event, EventAction, NewEvent
@@ -81,6 +81,19 @@ def test_what_moves_and_deletes_are_for_distribution() -> None:
         "method": "",
         "useragent": "docker/28",
     }
+
+
+def test_blobs_are_for_distribution() -> None:
+    """Its receivers know a blob by its media type and URL."""
+    for action, expected in (
+        (EventAction.BLOB_PUSH, "push"),
+        (EventAction.BLOB_MOUNT, "mount"),
+        (EventAction.BLOB_DELETE, "delete"),
+    ):
+        _, body = distribution_envelope(event(action, digest=DIGEST, media_type=BLOB_TYPE, size=3), ADDRESS)
+        (record,) = json.loads(body)["events"]
+        assert (record["action"], record["target"]["mediaType"]) == (expected, "application/octet-stream")
+        assert record["target"]["url"] == f"{ADDRESS}/v2/team/app/blobs/{DIGEST}"
 
 
 def test_times() -> None:

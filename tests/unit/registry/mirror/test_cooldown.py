@@ -47,9 +47,9 @@ def test_a_move_takes_effect_after_the_cooldown() -> None:
     seen = history((0, A), (10 * DAY, B))
     assert served(seen, 10 * DAY) == A
     assert served(seen, 13 * DAY - 1) == A
-    assert choice(seen, 12 * DAY).newest_from == START + 13 * DAY
+    assert choice(seen, 12 * DAY).newest_matures_at == START + 13 * DAY
     assert served(seen, 13 * DAY) == B
-    assert choice(seen, 13 * DAY).newest_from is None
+    assert choice(seen, 13 * DAY).newest_matures_at is None
 
 
 def test_a_digest_that_held_the_tag_too_briefly_is_never_served() -> None:
@@ -64,7 +64,7 @@ def test_a_move_back_takes_effect_at_once() -> None:
     seen = history((0, A), (10 * DAY, B), (20 * DAY, A))
     assert served(seen, 19 * DAY) == B
     assert served(seen, 20 * DAY) == A
-    assert choice(seen, 20 * DAY).newest_from is None
+    assert choice(seen, 20 * DAY).newest_matures_at is None
 
 
 def test_a_new_tag() -> None:
@@ -77,7 +77,7 @@ def test_a_new_tag() -> None:
     assert served(seen[:1], 2 * DAY, serves_new=False) is None
     assert served(seen[:1], 3 * DAY, serves_new=False) == A
     assert served(seen, 3 * DAY, serves_new=False) is None
-    assert choice(seen, 3 * DAY, serves_new=False).newest_from == START + 4 * DAY
+    assert choice(seen, 3 * DAY, serves_new=False).newest_matures_at == START + 4 * DAY
     assert served(seen, 4 * DAY, serves_new=False) == B
 
 
@@ -121,7 +121,7 @@ def test_pruning_changes_nothing_that_is_served(moves: list[float], serves_new: 
             expected = choose_digest(whole, COOLDOWN, now + later, serves_new=serves_new)
             actual = choose_digest(kept, COOLDOWN, now + later, serves_new=serves_new)
             assert actual.candidates[:1] == expected.candidates[:1]
-            assert (actual.newest, actual.newest_from) == (expected.newest, expected.newest_from)
+            assert (actual.newest, actual.newest_matures_at) == (expected.newest, expected.newest_matures_at)
 
 
 @pytest.mark.parametrize("serves_new", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import selectors
@@ -16,6 +17,8 @@ from registry.server.gate.listener import ListenerOptions
 from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.process.live_change import ChangeRefused, Outcome, Proposal
 from registry.server.process.live_changes import ChangingSupervisor, LiveChanges
+from registry.server.process.live_options import LiveOptions
+from registry.server.process.single_process import SingleProcessChanges
 from registry.server.process.successor import Handover, SuccessorCheck, describe_worker
 from registry.server.process.systemd import Notifier
 from registry.server.process.worker_options import WorkerOptions
@@ -73,6 +76,49 @@ def pool() -> Iterator[WorkerPool]:
 
 def changes(pool: WorkerPool, source: Source) -> LiveChanges:
     return LiveChanges(cast(ChangingSupervisor, BrokenSupervisor()), pool, source, None, Notifier(None))
+
+
+async def test_a_single_process_drops_what_it_cannot_put_in_force() -> None:
+    """The application that was prepared is closed."""
+    commands, done = list[str](), asyncio.get_running_loop().create_future()
+
+    async def run_command(name: str, payload: bytes) -> None:
+        commands.append(name)
+
+    source = Source(accept_error=ValueError("it is wrong"))
+    live = SingleProcessChanges(LiveOptions(source), lambda: None)
+    end = live.start(asyncio.get_running_loop(), run_command)
+    try:
+        live._request_reload(done.set_result)
+        async with asyncio.timeout(60):
+            assert await done == Outcome(False, "it is wrong")
+    finally:
+        end()
+    assert commands == ["prepare", "discard"]
+
+
+def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
+    """After a restart that was abandoned, workers with the settings of before still serve. The settings that this
+    process knows are not theirs, so nothing is compared with them until these workers have ended."""
+    (ours, commands), (status, writer) = socket.socketpair(), os.pipe()
+    fields = describe_worker(WorkerProcess(7, 1, status, 5.0, None, ours, ready=True))
+    (worker,) = Handover([], (0, 1), None, [], [fields], {}).adopted_workers()
+    ours.detach()
+    pool.adopt(worker)
+    source, outcomes = Source(), list[Outcome]()
+    live = changes(pool, source)
+    live.request_reload(outcomes.append)
+    live.step(time.monotonic())
+    assert [outcome.ok for outcome in outcomes] == [False]
+    assert "run `entrepot restart`" in outcomes[0].message
+    worker.exit_expected = True
+    live.request_reload(outcomes.append)
+    live.step(time.monotonic())
+    assert [outcome.ok for outcome in outcomes] == [False, True]
+    for end in (worker.commands, commands):
+        end.close()
+    for file in (status, writer):
+        os.close(file)
 
 
 @pytest.mark.parametrize("error", [ChangeRefused("it is wrong"), OSError(5, "it is wrong"), ValueError("it is wrong")])

@@ -14,7 +14,7 @@ from registry.app import Entrepot, create_app
 from registry.config import Settings
 from registry.config.upkeep_settings import DiskSettings
 from registry.status.readiness import Readiness, write_problem
-from registry.status.server_run import INSTANCE_HEADER, ServerRun
+from registry.status.worker_report import INSTANCE_HEADER, ServerRun
 from storage.composition import layout_of, prepare_data_dir
 from storage.content import Page
 from storage.memory_registry import MemoryRegistry

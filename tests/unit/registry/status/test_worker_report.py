@@ -14,8 +14,7 @@ from registry.asgi import ServerCounts
 from registry.backend import open_backend
 from registry.config import Settings
 from registry.mirror.upstream_client import EndpointHealth
-from registry.status.server_run import new_server_run
-from registry.status.worker_report import WorkerReporter, read_worker_reports
+from registry.status.worker_report import WorkerReporter, new_server_run, read_worker_reports
 from storage.composition import layout_of, prepare_data_dir
 
 DEADLINE = 60.0

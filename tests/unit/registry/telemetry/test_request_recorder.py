@@ -10,7 +10,7 @@ import pytest
 
 from registry.asgi import REQUEST_NOTES_EXTENSION, Scope
 from registry.http.answer_cache import CachedAnswer
-from registry.server.connection.request_reports import RequestEnd
+from registry.server.connection.request_reports import RequestEnd, partial_scope
 from registry.telemetry.metric_families import Family
 from registry.telemetry.metrics import Metrics
 from registry.telemetry.request_recorder import RequestRecorder
@@ -80,9 +80,30 @@ def test_a_request_that_was_cut_off(metrics: Metrics, recorder: RequestRecorder)
 
 
 def test_what_the_server_refuses_itself(metrics: Metrics, recorder: RequestRecorder) -> None:
-    """Counts too, although nothing is known about it."""
-    recorder.on_request_end(None, RequestEnd(400, 0, 5, 0.0, is_complete=True))
+    """Counts too, although nothing is known about it. A connection without a response is no request."""
+    recorder.on_refused(partial_scope(None), RequestEnd(400, 0, 5, 0.0, is_complete=True, reason="bad"))
+    recorder.on_refused(partial_scope(None), RequestEnd(0, 0, 0, 0.0, is_complete=False, reason="too many"))
     assert counts(metrics, metrics.requests) == {("other", "other", "400"): 1}
+    assert counts(metrics, metrics.aborted) == {}
+
+
+def test_the_line_of_what_the_server_refuses_itself(
+    recorder: RequestRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Says why, before the agent, which the client writes. What is not known is `-`."""
+    known = partial_scope(
+        ("192.0.2.7", 1), "GET", b"/v2/", [(b"user-agent", b'a reason="none"'), (b"x-request-id", b"r2")]
+    )
+    with caplog.at_level(logging.INFO, "registry.access"):
+        recorder.on_refused(known, RequestEnd(431, 0, 5, 0.0, is_complete=True, reason="the headers are too large"))
+        recorder.on_refused(partial_scope(None), RequestEnd(0, 0, 0, 0.0, is_complete=False, reason="too many"))
+    first, second = caplog.messages
+    assert first == (
+        "GET /v2/ status=431 bytes=5 received=0 ms=0.0 principal=- address=192.0.2.7 repository=- reference=- cache=- "
+        'request=r2 trace=- reason="the headers are too large" agent=a reason="none"'
+    )
+    assert second.startswith("- - status=0 bytes=0 ")
+    assert second.endswith(' trace=- reason="too many" agent=-')
 
 
 @pytest.mark.parametrize(

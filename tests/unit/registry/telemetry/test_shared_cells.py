@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from registry.telemetry.metric_families import CellPlan, Counter, Histogram
+from registry.telemetry.metrics import CountsMemory, Metrics
 from registry.telemetry.shared_cells import SharedCells, SharedNames
 
 
@@ -112,3 +115,50 @@ def test_running_processes_are_seen_from_all_others() -> None:
     for _ in range(2):
         assert in_child(look) == 0
         assert [pid for _, pid in cells.processes()] == [os.getpid()]
+
+
+def test_the_counts_go_on_in_a_new_version() -> None:
+    """It maps the memory of the version before, whose workers count on until they have ended. Names keep their
+    numbers."""
+    old = Metrics(["docker.io", "ghcr.io"], workers=2)
+
+    def count() -> None:
+        old.start_worker()
+
+    assert in_child(count) == 0
+    new = Metrics(["ghcr.io", "quay.io"], 3, CountsMemory(os.dup(old.memory.descriptor), old.memory.layout))
+    assert in_child(count) == 0
+    assert in_child(new.start_worker) == 0
+    assert new.cells.totals()[new.worker_starts.first] == 3
+    assert new.upstreams.names() == ["docker.io", "ghcr.io", "quay.io"]
+    assert new.memory.layout == old.memory.layout
+
+
+@pytest.mark.parametrize(("layout", "workers"), [("another", 2), ("", 1000)], ids=["layout", "number of workers"])
+def test_memory_that_does_not_suit(layout: str, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """If the cells mean something else, or are too few, the counts begin at 0, the log says so, and the file is
+    closed."""
+    old = Metrics([], workers=2)
+    assert in_child(old.start_worker) == 0
+    descriptor = os.dup(old.memory.descriptor)
+    new = Metrics([], workers, CountsMemory(descriptor, layout or old.memory.layout))
+    assert new.cells.totals()[new.worker_starts.first] == 0
+    assert ["all metrics begin at 0" in message for message in caplog.messages] == [True]
+    path = Path(f"/proc/self/fd/{descriptor}")  # another file may have got the number
+    assert not path.exists() or not path.samefile(f"/proc/self/fd/{old.memory.descriptor}")
+
+
+def test_the_layout_names_what_each_cell_means() -> None:
+    """Another label value, bucket or order is another layout."""
+
+    def layout(
+        names: tuple[str, ...] = ("a_total", "b_total"), values: tuple[str, ...] = ("x",), bound: int = 1
+    ) -> str:
+        plan = CellPlan()
+        for name in names:
+            Counter(plan, name, "A.", {"label": values})
+        Histogram(plan, "c", "C.", bounds=[bound])
+        return plan.layout()
+
+    assert layout() == layout()
+    assert len({layout(), layout(("b_total", "a_total")), layout(values=("y",)), layout(bound=2)}) == 4

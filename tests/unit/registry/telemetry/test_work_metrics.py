@@ -5,17 +5,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from registry.asgi import REQUEST_NOTES_EXTENSION
 from registry.backend import open_backend
 from registry.config import Settings
+from registry.events.attempts import DeliveryObserver, Outcome
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import UpstreamContentInvalid
+from registry.server.connection.request_reports import RequestEnd
 from registry.telemetry.distribution_names import ACTIONS, HANDLERS, distribution_metrics
+from registry.telemetry.exposition import CellCollector, render_metrics
 from registry.telemetry.metrics import ROUTES, Metrics
 from registry.telemetry.mirror_metrics import UpstreamCounts
+from registry.telemetry.request_recorder import RequestRecorder
+from registry.telemetry.telemetry import Telemetry
 from registry.telemetry.work_metrics import JOB_KINDS, OPERATIONS
+from registry.upkeep.scrub_job import scrub_arguments
 from storage.composition import prepare_data_dir
 from storage.errors import (
     BlobUnknown,
@@ -29,7 +38,11 @@ from storage.errors import (
 )
 from storage.interface import Registry
 from storage.jobs import JobState
+from storage.names import RepositoryName
+from storage.upkeep.job_runner import run_in_command
 from storage.upkeep.removals import Removal, RemovalKind
+from storage.upkeep.scrubber import KIND as SCRUB_KIND
+from tests.fakes.registry_content import push_image
 
 
 @pytest.fixture
@@ -117,6 +130,7 @@ def test_work_is_counted(metrics: Metrics) -> None:
     work.on_removed(Removal(RemovalKind.BLOB, "", "sha256:0", 11, ""))
     work.on_job_ended("gc", JobState.FAILED)
     work.on_call("get_manifest", 0.01)
+    work.on_retention("tag", 3)
     totals = metrics.cells.totals()
     for cell, value in (
         (work.changes.first, 7),
@@ -125,14 +139,78 @@ def test_work_is_counted(metrics: Metrics) -> None:
         (work.removed.cell("blob"), 1),
         (work.freed_bytes.cell("blob"), 11),
         (work.jobs.cell("gc", "failed"), 1),
+        (work.retention_deletions.cell("tag"), 3),
     ):
         assert totals[cell] == value
+
+
+def test_what_webhooks_are_told_is_counted() -> None:
+    """By webhook, with its name; also one that the settings got later."""
+    metrics = Metrics([], workers=1, webhooks=["ci"])
+    metrics.start_worker()
+    observer: DeliveryObserver = metrics.events
+    for outcome in (Outcome.DELIVERED, Outcome.DELIVERED, Outcome.REFUSED, Outcome.DOWN):
+        observer.attempted("ci", outcome)
+    observer.given_up("ci")
+    observer.attempted("chat", Outcome.DELIVERED)
+    observer.dropped("chat", 3, 2)
+    metrics.events.on_unrecorded_pulls(5)
+    text = render_metrics([CellCollector(metrics)], "")[0].decode()
+    lines = [line for line in text.splitlines() if line.startswith("entrepot_events_")]
+    assert lines == [
+        'entrepot_events_sent_total{webhook="ci"} 2.0',
+        'entrepot_events_sent_total{webhook="chat"} 1.0',
+        'entrepot_events_failed_attempts_total{outcome="refused",webhook="ci"} 1.0',
+        'entrepot_events_failed_attempts_total{outcome="down",webhook="ci"} 1.0',
+        'entrepot_events_given_up_total{webhook="ci"} 1.0',
+        'entrepot_events_dropped_total{state="pending",webhook="chat"} 3.0',
+        'entrepot_events_dropped_total{state="dead",webhook="chat"} 2.0',
+        "entrepot_events_unrecorded_pulls_total 5.0",
+    ]
+
+
+async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
+    """Those of blobs and of manifests."""
+    prepare_data_dir(tmp_path)
+    settings = Settings(data=tmp_path)
+    telemetry = Telemetry(settings)
+    telemetry.start_worker()
+    async with open_backend(settings, telemetry=telemetry) as backend:
+        store = backend.store
+        manifest = await push_image(store, RepositoryName("team/app"), "text", "latest")
+        work, arguments = backend.upkeep.works[SCRUB_KIND], scrub_arguments(None, keep_going=False)
+        done = await run_in_command(store.jobs, store.leases, SCRUB_KIND, arguments, work, actor="test")
+    assert isinstance(done, dict)
+    assert isinstance(done["bytes"], int)
+    counted = telemetry.metrics.cells.totals()[telemetry.work.scrubbed_bytes.first]
+    assert counted == done["bytes"] + len(manifest.body) > len(manifest.body)
 
 
 def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
     for metric in distribution_metrics(metrics):
         for sample in metric.samples:
             yield sample.name, sample.labels, sample.value
+
+
+def test_distributions_sizes(metrics: Metrics) -> None:
+    """Histograms by handler, with Distribution's buckets, of what each request received and sent."""
+    recorder = RequestRecorder(metrics)
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {}}
+    for sent, kind in ((1024, "blobs"), (3_000_000, "blobs"), (5, "api")):
+        noted = SimpleNamespace(kind=kind, repo="", item="", request_id="", name="", cache_state="", upstream="")
+        scope["extensions"] = {REQUEST_NOTES_EXTENSION: {"exchange": noted}}
+        recorder.on_request_end(scope, RequestEnd(200, 7, sent, 0.1, is_complete=True))
+    found = {
+        (name.removeprefix("registry_http_"), labels.get("le")): value
+        for name, labels, value in samples(metrics)
+        if labels.get("handler") == "blob" and "_size_bytes" in name
+    }
+    assert found["response_size_bytes_bucket", "1024"] == 1
+    assert found["response_size_bytes_bucket", str(2 << 20)] == 1
+    assert found["response_size_bytes_bucket", str(4 << 20)] == 2
+    assert found["response_size_bytes_sum", None] == 3_001_024
+    assert (found["request_size_bytes_bucket", "1024"], found["request_size_bytes_sum", None]) == (2, 14)
+    assert len([bound for name, bound in found if name == "request_size_bytes_bucket"]) == 23
 
 
 def test_distributions_proxy_counts(metrics: Metrics) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -36,22 +37,29 @@ def rule(repositories: str = "team/**", **conditions: Any) -> RetentionRule:
 
 
 class Run:
-    """Runs the job, and notes its steps."""
+    """Runs the job, and notes its steps. What it counts as deleted must be what it says in the end."""
 
     def __init__(self, store: StoredRegistry, clock: Clock, *rules: RetentionRule, **options: Any) -> None:
         self.store = store
         self.retention: Retention = options.pop("retention", store.retention)
         self.judge = RetentionJudge(rules, NAMING, store.metadata, self.retention, **options)
-        self.work = RetentionWork(self.judge, self.retention, clock)
+        self.deleted: Counter[str] = Counter()
+        self.work = RetentionWork(self.judge, self.retention, clock, self._count)
         self.steps: list[Mapping[str, JSON]] = []
         self._clock = clock
 
+    def _count(self, content: str, count: int) -> None:
+        self.deleted[content] += count
+
     async def __call__(self) -> dict[str, Any]:
         jobs, leases = self.store.jobs, self.store.leases
-        return cast(
+        self.deleted.clear()
+        result = cast(
             "dict[str, Any]",
             await run_in_command(jobs, leases, KIND, {}, self.work, actor="test", on_step=self.steps.append),
         )
+        assert (self.deleted["tag"], self.deleted["manifest"]) == (result["tags_deleted"], result["manifests_deleted"])
+        return result
 
     async def preview(self, repo: RepositoryName | None = None) -> tuple[dict[str, bool], PreviewSummary]:
         """Whether each tag would be kept, by its name or digest, and the totals."""

@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
-from storage.content import Actor, Condition, digest_of
+from storage.content import BLOB_TYPE, Actor, Condition, digest_of
 from storage.data_dir.system import System
 from storage.errors import Denied, PreconditionFailed, StorageFull
 from storage.names import Digest, RepositoryName, Tag
@@ -166,8 +166,71 @@ async def test_filters(store: StoredRegistry) -> None:
     await push(store, "second", "v1")
     await push(store, "first", "v1", repo=OTHER)
     await push(store, "first", "v1", repo=RepositoryName("alone"))
-    assert len(await told(store)) == 2
+    assert await store.outbox.newest() == 2
     assert (await waiting(store, "moves"), await waiting(store, "pushes")) == ([[1]], [[2]])
+
+
+async def test_the_list_has_what_it_wants(store: StoredRegistry, tmp_path: Path, clock: Clock) -> None:
+    """Events that only a webhook wants are not in the list, and do not push others out of it. They are deleted when the
+    webhook has been told."""
+    deletes = frozenset({EventAction.DELETE})
+    await store.outbox.configure([reader(LIST_READER, deletes), reader(HOOK)])
+    for number in range(3):
+        await push(store, f"{number}", "v1")
+        await store.delete_tag(APP, Tag("v1"), by=BY)
+    listed = [event.number for event in await store.outbox.after(0, 100)]
+    assert listed == [2, 4, 6]
+    assert [event.number for event in await store.outbox.before(None, 100)] == [6, 4, 2]
+    limits = EventLimits(clock.now, 2, 100, 100)
+    await store.outbox.tidy(limits)
+    assert [event.number for event in await store.outbox.after(0, 100)] == [4, 6]
+    assert (await waiting(store), await store.outbox.oldest()) == ([[1, 2, 3, 4, 5, 6]], 3)
+    await store.outbox.settle(HOOK, [1, 2, 3, 5], [])
+    await store.outbox.tidy(limits)
+    assert stored_numbers(tmp_path) == [4, 6]
+    assert await store.outbox.oldest() == 3  # the list has lost nothing that came after event 2
+
+
+async def test_a_list_that_is_wanted_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
+    """What was recorded for a webhook meanwhile is missing, and the list says so."""
+    await push(store, "first", "v1")
+    await store.outbox.configure([reader(HOOK)])
+    await push(store, "second", "v1")
+    await store.outbox.configure([reader(LIST_READER), reader(HOOK)])
+    await push(store, "third", "v1")
+    assert await store.outbox.oldest() == 3
+    assert [event.number for event in await store.outbox.after(1, 100)] == [3]
+
+
+async def test_blobs(store: StoredRegistry) -> None:
+    """A push, a mount and a deletion of a blob are events for who wants them, with the client. The manifest that the
+    blob belongs to does not matter."""
+    image = await push_image(store, APP, "image", "v1")
+    layer = image.blobs[1].digest
+    await store.mount_blob(OTHER, layer, APP, BY)
+    await store.delete_blob(OTHER, layer, by=BY)
+    events = [event.content for event in await store.outbox.after(0, 100)]
+    pushed = [event for event in events if event.action is EventAction.BLOB_PUSH]
+    assert [event.digest for event in pushed] == [blob.digest for blob in image.blobs]
+    assert [(event.size, event.repository) for event in pushed] == [(blob.size, APP) for blob in image.blobs]
+    assert [(event.action, event.repository, event.digest, event.by, event.media_type) for event in events[-2:]] == [
+        (EventAction.BLOB_MOUNT, OTHER, layer, BY, BLOB_TYPE),
+        (EventAction.BLOB_DELETE, OTHER, layer, BY, BLOB_TYPE),
+    ]
+
+
+async def test_who_pushes_a_blob(store: StoredRegistry) -> None:
+    """The event names the client that has completed the upload."""
+    writer = await store.start_upload(APP, by=BY)
+    await writer.write(b"half")
+    await writer.aclose()
+    completing = Actor(BY.name, "192.0.2.9", "request", "other client")
+    writer = await store.resume_upload(APP, writer.id, by=completing)
+    await writer.write(b"whole")
+    await writer.commit(digest_of(b"halfwhole"))
+    await writer.aclose()
+    (event,) = await store.outbox.after(0, 100)
+    assert (event.content.action, event.content.by, event.content.size) == (EventAction.BLOB_PUSH, completing, 9)
 
 
 async def test_removed_webhooks(store: StoredRegistry) -> None:
@@ -229,7 +292,15 @@ async def test_dead_letters(store: StoredRegistry) -> None:
     assert await waiting(store) == [[1, 2, 3]]
 
 
-async def test_limits(store: StoredRegistry, clock: Clock) -> None:
+def stored_numbers(folder: Path) -> list[int]:
+    """The numbers of all events that the database has, in the list or not."""
+    db = apsw.Connection(str(folder / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    rows: list[Any] = db.execute("SELECT id FROM event ORDER BY id").fetchall()
+    db.close()
+    return [number for (number,) in rows]
+
+
+async def test_limits(store: StoredRegistry, clock: Clock, tmp_path: Path) -> None:
     """Old events go, but not those that a webhook has to be told of. Of too many deliveries and dead letters, the
     oldest go. The number of the newest event is never used again."""
     for number in range(6):
@@ -239,13 +310,12 @@ async def test_limits(store: StoredRegistry, clock: Clock) -> None:
     limits = EventLimits(keep_since=clock.now + 1, events=100, pending=1, dead=1)
     (dropped,) = await store.outbox.tidy(limits)
     assert (dropped.webhook, dropped.pending, dropped.dead) == (HOOK, 1, 1)
-    assert [event.number for event in await store.outbox.after(0, 10)] == [3, 4, 5, 6]
-    assert await store.outbox.tidy(limits) == []
-    assert [event.number for event in await store.outbox.after(0, 10)] == [4, 6]
-    assert await store.outbox.oldest() == 6  # event 5 is missing
+    assert stored_numbers(tmp_path) == [4, 6]
+    assert (await store.outbox.after(0, 10), await store.outbox.oldest()) == ([], 7)
+    assert [d.event.number for d in await store.outbox.deliveries(HOOK, None, 10, only_dead=False)] == [6, 4]
     await store.outbox.settle(HOOK, [4, 6], [])
-    await store.outbox.tidy(limits)
-    assert (await store.outbox.oldest(), await store.outbox.newest()) == (6, 6)
+    assert await store.outbox.tidy(limits) == []
+    assert (stored_numbers(tmp_path), await store.outbox.newest()) == ([6], 6)
     await push(store, "more", "v1")
     assert await store.outbox.newest() == 7
 
@@ -256,7 +326,7 @@ async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
     for number in range(5):
         await push(store, f"{number}", "v1")
     await store.outbox.tidy(EventLimits(0.0, 2, 10, 10))
-    assert [event.number for event in await store.outbox.after(0, 10)] == [4, 5]
+    assert ([event.number for event in await store.outbox.after(0, 10)], await store.outbox.oldest()) == ([4, 5], 4)
     assert [event.number for event in await store.outbox.before(None, 1)] == [5]
     assert await store.outbox.before(5, 10, action=EventAction.DELETE) == []
     assert [event.number for event in await store.outbox.before(5, 10, repository=APP)] == [4]
@@ -266,9 +336,12 @@ class FullDisk(System):
     """A disk without space for any commit while `is_full` is true."""
 
     is_full = False
+    refused = 0
+    """How many commits have failed."""
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         if self.is_full:
+            self.refused += 1
             raise apsw.FullError
         super().commit(commit, durable=durable)
 
@@ -302,6 +375,8 @@ async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> 
     db.close()
 
 
-def test_changes_are_all_but_pulls_and_fills() -> None:
-    """What webhooks get by default."""
-    assert frozenset(EventAction) - CHANGES == {EventAction.PULL, EventAction.FILL}
+def test_what_webhooks_get_by_default() -> None:
+    """Neither pulls nor what a mirror fetches, nor what happens to blobs."""
+    others = {EventAction.PULL, EventAction.FILL}
+    blobs = {EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE}
+    assert frozenset(EventAction) - CHANGES == others | blobs

@@ -16,9 +16,11 @@ import pytest
 from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
 from storage.content import Manifest, digest_of
+from storage.damage import UPKEEP_ACTOR
 from storage.errors import BlobUnknown, ManifestUnknown, StorageFailed
 from storage.jobs import JobStopped
 from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import CHANGES, LIST_READER, EventAction, EventReader
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
 from tests.fakes.loop_hold import watch_loop
@@ -275,6 +277,17 @@ async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site],
     assert dict(tags) == {"latest": site.image.digest, "multi": site.index.digest}
 
 
+async def test_a_repaired_tag_has_an_event(site: Site) -> None:
+    """Webhooks are told that the tag points at something again, and why."""
+    await site.store.outbox.configure([EventReader(LIST_READER, CHANGES, ("**",))])
+    lose_tagged_manifest(site)
+    await findings(site.store, repair=True)
+    (event,) = [event.content for event in await site.store.outbox.after(0, 10)]
+    assert (event.action, event.repository, event.tag) == (EventAction.MOVE, APP, "latest")
+    assert (event.digest, event.size, event.by) == (site.image.digest, len(site.image.body), UPKEEP_ACTOR)
+    assert event.reason
+
+
 async def test_a_corrected_size_is_counted(site: Site) -> None:
     """The use of space is right as well afterwards."""
     wrong_size(site)
@@ -368,7 +381,7 @@ async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Call
     assert (damaged.digest, damaged.size, set(damaged.repositories)) == (digest_of(LAYER), len(LAYER), {APP, OTHER})
     assert [(site.data / item.place).read_bytes() for item in kept] == ([bytes_before] if bytes_before else [])
     assert damaged.place == (kept[0].place if kept else "")
-    assert site.data / damaged.former == site.file(digest_of(LAYER))
+    assert site.data / damaged.former_place == site.file(digest_of(LAYER))
     assert site.run("SELECT count(*) FROM audit WHERE action = 'blob.damaged'") == 2
     assert not site.file(digest_of(LAYER)).exists()
     with pytest.raises(BlobUnknown, match="damaged"):

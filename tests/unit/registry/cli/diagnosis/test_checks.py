@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -126,6 +127,37 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     assert name in finding.what
     here = Settings(tls=tls, listen="localhost:443")
     assert certificate_findings(here, registry_address(here).url, time.time())[0].level is Level.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("subject", "listen", "wanted"),
+    [
+        ("/CN=registry.example.com", "0.0.0.0:443", "DNS:registry.example.com"),
+        ("/O=Our team", "0.0.0.0:443", f"DNS:{socket.gethostname()}"),
+        ("/CN=old", "192.0.2.7:443", "IP:192.0.2.7"),
+        ("/CN=old", "localhost:443", "DNS:localhost"),
+    ],
+    ids=["common name", "this machine", "address", "localhost is meant"],
+)
+def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, wanted: str) -> None:
+    """The step has the name by which clients connect. If the settings do not say it, that is the certificate's old
+    common name, or this machine's name, and not the `localhost` that stands for all addresses."""
+    pair = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem", "-subj", subject)
+    new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
+    command: list[str | Path] = ["openssl", "req", *new, *pair]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = TLSSettings(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
+    settings = Settings(tls=tls, listen=listen)
+    (finding,) = certificate_findings(settings, registry_address(settings).url, time.time())
+    assert "names no host" in finding.what
+    assert finding.next_step == f"make a certificate with subjectAltName = {wanted}"
+
+
+async def test_a_directory_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    """The reason of the system, and no failure of the check itself."""
+    (finding,) = await run_checks(data_checks(Settings(data=tmp_path / ("a" * 300))))
+    assert finding.level is Level.PROBLEM
+    assert "cannot be looked at: File name too long" in finding.what
 
 
 def test_no_certificate() -> None:

@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from registry.cli.client_setup import SETUPS, mirrored_hosts
-from registry.cli.diagnosis.client_check import CHECKS, check_client, programs_on_this_machine
+from registry.cli.diagnosis.client_check import CHECKS, programs_on_this_machine
 from registry.cli.diagnosis.client_files import ClientFiles, Target
-from registry.cli.diagnosis.finding import Finding, Level
+from registry.cli.diagnosis.finding import Level
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
 from registry.cli.registry_address import RegistryAddress
 from registry.config import Upstream
 from tests.unit.registry.cli.diagnosis import client_file_texts as texts
+from tests.unit.registry.cli.diagnosis.client_place import CONFIG, DAEMON, HUB_HOSTS, PLAIN, SECURE, bad, found, write
 
-PLAIN, SECURE = "http://registry.example.com:5000", "https://registry.example.com"
-DAEMON, CONFIG, HUB_HOSTS = "etc/docker/daemon.json", "etc/containerd/config.toml", "etc/containerd/certs.d/docker.io"
 DROP_IN = "etc/containers/registries.conf.d/50-entrepot.conf"
-
-
-def write(root: Path, **files: str) -> None:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def found(
-    program: str,
-    root: Path,
-    url: str = PLAIN,
-    upstreams: Sequence[str] = ("docker.io",),
-    default: str | None = "docker.io",
-    answer: ProbeResult | None = None,
-) -> list[Finding]:
-    hosts = [host for name in upstreams for host in mirrored_hosts(Upstream(name=name))]
-    return check_client(program, RegistryAddress(url), hosts, default, root=root, offline=True, answer=answer)
-
-
-def bad(findings: Sequence[Finding], level: Level = Level.PROBLEM) -> list[Finding]:
-    return [finding for finding in findings if finding.level is level]
 
 
 def test_what_the_command_prints_is_right(tmp_path: Path) -> None:

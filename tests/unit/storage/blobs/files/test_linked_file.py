@@ -17,6 +17,7 @@ from storage.data_dir.system import System
 from storage.errors import StorageFull
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes.registry_content import BY
 
 pytestmark = pytest.mark.full_store
 
@@ -73,7 +74,7 @@ def opened(path: Path | str) -> Iterator[int]:
 
 async def link(store: StoredRegistry, file: Path) -> None:
     with opened(file) as fd:
-        await store.link_blob(REPO, DIGEST, len(BODY), fd)
+        await store.link_blob(REPO, DIGEST, len(BODY), fd, BY)
 
 
 def assert_same_file(one: Path, other: Path) -> None:
@@ -124,7 +125,7 @@ async def test_another_file_of_the_same_name(store: StoredRegistry, file: Path, 
     with opened(file) as fd:
         replace_file(file, b"other bytes")
         with pytest.raises(LinkRefused, match="the system does not link it"):
-            await store.link_blob(REPO, DIGEST, len(BODY), fd)
+            await store.link_blob(REPO, DIGEST, len(BODY), fd, BY)
     assert_missing(here)
     assert_nothing_left(tmp_path)
 

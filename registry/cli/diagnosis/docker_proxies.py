@@ -1,0 +1,184 @@
+"""Checks the proxies of docker: whether its requests to this registry go through one.
+
+dockerd takes proxies from `daemon.json` (`proxies`, since 23.0), and otherwise from its environment, which systemd
+sets. The proxies in the `config.json` of a person are for containers and builds; dockerd does not use them.
+
+Sources: Docker docs, "Daemon proxy configuration" and "Use a proxy server with the docker CLI"; systemd.exec(5),
+"Environment"; golang.org/x/net/http/httpproxy, whose rules for NO_PROXY docker follows.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.finding import Finding, warning
+
+CHECK = "docker"
+_RESTART = "then run: systemctl restart docker"
+_UNIT_FOLDERS = ("/usr/lib/systemd/system", "/run/systemd/system", "/etc/systemd/system", "~/.config/systemd/user")
+"""Where systemd looks for units and their drop-ins; a later folder counts more."""
+_NEW_DROP_IN = "/etc/systemd/system/docker.service.d/zz-entrepot.conf"
+"""systemd applies drop-ins in the order of their names, so this one comes after the others."""
+_PERSONS_FILE = "~/.docker/config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxies:
+    """The proxies that a file sets. `file`: its path. `by_scheme`: the proxy for http and for https. `exempt`: the
+    hosts that are reached without one, in the form of NO_PROXY."""
+
+    file: str
+    by_scheme: Mapping[str, str]
+    exempt: str
+
+    def proxy_for(self, url: str) -> str | None:
+        """Returns the proxy through which `url` is reached, without a password; None if there is none."""
+        parts = urlsplit(url)
+        proxy = self.by_scheme.get(parts.scheme)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if not proxy or is_exempt(self.exempt, parts.hostname or "", port):
+            return None
+        shown = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        return f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}"
+
+
+def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> Iterator[Finding]:
+    """Yields a finding if docker, or what it runs, asks a proxy for this registry. `name` and `daemon`: the path and
+    the content of daemon.json."""
+    url, host = target.address.url, target.address.host
+    try:
+        used = _of_daemon(name, daemon) or _of_systemd(files)
+        persons = _of_person(files)
+    except FileUnusable as error:
+        yield error.finding
+        return
+    if used is not None and (proxy := used.proxy_for(url)) is not None:
+        exempt = ",".join(filter(None, (used.exempt, urlsplit(url).hostname)))
+        if used.file == name:
+            merged = {**daemon, "proxies": {**daemon["proxies"], "no-proxy": exempt}}
+            file, lines = name, json.dumps(merged, indent=2) + "\n"
+            step = f"write this to {file}, {_RESTART}"
+        elif not used.file.endswith((".conf", ".service")):  # an EnvironmentFile, which counts more than a drop-in
+            file, lines, step = used.file, "", f"write NO_PROXY={exempt} in {used.file}, {_RESTART}"
+        else:
+            file, lines = _NEW_DROP_IN, f'[Service]\nEnvironment="NO_PROXY={exempt}" "no_proxy={exempt}"\n'
+            step = f"write this to {file}, then run: systemctl daemon-reload && systemctl restart docker"
+        what = f"{used.file} makes docker ask the proxy {proxy} for {host}"
+        why = "if the proxy does not reach this registry, docker says nothing, and pulls from Docker Hub"
+        yield warning(CHECK, what, why, step, file=file, lines=lines)
+    if persons is not None and (proxy := persons.proxy_for(url)) is not None:
+        what = f"{persons.file} gives containers and builds the proxy {proxy}, also for {host}"
+        why = "docker itself does not use it for pulls, but programs in containers reach this registry only through it"
+        yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {persons.file}")
+
+
+def is_exempt(no_proxy: str, host: str, port: int) -> bool:
+    """Returns whether `host` and `port` are reached without a proxy, by a list in the form of NO_PROXY. This machine
+    always is."""
+    host = host.lower().rstrip(".")
+    address = _address(host)
+    if host == "localhost" or (address is not None and address.is_loopback):
+        return True
+    return any(_matches(entry.strip().lower(), host, address, port) for entry in no_proxy.split(","))
+
+
+def _matches(entry: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
+    if entry == "*":
+        return True
+    if "/" in entry:
+        try:
+            return address is not None and address in ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            return False
+    if entry.count(":") == 1 or entry.startswith("["):
+        entry, _, entry_port = entry.rpartition(":") if not entry.endswith("]") else (entry, "", "")
+        if entry_port and entry_port != str(port):
+            return False
+    entry = entry.strip("[]")
+    if address is not None:
+        return _address(entry) == address
+    name = entry.removeprefix("*")
+    return bool(name) and (host == name or host.endswith(name if name.startswith(".") else f".{name}"))
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _of_daemon(name: str, daemon: dict[str, Any]) -> _Proxies | None:
+    """Returns the proxies in daemon.json; None if it sets none."""
+    proxies = daemon.get("proxies")
+    if not isinstance(proxies, dict):
+        return None
+    by_scheme = {scheme: str(proxies.get(f"{scheme}-proxy") or "") for scheme in ("http", "https")}
+    return _Proxies(name, by_scheme, str(proxies.get("no-proxy") or "")) if any(by_scheme.values()) else None
+
+
+def _of_systemd(files: ClientFiles) -> _Proxies | None:
+    """Returns the proxies in the environment that systemd gives docker; None if it gives none. Raises FileUnusable."""
+    drop_ins: dict[str, str] = {}  # a file replaces one of the same name in an earlier folder
+    units = [f"{folder}/docker.service" for folder in _UNIT_FOLDERS]
+    for folder in _UNIT_FOLDERS:
+        found = files.names(f"{folder}/docker.service.d", "*.conf")
+        drop_ins |= {path.rpartition("/")[2]: path for path in found}
+    unit = next((path for path in reversed(units) if files.first(path)), None)
+    set_by: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
+    environment_files: list[str] = []
+    for path in [*([] if unit is None else [unit]), *(drop_ins[key] for key in sorted(drop_ins))]:
+        for key, value in _settings(files.text(path) or ""):
+            if key == "Environment":
+                set_by = {**set_by, **_assignments(value, path)} if value else {}
+            elif key == "EnvironmentFile":
+                environment_files = [*environment_files, value.removeprefix("-")] if value else []
+    for path in environment_files:  # they count more than `Environment`
+        for line in (files.text(path) or "").splitlines():
+            if not line.lstrip().startswith(("#", ";")):
+                set_by |= _assignments(line, path)
+
+    def find(name: str) -> tuple[str, str]:
+        return set_by.get(name.upper()) or set_by.get(name) or ("", "")
+
+    by_scheme = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}
+    source = next((path for value, path in by_scheme.values() if value), None)
+    values = {scheme: value for scheme, (value, _) in by_scheme.items()}
+    return None if source is None else _Proxies(source, values, find("no_proxy")[0])
+
+
+def _settings(text: str) -> Iterator[tuple[str, str]]:
+    """Yields the keys and values of a unit, in their order."""
+    for line in text.replace("\\\n", " ").splitlines():
+        key, separator, value = line.strip().partition("=")
+        if separator:
+            yield key.strip(), value.strip()
+
+
+def _assignments(text: str, file: str) -> dict[str, tuple[str, str]]:
+    """Returns the variables in a line such as `"A=1 2" B=3`, each with its value and `file`. Ignores what is no
+    assignment."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quote that does not end
+        return {}
+    return {name: (value, file) for name, separator, value in (word.partition("=") for word in words) if separator}
+
+
+def _of_person(files: ClientFiles) -> _Proxies | None:
+    """Returns the proxies in a person's config.json; None if there are none. Raises FileUnusable."""
+    if files.home is None:
+        return None
+    proxies = (files.json(_PERSONS_FILE) or {}).get("proxies")
+    default = proxies.get("default") if isinstance(proxies, dict) else None
+    if not isinstance(default, dict):
+        return None
+    by_scheme = {scheme: str(default.get(f"{scheme}Proxy") or "") for scheme in ("http", "https")}
+    return _Proxies(_PERSONS_FILE, by_scheme, str(default.get("noProxy") or ""))

@@ -1,0 +1,176 @@
+"""Checks whether k3s or RKE2 on a machine pulls through this registry: `registries.yaml`.
+
+Both bring a containerd of their own. When they start, they write its `config.toml` and `hosts.toml` files anew from
+`registries.yaml`, so that is the only file to change.
+
+Sources: k3s docs, "Private Registry Configuration"; RKE2 docs, "Containerd Registry Configuration".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from registry.cli.client_setup import MirroredHost
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+
+CHECK = "containerd"
+_CA_FILE = "/etc/rancher/entrepot-ca.crt"
+_EVERY_HOST = "*"
+"""The name of the mirror for each host that has none of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """A distribution of Kubernetes. `file`: its `registries.yaml`. `written`: what it makes of that. `restart`: how it
+    is restarted."""
+
+    name: str
+    file: str
+    written: str
+    restart: str
+
+
+KUBERNETES = (
+    Kubernetes(
+        "k3s",
+        "/etc/rancher/k3s/registries.yaml",
+        "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+        "systemctl restart k3s (on agents: k3s-agent)",
+    ),
+    Kubernetes(
+        "RKE2",
+        "/etc/rancher/rke2/registries.yaml",
+        "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+        "systemctl restart rke2-server (on agents: rke2-agent)",
+    ),
+)
+
+
+def kubernetes_on(files: ClientFiles) -> list[Kubernetes]:
+    """Returns the distributions that are on the machine."""
+    return [each for each in KUBERNETES if files.first(each.file, each.written) is not None]
+
+
+def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> list[Finding]:
+    """Returns what is found."""
+    file = kubernetes.file
+    try:
+        document = replace(files, program=kubernetes.name).yaml(file)
+        mirrors, configs = _table(kubernetes, document, "mirrors"), _table(kubernetes, document, "configs")
+    except FileUnusable as error:
+        return [error.finding]
+    step = f"write this to {file}, then run: {kubernetes.restart}"
+    lines = _merged(document or {}, target)
+    findings = [_host_finding(kubernetes, document, mirrors, host, target, lines) for host in target.hosts]
+    findings += _check_own_host(kubernetes, mirrors, configs, target, lines)
+    if (changed := files.modified(file)) is not None and changed > (files.modified(kubernetes.written) or changed):
+        what = f"{file} is newer than what {kubernetes.name} has made of it"
+        why = f"{kubernetes.name} reads the file only when it starts"
+        findings.append(warning(CHECK, what, why, f"run: {kubernetes.restart}"))
+    for key in document or {}:
+        if key not in ("mirrors", "configs", "auths"):
+            why = f"{kubernetes.name} does not read it; the keys are mirrors and configs"
+            findings.append(warning(CHECK, f"{file} has the unknown key {key!r}", why, step, file=file, lines=lines))
+    return findings
+
+
+def _host_finding(
+    kubernetes: Kubernetes,
+    document: dict[str, Any] | None,
+    mirrors: dict[str, Any],
+    host: MirroredHost,
+    target: Target,
+    lines: str,
+) -> Finding:
+    """Returns whether pulls of a host's images come through the registry."""
+    file = kubernetes.file
+    step = f"write this to {file}, then run: {kubernetes.restart}"
+    name = host.prefix if host.prefix in mirrors else _EVERY_HOST
+    endpoints = _endpoints(mirrors.get(name))
+    position = next((number for number, url in enumerate(endpoints) if target.is_at(url)), None)
+    if position == 0:
+        return ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({file})")
+    if position is not None:
+        what = f"{file} names {endpoints[0]} before this registry, for {name}"
+        why = "containerd asks this registry only if that fails"
+        return warning(CHECK, what, why, step, file=file, lines=lines)
+    if document is None:
+        what = f"there is no {file}"
+    elif name not in mirrors:
+        what = f"{file} has no mirror for {host.prefix}, and none for {_EVERY_HOST!r}"
+    elif not endpoints:
+        what = f"{file} names no endpoint for {name}"
+    elif wrong := next((url for url in endpoints if target.is_at_other_scheme(url)), None):
+        what = f"{file} names {wrong}, but the registry is at {target.address.url}"
+    else:
+        what = f"{file} does not name this registry for {name}, but {', '.join(endpoints)}"
+    why = f"{kubernetes.name} pulls images of {host.prefix} from {', '.join(endpoints) or host.server}"
+    return problem(CHECK, what, why, step, file=file, lines=lines)
+
+
+def _check_own_host(
+    kubernetes: Kubernetes, mirrors: dict[str, Any], configs: dict[str, Any], target: Target, lines: str
+) -> Iterator[Finding]:
+    """Yields what keeps images from being pulled whose names begin with the registry's own host, and what keeps
+    containerd from trusting its certificate."""
+    address, file = target.address, kubernetes.file
+    step = f"write this to {file}, then run: {kubernetes.restart}"
+    if _needs_plain_http(target) and not any(target.is_at(url) for url in _endpoints(mirrors.get(address.host))):
+        what = f"{file} does not say that {address.host} speaks plain HTTP"
+        why = f"only images whose names begin with {address.host} need this: containerd expects TLS there"
+        yield warning(CHECK, what, why, step, file=file, lines=lines)
+    config = configs.get(address.host)
+    tls = config.get("tls") if isinstance(config, dict) else None
+    if target.needs_ca and not (isinstance(tls, dict) and (tls.get("ca_file") or tls.get("insecure_skip_verify"))):
+        what = f"{file} names no authority for {address.host}, whose certificate this machine does not trust"
+        why = target.answer.detail if target.answer else ""
+        yield problem(CHECK, what, why, f"copy the authority's certificate there, and {step}", file=file, lines=lines)
+
+
+def _endpoints(mirror: Any) -> list[str]:
+    """Returns the URLs of a mirror. One without a scheme is reached by TLS."""
+    urls = mirror.get("endpoint") if isinstance(mirror, dict) else None
+    texts = [str(url) for url in urls] if isinstance(urls, list) else []
+    return [url if "://" in url else f"https://{url}" for url in texts]
+
+
+def _table(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) -> dict[str, Any]:
+    """Returns a table of the file; empty if there is none. Raises FileUnusable."""
+    table = (document or {}).get(key)
+    if table is not None and not isinstance(table, dict):
+        what, why = f"{key} in {kubernetes.file} is no table", f"{kubernetes.name} does not start with it"
+        step = f"correct the file, then run: {kubernetes.restart}"
+        raise FileUnusable(problem(CHECK, what, why, step))
+    return table or {}
+
+
+def _merged(document: dict[str, Any], target: Target) -> str:
+    """Returns the whole file with what is missing, so that nobody has to merge two files."""
+    import yaml
+
+    merged = {key: copy.deepcopy(value) for key, value in document.items() if key in ("mirrors", "configs", "auths")}
+    address, mirrors = target.address, merged.get("mirrors") or {}
+    names = [host.prefix for host in target.hosts] + ([address.host] if _needs_plain_http(target) else [])
+    for name in names:
+        others = [url for url in _endpoints(mirrors.get(name)) if not _leads_here(url, target)]
+        before = mirrors.get(name)
+        mirrors[name] = {**(before if isinstance(before, dict) else {}), "endpoint": [address.url, *others]}
+    merged["mirrors"] = mirrors
+    if target.needs_ca:
+        configs = merged["configs"] = merged.get("configs") or {}
+        config = configs.get(address.host)
+        configs[address.host] = {**(config if isinstance(config, dict) else {}), "tls": {"ca_file": _CA_FILE}}
+    return str(yaml.safe_dump(merged, sort_keys=False))
+
+
+def _needs_plain_http(target: Target) -> bool:
+    """Returns whether containerd must be told that the registry speaks plain HTTP. It expects that of this machine."""
+    return target.address.is_plain_http and not target.address.is_trusted_by_docker
+
+
+def _leads_here(url: str, target: Target) -> bool:
+    return target.is_at(url) or target.is_at_other_scheme(url)

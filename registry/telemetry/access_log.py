@@ -1,0 +1,140 @@
+"""The access log: one line for each HTTP request, of the logger `registry.access`.
+
+A line has the fields of `_TEXT`. In the log format `json`, each field is a field of the JSON object.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+from registry.asgi import Header, Scope, client_address, raw_path, trace_id_of
+from registry.log_output import direct_handler
+from registry.request import USER_AGENT_CHARACTERS
+
+log = logging.getLogger("registry.access")
+
+_TEXT: Final = (
+    "%(method)s %(path)s status=%(status)s bytes=%(bytes)d received=%(received)d ms=%(ms).1f principal=%(principal)s "
+    "address=%(address)s repository=%(repository)s reference=%(reference)s cache=%(cache)s request=%(request)s "
+    "trace=%(trace)s agent=%(agent)s"
+)
+"""The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
+content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
+incomplete."""
+_REFUSED_TEXT: Final = _TEXT.replace(" agent=", ' reason="%(reason)s" agent=')
+"""The text of a line about a request that the server itself has refused. The agent stays last, because the client
+writes it."""
+_MAX_PATH_CHARACTERS: Final = 1024
+_MAX_REFERENCE_CHARACTERS: Final = 256
+
+
+class LoggedAnswer(Protocol):
+    """A response from the response cache (`registry.http.answer_cache.CachedAnswer`)."""
+
+    principal_name: str
+    repo: str
+    item: str
+    body: bytes
+    log_fields: Any
+    """The fields of the line that are always the same. None until the first line is written."""
+
+
+def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> None:
+    """Writes the line of a request that the response cache has answered. Takes about 3 µs if the log goes to stderr as
+    text, because it then makes no log record."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    handler, size = direct_handler(log), len(answer.body)
+    if handler is None:
+        who, repo, item = answer.principal_name, answer.repo, answer.item
+        write_request(scope, 200, "", size, 0, 0.0, who, repo, item, "answer", request_id)
+        return
+    if answer.log_fields is None:
+        answer.log_fields = (
+            f"status=200 bytes={size} received=0 ms=0.0 principal={answer.principal_name or '-'}",
+            f"repository={answer.repo or '-'} reference={_reference(answer.item)} cache=answer",
+        )
+    fixed, resource = answer.log_fields
+    agent, trace = b"", b""
+    for header, value in scope["headers"]:
+        if header == b"user-agent":
+            agent = value
+        elif header == b"traceparent":
+            trace = value
+    handler.write_message(
+        "registry.access",
+        f"{scope['method']} {_path(scope)} {fixed} address={client_address(scope) or '-'} {resource} "
+        f"request={request_id} trace={(trace and trace_id_of(scope['headers'])) or '-'} agent={_agent(agent)}",
+    )
+
+
+def write_request(
+    scope: Scope,
+    status: int,
+    note: str,
+    sent_bytes: int,
+    received_bytes: int,
+    seconds: float,
+    principal: str,
+    repo: str,
+    item: str,
+    cache_state: str,
+    request_id: str,
+    reason: str = "",
+) -> None:
+    """Writes the line of any request. `note` follows the status. `reason`: why the server itself has refused the
+    request; empty: it has not."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    headers: list[Header] = scope["headers"]
+    agent = next((value for name, value in headers if name == b"user-agent"), b"")
+    fields: dict[str, object] = {
+        "method": scope["method"] or "-",
+        "path": _path(scope) or "-",
+        "status": f"{int(status)}{note}" if note else int(status),
+        "bytes": sent_bytes,
+        "received": received_bytes,
+        "ms": seconds * 1000,
+        "principal": principal or "-",
+        "address": client_address(scope) or "-",
+        "repository": repo or "-",
+        "reference": _reference(item),
+        "cache": cache_state or "-",
+        "request": request_id,
+        "trace": trace_id_of(headers) or "-",
+        "agent": _agent(agent),
+    }
+    if reason:
+        fields["reason"] = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'")
+    text = _REFUSED_TEXT if reason else _TEXT
+    handler = direct_handler(log)
+    if handler is None:
+        log.info(text, fields)
+    else:
+        handler.write_message(log.name, text % fields)
+
+
+def _path(scope: Scope) -> str:
+    return raw_path(scope)[:_MAX_PATH_CHARACTERS].decode("ascii", "replace")
+
+
+def _reference(item: str) -> str:
+    return _plain(item, _MAX_REFERENCE_CHARACTERS).replace(" ", "?")  # a space would end the field
+
+
+def _agent(value: bytes) -> str:
+    return _plain_agent(value[:USER_AGENT_CHARACTERS])
+
+
+@lru_cache(1024)
+def _plain_agent(value: bytes) -> str:
+    return _plain(value.decode("latin-1"), USER_AGENT_CHARACTERS)
+
+
+def _plain(text: str, max_characters: int) -> str:
+    """Returns text of a client for a log line: cut to a length, and without characters that begin a new line or act on
+    a terminal. Without text, returns `-`."""
+    text = text[:max_characters]
+    return (text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)) or "-"

@@ -1,0 +1,133 @@
+"""The commands of docs/operations.md do what the page shows, each beside a running server."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.commands import entrepot
+from tests.fakes.hub.hub import hub
+from tests.fakes.page_sections import Command, Section, has_shape, read_sections
+from tests.fakes.server_process import ROOT, RegistryServer, running_server
+from tests.fakes.upstream_content import UpstreamContent, noise_image
+from tests.system.cli.upkeep_page_place import Place
+from tests.unit.registry.cli.diagnosis import client_file_texts as texts
+
+SECTIONS = read_sections(ROOT / "docs" / "operations.md")
+RUN = [section for section in SECTIONS if section.parts]
+RUN_ELSEWHERE = {
+    "tests/unit/registry/status/test_readiness.py": ["curl -s http://localhost:5000/readyz"],
+    "tests/system/ops/test_doctor.py": ["sudo entrepot doctor -c /etc/entrepot/entrepot.toml"],
+    "tests/system/ops/test_mirror_speed.py": [
+        "entrepot mirror test docker.io --endpoint https://registry-1.docker.io --endpoint https://mirror.gcr.io"
+    ],
+}
+"""The commands that need a full disk, an expired certificate or other networks, by the tests that have these."""
+HUB = "https://registry-1.docker.io"
+UPSTREAM = '[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{url}"]\n'
+DEADLINE_SECONDS = 60.0
+
+
+class OperationsPlace(Place):
+    """The server of the page has two workers, and its data and settings where the page says. Clients' files are
+    below the folder."""
+
+    @property
+    def server(self) -> RegistryServer:
+        if self._server is None:
+            self.settings_file.parent.mkdir(parents=True, exist_ok=True)
+            self.settings_file.write_text(self._settings)
+            (self.folder / "srv").mkdir()
+            (self.folder / "srv" / "entrepot").symlink_to(self.data)
+            flags = ("--config", str(self.settings_file))
+            self._server = self._stack.enter_context(running_server(self.folder, *flags, workers=2))
+        return self._server
+
+    @property
+    def settings_file(self) -> Path:
+        return self.folder / "etc" / "entrepot" / "entrepot.toml"
+
+    def run(self, command: Command) -> None:
+        """Runs a command of the page again and again until it prints what the page shows, because the workers report
+        what they do only once a second. Raises AssertionError if it does not."""
+        assert self.server
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            done = self._entrepot(command.line)
+            output = self._as_on_the_page(done.stdout + done.stderr)
+            if done.returncode == command.exit_code and has_shape(output, command.output, is_loose=True):
+                return
+            shown = "\n".join(command.output)
+            said = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{shown}"
+            assert "status" in command.line, said
+            assert time.monotonic() < deadline, said
+
+    def prepare(self, name: str) -> None:
+        PREPARATIONS[name](self)
+
+    def _entrepot(self, line: str) -> subprocess.CompletedProcess[str]:
+        words = self._here(line).split()
+        assert words.pop(0) == "entrepot", f"mark the block of {line!r} as one that is not run here"
+        if words[:2] == ["client", "check"]:
+            words += ["--root", str(self.folder), "--offline"]
+        data = str(self.folder / "srv" / "entrepot")
+        return entrepot(*words, folder=self.folder, ENTREPOT_DATA=data, ENTREPOT_CONFIG=str(self.settings_file))
+
+    def change_settings(self) -> None:
+        """Those that the page's reload names."""
+        self._settings = UPSTREAM.format(url=HUB) + "tag_ttl = 60\n[gc]\ngrace = 100\n"
+        assert self.server
+        self.settings_file.write_text(UPSTREAM.format(url=HUB) + "tag_ttl = 70\n[gc]\ngrace = 200\n")
+
+    def start_busy_server(self) -> None:
+        """An upload is open, and the upstream has told how many pulls are left."""
+        content = UpstreamContent()
+        content.add("library/app", noise_image("app", 1000), "1")
+        self.addresses[HUB] = self._stack.enter_context(hub(self.folder, content, limit=100)).url
+        self._settings = UPSTREAM.format(url=self.addresses[HUB]) + '[disk]\nmin_free = "1MiB"\n'
+        assert self.client.ask("GET", "/v2/library/app/manifests/1").status == 200
+        location = self.client.ask("POST", "/v2/team/app/blobs/uploads/").headers["Location"]
+        assert self.client.ask("PATCH", location, b"x" * 1000).status == 202
+
+    def write_node(self) -> None:
+        """containerd's default settings, and a hosts.toml that leads to the registry."""
+        folder = self.folder / "etc" / "containerd"
+        (folder / "certs.d" / "docker.io").mkdir(parents=True)
+        (folder / "config.toml").write_text(texts.CONTAINERD_2_2_DEFAULT)
+        hosts = texts.HOSTS_TOML.replace("http://registry.example.com:5000", "https://registry.example.com")
+        (folder / "certs.d" / "docker.io" / "hosts.toml").write_text(hosts)
+
+
+PREPARATIONS: dict[str, Callable[[OperationsPlace], None]] = {
+    "changed settings": OperationsPlace.change_settings,
+    "busy server": OperationsPlace.start_busy_server,
+    "node with containerd 2.2": OperationsPlace.write_node,
+}
+
+
+@pytest.mark.parametrize("section", RUN, ids=lambda section: section.title.partition(",")[0])
+def test_the_commands_print_what_the_page_shows(tmp_path: Path, section: Section) -> None:
+    """Each with the exit code that the page shows, or 0, and with output of the same shape. Numbers may differ."""
+    with ExitStack() as stack:
+        place = OperationsPlace(tmp_path, section, stack)
+        for part in section.parts:
+            if isinstance(part, Command):
+                place.run(part)
+            else:
+                place.prepare(part)
+
+
+def test_the_page_is_read_as_its_author_meant_it() -> None:
+    """Every block is run here or by a test that exists, and every preparation is used."""
+    found: dict[str, list[str]] = {}
+    for section in SECTIONS:
+        found |= section.elsewhere
+    assert found == RUN_ELSEWHERE
+    assert [file for file in found if not (ROOT / file).is_file()] == []
+    assert {part for section in SECTIONS for part in section.parts if isinstance(part, str)} == set(PREPARATIONS)
+    assert len([part for section in RUN for part in section.parts if isinstance(part, Command)]) == 4

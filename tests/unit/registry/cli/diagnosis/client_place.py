@@ -1,0 +1,39 @@
+"""A directory with the files of a client, and what a check finds in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from registry.cli.client_setup import mirrored_hosts
+from registry.cli.diagnosis.client_check import check_client
+from registry.cli.diagnosis.finding import Finding, Level
+from registry.cli.diagnosis.probe import ProbeResult
+from registry.cli.registry_address import RegistryAddress
+from registry.config import Upstream
+
+PLAIN, SECURE = "http://registry.example.com:5000", "https://registry.example.com"
+DAEMON, CONFIG, HUB_HOSTS = "etc/docker/daemon.json", "etc/containerd/config.toml", "etc/containerd/certs.d/docker.io"
+
+
+def write(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def found(
+    program: str,
+    root: Path,
+    url: str = PLAIN,
+    upstreams: Sequence[str] = ("docker.io",),
+    default: str | None = "docker.io",
+    answer: ProbeResult | None = None,
+) -> list[Finding]:
+    hosts = [host for name in upstreams for host in mirrored_hosts(Upstream(name=name))]
+    return check_client(program, RegistryAddress(url), hosts, default, root=root, offline=True, answer=answer)
+
+
+def bad(findings: Sequence[Finding], level: Level = Level.PROBLEM) -> list[Finding]:
+    return [finding for finding in findings if finding.level is level]

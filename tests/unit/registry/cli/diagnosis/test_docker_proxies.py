@@ -1,0 +1,96 @@
+"""The proxies of docker: whether its requests to this registry go through one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.cli.client_setup import SETUPS, mirrored_hosts
+from registry.cli.diagnosis.client_check import CHECKS
+from registry.cli.diagnosis.client_files import ClientFiles, Target
+from registry.cli.diagnosis.docker_proxies import is_exempt
+from registry.cli.diagnosis.finding import Level
+from registry.cli.registry_address import RegistryAddress
+from registry.config import Upstream
+from tests.unit.registry.cli.diagnosis.client_place import DAEMON, SECURE, bad, found, write
+
+PROXY = "http://me:secret@proxy.example:3128"
+UNIT_FOLDER = "etc/systemd/system/docker.service.d"
+PROXIES = [
+    ({DAEMON: {"proxies": {"https-proxy": PROXY}}}, "/etc/docker/daemon.json"),
+    ({f"{UNIT_FOLDER}/a.conf": f'[Service]\nEnvironment="HTTPS_PROXY={PROXY}" A=1\n'}, f"/{UNIT_FOLDER}/a.conf"),
+    (
+        {
+            f"{UNIT_FOLDER}/a.conf": "[Service]\nEnvironmentFile=-/etc/default/docker\n",
+            "etc/default/docker": f"# proxies\nhttps_proxy={PROXY}\n",
+        },
+        "/etc/default/docker",
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "source"), PROXIES, ids=["daemon.json", "drop-in", "environment file"])
+def test_a_proxy_of_docker(tmp_path: Path, files: dict[str, Any], source: str) -> None:
+    """If docker asks a proxy for this registry, the finding names the file, and not the password. With the lines that
+    it says to write, docker does not."""
+    daemon = {"registry-mirrors": [SECURE], **files.get(DAEMON, {})}
+    write(tmp_path, **{**files, DAEMON: json.dumps(daemon)})
+    (finding,) = bad(found("docker", tmp_path, SECURE), Level.WARNING)
+    expected = f"{source} makes docker ask the proxy http://proxy.example:3128 for registry.example.com"
+    assert finding.what == expected
+    assert "secret" not in finding.next_step
+    if finding.lines:
+        write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
+    else:
+        with (tmp_path / source.lstrip("/")).open("a") as file:
+            file.write("NO_PROXY=registry.example.com\n")
+    assert not bad(found("docker", tmp_path, SECURE), Level.WARNING)
+    assert not bad(found("docker", tmp_path, SECURE))
+
+
+def test_proxies_that_do_not_matter(tmp_path: Path) -> None:
+    """The environment counts only if daemon.json sets no proxy, a drop-in can take it back, and a proxy for the other
+    scheme is not asked."""
+    daemon: dict[str, Any] = {"registry-mirrors": [SECURE], "proxies": {"http-proxy": PROXY}}
+    write(tmp_path, **{f"{UNIT_FOLDER}/a.conf": f"[Service]\nEnvironment=HTTPS_PROXY={PROXY}\n"})
+    write(tmp_path, **{DAEMON: json.dumps(daemon)})
+    assert not bad(found("docker", tmp_path, SECURE), Level.WARNING)
+    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
+    assert bad(found("docker", tmp_path, SECURE), Level.WARNING)
+    write(tmp_path, **{f"{UNIT_FOLDER}/b.conf": "[Service]\nEnvironment=\n"})
+    assert not bad(found("docker", tmp_path, SECURE), Level.WARNING)
+
+
+def test_proxies_of_a_person(tmp_path: Path) -> None:
+    """Those of ~/.docker/config.json are for containers and builds, not for docker's pulls."""
+    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
+    hosts = mirrored_hosts(Upstream(name="docker.io"))
+    address = RegistryAddress(SECURE)
+    target = Target(address, hosts, "docker.io", SETUPS["docker"](address, hosts))
+    for exempt, count in (("", 1), ("*.example.com", 0)):
+        proxies = {"default": {"httpsProxy": PROXY, "noProxy": exempt}}
+        write(tmp_path, **{"home/.docker/config.json": json.dumps({"proxies": proxies})})
+        findings = bad(CHECKS["docker"](ClientFiles("docker", tmp_path, tmp_path / "home"), target), Level.WARNING)
+        assert ["programs in containers" in finding.why for finding in findings] == [True] * count
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "exempt", "asked"),
+    [
+        ("example.com", ["example.com", "a.example.com"], ["badexample.com", "example.com.org", "192.0.2.1"]),
+        (".example.com", ["a.example.com"], ["example.com"]),
+        ("*.example.com", ["a.example.com"], ["example.com"]),
+        ("192.0.2.0/24, 2001:db8::1", ["192.0.2.1", "2001:db8::1"], ["198.51.100.1", "a.example"]),
+        ("example.com:5000", ["example.com"], []),
+        ("example.com:5001", [], ["example.com"]),
+        ("[2001:db8::1]:5000,1.2.3.4/x", ["2001:db8::1"], ["1.2.3.4"]),
+        ("*", ["a.example", "192.0.2.1"], []),
+        ("", ["localhost", "127.0.0.1"], ["example.com"]),
+    ],
+)
+def test_hosts_without_a_proxy(no_proxy: str, exempt: list[str], asked: list[str]) -> None:
+    """The rules of Go for NO_PROXY, for the port 5000."""
+    assert [host for host in [*exempt, *asked] if is_exempt(no_proxy, host, 5000)] == exempt

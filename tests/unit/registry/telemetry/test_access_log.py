@@ -1,0 +1,102 @@
+"""The lines of the access log: the same text whether a log record is made for them or not."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from registry.asgi import Scope
+from registry.http.answer_cache import CachedAnswer
+from registry.log_output import BufferedHandler, JsonFormatter, direct_handler
+from registry.telemetry.access_log import log, write_cached_answer, write_request
+
+TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is written to stderr, by the only handler of the process."""
+    stream = io.StringIO()
+    handler = BufferedHandler(stream)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [handler])
+    monkeypatch.setattr(root, "level", logging.INFO)
+    monkeypatch.setattr(log, "_cache", {})
+    yield stream
+    handler.close()
+
+
+def scope_with(*headers: tuple[bytes, bytes]) -> Scope:
+    return {
+        "method": "GET",
+        "path": "/v2/team/app/manifests/1.0",
+        "raw_path": b"/v2/team/app/manifests/1.0",
+        "headers": [(b"host", b"registry.test"), *headers],
+        "client": ("192.0.2.7", 40000),
+    }
+
+
+SCOPES = [
+    scope_with(),
+    scope_with((b"user-agent", b"docker/29")),
+    scope_with((b"user-agent", b"evil\r\nagent\xff"), (b"traceparent", TRACE)),
+    scope_with((b"traceparent", b"no trace")),
+    {**scope_with(), "client": None, "raw_path": b"/v2/" + b"x" * 2000},
+]
+
+
+def answer_for(scope: Scope, *, repo: str = "team/app", item: str = "1.0") -> CachedAnswer:
+    return CachedAnswer([], [], b"body", "alice", True, None, "manifests", repo, item)
+
+
+def text_of(stream: io.StringIO) -> str:
+    """Returns the message of the only line that was written since the last call."""
+    (line,) = stream.getvalue().splitlines()
+    stream.seek(0)
+    stream.truncate()
+    return line.partition("] ")[2]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("repo", "item"), [("team/app", "1.0"), ("", "")])
+def test_a_line_without_a_record(
+    scope: Scope, repo: str, item: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Has the text of a line with a record, for cached answers and for other requests."""
+    answer = answer_for(scope, repo=repo, item=item)
+    lines = []
+    for _ in range(2):  # the second time, with the parts that the answer keeps
+        write_cached_answer(scope, answer, "r1")
+        lines.append(text_of(stream))
+    write_request(scope, 200, "", 4, 0, 0.0, "alice", repo, item, "answer", "r1")
+    lines.append(text_of(stream))
+    monkeypatch.setattr(log, "filters", [lambda record: True])  # so that it makes records
+    assert direct_handler(log) is None
+    write_cached_answer(scope, answer, "r1")
+    lines.append(text_of(stream))
+    assert len(set(lines)) == 1
+    assert "bytes=4 received=0 ms=0.0 principal=alice" in lines[0]
+
+
+def test_json(stream: io.StringIO) -> None:
+    """A line in the log format json has the fields of the line."""
+    logging.getLogger().handlers[0].setFormatter(JsonFormatter())
+    write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
+    line = json.loads(stream.getvalue())
+    assert (line["method"], line["repository"], line["cache"], line["agent"]) == (
+        "GET",
+        "team/app",
+        "answer",
+        "docker/29",
+    )
+
+
+def test_a_handler_that_takes_warnings_only(stream: io.StringIO) -> None:
+    """Gets no line."""
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)
+    write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
+    assert stream.getvalue() == ""

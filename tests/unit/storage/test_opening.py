@@ -1,0 +1,57 @@
+"""A store is opened without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.composition import layout_of, open_registry, prepare_data_dir
+
+
+def lock_database(data: Path) -> apsw.Connection:
+    """Locks the database like another program that uses it alone, until the connection is closed."""
+    db = apsw.Connection(str(layout_of(data).metadata))
+    db.pragma("locking_mode", "exclusive")
+    db.execute("BEGIN EXCLUSIVE; COMMIT")
+    return db
+
+
+def open_files_below(data: Path) -> list[str]:
+    """Returns the files below the directory that this process has open."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return [target for target in map(os.path.realpath, links) if target.startswith(str(data))]
+
+
+async def test_a_locked_database(tmp_path: Path) -> None:
+    """The open waits for another program that has locked the database. The event loop goes on, as only it can end the
+    wait here."""
+    prepare_data_dir(tmp_path)
+    locked = lock_database(tmp_path)
+    context = open_registry(tmp_path)
+    opening = asyncio.create_task(context.__aenter__())
+    await asyncio.sleep(0.05)
+    assert not opening.done()
+    locked.close()
+    registry = await opening
+    assert (await registry.repositories(None, 1)).items == []
+    await context.__aexit__(None, None, None)
+
+
+async def test_a_cancelled_open(tmp_path: Path) -> None:
+    """Leaves no file open. It ends when SQLite does not wait any more."""
+    prepare_data_dir(tmp_path)
+    before = open_files_below(tmp_path)
+    locked = lock_database(tmp_path)
+    opening = asyncio.create_task(open_registry(tmp_path).__aenter__())
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    await asyncio.sleep(0)
+    assert not opening.done()
+    locked.close()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert open_files_below(tmp_path) == before
