@@ -11,8 +11,9 @@ from registry.auth.audit_log import AuditBuffer, LoginAudit, OnLogin
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.external.issuers import Issuers
 from registry.auth.external.login_attempts import LoginAttempts
-from registry.auth.external.openid_login import OpenIDLogin, provider_stamp
-from registry.auth.external.openid_provider import OpenIDProvider, check_provider
+from registry.auth.external.openid_login import OpenIDLogin
+from registry.auth.external.openid_provider import OpenIDProvider
+from registry.auth.external.openid_settings import check_provider, provider_stamp
 from registry.auth.password.hashing import HashingPool
 from registry.auth.password.htpasswd import HtpasswdFile
 from registry.auth.password.password_check import PasswordCheck
@@ -66,6 +67,8 @@ def check_auth_files(settings: Settings) -> None:
     if settings.auth.htpasswd:
         HtpasswdFile(settings.auth.htpasswd).check()
     check_provider(settings.oidc)
+    if settings.oidc.issuer:
+        import registry.auth.external.openid_protocol  # noqa: F401  # before the fork, so that workers share Authlib
 
 
 @asynccontextmanager

@@ -15,18 +15,17 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-from urllib.parse import urlencode
 
 from registry.auth.audit_log import LoginAudit
-from registry.auth.external.identity_claims import groups_from_claim, settings_stamp
+from registry.auth.external.identity_claims import groups_from_claim
 from registry.auth.external.login_attempts import LoginAttempt, LoginAttemptInvalid, LoginAttempts
-from registry.auth.external.openid_provider import (
+from registry.auth.external.openid_provider import OpenIDProvider
+from registry.auth.external.openid_settings import (
     CodeRefused,
     IDTokenInvalid,
-    OpenIDProvider,
     ProviderUnavailable,
     loggable_error_code,
-    verify_id_token,
+    provider_stamp,
 )
 from registry.auth.rights.principal import Identity
 from registry.auth.token.login_sessions import LoginSessions
@@ -130,21 +129,11 @@ class OpenIDLogin:
         Raises LoginFailed if the provider's metadata cannot be fetched. Raises StorageFull, StorageFailed.
         """
         attempt = self._attempts.begin(redirect_uri, return_path)
-        parameters = {
-            "response_type": "code",
-            "client_id": self._provider.client_id,
-            "redirect_uri": redirect_uri,
-            "scope": self._settings.scopes,
-            "state": attempt.state,
-            "nonce": attempt.nonce,
-            "code_challenge": attempt.challenge,
-            "code_challenge_method": "S256",
-        }
         try:
-            url = (await self._provider.metadata()).authorization_url
+            url = await self._provider.authorization_url(attempt)
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
-        return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}", await self._attempts.seal(attempt)
+        return url, await self._attempts.seal(attempt)
 
     async def finish(self, response: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
         """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the browser's cookie.
@@ -198,14 +187,7 @@ class OpenIDLogin:
             if (await self._provider.metadata()).sends_issuer and not response.issuer:
                 raise _login_invalid("the response does not name its issuer, which the provider's metadata requires")
             text = await self._provider.redeem(response.code, attempt.verifier, attempt.redirect_uri)
-            return await verify_id_token(
-                text,
-                await self._provider.keys(),
-                issuer=self._provider.issuer,
-                client_id=self._provider.client_id,
-                nonce=attempt.nonce,
-                now=self._clock(),
-            )
+            return await self._provider.verify(text, nonce=attempt.nonce, now=self._clock())
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
         except CodeRefused as error:
@@ -273,13 +255,6 @@ class OpenIDLogin:
                     break
                 found.append(group)
         return tuple(found)
-
-
-def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp of the provider's settings: a hash that changes when they do. A login at this provider puts the
-    stamp into the identity that it proves. After a change of the settings, identities with the old stamp are
-    refused."""
-    return settings_stamp("openid", settings)
 
 
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:

@@ -10,21 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
+from joserfc.jwk import OctKey
 
 from registry.auth.external import identity_http
 from registry.auth.external.login_attempts import ATTEMPT_SECONDS, LoginAttemptInvalid, LoginAttempts
-from registry.auth.external.openid_login import MAX_GROUP_CHARACTERS, AuthorizationResponse, LoginFailed, provider_stamp
+from registry.auth.external.openid_login import MAX_GROUP_CHARACTERS, AuthorizationResponse, LoginFailed
 from registry.auth.external.openid_provider import (
     METADATA_FRESH_SECONDS,
     METADATA_RETRY_SECONDS,
     METADATA_STALE_SECONDS,
-    CodeRefused,
     OpenIDProvider,
+)
+from registry.auth.external.openid_settings import (
+    CodeRefused,
     ProviderInvalid,
     ProviderUnavailable,
     check_provider,
+    provider_stamp,
 )
 from registry.auth.rights.principal import Identity
 from registry.auth.token.login_sessions import SESSION_SECONDS as SESSION_LIFETIME
@@ -35,6 +39,7 @@ from storage.access import AccountKind, AccountName
 from storage.errors import Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, AuthClock, AuthWorker, auth_worker
 from tests.fakes.openid_server import CLIENT, SECRET, CodeGrant, FakeOpenIDProvider, openid_provider
+from tests.fakes.token_issuer import claims_of, signed_token
 
 BACK = "http://127.0.0.1:5000/login/callback"
 
@@ -67,7 +72,7 @@ async def code(sso: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, s
         "redirect_uri": BACK,
         "state": attempt.state,
         "nonce": attempt.nonce,
-        "code_challenge": attempt.challenge,
+        "code_challenge": create_s256_code_challenge(attempt.verifier),
     }
     place = sso.authorize(query)
     return place.partition("code=")[2], attempt.verifier
@@ -282,23 +287,18 @@ async def test_a_session_by_its_header(worker: AuthWorker) -> None:
     """A session with another type or algorithm in its header is refused, although the store's key signed it."""
     sessions = worker.access.login_sessions
     text = await sessions.issue(Identity(ALICE, version=1, stamp="openid:x"))
-    claims = jwt.decode(text, options={"verify_signature": False})
+    claims = claims_of(text)
     (key,) = worker.accounts.signing_keys()
-    header = {"kid": key.id, "typ": SESSION_TYPE}
-    assert sessions.verify(jwt.encode(claims, key.secret, "HS256", headers=header)).name == ALICE
-    for algorithm, changed in (
-        ("HS256", {"typ": "JWT"}),
-        ("HS256", {"cty": "JWT"}),
-        ("HS256", {"kid": "other"}),
-        ("HS512", {}),
-    ):
-        wrong = jwt.encode(claims, key.secret, algorithm, headers={**header, **changed})
+    secret = OctKey.import_key(key.secret)
+    header = {"alg": "HS256", "kid": key.id, "typ": SESSION_TYPE}
+    assert sessions.verify(signed_token(header, claims, secret)).name == ALICE
+    for changed in ({"typ": "JWT"}, {"cty": "JWT"}, {"kid": "other"}, {"alg": "HS512"}):
         with pytest.raises(Unauthorized):
-            sessions.verify(wrong)
+            sessions.verify(signed_token({**header, **changed}, claims, secret))
     for name in ("exp", "sub", "version", "stamp", "aud", "iss"):
         less = {key: value for key, value in claims.items() if key != name}
         with pytest.raises(Unauthorized):
-            sessions.verify(jwt.encode(less, key.secret, "HS256", headers=header))
+            sessions.verify(signed_token(header, less, secret))
 
 
 async def test_a_session_of_another_store(data: Path, tmp_path: Path, clock: AuthClock) -> None:
