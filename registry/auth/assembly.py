@@ -103,7 +103,7 @@ async def open_auth_components(
     logins = LoginAudit(accounts, audit_buffer, clock, on_login)
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     bearer_tokens = BearerTokens(accounts, keys, service_name, auth.token_ttl, clock)
-    login_sessions = LoginSessions(accounts, keys, service_name, clock)
+    login_sessions = LoginSessions(accounts, clock)
     openid_login = None
     if oidc.issuer:
         provider, attempts = OpenIDProvider(oidc, monotonic), LoginAttempts(keys, clock)
@@ -129,6 +129,7 @@ async def open_auth_components(
         await verifier.aclose()
         await passwords.aclose()
         await issuers.aclose()
+        await login_sessions.aclose()
         await logins.aclose()
         await audit_buffer.aclose()
         hashing_pool.close()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from registry.auth.audit_log import LoginAudit
 from registry.auth.external.identity_claims import groups_from_claim
@@ -38,15 +38,12 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnava
 
 log = logging.getLogger(__name__)
 
-LOGIN_METHOD: Final = "openid"
+LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 MAX_PARALLEL_LOGINS: Final = 32
 """The largest number of logins in one process that exchange a code at the same time. Further ones are refused."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
-MAX_GROUP_CHARACTERS: Final = 1500
-"""The largest number of characters in all group names of a session together, so that the session fits into a cookie of
-4096 bytes."""
 _START_AGAIN: Final = "start again at /login"
 """What a person can do after most failed logins, as the end of an error text."""
 
@@ -148,7 +145,7 @@ class OpenIDLogin:
             self._logins.record_failure(failed.user, LOGIN_METHOD, failed.reason, by)
             raise
         self._logins.record_success(identity, LOGIN_METHOD, by)
-        return LoginResult(await self._sessions.issue(identity), attempt.back)
+        return LoginResult(await self._sessions.start(identity, LOGIN_METHOD, by), attempt.back)
 
     async def aclose(self) -> None:
         """Cancels running fetches of the provider's metadata and keys, and waits until they have ended."""
@@ -207,7 +204,10 @@ class OpenIDLogin:
             reason = "the account is disabled" if account.kind is AccountKind.USER else "the account is a robot's"
             raise LoginFailed(_no_account(account.name), reason, user=account.name)
         claim = self._settings.groups_claim
-        groups = self._session_groups(groups_from_claim(claims.get(claim))) if claim else ()
+        named_groups = groups_from_claim(claims.get(claim)) if claim else ()
+        # A group that is not in the store can have no grants.
+        known_groups = self._accounts.known_groups(named_groups)
+        groups = tuple(group for group in named_groups if group in known_groups)
         return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
 
     async def _account(self, claim_value: object, by: Actor) -> Account:
@@ -238,23 +238,6 @@ class OpenIDLogin:
             return self._accounts.account(name)
         except AccountUnknown:
             raise LoginFailed(_no_account(name), "a group has this name", user=name) from None
-
-    def _session_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns those of `groups` that exist in the store; the others can have no grants. If these names together are
-        longer than `MAX_GROUP_CHARACTERS`, logs a warning and leaves out the last ones."""
-        if not groups:
-            return ()
-        known = self._accounts.known_groups(groups)
-        found: list[str] = []
-        remaining_characters = MAX_GROUP_CHARACTERS
-        for group in groups:
-            if group in known:
-                remaining_characters -= len(group) + len('"",')  # the name in JSON
-                if remaining_characters < 0:
-                    log.warning("not all groups of a person fit into a session cookie: it has only %d", len(found))
-                    break
-                found.append(group)
-        return tuple(found)
 
 
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
