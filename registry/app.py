@@ -306,8 +306,7 @@ def create_app(
     if registry is None:
         app.include_router(_TOKEN_ROUTER)
         management_api.add_routes(app)
-        if settings.oidc.issuer:
-            app.include_router(login_routes.router)
+        app.include_router(login_routes.router)
     add_error_handlers(app)
     app.include_router(documentation.welcome_router)
     app.include_router(health.router)

@@ -1,7 +1,9 @@
-"""Types of access control: accounts, groups, grants, API tokens, signing keys, and lines of the audit log.
+"""Types of access control: accounts, groups, grants, API tokens, login sessions, signing keys, and lines of the audit
+log.
 
 `storage.accounts.Accounts` stores them, and `registry.auth` uses them to decide which requests are allowed. Of a
-password or API token, only the hash is stored. A signing key is stored unhashed, because the server signs with it.
+password, API token or login session, only the hash is stored. A signing key is stored unhashed, because the server
+signs with it.
 """
 
 from __future__ import annotations
@@ -193,6 +195,28 @@ class ApiToken:
     expires: float | None = None
     limits: tuple[TokenLimit, ...] | None = None
     used: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoginSession:
+    """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
+    for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: about when the last request
+    came. `address` and `user_agent`: those of the browser at the login. `version`: the version of the account at the
+    login; None for an account in an htpasswd file. `stamp`: a hash of the source outside the store on which the login
+    depends (the htpasswd line, or the settings of the OpenID provider); None: there is none. `groups`: groups that the
+    OpenID provider named."""
+
+    id: str
+    account: AccountName
+    method: Literal["password", "openid"]
+    created: float
+    expires: float
+    seen: float
+    address: str
+    user_agent: str
+    version: int | None = None
+    stamp: str | None = None
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""The interface of the store of accounts, groups, grants, API tokens, signing keys and the audit log (`Accounts`).
+"""The interface of the store of accounts, groups, grants, API tokens, login sessions, signing keys and the audit log
+(`Accounts`).
 
 `storage.access` has the types. The methods that are not `async` only read; they take microseconds and are called on the
 event loop. An `async` method that changes something returns when the change is durable. The audit log gets its line
@@ -20,6 +21,7 @@ from storage.access import (
     AuditQuery,
     Grant,
     Grantee,
+    LoginSession,
     SigningKey,
 )
 from storage.content import Actor, Page
@@ -195,6 +197,34 @@ class Accounts(Protocol):
     async def save_token_use(self, token_id: str, at: float) -> None:
         """Stores that the token was used at the time `at` (seconds since 1970). The change may be lost in a power cut,
         and does not increment the epoch."""
+        ...
+
+    # Sessions of people who logged in with a browser
+
+    def login_session(self, session_id: str) -> tuple[LoginSession, bytes]:
+        """Returns the session and the hash of its secret. Raises AccountUnknown if the session does not exist, was
+        ended, or has expired. Takes about ten microseconds."""
+        ...
+
+    def login_sessions(self, account: AccountName) -> list[LoginSession]:
+        """Returns the sessions of the account, the newest first. Their number is bounded."""
+        ...
+
+    async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
+        """Adds a session. If the account has too many, ends the one that was not used for the longest time."""
+        ...
+
+    async def end_login_session(self, session_id: str, *, by: Actor) -> None:
+        """Makes the session invalid for good. Raises AccountUnknown if there is no such session."""
+        ...
+
+    async def end_login_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
+        """Makes all sessions of the account invalid, except the one with the id `keep`. Returns their number."""
+        ...
+
+    async def save_session_use(self, session_id: str, at: float) -> None:
+        """Stores that a request with the session came at the time `at` (seconds since 1970). The change may be lost in
+        a power cut."""
         ...
 
     # Signing keys of bearer tokens. One key signs new tokens; keys that it replaced still verify tokens for a while.

@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBase
 from fastapi.security.base import SecurityBase
 
+from registry.admin.browser_login import BrowserLogin
 from registry.admin.cookies import BrowserCookies
 from registry.asgi import unauthenticated_actor
 from registry.auth.administration import Administration
@@ -39,6 +40,7 @@ class ManagementComponents:
 
     - `administration` reads and changes accounts, groups, grants and tokens.
     - `authenticator` checks the credentials or the login session of a request.
+    - `browser_login` starts and ends login sessions.
     - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
     - `cursors` encrypts list cursors that name an entry that the caller may not see. A *cursor* is the position where
       the next page begins.
@@ -51,6 +53,7 @@ class ManagementComponents:
 
     administration: Administration
     authenticator: ManagementAuthenticator
+    browser_login: BrowserLogin
     on_denied: Callable[[Actor, str, str], None]
     cursors: SealedCursors
     upkeep: UpkeepComponents

@@ -1,44 +1,40 @@
-"""Routes of `/login`, `/login/callback` and `/logout`: people log in with a browser at the OpenID Connect provider.
+"""Routes of `/login`, `/login/openid`, `/login/callback` and `/logout`: people log in with a browser, with their
+password or at the OpenID Connect provider.
 
-The pages are short and never repeat text from a request, so no request can make them contain a script.
+The pages are short. The only text of a request that they repeat is the path to which the browser returns, whose
+characters are checked and escaped.
 """
 
 from __future__ import annotations
 
 import html
-import logging
-import re
 from typing import Final
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from registry.admin.browser_login import BrowserLogin, local_path, login_problem
 from registry.admin.cookies import ATTEMPT_COOKIE, SESSION_COOKIE, BrowserCookies
+from registry.admin.token_endpoint import read_form
 from registry.asgi import unauthenticated_actor
 from registry.auth.external.login_attempts import ATTEMPT_SECONDS
-from registry.auth.external.openid_login import AuthorizationResponse, LoginFailed, OpenIDLogin
+from registry.auth.external.openid_login import AuthorizationResponse, LoginFailed
 from registry.auth.token.login_sessions import SESSION_SECONDS
-from registry.http.error_statuses import status_of
 from registry.http.query import Query
-from registry.request import RequestInvalid
-from storage.errors import RegistryError, TooManyRequests
-
-log = logging.getLogger(__name__)
+from storage.errors import RegistryError
 
 CALLBACK_PATH: Final = "/login/callback"
 """The path to which the provider redirects the browser after a login."""
 DEFAULT_RETURN_PATH: Final = "/api/docs"
 """The path to which the browser returns after the login if the request to `/login` named none."""
-_LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}|/")
-"""Matches a path of this registry, and no text that a browser takes for a URL of another host. Browsers read `//` and
-`/\\` as the beginning of a host name, and ignore tabs and line feeds (URL Standard, 4.4)."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
     # Under no-referrer, browsers send `Origin: null` with a form's POST, and the logout button would not work.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
-    # Forbids everything except the form of the logout button.
+    # Forbids everything except the forms of the pages.
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 }
 _PAGE: Final = """<!doctype html>
@@ -54,22 +50,61 @@ _PAGE: Final = """<!doctype html>
 </body>
 </html>
 """
+_LOGIN_FORM: Final = """<form method="post" action="/login">
+<input type="hidden" name="next" value="{return_path}">
+<p><label>User name <input name="user" autocomplete="username" autocapitalize="none" required autofocus></label></p>
+<p><label>Password <input name="password" type="password" autocomplete="current-password" required></label></p>
+<p><button>Log in</button></p>
+</form>"""
 _LOGOUT_FORM: Final = '<form method="post" action="/logout"><button>Log out of this registry</button></form>'
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/login")
+async def show_login(request: Request) -> Response:
+    """Shows the ways to log in. The query may contain `next`, the path to which the browser returns after the login."""
+    try:
+        return _login_page(request, _return_path(_query(request)))
+    except RegistryError as error:
+        return _error_page(error)
+
+
+@router.post("/login")
+async def log_in(request: Request) -> Response:
+    """Logs in with the form's fields `user` and `password`. Sets the session cookie and redirects the browser to the
+    path in the field `next`. Shows the form again if the login fails. Raises HTTPException (403) if the form comes from
+    a page of another site, which could otherwise log the browser in to an account of its choice."""
+    cookies = _cookies(request)
+    cookies.check_same_origin()
+    try:
+        form = await read_form(request)
+        return_path = _return_path(form)
+    except RegistryError as error:
+        return _error_page(error)
+    try:
+        session = await _browser_login(request).with_password(
+            form.one("user") or "",
+            form.one("password") or "",
+            unauthenticated_actor(request.scope),
+            replaces=cookies.session,
+        )
+    except RegistryError as error:
+        return _login_page(request, return_path, error)
+    response = RedirectResponse(return_path, 303, _HEADERS)
+    cookies.set(response, SESSION_COOKIE, session, SESSION_SECONDS)
+    return response
+
+
+@router.get("/login/openid")
 async def begin_login(request: Request) -> Response:
     """Redirects the browser to the provider. The query may contain `next`, the path to which the browser returns after
     the login."""
     cookies = _cookies(request)
     try:
-        return_path = Query(request.scope.get("query_string", b"")).one("next") or DEFAULT_RETURN_PATH
-        if not _LOCAL_PATH.fullmatch(return_path):
-            raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
+        return_path = _return_path(_query(request))
         redirect_uri = cookies.origin + CALLBACK_PATH
-        provider_url, attempt_cookie = await _openid_login(request).begin(redirect_uri, return_path)
+        provider_url, attempt_cookie = await _browser_login(request).begin_at_provider(redirect_uri, return_path)
     except LoginFailed as failed:
         return _error_page(failed.shown_error)
     except RegistryError as error:
@@ -82,12 +117,14 @@ async def begin_login(request: Request) -> Response:
 @router.get(CALLBACK_PATH)
 async def finish_login(request: Request) -> Response:
     """Finishes the login when the provider redirects the browser back. Sets the session cookie, and redirects the
-    browser to the path that `/login` stored in the attempt cookie."""
+    browser to the path that `/login/openid` stored in the attempt cookie."""
     cookies = _cookies(request)
     try:
-        actor = unauthenticated_actor(request.scope)
-        result = await _openid_login(request).finish(
-            _authorization_response(request), cookies.read(ATTEMPT_COOKIE), actor
+        result = await _browser_login(request).finish_at_provider(
+            _authorization_response(request),
+            cookies.read(ATTEMPT_COOKIE),
+            unauthenticated_actor(request.scope),
+            replaces=cookies.session,
         )
     except LoginFailed as failed:
         response: Response = _error_page(failed.shown_error)
@@ -110,18 +147,21 @@ async def offer_logout(request: Request) -> Response:
 
 @router.post("/logout")
 async def log_out(request: Request) -> Response:
-    """Deletes the session cookie of this registry. The person stays logged in at the provider. Raises HTTPException
-    (403) if the request comes from a page of another site."""
+    """Ends the session and deletes its cookie. The person stays logged in at the provider. Raises HTTPException (403)
+    if the request comes from a page of another site."""
     cookies = _cookies(request)
     cookies.check_same_origin()
+    try:
+        await _browser_login(request).end(cookies.session or "", unauthenticated_actor(request.scope))
+    except RegistryError as error:
+        return _error_page(error)
     response = _page(200, "Logged out", '<p><a href="/login">Log in again</a></p>')
     cookies.delete(response, SESSION_COOKIE)
     return response
 
 
-def _openid_login(request: Request) -> OpenIDLogin:
-    login: OpenIDLogin | None = request.app.service.access.components.openid_login
-    assert login is not None  # the application has these routes only if the settings name a provider
+def _browser_login(request: Request) -> BrowserLogin:
+    login: BrowserLogin = request.app.service.access.management.browser_login
     return login
 
 
@@ -129,23 +169,46 @@ def _cookies(request: Request) -> BrowserCookies:
     return BrowserCookies(request, request.app.service.access.management.public_url)
 
 
+def _query(request: Request) -> Query:
+    """Returns the parameters of the query. Raises RequestInvalid if the query is malformed."""
+    return Query(request.scope.get("query_string", b""))
+
+
+def _return_path(parameters: Query) -> str:
+    """Returns the path to which the browser returns after the login. Raises RequestInvalid if it is none of this
+    registry."""
+    return local_path(parameters.one("next"), DEFAULT_RETURN_PATH)
+
+
 def _authorization_response(request: Request) -> AuthorizationResponse:
     """Reads the provider's authorization response from the query; a missing parameter becomes an empty string. Raises
     RequestInvalid if a parameter is repeated or malformed."""
-    query = Query(request.scope.get("query_string", b""))
+    query = _query(request)
     state, code, error, issuer = (query.one(name) or "" for name in ("state", "code", "error", "iss"))
     return AuthorizationResponse(state, code, error, issuer)  # RFC 6749, 4.1.2; `iss` is from RFC 9207
 
 
+def _login_page(request: Request, return_path: str, error: RegistryError | None = None) -> HTMLResponse:
+    """Returns the page with the form. If the registry has an OpenID provider, the page has a link to it too. `error`:
+    why a login with the form failed; None: there was none."""
+    body = _LOGIN_FORM.format(return_path=html.escape(return_path))
+    if _browser_login(request).has_provider:
+        target = html.escape(f"/login/openid?{urlencode({'next': return_path})}")
+        body += f'\n<p><a href="{target}">Log in with OpenID Connect</a></p>'
+    return _page(200, "Log in", body) if error is None else _failure_page(error, "Log in", body)
+
+
 def _error_page(error: RegistryError) -> HTMLResponse:
-    """Returns a page with the error's message and a link to log in. Logs the error if its status is 500 or above."""
-    status = status_of(error)
-    if status >= 500:
-        log.error("a login at the OpenID provider failed with status %d: %s", status, error)
-    text = html.escape(error.message[:1].upper() + error.message[1:])
-    response = _page(status, "Not logged in", f'<p>{text}.</p>\n<p><a href="/login">Log in</a></p>')
-    if isinstance(error, TooManyRequests):
-        response.headers["retry-after"] = str(error.retry_after)
+    """Returns a page with the error's message and a link to log in."""
+    return _failure_page(error, "Not logged in", '<p><a href="/login">Log in</a></p>')
+
+
+def _failure_page(error: RegistryError, title: str, body: str) -> HTMLResponse:
+    """Returns a page that says why a login failed, followed by `body`."""
+    problem = login_problem(error)
+    response = _page(problem.status, title, f'<p role="alert">{html.escape(problem.text)}</p>\n{body}')
+    if problem.retry_after is not None:
+        response.headers["retry-after"] = str(problem.retry_after)
     return response
 
 

@@ -24,10 +24,12 @@ from registry.admin import (
     job_routes,
     retention_routes,
     scrub_routes,
+    session_routes,
     status_routes,
     tag_routes,
     token_routes,
 )
+from registry.admin.browser_login import BrowserLogin
 from registry.admin.caller import ManagementComponents
 from registry.auth.administration import Administration
 from registry.auth.assembly import AuthComponents
@@ -60,6 +62,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "groups", "description": "A grant to a group applies to all of its members."},
     {"name": "grants", "description": "Who may do what to which repositories. Grants only add rights."},
     {"name": "tokens", "description": "API tokens: long-lived secrets that replace a password at a login."},
+    {"name": "sessions", "description": "Browsers in which somebody is logged in."},
     {"name": "keys", "description": "The keys that sign the bearer tokens of `/token`."},
     {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
     {"name": "tags", "description": "What tags pointed at in the past, and changes of tags."},
@@ -81,6 +84,7 @@ _ROUTE_MODULES: Final = (
     account_routes,
     grant_routes,
     token_routes,
+    session_routes,
     audit_routes,
     job_routes,
     tag_routes,
@@ -154,6 +158,7 @@ def management_components(
     return ManagementComponents(
         administration=administration,
         authenticator=authenticator,
+        browser_login=BrowserLogin(auth, is_open=lambda: not policy.closed),
         on_denied=record_denial,
         cursors=auth.cursors,
         upkeep=upkeep,

@@ -259,6 +259,33 @@ class AddedToken(ApiTokenResponse):
     secret: str
 
 
+class LoginSessionResponse(BaseModel):
+    """The session of a person who logged in with a browser. `method` is `password`, or `openid` for a login at the
+    OpenID provider. `address` and `user_agent` are those of the browser at the login."""
+
+    id: str
+    account: str
+    method: Literal["password", "openid"]
+    created: datetime
+    expires: datetime
+    seen: Annotated[datetime, Field(description="Time of the last request, recorded at most once in ten minutes")]
+    address: str
+    user_agent: str
+
+    @classmethod
+    def from_stored(cls, session: access.LoginSession) -> Self:
+        return cls(
+            id=session.id,
+            account=session.account,
+            method=session.method,
+            created=to_datetime(session.created),
+            expires=to_datetime(session.expires),
+            seen=to_datetime(session.seen),
+            address=session.address,
+            user_agent=session.user_agent,
+        )
+
+
 class NewToken(BodyModel):
     """An API token to add."""
 

@@ -71,7 +71,7 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
         (`offline` to get a refresh token), and either `username` and `password` or `refresh_token`."""
         actor = unauthenticated_actor(request.scope)
         try:
-            token_request = _token_request_from_form(await _read_form(request))
+            token_request = _token_request_from_form(await read_form(request))
             issued = await get_service(request).answer(token_request, actor)
             return _success_response(issued, scope=scopes.format_scopes(issued.granted))
         except RegistryError as error:
@@ -80,7 +80,7 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
     return router
 
 
-async def _read_form(request: Request) -> Query:
+async def read_form(request: Request) -> Query:
     """Returns the form in the request's body. Raises FormInvalid if the body has another media type than a form,
     FormTooLarge if it has more than MAX_FORM_BYTES, and RequestInvalid if the form cannot be parsed."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:

@@ -31,6 +31,7 @@ from storage.access import (
     Grant,
     Grantee,
     GranteeKind,
+    LoginSession,
     SigningKey,
     TokenLimit,
 )
@@ -250,6 +251,20 @@ class Administration:
         """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that a
         client got with it."""
         await self.accounts.revoke_token(token_id, by=by)
+
+    # Login sessions
+
+    def sessions(self, account: AccountName) -> list[LoginSession]:
+        """Returns the browser sessions of an account, the newest first."""
+        return self.accounts.login_sessions(account)
+
+    async def end_session(self, session_id: str, *, by: Actor) -> None:
+        """Ends a browser session. From the next request on, it is refused."""
+        await self.accounts.end_login_session(session_id, by=by)
+
+    async def end_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
+        """Ends all browser sessions of an account, except the one with the id `keep`. Returns their number."""
+        return await self.accounts.end_login_sessions(account, keep=keep, by=by)
 
     # Keys and the audit log
 

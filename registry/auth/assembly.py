@@ -11,8 +11,9 @@ from registry.auth.audit_log import AuditBuffer, LoginAudit, OnLogin
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.external.issuers import Issuers
 from registry.auth.external.login_attempts import LoginAttempts
-from registry.auth.external.openid_login import OpenIDLogin, provider_stamp
-from registry.auth.external.openid_provider import OpenIDProvider, check_provider
+from registry.auth.external.openid_login import OpenIDLogin
+from registry.auth.external.openid_provider import OpenIDProvider
+from registry.auth.external.openid_settings import check_provider, provider_stamp
 from registry.auth.password.hashing import HashingPool
 from registry.auth.password.htpasswd import HtpasswdFile
 from registry.auth.password.password_check import PasswordCheck
@@ -66,6 +67,8 @@ def check_auth_files(settings: Settings) -> None:
     if settings.auth.htpasswd:
         HtpasswdFile(settings.auth.htpasswd).check()
     check_provider(settings.oidc)
+    if settings.oidc.issuer:
+        import registry.auth.external.openid_protocol  # noqa: F401  # before the fork, so that workers share Authlib
 
 
 @asynccontextmanager
@@ -100,7 +103,7 @@ async def open_auth_components(
     logins = LoginAudit(accounts, audit_buffer, clock, on_login)
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     bearer_tokens = BearerTokens(accounts, keys, service_name, auth.token_ttl, clock)
-    login_sessions = LoginSessions(accounts, keys, service_name, clock)
+    login_sessions = LoginSessions(accounts, clock)
     openid_login = None
     if oidc.issuer:
         provider, attempts = OpenIDProvider(oidc, monotonic), LoginAttempts(keys, clock)
@@ -126,6 +129,7 @@ async def open_auth_components(
         await verifier.aclose()
         await passwords.aclose()
         await issuers.aclose()
+        await login_sessions.aclose()
         await logins.aclose()
         await audit_buffer.aclose()
         hashing_pool.close()

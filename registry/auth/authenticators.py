@@ -7,7 +7,7 @@ that makes the request, with its rights.
   next request (`registry.auth.revocation_across_workers`).
 - `OpenAuthenticator` serves the distribution API of a registry without a store of accounts.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
-  accepts, and also an API token as Bearer, and the session cookie of a login at the OpenID provider.
+  accepts, and also an API token as Bearer, and the session cookie of a login with a browser.
 
 `HeaderAuthenticator` and `ManagementAuthenticator` ignore all credentials while the registry is *open*, that is until
 its first account is added. A registry is never open if the settings allow logins in another way, such as by an htpasswd

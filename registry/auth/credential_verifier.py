@@ -107,6 +107,16 @@ class CredentialVerifier:
         issuer's token. Raises what `verify` raises."""
         return (await self.verify(Basic(user, secret), by)).identity
 
+    async def verify_password(self, user: str, password: str, by: Actor) -> Identity:
+        """Returns the identity that a user name and a password prove, for a login with a browser. Refuses all other
+        secrets: a session would outlive the token with which it was started, and would not have the token's limits.
+        Raises what `verify` raises."""
+        method = self._login_method(password)
+        if method != "password":
+            self._logins.record_failure(user, method, "a token cannot start a session", by)
+            raise Unauthorized(REFUSED)
+        return await self.verify_basic(user, password, by)
+
     async def verify_api_token(self, text: str, by: Actor) -> Identity:
         """Returns the identity that an API token proves, if the client sent no user name with it. Accepts the API
         tokens that people made, and refresh tokens: API tokens that `/token` issued to a client for later requests to

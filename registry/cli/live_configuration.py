@@ -60,7 +60,7 @@ class LiveConfiguration:
     def _check_files(self, settings: Settings) -> None:
         """Checks what the start of the server checks. Raises ChangeRefused."""
         from registry.auth.assembly import check_auth_files
-        from registry.auth.external.openid_provider import ProviderInvalid
+        from registry.auth.external.openid_settings import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError
         from registry.cli.server_preparation import InsecureOpenError, check_insecure_open, is_closed
         from storage.errors import RegistryError

@@ -25,7 +25,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses them, so a
     directory of another version is an error."""
     from registry.auth.assembly import check_auth_files
-    from registry.auth.external.openid_provider import ProviderInvalid
+    from registry.auth.external.openid_settings import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
     from registry.backend import preload_mirrors
     from registry.cli.data_owner import become_owner

@@ -24,13 +24,13 @@ class BodyTooSlow(RequestInvalid):
 
 
 class FormTooLarge(RequestInvalid):
-    """A form that a client sends to `/token` is larger than the limit."""
+    """A form that a client sends to `/token` or `/login` is larger than the limit."""
 
     default = "the form is too large"
 
 
 class FormInvalid(RequestInvalid):
-    """A form that a client sends to `/token` cannot be used. `oauth` is the error code of RFC 6749, 5.2."""
+    """A form that a client sends to `/token` or `/login` cannot be used. `oauth` is the error code of RFC 6749, 5.2."""
 
     default = "the form is not valid"
 

@@ -37,6 +37,7 @@ TWINS = {
     "user enable": ("PATCH", "/users/{name}"),
     "user admin": ("PATCH", "/users/{name}"),
     "user remove": ("DELETE", "/users/{name}"),
+    "user sessions": ("GET", "/sessions"),
     "robot add": ("POST", "/robots"),
     "robot list": ("GET", "/robots"),
     "robot disable": ("PATCH", "/robots/{name}"),
@@ -86,6 +87,8 @@ TWINS = {
 }
 
 ONLY_API = {
+    ("DELETE", "/sessions"),  # `user sessions --end-all`
+    ("DELETE", "/sessions/{id}"),  # `user sessions --end`
     ("GET", "/me"),  # there is nobody at the command line who would have to ask
     ("GET", "/robots/{name}"),  # `robot list` and `grant list --for` show it
     ("GET", "/groups/{name}"),  # `group list` shows it

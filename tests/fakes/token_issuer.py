@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from joserfc.jwk import ECKey, Key, RSAKey
+from joserfc.jws import JWSRegistry
 
 ISSUER = "https://ci.example.com"
 AUDIENCE = "registry.example.com"
+
+
+def signed_token(header: Mapping[str, Any], claims: Mapping[str, Any], key: Key | None = None) -> str:
+    """A token with any header, also a wrong one, signed as its `alg` says."""
+    text = ".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
+    return f"{text}.{_base64url(JWSRegistry.algorithms[header['alg']].sign(text.encode(), key))}"
+
+
+def claims_of(text: str) -> dict[str, Any]:
+    """The claims of a token, unchecked."""
+    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
+    return found
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 class IssuerKey:
@@ -30,16 +47,16 @@ class IssuerKey:
 
     def jwk(self, **more: Any) -> dict[str, Any]:
         """The public part, as it stands in a key set."""
-        kind = ECAlgorithm if self.algorithm.startswith("ES") else RSAAlgorithm
-        found = json.loads(kind.to_jwk(self.private.public_key()))
-        found.pop("key_ops", None)
-        return {**found, "kid": self.id, **more}
+        public = self.private.public_key()
+        key = ECKey(public, public) if self.algorithm.startswith("ES") else RSAKey(public, public)
+        return {**key.as_dict(), "kid": self.id, **more}
 
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
         """`kid=None`: the header names no key."""
-        fields = {"kid": self.id, **header}
+        fields = {"alg": self.algorithm, "typ": "JWT", "kid": self.id, **header}
         named = {name: value for name, value in fields.items() if value is not None}
-        return jwt.encode(claims, self.private, self.algorithm, headers=named)
+        key = ECKey if self.algorithm.startswith("ES") else RSAKey
+        return signed_token(named, claims, key(self.private, self.private))
 
 
 def key_set(*keys: dict[str, Any]) -> bytes:

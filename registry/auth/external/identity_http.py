@@ -28,13 +28,13 @@ async def send_request(
     url: str,
     ca_file: Path | None = None,
     *,
-    form: Mapping[str, str] | None = None,
+    form: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """Sends a request to `url` and returns the status and the body of the response, whatever the status is.
 
     - `ca_file`: certificates of the authorities to trust, in PEM. None: those of the system.
-    - `form`: the fields of a form to send with POST. None: sends a GET.
+    - `form`: an encoded form to send with POST. None: sends a GET.
     - `headers`: headers to send in addition to `Accept`, which asks for JSON.
 
     Raises NoUsableResponse. If the caller is cancelled, closes the connection.
@@ -46,10 +46,12 @@ async def send_request(
             # for services on this machine, and a proxy cannot reach those.
             use_proxy = urlsplit(url).scheme == "https"
             fields = {"Accept": "application/json", **(headers or {})}
+            if form is not None:
+                fields["Content-Type"] = "application/x-www-form-urlencoded"
             method = "GET" if form is None else "POST"
             async with (
                 httpx2.AsyncClient(verify=context, trust_env=use_proxy, timeout=STEP_SECONDS) as client,
-                client.stream(method, url, headers=fields, data=form) as response,
+                client.stream(method, url, headers=fields, content=form) as response,
             ):
                 body = bytearray()
                 async for piece in response.aiter_bytes():

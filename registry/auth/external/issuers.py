@@ -12,12 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import jwt
+from joserfc.jws import CompactSignature
+from joserfc.jwt import ClaimsOption
 
 from registry.auth.external.identity_claims import claim_values, groups_from_claim, settings_stamp
 from registry.auth.external.jwks import FetchedKeySet, FileKeySet, KeySet, fetch_key_set
 from registry.auth.rights.principal import Identity
-from registry.auth.token.signed_tokens import TokenInvalid, check_times, read_claims, read_header
+from registry.auth.token.signed_tokens import (
+    TokenInvalid,
+    check_claims,
+    named_key,
+    parse_token,
+    unverified_claims,
+    verify_signature,
+)
 from registry.config.auth_settings import Issuer
 from storage.access import AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
@@ -27,9 +35,9 @@ LEEWAY_SECONDS: Final = 10.0
 """How far the issuer's clock may be ahead of this machine's clock, or behind it."""
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest text that is accepted as a token of an issuer."""
-_JWT_OPTIONS: Final = {"verify_sub": False, "verify_jti": False}
-"""Options for `jwt.decode`: accept the claims `sub` and `jti` even if they are not texts. `Issuers._identity` checks
-the type of the claim that it reads."""
+_CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
+"""The claims that joserfc checks. It would refuse a token whose `sub` or `jti` is not a text, but `Issuers._identity`
+checks the type of the claim that it reads, and no other claim matters."""
 
 
 class Issuers:
@@ -70,28 +78,26 @@ class Issuers:
         found = self._read_unverified(text)
         if found is None:
             raise Unauthorized("this is not a token of an issuer in the settings")
-        header, unverified_claims = found
-        issuer = self._choose_issuer(unverified_claims)
-        algorithm, key_id = header.get("alg"), header.get("kid")
-        # `crit` names extensions that a verifier must support (RFC 7515, 4.1.11). This registry supports none.
-        if algorithm not in issuer.algorithms or "crit" in header or not isinstance(key_id, str | None):
-            raise Unauthorized("the token's header names an algorithm or an extension that is not accepted")
-        key = await self._key_sets[_key_set_id(issuer)].find(key_id, algorithm)
-        if key is None:
-            raise Unauthorized("no key in the issuer's key set fits the token")
+        token, claims = found
+        issuer = self._choose_issuer(claims)
+        options = {
+            "iss": ClaimsOption(essential=True, value=issuer.issuer),
+            "aud": ClaimsOption(essential=True, value=issuer.audience),
+            "exp": ClaimsOption(essential=True),
+        }
         try:
-            claims = read_claims(
-                text,
-                key,
-                algorithm,
-                audience=issuer.audience,
-                issuer=issuer.issuer,
-                required=("exp", "iss", "aud"),
-                options=_JWT_OPTIONS,
-            )
-            expires = check_times(claims, self._clock(), leeway=LEEWAY_SECONDS, expiry_leeway=LEEWAY_SECONDS)
+            algorithm, key_id = named_key(token, issuer.algorithms)
+            key = await self._key_sets[_key_set_id(issuer)].find(key_id, algorithm)
+            if key is None:
+                raise TokenInvalid("fits no key in the issuer's key set")
+            verify_signature(token, key, algorithm)
+            checked: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
+            check_claims(checked, options, self._clock(), LEEWAY_SECONDS)
+            expires = float(claims["exp"])
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
+        except OverflowError:
+            raise Unauthorized("the token has an expiry that is too large") from None
         return self._identity(issuer, claims, expires)
 
     async def aclose(self) -> None:
@@ -99,17 +105,17 @@ class Issuers:
         for each in self._key_sets.values():
             await each.aclose()
 
-    def _read_unverified(self, text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Returns the header and the claims of a token. Does not check the signature. Returns None if `text` is not a
+    def _read_unverified(self, text: str) -> tuple[CompactSignature, dict[str, Any]] | None:
+        """Returns the parts and the claims of a token. Does not check the signature. Returns None if `text` is not a
         token, or if the token names none of the issuers."""
         if text.count(".") != 2:
             return None
         try:
-            header = read_header(text, MAX_ISSUER_TOKEN_CHARACTERS)
-            claims: dict[str, Any] = jwt.decode(text, options={"verify_signature": False})
-        except (TokenInvalid, jwt.InvalidTokenError, ValueError, RecursionError):
+            token = parse_token(text, MAX_ISSUER_TOKEN_CHARACTERS)
+            claims = unverified_claims(token)
+        except TokenInvalid:
             return None
-        return (header, claims) if any(claims.get("iss") == each.issuer for each in self._settings) else None
+        return (token, claims) if any(claims.get("iss") == each.issuer for each in self._settings) else None
 
     def _choose_issuer(self, claims: Mapping[str, Any]) -> Issuer:
         """Returns the first issuer in the settings whose name, audience and required claims match a token's claims. The

@@ -15,20 +15,17 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
+from joserfc.jws import JWSRegistry
 
 from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
 from registry.auth.external.identity_http import NoUsableResponse, send_request
 
 log = logging.getLogger(__name__)
-
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
 
 MIN_RSA_BITS: Final = 2048
 """The shortest RSA key that is accepted (RFC 7518, 3.3)."""
@@ -44,8 +41,14 @@ cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
 """Above this age, a cached key set is not used. It gets so old only if it was not used, or if all fetches failed."""
 
-_CURVES: Final = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
-"""The elliptic curve that each algorithm for ECDSA signatures uses (RFC 7518, 3.4)."""
+_KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {
+    "RSA": RSAKey,
+    "EC": ECKey,
+    "OKP": OKPKey,
+}
+"""joserfc's class for each type of key (`kty`) that can verify signatures."""
+_SIGNATURE_CURVES: Final = ("Ed25519", "Ed448")
+"""The curves of the type OKP that are for signatures (RFC 8037, 3.1). The others are for key agreement."""
 
 FetchBody = Callable[[str], Awaitable[bytes]]
 """A function that returns the document at a URL. It raises KeySetUnavailable if it cannot fetch the document."""
@@ -55,29 +58,12 @@ class KeySetUnavailable(Exception):
     """The key set cannot be fetched, or is malformed. The text says why, for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerificationKey:
-    """A public key of a key set, with its `id` (`kid`) and the only signature `algorithm` that it may be used with
-    (`alg`). Both are None if the key set does not name them."""
-
-    id: str | None
-    algorithm: str | None
-    public_key: PublicKey
-
-    def fits(self, key_id: str | None, algorithm: str) -> bool:
-        """Returns whether this key may verify a token whose header names `key_id` and `algorithm`. `key_id` is None if
-        the token names no key; then a key with any id fits."""
-        if key_id is not None and self.id != key_id:
-            return False
-        return self.algorithm in (None, algorithm) and _is_key_for(self.public_key, algorithm)
-
-
 class KeySet(Protocol):
     """The public keys of a token issuer or an OpenID provider."""
 
-    async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        """Returns the key that fits a token whose header names `key_id` and `algorithm`; `VerificationKey.fits`
-        defines which keys fit. Returns None if no key fits. If several keys fit, returns the first if the token names a
+    async def find(self, key_id: str | None, algorithm: str) -> Key | None:
+        """Returns the key that fits a token whose header names `key_id` and `algorithm`; `_fits` defines
+        which keys fit. Returns None if no key fits. If several keys fit, returns the first if the token names a
         key, and None if it does not (`key_id` is None)."""
         ...
 
@@ -94,9 +80,9 @@ class FileKeySet:
         self._path = path
         self._file_state: tuple[int, ...] = ()
         """The file's times, inode and size when `_keys` was read from it; empty if the last read failed."""
-        self._keys: tuple[VerificationKey, ...] = ()
+        self._keys: tuple[Key, ...] = ()
 
-    async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
+    async def find(self, key_id: str | None, algorithm: str) -> Key | None:
         """Returns a key as `KeySet.find` does."""
         try:
             status = os.stat(self._path)
@@ -126,7 +112,7 @@ class FetchedKeySet:
         )
         self._document = FetchedDocument(self._fetch_keys, times, clock)
 
-    async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
+    async def find(self, key_id: str | None, algorithm: str) -> Key | None:
         """Returns a key as `KeySet.find` does. Waits for a fetch only if no cached key fits. If the caller is
         cancelled, the fetch continues."""
         found = self._find_cached(key_id, algorithm)
@@ -141,10 +127,10 @@ class FetchedKeySet:
         """Cancels a running fetch and waits until it has ended."""
         await self._document.aclose()
 
-    def _find_cached(self, key_id: str | None, algorithm: str) -> PublicKey | None:
+    def _find_cached(self, key_id: str | None, algorithm: str) -> Key | None:
         return _choose_key(self._document.current or (), key_id, algorithm)
 
-    async def _fetch_keys(self) -> tuple[VerificationKey, ...] | None:
+    async def _fetch_keys(self) -> tuple[Key, ...] | None:
         """Fetches the key set and returns its keys. After a failure, logs a warning and returns None."""
         try:
             return parse_key_set(await self._fetch(self._url))
@@ -165,7 +151,7 @@ async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
     return body
 
 
-def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
+def parse_key_set(body: bytes) -> tuple[Key, ...]:
     """Returns the public keys for signatures in the JSON document `body`, and ignores all other keys (RFC 7517, 5).
     Raises KeySetUnavailable if `body` is not a key set."""
     try:
@@ -178,45 +164,39 @@ def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
     return tuple(key for entry in entries[:MAX_KEYS] if (key := _parse_key(entry)) is not None)
 
 
-def _parse_key(entry: Any) -> VerificationKey | None:
+def _parse_key(entry: Any) -> Key | None:
     """Returns the key in an entry of a key set. Returns None for a private key, a key that is not for signatures, an
     RSA key shorter than `MIN_RSA_BITS`, and a key that is malformed or of an unknown type."""
     # `d` is the private part of a key. `use` is `sig` for signatures and `enc` for encryption (RFC 7517, 4.2).
     if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
         return None
-    operations = entry.get("key_ops")
-    if operations is not None and "verify" not in operations:
-        return None
-    parsers_by_type: dict[object, Callable[[dict[str, Any]], Any]] = {
-        "RSA": RSAAlgorithm.from_jwk,
-        "EC": ECAlgorithm.from_jwk,
-        "OKP": OKPAlgorithm.from_jwk,
-    }
-    parse = parsers_by_type.get(entry.get("kty"))
     try:
-        public = parse(entry) if parse is not None else None
-    except (jwt.InvalidKeyError, ValueError, KeyError, TypeError, AttributeError):
+        key_class = _KEY_CLASSES[entry.get("kty")]
+        key_class.validate_dict_key(entry)
+        # `import_key` would do the same, and write a warning to stderr for a short RSA key.
+        key = key_class(key_class.binding.import_from_dict(entry), entry)
+        key.check_key_op("verify")
+    except (JoseError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not isinstance(public, PublicKey) or (isinstance(public, rsa.RSAPublicKey) and public.key_size < MIN_RSA_BITS):
+    if isinstance(key, RSAKey) and key.public_key.key_size < MIN_RSA_BITS:
         return None
-    return VerificationKey(_text_or_none(entry.get("kid")), _text_or_none(entry.get("alg")), public)
+    return None if isinstance(key, OKPKey) and key.curve_name not in _SIGNATURE_CURVES else key
 
 
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _choose_key(keys: tuple[VerificationKey, ...], key_id: str | None, algorithm: str) -> PublicKey | None:
+def _choose_key(keys: tuple[Key, ...], key_id: str | None, algorithm: str) -> Key | None:
     """Returns the one of `keys` that `KeySet.find` must return."""
-    fitting = [key.public_key for key in keys if key.fits(key_id, algorithm)]
+    fitting = [key for key in keys if _fits(key, key_id, algorithm)]
     return fitting[0] if len(fitting) == 1 or (fitting and key_id is not None) else None
 
 
-def _is_key_for(public: PublicKey, algorithm: str) -> bool:
-    """Returns whether the key `public` has the type and the curve that a signature algorithm needs (RFC 7518, 3.1; RFC
-    8037 for EdDSA)."""
-    if algorithm.startswith(("RS", "PS")):
-        return isinstance(public, rsa.RSAPublicKey)
-    if algorithm in _CURVES:
-        return isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == _CURVES[algorithm]
-    return algorithm == "EdDSA" and isinstance(public, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey)
+def _fits(key: Key, key_id: str | None, algorithm: str) -> bool:
+    """Returns whether a key may verify a token whose header names `key_id` and `algorithm`. `key_id` is None if the
+    token names no key; then a key with any id fits. The key must have the type and the curve that the algorithm needs
+    (RFC 7518, 3.1; RFC 8037), and if the key set names an algorithm for it (`alg`), that one."""
+    if key_id is not None and key.kid != key_id:
+        return False
+    try:
+        JWSRegistry.algorithms[algorithm].check_key(key)
+    except JoseError:
+        return False
+    return True

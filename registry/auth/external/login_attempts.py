@@ -14,7 +14,6 @@ login, and nobody else can read or forge an attempt. An attempt contains three r
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
 import os
@@ -61,12 +60,6 @@ class LoginAttempt:
     redirect_uri: str
     back: str
     begun: float
-
-    @property
-    def challenge(self) -> str:
-        """The hash of `verifier` that the provider gets at the start of the login: the `code_challenge` of the method
-        S256 (RFC 7636, 4.2)."""
-        return _base64url(hashlib.sha256(self.verifier.encode("ascii")).digest())
 
 
 class LoginAttempts:

@@ -14,19 +14,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
-from urllib.parse import urlencode
+from typing import Any, Final, Literal
 
 from registry.auth.audit_log import LoginAudit
-from registry.auth.external.identity_claims import groups_from_claim, settings_stamp
+from registry.auth.external.identity_claims import groups_from_claim
 from registry.auth.external.login_attempts import LoginAttempt, LoginAttemptInvalid, LoginAttempts
-from registry.auth.external.openid_provider import (
+from registry.auth.external.openid_provider import OpenIDProvider
+from registry.auth.external.openid_settings import (
     CodeRefused,
     IDTokenInvalid,
-    OpenIDProvider,
     ProviderUnavailable,
     loggable_error_code,
-    verify_id_token,
+    provider_stamp,
 )
 from registry.auth.rights.principal import Identity
 from registry.auth.token.login_sessions import LoginSessions
@@ -39,15 +38,12 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnava
 
 log = logging.getLogger(__name__)
 
-LOGIN_METHOD: Final = "openid"
+LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 MAX_PARALLEL_LOGINS: Final = 32
 """The largest number of logins in one process that exchange a code at the same time. Further ones are refused."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
-MAX_GROUP_CHARACTERS: Final = 1500
-"""The largest number of characters in all group names of a session together, so that the session fits into a cookie of
-4096 bytes."""
 _START_AGAIN: Final = "start again at /login"
 """What a person can do after most failed logins, as the end of an error text."""
 
@@ -130,21 +126,11 @@ class OpenIDLogin:
         Raises LoginFailed if the provider's metadata cannot be fetched. Raises StorageFull, StorageFailed.
         """
         attempt = self._attempts.begin(redirect_uri, return_path)
-        parameters = {
-            "response_type": "code",
-            "client_id": self._provider.client_id,
-            "redirect_uri": redirect_uri,
-            "scope": self._settings.scopes,
-            "state": attempt.state,
-            "nonce": attempt.nonce,
-            "code_challenge": attempt.challenge,
-            "code_challenge_method": "S256",
-        }
         try:
-            url = (await self._provider.metadata()).authorization_url
+            url = await self._provider.authorization_url(attempt)
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
-        return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}", await self._attempts.seal(attempt)
+        return url, await self._attempts.seal(attempt)
 
     async def finish(self, response: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
         """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the browser's cookie.
@@ -159,7 +145,7 @@ class OpenIDLogin:
             self._logins.record_failure(failed.user, LOGIN_METHOD, failed.reason, by)
             raise
         self._logins.record_success(identity, LOGIN_METHOD, by)
-        return LoginResult(await self._sessions.issue(identity), attempt.back)
+        return LoginResult(await self._sessions.start(identity, LOGIN_METHOD, by), attempt.back)
 
     async def aclose(self) -> None:
         """Cancels running fetches of the provider's metadata and keys, and waits until they have ended."""
@@ -198,14 +184,7 @@ class OpenIDLogin:
             if (await self._provider.metadata()).sends_issuer and not response.issuer:
                 raise _login_invalid("the response does not name its issuer, which the provider's metadata requires")
             text = await self._provider.redeem(response.code, attempt.verifier, attempt.redirect_uri)
-            return await verify_id_token(
-                text,
-                await self._provider.keys(),
-                issuer=self._provider.issuer,
-                client_id=self._provider.client_id,
-                nonce=attempt.nonce,
-                now=self._clock(),
-            )
+            return await self._provider.verify(text, nonce=attempt.nonce, now=self._clock())
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
         except CodeRefused as error:
@@ -225,7 +204,10 @@ class OpenIDLogin:
             reason = "the account is disabled" if account.kind is AccountKind.USER else "the account is a robot's"
             raise LoginFailed(_no_account(account.name), reason, user=account.name)
         claim = self._settings.groups_claim
-        groups = self._session_groups(groups_from_claim(claims.get(claim))) if claim else ()
+        named_groups = groups_from_claim(claims.get(claim)) if claim else ()
+        # A group that is not in the store can have no grants.
+        known_groups = self._accounts.known_groups(named_groups)
+        groups = tuple(group for group in named_groups if group in known_groups)
         return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
 
     async def _account(self, claim_value: object, by: Actor) -> Account:
@@ -256,30 +238,6 @@ class OpenIDLogin:
             return self._accounts.account(name)
         except AccountUnknown:
             raise LoginFailed(_no_account(name), "a group has this name", user=name) from None
-
-    def _session_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns those of `groups` that exist in the store; the others can have no grants. If these names together are
-        longer than `MAX_GROUP_CHARACTERS`, logs a warning and leaves out the last ones."""
-        if not groups:
-            return ()
-        known = self._accounts.known_groups(groups)
-        found: list[str] = []
-        remaining_characters = MAX_GROUP_CHARACTERS
-        for group in groups:
-            if group in known:
-                remaining_characters -= len(group) + len('"",')  # the name in JSON
-                if remaining_characters < 0:
-                    log.warning("not all groups of a person fit into a session cookie: it has only %d", len(found))
-                    break
-                found.append(group)
-        return tuple(found)
-
-
-def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp of the provider's settings: a hash that changes when they do. A login at this provider puts the
-    stamp into the identity that it proves. After a change of the settings, identities with the old stamp are
-    refused."""
-    return settings_stamp("openid", settings)
 
 
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from registry.auth.rights.principal import Principal
-from storage.access import AccountName, AccountUnknown, Action, ApiToken
+from storage.access import AccountName, AccountUnknown, Action, ApiToken, LoginSession
 from storage.errors import Denied, Unauthorized
 from storage.patterns import NO_NAMES, NamePattern, NameSet
 
@@ -24,6 +24,7 @@ class ManagementRights:
       account's password or at the OpenID provider. False for robots (accounts for programs), and for logins with a
       token of any kind.
     - `token`: the id of the API token with which the caller logged in. None: the caller used no API token.
+    - `session`: the id of the caller's login session. None: the request came without one.
     - `grantable_names`: the names of the repositories on which the caller may give rights to others.
     """
 
@@ -31,6 +32,7 @@ class ManagementRights:
     admin: bool = False
     is_logged_in_as_person: bool = False
     token: str | None = None
+    session: str | None = None
     grantable_names: NameSet = NO_NAMES
 
     @property
@@ -78,6 +80,22 @@ class ManagementRights:
             raise AccountUnknown("there is no such API token; it was revoked, or has expired")
         self.check_may_change_credentials(token.account)
 
+    def check_may_end_sessions(self, name: AccountName) -> None:
+        """Checks that the caller may end login sessions of the account `name`. An admin may end those of all accounts,
+        and a person, who logged in with a browser or with the account's password, those of the person's own account.
+        Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see the account `name`,
+        and Denied if it is the caller's own account but the caller used a token."""
+        self.check_may_see(name)
+        if not self.admin and not self.is_logged_in_as_person and self.session is None:
+            raise Denied("log in as a person for this, with a browser or a password; a token does not suffice")
+
+    def check_may_end(self, session: LoginSession) -> None:
+        """Checks that the caller may end a login session, by the rules of `check_may_end_sessions`. Raises
+        AccountUnknown, as if there were no such session, if it belongs to another account."""
+        if not self.admin and session.account != self.name:
+            raise AccountUnknown("there is no such session; it has ended")
+        self.check_may_end_sessions(session.account)
+
     def may_grant(self, pattern: NamePattern) -> bool:
         """Returns whether the caller may give others rights on all names that `pattern` matches. An anonymous caller
         may not, even if there is a grant of the action `admin` to everyone."""
@@ -109,5 +127,6 @@ def management_rights_of(principal: Principal) -> ManagementRights:
         admin=principal.admin,
         is_logged_in_as_person=identity.version is not None and not identity.robot and not used_token,
         token=identity.token,
+        session=identity.session,
         grantable_names=principal.names(Action.ADMIN),
     )

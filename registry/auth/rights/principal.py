@@ -48,6 +48,7 @@ class Identity:
       or the settings of a token issuer or of the OpenID provider. None: there is no such source.
     - `token`: the id of the API token that the client sent, or with which it got its bearer token. None: no API token
       was used.
+    - `session`: the id of the login session of the browser that sent the request. None: there is none.
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
     - `access`: the actions that a bearer token grants, by repository name. None: the client sent no bearer token that
       this registry issued.
@@ -60,6 +61,7 @@ class Identity:
     version: int | None = None
     stamp: str | None = None
     token: str | None = None
+    session: str | None = None
     groups: tuple[str, ...] = ()
     access: Mapping[str, Action] | None = None
     limits: tuple[TokenLimit, ...] | None = None

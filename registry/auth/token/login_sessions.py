@@ -1,93 +1,138 @@
-"""Browser sessions of people who logged in at the OpenID provider.
+"""Sessions of people who logged in with a browser, with their password or at the OpenID provider.
 
-A session is a token (JWT, RFC 7519) in a cookie, signed with a key of this registry. Its type and audience differ from
-those of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and 3.12).
+The browser keeps the text of a session, `ID.SECRET`, in a cookie. `ID` is the key of the session's row in the store,
+which has the account and how the person logged in. The store keeps only the SHA-256 of `SECRET`. The hash needs no
+salt, because the secret has 256 random bits, so nobody can guess it. Each login makes a new id and secret, so a text
+that somebody else put into the browser never becomes a session.
 
-A session becomes invalid before it expires if the account is removed or disabled, if its password or its admin right
-changes, or if the settings of the OpenID provider change.
+Each request with a session reads the row. So a session that was ended is refused from the next request on, by all
+workers. It is also refused when the account is removed or disabled, when its password or its admin right changes, or
+when the settings of the OpenID provider change (`registry.auth.revocation`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import hmac
+import logging
 import os
+import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
-from registry.auth.token.signed_tokens import SignedTokens, TokenInvalid
-from registry.auth.token.signing_keys import SigningKeys
+from registry.single_flight import start_detached
+from storage.access import AccountName, AccountUnknown, LoginSession
 from storage.accounts import Accounts
-from storage.errors import Unauthorized
+from storage.content import Actor
+from storage.errors import RegistryError, Unauthorized
 
-SESSION_TYPE: Final = "entrepot-session+jwt"
-"""The `typ` in the header of a session's token."""
+log = logging.getLogger(__name__)
+
 SESSION_SECONDS: Final = 8 * 3600.0
-"""The lifetime of a session: a working day. If the signing key is replaced during this time, the session becomes
-invalid about an hour later, when the old key is no longer accepted."""
-MAX_COOKIE_CHARACTERS: Final = 4096
-"""The longest session text that is accepted. Every browser stores a cookie of this size (RFC 6265, 6.1)."""
+"""The lifetime of a session: a working day."""
+SEEN_SECONDS: Final = 600.0
+"""The store records the time of a session's last request at most once in this many seconds."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
-
-_REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub", "jti", "version", "stamp")
-"""The claims that every session must have. `version`: the version of the account, a number that increases when the
-account's password or admin right is changed, or when the account is disabled or enabled. `stamp`: a hash of the OpenID
-provider's settings, which changes when they do."""
+LoginMethod = Literal["password", "openid"]
+"""How a person logged in."""
+_ID_BYTES, _SECRET_BYTES = 9, 32
+"""The numbers of random bytes of an id and of a secret."""
+_SESSION_FORM: Final = re.compile(rf"([0-9a-f]{{{2 * _ID_BYTES}}})\.([0-9a-f]{{{2 * _SECRET_BYTES}}})")
 
 
 class LoginSessions:
-    """Issues and verifies sessions. `service` is the name of this registry; the audience of the sessions contains it.
-    `clock` returns seconds since 1970; `random(n)` returns n random bytes."""
+    """Starts, verifies and ends sessions. `clock` returns seconds since 1970; `random(n)` returns n random bytes."""
 
     def __init__(
-        self,
-        accounts: Accounts,
-        keys: SigningKeys,
-        service: str,
-        clock: Callable[[], float],
-        random: Callable[[int], bytes] = os.urandom,
+        self, accounts: Accounts, clock: Callable[[], float], random: Callable[[int], bytes] = os.urandom
     ) -> None:
-        audience = f"{service} session"  # differs from every bearer token's audience, which has no space
-        self._signed = SignedTokens(
-            accounts,
-            keys,
-            token_type=SESSION_TYPE,
-            audience=audience,
-            required=_REQUIRED_CLAIMS,
-            max_characters=MAX_COOKIE_CHARACTERS,
-        )
+        self._accounts = accounts
         self._clock = clock
         self._random = random
+        self._use_writes: dict[str, asyncio.Task[None]] = {}
+        """The running tasks that write the use of a session to the store, by the session's id."""
 
-    async def issue(self, identity: Identity) -> str:
-        """Returns the text of a new session for a person who has logged in. If the account store has no signing key,
-        creates one, and raises StorageFull or StorageFailed if that fails."""
-        now = int(self._clock())
-        return await self._signed.sign(
-            {
-                "sub": identity.name,
-                "iat": now,
-                "exp": now + int(SESSION_SECONDS),
-                "jti": self._random(12).hex(),
-                "version": identity.version,
-                "stamp": identity.stamp,
-                "groups": list(identity.groups),
-            }
+    async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
+        """Stores a new session for a person who has logged in, and returns its text, for the cookie. `by` describes the
+        browser. Raises StorageFull, StorageFailed. If the caller is cancelled, a session that nobody knows may stay in
+        the store until it expires."""
+        assert identity.name is not None
+        now = self._clock()
+        session_id, secret = self._random(_ID_BYTES).hex(), self._random(_SECRET_BYTES).hex()
+        session = LoginSession(
+            id=session_id,
+            account=AccountName(identity.name),
+            method=method,
+            created=now,
+            expires=now + SESSION_SECONDS,
+            seen=now,
+            address=by.address,
+            user_agent=by.user_agent,
+            version=identity.version,
+            stamp=identity.stamp,
+            groups=identity.groups,
         )
+        await self._accounts.add_login_session(session, _hash_secret(secret), by=_as_account(by, identity.name))
+        return f"{session_id}.{secret}"
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity (the account) in a session. Raises Unauthorized if `text` is not a session that this
-        registry signed, or if the session has expired. Does not check whether something else made it invalid, such as
-        the removal of the account; `registry.auth.revocation` does."""
+        """Returns the identity (the account) of a session, and starts a task that records the request. Raises
+        Unauthorized if there is no such session, or if it was ended or has expired. Does not check whether something
+        else made it invalid, such as a new password; `registry.auth.revocation` does."""
+        session = self._find(text)
+        now = self._clock()
+        if now - session.seen >= SEEN_SECONDS and session.id not in self._use_writes:
+            self._use_writes[session.id] = start_detached(self._write_use(session.id, now))
+        return Identity(
+            session.account,
+            version=session.version,
+            stamp=session.stamp,
+            session=session.id,
+            groups=session.groups,
+            expires=session.expires,
+        )
+
+    async def end(self, text: str, by: Actor) -> None:
+        """Ends the session with this text, for a logout. Does nothing if there is no such session. Raises StorageFull,
+        StorageFailed."""
         try:
-            claims = self._signed.verify(text, self._clock())
-            return Identity(
-                str(claims["sub"]),
-                version=int(claims["version"]),
-                stamp=str(claims["stamp"]),
-                groups=tuple(map(str, claims.get("groups", ()))),
-                expires=float(claims["exp"]),
-            )
-        except (TokenInvalid, TypeError, ValueError):
-            # TypeError and ValueError: another version of this software made the session, with other claims.
+            session = self._find(text)
+            await self._accounts.end_login_session(session.id, by=_as_account(by, session.account))
+        except (Unauthorized, AccountUnknown):  # the latter: it has ended meanwhile
+            return
+
+    async def aclose(self) -> None:
+        """Waits until the running writes of uses have ended."""
+        await asyncio.gather(*self._use_writes.values(), return_exceptions=True)
+
+    def _find(self, text: str) -> LoginSession:
+        """Returns the session with this text. Raises Unauthorized if there is none."""
+        parts = _SESSION_FORM.fullmatch(text)
+        try:
+            session, secret_hash = self._accounts.login_session(parts[1] if parts else "")
+        except AccountUnknown:
             raise Unauthorized(SESSION_ENDED) from None
+        if parts is None or not hmac.compare_digest(_hash_secret(parts[2]), secret_hash):
+            raise Unauthorized(SESSION_ENDED)
+        return session
+
+    async def _write_use(self, session_id: str, now: float) -> None:
+        """Writes to the store that a request with the session came at the time `now`. Logs a warning if this fails."""
+        try:
+            await self._accounts.save_session_use(session_id, now)
+        except RegistryError as error:
+            log.warning("could not record the use of a login session: %s", error)
+        finally:
+            self._use_writes.pop(session_id, None)
+
+
+def _hash_secret(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("ascii")).digest()
+
+
+def _as_account(by: Actor, name: str) -> Actor:
+    """Returns the actor `by` with the name of the account that logs in or out, for the audit log."""
+    return Actor(name, by.address, by.request_id, by.user_agent)

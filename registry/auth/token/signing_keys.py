@@ -1,8 +1,7 @@
-"""The keys that sign this registry's tokens: bearer tokens and login sessions. The keys are in the store of accounts.
+"""The keys that sign this registry's bearer tokens. The keys are in the store of accounts.
 
 One key at a time signs new tokens. It is created when a key is first needed, and `entrepot key rotate` replaces it. A
-replaced key stays accepted for about an hour, until the last bearer token that it signed has expired. After that hour,
-a login session that the key signed is invalid, even if the session has not expired.
+replaced key stays accepted for about an hour, until the last bearer token that it signed has expired.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from registry.cli.accounts.account_admin import (
     parse_name_or_fail,
     password_or_fail,
     print_first_account_notice,
+    print_list,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail
 from registry.cli.output import comma_list, local_time, print_json, print_rows
@@ -152,3 +153,59 @@ def admin(
         lambda administration, actor: administration.set_admin(account, admin=not off, force=force, by=actor),
     )
     typer.echo(f"{account} is {'no longer an admin' if off else 'an admin'}", err=True)
+
+
+@app.command(
+    "sessions",
+    help="List the browsers in which a person is logged in, or end their sessions.",
+    epilog=WORDS.examples("sessions alice", "sessions alice --end 3f0c11d2a94b7e6655", "sessions alice --end-all")
+    + "\n\nA request with an ended session is refused, on every worker of a running server.",
+)
+def sessions(
+    name: NameArgument,
+    end: Annotated[
+        list[str] | None, typer.Option("--end", metavar="ID", help="End this session. Repeat for more.")
+    ] = None,
+    end_all: Annotated[bool, typer.Option("--end-all", help="End all sessions of the person.")] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prints the person's sessions. With `end` or `end_all`, ends these sessions instead. Stops at the first id that is
+    none of a session of this person; the sessions before it stay ended."""
+    from registry.admin import models
+    from storage.access import AccountUnknown
+
+    account = parse_name_or_fail(name)
+
+    async def end_some(administration: Administration, actor: Actor) -> None:
+        if end_all:
+            count = await administration.end_sessions(account, by=actor)
+            typer.echo(f"{count} session{'' if count == 1 else 's'} of {account} ended", err=True)
+            return
+        for session_id in end or ():
+            if session_id not in [session.id for session in administration.sessions(account)]:
+                raise AccountUnknown(f"{account} has no session {session_id}; it has ended")
+            await administration.end_session(session_id, by=actor)
+            typer.echo(f"{session_id} is ended", err=True)
+
+    if end or end_all:
+        administer(config, data, end_some)
+        return
+    print_list(
+        config,
+        data,
+        as_json,
+        read=lambda administration: administration.sessions(account),
+        to_model=models.LoginSessionResponse.from_stored,
+        columns={
+            "id": lambda session: session.id,
+            "logged in": lambda session: local_time(session.created),
+            "with": lambda session: session.method,
+            "from": lambda session: session.address or "-",
+            "browser": lambda session: session.user_agent[:40] or "-",
+            "last seen": lambda session: local_time(session.seen),
+            "expires": lambda session: local_time(session.expires),
+        },
+        empty_message=f"{account} is not logged in with a browser",
+    )

@@ -155,12 +155,14 @@ def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, adm
 
 
 def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
-    """Changes a column of the account, and sets the account's version to the new epoch.
+    """Changes a column of the account, and sets the account's version to the new epoch. Ends the account's login
+    sessions.
 
-    Bearer tokens (from `/token`) and browser sessions contain the version that their account had when they were issued.
+    Bearer tokens (from `/token`) and login sessions contain the version that their account had when they were issued.
     They are refused once the account has another version. The epoch serves as the version because it never repeats: an
     account that is removed and added again gets a version that no earlier account of that name had."""
     db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, increment_epoch(db), name))
+    db.execute("DELETE FROM login_session WHERE account = ?", (name,))
 
 
 def _check_not_last_admin(db: apsw.Connection, name: AccountName) -> None:
@@ -171,14 +173,15 @@ def _check_not_last_admin(db: apsw.Connection, name: AccountName) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_admin: bool) -> None:
-    """Removes an account with its API tokens, group memberships and grants. Raises AccountUnknown. With `keep_admin`,
-    raises LastAdmin instead of removing the only enabled admin."""
+    """Removes an account with its API tokens, login sessions, group memberships and grants. Raises AccountUnknown. With
+    `keep_admin`, raises LastAdmin instead of removing the only enabled admin."""
     account(db, name)  # raises AccountUnknown
     if keep_admin:
         _check_not_last_admin(db, name)
     removed_counts = {}
     for what, sql in (
         ("tokens", "DELETE FROM api_token WHERE account = ?"),
+        ("sessions", "DELETE FROM login_session WHERE account = ?"),
         ("groups", "DELETE FROM group_member WHERE member = ?"),
         ("grants", "DELETE FROM access_grant WHERE name = ? AND kind IN ('user', 'robot')"),
     ):

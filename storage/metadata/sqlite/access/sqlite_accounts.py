@@ -1,4 +1,4 @@
-"""Stores accounts, groups, grants, API tokens, signing keys and the audit log in the metadata database
+"""Stores accounts, groups, grants, API tokens, login sessions, signing keys and the audit log in the metadata database
 (`SqliteAccounts`).
 
 - The *data version* is a value that every commit to the database changes.
@@ -27,6 +27,7 @@ from storage.access import (
     AuditQuery,
     Grant,
     Grantee,
+    LoginSession,
     SigningKey,
 )
 from storage.content import Actor, Page
@@ -38,6 +39,7 @@ from storage.metadata.sqlite.access import (
     audit_table,
     grant_table,
     group_table,
+    login_session_table,
     login_tables,
 )
 from storage.metadata.sqlite.commit_thread import CommitThread
@@ -229,6 +231,27 @@ class SqliteAccounts:
     async def save_token_use(self, token_id: str, at: float) -> None:
         """Stores that the token was used at the time `at` (seconds since 1970)."""
         await self._writer.run(lambda db: api_token_table.save_token_use(db, token_id, at), durable=False)
+
+    # Sessions of people who logged in with a browser
+
+    def login_session(self, session_id: str) -> tuple[LoginSession, bytes]:
+        return login_session_table.session(self._db, self._clock(), session_id)
+
+    def login_sessions(self, account: AccountName) -> list[LoginSession]:
+        return login_session_table.sessions(self._db, self._clock(), account)
+
+    async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
+        await self._run_adding(login_session_table.add, by, session, secret_hash)
+
+    async def end_login_session(self, session_id: str, *, by: Actor) -> None:
+        await self._run_restricting(login_session_table.end, by, session_id)
+
+    async def end_login_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
+        return await self._run_restricting(login_session_table.end_all, by, account, keep)
+
+    async def save_session_use(self, session_id: str, at: float) -> None:
+        """Stores that a request with the session came at the time `at` (seconds since 1970)."""
+        await self._writer.run(lambda db: login_session_table.save_use(db, session_id, at), durable=False)
 
     # Keys that sign the tokens of `/token`
 

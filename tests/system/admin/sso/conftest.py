@@ -31,7 +31,7 @@ class Browser:
         """Gets one page, without following redirects."""
         return self.client.get(path if path.startswith("http") else self.site.server.url + path, **more)
 
-    def to_provider(self, path: str = "/login") -> httpx2.Response:
+    def to_provider(self, path: str = "/login/openid") -> httpx2.Response:
         """Returns the parameters of the provider's redirect back to the registry."""
         begun = self.get(path)
         assert begun.status_code == 303, begun.text
@@ -39,9 +39,15 @@ class Browser:
         assert answer.status_code == 302
         return answer
 
-    def login(self, path: str = "/login") -> httpx2.Response:
+    def login(self, path: str = "/login/openid") -> httpx2.Response:
         """Logs in at the provider. Returns the registry's answer to the provider's redirect."""
         return self.get(self.to_provider(path).headers["location"])
+
+    def submit(self, user: str, password: str, *, origin: str | None = None, **fields: str) -> httpx2.Response:
+        """Sends the form of the login page, from this registry's page or from another one."""
+        headers = {"origin": self.own if origin is None else origin}
+        form = {"user": user, "password": password, **fields}
+        return self.client.post(f"{self.own}/login", data=form, headers=headers)
 
     def call(self, method: str, path: str, body: object = None, **headers: str) -> httpx2.Response:
         return self.client.request(method, f"{self.site.server.url}/api/v1{path}", json=body, headers=headers)

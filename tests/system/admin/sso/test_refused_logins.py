@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from joserfc.jwk import OctKey
 
 from tests.fakes.openid_server import CLIENT, DAY, SECRET, FakeOpenIDProvider
 from tests.fakes.plain_client import plain_request
-from tests.fakes.token_issuer import IssuerKey
+from tests.fakes.token_issuer import IssuerKey, signed_token
 from tests.system.admin.sso.conftest import Browser, assert_refused, failed
 
 ALTERED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -54,19 +54,17 @@ def test_several_audiences(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def unsigned(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    return jwt.encode(claims, "", "none", headers={"kid": sso.key.id})
+    return signed_token({"alg": "none", "kid": sso.key.id}, claims)
 
 
 def with_public_key(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    """Returns a token signed with HMAC and the public key. PyJWT refuses to make one."""
+    """Returns a token signed with HMAC and the public key."""
     pem = sso.key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    head = jwt.encode(claims, "x" * 64, "HS256", headers={"kid": sso.key.id}).rpartition(".")[0]
-    mark = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(head.encode(), pem)
-    return f"{head}.{jwt.utils.base64url_encode(mark).decode()}"
+    return signed_token({"alg": "HS256", "kid": sso.key.id}, claims, OctKey(pem, pem))
 
 
 def with_secret(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    return jwt.encode(claims, SECRET * 3, "HS256", headers={"kid": sso.key.id})
+    return signed_token({"alg": "HS256", "kid": sso.key.id}, claims, OctKey.import_key(SECRET * 3))
 
 
 def with_another_key(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:

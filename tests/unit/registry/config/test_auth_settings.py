@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.auth.assembly import check_auth_files
-from registry.auth.external.openid_provider import ProviderInvalid
+from registry.auth.external.openid_settings import ProviderInvalid
 from registry.auth.password.htpasswd import HtpasswdError
 from registry.config import OIDCSettings, Settings
 from registry.config.auth_settings import has_external_logins, token_service_name

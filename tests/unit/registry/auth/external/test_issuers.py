@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from joserfc.jwk import OKPKey
 from pydantic import ValidationError
 
 from registry.auth.external import identity_http, jwks
@@ -24,7 +25,7 @@ from registry.config.auth_settings import Issuer
 from storage.access import AccountName
 from storage.errors import Denied, Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, AuthClock, AuthWorker, auth_worker
-from tests.fakes.token_issuer import AUDIENCE, ISSUER, IssuerKey, KeySetServer, key_set, key_set_server
+from tests.fakes.token_issuer import AUDIENCE, ISSUER, IssuerKey, KeySetServer, key_set, key_set_server, signed_token
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +388,23 @@ async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: Iss
         file.write_bytes(key_set(key.jwk(), other_key.jwk()))
         with pytest.raises(Unauthorized):
             await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock, n=1), kid=None), AT_HOME)
+
+
+async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None:
+    """EdDSA is accepted where the settings allow it, with a certificate in the header too. A key for key agreement is
+    ignored."""
+    signing, other = OKPKey.generate_key("Ed25519"), OKPKey.generate_key("X25519")
+    file = tmp_path / "keys.json"
+    file.write_bytes(key_set(dict(other.as_dict()), dict(signing.as_dict())))
+    async with trusting(tmp_path, clock, {"jwks_file": str(file), "algorithms": ["EdDSA"]}) as worker:
+        text = signed_token({"alg": "EdDSA", "x5c": ["A" * 4000]}, claims(clock), signing)
+        assert (await worker.access.credential_verifier.verify_bearer(text, AT_HOME)).name == CI
+        await refused(worker, signed_token({"alg": "EdDSA"}, claims(clock), OKPKey.generate_key("Ed25519")))
+
+
+async def test_an_expiry_that_is_no_float(worker: AuthWorker, key: IssuerKey) -> None:
+    """A number that is too large for a time is refused, and causes no failure."""
+    await refused(worker, key.sign({**claims(worker.clock), "exp": 10**400}))
 
 
 def test_short_rsa_keys_are_left_out() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, ManagementRights, management_rights_of
 from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights
-from storage.access import AccountName, AccountUnknown, Action, ApiToken, TokenLimit
+from storage.access import AccountName, AccountUnknown, Action, ApiToken, LoginSession, TokenLimit
 from storage.errors import Denied, Unauthorized
 from storage.patterns import NamePattern, NameSet
 
@@ -62,6 +62,21 @@ def test_a_token_may_end_itself() -> None:
     rights.check_may_revoke(ApiToken("1", ALICE, "personal", "", 0.0))
     with pytest.raises(Denied):
         rights.check_may_revoke(ApiToken("2", ALICE, "personal", "", 0.0))
+
+
+def test_who_ends_sessions() -> None:
+    """A person ends those of the own account, also one of an htpasswd file who came with a session. A token ends none,
+    and the sessions of others do not exist."""
+    mine, others = (LoginSession("1", name, "password", 0.0, 1.0, 0.0, "", "") for name in (ALICE, BOB))
+    for proof in (Identity("alice", version=1), Identity("alice", stamp="htpasswd", session="2")):
+        rights = management_rights_of(Principal(proof, TEAM))
+        rights.check_may_end(mine)
+        with pytest.raises(AccountUnknown, match="there is no such session"):
+            rights.check_may_end(others)
+    for proof in (Identity("alice", version=1, token="1"), Identity("alice", version=1, access={})):
+        with pytest.raises(Denied, match="a token does not suffice"):
+            management_rights_of(Principal(proof, TEAM)).check_may_end(mine)
+    ALL_MANAGEMENT_RIGHTS.check_may_end(others)
 
 
 def test_granting() -> None:

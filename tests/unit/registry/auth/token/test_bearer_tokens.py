@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 
 from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
@@ -19,6 +18,7 @@ from registry.auth.token.signing_keys import RETIRED_KEY_SECONDS, make_key, rota
 from storage.access import Action
 from storage.errors import Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, PASSWORD, AuthClock, AuthWorker, auth_worker
+from tests.fakes.token_issuer import signed_token
 
 ACCESS = {"team/app": Action.PULL | Action.PUSH, CATALOG: Action.PULL}
 
@@ -237,7 +237,8 @@ async def test_nonsense(worker: AuthWorker, text: str) -> None:
 async def test_unsigned(worker: AuthWorker) -> None:
     """A token with the algorithm `none`, as the library makes it, is refused."""
     _, claims = parts(await token(worker))
-    await refused(worker, jwt.encode(claims, "", "none", headers={"kid": worker.accounts.signing_keys()[0].id}))
+    header = {"alg": "none", "typ": "JWT", "kid": worker.accounts.signing_keys()[0].id}
+    await refused(worker, signed_token(header, claims))
 
 
 @pytest.mark.full_store

@@ -1,0 +1,116 @@
+"""Logins of people with a browser, for the pages that offer them: neither HTML nor JSON.
+
+`BrowserLogin` starts and ends sessions. A session begins with the account's password, or with a login at the OpenID
+provider. `login_problem` says what a page shows after a login that failed, and `local_path` checks the path to which
+the browser goes afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from registry.auth.assembly import AuthComponents
+from registry.auth.external.openid_login import AuthorizationResponse, LoginResult, OpenIDLogin
+from registry.http.error_statuses import PathUnknown, status_of
+from registry.request import RequestInvalid
+from storage.content import Actor
+from storage.errors import Denied, RegistryError, TooManyRequests, Unauthorized
+
+log = logging.getLogger(__name__)
+
+_LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}|/")
+"""Matches a path of this registry, and no text that a browser takes for a URL of another host. Browsers read `//` and
+`/\\` as the beginning of a host name, and ignore tabs and line feeds (URL Standard, 4.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginProblem:
+    """What a page shows after a login that failed: the `status` of the response, and `text`, sentences for the person.
+    The text can have characters that HTML needs escaped. `retry_after`: when to try again, in seconds; None: it does
+    not matter."""
+
+    status: int
+    text: str
+    retry_after: int | None = None
+
+
+class BrowserLogin:
+    """Starts and ends sessions, for one process and its event loop. `is_open` returns whether the registry requires no
+    login, because it has no accounts yet."""
+
+    def __init__(self, auth: AuthComponents, is_open: Callable[[], bool]) -> None:
+        self._verifier = auth.credential_verifier
+        self._sessions = auth.login_sessions
+        self._openid = auth.openid_login
+        self._is_open = is_open
+
+    @property
+    def has_provider(self) -> bool:
+        """Whether people can log in at an OpenID provider."""
+        return self._openid is not None
+
+    async def with_password(self, user: str, password: str, by: Actor, *, replaces: str | None = None) -> str:
+        """Checks a password as the API does: failed logins are throttled and are in the audit log. Returns the text of
+        a new session, for the cookie.
+
+        `by` describes the browser. `replaces`: the text of the browser's present session, which ends; None: it has
+        none. Raises Unauthorized for a wrong login, and Denied if there are no accounts. Raises TooManyRequests after
+        too many failed logins, or if too many logins wait for hashing. Raises StorageFull, StorageFailed.
+        """
+        if self._is_open():
+            raise Denied("this registry has no accounts yet; nobody needs a login")
+        identity = await self._verifier.verify_password(user, password, by)
+        if replaces is not None:
+            await self._sessions.end(replaces, by)
+        return await self._sessions.start(identity, "password", by)
+
+    async def begin_at_provider(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
+        """Starts a login at the OpenID provider, as `OpenIDLogin.begin` does. Raises PathUnknown if there is none."""
+        return await self._provider_login().begin(redirect_uri, return_path)
+
+    async def finish_at_provider(
+        self, response: AuthorizationResponse, sealed: str, by: Actor, *, replaces: str | None = None
+    ) -> LoginResult:
+        """Finishes a login at the OpenID provider, as `OpenIDLogin.finish` does. `replaces` is as for `with_password`.
+        Raises PathUnknown if there is no provider."""
+        result = await self._provider_login().finish(response, sealed, by)
+        if replaces is not None:
+            await self._sessions.end(replaces, by)
+        return result
+
+    async def end(self, session: str, by: Actor) -> None:
+        """Ends the session with the text `session`. Does nothing if there is none. Raises StorageFull,
+        StorageFailed."""
+        await self._sessions.end(session, by)
+
+    def _provider_login(self) -> OpenIDLogin:
+        if self._openid is None:
+            raise PathUnknown("this registry has no OpenID provider")
+        return self._openid
+
+
+def login_problem(error: RegistryError) -> LoginProblem:
+    """Returns what a page shows after a login that failed with `error`. Logs the error if its status is 500 or
+    above."""
+    if isinstance(error, Unauthorized):
+        # A response with 401 needs a challenge (RFC 9110, 15.5.2), for which browsers open a dialog of their own.
+        return LoginProblem(403, "The user name or the password is not right.")
+    status = status_of(error)
+    if status >= 500:
+        log.error("a login with a browser failed with status %d: %s", status, error)
+    text = f"{error.message[:1].upper()}{error.message[1:]}."
+    return LoginProblem(status, text, error.retry_after if isinstance(error, TooManyRequests) else None)
+
+
+def local_path(text: str | None, default: str) -> str:
+    """Returns `text` if it is a path of this registry, and `default` if it is empty or None. Raises RequestInvalid for
+    every other text: a login must not lead to another site."""
+    if not text:
+        return default
+    if not _LOCAL_PATH.fullmatch(text):
+        raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
+    return text

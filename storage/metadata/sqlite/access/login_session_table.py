@@ -1,0 +1,109 @@
+"""The table of login sessions: people who logged in with a browser.
+
+An expired session is treated as if it did not exist. All functions take a connection; those that change something run
+inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,
+`now` the time in seconds since 1970.
+
+No change of a session increments the epoch, because no process caches sessions: each request with one reads its row.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import apsw
+
+from storage.access import AccountName, AccountUnknown, LoginSession
+from storage.content import Actor
+from storage.metadata.sqlite.access.account_table import name_from_database
+from storage.metadata.sqlite.access.audit_table import record
+
+MOST_SESSIONS: Final = 20
+"""Largest number of sessions of an account. A further login ends the session that was not used for the longest time.
+Without this limit, a client that logs in again and again could fill the disk."""
+_SESSION = (
+    "SELECT id, account, method, created, expires, seen, address, user_agent, version, stamp, groups, secret "
+    "FROM login_session"
+)
+_SESSION_BY_ID = _SESSION + " WHERE id = ? AND expires > ?"
+_SESSIONS_OF_ACCOUNT = _SESSION + " WHERE account = ? AND expires > ? ORDER BY created DESC, id"
+_DELETE_EXCESS = """
+DELETE FROM login_session WHERE id IN (
+    SELECT id FROM login_session WHERE account = ? ORDER BY seen DESC, created DESC, id LIMIT -1 OFFSET ?)"""
+
+
+def _session(row: tuple[Any, ...]) -> LoginSession:
+    """Returns the session from a row that the statement `_SESSION` read."""
+    session_id, account, method, created, expires, seen, address, user_agent, version, stamp, groups, _ = row
+    return LoginSession(
+        id=session_id,
+        account=name_from_database(account),
+        method=method,
+        created=created,
+        expires=expires,
+        seen=seen,
+        address=address,
+        user_agent=user_agent,
+        version=version,
+        stamp=stamp,
+        groups=tuple(json.loads(groups)),
+    )
+
+
+def session(db: apsw.Connection, now: float, session_id: str) -> tuple[LoginSession, bytes]:
+    """Returns a session and the hash of its secret. Raises AccountUnknown if there is no such session or it has
+    expired."""
+    row = db.execute(_SESSION_BY_ID, (session_id, now)).get
+    if row is None:
+        raise AccountUnknown("there is no such session; it has ended")
+    return _session(row), row[-1]
+
+
+def sessions(db: apsw.Connection, now: float, account: AccountName) -> list[LoginSession]:
+    """Returns the sessions of an account, the newest first."""
+    rows: list[Any] = db.execute(_SESSIONS_OF_ACCOUNT, (account, now)).fetchall()
+    return [_session(row) for row in rows]
+
+
+def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_hash: bytes) -> None:
+    """Adds a session. Deletes expired sessions, and those of the account above `MOST_SESSIONS`."""
+    _delete_expired(db, now)
+    db.execute(
+        "INSERT INTO login_session (id, account, method, secret, created, expires, seen, address, user_agent, version, "
+        "stamp, groups) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(new.id, new.account, new.method, secret_hash, new.created, new.expires, new.seen),
+            *(new.address, new.user_agent, new.version, new.stamp, json.dumps(new.groups)),
+        ),
+    )
+    db.execute(_DELETE_EXCESS, (new.account, MOST_SESSIONS))
+    record(db, by, now, "session.start", new.account, {"session": new.id, "how": new.method})
+
+
+def end(db: apsw.Connection, by: Actor, now: float, session_id: str) -> None:
+    """Deletes a session. Raises AccountUnknown if there is no such session or it has expired."""
+    ended, _ = session(db, now, session_id)
+    db.execute("DELETE FROM login_session WHERE id = ?", (session_id,))
+    _delete_expired(db, now)
+    record(db, by, now, "session.end", ended.account, {"session": session_id})
+
+
+def end_all(db: apsw.Connection, by: Actor, now: float, account: AccountName, keep: str | None) -> int:
+    """Deletes the sessions of an account, except the one with the id `keep`. Returns the number of deleted sessions."""
+    _delete_expired(db, now)
+    db.execute("DELETE FROM login_session WHERE account = ? AND id IS NOT ?", (account, keep))
+    ended = db.changes()
+    if ended:
+        record(db, by, now, "session.end", account, {"sessions": ended})
+    return ended
+
+
+def save_use(db: apsw.Connection, session_id: str, used_at: float) -> None:
+    """Stores that a request with the session came at the time `used_at` (seconds since 1970), unless a later use is
+    stored."""
+    db.execute("UPDATE login_session SET seen = ?2 WHERE id = ?1 AND seen < ?2", (session_id, used_at))
+
+
+def _delete_expired(db: apsw.Connection, now: float) -> None:
+    db.execute("DELETE FROM login_session WHERE expires <= ?", (now,))

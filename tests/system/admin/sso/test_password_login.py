@@ -1,0 +1,131 @@
+"""The form of `/login`: people log in with the password of their account."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.plain_client import plain_client
+from tests.fakes.server_process import running_server
+from tests.system.admin.sso.conftest import SESSION, Browser, failed
+
+POLICY = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+
+
+def assert_form_again(browser: Browser, answer: httpx2.Response, status: int, text: str) -> None:
+    """Checks that the answer shows the form with an error, and starts no session."""
+    assert answer.status_code == status, answer.text
+    assert f'<p role="alert">{html.escape(text)}' in answer.text
+    assert '<form method="post" action="/login">' in answer.text
+    assert answer.headers["content-security-policy"] == POLICY
+    assert "www-authenticate" not in answer.headers
+    assert browser.session is None
+
+
+def test_a_login(browser: Browser) -> None:
+    """The page offers both ways. After a login with the form the browser goes where it wanted to, and its session
+    counts on every worker."""
+    page = browser.get("/login", params={"next": '/api/v1/me?a=b&c="<d>'})
+    assert page.status_code == 200
+    assert page.headers["cache-control"] == "no-store"
+    assert 'value="/api/v1/me?a=b&amp;c=&quot;&lt;d&gt;"' in page.text
+    assert '<a href="/login/openid?next=%2Fapi%2Fv1%2Fme%3Fa%3Db%26c%3D%22%3Cd%3E">' in page.text
+    name, password = browser.site.user()
+    answer = browser.submit(name, password, next="/api/v1/me?a=b")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/api/v1/me?a=b")
+    for _ in range(4):
+        with plain_client(cookies={SESSION: browser.session or ""}) as again:
+            assert again.get(f"{browser.own}/api/v1/me").json()["name"] == name
+    assert browser.submit(name, password).headers["location"] == "/api/docs"
+    # A person, who may do what a login with the password allows.
+    assert browser.call("POST", "/tokens", {}, origin=browser.own).status_code == 201
+    lines = browser.site.done("GET", "/audit", action="session.start", actor=name)["items"]
+    assert [line["detail"]["how"] for line in lines] == ["password", "password"]
+    assert password not in browser.site.server.log_text()
+
+
+def test_logins_that_fail(browser: Browser) -> None:
+    """A wrong password, an unknown account and an empty form get the same answer. The audit log has the reason. After
+    too many failures the page says so, also to the right password."""
+    name, password = browser.site.user()
+    wrong = "The user name or the password is not right."
+    for user, secret in ((name, "wrong"), ("nobody-at-all", password), ("<b>", "x"), ("", ""), (name, "")):
+        answer = browser.submit(user, secret)
+        assert_form_again(browser, answer, 403, wrong)
+        assert "<b>" not in answer.text
+    while not any(line["target"] == name for line in failed(browser.site, "the password is wrong")):
+        pass  # the log is written about a second later
+    answers = [browser.submit(name, f"guess {number}") for number in range(12)]
+    assert_form_again(browser, answers[-1], 429, "Too many failed logins; try again later.")
+    assert int(answers[-1].headers["retry-after"]) > 0
+    assert_form_again(browser, browser.submit(name, password), 429, "Too many failed logins; try again later.")
+
+
+def test_tokens_are_no_passwords(browser: Browser) -> None:
+    """An API token starts no session: the session would outlive it, and would not have its limits."""
+    name, _ = browser.site.user()
+    token = browser.site.token(name, limits=[{"pattern": "team/**", "actions": ["pull"]}])
+    robot = browser.site.robot()
+    for user, secret in ((name, token), (robot, browser.site.token(robot))):
+        assert_form_again(browser, browser.submit(user, secret), 403, "The user name or the password is not right.")
+    assert failed(browser.site, "a token cannot start a session")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example.com", "null", ""])
+def test_a_page_of_another_site_logs_nobody_in(browser: Browser, origin: str) -> None:
+    """A form on another site cannot log a browser in to an account of its choice."""
+    answer = browser.submit(ADMIN, PASSWORD, origin=origin)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+def test_no_session_is_planted(browser: Browser, other: Browser) -> None:
+    """A login always makes a new session, and ends the one that the browser had. So nobody can give a person a session
+    that they know, and wait for the login."""
+    attacker, victim = browser.site.user(), browser.site.user()
+    assert other.submit(*attacker).status_code == 303
+    planted = other.session or ""
+    for text in (planted, "0" * 18 + "." + "0" * 64):
+        with plain_client(cookies={SESSION: text}, headers={"origin": browser.own}) as client:
+            answer = client.post(f"{browser.own}/login", data={"user": victim[0], "password": victim[1]})
+            assert answer.status_code == 303
+            assert text not in answer.headers["set-cookie"]
+    assert other.call("GET", "/me").status_code == 401
+    # A login that fails ends nothing.
+    assert other.submit(*attacker).status_code == 303
+    assert other.submit(attacker[0], "wrong").status_code == 403
+    assert other.call("GET", "/me").json()["name"] == attacker[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"user=a&user=b&password=c", "application/x-www-form-urlencoded", 400),
+        (b"user=%zz", "application/x-www-form-urlencoded", 400),
+        (b'{"user": "a"}', "application/json", 400),
+        (b"password=" + b"x" * 70_000, "application/x-www-form-urlencoded", 413),
+    ],
+    ids=["twice", "escape", "JSON", "large"],
+)
+def test_forms_that_cannot_be_read(browser: Browser, body: bytes, kind: str, status: int) -> None:
+    """A form that is no form gets a page that says so."""
+    headers = {"origin": browser.own, "content-type": kind}
+    answer = browser.client.post(f"{browser.own}/login", content=body, headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "set-cookie" not in answer.headers
+
+
+def test_without_accounts_and_provider(tmp_path: Path) -> None:
+    """A registry without accounts says that nobody needs a login. Without a provider there are no pages for one."""
+    with running_server(tmp_path, workers=1) as server, plain_client(headers={"origin": server.url}) as client:
+        answer = client.post(f"{server.url}/login", data={"user": "a", "password": "b"})
+        assert answer.status_code == 403
+        assert "This registry has no accounts yet" in answer.text
+        assert "/login/openid" not in client.get(f"{server.url}/login").text
+        for path in ("/login/openid", "/login/callback?code=x&state=y"):
+            assert client.get(server.url + path).status_code == 404

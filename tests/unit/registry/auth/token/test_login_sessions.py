@@ -1,0 +1,169 @@
+"""Login sessions: what ends them, on every worker, and that nothing else counts as one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry.auth.rights.principal import Identity
+from registry.auth.token.login_sessions import SEEN_SECONDS, SESSION_SECONDS
+from registry.auth.token.signing_keys import make_key
+from storage.access import AccountName, AccountUnknown
+from storage.errors import Unauthorized
+from storage.metadata.sqlite.access.login_session_table import MOST_SESSIONS
+from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, BOB, ELSEWHERE, AuthClock, AuthWorker, auth_worker
+
+
+@pytest.fixture
+async def other(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterator[AuthWorker]:
+    """Yields a second worker on the same store."""
+    async with auth_worker(data, clock) as opened:
+        yield opened
+
+
+def alices(worker: AuthWorker) -> Identity:
+    return Identity(ALICE, version=worker.accounts.account(ALICE).version)
+
+
+async def start(worker: AuthWorker) -> str:
+    return await worker.access.login_sessions.start(alices(worker), "password", AT_HOME)
+
+
+def refused(worker: AuthWorker, text: str) -> None:
+    with pytest.raises(Unauthorized):
+        worker.access.revocation_check.check(worker.access.login_sessions.verify(text))
+
+
+async def test_it_lasts_a_working_day(worker: AuthWorker, other: AuthWorker) -> None:
+    """A session proves the identity that logged in, on every worker, for eight hours. A new signing key does not end
+    it."""
+    proof = Identity(ALICE, version=1, stamp="openid:x", groups=("dev",))
+    text = await worker.access.login_sessions.start(proof, "openid", AT_HOME)
+    await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
+    worker.clock.now += SESSION_SECONDS - 1
+    found = other.access.login_sessions.verify(text)
+    assert replace(found, session=None, expires=None) == proof
+    assert found.session == text.partition(".")[0]
+    assert found.expires == worker.clock() + 1
+    worker.clock.now += 1
+    refused(other, text)
+    assert other.accounts.login_sessions(ALICE) == []
+
+
+async def test_what_is_stored(worker: AuthWorker, other: AuthWorker) -> None:
+    """The store has when, from where and how somebody logged in, and no secret. The audit log has the start and the
+    end."""
+    first = await start(worker)
+    worker.clock.now += 60
+    second = await worker.access.login_sessions.start(alices(worker), "openid", ELSEWHERE)
+    listed = other.accounts.login_sessions(ALICE)
+    assert [(each.id, each.method, each.address) for each in listed] == [
+        (second.partition(".")[0], "openid", ELSEWHERE.address),
+        (first.partition(".")[0], "password", AT_HOME.address),
+    ]
+    assert {each.user_agent for each in listed} == {AT_HOME.user_agent}
+    assert first.partition(".")[2] not in repr(listed)
+    await worker.access.login_sessions.end(first, AT_HOME)
+    (line,) = await worker.audited("session.end")
+    assert (line.actor, line.target, line.address) == ("alice", "alice", AT_HOME.address)
+    assert len(await worker.audited("session.start")) == 2
+
+
+async def test_each_can_be_ended(worker: AuthWorker, other: AuthWorker) -> None:
+    """An ended session is refused at once on every worker, whether it ended alone or with all others. Those of other
+    accounts stay."""
+    await worker.add_user(BOB)
+    bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", AT_HOME)
+    one, two, three = [await start(worker) for _ in range(3)]
+    for text in (one, two, three):
+        assert other.access.login_sessions.verify(text).name == ALICE
+    await worker.access.login_sessions.end(one, AT_HOME)
+    await worker.access.login_sessions.end(one, AT_HOME)  # a second time: nothing happens
+    refused(other, one)
+    kept = two.partition(".")[0]
+    assert await other.accounts.end_login_sessions(ALICE, keep=kept, by=ADMIN) == 1
+    refused(worker, three)
+    assert worker.access.login_sessions.verify(two).session == kept
+    assert await other.accounts.end_login_sessions(ALICE, by=ADMIN) == 1
+    refused(worker, two)
+    assert worker.access.login_sessions.verify(bobs).name == BOB
+    with pytest.raises(AccountUnknown):
+        await worker.accounts.end_login_session(kept, by=ADMIN)
+
+
+@pytest.mark.parametrize("change", ["password", "disabled", "admin", "removed"])
+async def test_changes_of_the_account_end_all(worker: AuthWorker, other: AuthWorker, change: str) -> None:
+    """What changes the account's version or removes it ends its sessions, and none comes back with a new account of the
+    name."""
+    text = await start(worker)
+    if change == "password":
+        await other.accounts.set_password(ALICE, None, by=ADMIN)
+    elif change == "disabled":
+        await other.accounts.set_enabled(ALICE, False, by=ADMIN)
+        await other.accounts.set_enabled(ALICE, True, by=ADMIN)
+    elif change == "admin":
+        await other.accounts.set_admin(ALICE, True, by=ADMIN)
+    else:
+        await other.accounts.remove_account(ALICE, by=ADMIN)
+        await other.add_user(ALICE)
+    refused(worker, text)
+    assert worker.accounts.login_sessions(ALICE) == []
+
+
+async def test_their_number_is_bounded(worker: AuthWorker) -> None:
+    """A further login ends the session that was not used for the longest time."""
+    texts = []
+    for _ in range(MOST_SESSIONS):
+        texts.append(await start(worker))
+        worker.clock.now += 1
+    worker.clock.now += SEEN_SECONDS
+    worker.access.login_sessions.verify(texts[0])
+    await worker.access.login_sessions.aclose()
+    await start(worker)
+    assert worker.access.login_sessions.verify(texts[0])
+    refused(worker, texts[1])
+    assert len(worker.accounts.login_sessions(ALICE)) == MOST_SESSIONS
+
+
+async def test_when_it_was_seen(worker: AuthWorker) -> None:
+    """The time of the last request is recorded at most once in ten minutes."""
+    text, began = await start(worker), worker.clock()
+    for later, recorded in ((SEEN_SECONDS - 1, 0.0), (SEEN_SECONDS, SEEN_SECONDS), (SEEN_SECONDS + 1, SEEN_SECONDS)):
+        worker.clock.now = began + later
+        worker.access.login_sessions.verify(text)
+        await worker.access.login_sessions.aclose()
+        (session,) = worker.accounts.login_sessions(ALICE)
+        assert session.seen == began + recorded
+
+
+async def test_a_session_is_no_token(worker: AuthWorker) -> None:
+    """A session is not accepted as a bearer token or a password, and a token is not accepted as a session."""
+    session = await start(worker)
+    token = (await worker.access.bearer_tokens.issue(Identity(ALICE, version=1), {})).text
+    api_token = (await worker.add_token(ALICE)).text
+    assert worker.access.bearer_tokens.verify(token).name == ALICE
+    for text in (token, api_token):
+        refused(worker, text)
+    for verify in (
+        worker.access.credential_verifier.verify_bearer(session, AT_HOME),
+        worker.access.credential_verifier.verify_basic(ALICE, session, AT_HOME),
+        worker.access.credential_verifier.verify_api_token(session, AT_HOME),
+    ):
+        with pytest.raises(Unauthorized):
+            await verify
+
+
+@pytest.mark.full_store
+async def test_texts_that_are_none(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
+    """A session of another store, a part of one, and one with another secret are refused."""
+    text = await start(worker)
+    session_id, _, secret = text.partition(".")
+    async with auth_worker(tmp_path / "other", clock) as stranger:
+        await stranger.add_user(AccountName("alice"))
+        for wrong in (await start(stranger), "", "x", ".", session_id, f"{session_id}.", f".{secret}", text + "0",
+                      f"{session_id}.{'0' * len(secret)}", text.upper(), "é" * 83, "x" * 5000):  # fmt: skip
+            refused(worker, wrong)
+    assert worker.access.login_sessions.verify(text)
