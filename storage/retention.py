@@ -133,11 +133,11 @@ class Retention(Protocol):
         ...
 
     async def delete_orphans(
-        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
     ) -> tuple[Sequence[Digest], Sequence[Digest]]:
         """Deletes those of the manifests, at most `MAX_ORPHANS`, that have no tag, that no index lists and whose
         subject is not in the repository. Returns the digests that it deleted, and those of their children and
-        referrers."""
+        referrers. `is_retention`: the events say that a rule deleted them; False: that `by` did."""
         ...
 
     async def add_unused(
