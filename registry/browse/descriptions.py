@@ -9,6 +9,7 @@ other hosts.
 from __future__ import annotations
 
 import asyncio
+import html
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _MAX_KEPT: Final = 16
 """How many rendered descriptions are kept in memory."""
+_MAX_RENDERED_CHARACTERS: Final = 64 * 1024
+"""What follows after this many characters is shown as plain text: rendering takes up to 30 µs for each character."""
 _MAX_NESTING: Final = 20
 """Deeper lists and quotes are shown as text."""
 _TAGS: Final = frozenset(
@@ -86,24 +89,34 @@ class DescriptionPages:
 
 
 def render_markdown(text: str) -> str:
-    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. May take a second for a long text."""
+    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. Of a very long text, the end is shown
+    as it is."""
     # Imported with the first description: most servers never show one.
     import nh3
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
-    tokens = parser.parse(text)
+    markdown, rest = _split(text)
+    tokens = parser.parse(markdown)
     for token in tokens:
         if token.children is not None:
             token.children = _with_links_for_images(token.children)
     return nh3.clean(
-        parser.renderer.render(tokens, parser.options, {}),
+        parser.renderer.render(tokens, parser.options, {}) + rest,
         tags=set(_TAGS),
         attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
         url_schemes=set(_SCHEMES),
         link_rel=_LINK_REL,
         url_relative="deny",  # a relative link would lead to a page of this registry
     )
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Returns the beginning of a text, up to the end of a line, and the rest as HTML."""
+    if len(text) <= _MAX_RENDERED_CHARACTERS:
+        return text, ""
+    end = text.rfind("\n", 0, _MAX_RENDERED_CHARACTERS) + 1 or _MAX_RENDERED_CHARACTERS
+    return text[:end], f"<pre>{html.escape(text[end:])}</pre>\n"
 
 
 def _with_links_for_images(tokens: Sequence[Token]) -> list[Token]:
