@@ -27,6 +27,8 @@ from registry.auth.rights.principal import Principal
 from registry.auth.token_service.service import TokenService
 from registry.backend import Backend, open_backend
 from registry.background_work import BackgroundWork
+from registry.browse.repository_browser import RepositoryBrowser
+from registry.browse.stored_content import stored_content
 from registry.config import Settings
 from registry.config.auth_settings import has_external_logins, token_service_name
 from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLimits
@@ -186,9 +188,10 @@ class ServiceFactory:
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
+        browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
         management = management_components(
-            components, policy, backend.upkeep, proxied=behind_proxy, public_url=settings.public_url
+            components, policy, backend.upkeep, browser, proxied=behind_proxy, public_url=settings.public_url
         )
         return Service(
             self._distribution(
@@ -209,6 +212,21 @@ class ServiceFactory:
             work=backend.work,
             endpoint_health=lambda: {name: mirror.endpoint_health for name, mirror in backend.mirrors.items()},
         )
+
+    def _browser(self, backend: Backend, policy: Policy, live: Registry) -> RepositoryBrowser:
+        """Returns what shows the content to people, with the rights of each request. `live`: the guarded registry that
+        clients use."""
+        store, router = backend.store, backend.router
+        private = [upstream.name for upstream in self.settings.upstream if upstream.has_private_repositories]
+        stored = stored_content(
+            store,
+            router.naming,
+            store.is_known_repository,
+            private=private,
+            is_confirmed=store.records.is_confirmed,
+        )
+        guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)
+        return RepositoryBrowser(guard, live, store)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
         """Returns `registry` with a check whether there is room for pushes, if the settings limit it."""

@@ -247,6 +247,8 @@ async def open_registry(
             jobs=database.jobs,
             upstream_tags=database.upstream_tags,
             tag_history=database.tag_history,
+            tag_listing=database.tag_listing,
+            tag_removals=database.tag_removals,
             immutable_tags=immutable_tags,
             usage=database.usage,
             cached_images=database.cached_images,
@@ -256,6 +258,7 @@ async def open_registry(
             damage=database.damage,
             snapshots=database.snapshots,
             imports=database.imports,
+            descriptions=database.descriptions,
             outbox=database.outbox,
         )
         background_tasks: list[asyncio.Task[None]] = []

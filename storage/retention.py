@@ -134,11 +134,12 @@ class Retention(Protocol):
         ...
 
     async def delete_orphans(
-        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
     ) -> tuple[Sequence[Digest], Sequence[Digest]]:
         """Looks at the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes those that have no tag,
         that no index lists, and whose subject is not in the repository. Returns the digests of the deleted manifests,
-        and the digests of their children and referrers."""
+        and the digests of their children and referrers. `is_retention`: the events name a rule of retention as the
+        reason; False: they do not."""
         ...
 
     async def add_unused(

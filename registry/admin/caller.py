@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBase
 from fastapi.security.base import SecurityBase
 
+from registry.admin.archive_response import RunningDownloads
 from registry.admin.browser_login import BrowserLogin
 from registry.admin.cookies import BrowserCookies
 from registry.asgi import unauthenticated_actor
@@ -24,11 +25,14 @@ from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, ManagementRights, management_rights_of
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
+from registry.browse.repository_browser import RepositoryBrowser
 from registry.client_addresses import is_loopback, is_loopback_host
+from registry.request import RequestContext
 from registry.upkeep.components import UpkeepComponents
 from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
+from storage.names import RepositoryName
 
 _PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 """Headers that proxies add to the requests that they forward."""
@@ -49,6 +53,7 @@ class ManagementComponents:
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     - `upkeep`: what the routes about upkeep use.
+    - `browser` reads what people see of a repository; `downloads` counts the images that are being downloaded.
     """
 
     administration: Administration
@@ -57,6 +62,8 @@ class ManagementComponents:
     on_denied: Callable[[Actor, str, str], None]
     cursors: SealedCursors
     upkeep: UpkeepComponents
+    browser: RepositoryBrowser
+    downloads: RunningDownloads
     is_proxied: bool = False
     public_url: str | None = None
 
@@ -70,7 +77,8 @@ class Caller:
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
     - `is_registry_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator`, `cursors` and `upkeep` are those of `ManagementComponents`.
+    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser` and `downloads` are
+      those of `ManagementComponents`.
     """
 
     administration: Administration
@@ -81,11 +89,17 @@ class Caller:
     is_registry_open: bool
     cursors: SealedCursors
     upkeep: UpkeepComponents
+    browser: RepositoryBrowser
+    downloads: RunningDownloads
 
     @property
     def accounts(self) -> Accounts:
         """The store of accounts, groups, grants and tokens."""
         return self.administration.accounts
+
+    def request_on(self, repo: RepositoryName) -> RequestContext:
+        """Returns the context of a request of this caller for a repository, for calls that check rights by it."""
+        return RequestContext(self.principal, repo, self.actor.address, self.actor.request_id)
 
 
 class _SecurityScheme(SecurityBase):
@@ -133,6 +147,8 @@ async def identify_caller(
         is_registry_open=principal.open,
         cursors=management.cursors,
         upkeep=management.upkeep,
+        browser=management.browser,
+        downloads=management.downloads,
     )
 
 

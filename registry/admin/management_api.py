@@ -22,6 +22,7 @@ from registry.admin import (
     grant_routes,
     import_routes,
     job_routes,
+    repository_routes,
     retention_routes,
     scrub_routes,
     session_routes,
@@ -29,6 +30,7 @@ from registry.admin import (
     tag_routes,
     token_routes,
 )
+from registry.admin.archive_response import RunningDownloads
 from registry.admin.browser_login import BrowserLogin
 from registry.admin.caller import ManagementComponents
 from registry.auth.administration import Administration
@@ -36,6 +38,7 @@ from registry.auth.assembly import AuthComponents
 from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.policy import Policy
+from registry.browse.repository_browser import RepositoryBrowser
 from registry.upkeep.components import UpkeepComponents
 from storage.content import Actor
 
@@ -65,6 +68,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "sessions", "description": "Browsers in which somebody is logged in."},
     {"name": "keys", "description": "The keys that sign the bearer tokens of `/token`."},
     {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
+    {"name": "repositories", "description": "What is in a repository: its tags, and images in detail."},
     {"name": "tags", "description": "What tags pointed at in the past, and changes of tags."},
     {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
     {"name": "mirror", "description": "Tags of upstream registries that stay at one digest."},
@@ -87,6 +91,7 @@ _ROUTE_MODULES: Final = (
     session_routes,
     audit_routes,
     job_routes,
+    repository_routes,
     tag_routes,
     frozen_tag_routes,
     cache_routes,
@@ -126,14 +131,15 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 def add_routes(app: FastAPI) -> None:
     """Adds the routes of the management API to the application."""
-    for module in _ROUTE_MODULES:
-        app.include_router(module.router, prefix="/api/v1", responses=_error_responses())
+    for router in (*(module.router for module in _ROUTE_MODULES), repository_routes.large_router):
+        app.include_router(router, prefix="/api/v1", responses=_error_responses())
 
 
 def management_components(
     auth: AuthComponents,
     policy: Policy,
     upkeep: UpkeepComponents,
+    browser: RepositoryBrowser,
     *,
     proxied: bool,
     public_url: str | None = None,
@@ -141,7 +147,7 @@ def management_components(
     """Builds the objects that the routes of the management API use, one set per process.
 
     - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights;
-      `upkeep` has what the routes about upkeep use.
+      `upkeep` has what the routes about upkeep use; `browser` reads what people see of a repository.
     - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
       that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
@@ -162,6 +168,8 @@ def management_components(
         on_denied=record_denial,
         cursors=auth.cursors,
         upkeep=upkeep,
+        browser=browser,
+        downloads=RunningDownloads(upkeep.settings.downloads.at_once),
         is_proxied=proxied,
         public_url=public_url,
     )

@@ -51,18 +51,21 @@ PathMember = Annotated[AccountName, Depends(path_member)]
 
 
 class ManagementRoute(APIRoute):
-    """A route of the management API. The name of its function is the operation's name in the logs."""
+    """A route of the management API. The name of its function is the operation's name in the logs. `max_body_bytes`:
+    largest size of a request's body."""
+
+    max_body_bytes = MAX_BODY_BYTES
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns FastAPI's handler of the route, wrapped in the checks and the logging."""
         run_handler = super().get_route_handler()
-        operation = self.name
+        operation, max_body_bytes = self.name, self.max_body_bytes
 
         async def handle(request: Request) -> Response:
             outcome, start_time = "OK", time.perf_counter()
             try:
-                _check_request(request)
-                return await run_handler(Request(request.scope, _limit_body(request.receive)))
+                _check_request(request, max_body_bytes)
+                return await run_handler(Request(request.scope, _limit_body(request.receive, max_body_bytes)))
             except RegistryError as error:
                 outcome = error.code
                 if isinstance(error, Denied):
@@ -85,7 +88,13 @@ class ManagementRoute(APIRoute):
         return handle
 
 
-def _check_request(request: Request) -> None:
+class LargeBodyRoute(ManagementRoute):
+    """A route whose requests may have larger bodies: long texts, or lists of many tags."""
+
+    max_body_bytes = 640 * 1024
+
+
+def _check_request(request: Request, max_body_bytes: int) -> None:
     """Raises HTTPException for a change that a page of another site sends (403), and for a body that is too long (413)
     or not JSON (415). Raises RequestInvalid if the query has too many parameters."""
     check_parameter_count(request.scope.get("query_string", b""))
@@ -99,25 +108,29 @@ def _check_request(request: Request) -> None:
         if media_type != "application/json":
             raise HTTPException(415, "the body has to be JSON, with Content-Type: application/json")
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
-        raise HTTPException(413, f"the body is too long: it may have at most {MAX_BODY_BYTES} bytes")
+    if not length.isdigit() or len(length) > 9 or int(length) > max_body_bytes:
+        raise HTTPException(413, _too_long(max_body_bytes))
 
 
 def _has_body(request: Request) -> bool:
     return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
 
 
-def _limit_body(receive: Receive) -> Receive:
-    """Returns an ASGI `receive` that raises HTTPException (413) once the body exceeds MAX_BODY_BYTES. This covers
+def _too_long(max_body_bytes: int) -> str:
+    return f"the body is too long: it may have at most {max_body_bytes} bytes"
+
+
+def _limit_body(receive: Receive, max_body_bytes: int) -> Receive:
+    """Returns an ASGI `receive` that raises HTTPException (413) once the body exceeds `max_body_bytes`. This covers
     bodies without a Content-Length, which `_check_request` cannot reject."""
-    remaining_bytes = MAX_BODY_BYTES
+    remaining_bytes = max_body_bytes
 
     async def limited_receive() -> Message:
         nonlocal remaining_bytes
         message = await receive()
         remaining_bytes -= len(message.get("body", b""))
         if remaining_bytes < 0:
-            raise HTTPException(413, f"the body is too long: it may have at most {MAX_BODY_BYTES} bytes")
+            raise HTTPException(413, _too_long(max_body_bytes))
         return message
 
     return limited_receive

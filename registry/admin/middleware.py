@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.http.error_statuses import error_json, status_of
 from registry.http.response_headers import API_VERSION
-from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests
+from storage.errors import RangeInvalid, RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests
 
 log = logging.getLogger("registry.management")
 
@@ -48,6 +48,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
         response.headers["www-authenticate"] = 'Basic realm="Entrepot", charset="UTF-8"'
     if isinstance(error, TooManyRequests | TooManyOpenFiles):
         response.headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, RangeInvalid) and error.size is not None:
+        response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
         # Only a storage failure needs a traceback in the log: the messages of other errors say everything. So does the
         # message of TooManyOpenFiles, although it is a storage failure.

@@ -43,6 +43,30 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
     return await caller.upkeep.router.hosted_repository(name)
 
 
+async def deletable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
+    """Returns the stored name of the repository, if the caller may delete from it and clients have pushed to it before.
+    Raises Denied, or Unauthorized if the caller has no account; Unsupported if the repository is mirrored or the
+    settings forbid deletes; NameUnknown if nothing was ever pushed to the name."""
+    principal, settings = caller.principal, caller.upkeep.settings
+    if not principal.may(Action.DELETE, name, name):
+        if principal.is_anonymous or principal.account_may(Action.DELETE, name):
+            raise _unauthorized(principal, f"delete from {name}")
+        raise Denied(f"{principal.name} may not delete from {name}")
+    if settings.read_only or not settings.delete:
+        raise Unsupported("this registry does not allow deletes")
+    return await caller.upkeep.router.hosted_repository(name)
+
+
+def check_may_download(caller: Caller) -> None:
+    """Checks that the setting `downloads.allow` lets the caller download images that it may pull. Raises Unsupported or
+    Unauthorized if not."""
+    allowed = caller.upkeep.settings.downloads.allow
+    if allowed == "nobody":
+        raise Unsupported("this registry does not offer downloads of images; pull the image")
+    if allowed == "accounts" and caller.principal.is_anonymous and not caller.principal.open:
+        raise Unauthorized("log in to download images")
+
+
 def _unauthorized(principal: Principal, action_phrase: str) -> Unauthorized:
     """Returns the error for a caller without an account, or with a token that does not allow what the account may."""
     if principal.is_anonymous:

@@ -125,6 +125,19 @@ class AuditSettings(SettingsGroup):
     )
 
 
+class DownloadSettings(SettingsGroup):
+    """Downloads of images as tar archives for `docker load`, at `/api/v1/repositories/NAME/manifests/TAG/archive`."""
+
+    allow: Literal["everyone", "accounts", "nobody"] = Field(
+        default="accounts",
+        description="Who may download images that they may pull: `everyone`, only clients that have logged in to an "
+        "account, or `nobody`. While there are no accounts, `accounts` means everyone",
+    )
+    at_once: int = Field(
+        default=4, ge=1, description="How many images each worker process sends at the same time; others get 429"
+    )
+
+
 class LimitSettings(SettingsGroup):
     """Limits on what clients send."""
 
@@ -230,6 +243,7 @@ class Settings(BaseSettings):
     scrub: ScrubSettings = ScrubSettings()
     uploads: UploadSettings = UploadSettings()
     audit: AuditSettings = AuditSettings()
+    downloads: DownloadSettings = DownloadSettings()
     backup: BackupSettings = BackupSettings()
     limits: LimitSettings = LimitSettings()
     hosted: HostedSettings = HostedSettings()

@@ -15,6 +15,7 @@ from storage.cached_images import CachedImages
 from storage.consistency import Consistency
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.damage import DamageRecords
+from storage.descriptions import Descriptions
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.imports import ImportRecords
 from storage.interface import BlobReader
@@ -30,6 +31,8 @@ from storage.retention import Retention
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.tag_history import TagHistory
+from storage.tag_listing import TagListing
+from storage.tag_removal import TagRemovals
 from storage.tag_rules import ImmutableTags, nothing_immutable
 from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
@@ -72,7 +75,9 @@ class StoredRegistry:
     - `snapshots`, `imports`: copies of the metadata, for backups, and records of imports;
     - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
-    - `tag_history`: what tags pointed at in the past;
+    - `tag_history`, `tag_listing`, `tag_removals`: what tags pointed at in the past, lists of tags for people, and what
+      a removal of tags would remove;
+    - `descriptions`: what people write about repositories;
     - `outbox`: events, and which of them webhooks still have to get;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
@@ -92,6 +97,8 @@ class StoredRegistry:
         jobs: Jobs,
         upstream_tags: UpstreamTags,
         tag_history: TagHistory,
+        tag_listing: TagListing,
+        tag_removals: TagRemovals,
         immutable_tags: ImmutableTags,
         usage: Usage,
         cached_images: CachedImages,
@@ -101,6 +108,7 @@ class StoredRegistry:
         damage: DamageRecords,
         snapshots: Snapshots,
         imports: ImportRecords,
+        descriptions: Descriptions,
         outbox: Outbox,
     ) -> None:
         self.run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -120,6 +128,8 @@ class StoredRegistry:
         self.jobs = jobs
         self.upstream_tags = upstream_tags
         self.tag_history = tag_history
+        self.tag_listing = tag_listing
+        self.tag_removals = tag_removals
         self.immutable_tags = immutable_tags
         self.usage = usage
         self.cached_images = cached_images
@@ -131,6 +141,7 @@ class StoredRegistry:
         self.quarantine = Quarantine(blobs, damage, locks)
         self.snapshots = snapshots
         self.imports = imports
+        self.descriptions = descriptions
         self.outbox = outbox
 
     def storage_problem(self) -> str | None:

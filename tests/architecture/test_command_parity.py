@@ -89,6 +89,19 @@ TWINS = {
 ONLY_API = {
     ("DELETE", "/sessions"),  # `user sessions --end-all`
     ("DELETE", "/sessions/{id}"),  # `user sessions --end`
+    ("GET", "/repositories/{name}/tag-list"),  # for the pages; `inspect` shows images
+    ("GET", "/repositories/{name}/manifests/{reference}/details"),
+    ("GET", "/repositories/{name}/manifests/{reference}/raw"),
+    ("GET", "/repositories/{name}/manifests/{reference}/config"),
+    ("GET", "/repositories/{name}/manifests/{reference}/referrers"),
+    ("GET", "/repositories/{name}/manifests/{reference}/files"),
+    ("GET", "/repositories/{name}/comparison"),
+    ("GET", "/repositories/{name}/manifests/{reference}/archive"),
+    ("POST", "/repositories/{name}/tag-removal-plan"),
+    ("POST", "/repositories/{name}/tag-removal"),
+    ("POST", "/repositories/{name}/tag-restoration"),
+    ("GET", "/repositories/{name}/description"),
+    ("PUT", "/repositories/{name}/description"),
     ("GET", "/me"),  # there is nobody at the command line who would have to ask
     ("GET", "/robots/{name}"),  # `robot list` and `grant list --for` show it
     ("GET", "/groups/{name}"),  # `group list` shows it

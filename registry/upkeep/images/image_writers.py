@@ -115,7 +115,7 @@ class LayoutDirectory:
             except (ValueError, KeyError, TypeError):
                 raise ImageFileFailed(f"{path} is not valid; name a new directory") from None
         new = {_entry_key(entry): entry for entry in [*old, *entries]}
-        _write_whole(path, _index_json(list(new.values())))
+        _write_whole(path, index_json(list(new.values())))
 
     def abandon(self) -> None:
         if self._temporary is not None:
@@ -149,17 +149,17 @@ class TarArchive:
     async def write(
         self, digest: Digest, size: int, chunks: AsyncIterable[bytes], on_bytes: Callable[[int], object]
     ) -> None:
-        await self._append(_header(blob_file(digest), size))
+        await self._append(tar_header(blob_file(digest), size))
         await _copy(digest, size, chunks, on_bytes, self._append)
-        await self._append(_padding(size))
+        await self._append(tar_padding(size))
         self._written.add(digest)
 
     async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
-        files = {LAYOUT_FILE: LAYOUT_JSON, INDEX_FILE: _index_json(entries)}
+        files = {LAYOUT_FILE: LAYOUT_JSON, INDEX_FILE: index_json(entries)}
         if docker is not None:
             files["manifest.json"] = json.dumps(docker).encode()
         for name, data in files.items():
-            await self._append(_header(name, len(data)) + data + _padding(len(data)))
+            await self._append(tar_header(name, len(data)) + data + tar_padding(len(data)))
         await self._append(bytes(2 * tarfile.BLOCKSIZE))
         await asyncio.to_thread(with_file_errors, self._failure, self._complete)
 
@@ -208,17 +208,19 @@ def _entry_key(entry: Document) -> tuple[str, str]:
     return (name, "") if name else ("", str(entry.get("digest")))
 
 
-def _index_json(entries: list[Document]) -> bytes:
+def index_json(entries: list[Document]) -> bytes:
+    """Returns the content of `index.json` with these descriptors."""
     return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}, indent=1).encode()
 
 
-def _header(name: str, size: int) -> bytes:
+def tar_header(name: str, size: int) -> bytes:
+    """Returns the header of a file in a tar archive. It is the same at any time and on any machine."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o644
     return member.tobuf(tarfile.GNU_FORMAT)
 
 
-def _padding(size: int) -> bytes:
+def tar_padding(size: int) -> bytes:
     """Returns the zeros that fill the last block of a file in a tar archive."""
     return bytes(-size % tarfile.BLOCKSIZE)
 

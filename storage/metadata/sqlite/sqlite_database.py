@@ -16,7 +16,9 @@ from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.sqlite_descriptions import SqliteDescriptions
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
+from storage.metadata.sqlite.sqlite_tag_listing import SqliteTagListing
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
 from storage.metadata.sqlite.upkeep.sqlite_consistency import SqliteConsistency
@@ -28,6 +30,7 @@ from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
 from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
 from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
 from storage.metadata.sqlite.upkeep.sqlite_tag_history import SqliteTagHistory
+from storage.metadata.sqlite.upkeep.sqlite_tag_removals import SqliteTagRemovals
 from storage.metadata.sqlite.upkeep.sqlite_upstream_tags import SqliteUpstreamTags
 from storage.metadata.sqlite.upkeep.sqlite_usage import SqliteUsage
 
@@ -43,9 +46,11 @@ class SqliteDatabase:
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.
     - `snapshots` copies the database. `imports` stores what was imported from other registries.
-    - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back.
+    - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back. `tag_listing` lists tags
+      with facts for people, and `tag_removals` says what a removal of tags would remove.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
+    - `descriptions` stores what people write about repositories.
     - `outbox` stores events, and which of them webhooks still have to get.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
@@ -79,6 +84,8 @@ class SqliteDatabase:
         self.jobs = SqliteJobs(self._db, writer, clock)
         self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
         self.tag_history = SqliteTagHistory(scans, writer, clock)
+        self.tag_listing = SqliteTagListing(scans)
+        self.tag_removals = SqliteTagRemovals(scans)
         self.usage = SqliteUsage(self._db, writer, scans)
         self.cached_images = SqliteCachedImages(writer, scans, clock)
         self.pulls = SqlitePulls(self._db, writer)
@@ -87,6 +94,7 @@ class SqliteDatabase:
         self.damage = SqliteDamageRecords(self._db, writer, scans, clock)
         self.snapshots = SqliteSnapshots(layout.metadata, clock, system=system)
         self.imports = SqliteImportRecords(self._db, writer)
+        self.descriptions = SqliteDescriptions(self._db, writer, clock)
         self.outbox = SqliteOutbox(self._db, writer, scans, clock)
 
     def close(self) -> None:

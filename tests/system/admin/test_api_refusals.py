@@ -31,6 +31,19 @@ OWN = {
     ("GET", "/repositories/{name}/tags/{tag}/history"),
     ("PUT", "/repositories/{name}/tags/{tag}"),
     ("POST", "/repositories/{name}/tags/{tag}/restore"),
+    ("GET", "/repositories/{name}/tag-list"),
+    ("GET", "/repositories/{name}/manifests/{reference}/details"),
+    ("GET", "/repositories/{name}/manifests/{reference}/raw"),
+    ("GET", "/repositories/{name}/manifests/{reference}/config"),
+    ("GET", "/repositories/{name}/manifests/{reference}/referrers"),
+    ("GET", "/repositories/{name}/manifests/{reference}/files"),
+    ("GET", "/repositories/{name}/comparison"),
+    ("GET", "/repositories/{name}/manifests/{reference}/archive"),
+    ("POST", "/repositories/{name}/tag-removal-plan"),
+    ("POST", "/repositories/{name}/tag-removal"),
+    ("POST", "/repositories/{name}/tag-restoration"),
+    ("GET", "/repositories/{name}/description"),
+    ("PUT", "/repositories/{name}/description"),
     ("GET", "/retention/preview"),
     ("GET", "/events"),
 }
@@ -50,6 +63,10 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/jobs/{job}/stop"): {},
     ("PUT", "/repositories/{name}/tags/{tag}"): {"digest": "v1"},
     ("POST", "/repositories/{name}/tags/{tag}/restore"): {},
+    ("PUT", "/repositories/{name}/description"): {"text": "x"},
+    ("POST", "/repositories/{name}/tag-removal-plan"): {"tags": ["v1"]},
+    ("POST", "/repositories/{name}/tag-removal"): {"tags": ["v1"]},
+    ("POST", "/repositories/{name}/tag-restoration"): {"tags": [{"tag": "v1", "digest": "sha256:" + 64 * "0"}]},
     ("POST", "/cache/evict"): {},
     ("POST", "/retention"): {},
     ("POST", "/events/retry"): {},
@@ -75,8 +92,11 @@ def routes() -> list[tuple[str, str]]:
 
 def filled(path: str) -> str:
     """Returns a route's path, filled with an account, a group and a grant that exist."""
-    query = "?subject=everyone&pattern=**" if path == "/grants" else ""
-    return re.sub(r"\{\w+\}", "root", path) + query
+    queries = {
+        "/grants": "?subject=everyone&pattern=**",
+        "/repositories/{name}/comparison": "?base=v1&other=v2",
+    }
+    return re.sub(r"\{\w+\}", "root", path) + queries.get(path, "")
 
 
 ROUTES = routes()

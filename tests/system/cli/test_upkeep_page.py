@@ -101,7 +101,7 @@ def test_the_routes_of_the_table_exist() -> None:
         filled = re.sub(r"NAME|TAG|ID|DIGEST", lambda found: PLACEHOLDERS[found[0]], path)
         named |= {(method, filled) for method in re.findall(r"[A-Z]+", methods)}
     about_upkeep = re.compile(
-        r"/(gc|fsck|repositories|retention|mirror|cache|quotas|scrub|damaged|quarantine|backups|imports|jobs)\b"
+        r"/(gc|fsck|repositories/\{name\}/tags|retention|mirror|cache|quotas|scrub|damaged|quarantine|backups|imports|jobs)\b"
     )
     assert named == {route for route in ROUTES if about_upkeep.match(route[1])}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tarfile
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.fakes.client_images import ClientImage, artifact
@@ -30,6 +32,26 @@ def test_docker_load(
     assert fresh.config is not None
     assert docker.image_id(f"{repo}:v1") == fresh.config.digest
     assert docker.output_of(f"{repo}:v1") == f"hello from {repo}\n"
+
+
+def test_docker_load_of_a_download(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """docker loads an image that was downloaded over the API in two parts, and skopeo reads it in both of its forms."""
+    wire.push(repo, "v1", fresh)
+    url = f"{server.url}/api/v1/repositories/{repo}/manifests/v1/archive"
+    first = httpx2.get(url, headers={"range": "bytes=0-99999"})
+    rest = httpx2.get(url, headers={"range": "bytes=100000-", "if-range": first.headers["etag"]})
+    assert (first.status_code, rest.status_code) == (206, 206)
+    archive = tmp_path / "x.tar"
+    archive.write_bytes(first.content + rest.content)
+    assert f"Loaded image: {repo}:v1" in docker("load", "--input", str(archive)).out
+    assert fresh.config is not None
+    assert docker.image_id(f"{repo}:v1") == fresh.config.digest
+    assert docker.output_of(f"{repo}:v1") == f"hello from {repo}\n"
+    for form in (f"docker-archive:{archive}", f"oci-archive:{archive}:v1"):
+        found = subprocess.run(["skopeo", "inspect", "--config", form], capture_output=True, check=True)
+        assert json.loads(found.stdout) == json.loads(fresh.config.body)
 
 
 def test_docker_load_of_one_platform(

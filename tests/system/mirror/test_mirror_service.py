@@ -105,6 +105,25 @@ def test_one_image_by_all_its_names(site: HubAndServer) -> None:
     assert site.http.get("/v2/_catalog").json() == {"repositories": ["docker.io/library/app"]}
 
 
+def test_a_look_asks_no_upstream_and_a_download_does(site: HubAndServer) -> None:
+    """What is not cached is unknown to those who look, and nobody asks the upstream. A download fetches it; then it is
+    shown under each of its names."""
+    site.serve()
+    paths = [f"/api/v1/repositories/{name}" for name in ("app", "library/app", "docker.io/library/app")]
+    for path in paths:
+        for route in ("tag-list", "manifests/1/details", "manifests/1/referrers"):
+            assert site.http.get(f"{path}/{route}").status_code == 404
+    assert site.hub.count("manifest", "GET", site.image.digest) == site.hub.count("manifest", "GET", "1") == 0
+    archive = site.http.get(f"{paths[0]}/manifests/1/archive")
+    assert (archive.status_code, len(archive.content)) == (200, int(archive.headers["content-length"]))
+    assert site.content in archive.content
+    for path in paths:
+        [row] = site.http.get(f"{path}/tag-list").json()["items"]
+        assert (row["tag"], row["digest"]) == ("1", site.image.digest)
+        [step, _] = site.http.get(f"{path}/manifests/1/details").json()["image"]["steps"]
+        assert step["layer"]["present"]
+
+
 def test_hosting_beside_it(site: HubAndServer) -> None:
     """A name without a push belongs to the upstream; after its first push it is hosted, on every worker, also after
     deletion."""

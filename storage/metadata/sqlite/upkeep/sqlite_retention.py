@@ -149,9 +149,10 @@ class SqliteRetention:
         return await self._delete_manifests(repo, delete)
 
     async def delete_orphans(
-        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
     ) -> tuple[Sequence[Digest], Sequence[Digest]]:
         assert len(digests) <= MAX_ORPHANS
+        action = EventAction.RETENTION if is_retention else EventAction.DELETE
 
         def delete(db: apsw.Connection, restorable: bool) -> tuple[list[Digest], list[Digest]]:
             repository = _repository(db, repo)
@@ -163,7 +164,7 @@ class SqliteRetention:
                     dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
                     # The clock is read in the transaction, so that later deletions have later times (see
                     # `SqliteMetadata.delete_manifest`).
-                    _delete_manifest(db, repo, digest, by, self._clock(), restorable)
+                    _delete_manifest(db, repo, digest, by, self._clock(), restorable, action)
                     deleted.append(digest)
             return deleted, dependents
 
@@ -188,12 +189,16 @@ class SqliteRetention:
 
 
 def _delete_manifest(
-    db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float, restorable: bool
+    db: apsw.Connection,
+    repo: RepositoryName,
+    digest: Digest,
+    by: Actor,
+    now: float,
+    restorable: bool,
+    action: EventAction = EventAction.RETENTION,
 ) -> None:
-    """Deletes a manifest. `restorable`: keeps it so that it can be put back."""
-    manifest_and_tag_changes.delete_manifest(
-        db, repo, digest, by, now, restorable=restorable, action=EventAction.RETENTION
-    )
+    """Deletes a manifest. `restorable`: keeps it so that it can be put back. `action`: that of the event."""
+    manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now, restorable=restorable, action=action)
 
 
 def _repository(db: apsw.Connection, repo: RepositoryName) -> int:

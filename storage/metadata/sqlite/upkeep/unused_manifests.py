@@ -8,6 +8,7 @@ reads with the given connection, and reads all rows of its statements. `manifest
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
@@ -76,11 +77,18 @@ def dependents(db: apsw.Connection, manifest: int) -> list[tuple[int, Digest]]:
     return [(row_id, Digest(digest)) for row_id, digest in _rows(db, _DEPENDENTS, manifest)]
 
 
-def add_unused(db: apsw.Connection, roots: Iterable[int], without: Collection[str], unused: set[int]) -> None:
+def add_unused(
+    db: apsw.Connection,
+    roots: Iterable[int],
+    without: Collection[str],
+    unused: set[int],
+    max_unused: float = math.inf,
+) -> None:
     """Adds to `unused` each of the `roots` that would be unused without the tags `without` and the manifests in
-    `unused`. Then adds the dependents of the added manifests, if these would be unused as well, and so on."""
+    `unused`. Then adds the dependents of the added manifests, if these would be unused as well, and so on. Stops when
+    `unused` has `max_unused` manifests."""
     pending = list(roots)
-    while pending:
+    while pending and len(unused) < max_unused:
         manifest = pending.pop()
         # A manifest with several indexes is looked at again each time that one of them is added.
         if manifest not in unused and not is_used(db, manifest, without, unused):

@@ -1,0 +1,232 @@
+"""The routes of `/api/v1/repositories/{name}` that show what is in a repository. The docstrings of the routes are the
+descriptions in the OpenAPI document.
+
+The name of a repository in the path may contain slashes. Each path ends with words of its own, so it belongs to one
+route only, also if the name contains such words. The routes show what this registry stores: they never ask the upstream
+of a mirrored repository.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import Field
+
+from registry.admin import models
+from registry.admin.archive_response import ArchiveResponse, is_not_modified
+from registry.admin.caller import AnyCaller
+from registry.admin.management_route import LargeBodyRoute, ManagementRoute
+from registry.admin.repository_rights import (
+    check_may_download,
+    deletable_repository,
+    pushable_repository,
+    readable_repository,
+)
+from registry.admin.tag_routes import PathRepository
+from registry.browse.models import (
+    ComparisonView,
+    DescriptionView,
+    FileContents,
+    ManifestView,
+    ReferrersView,
+    RemovalPlanView,
+    RemovedTags,
+    RestoredTags,
+    TagRowPage,
+)
+from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
+from storage.names import Digest, Reference, Tag, as_reference
+from storage.tag_listing import MAX_PAGE_TAGS, TagOrder, TagQuery
+from storage.tag_removal import MAX_REMOVED_TAGS
+
+router = APIRouter(route_class=ManagementRoute)
+large_router = APIRouter(route_class=LargeBodyRoute)
+"""The routes whose bodies may be large."""
+
+
+async def path_reference(reference: Annotated[str, Path(examples=["v1"], max_length=200)]) -> Reference:
+    """Returns the tag or digest in the path. Raises TagInvalid, DigestInvalid."""
+    return as_reference(reference)
+
+
+PathReference = Annotated[Reference, Depends(path_reference)]
+
+
+@router.get("/repositories/{name:path}/tag-list", tags=["repositories"])
+async def list_tags(
+    caller: AnyCaller,
+    name: PathRepository,
+    text: Annotated[
+        str, Query(description="Only tags whose name contains this text", max_length=MAX_TEXT_CHARACTERS)
+    ] = "",
+    order: Annotated[
+        TagOrder,
+        Query(description="`version`: numbers as numbers, `1.9` before `1.10`. `size`: only up to 2000 matching tags"),
+    ] = TagOrder.NAME,
+    descending: Annotated[bool, Query(description="Reverses the order")] = False,
+    referrer_tags: Annotated[
+        bool, Query(description="With tags such as `sha256-….sig`, which belong to the image that they name")
+    ] = False,
+    after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=200)] = None,
+    limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_TAGS)] = 50,
+) -> TagRowPage:
+    """Lists the tags of a repository, with what they point at. Needs `pull` on the repository."""
+    stored = await readable_repository(caller, name)
+    query = TagQuery(text, order, descending, referrer_tags)
+    return await caller.browser.tags(caller.request_on(stored), stored, query, after, limit)
+
+
+@router.get("/repositories/{name:path}/manifests/{reference}/details", tags=["repositories"])
+async def read_manifest(
+    caller: AnyCaller,
+    name: PathRepository,
+    reference: PathReference,
+    platform: Annotated[
+        str | None, Query(description="Of an index: the platform or the digest of the image to show", max_length=200)
+    ] = None,
+) -> ManifestView:
+    """Shows a manifest in detail: the platforms of an index, and the layers and the config of an image. Needs `pull` on
+    the repository."""
+    stored = await readable_repository(caller, name)
+    return await caller.browser.manifest(caller.request_on(stored), stored, reference, platform)
+
+
+@router.get("/repositories/{name:path}/manifests/{reference}/raw", tags=["repositories"], response_class=Response)
+async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: PathReference) -> Response:
+    """Returns the bytes of a manifest as they were pushed. Needs `pull` on the repository."""
+    stored = await readable_repository(caller, name)
+    manifest = await caller.browser.raw_manifest(caller.request_on(stored), stored, reference)
+    return Response(manifest.body, media_type="application/json", headers={"Docker-Content-Digest": manifest.digest})
+
+
+@router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
+async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: PathReference) -> Response:
+    """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
+    stored = await readable_repository(caller, name)
+    data = await caller.browser.raw_config(caller.request_on(stored), stored, reference)
+    return Response(data, media_type="application/json")
+
+
+@router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])
+async def list_referrers(caller: AnyCaller, name: PathRepository, reference: PathReference) -> ReferrersView:
+    """Lists what refers to a manifest, in groups by artifact type: signatures, SBOMs, attestations and other artifacts,
+    also those under cosign's old tags and those that BuildKit lists in an index. Needs `pull` on the repository."""
+    stored = await readable_repository(caller, name)
+    return await caller.browser.referrers(caller.request_on(stored), stored, reference)
+
+
+@router.get("/repositories/{name:path}/manifests/{reference}/files", tags=["repositories"])
+async def read_files(caller: AnyCaller, name: PathRepository, reference: PathReference) -> FileContents:
+    """Shows the files of an artifact, such as an SBOM, with their texts where these are small. Needs `pull` on the
+    repository."""
+    stored = await readable_repository(caller, name)
+    return await caller.browser.files(caller.request_on(stored), stored, reference)
+
+
+@router.get("/repositories/{name:path}/comparison", tags=["repositories"])
+async def compare_manifests(
+    caller: AnyCaller,
+    name: PathRepository,
+    base: Annotated[str, Query(description="A tag or digest", max_length=200, examples=["v1"])],
+    other: Annotated[str, Query(description="A tag or digest", max_length=200, examples=["v2"])],
+    platform: Annotated[
+        str | None,
+        Query(description="Of indexes: the platform to compare; by default one that both have", max_length=200),
+    ] = None,
+) -> ComparisonView:
+    """Compares two images of a repository: which layers they share, and how their configs differ. Needs `pull` on the
+    repository."""
+    stored = await readable_repository(caller, name)
+    request = caller.request_on(stored)
+    return await caller.browser.compare(request, stored, as_reference(base), as_reference(other), platform)
+
+
+class TagsToRemove(models.BodyModel):
+    """Tags of a repository."""
+
+    tags: list[str] = Field(min_length=1, max_length=MAX_REMOVED_TAGS, examples=[["v1", "v2"]])
+
+
+class TagToRestore(models.BodyModel):
+    """A tag, and the digest at which it is to point again."""
+
+    tag: str = Field(examples=["v1"])
+    digest: str
+
+
+class TagsToRestore(models.BodyModel):
+    """What a removal has returned as `removed`."""
+
+    tags: list[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
+
+
+@router.post("/repositories/{name:path}/tag-removal-plan", tags=["repositories"])
+async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovalPlanView:
+    """Says what a removal of these tags would remove, and changes nothing. Needs `delete` and `pull` on the
+    repository."""
+    stored = await deletable_repository(caller, name)
+    return await caller.browser.plan_removal(caller.request_on(stored), stored, [Tag(tag) for tag in body.tags])
+
+
+@router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
+async def remove_tags(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovedTags:
+    """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
+    collection removes them. Immutable tags stay. Needs `delete` on the repository."""
+    stored = await deletable_repository(caller, name)
+    tags = [Tag(tag) for tag in body.tags]
+    return await caller.browser.remove_tags(caller.request_on(stored), stored, tags, caller.actor)
+
+
+@large_router.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
+async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRestore) -> RestoredTags:
+    """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
+    again is left alone. Needs `push` on the repository."""
+    stored = await pushable_repository(caller, name)
+    tags = [(Tag(each.tag), Digest(each.digest)) for each in body.tags]
+    return await caller.browser.restore_tags(stored, tags, caller.actor)
+
+
+@router.get("/repositories/{name:path}/manifests/{reference}/archive", tags=["repositories"], response_class=Response)
+async def download_image(
+    request: Request,
+    caller: AnyCaller,
+    name: PathRepository,
+    reference: PathReference,
+    platform: Annotated[
+        str | None, Query(description="Of an index: the platform or the digest of the image", max_length=200)
+    ] = None,
+) -> Response:
+    """Downloads an image of one platform as a tar archive for `docker load`, which is also an OCI image layout. A
+    client can fetch the rest of an interrupted download with Range and If-Range. Needs `pull` on the repository; the
+    setting `downloads.allow` says who may download."""
+    stored = await readable_repository(caller, name)
+    check_may_download(caller)
+    context = caller.request_on(stored)
+    archive = await caller.browser.archive(context, stored, reference, platform, name)
+    if is_not_modified(archive, request.headers):
+        return Response(status_code=304, headers={"ETag": archive.etag})
+    return ArchiveResponse(archive, context, request.headers, caller.downloads)
+
+
+class NewDescription(models.BodyModel):
+    """The description of a repository."""
+
+    text: str = Field(description="Markdown, up to 256 KiB; empty: removes the description", examples=["# Our app"])
+    revision: int | None = Field(
+        default=None, ge=0, description="The revision that you have changed; 412 if it is not the current one any more"
+    )
+
+
+@router.get("/repositories/{name:path}/description", tags=["repositories"])
+async def read_description(caller: AnyCaller, name: PathRepository) -> DescriptionView:
+    """Shows what people have written about a repository. Needs `pull` on the repository."""
+    stored = await readable_repository(caller, name)
+    return await caller.browser.description(caller.request_on(stored), stored)
+
+
+@large_router.put("/repositories/{name:path}/description", tags=["repositories"])
+async def put_description(caller: AnyCaller, name: PathRepository, body: NewDescription) -> DescriptionView:
+    """Replaces the description of a repository. Needs `push` on the repository."""
+    stored = await pushable_repository(caller, name)
+    return await caller.browser.put_description(stored, body.text, body.revision, caller.actor)

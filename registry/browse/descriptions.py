@@ -1,0 +1,140 @@
+"""Descriptions of repositories as pages show them (`DescriptionPages`): Markdown, rendered as HTML that is safe on a
+page of this registry.
+
+Two libraries make it safe, one after the other: markdown-it-py takes HTML in the text as text, and nh3 removes all
+elements and attributes but a few from what it makes. Images become links, because a page may not request anything from
+other hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from registry.browse.models import DescriptionView, utc_time
+from registry.request import RequestInvalid
+from storage.content import Actor
+from storage.descriptions import MAX_DESCRIPTION_BYTES, Description, Descriptions
+from storage.names import RepositoryName
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
+
+_MAX_KEPT: Final = 16
+"""How many rendered descriptions are kept in memory."""
+_MAX_RENDERED_CHARACTERS: Final = 64 * 1024
+"""What follows after this many characters is shown as plain text: rendering takes up to 30 µs for each character."""
+_MAX_NESTING: Final = 20
+"""Deeper lists and quotes are shown as text."""
+_TAGS: Final = frozenset(
+    {
+        *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p"),
+        *("pre", "s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
+    }
+)
+_ATTRIBUTES: Final = {"a": {"href", "title"}, "ol": {"start"}}
+_SCHEMES: Final = frozenset({"http", "https", "mailto"})
+_LINK_REL: Final = "nofollow noreferrer"
+
+
+class DescriptionPages:
+    """Reads and changes descriptions. The caller has checked the right to do so."""
+
+    def __init__(self, descriptions: Descriptions) -> None:
+        self._descriptions = descriptions
+        self._rendered: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._thread = asyncio.Lock()
+        """Held while a description is rendered, which happens in a thread."""
+
+    async def read(self, repo: RepositoryName) -> DescriptionView:
+        """Returns the description of a repository; an empty one if nobody has written any."""
+        return await self._view(repo, await self._descriptions.description(repo))
+
+    async def put(self, repo: RepositoryName, text: str, revision: int | None, by: Actor) -> DescriptionView:
+        """Replaces a description. Raises RequestInvalid if the text is too long, or is not UTF-8."""
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise RequestInvalid("the description has half of a surrogate pair, which is not a character") from None
+        if size > MAX_DESCRIPTION_BYTES:
+            raise RequestInvalid(f"the description has {size} bytes; at most {MAX_DESCRIPTION_BYTES} are accepted")
+        return await self._view(repo, await self._descriptions.put_description(repo, text, by=by, revision=revision))
+
+    async def _view(self, repo: RepositoryName, description: Description | None) -> DescriptionView:
+        if description is None:
+            return DescriptionView(text="", html="", revision=0, changed=None, changed_by=None)
+        return DescriptionView(
+            text=description.text,
+            html=await self._render((repo, description.revision), description.text),
+            revision=description.revision,
+            changed=utc_time(description.at),
+            changed_by=description.actor,
+        )
+
+    async def _render(self, key: tuple[str, int], text: str) -> str:
+        rendered = self._rendered.get(key)
+        if rendered is None:
+            async with self._thread:
+                rendered = self._rendered.get(key)
+                if rendered is None:
+                    rendered = await asyncio.to_thread(render_markdown, text)
+            self._rendered[key] = rendered
+            if len(self._rendered) > _MAX_KEPT:
+                self._rendered.popitem(last=False)
+        self._rendered.move_to_end(key)
+        return rendered
+
+
+def render_markdown(text: str) -> str:
+    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. Of a very long text, the end is shown
+    as it is."""
+    # Imported with the first description: most servers never show one.
+    import nh3
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
+    markdown, rest = _split(text)
+    tokens = parser.parse(markdown)
+    for token in tokens:
+        if token.children is not None:
+            token.children = _with_links_for_images(token.children)
+    return nh3.clean(
+        parser.renderer.render(tokens, parser.options, {}) + rest,
+        tags=set(_TAGS),
+        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
+        url_schemes=set(_SCHEMES),
+        link_rel=_LINK_REL,
+        url_relative="deny",  # a relative link would lead to a page of this registry
+    )
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Returns the beginning of a text, up to the end of a line, and the rest as HTML."""
+    if len(text) <= _MAX_RENDERED_CHARACTERS:
+        return text, ""
+    end = text.rfind("\n", 0, _MAX_RENDERED_CHARACTERS) + 1 or _MAX_RENDERED_CHARACTERS
+    return text[:end], f"<pre>{html.escape(text[end:])}</pre>\n"
+
+
+def _with_links_for_images(tokens: Sequence[Token]) -> list[Token]:
+    """Replaces each image by a link to it, whose text is the image's description. An image within a link, such as a
+    badge, becomes a text of that link."""
+    from markdown_it.token import Token
+
+    found: list[Token] = []
+    open_links = 0
+    for token in tokens:
+        open_links += {"link_open": 1, "link_close": -1}.get(token.type, 0)
+        if token.type != "image":
+            found.append(token)
+            continue
+        text = Token("text", "", 0, content=token.content or "image")
+        if open_links:
+            found.append(text)
+        else:
+            source = str(token.attrGet("src") or "")
+            found += [Token("link_open", "a", 1, attrs={"href": source}), text, Token("link_close", "a", -1)]
+    return found

@@ -1,0 +1,179 @@
+"""An image as a tar archive for `docker load` (`ImageArchive`), which is made while it is sent.
+
+The archive is a docker archive and an OCI image layout in one, as newer versions of `docker save` write it. It has the
+image of one platform. Its bytes depend only on the image and on its name, and their number is known before the first
+one is read. So a client can fetch the rest of an archive later, from any process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import tarfile
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final
+
+from registry.browse.content_reader import ContentReader, index_entry, is_image
+from registry.request import RequestInvalid
+from registry.upkeep.images.image_files import (
+    DOCKER_FILE,
+    IMAGE_NAME,
+    INDEX_FILE,
+    LAYOUT_FILE,
+    LAYOUT_JSON,
+    REF_NAME,
+    blob_file,
+)
+from registry.upkeep.images.image_writers import index_json, tar_header, tar_padding
+from storage.content import Descriptor, Manifest, Span
+from storage.errors import BlobUnknown, ManifestUnknown
+from storage.interface import Registry
+from storage.names import Digest, Reference, RepositoryName, Tag
+
+_FORMAT: Final = b"1"
+"""Changes when the bytes of the archive of an image change, so that nobody puts together parts of different ones."""
+_BATCH: Final = 20
+"""After looking up this many blobs, the event loop may run other requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of an archive: bytes, or the blob `digest`. `start`: its offset in the archive."""
+
+    start: int
+    size: int
+    data: bytes = b""
+    digest: Digest | None = None
+
+    @property
+    def stop(self) -> int:
+        """The offset after the part."""
+        return self.start + self.size
+
+
+class ImageArchive:
+    """The archive of one image. `etag`: identifies its bytes. `file_name`: a name for the file, of ASCII characters."""
+
+    def __init__(
+        self, registry: Registry, repo: RepositoryName, file_name: str, contents: Sequence[bytes | Descriptor]
+    ) -> None:
+        """`contents`: the bytes and the blobs of which the archive consists, in their order."""
+        self._registry = registry
+        self._repo = repo
+        self._parts: list[_Part] = []
+        self.file_name = file_name
+        identity, offset = hashlib.sha256(_FORMAT), 0
+        for content in contents:
+            if isinstance(content, bytes):
+                part = _Part(offset, len(content), data=content)
+                identity.update(content)
+            else:
+                part = _Part(offset, content.size, digest=content.digest)
+                identity.update(content.digest.encode())
+            self._parts.append(part)
+            offset = part.stop
+        self.size = offset
+        self.etag = f'"{identity.hexdigest()}"'
+
+    async def read(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """Yields the bytes from the offset `start` up to, but not including, `stop`. Reads the blobs with the rights of
+        the current request. Raises BlobUnknown and the other errors of reading a blob."""
+        for part in self._parts:
+            first, after = max(start, part.start) - part.start, min(stop, part.stop) - part.start
+            if first >= after:
+                continue
+            if part.digest is None:
+                yield part.data[first:after]
+                continue
+            reader = await self._registry.open_blob(self._repo, part.digest, Span(first, after))
+            async with aclosing(reader):
+                if reader.descriptor.size != part.size:
+                    raise _wrong_size(part.digest)
+                async for piece in reader:
+                    yield bytes(piece)
+
+
+async def open_archive(
+    registry: Registry, repo: RepositoryName, reference: Reference, platform: str | None, name: str
+) -> ImageArchive:
+    """Returns the archive of an image. `platform`: of an index, takes the image for this platform, or with this digest;
+    None: it has to list only one. `name`: the repository's name as the client wrote it.
+
+    Raises ManifestUnknown, also if the index lists no such image; RequestInvalid if it lists several and `platform` is
+    None; BlobUnknown if a layer is missing; and the errors of mirrors, because a mirror fetches what is not cached."""
+    reader = ContentReader(registry)
+    manifest = await registry.get_manifest(repo, reference)
+    found_platform: Mapping[str, object] | None = None
+    if (await reader.summary_of(manifest)).kind == "index":
+        entry = _choose(manifest, platform, name)
+        found_platform = entry.platform
+        manifest = await registry.get_manifest(repo, entry.digest)
+        await reader.summary_of(manifest)
+    if not manifest.is_readable or not is_image(manifest) or manifest.foreign:
+        raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")
+    blobs = tuple(dict.fromkeys(replace(blob, annotations=None, platform=None) for blob in manifest.blobs))
+    await _check_sizes(registry, repo, blobs)
+    tagged_name = f"{name}:{reference}" if isinstance(reference, Tag) else None
+    file_name = f"{name.rpartition('/')[2]}_{reference.replace(':', '-')}.tar"
+    return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, found_platform)))
+
+
+def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
+    """Returns the entry of an index that is to be in the archive."""
+    images = {}
+    for entry in index.manifests:
+        shown = index_entry(entry)
+        if not shown.is_attestation:
+            images[entry.digest] = (shown.platform, entry)
+    if wanted is None and len(images) > 1:
+        platforms = ", ".join(sorted({platform or digest for digest, (platform, _) in images.items()})[:20])
+        raise RequestInvalid(f"{name} has images for several platforms; choose one with `platform`: {platforms}")
+    for digest, (platform, entry) in images.items():
+        if wanted in (None, digest, platform):
+            return entry
+    raise ManifestUnknown(f"{name} lists no image for {wanted!r:.100}")
+
+
+async def _check_sizes(registry: Registry, repo: RepositoryName, blobs: Sequence[Descriptor]) -> None:
+    """Raises BlobUnknown if a blob is missing, or has another size than the manifest says: the archive could not be
+    sent to its end, or could not be loaded."""
+    for number, blob in enumerate(blobs):
+        if number % _BATCH == 0:
+            await asyncio.sleep(0)
+        if (await registry.resolve_blob(repo, blob.digest)).size != blob.size:
+            raise _wrong_size(blob.digest)
+
+
+def _wrong_size(digest: Digest) -> BlobUnknown:
+    return BlobUnknown(f"{digest} has another size than the manifest says, so the image cannot be loaded")
+
+
+def _contents(
+    manifest: Manifest, blobs: Sequence[Descriptor], name: str | None, platform: Mapping[str, object] | None
+) -> Iterator[bytes | Descriptor]:
+    """Yields what the archive consists of. The small files that say what is in it come first."""
+    assert manifest.config is not None
+    root = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
+    if name is not None:
+        root["annotations"] = {REF_NAME: name.rpartition(":")[2], IMAGE_NAME: name}
+    docker = {
+        "Config": blob_file(manifest.config.digest),
+        "RepoTags": None if name is None else [name],
+        "Layers": [blob_file(layer.digest) for layer in manifest.layers],
+    }
+    files = {
+        LAYOUT_FILE: LAYOUT_JSON,
+        INDEX_FILE: index_json([root]),
+        DOCKER_FILE: json.dumps([docker]).encode(),
+        blob_file(manifest.digest): manifest.body,
+    }
+    for file_name, data in files.items():
+        yield tar_header(file_name, len(data)) + data + tar_padding(len(data))
+    for blob in blobs:
+        yield tar_header(blob_file(blob.digest), blob.size)
+        yield blob
+        yield tar_padding(blob.size)
+    yield bytes(2 * tarfile.BLOCKSIZE)

@@ -1,0 +1,148 @@
+"""Parses configs of images (`parse_config`): OCI image spec, "Image Configuration", which is also docker's format.
+
+Nobody checks a config before it is pushed, so every member can be missing or have any type.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from registry.browse.bounded_text import TextBudget
+from registry.browse.models import ConfigView
+from storage.json_bounds import OutOfBounds, check_bounds, parse_bounded_float, parse_bounded_int
+from storage.names import Digest
+
+_SHELL: Final = re.compile(r"/bin/sh -c\s+")
+_NOP: Final = "#(nop)"
+_BUILDKIT: Final = re.compile(r"\s*# buildkit\s*$")
+_INSTRUCTION: Final = re.compile(
+    r"(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME"
+    r"|WORKDIR)\b"
+)
+_JSON: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_bounded_float)
+
+
+MAX_STEPS: Final = 1000
+"""Of a longer history, only the first entries are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """An entry of the history. `is_empty`: the step has made no layer."""
+
+    command: str
+    created: datetime | None
+    comment: str
+    is_empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What is shown of a config. `platform`: such as `linux/arm64/v8`; empty if the config does not say it.
+    `more_history`: number of entries that are not in `history`."""
+
+    view: ConfigView
+    platform: str
+    history: Sequence[HistoryEntry]
+    more_history: int
+
+
+def parse_config(digest: Digest, data: bytes) -> ImageConfig | None:
+    """Parses a config; returns None if it is not a JSON object, or has too many values to parse."""
+    document = parse_object(data)
+    if document is None:
+        return None
+    budget = TextBudget()
+    config = _object(document.get("config"))
+    view: dict[str, Any] = {
+        "user": budget.text(config.get("User")),
+        "working_dir": budget.text(config.get("WorkingDir")),
+        "entrypoint": budget.optional_texts(config.get("Entrypoint")),
+        "cmd": budget.optional_texts(config.get("Cmd")),
+        "exposed_ports": budget.names(config.get("ExposedPorts")),
+        "volumes": budget.names(config.get("Volumes")),
+        "stop_signal": budget.text(config.get("StopSignal")),
+        "healthcheck": budget.optional_texts(_object(config.get("Healthcheck")).get("Test")),
+        "env": budget.texts(config.get("Env")),
+        "labels": budget.mapping(config.get("Labels")),
+        "author": budget.text(document.get("author")),
+    }
+    created = parse_time(document.get("created"))
+    history = document.get("history")
+    history = history if isinstance(history, list) else []
+    return ImageConfig(
+        ConfigView(digest=digest, created=created, truncated=budget.is_exceeded, **view),
+        platform_text(document),
+        _history(history[:MAX_STEPS]),
+        max(0, len(history) - MAX_STEPS),
+    )
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """Parses a JSON object. Returns None if the data is anything else, or has too many values to parse."""
+    try:
+        check_bounds(data)
+        document = _JSON.decode(data.decode("utf-8", "replace"))
+    except (ValueError, OutOfBounds, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def parse_time(value: object) -> datetime | None:
+    """Parses a time (RFC 3339). Returns None for other values, and for the year 1, which builders write that give no
+    time."""
+    if not isinstance(value, str) or len(value) > 64:
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return time if time.year > 1 else None
+
+
+def platform_text(fields: Mapping[str, object]) -> str:
+    """Returns the platform in a config or in an entry of an index, such as `linux/arm64/v8`. Empty if it is not known:
+    BuildKit writes `unknown/unknown` for attestations."""
+    parts = [fields.get(name) for name in ("os", "architecture", "variant")]
+    texts = [part[:64] for part in parts if isinstance(part, str) and part]
+    return "" if "unknown" in texts else "/".join(texts)
+
+
+def _history(parts: Sequence[object]) -> list[HistoryEntry]:
+    budget = TextBudget()
+    entries = []
+    for part in parts:
+        fields = _object(part)
+        entries.append(
+            HistoryEntry(
+                readable_command(budget.text(fields.get("created_by"))),
+                parse_time(fields.get("created")),
+                budget.text(fields.get("comment")),
+                fields.get("empty_layer") is True,
+            )
+        )
+    return entries
+
+
+def readable_command(created_by: str) -> str:
+    """Returns the command of a step as it stood in the Dockerfile, as far as that can be told. Builders put the shell
+    in front of it, and classic docker marks steps without a layer by `#(nop)`."""
+    text = _BUILDKIT.sub("", created_by).strip()
+    instruction = _INSTRUCTION.match(text)
+    if instruction:  # BuildKit: `RUN /bin/sh -c apt-get update # buildkit`
+        return f"{instruction[0]} {_SHELL.sub('', text[instruction.end() :].lstrip(), count=1)}".rstrip()
+    shell = _SHELL.match(text)
+    if shell is None:
+        return text
+    rest = text[shell.end() :]
+    return rest.removeprefix(_NOP).strip() if rest.startswith(_NOP) else f"RUN {rest}"
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,190 @@
+"""One manifest in detail: its platforms, and the layers and the config of an image (`ManifestDetails`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Final
+
+from registry.browse.bounded_text import TextBudget
+from registry.browse.content_reader import ContentReader, is_image
+from registry.browse.image_config import MAX_STEPS, HistoryEntry, ImageConfig
+from registry.browse.image_overview import Overview, OverviewReader
+from registry.browse.models import (
+    BuildStep,
+    FileView,
+    ImageView,
+    LayerView,
+    ManifestView,
+    PlatformView,
+    SizePart,
+    utc_time,
+)
+from storage.content import Descriptor, Manifest
+from storage.errors import ManifestUnknown
+from storage.interface import Registry
+from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.tag_listing import TagListing
+from storage.upstream_tags import UpstreamTags
+
+MAX_FILES: Final = 200
+"""Of an artifact with more blobs, only the first are shown."""
+MAX_RAW_BYTES: Final = 64 * 1024
+"""A larger manifest is not a part of its details."""
+_MAX_PARTS: Final = 12
+"""Number of layers in the picture of an image's size."""
+_USUAL_PLATFORM: Final = "linux/amd64"
+"""The platform of an index that is shown if it is present and nobody asks for another one."""
+_TITLE: Final = "org.opencontainers.image.title"
+
+
+class ManifestDetails:
+    """Reads details through `registry`, which checks the rights of the current request and never asks an upstream."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        reader: ContentReader,
+        listing: TagListing,
+        overviews: OverviewReader,
+        upstream_tags: UpstreamTags,
+    ) -> None:
+        self._registry = registry
+        self._reader = reader
+        self._listing = listing
+        self._overviews = overviews
+        self._upstream_tags = upstream_tags
+
+    async def read(self, repo: RepositoryName, reference: Reference, platform: str | None) -> ManifestView:
+        """Returns the details of a manifest. `platform`: of an index, shows the image of this platform, such as
+        `linux/arm64`, or with this digest; None: of the first one. Raises ManifestUnknown, also if the index has no
+        such platform; NameUnknown."""
+        frozen = await self.frozen_at(repo, reference)
+        manifest = await self._registry.get_manifest(repo, frozen or reference)
+        summary = await self._reader.summary_of(manifest)
+        facts = await self._listing.manifest(repo, manifest.digest)
+        overview = (await self._overviews.read(repo, [facts]))[manifest.digest]
+        is_readable = summary.kind != "unreadable"
+        budget = TextBudget()
+        return ManifestView(
+            reference=reference,
+            digest=manifest.digest,
+            media_type=manifest.media_type,
+            kind=summary.kind,
+            artifact_type=manifest.artifact_type if is_readable else None,
+            size=len(manifest.body),
+            subject=manifest.subject if is_readable else None,
+            annotations=budget.mapping(manifest.annotations) if is_readable else {},
+            annotations_truncated=budget.is_exceeded,
+            tags=list(facts.tags),
+            stored=utc_time(facts.stored),
+            last_pulled=None if facts.last_pulled is None else utc_time(facts.last_pulled),
+            pulls=facts.pulls,
+            stored_bytes=facts.stored_bytes,
+            marks=overview.marks,
+            frozen_at=frozen,
+            platforms=list(overview.platforms),
+            more_platforms=summary.more_entries,
+            image=await self._image(repo, manifest, overview, platform) if is_readable else None,
+            files=await self._files(repo, manifest) if summary.kind == "artifact" else [],
+            raw=manifest.body.decode("utf-8", "replace") if len(manifest.body) <= MAX_RAW_BYTES else None,
+        )
+
+    async def frozen_at(self, repo: RepositoryName, reference: Reference) -> Digest | None:
+        """Returns the digest at which a mirrored tag is frozen, which is what a pull gets; None if it is not."""
+        frozen = await self._upstream_tags.frozen(repo, reference) if isinstance(reference, Tag) else None
+        return None if frozen is None else frozen.digest
+
+    async def _image(
+        self, repo: RepositoryName, manifest: Manifest, overview: Overview, platform: str | None
+    ) -> ImageView | None:
+        """Returns the image that is shown; None if there is none, or it is not present."""
+        if overview.summary.kind == "image":
+            return await self.image(repo, manifest)
+        chosen = choose_platform(manifest.digest, overview.platforms, platform)
+        if chosen is None or not chosen.present:
+            return None
+        try:
+            child = await self._registry.get_manifest(repo, Digest(chosen.digest))
+        except ManifestUnknown:  # damaged, or deleted meanwhile
+            return None
+        await self._reader.summary_of(child)
+        return await self.image(repo, child, chosen.name) if child.is_readable and is_image(child) else None
+
+    async def image(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
+        """Returns the details of an image of one platform. `platform`: as its index says; empty: as its config says.
+        The manifest has been parsed."""
+        assert manifest.config is not None
+        config = await self._reader.config(repo, manifest.config)
+        layers = manifest.layers[:MAX_STEPS]
+        present = await self._listing.present(repo, (), {layer.digest for layer in layers}) if layers else set()
+        history = config.history if config else ()
+        steps = build_steps(layers, history, present)[:MAX_STEPS]
+        return ImageView(
+            digest=manifest.digest,
+            platform=platform or (config.platform if config else ""),
+            size=sum(blob.size for blob in manifest.blobs),
+            config=config.view if config else None,
+            steps=steps,
+            more_steps=_more_steps(manifest, config, steps),
+            parts=size_parts(steps, manifest.config.size, sum(blob.size for blob in manifest.blobs)),
+        )
+
+    async def _files(self, repo: RepositoryName, manifest: Manifest) -> list[FileView]:
+        blobs = manifest.layers[:MAX_FILES]
+        present = await self._listing.present(repo, (), {blob.digest for blob in blobs}) if blobs else set()
+        budget = TextBudget()
+        return [
+            FileView(title=budget.text((blob.annotations or {}).get(_TITLE)), layer=layer_view(blob, present))
+            for blob in blobs
+        ]
+
+
+def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: str | None) -> PlatformView | None:
+    """Returns the platform to show: the one with the name or digest `wanted`; without that, the usual one if it is
+    present, or else the first that is present. Returns None if none is. Raises ManifestUnknown if there is no platform
+    `wanted`."""
+    if wanted is not None:
+        for platform in platforms:
+            if wanted in (platform.name, platform.digest):
+                return platform
+        raise ManifestUnknown(f"{index} lists no image for the platform {wanted[:80]!r}")
+    present = [platform for platform in platforms if platform.present]
+    usual = (platform for platform in present if platform.name == _USUAL_PLATFORM)
+    return next(usual, present[0] if present else None)
+
+
+def layer_view(layer: Descriptor, present: Set[Digest]) -> LayerView:
+    """Returns what is shown of a layer. `present`: the digests of the blobs that the repository has."""
+    return LayerView(digest=layer.digest, media_type=layer.media_type, size=layer.size, present=layer.digest in present)
+
+
+def build_steps(layers: Sequence[Descriptor], history: Sequence[HistoryEntry], present: Set[Digest]) -> list[BuildStep]:
+    """Assigns the layers to the entries of the history that have made one, in order. Layers without an entry come
+    last, without a command: not all builders write a history, or a whole one."""
+    views = [layer_view(layer, present) for layer in layers]
+    next_layer = iter(views)
+    steps = [
+        BuildStep(
+            command=entry.command,
+            created=entry.created,
+            comment=entry.comment,
+            layer=None if entry.is_empty else next(next_layer, None),
+        )
+        for entry in history
+    ]
+    return steps + [BuildStep(command="", created=None, comment="", layer=layer) for layer in next_layer]
+
+
+def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list[SizePart]:
+    """Returns how an image's size is made up: its largest layers, its config, and the rest in one part."""
+    sizes = [(step.layer.size, -number) for number, step in enumerate(steps) if step.layer is not None]
+    largest = [SizePart(kind="layer", size=size, step=-number) for size, number in sorted(sizes, reverse=True)]
+    parts = [*largest[:_MAX_PARTS], SizePart(kind="config", size=config_size)]
+    rest = total - sum(part.size for part in parts)
+    return parts if rest <= 0 else [*parts, SizePart(kind="rest", size=rest)]
+
+
+def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
+    """Returns how many steps are not shown."""
+    in_history = 0 if config is None else len(config.history) + config.more_history
+    return max(in_history, len(manifest.layers), len(steps)) - len(steps)

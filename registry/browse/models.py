@@ -1,0 +1,341 @@
+"""The objects that the routes of `/api/v1` and the pages show: plain values that can be written as JSON.
+
+The class names, docstrings and field descriptions appear in the OpenAPI document. Times are in UTC, sizes in bytes. A
+text that an image contains, such as a label, is cut if it is too long for a page (`registry.browse.bounded_text`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["image", "index", "artifact", "unreadable"]
+"""What a manifest is. `unreadable`: its bytes are damaged, or exceed a limit that earlier versions did not have."""
+
+
+class View(BaseModel):
+    """Base class of the objects."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def utc_time(seconds: float) -> datetime:
+    """Converts seconds since 1970 to a UTC time. Rounds to milliseconds."""
+    return datetime.fromtimestamp(round(seconds, 3), UTC)
+
+
+class PlatformView(View):
+    """An entry of an index, or the platform of a single image."""
+
+    name: str = Field(description="Such as `linux/arm64/v8`; empty if it is not known", examples=["linux/amd64"])
+    digest: str
+    media_type: str
+    present: bool = Field(description="Whether this registry has the manifest; a mirror fetches it with the next pull")
+    size: int | None = Field(
+        description="Size of config and layers as they are stored and transferred; null if it is not known, as for a "
+        "manifest that is not present"
+    )
+
+
+class MarksView(View):
+    """What refers to the image, besides its tags. Nothing is verified."""
+
+    signed: bool = Field(description="There is a signature, such as cosign's or Notation's")
+    sbom: bool = Field(description="There is a list of what the image contains")
+    attested: bool = Field(description="There is an attestation, such as the provenance that BuildKit writes")
+
+
+class TagRow(View):
+    """A tag, and what it points at."""
+
+    tag: str
+    digest: str
+    media_type: str
+    kind: Kind
+    artifact_type: str | None
+    platforms: list[PlatformView]
+    more_platforms: int = Field(description="Number of platforms that are not in `platforms`")
+    stored_bytes: int | None = Field(
+        description="Size of what this registry stores of the image, for all platforms; null if it is too much to add "
+        "up. The list is sorted by this with `order=size`"
+    )
+    created: datetime | None = Field(description="When the image was made, as its config or annotation says")
+    pushed: datetime = Field(description="When the tag was last pushed; in a mirror, when it was last fetched")
+    pushed_by: str | None = Field(description="Who made the tag point at this digest")
+    last_pulled: datetime | None
+    pulls: int
+    marks: MarksView
+    immutable: bool = Field(description="Clients cannot move or delete the tag")
+    frozen_at: str | None = Field(description="Digest at which a mirrored tag is frozen; pulls get this digest")
+
+
+class TagRowPage(View):
+    """A page of the tags of a repository. To get the next page, send `next` as `after`; null: this is the last page.
+    `order` is `name`, although `size` was asked for, if too many tags match."""
+
+    items: list[TagRow]
+    next: str | None
+    order: Literal["name", "version", "pushed", "size"]
+
+
+class LayerView(View):
+    """A layer of an image. `present`: whether this registry has it."""
+
+    digest: str
+    media_type: str
+    size: int
+    present: bool
+
+
+class BuildStep(View):
+    """A step of the build, from the history in the image's config."""
+
+    command: str = Field(description="As in a Dockerfile, as far as that can be told; empty if it is not known")
+    created: datetime | None
+    comment: str
+    layer: LayerView | None = Field(description="What the step has made; null: only the config has changed")
+
+
+class SizePart(View):
+    """A part of an image's size, for a picture. `step`: index in `steps` of the layer; null: the config, or all that is
+    too small to show."""
+
+    kind: Literal["layer", "config", "rest"]
+    size: int
+    step: int | None = None
+
+
+class ConfigView(View):
+    """The config of an image. `truncated`: it has more entries or longer texts than are shown here."""
+
+    digest: str
+    created: datetime | None
+    author: str
+    user: str
+    working_dir: str
+    entrypoint: list[str] | None
+    cmd: list[str] | None
+    env: list[str]
+    exposed_ports: list[str]
+    volumes: list[str]
+    labels: dict[str, str]
+    stop_signal: str
+    healthcheck: list[str] | None
+    truncated: bool
+
+
+class ImageView(View):
+    """An image of one platform. `config` is null if the config is not present, or is not JSON of an image; then the
+    layers are in `steps` without commands."""
+
+    digest: str
+    platform: str
+    size: int
+    config: ConfigView | None
+    steps: list[BuildStep]
+    more_steps: int = Field(description="Number of steps that are not in `steps`")
+    parts: list[SizePart] = Field(description="How the size is made up, the largest part first")
+
+
+class FileView(View):
+    """A blob of an artifact. `title`: its file name, from the annotation `org.opencontainers.image.title`."""
+
+    title: str
+    layer: LayerView
+
+
+class ManifestView(View):
+    """A manifest in detail.
+
+    `image` is the image itself or, for an index, the image of the platform that was asked for, or of the first one
+    that is present. `tags`: the first tags that point at the manifest."""
+
+    reference: str = Field(description="The tag or digest that was asked for")
+    digest: str
+    media_type: str
+    kind: Kind
+    artifact_type: str | None
+    size: int = Field(description="Size of the manifest itself")
+    subject: str | None
+    annotations: dict[str, str]
+    annotations_truncated: bool
+    tags: list[str]
+    stored: datetime
+    last_pulled: datetime | None
+    pulls: int
+    stored_bytes: int | None
+    marks: MarksView
+    frozen_at: str | None
+    platforms: list[PlatformView]
+    more_platforms: int
+    image: ImageView | None
+    files: list[FileView] = Field(description="The blobs of an artifact, at most 200")
+    raw: str | None = Field(description="The manifest as text; null if it is large: then ask for it by itself")
+
+
+class AttachedFile(View):
+    """A file of a referrer. `predicate_type`: what the attestation in it states, as its manifest says."""
+
+    title: str
+    digest: str
+    media_type: str
+    size: int
+    predicate_type: str
+
+
+class ReferrerView(View):
+    """A manifest that refers to another one."""
+
+    digest: str
+    media_type: str
+    artifact_type: str | None
+    size: int
+    created: datetime | None
+    annotations: dict[str, str]
+    about: str = Field(description="Digest of the manifest to which it refers; BuildKit's refer to one platform")
+    tag: str | None = Field(description="The tag by which it was found, such as `sha256-….sig`; null: by its subject")
+    files: list[AttachedFile] = Field(description="At most 10")
+
+
+class ReferrerGroup(View):
+    """The referrers of one artifact type. `purpose`: what the type is for, as far as it is known; nothing is
+    verified."""
+
+    artifact_type: str
+    purpose: Literal["signature", "sbom", "attestation", "other"]
+    referrers: list[ReferrerView]
+
+
+class ReferrersView(View):
+    """What refers to a manifest: signatures, SBOMs, attestations and other artifacts. `more`: there are more than are
+    listed; `/v2/NAME/referrers/DIGEST` lists all."""
+
+    subject: str
+    groups: list[ReferrerGroup]
+    more: bool
+
+
+class FileContent(View):
+    """A file of an artifact. `text` is null if the file is large, is not text, or is not present.
+
+    `statement`: the statement that a DSSE envelope or a Sigstore bundle in the file contains, as JSON text; null: there
+    is none. `predicate_type`: the type of that statement."""
+
+    title: str
+    digest: str
+    media_type: str
+    size: int
+    present: bool
+    format: Literal["json", "text", "binary"]
+    text: str | None
+    statement: str | None
+    predicate_type: str
+
+
+class FileContents(View):
+    """The files of an artifact. `more`: number of files that are not in `files`."""
+
+    digest: str
+    files: list[FileContent]
+    more: int
+
+
+class ComparedImage(View):
+    """One of two images that are compared."""
+
+    reference: str
+    digest: str
+    platform: str
+    size: int
+    created: datetime | None
+    has_config: bool = Field(description="Whether the config is present; without it, only layers are compared")
+
+
+class ComparedLayer(View):
+    """A layer of one of the images. `command`: of the step that has made it, if it is known."""
+
+    digest: str
+    size: int
+    command: str
+
+
+class ConfigChange(View):
+    """A difference between the configs. `name`: of the variable, label, port or volume; empty for other fields. `base`
+    and `other`: the values; null: it is missing there."""
+
+    field: str = Field(examples=["env"])
+    name: str
+    base: str | None
+    other: str | None
+
+
+class ComparisonView(View):
+    """How one image differs from another. `shared_layers` are in both, `base_layers` and `other_layers` only in one of
+    them. At most 1000 changes are listed."""
+
+    base: ComparedImage
+    other: ComparedImage
+    shared_layers: list[ComparedLayer]
+    base_layers: list[ComparedLayer]
+    other_layers: list[ComparedLayer]
+    shared_bytes: int
+    changes: list[ConfigChange]
+
+
+class RemovedTag(View):
+    """A tag, and what it points or pointed at."""
+
+    tag: str
+    digest: str
+
+
+class RefusedTag(View):
+    """A tag that was left as it is, and why."""
+
+    tag: str
+    reason: str
+
+
+class RemovalPlanView(View):
+    """What a removal of tags would remove.
+
+    `manifests` are those that nothing uses without these tags. Images that have other tags, or that an index lists,
+    stay."""
+
+    tags: list[RemovedTag]
+    referrer_tags: list[RemovedTag] = Field(
+        description="Tags such as `sha256-….sig`, which belong to images that would be removed, and go with them"
+    )
+    immutable_tags: list[str] = Field(description="Tags that stay, because clients may not delete them")
+    unknown_tags: list[str] = Field(description="Tags that do not exist")
+    manifests: list[str]
+    freed_bytes: int = Field(description="What garbage collection frees after its grace period")
+    complete: bool = Field(description="False: more than 2000 manifests would be removed; only these were counted")
+
+
+class RemovedTags(View):
+    """What was removed. To undo it, send `removed` as `tags` to `/repositories/NAME/tag-restoration`, within the grace
+    period of garbage collection. `manifests`: number of manifests that were removed."""
+
+    removed: list[RemovedTag]
+    refused: list[RefusedTag]
+    manifests: int
+
+
+class RestoredTags(View):
+    """What was put back, and what was not."""
+
+    restored: list[RemovedTag]
+    refused: list[RefusedTag]
+
+
+class DescriptionView(View):
+    """What people have written about a repository. All fields but `revision` are empty if nobody has."""
+
+    text: str = Field(description="Markdown")
+    html: str = Field(description="The text as HTML that contains no scripts, styles, images or relative links")
+    revision: int = Field(description="Grows with each change; 0: nobody has written anything yet")
+    changed: datetime | None
+    changed_by: str | None

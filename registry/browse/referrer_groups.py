@@ -1,0 +1,211 @@
+"""What refers to a manifest, in groups by artifact type, and the files of such artifacts (`ReferrerGroups`).
+
+Referrers are found in three ways: by their subject (OCI distribution spec, "Listing Referrers"); by the tags of older
+versions of cosign, such as `sha256-….sig`; and, in an index, as the attestations that BuildKit lists beside the images.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Final
+
+from registry.browse.artifact_types import Purpose, purpose_of_predicate, purpose_of_tag, purpose_of_type
+from registry.browse.bounded_text import TextBudget
+from registry.browse.content_reader import MAX_ROW_BYTES, ContentReader
+from registry.browse.image_config import parse_object, parse_time
+from registry.browse.models import AttachedFile, FileContent, FileContents, ReferrerGroup, ReferrersView, ReferrerView
+from storage.content import Descriptor, Manifest
+from storage.errors import RegistryError
+from storage.interface import Registry
+from storage.names import Digest, RepositoryName, Tag
+from storage.tag_listing import TagListing
+
+MAX_REFERRERS: Final = 100
+"""Of more referrers, only the first are listed."""
+MAX_FILES: Final = 10
+"""Of an artifact with more files, only the first are listed or read."""
+MAX_FILE_BYTES: Final = 64 * 1024
+"""The text of a larger file is not shown."""
+_TITLE: Final = "org.opencontainers.image.title"
+_CREATED: Final = "org.opencontainers.image.created"
+_PREDICATE: Final = "in-toto.io/predicate-type"
+_REFERENCE_TYPE: Final = "vnd.docker.reference.type"
+_REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
+_IN_TOTO: Final = "application/vnd.in-toto+json"
+
+
+class ReferrerGroups:
+    """Reads through `registry`, which checks the rights of the current request and never asks an upstream."""
+
+    def __init__(self, registry: Registry, reader: ContentReader, listing: TagListing) -> None:
+        self._registry = registry
+        self._reader = reader
+        self._listing = listing
+
+    async def read(self, repo: RepositoryName, manifest: Manifest) -> ReferrersView:
+        """Returns what refers to a manifest of the repository."""
+        page = await self._registry.referrers(repo, manifest.digest, None, None, MAX_REFERRERS)
+        found = [await self._view(repo, entry, manifest.digest) for entry in page.items]
+        found += [view async for view in self._by_tag(repo, manifest.digest)]
+        found += [view async for view in self._in_index(repo, manifest)]
+        groups: defaultdict[tuple[str, Purpose], list[ReferrerView]] = defaultdict(list)
+        for view in found:
+            groups[view.artifact_type or view.media_type, _purpose(view)].append(view)
+        return ReferrersView(
+            subject=manifest.digest,
+            groups=[
+                ReferrerGroup(artifact_type=artifact_type, purpose=purpose.value, referrers=views)
+                for (artifact_type, purpose), views in sorted(groups.items(), key=_group_key)
+            ],
+            more=page.more,
+        )
+
+    async def _by_tag(self, repo: RepositoryName, subject: Digest) -> AsyncIterator[ReferrerView]:
+        """Yields the manifests to which the referrer tags of `subject` point."""
+        facts = await self._listing.manifest(repo, subject)
+        for suffix in facts.referrer_tags:
+            tag = Tag(subject.replace(":", "-", 1) + suffix)
+            try:
+                descriptor = await self._registry.resolve_manifest(repo, tag)
+            except RegistryError:  # deleted meanwhile, or damaged
+                continue
+            yield await self._view(repo, descriptor, subject, tag)
+
+    async def _in_index(self, repo: RepositoryName, index: Manifest) -> AsyncIterator[ReferrerView]:
+        """Yields the attestations of BuildKit in an index that the repository has."""
+        summary = await self._reader.summary_of(index)
+        if summary.kind != "index":
+            return
+        entries = [
+            entry
+            for entry in index.manifests
+            if (entry.annotations or {}).get(_REFERENCE_TYPE) == "attestation-manifest"
+        ][:MAX_REFERRERS]
+        present = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else set()
+        for entry in entries:
+            if entry.digest in present:
+                about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]
+                yield await self._view(repo, entry, about, artifact_type=_IN_TOTO)
+
+    async def _view(
+        self,
+        repo: RepositoryName,
+        descriptor: Descriptor,
+        about: str,
+        tag: Tag | None = None,
+        *,
+        artifact_type: str | None = None,
+    ) -> ReferrerView:
+        budget = TextBudget()
+        is_small = descriptor.size <= MAX_ROW_BYTES
+        manifest = await self._readable(repo, descriptor.digest) if is_small else None
+        annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations
+        found_type = artifact_type or (descriptor.artifact_type if manifest is None else manifest.artifact_type)
+        return ReferrerView(
+            digest=descriptor.digest,
+            media_type=descriptor.media_type,
+            artifact_type=found_type,
+            size=descriptor.size,
+            created=parse_time(annotations.get(_CREATED)),
+            annotations=budget.mapping(annotations),
+            about=about,
+            tag=tag,
+            files=[] if manifest is None else [_attached(layer, budget) for layer in manifest.layers[:MAX_FILES]],
+        )
+
+    async def _readable(self, repo: RepositoryName, digest: Digest) -> Manifest | None:
+        """Returns a manifest, parsed; None if the repository does not have it or it cannot be parsed."""
+        try:
+            manifest = await self._registry.get_manifest(repo, digest)
+        except RegistryError:
+            return None
+        return manifest if (await self._reader.summary_of(manifest)).kind != "unreadable" else None
+
+    async def files(self, repo: RepositoryName, manifest: Manifest) -> FileContents:
+        """Returns the files of an artifact, with their texts where these are small."""
+        summary = await self._reader.summary_of(manifest)
+        layers = () if summary.kind == "unreadable" else manifest.layers
+        budget = TextBudget()
+        return FileContents(
+            digest=manifest.digest,
+            files=[await self._content(repo, layer, budget) for layer in layers[:MAX_FILES]],
+            more=max(0, len(layers) - MAX_FILES),
+        )
+
+    async def _content(self, repo: RepositoryName, layer: Descriptor, budget: TextBudget) -> FileContent:
+        data = await self._reader.blob(repo, layer.digest, MAX_FILE_BYTES) if layer.size <= MAX_FILE_BYTES else None
+        present = data is not None or layer.digest in await self._listing.present(repo, (), (layer.digest,))
+        text = None if data is None else _text(data)
+        document = None if text is None else parse_object(text.encode())
+        statement = None if document is None else find_statement(document)
+        attached = _attached(layer, budget)
+        return FileContent(
+            **attached.model_dump(exclude={"predicate_type"}),
+            present=present,
+            format="binary" if text is None else "text" if document is None else "json",
+            text=text,
+            statement=None if statement is None else json.dumps(statement, indent=2),
+            predicate_type=_predicate_type(statement) or attached.predicate_type,
+        )
+
+
+def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the statement in a DSSE envelope, or in a Sigstore bundle with one; None if there is none. Verifies
+    nothing."""
+    envelope = document.get("dsseEnvelope", document)
+    payload = envelope.get("payload") if isinstance(envelope, Mapping) else None
+    if not isinstance(payload, str):
+        return None
+    try:
+        data = base64.b64decode(payload)
+    except ValueError:
+        return None
+    return parse_object(data)
+
+
+def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
+    annotations = layer.annotations or {}
+    return AttachedFile(
+        title=budget.text(annotations.get(_TITLE)),
+        digest=layer.digest,
+        media_type=layer.media_type,
+        size=layer.size,
+        predicate_type=budget.text(annotations.get(_PREDICATE)),
+    )
+
+
+def _text(data: bytes) -> str | None:
+    """Returns data as text; None if it is none."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _predicate_type(statement: Mapping[str, Any] | None) -> str:
+    return "" if statement is None else TextBudget().text(statement.get("predicateType"))
+
+
+def _purpose(view: ReferrerView) -> Purpose:
+    if view.tag is not None:
+        return purpose_of_tag(view.tag[71:])
+    predicates = _predicates(view)
+    if predicates:
+        return purpose_of_predicate(predicates[0])
+    return purpose_of_type(view.artifact_type)
+
+
+def _predicates(view: ReferrerView) -> list[str]:
+    """Returns the types of what a referrer states. Sigstore's bundles have it as an annotation of the manifest."""
+    own: Iterable[str] = [view.annotations.get("dev.sigstore.bundle.predicateType", "")]
+    return [predicate for predicate in (*own, *(file.predicate_type for file in view.files)) if predicate]
+
+
+def _group_key(item: tuple[tuple[str, Purpose], list[ReferrerView]]) -> tuple[int, str]:
+    """Sorts the groups: signatures, SBOMs, attestations, others."""
+    (artifact_type, purpose), _ = item
+    return list(Purpose).index(purpose), artifact_type

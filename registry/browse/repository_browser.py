@@ -1,0 +1,220 @@
+"""What people see of a repository (`RepositoryBrowser`): the object that the routes of `/api/v1` and the pages call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from registry.browse.comparison import common_platform, compare_images
+from registry.browse.content_reader import MAX_CONFIG_BYTES, ContentReader
+from registry.browse.descriptions import DescriptionPages
+from registry.browse.image_archive import ImageArchive, open_archive
+from registry.browse.image_overview import OverviewReader
+from registry.browse.manifest_details import ManifestDetails
+from registry.browse.models import (
+    ComparisonView,
+    DescriptionView,
+    FileContents,
+    ManifestView,
+    ReferrersView,
+    RemovalPlanView,
+    RemovedTags,
+    RestoredTags,
+    TagRowPage,
+)
+from registry.browse.referrer_groups import ReferrerGroups
+from registry.browse.tag_removal import TagRemover
+from registry.browse.tag_rows import TagRows
+from registry.request import RequestContext, enter_request, leave_request
+from storage.content import Actor, Manifest
+from storage.descriptions import Descriptions
+from storage.errors import BlobUnknown
+from storage.interface import Registry
+from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.retention import Retention
+from storage.tag_history import TagHistory
+from storage.tag_listing import TagListing, TagQuery
+from storage.tag_removal import TagRemovals
+from storage.tag_rules import ImmutableTags
+from storage.upstream_tags import UpstreamTags
+
+
+class ContentStore(Protocol):
+    """The stores with what only the metadata knows. `storage.store.stored_registry.StoredRegistry` has them."""
+
+    @property
+    def tag_listing(self) -> TagListing: ...
+
+    @property
+    def tag_removals(self) -> TagRemovals: ...
+
+    @property
+    def tag_history(self) -> TagHistory: ...
+
+    @property
+    def descriptions(self) -> Descriptions: ...
+
+    @property
+    def retention(self) -> Retention: ...
+
+    @property
+    def upstream_tags(self) -> UpstreamTags: ...
+
+    @property
+    def immutable_tags(self) -> ImmutableTags: ...
+
+
+class RepositoryBrowser:
+    """Reads what is stored, for the principal of a request, and never asks an upstream.
+
+    Each method takes the context of the request on whose behalf it reads, and the stored name of a repository
+    (`registry.router.Router.stored_name`). If the principal may not pull from the repository, it raises what a read of
+    `/v2` raises: Unauthorized, NameUnknown or ManifestUnknown."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        live: Registry,
+        store: ContentStore,
+    ) -> None:
+        """Both registries check the rights of the current request. `registry` reads only what is stored
+        (`registry.browse.stored_content`); `live` is the one that clients use."""
+        self._registry = registry
+        self._live = live
+        listing, upstream_tags = store.tag_listing, store.upstream_tags
+        self._reader = ContentReader(registry)
+        overviews = OverviewReader(self._reader, listing)
+        self._rows = TagRows(listing, overviews, upstream_tags, store.immutable_tags)
+        self._details = ManifestDetails(registry, self._reader, listing, overviews, upstream_tags)
+        self._referrers = ReferrerGroups(registry, self._reader, listing)
+        self._descriptions = DescriptionPages(store.descriptions)
+        self._remover = TagRemover(live, store.tag_removals, store.retention, store.tag_history, store.immutable_tags)
+
+    async def tags(
+        self, request: RequestContext, repo: RepositoryName, query: TagQuery, after: str | None, limit: int
+    ) -> TagRowPage:
+        """Returns a page of the repository's tags. `after`: the field `next` of the page before; None: the first page.
+        Raises RequestInvalid for a wrong `after`."""
+        with acting(request):
+            await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
+            return await self._rows.page(repo, query, after, limit)
+
+    async def manifest(
+        self, request: RequestContext, repo: RepositoryName, reference: Reference, platform: str | None = None
+    ) -> ManifestView:
+        """Returns a manifest in detail. `platform`: of an index, shows the image of this platform, such as
+        `linux/arm64`, or with this digest; None: of the first one that is present. Raises ManifestUnknown, also if the
+        index lists no such platform."""
+        with acting(request):
+            return await self._details.read(repo, reference, platform)
+
+    async def raw_manifest(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> Manifest:
+        """Returns a manifest, with its bytes as they were pushed. Raises ManifestUnknown."""
+        with acting(request):
+            return await self._get(repo, reference)
+
+    async def raw_config(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> bytes:
+        """Returns the config of an image of one platform. Raises ManifestUnknown; BlobUnknown if the manifest has no
+        config, or the config is not stored or too large to show."""
+        with acting(request):
+            manifest = await self._get(repo, reference)
+            await self._reader.summary_of(manifest)
+            config = manifest.config if manifest.is_readable else None
+            data = None if config is None else await self._reader.blob(repo, config.digest, MAX_CONFIG_BYTES)
+            if data is None:
+                raise BlobUnknown(f"{repo} has no config of {reference} that can be shown")
+            return data
+
+    async def referrers(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> ReferrersView:
+        """Returns what refers to a manifest: signatures, SBOMs, attestations and other artifacts. Raises
+        ManifestUnknown."""
+        with acting(request):
+            return await self._referrers.read(repo, await self._get(repo, reference))
+
+    async def files(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> FileContents:
+        """Returns the files of an artifact, with their texts where these are small. Raises ManifestUnknown."""
+        with acting(request):
+            return await self._referrers.files(repo, await self._get(repo, reference))
+
+    async def compare(
+        self,
+        request: RequestContext,
+        repo: RepositoryName,
+        base: Reference,
+        other: Reference,
+        platform: str | None = None,
+    ) -> ComparisonView:
+        """Compares two images of a repository. `platform`: of an index, compares the image of this platform; None: of
+        one that both have. Raises ManifestUnknown, also if one of them is no image that is stored here."""
+        with acting(request):
+            views = [await self._details.read(repo, reference, platform) for reference in (base, other)]
+            if platform is None and (common := common_platform(*views)) is not None:
+                views = [
+                    await self._details.read(repo, reference, common) if view.kind == "index" else view
+                    for reference, view in zip((base, other), views, strict=True)
+                ]
+            return compare_images(*views)
+
+    async def archive(
+        self,
+        request: RequestContext,
+        repo: RepositoryName,
+        reference: Reference,
+        platform: str | None,
+        name: str,
+    ) -> ImageArchive:
+        """Returns an image as a tar archive for `docker load`. The caller reads it while `request` is the current
+        request (`acting`). A mirror fetches what is not cached. The parameters and errors are those of
+        `registry.browse.image_archive.open_archive`."""
+        with acting(request):
+            return await open_archive(self._live, repo, reference, platform, name)
+
+    async def description(self, request: RequestContext, repo: RepositoryName) -> DescriptionView:
+        """Returns what people have written about a repository, as text and as HTML."""
+        with acting(request):
+            await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
+            return await self._descriptions.read(repo)
+
+    async def put_description(
+        self, repo: RepositoryName, text: str, revision: int | None, by: Actor
+    ) -> DescriptionView:
+        """Replaces the description of a repository; an empty text removes it. `revision`: the one that the change is
+        based on; None: not checked. `repo` is hosted, and the caller of this method has checked the right to push to
+        it. Raises RequestInvalid if the text is too long; PreconditionFailed if somebody has changed it meanwhile."""
+        return await self._descriptions.put(repo, text, revision, by)
+
+    async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
+        """Returns what a removal of these tags, at most MAX_REMOVED_TAGS, would remove. `repo` is hosted."""
+        with acting(request):
+            await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
+            return await self._remover.plan(repo, tags)
+
+    async def remove_tags(
+        self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag], by: Actor
+    ) -> RemovedTags:
+        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that nothing uses any more afterwards. `repo` is
+        hosted. Raises Unauthorized, Denied, Unsupported (the settings forbid deletes), NameUnknown. After an error or a
+        cancellation, a part is removed."""
+        with acting(request):
+            return await self._remover.remove(repo, tags, by)
+
+    async def restore_tags(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
+        """Puts back tags that were removed, at these digests. `repo` is hosted, and the caller of this method has
+        checked the right to push to it."""
+        return await self._remover.restore(repo, tags, by)
+
+    async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        """Returns the manifest that a pull of `reference` gets, as far as that is stored."""
+        return await self._registry.get_manifest(repo, await self._details.frozen_at(repo, reference) or reference)
+
+
+@contextmanager
+def acting(request: RequestContext) -> Iterator[None]:
+    """Makes `request` the current request within the `with` block, so that the guard checks the rights of its
+    principal."""
+    token = enter_request(request)
+    try:
+        yield
+    finally:
+        leave_request(token)

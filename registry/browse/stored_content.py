@@ -1,0 +1,55 @@
+"""A registry that reads what is stored here, and never asks an upstream (`stored_content`).
+
+Pages show mirrored content as far as it is cached. A look at a page must neither fetch anything, nor use up an
+upstream's rate limit, nor wait for an upstream that does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, TypeVar
+
+from registry.naming import NamingRules
+from registry.router import ConfirmedCheck, Router, UsedCheck
+from storage.access import Action
+from storage.errors import BlobUnknown, Unsupported
+from storage.interface import Registry
+from storage.names import RepositoryName
+from storage.wrappers import Call, ForwardingRegistry
+
+T = TypeVar("T")
+
+
+def stored_content(
+    store: Registry,
+    naming: NamingRules,
+    is_used: UsedCheck,
+    *,
+    private: Collection[str],
+    is_confirmed: ConfirmedCheck,
+) -> Router:
+    """Returns a router like that of the server, in which `store` takes the place of each mirror. `private`: the names
+    of the private upstreams; of their blobs, only those can be read that the upstream has confirmed for the repository
+    (`registry.mirror.entitlement`)."""
+    guarded = _ConfirmedBlobs(store, is_confirmed)
+    mirrors: Iterable[tuple[str, Registry]] = (
+        (name, guarded if name in private else store) for name in naming.upstreams
+    )
+    return Router(store, dict(mirrors), is_used, naming, private=private, is_confirmed=is_confirmed)
+
+
+class _ConfirmedBlobs(ForwardingRegistry):
+    """Passes reads to `inner`, but knows only the blobs that are confirmed for their repository."""
+
+    def __init__(self, inner: Registry, is_confirmed: ConfirmedCheck) -> None:
+        super().__init__(inner)
+        self._is_confirmed = is_confirmed
+
+    async def handle(self, call: Call[T]) -> T:
+        if call.action is not Action.PULL:
+            raise Unsupported
+        if call.operation in ("open_blob", "resolve_blob"):
+            digest: Any = call.args[0]
+            if not await self._is_confirmed(RepositoryName(call.repo), digest):
+                raise BlobUnknown(f"{call.repo} has no blob {digest}")
+        return await self.forward(call)

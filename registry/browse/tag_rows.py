@@ -1,0 +1,79 @@
+"""The tags of a repository as rows (`TagRows`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from registry.browse.image_overview import Overview, OverviewReader
+from registry.browse.models import TagRow, TagRowPage, utc_time
+from registry.request import RequestInvalid
+from storage.names import Digest, RepositoryName
+from storage.tag_listing import MAX_PAGE_TAGS, ListedTag, TagCursor, TagListing, TagQuery
+from storage.tag_rules import ImmutableTags, IsImmutable
+from storage.upstream_tags import UpstreamTags
+
+MAX_TEXT_CHARACTERS: Final = 128
+"""Longest text to filter by: as long as the longest tag."""
+
+
+class TagRows:
+    """Reads rows. The caller has checked the right to pull from the repository."""
+
+    def __init__(
+        self,
+        listing: TagListing,
+        overviews: OverviewReader,
+        upstream_tags: UpstreamTags,
+        immutable_tags: ImmutableTags,
+    ) -> None:
+        self._listing = listing
+        self._overviews = overviews
+        self._upstream_tags = upstream_tags
+        self._immutable_tags = immutable_tags
+
+    async def page(self, repo: RepositoryName, query: TagQuery, after: str | None, limit: int) -> TagRowPage:
+        """Returns a page of the tags that match the query, at most `limit` of them. `after`: `TagRowPage.next` of the
+        page before; None: the first page. Raises NameUnknown; RequestInvalid for a wrong `after`."""
+        page = await self._listing.page(repo, query, _cursor(after), min(limit, MAX_PAGE_TAGS))
+        overviews = await self._overviews.read(repo, (tag.manifest for tag in page.items))
+        frozen: Mapping[str, Digest] = {tag.tag: tag.digest for tag in await self._upstream_tags.frozen_in(repo)}
+        is_immutable = self._immutable_tags.in_repository(repo)
+        rows = [row(tag, overviews[tag.manifest.digest], is_immutable, frozen) for tag in page.items]
+        return TagRowPage(
+            items=rows,
+            next=None if page.next_after is None else str(page.next_after),
+            order=page.order.value,
+        )
+
+
+def row(tag: ListedTag, overview: Overview, is_immutable: IsImmutable, frozen: Mapping[str, Digest]) -> TagRow:
+    """Returns the row of a tag. `frozen`: the digests of the repository's frozen tags, by their names."""
+    facts, summary = tag.manifest, overview.summary
+    return TagRow(
+        tag=tag.name,
+        digest=facts.digest,
+        media_type=facts.media_type,
+        kind=summary.kind,
+        artifact_type=facts.artifact_type if summary.kind == "artifact" else None,
+        platforms=list(overview.platforms),
+        more_platforms=summary.more_entries,
+        stored_bytes=facts.stored_bytes,
+        created=overview.created,
+        pushed=utc_time(tag.pushed),
+        pushed_by=tag.pushed_by,
+        last_pulled=None if facts.last_pulled is None else utc_time(facts.last_pulled),
+        pulls=facts.pulls,
+        marks=overview.marks,
+        immutable=is_immutable(tag.name),
+        frozen_at=frozen.get(tag.name),
+    )
+
+
+def _cursor(after: str | None) -> TagCursor | None:
+    if after is None:
+        return None
+    try:
+        return TagCursor.parse(after)
+    except ValueError:
+        raise RequestInvalid("`after` is not the `next` of a page of this list") from None

@@ -1,0 +1,72 @@
+"""Finds out what a removal of tags would remove (`SqliteTagRemovals`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+import apsw
+
+from storage.metadata.sqlite import lookups
+from storage.metadata.sqlite.immutable_database import ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep import unused_manifests
+from storage.names import Digest, RepositoryName, Tag
+from storage.tag_removal import MAX_REMOVED_MANIFESTS, MAX_REMOVED_TAGS, PlannedTag, TagRemovalPlan
+
+_TAGS: Final = """
+SELECT t.name, m.digest, m.id FROM json_each(?2) j JOIN tag t ON t.repository = ?1 AND t.name = j.value
+  JOIN manifest m ON m.id = t.manifest ORDER BY t.name"""
+_DIGESTS: Final = "SELECT m.digest FROM json_each(?1) j JOIN manifest m ON m.id = j.value ORDER BY m.digest"
+_REFERRER_TAGS: Final = f"""
+SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.value
+  JOIN tag t ON t.repository = ?1 AND t.name >= replace(m.digest, ':', '-')
+   AND t.name < replace(m.digest, ':', '-') || '/' AND substr(t.name, length(m.digest) + 1, 1) IN ('', '.')
+  JOIN manifest r ON r.id = t.manifest ORDER BY t.name LIMIT {MAX_REMOVED_TAGS}"""
+"""The referrer tags of the manifests ?2 (JSON). In byte order, "/" follows "."."""
+_MAX_ROUNDS: Final = 3
+"""A signature can have a signature, and so on. What belongs to still later ones stays."""
+
+
+class SqliteTagRemovals:
+    """Implements `storage.tag_removal.TagRemovals`."""
+
+    def __init__(self, scans: ScanThread | ImmutableScans) -> None:
+        """Reads with `scans`."""
+        self._scans = scans
+
+    async def plan(self, repo: RepositoryName, tags: Sequence[Tag]) -> TagRemovalPlan:
+        assert len(tags) <= MAX_REMOVED_TAGS
+        return await self._scans.run(lambda db: _plan(db, lookups.repository_id(db, repo), tags))
+
+
+def _plan(db: apsw.Connection, repository: int, named: Sequence[Tag]) -> TagRemovalPlan:
+    rows = _rows(db, _TAGS, repository, named)
+    planned = [PlannedTag(Tag(name), Digest(digest), is_named=True) for name, digest, _ in rows]
+    removed = {tag.name for tag in planned}
+    roots = [row_id for _, _, row_id in rows]
+    unused: set[int] = set()
+    for _ in range(_MAX_ROUNDS):
+        before = set(unused)
+        unused_manifests.add_unused(db, roots, removed, unused, MAX_REMOVED_MANIFESTS)
+        referring = [row for row in _rows(db, _REFERRER_TAGS, repository, unused - before) if row[0] not in removed]
+        if not referring:
+            break
+        planned += [PlannedTag(Tag(name), Digest(digest), is_named=False) for name, digest, _ in referring]
+        removed |= {tag.name for tag in planned}
+        roots = [row_id for _, _, row_id in referring]
+    return TagRemovalPlan(
+        planned,
+        [Digest(str(digest)) for (digest,) in db.execute(_DIGESTS, (_json(unused),)).fetchall()],
+        unused_manifests.freed_bytes(db, unused),
+        is_complete=len(unused) < MAX_REMOVED_MANIFESTS,
+    )
+
+
+def _rows(db: apsw.Connection, sql: str, repository: int, values: Collection[object]) -> list[Any]:
+    return db.execute(sql, (repository, _json(values))).fetchall()
+
+
+def _json(values: Iterable[object]) -> str:
+    return json.dumps(list(values))

@@ -1,0 +1,85 @@
+"""Lists of tags in the order of versions (`VersionLists`). SQLite cannot sort by versions, so a list is sorted in
+Python and kept until the repository's tags change."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apsw
+
+from storage.retention import REFERRER_TAG
+from storage.tag_listing import TagCursor, TagQuery
+from storage.version_order import version_key
+
+_MAX_KEPT_NAMES: Final = 300_000
+"""Largest number of names in all lists that are kept. They take up to 100 MB with the longest names, and usually a
+tenth of that."""
+_MAX_NEW_ENTRIES: Final = 20_000
+"""If the tag history has more new entries than this, the list is made again without a look at them."""
+_NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
+_NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
+_HAS_CHANGED: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"
+"""Without an index, SQLite reads only the entries with these ids."""
+
+
+@dataclass(slots=True)
+class _VersionList:
+    """The names of a repository's tags in the order of versions. `entry`: the id of the newest entry in the tag
+    history when they were read. Each change of a tag adds an entry."""
+
+    names: Sequence[str]
+    entry: int
+
+
+class VersionLists:
+    """The lists of the repositories that were listed last. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lists: OrderedDict[int, _VersionList] = OrderedDict()
+
+    def page(
+        self, db: apsw.Connection, repository: int, query: TagQuery, after: TagCursor | None, limit: int
+    ) -> list[str]:
+        """Returns at most `limit` names of tags that match `query`, in its direction, from the first one after
+        `after`."""
+        names, text = self._names(db, repository), query.text.lower()
+        if query.is_descending:
+            stop = len(names) if after is None else bisect_left(names, version_key(after.name), key=version_key)
+            positions = range(stop - 1, -1, -1)
+        else:
+            start = 0 if after is None else bisect_right(names, version_key(after.name), key=version_key)
+            positions = range(start, len(names))
+        found: list[str] = []
+        for position in positions:
+            name = names[position]
+            if text not in name.lower() or (not query.has_referrer_tags and REFERRER_TAG.fullmatch(name)):
+                continue
+            found.append(name)
+            if len(found) == limit:
+                break
+        return found
+
+    def _names(self, db: apsw.Connection, repository: int) -> Sequence[str]:
+        newest: int = db.execute(_NEWEST_ENTRY).get
+        kept = self._lists.pop(repository, None)
+        if kept is None or not _is_current(db, repository, kept, newest):
+            rows: list[Any] = db.execute(_NAMES, (repository,)).fetchall()
+            kept = _VersionList(sorted((name for (name,) in rows), key=version_key), newest)
+        kept.entry = newest
+        self._lists[repository] = kept
+        while len(self._lists) > 1 and sum(len(each.names) for each in self._lists.values()) > _MAX_KEPT_NAMES:
+            self._lists.popitem(last=False)
+        return kept.names
+
+
+def _is_current(db: apsw.Connection, repository: int, kept: _VersionList, newest: int) -> bool:
+    """Returns whether no tag of the repository has changed since the list was made."""
+    if newest == kept.entry:
+        return True
+    if not 0 < newest - kept.entry <= _MAX_NEW_ENTRIES:
+        return False
+    return db.execute(_HAS_CHANGED, (kept.entry, repository)).get is None

@@ -1,0 +1,136 @@
+"""The interface of the lists of tags that people look at (`TagListing`): tags with the facts that only the metadata
+has, such as who pushed them and when they were last pulled.
+
+A *referrer tag* belongs to the manifest whose digest its name contains, such as `sha256-….sig`: older versions of
+cosign store a signature under it. The *tree* of a manifest consists of the manifest and, for an index, of the stored
+manifests below it. Repositories have their stored names. Times are in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple, Protocol, Self
+
+from storage.names import Digest, RepositoryName, Tag
+
+MAX_PAGE_TAGS: Final = 200
+"""Largest number of tags on a page."""
+MAX_SORTED_BY_SIZE: Final = 2_000
+"""Largest number of tags that are sorted by size, because each size is the sum over a tree."""
+MAX_TREE_MANIFESTS: Final = 200
+"""Of a tree with more manifests, only this many are looked at."""
+MAX_TAGS_OF_MANIFEST: Final = 100
+"""Largest number of tags of one manifest in `ManifestFacts.tags`."""
+
+
+class TagOrder(StrEnum):
+    """The order of a list. `NAME`: by the bytes of the names. `VERSION`: as people sort versions, `1.9` before `1.10`
+    and `1.10-rc1` before `1.10` (`storage.version_order`). `PUSHED`: by the time of the last push. `SIZE`: by
+    `ManifestFacts.stored_bytes`."""
+
+    NAME = "name"
+    VERSION = "version"
+    PUSHED = "pushed"
+    SIZE = "size"
+
+
+@dataclass(frozen=True, slots=True)
+class TagQuery:
+    """Which tags to list. `text`: only those whose name contains this text; upper and lower case are the same.
+    `is_descending`: the order is reversed. `has_referrer_tags`: whether referrer tags are listed as well."""
+
+    text: str = ""
+    order: TagOrder = TagOrder.NAME
+    is_descending: bool = False
+    has_referrer_tags: bool = False
+
+
+class TagCursor(NamedTuple):
+    """A position in a list: after the tag `name`. `number`: the time of the last push of that tag, or its size, in a
+    list that is sorted by these; otherwise 0."""
+
+    name: str
+    number: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.number!r} {self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parses what `str` returns. Raises ValueError."""
+        number, space, name = text.partition(" ")
+        if not space:
+            raise ValueError("the position in the list is not valid")
+        return cls(name, float(number))
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFacts:
+    """What the metadata knows about a manifest of a repository.
+
+    - `size`: of the manifest itself, in bytes; 0 if its stored bytes are damaged.
+    - `stored`: when the repository got it.
+    - `last_pulled`: when a manifest of its tree was last pulled; None: no pull is recorded. `pulls`: how often all of
+      them were pulled.
+    - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.
+    - `referrer_types`: the artifact types of its referrers, at most 20.
+    - `referrer_tags`: what follows the digest in the names of its referrer tags, such as `.sig`; at most 20.
+    - `tags`: the tags that point at it, sorted, at most MAX_TAGS_OF_MANIFEST."""
+
+    digest: Digest
+    media_type: str
+    size: int
+    artifact_type: str | None
+    stored: float
+    last_pulled: float | None
+    pulls: int
+    stored_bytes: int | None
+    referrer_types: tuple[str, ...]
+    referrer_tags: tuple[str, ...]
+    tags: tuple[Tag, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTag:
+    """A tag. `pushed`: when it was last pushed. `pushed_by`: who made it point at its manifest; None: not recorded."""
+
+    name: Tag
+    pushed: float
+    pushed_by: str | None
+    manifest: ManifestFacts
+
+
+@dataclass(frozen=True, slots=True)
+class TagPage:
+    """A page of a list. `order`: the order of the list. It is NAME, although the query asks for SIZE, if more than
+    MAX_SORTED_BY_SIZE tags match. `next_after`: where the next page begins; None: this is the last page."""
+
+    items: Sequence[ListedTag]
+    order: TagOrder
+    next_after: TagCursor | None = None
+
+
+class TagListing(Protocol):
+    """Reads in a thread. All methods raise NameUnknown for a repository that never had content."""
+
+    async def page(self, repo: RepositoryName, query: TagQuery, after: TagCursor | None, limit: int) -> TagPage:
+        """Returns a page of at most `limit` tags, at most MAX_PAGE_TAGS. `after`: `TagPage.next_after` of the page
+        before; None: the first page. A tag that is pushed or deleted between two pages can be on both or on none."""
+        ...
+
+    async def tag(self, repo: RepositoryName, tag: Tag) -> ListedTag:
+        """Returns one tag. Raises ManifestUnknown if there is no such tag."""
+        ...
+
+    async def manifest(self, repo: RepositoryName, digest: Digest) -> ManifestFacts:
+        """Returns the facts about a manifest, with its tags. Raises ManifestUnknown."""
+        ...
+
+    async def present(
+        self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
+    ) -> Set[Digest]:
+        """Returns those of the digests of manifests and blobs that the repository has, and that are not damaged. A
+        mirror may lack what its manifests refer to."""
+        ...

@@ -1,0 +1,45 @@
+"""The interface that says what a removal of tags would remove (`TagRemovals`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from storage.names import Digest, RepositoryName, Tag
+
+MAX_REMOVED_TAGS: Final = 200
+"""Largest number of tags that one removal may name."""
+MAX_REMOVED_MANIFESTS: Final = 2_000
+"""When a plan has this many manifests, it does not look for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTag:
+    """A tag, and what it points at. `is_named`: the removal names it; False: it is a referrer tag, such as
+    `sha256-….sig`, of a manifest that is removed."""
+
+    name: Tag
+    digest: Digest
+    is_named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TagRemovalPlan:
+    """What a removal of tags would remove. `manifests`: those that nothing would use without these tags. A manifest is
+    used if it has a tag, if an index lists it, or if it refers to a subject that is used. `freed_bytes`: size of the
+    blobs that garbage collection would delete. `is_complete`: False if there are more manifests."""
+
+    tags: Sequence[PlannedTag]
+    manifests: Sequence[Digest]
+    freed_bytes: int
+    is_complete: bool
+
+
+class TagRemovals(Protocol):
+    """Reads in a thread, and changes nothing."""
+
+    async def plan(self, repo: RepositoryName, tags: Sequence[Tag]) -> TagRemovalPlan:
+        """Returns what would be removed together with these tags, at most MAX_REMOVED_TAGS. Leaves out those that do
+        not exist. Raises NameUnknown for a repository that never had content."""
+        ...

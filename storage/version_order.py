@@ -1,0 +1,31 @@
+"""The order in which people sort tags that are versions (`version_key`)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_PIECES: Final = re.compile(r"[0-9]+|[^0-9]+")
+_PRE_RELEASE: Final = re.compile(r"[-._~]?(?:alpha|beta|dev|pre|preview|rc|snapshot)[-._]?", re.IGNORECASE)
+"""A piece that is nothing but the name of a stage before a release."""
+_LEADING_V: Final = re.compile(r"[vV](?=[0-9])")
+_PRE_RELEASE_MARK, _END_MARK, _TEXT_MARK, _NUMBER_MARK = "\x00", "\x01", "\x02", "\x03"
+"""What each piece of a key begins with. No tag contains these characters, and each sorts before all that tags contain:
+`1.0-rc1` comes before the end of `1.0`, and that before `1.0.1` and `1.0-alpine`."""
+
+
+def version_key(tag: str) -> str:
+    """Returns a text by which tags are sorted as versions: by numbers as numbers, with a stage such as `rc1` before
+    its release. A `v` before the first number makes no difference. Texts come before numbers, so that the newest
+    versions are at one end of the list. Different tags have different keys."""
+    parts = []
+    for piece in _PIECES.findall(_LEADING_V.sub("", tag, count=1) if tag[:1] in "vV" else tag):
+        if "0" <= piece[0] <= "9":
+            digits = piece.lstrip("0")
+            # A number with more digits is larger, so the number of digits comes first. A tag has at most 128.
+            parts.append(f"{_NUMBER_MARK}{chr(0x30 + len(digits))}{digits}")
+        elif _PRE_RELEASE.fullmatch(piece):
+            parts.append(_PRE_RELEASE_MARK + piece.lower())
+        else:
+            parts.append(_TEXT_MARK + piece)
+    return f"{''.join(parts)}{_END_MARK}{tag}"

@@ -1,0 +1,172 @@
+"""Images as tar archives, over the API."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.admin.archive_response import RunningDownloads
+from storage.content import Manifest
+from storage.errors import TooManyRequests
+from storage.names import Digest, Tag
+from tests.fakes.app_in_process import running_app
+from tests.fakes.asgi_client import AsgiAnswer
+from tests.fakes.registry_content import BY, index_of
+from tests.fakes.store_accounts import add_grant
+from tests.unit.registry.browse.conftest import APP, Site
+
+LAYERS = [b"first layer", b"x" * 700_000, b""]
+
+
+async def download(
+    site: Site, reference: str = "v1", query: str = "", who: str | None = "reader", **headers: str
+) -> AsgiAnswer:
+    login = {} if who is None else {"authorization": site.logins[who]}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    path = f"/api/v1/repositories/{APP}/manifests/{reference}/archive{query}"
+    return await site.app.client("GET", path, login | named)
+
+
+def files_of(archive: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+
+def blob(digest: Digest) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def check(archive: bytes, image: Manifest, name: str | None) -> None:
+    """The archive has the image, for docker and as an OCI layout, and nothing else."""
+    files = files_of(archive)
+    assert image.config is not None
+    assert files[blob(image.digest)] == image.body
+    [docker] = json.loads(files["manifest.json"])
+    assert docker["RepoTags"] == ([name] if name else None)
+    assert docker["Config"] == blob(image.config.digest)
+    assert docker["Layers"] == [blob(layer.digest) for layer in image.layers]
+    [entry] = json.loads(files["index.json"])["manifests"]
+    assert (entry["digest"], entry["size"]) == (image.digest, len(image.body))
+    assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
+    blobs = {blob(part.digest): part.size for part in image.blobs}
+    assert {name: len(files[name]) for name in blobs} == blobs
+    assert len(files) == 4 + len(blobs)
+
+
+async def test_an_image(site: Site) -> None:
+    image = await site.image("v1", layers=[*LAYERS, LAYERS[0]])
+    answer = await download(site)
+    assert (answer.status, answer["content-type"]) == (200, "application/x-tar")
+    assert int(answer["content-length"]) == len(answer.body)
+    assert answer["content-disposition"] == 'attachment; filename="app_v1.tar"'
+    check(answer.body, image, f"{APP}:v1")
+    check((await download(site, image.digest)).body, image, None)
+
+
+async def test_the_rest_of_a_download(site: Site) -> None:
+    """The bytes are the same each time, so a download can be continued anywhere: at each border of a part, and one
+    byte beside it."""
+    await site.image("v1", layers=LAYERS)
+    whole = await download(site)
+    borders = {0, 1, 511, 512, 513, len(whole.body) - 1}
+    position = 0
+    with tarfile.open(fileobj=io.BytesIO(whole.body)) as tar:
+        for member in tar:
+            position = member.offset_data
+            borders |= {position - 1, position, position + 1, position + member.size}
+    for start in sorted(borders):
+        answer = await download(site, range=f"bytes={start}-", if_range=whole["etag"])
+        assert (answer.status, answer["etag"]) == (206, whole["etag"])
+        assert answer["content-range"] == f"bytes {start}-{len(whole.body) - 1}/{len(whole.body)}"
+        assert answer.body == whole.body[start:]
+    part = await download(site, range=f"bytes={position - 700}-{position + 9}")
+    assert part.body == whole.body[position - 700 : position + 10]
+    assert (await download(site, range="bytes=-600")).body == whole.body[-600:]
+
+
+async def test_ranges_of_another_archive(site: Site) -> None:
+    """A tag that has moved is a new archive: the client gets all of it."""
+    await site.image("v1", layers=[b"old"])
+    old = await download(site)
+    await site.image("v1", layers=[b"new"])
+    new = await download(site, range="bytes=5-", if_range=old["etag"])
+    assert (new.status, new["etag"] != old["etag"]) == (200, True)
+    assert (await download(site, if_none_match=f'"x", {new["etag"]}')).status == 304
+    for odd in ("bytes=0-1,3-4", "bytes=", "bytes=-", "items=0-1", "bytes=1-x", "bytes=" + "9" * 30):
+        assert (await download(site, range=odd)).status == 200
+    for beyond in (f"bytes={len(new.body)}-", "bytes=5-4", "bytes=-0"):
+        answer = await download(site, range=beyond)
+        assert (answer.status, answer["content-range"]) == (416, f"bytes */{len(new.body)}")
+
+
+async def test_an_index(site: Site) -> None:
+    """One platform has to be chosen, unless there is only one."""
+    images = [await site.image(config={"os": "linux", "architecture": each}) for each in ("amd64", "arm64")]
+    entries = [
+        replace(image.descriptor, platform={"os": "linux", "architecture": each})
+        for image, each in zip(images, ("amd64", "arm64"), strict=True)
+    ]
+    await site.registry.put_manifest(APP, index_of(entries), [Tag("v1")], by=BY)
+    await site.registry.put_manifest(APP, index_of(entries[:1]), [Tag("one")], by=BY)
+    answer = await download(site)
+    assert (answer.status, "linux/amd64, linux/arm64" in answer.json["errors"][0]["message"]) == (400, True)
+    check((await download(site, query="?platform=linux/arm64")).body, images[1], f"{APP}:v1")
+    check((await download(site, query=f"?platform={images[0].digest}")).body, images[0], f"{APP}:v1")
+    check((await download(site, "one")).body, images[0], f"{APP}:one")
+    assert (await download(site, query="?platform=linux/s390x")).status == 404
+
+
+async def test_what_cannot_be_sent(site: Site) -> None:
+    """Artifacts, and an image with a layer that has another size than its manifest says."""
+    image = await site.image()
+    wrong = image.body.replace(b'"size": 5', b'"size": 6')
+    assert wrong != image.body
+    await site.registry.put_manifest(APP, Manifest.parse(wrong, image.media_type), [Tag("wrong")], by=BY)
+    await site.registry.put_manifest(APP, index_of([]), [Tag("empty")], by=BY)
+    for reference in ("wrong", "empty", "none"):
+        assert (await download(site, reference)).status == 404
+
+
+async def test_rights(site: Site) -> None:
+    """Without the right to pull, nobody finds anything."""
+    await site.image("v1")
+    assert (await download(site, who="other")).status == 404
+    assert (await download(site, who=None)).status == 401
+
+
+@pytest.fixture(params=["everyone", "accounts", "nobody"])
+async def setting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, Site]]:
+    """A registry from which everyone may pull, with each value of `downloads.allow`."""
+    value: Any = request.param
+    async with running_app(tmp_path / "other", downloads={"allow": value}) as app:
+        made = Site(app)
+        await made.image("v1")
+        yield value, made
+
+
+async def test_who_may_download(setting: tuple[str, Site]) -> None:
+    """The setting says who of those may download that may pull. While there are no accounts, everyone is an account."""
+    value, site = setting
+    assert (await download(site, who=None)).status == (405 if value == "nobody" else 200)
+    site.logins["someone"] = await site.app.user("someone")
+    await add_grant(site.app.accounts, "everyone", "**", "pull")
+    expected = {"everyone": (200, 200), "accounts": (401, 200), "nobody": (405, 405)}[value]
+    assert tuple([(await download(site, who=who)).status for who in (None, "someone")]) == expected
+
+
+def test_a_limited_number_at_once() -> None:
+    """A slot is free again after the download has ended, also by an error."""
+    downloads = RunningDownloads(1)
+    with downloads.slot(), pytest.raises(TooManyRequests), downloads.slot():
+        pass
+    with pytest.raises(ValueError, match="broken"), downloads.slot():
+        raise ValueError("broken")
+    with downloads.slot():
+        pass

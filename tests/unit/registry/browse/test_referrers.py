@@ -1,0 +1,148 @@
+"""What refers to a manifest, over the API."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from typing import Any
+
+from registry.browse.referrer_groups import MAX_FILE_BYTES
+from storage.content import Descriptor, Manifest
+from storage.names import Digest, Tag
+from tests.fakes.registry_content import BY, image_of, index_of, push_blob
+from tests.unit.registry.browse.conftest import APP, Site
+
+EMPTY = "application/vnd.oci.empty.v1+json"
+SPDX = "https://spdx.dev/Document"
+
+
+async def artifact(site: Site, subject: Digest | None, *files: Descriptor, tag: str = "", **fields: Any) -> Manifest:
+    """An artifact with these files."""
+    config = replace(await push_blob(site.registry, APP, b"{}"), media_type=EMPTY)
+    manifest = image_of(config, files, subject=subject, **fields)
+    await site.registry.put_manifest(APP, manifest, [Tag(tag)] if tag else [], by=BY)
+    return manifest
+
+
+async def file(site: Site, data: bytes, media_type: str = "text/plain", **annotations: str) -> Descriptor:
+    return replace(await push_blob(site.registry, APP, data), media_type=media_type, annotations=annotations or None)
+
+
+async def groups(site: Site, reference: str = "v1") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await site.json(f"{APP}/manifests/{reference}/referrers"))["groups"]
+    return found
+
+
+async def test_groups(site: Site) -> None:
+    """Signatures come first, then SBOMs, attestations and others, whatever `oras attach` puts there."""
+    image = await site.image("v1")
+    for kind in ("x/other", "application/spdx+json", "application/vnd.cncf.notary.signature", "x/other"):
+        titled = await file(site, b"text", **{"org.opencontainers.image.title": "<a>.txt"})
+        note = str(len(await groups(site)) + 10 * len(kind))
+        await artifact(site, image.digest, titled, artifactType=kind, annotations={"note": note})
+    await artifact(site, image.digest, artifactType="application/vnd.in-toto+json")
+    found = await groups(site)
+    assert [(group["purpose"], group["artifact_type"], len(group["referrers"])) for group in found] == [
+        ("signature", "application/vnd.cncf.notary.signature", 1),
+        ("sbom", "application/spdx+json", 1),
+        ("attestation", "application/vnd.in-toto+json", 1),
+        ("other", "x/other", 2),
+    ]
+    [referrer] = found[0]["referrers"]
+    assert (referrer["about"], referrer["tag"], referrer["files"][0]["title"]) == (image.digest, None, "<a>.txt")
+    assert await groups(site, image.digest) == found
+
+
+async def test_cosigns_old_tags(site: Site) -> None:
+    image = await site.image("v1")
+    prefix = image.digest.replace(":", "-")
+    for suffix in ("sig", "att", "sbom"):
+        await artifact(site, None, tag=f"{prefix}.{suffix}", annotations={"kind": suffix})
+    found = await groups(site)
+    assert [(group["purpose"], group["referrers"][0]["tag"]) for group in found] == [
+        ("signature", f"{prefix}.sig"),
+        ("sbom", f"{prefix}.sbom"),
+        ("attestation", f"{prefix}.att"),
+    ]
+
+
+async def test_attestations_of_buildkit(site: Site) -> None:
+    """They are in the index, and are about one of its images."""
+    image = await site.image()
+    layer = await file(site, b"{}", "application/vnd.in-toto+json", **{"in-toto.io/predicate-type": SPDX})
+    attestation = await artifact(site, None, layer)
+    annotations = {
+        "vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": image.digest,
+    }
+    index = index_of([image.descriptor, replace(attestation.descriptor, annotations=annotations)])
+    await site.registry.put_manifest(APP, index, [Tag("v1")], by=BY)
+    [group] = await groups(site)
+    [referrer] = group["referrers"]
+    assert (group["purpose"], referrer["about"], referrer["digest"]) == ("sbom", image.digest, attestation.digest)
+    assert referrer["files"][0]["predicate_type"] == SPDX
+
+
+async def test_bundles_are_what_they_state(site: Site) -> None:
+    """Sigstore's bundles have one artifact type for signatures and attestations."""
+    image = await site.image("v1")
+    kind = "application/vnd.dev.sigstore.bundle.v0.3+json"
+    for predicate in ("https://sigstore.dev/cosign/sign/v1", "https://slsa.dev/provenance/v1", SPDX):
+        annotations = {"dev.sigstore.bundle.predicateType": predicate}
+        await artifact(site, image.digest, artifactType=kind, annotations=annotations)
+    assert [group["purpose"] for group in await groups(site)] == ["signature", "sbom", "attestation"]
+
+
+async def contents(site: Site, *files: Descriptor) -> list[dict[str, Any]]:
+    manifest = await artifact(site, None, *files, tag="v1")
+    found = await site.json(f"{APP}/manifests/v1/files")
+    assert found["digest"] == manifest.digest
+    listed: list[dict[str, Any]] = found["files"]
+    return listed
+
+
+async def test_files(site: Site) -> None:
+    """Small texts are shown; large files and others are not."""
+    found = await contents(
+        site,
+        await file(site, b'{"a": "<script>"}', "application/json"),
+        await file(site, "plain <b>文字</b>".encode()),
+        await file(site, b"\xff\x00"),
+        await file(site, b"nul \0 nul"),
+        await file(site, b"x" * (MAX_FILE_BYTES + 1)),
+    )
+    assert [(each["format"], each["text"], each["present"]) for each in found] == [
+        ("json", '{"a": "<script>"}', True),
+        ("text", "plain <b>文字</b>", True),
+        ("binary", None, True),
+        ("binary", None, True),
+        ("binary", None, True),
+    ]
+
+
+async def test_statements(site: Site) -> None:
+    """The statement in an envelope is shown, also if the envelope is in a bundle. What is none harms nothing."""
+    payload = base64.b64encode(json.dumps({"predicateType": SPDX, "subject": []}).encode()).decode()
+    envelope = {"payloadType": "application/vnd.in-toto+json", "payload": payload}
+    odd: list[Any] = [{"payload": "%"}, {"payload": 1}, {"dsseEnvelope": []}, {"payload": "WzFd"}, [], {"payload": ""}]
+    files = [await file(site, json.dumps(each).encode()) for each in (envelope, {"dsseEnvelope": envelope}, *odd)]
+    found = await contents(site, *files)
+    for shown in found[:2]:
+        assert json.loads(shown["statement"])["predicateType"] == shown["predicate_type"] == SPDX
+    assert {each["statement"] for each in found[2:]} == {None}
+
+
+async def test_many_files(site: Site) -> None:
+    await artifact(site, None, *[await file(site, b"same")] * 25, tag="v1")
+    found = await site.json(f"{APP}/manifests/v1/files")
+    assert (len(found["files"]), found["more"]) == (10, 15)
+
+
+async def test_rights(site: Site) -> None:
+    image = await site.image("v1")
+    for route in ("referrers", "files"):
+        for reference in ("v1", image.digest):
+            assert (await site.get(f"{APP}/manifests/{reference}/{route}", "other")).status == 404
+            assert (await site.get(f"{APP}/manifests/{reference}/{route}", None)).status == 401
+        assert (await site.get(f"{APP}/manifests/none/{route}")).status == 404

@@ -1,0 +1,155 @@
+"""Removing several tags at once, and undoing that, over the API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.names import Digest, RepositoryName, Tag
+from tests.fakes.app_in_process import running_app
+from tests.fakes.registry_content import BY, all_tags, index_of
+from tests.fakes.store_accounts import add_grant
+from tests.unit.registry.browse.conftest import APP, Site
+
+
+@pytest.fixture(autouse=True)
+async def cleaner(site: Site) -> None:
+    """`cleaner` may also delete and push."""
+    site.logins["cleaner"] = await site.app.user("cleaner")
+    await add_grant(site.app.accounts, "user:cleaner", "team/**", "pull,push,delete")
+
+
+async def plan(site: Site, *tags: str) -> dict[str, Any]:
+    found: dict[str, Any] = await site.json(f"{APP}/tag-removal-plan", "cleaner", "POST", {"tags": tags})
+    return found
+
+
+async def remove(site: Site, *tags: str) -> dict[str, Any]:
+    found: dict[str, Any] = await site.json(f"{APP}/tag-removal", "cleaner", "POST", {"tags": tags})
+    return found
+
+
+async def restore(site: Site, removed: dict[str, Any]) -> dict[str, Any]:
+    body = {"tags": removed["removed"]}
+    found: dict[str, Any] = await site.json(f"{APP}/tag-restoration", "cleaner", "POST", body)
+    return found
+
+
+async def manifests(site: Site, *digests: Digest) -> list[int]:
+    """The status of each of these manifests."""
+    return [(await site.get(f"{APP}/manifests/{digest}/raw")).status for digest in digests]
+
+
+async def test_what_only_these_tags_hold_goes_and_comes_back(site: Site) -> None:
+    """The plan names it, the removal removes it, and the undo puts all of it back."""
+    single = await site.image("v1", layers=[b"own", b"shared"])
+    shared = await site.image("v2", "other", layers=[b"shared"])
+    child = await site.image(layers=[b"child"])
+    index = index_of([child.descriptor])
+    await site.registry.put_manifest(APP, index, [Tag("index")], by=BY)
+    signature = await site.image(subject=single.digest, config=b"{}", layers=[b"signature"])
+    old_signature = await site.image(f"{single.digest.replace(':', '-')}.sig", layers=[b"old signature"])
+    wanted = ["v1", "v2", "index", "none"]
+    gone = {single.digest, child.digest, index.digest, signature.digest, old_signature.digest}
+
+    planned = await plan(site, *wanted)
+    assert [entry["tag"] for entry in planned["tags"]] == ["index", "v1", "v2"]
+    assert [entry["digest"] for entry in planned["referrer_tags"]] == [old_signature.digest]
+    assert (planned["unknown_tags"], planned["immutable_tags"], planned["complete"]) == (["none"], [], True)
+    assert set(planned["manifests"]) == gone
+    # Both single and shared have the same config, and shared stays.
+    assert planned["freed_bytes"] == sum(map(len, (b"own", b"child", b"signature", b"{}", b"old signature")))
+
+    removed = await remove(site, *wanted)
+    assert (removed["manifests"], removed["refused"]) == (len(gone), [])
+    assert await all_tags(site.registry, APP) == ["other"]
+    assert await manifests(site, *gone, shared.digest) == [*[404] * len(gone), 200]
+
+    restored = await restore(site, removed)
+    assert (len(restored["restored"]), restored["refused"]) == (4, [])
+    assert await manifests(site, *gone) == [200] * len(gone)
+    assert await all_tags(site.registry, APP) == sorted([*wanted[:3], "other", f"sha256-{single.digest.encoded}.sig"])
+
+
+async def test_an_undo_changes_no_newer_tag(site: Site) -> None:
+    await site.image("v1", "v2", layers=[b"old"])
+    removed = await remove(site, "v1", "v2")
+    newer = await site.image("v1", layers=[b"newer"])
+    restored = await restore(site, removed)
+    assert [entry["tag"] for entry in restored["restored"]] == ["v2"]
+    assert [entry["tag"] for entry in restored["refused"]] == ["v1"]
+    assert (await site.registry.resolve_manifest(APP, Tag("v1"))).digest == newer.digest
+
+
+async def test_tags_that_are_removed_already(site: Site) -> None:
+    """A second removal finds nothing, and is no error."""
+    await site.image("v1")
+    await remove(site, "v1", "v1")
+    assert await remove(site, "v1") == {"removed": [], "refused": [], "manifests": 0}
+
+
+async def test_rights(site: Site) -> None:
+    """Removing needs `delete`, and the undo `push`, as in /v2. Whether the repository exists makes no difference to
+    those who may not."""
+    await site.image("v1")
+    digest = "sha256:" + 64 * "0"
+    bodies = {
+        "tag-removal-plan": {"tags": ["v1"]},
+        "tag-removal": {"tags": ["v1"]},
+        "tag-restoration": {"tags": [{"tag": "v1", "digest": digest}]},
+    }
+    for route, body in bodies.items():
+        for name in (APP, "team/none"):
+            assert (await site.get(f"{name}/{route}", "reader", "POST", body)).status == 403
+            assert (await site.get(f"{name}/{route}", "other", "POST", body)).status == 403
+            assert (await site.get(f"{name}/{route}", None, "POST", body)).status == 401
+        assert (await site.get(f"team/none/{route}", "cleaner", "POST", body)).status == 404
+    assert await all_tags(site.registry, APP) == ["v1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"tags": []}, 422),
+        ({"tags": ["v"] * 201}, 422),
+        ({"tags": ["-"]}, 400),
+        ({"tags": ["v1"], "force": True}, 422),
+        ({}, 422),
+    ],
+)
+async def test_bad_requests(site: Site, body: Any, status: int) -> None:
+    await site.image("v1")
+    assert (await site.get(f"{APP}/tag-removal", "cleaner", "POST", body)).status == status
+
+
+@pytest.fixture
+async def strict_site(tmp_path: Path) -> AsyncIterator[Site]:
+    """A registry with immutable tags, and one that allows no deletes."""
+    rules = [{"repositories": ["team/**"], "tags": ["v*"]}]
+    async with running_app(tmp_path / "strict", immutable=rules) as app:
+        made = Site(app)
+        made.logins = {"cleaner": await app.user("cleaner", admin=True)}
+        yield made
+
+
+async def test_immutable_tags_stay(strict_site: Site) -> None:
+    """And so does what they need: their images, and the signatures of these."""
+    image = await strict_site.image("v1", "latest")
+    await strict_site.image(f"sha256-{image.digest.encoded}.sig", layers=[b"signature"])
+    planned = await plan(strict_site, "v1", "latest")
+    assert (planned["immutable_tags"], planned["manifests"], planned["referrer_tags"]) == (["v1"], [], [])
+    removed = await remove(strict_site, "v1", "latest")
+    assert [entry["tag"] for entry in removed["refused"]] == ["v1"]
+    assert await all_tags(strict_site.registry, APP) == [f"sha256-{image.digest.encoded}.sig", "v1"]
+
+
+async def test_settings_that_forbid_deletes(tmp_path: Path) -> None:
+    async with running_app(tmp_path / "strict", delete=False) as app:
+        made = Site(app)
+        made.logins = {"cleaner": await app.user("cleaner", admin=True)}
+        await made.image("v1", repo=RepositoryName(APP))
+        for route in ("tag-removal-plan", "tag-removal"):
+            assert (await made.get(f"{APP}/{route}", "cleaner", "POST", {"tags": ["v1"]})).status == 405

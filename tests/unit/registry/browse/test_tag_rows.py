@@ -1,0 +1,229 @@
+"""The tags of a repository as rows, over the API."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from registry.auth.rights.principal import Identity, Principal, Rights
+from registry.browse.repository_browser import RepositoryBrowser
+from registry.browse.stored_content import stored_content
+from registry.naming import NamingRules
+from registry.request import RequestContext
+from storage.content import Actor, Descriptor
+from storage.names import Digest, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from storage.tag_listing import TagQuery
+from tests.fakes.registry_content import BY, descriptor_of, image_of, index_of, push_blob
+from tests.unit.registry.browse.conftest import APP, CONFIG_TYPE, CREATED, Site
+
+ATTESTATION = {"vnd.docker.reference.type": "attestation-manifest"}
+
+
+async def rows(site: Site, query: str = "", repo: str = APP) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await site.json(f"{repo}/tag-list{query}"))["items"]
+    return found
+
+
+def platform(architecture: str) -> dict[str, object]:
+    return {"os": "linux", "architecture": architecture}
+
+
+async def test_an_image(site: Site) -> None:
+    """A row has the platform and the time from the config, and the size that the manifest states."""
+    image = await site.image("v1")
+    [row] = await rows(site)
+    size = sum(blob.size for blob in image.blobs)
+    assert row["platforms"] == [
+        {
+            "name": "linux/amd64",
+            "digest": image.digest,
+            "media_type": image.media_type,
+            "present": True,
+            "size": size,
+        }
+    ]
+    assert (row["tag"], row["digest"], row["kind"], row["created"]) == ("v1", image.digest, "image", CREATED)
+    assert (row["stored_bytes"], row["pushed_by"], row["last_pulled"], row["pulls"]) == (size, BY.name, None, 0)
+    assert row["marks"] == {"signed": False, "sbom": False, "attested": False}
+    assert (row["immutable"], row["frozen_at"]) == (False, None)
+
+
+async def test_an_index(site: Site) -> None:
+    """The platforms have their sizes. BuildKit's attestations are a mark and no platform."""
+    small, large = [await site.image(layers=[b"x" * size]) for size in (10, 1000)]
+    layer = await push_blob(site.registry, APP, b"sbom")
+    annotated = replace(layer, annotations={"in-toto.io/predicate-type": "https://spdx.dev/Document"})
+    config = small.config
+    assert config is not None
+    attestation = image_of(config, [annotated])
+    await site.registry.put_manifest(APP, attestation, by=BY)
+    index = index_of(
+        [
+            replace(small.descriptor, platform=platform("amd64")),
+            replace(large.descriptor, platform={**platform("arm"), "variant": "v7"}),
+            replace(attestation.descriptor, platform=platform("unknown"), annotations=ATTESTATION),
+        ]
+    )
+    await site.registry.put_manifest(APP, index, [Tag("v1")], by=BY)
+    [row] = await rows(site)
+    assert (row["kind"], row["created"], row["more_platforms"]) == ("index", CREATED, 0)
+    assert [(entry["name"], entry["size"]) for entry in row["platforms"]] == [
+        ("linux/amd64", sum(blob.size for blob in small.blobs)),
+        ("linux/arm/v7", sum(blob.size for blob in large.blobs)),
+    ]
+    assert row["marks"] == {"signed": False, "sbom": True, "attested": True}
+
+
+@pytest.mark.parametrize(
+    ("artifact_type", "mark"),
+    [
+        ("application/vnd.dev.cosign.artifact.sig.v1+json", "signed"),
+        ("application/vnd.dev.sigstore.bundle.v0.3+json", "signed"),
+        ("application/vnd.cncf.notary.signature", "signed"),
+        ("application/spdx+json", "sbom"),
+        ("application/vnd.in-toto+json", "attested"),
+        ("application/x.other", None),
+    ],
+)
+async def test_marks_by_referrers(site: Site, artifact_type: str, mark: str | None) -> None:
+    image = await site.image("v1")
+    await site.image(config=b"{}", subject=image.digest, artifactType=artifact_type)
+    [row] = await rows(site)
+    assert [name for name, is_set in row["marks"].items() if is_set] == ([mark] if mark else [])
+
+
+async def test_marks_by_cosigns_old_tags(site: Site) -> None:
+    """The tags are marks and no rows, unless somebody asks for them."""
+    image = await site.image("v1")
+    names = [f"{image.digest.replace(':', '-')}.{kind}" for kind in ("att", "sbom", "sig")]
+    await site.image(*names, layers=[b"signature"])
+    [row] = await rows(site)
+    assert row["marks"] == {"signed": True, "sbom": True, "attested": True}
+    assert [row["tag"] for row in await rows(site, "?referrer_tags=true")] == [*names, "v1"]
+
+
+async def test_artifacts_and_broken_configs(site: Site) -> None:
+    """What is no image has a kind and no platform. A config that is no JSON, or has labels of a megabyte, harms
+    nothing."""
+    chart = image_of(descriptor_of(b"{}", "application/vnd.cncf.helm.config.v1+json"), [])
+    await push_blob(site.registry, APP, b"{}")
+    await site.registry.put_manifest(APP, chart, [Tag("chart")], by=BY)
+    await site.image("broken", config=b"no JSON")
+    await site.image("labels", config={"os": "linux", "config": {"Labels": {"big": "x" * (1 << 20)}}})
+    found = {row["tag"]: row for row in await rows(site)}
+    assert (found["chart"]["kind"], found["chart"]["platforms"]) == ("artifact", [])
+    assert found["chart"]["artifact_type"] == "application/vnd.cncf.helm.config.v1+json"
+    for tag in ("broken", "labels"):
+        [entry] = found[tag]["platforms"]
+        assert (found[tag]["kind"], entry["name"], entry["present"]) == ("image", "", True)
+
+
+async def test_lists_are_paged_sorted_and_filtered(site: Site) -> None:
+    """`next` leads through the list; other positions are refused."""
+    await site.image("v1.10", "v1.9", "v1.2", "other")
+    found, after = [], ""
+    while True:
+        page = await site.json(f"{APP}/tag-list?order=version&descending=true&text=V1&limit=2{after}")
+        found += [row["tag"] for row in page["items"]]
+        if page["next"] is None:
+            break
+        after = f"&after={page['next'].replace(' ', '+')}"
+    assert (found, page["order"]) == (["v1.10", "v1.9", "v1.2"], "version")
+    for query in ("after=x", "order=x", "limit=0", "limit=201", f"text={'x' * 129}"):
+        assert (await site.get(f"{APP}/tag-list?{query}")).status in (400, 422), query
+
+
+async def test_who_may_not_pull_sees_what_does_not_exist(site: Site) -> None:
+    """For each route: with the right, it answers. Without it, an existing repository and image answer as those that
+    do not exist, and clients without a login get 401."""
+    await site.image("v1")
+    routes = ["tag-list", "manifests/v1/details", "manifests/v1/raw", "manifests/v1/config"]
+    for route in routes:
+        assert (await site.get(f"{APP}/{route}")).status == 200
+        answers = [await site.get(f"{name}/{route}", "other") for name in (APP, "team/none")]
+        assert [answer.status for answer in answers] == [404, 404]
+        assert answers[0].body.replace(APP.encode(), b"team/none") == answers[1].body
+        assert (await site.get(f"{APP}/{route}", None)).status == 401
+        assert (await site.get(f"team/none/{route}")).status == 404
+
+
+async def test_a_name_may_contain_the_words_of_a_path(site: Site) -> None:
+    for name in ("team/a/tag-list", "team/manifests/v1/details", "team/manifests/v1/raw"):
+        image = await site.image("v1", repo=RepositoryName(name))
+        assert [row["digest"] for row in await rows(site, repo=name)] == [image.digest]
+        assert (await site.json(f"{name}/manifests/v1/details"))["digest"] == image.digest
+        assert (await site.get(f"{name}/manifests/v1/raw")).body == image.body
+
+
+UBUNTU = RepositoryName("docker.io/library/ubuntu")
+PRIVATE = RepositoryName("private.example/app")
+NAMING = NamingRules(["docker.io", "private.example"], default="docker.io")
+
+
+@pytest.fixture
+def browser(site: Site) -> RepositoryBrowser:
+    """Looks at the site's store as if two upstreams were mirrored, one of them private."""
+    assert site.app.app.service.access is not None
+    store: StoredRegistry = site.app.app.service.access.management.upkeep.store
+    stored = stored_content(
+        store,
+        NAMING,
+        store.is_known_repository,
+        private=["private.example"],
+        is_confirmed=store.records.is_confirmed,
+    )
+    return RepositoryBrowser(stored, stored, store)
+
+
+def anybody() -> RequestContext:
+    return RequestContext(Principal(Identity("root"), Rights.everything(admin=True)))
+
+
+async def mirror_index(site: Site, repo: RepositoryName, count: int) -> Digest:
+    """An index of `count` platforms, of which the mirror has only the one in the middle, and of that no layer."""
+    store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
+    config = await push_blob(store, repo, b'{"os": "linux", "architecture": "cpu"}')
+    images = [
+        image_of(Descriptor(CONFIG_TYPE, config.digest, config.size), [descriptor_of(f"layer {number}".encode())])
+        for number in range(count)
+    ]
+    index = index_of([replace(each.descriptor, platform=platform(f"cpu{n}")) for n, each in enumerate(images)])
+    for manifest in (images[count // 2], index):
+        await store.put_manifest(repo, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
+    await store.upstream_tags.freeze(repo, Tag("v1"), index.digest, by=BY)
+    return index.digest
+
+
+async def test_platforms_that_are_not_here(site: Site, browser: RepositoryBrowser) -> None:
+    """Of an index with 150 platforms, the first hundred are listed, and one of them is present. Nobody asks the
+    upstream, so this is no error and takes no time."""
+    digest = await mirror_index(site, UBUNTU, 150)
+    page = await browser.tags(anybody(), UBUNTU, TagQuery(), None, 10)
+    [row] = page.items
+    assert (len(row.platforms), row.more_platforms) == (100, 50)
+    assert [entry.name for entry in row.platforms if entry.present] == ["linux/cpu75"]
+    assert [entry.name for entry in row.platforms if entry.size is not None] == ["linux/cpu75"]
+    assert row.frozen_at == digest
+    view = await browser.manifest(anybody(), UBUNTU, Tag("v1"))
+    assert view.image is not None
+    assert [step.layer.present for step in view.image.steps if step.layer] == [False]
+    assert (await browser.manifest(anybody(), UBUNTU, Tag("v1"), "linux/cpu3")).image is None
+
+
+async def test_blobs_of_a_private_upstream(site: Site, browser: RepositoryBrowser) -> None:
+    """A config is shown only if the upstream has confirmed that the repository has it."""
+    store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
+    await mirror_index(site, PRIVATE, 1)
+    view = await browser.manifest(anybody(), PRIVATE, Tag("v1"))
+    assert view.image is not None
+    assert view.image.config is not None  # it was fetched for this repository
+    secret = await push_blob(store, UBUNTU, b'{"author": "secret"}')
+    await store.mount_blob(PRIVATE, secret.digest, UBUNTU, BY)
+    image = image_of(Descriptor(CONFIG_TYPE, secret.digest, secret.size))
+    await store.put_manifest(PRIVATE, image, [Tag("v2")], by=Actor("mirror"), sparse=True)
+    view = await browser.manifest(anybody(), PRIVATE, Tag("v2"))
+    assert view.image is not None
+    assert view.image.config is None

@@ -1,0 +1,206 @@
+"""Lists of tags with facts about their manifests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.composition import layout_of
+from storage.content import Actor
+from storage.errors import ManifestUnknown, NameUnknown
+from storage.metadata.sqlite import sqlite_tag_listing
+from storage.metadata.sqlite.database import connect
+from storage.names import RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from storage.tag_listing import ListedTag, TagCursor, TagOrder, TagPage, TagQuery
+from tests.fakes.registry_content import BY, NOWHERE, descriptor_of, image_of, index_of, push_blob, push_image
+from tests.fakes.upkeep_store import APP, START, Clock, clocked_store, pull
+
+MIRRORED = RepositoryName("docker.io/library/ubuntu")
+SIGNATURE_TAG = "sha256-" + 64 * "a" + ".sig"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    async with clocked_store(tmp_path / "data", clock) as opened:
+        yield opened
+
+
+async def pages(store: StoredRegistry, query: TagQuery, limit: int = 2, repo: RepositoryName = APP) -> list[TagPage]:
+    found = [await store.tag_listing.page(repo, query, None, limit)]
+    while (after := found[-1].next_after) is not None:
+        found.append(await store.tag_listing.page(repo, query, TagCursor.parse(str(after)), limit))
+    return found
+
+
+async def names(store: StoredRegistry, order: TagOrder = TagOrder.NAME, text: str = "", limit: int = 2) -> list[str]:
+    """The names of all pages, the same in both directions."""
+    listed = [
+        [tag.name for page in await pages(store, TagQuery(text, order, is_descending), limit) for tag in page.items]
+        for is_descending in (False, True)
+    ]
+    assert listed[0] == listed[1][::-1]
+    return [str(name) for name in listed[0]]
+
+
+async def tag(store: StoredRegistry, name: str) -> ListedTag:
+    return await store.tag_listing.tag(APP, Tag(name))
+
+
+async def test_orders(store: StoredRegistry, clock: Clock) -> None:
+    """Pages of two tags, in each order and direction, have each tag once."""
+    for size, name in enumerate(["1.10", "latest", "1.9", "1.10-rc1", "Beta"]):
+        clock.now += 1
+        await push_image(store, APP, size * "x", name)
+    assert await names(store) == ["1.10", "1.10-rc1", "1.9", "Beta", "latest"]
+    assert await names(store, TagOrder.VERSION) == ["Beta", "latest", "1.9", "1.10-rc1", "1.10"]
+    assert await names(store, TagOrder.PUSHED) == ["1.10", "latest", "1.9", "1.10-rc1", "Beta"]
+    assert await names(store, TagOrder.SIZE) == ["1.10", "latest", "1.9", "1.10-rc1", "Beta"]
+
+
+@pytest.mark.parametrize("order", TagOrder)
+async def test_equal_values_are_sorted_by_name(store: StoredRegistry, order: TagOrder) -> None:
+    """Tags that were pushed at the same time, or have the same size, appear once."""
+    await push_image(store, APP, "one", *(f"t{number}" for number in range(5)))
+    assert await names(store, order) == [f"t{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("order", TagOrder)
+async def test_filter(store: StoredRegistry, order: TagOrder) -> None:
+    """A text selects tags that contain it, without regard to case. Characters of patterns have no meaning."""
+    await push_image(store, APP, "one", "v1-Alpine", "v1_debian", "alpine", "other", SIGNATURE_TAG, SIGNATURE_TAG[:71])
+    assert await names(store, order, "ALPINE") == ["alpine", "v1-Alpine"]
+    assert await names(store, order, "1_d") == ["v1_debian"]
+    assert await names(store, order, "%") == await names(store, order, "*") == []
+    assert await names(store, order, "sha256") == []
+    with_referrers = await pages(store, TagQuery("sha256", order, has_referrer_tags=True))
+    assert {tag.name for page in with_referrers for tag in page.items} == {SIGNATURE_TAG, SIGNATURE_TAG[:71]}
+
+
+async def test_versions_follow_changes(store: StoredRegistry) -> None:
+    """The list that is kept in memory is the current one after a push and a delete, also of another process, and a
+    change of another repository does not matter."""
+    await push_image(store, APP, "one", "1.9", "1.10")
+    assert await names(store, TagOrder.VERSION) == ["1.9", "1.10"]
+    await push_image(store, RepositoryName("team/other"), "one", "3")
+    await push_image(store, APP, "one", "1.9.1")
+    assert await names(store, TagOrder.VERSION) == ["1.9", "1.9.1", "1.10"]
+    await store.delete_tag(APP, Tag("1.9"), by=BY)
+    assert await names(store, TagOrder.VERSION) == ["1.9.1", "1.10"]
+
+
+async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
+    """Who pushed it and when, when it was pulled, what refers to it, and what it occupies."""
+    image = await push_image(store, APP, "one", "v1", "other")
+    assert (await tag(store, "v1")).manifest.last_pulled is None
+    clock.now += 10
+    await store.put_manifest(APP, image, [Tag("v1")], by=Actor("bob"))
+    await pull(store, APP, image.digest, clock)
+    for number, kind in enumerate(["application/spdx+json", "application/vnd.cncf.notary.signature"] * 2):
+        await push_image(store, APP, str(number), subject=image.digest, artifactType=kind)
+    await push_image(store, APP, "signature", f"{image.digest.replace(':', '-')}.sig")
+    found = await tag(store, "v1")
+    facts = found.manifest
+    assert (found.pushed, found.pushed_by, facts.stored) == (START + 10, BY.name, START)
+    assert (facts.last_pulled, facts.pulls) == (START + 10, 1)
+    assert facts.stored_bytes == sum(blob.size for blob in image.blobs)
+    assert facts.referrer_types == ("application/spdx+json", "application/vnd.cncf.notary.signature")
+    assert facts.referrer_tags == (".sig",)
+    assert (await store.tag_listing.manifest(APP, image.digest)).tags == (Tag("other"), Tag("v1"))
+
+
+async def test_facts_about_an_index(store: StoredRegistry, clock: Clock) -> None:
+    """They are about all stored manifests below it, and count a blob that several of them share once."""
+    layer = await push_blob(store, APP, b"shared")
+    children = [image_of(await push_blob(store, APP, f"config {n}".encode()), [layer]) for n in range(2)]
+    for child in children:
+        await store.put_manifest(APP, child, by=BY)
+    await store.put_manifest(APP, index_of([child.descriptor for child in children]), [Tag("v1")], by=BY)
+    await pull(store, APP, children[1].digest, clock)
+    facts = (await tag(store, "v1")).manifest
+    assert facts.stored_bytes == layer.size + 2 * len("config 0")
+    assert (facts.last_pulled, facts.pulls) == (START, 1)
+
+
+async def test_what_is_too_large_is_not_added_up(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page reads a limited number of references to blobs; the tags after that have no size."""
+    for name in ("a", "b"):
+        await push_image(store, APP, name, name)
+    monkeypatch.setattr(sqlite_tag_listing, "_MAX_BLOB_ROWS", 3)
+    [page] = await pages(store, TagQuery())
+    assert [tag.manifest.stored_bytes is None for tag in page.items] == [False, True]
+
+
+async def test_cached_content(store: StoredRegistry) -> None:
+    """Of mirrored content, only what is stored is present and counts."""
+    layers = [descriptor_of(b"stored"), descriptor_of(b"not stored")]
+    await push_blob(store, MIRRORED, b"stored")
+    image = image_of(descriptor_of(b"config"), layers)
+    absent = image_of(descriptor_of(b"other"))
+    index = index_of([image.descriptor, absent.descriptor])
+    for manifest in (image, index):
+        await store.put_manifest(MIRRORED, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
+    present = await store.tag_listing.present(
+        MIRRORED, [image.digest, absent.digest], [layer.digest for layer in layers]
+    )
+    assert present == {image.digest, layers[0].digest}
+    facts = (await store.tag_listing.tag(MIRRORED, Tag("v1"))).manifest
+    assert (facts.stored_bytes, facts.last_pulled, facts.pulls) == (layers[0].size, None, 0)
+    assert await store.tag_listing.present(MIRRORED, [], []) == set()
+
+
+async def test_unknown(store: StoredRegistry) -> None:
+    """A repository that never had content is unknown; one whose tags are deleted has an empty list."""
+    image = await push_image(store, APP, "one", "v1")
+    await store.delete_manifest(APP, image.digest, by=BY)
+    assert [page.items for page in await pages(store, TagQuery())] == [[]]
+    with pytest.raises(ManifestUnknown):
+        await tag(store, "v1")
+    with pytest.raises(ManifestUnknown):
+        await store.tag_listing.manifest(APP, image.digest)
+    with pytest.raises(NameUnknown):
+        await store.tag_listing.page(NOWHERE, TagQuery(), None, 10)
+
+
+def add_tags(folder: Path, count: int) -> None:
+    """Adds tags `v1.N.M` of the newest manifest, with their history, as pushes would."""
+    db = connect(layout_of(folder / "data").metadata)
+    numbers = f"WITH n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {count - 1})"
+    target = "(SELECT id, repository, digest FROM manifest ORDER BY id DESC LIMIT 1) m"
+    name = "'v1.' || (i / 100) || '.' || (i % 100)"
+    db.execute(f"{numbers} INSERT INTO tag SELECT m.repository, {name}, m.id, {START} + i FROM n, {target}")
+    db.execute(
+        f"{numbers} INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
+        f"SELECT m.repository, {name}, m.digest, {START} + i, 'bulk', '', '', '' FROM n, {target}"
+    )
+    db.close()
+
+
+async def test_a_hundred_thousand_tags(store: StoredRegistry, tmp_path: Path) -> None:
+    """Each order gives the right first page and the right page after a position in the middle. By size, so many are
+    not sorted, and the page says so."""
+    await push_image(store, APP, "one")
+    add_tags(tmp_path, 100_000)
+    middle = TagCursor("v1.499.99", START + 49_999)
+    for order, first, after_middle in (
+        (TagOrder.NAME, "v1.0.0", "v1.5.0"),
+        (TagOrder.VERSION, "v1.0.0", "v1.500.0"),
+        (TagOrder.PUSHED, "v1.0.0", "v1.500.0"),
+    ):
+        page = await store.tag_listing.page(APP, TagQuery(order=order), None, 100)
+        assert (page.items[0].name, len(page.items), page.order) == (first, 100, order)
+        page = await store.tag_listing.page(APP, TagQuery(order=order), middle, 100)
+        assert page.items[0].name == after_middle
+    newest = await store.tag_listing.page(APP, TagQuery(order=TagOrder.VERSION, is_descending=True), None, 1)
+    assert newest.items[0].name == "v1.999.99"
+    by_size = await store.tag_listing.page(APP, TagQuery(order=TagOrder.SIZE), None, 1)
+    assert by_size.order is TagOrder.NAME
+    few = await store.tag_listing.page(APP, TagQuery("v1.123.", TagOrder.SIZE), None, 1)
+    assert (few.items[0].name, few.order) == ("v1.123.0", TagOrder.SIZE)
