@@ -258,6 +258,8 @@ async def open_registry(
             snapshots=database.snapshots,
             imports=database.imports,
             outbox=database.outbox,
+            search=database.search,
+            search_index=database.search,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

@@ -14,6 +14,7 @@ from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.cached_images import CachedImages
 from storage.consistency import Consistency
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.content_search import ContentSearch, SearchIndex
 from storage.damage import DamageRecords
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.imports import ImportRecords
@@ -34,6 +35,7 @@ from storage.tag_rules import ImmutableTags, nothing_immutable
 from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
 from storage.upkeep.quarantine import Quarantine
+from storage.upkeep.search_indexing import SearchIndexer
 from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
 from storage.usage import Usage
@@ -74,6 +76,7 @@ class StoredRegistry:
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`: what tags pointed at in the past;
     - `outbox`: events, and which webhooks have to be told of them;
+    - `search`, `search_index`, `search_indexer`: find content, and keep the index for that up;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(
@@ -102,6 +105,8 @@ class StoredRegistry:
         snapshots: Snapshots,
         imports: ImportRecords,
         outbox: Outbox,
+        search: ContentSearch,
+        search_index: SearchIndex,
     ) -> None:
         self.run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None
         """Runs the rounds of garbage collection until it is cancelled; None: this process runs none."""
@@ -132,6 +137,9 @@ class StoredRegistry:
         self.snapshots = snapshots
         self.imports = imports
         self.outbox = outbox
+        self.search = search
+        self.search_index = search_index
+        self.search_indexer = SearchIndexer(search_index, metadata, blobs)
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

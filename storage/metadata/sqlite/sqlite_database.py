@@ -16,6 +16,7 @@ from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.search.sqlite_search import SqliteSearch
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
@@ -47,6 +48,7 @@ class SqliteDatabase:
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
     - `outbox` stores events and which webhooks have to be told of them.
+    - `search` finds content, and keeps the index for that up.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
     """
@@ -71,7 +73,8 @@ class SqliteDatabase:
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        self._parts_in_closing_order = writer, scans, checks, version, shared_reads
+        searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
+        self._parts_in_closing_order = writer, scans, checks, searches, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
@@ -88,6 +91,7 @@ class SqliteDatabase:
         self.snapshots = SqliteSnapshots(layout.metadata, clock, system=system)
         self.imports = SqliteImportRecords(self._db, writer)
         self.outbox = SqliteOutbox(self._db, writer, scans, clock)
+        self.search = SqliteSearch(self._db, writer, searches)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""
