@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from registry.admin.caller import ManagementComponents
+from registry.admin.content_searches import ContentSearches
 from registry.admin.management_api import management_components
 from registry.auth.assembly import AuthComponents, open_auth_components
 from registry.auth.authenticators import HeaderAuthenticator, OpenAuthenticator
@@ -191,7 +192,9 @@ class ServiceFactory:
         )
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
         management = management_components(
-            components, policy, backend.upkeep, proxied=behind_proxy, public_url=settings.public_url
+            *(components, policy, backend.upkeep, ContentSearches(store, router, backend.upstream_search)),
+            proxied=behind_proxy,
+            public_url=settings.public_url,
         )
         return Service(
             self._distribution(

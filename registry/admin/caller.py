@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBase
 from fastapi.security.base import SecurityBase
 
+from registry.admin.content_searches import ContentSearches
 from registry.admin.cookies import BrowserCookies
 from registry.asgi import unauthenticated_actor
 from registry.auth.administration import Administration
@@ -47,6 +48,7 @@ class ManagementComponents:
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     - `upkeep`: what the routes about upkeep use.
+    - `searches`: searches the content on behalf of callers.
     """
 
     administration: Administration
@@ -54,6 +56,7 @@ class ManagementComponents:
     on_denied: Callable[[Actor, str, str], None]
     cursors: SealedCursors
     upkeep: UpkeepComponents
+    searches: ContentSearches
     is_proxied: bool = False
     public_url: str | None = None
 
@@ -67,7 +70,7 @@ class Caller:
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
     - `is_registry_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator`, `cursors` and `upkeep` are those of `ManagementComponents`.
+    - `administration`, `authenticator`, `cursors`, `upkeep` and `searches` are those of `ManagementComponents`.
     """
 
     administration: Administration
@@ -78,6 +81,7 @@ class Caller:
     is_registry_open: bool
     cursors: SealedCursors
     upkeep: UpkeepComponents
+    searches: ContentSearches
 
     @property
     def accounts(self) -> Accounts:
@@ -130,6 +134,7 @@ async def identify_caller(
         is_registry_open=principal.open,
         cursors=management.cursors,
         upkeep=management.upkeep,
+        searches=management.searches,
     )
 
 

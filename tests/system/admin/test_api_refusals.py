@@ -30,6 +30,7 @@ OWN = {
     ("POST", "/repositories/{name}/tags/{tag}/restore"),
     ("GET", "/retention/preview"),
     ("GET", "/events"),
+    ("GET", "/search"),
 }
 """The routes that are not for admins only. All others have to be."""
 
