@@ -23,7 +23,7 @@ MAX_WORD_CHARACTERS: Final = 128
 """A longer word is cut."""
 MIN_HEX_DIGITS: Final = 6
 """Smallest number of hexadecimal digits by which a digest is searched for."""
-MAX_OFFSET: Final = 1000
+MAX_OFFSET: Final = 500
 """The largest offset of a page: a search shows no more than about this number of entries of each kind."""
 MAX_TEXT_CHARACTERS: Final = 8192
 """Largest size of the labels and annotations of one manifest in the index; the rest is left out."""

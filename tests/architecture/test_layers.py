@@ -50,7 +50,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def test_http_imports_the_vocabulary_alone() -> None:
-    """Of `storage`, `registry/http` imports only the interface, names, patterns, content, access, errors and a few more."""
+    """Of `storage`, `registry/http` imports only the interface, the types of content, the errors, and a few more."""
 
     def imports_more(path: Path, _: ast.Module) -> bool:
         return not {name for name in imports(path) if name.partition(".")[0] == "storage"} <= VOCABULARY

@@ -20,12 +20,12 @@ from storage.metadata.sqlite import lookups
 from storage.patterns import NameSet
 
 T = TypeVar("T")
-MAX_LISTED_REPOSITORIES: Final = 1000
+MAX_LISTED_REPOSITORIES: Final = 500
 """If a principal may see at most this number of repositories, a search looks only at those."""
-LISTING_COST: Final = 60_000
-"""Largest cost of finding those, in the unit of `lookups.PAGE_COST_LIMIT`: about 30 ms."""
-MAX_ROWS: Final = 5_000
-"""Largest number of rows at which one search looks. This takes about 50 ms."""
+LISTING_COST: Final = 30_000
+"""Largest cost of finding those, in the unit of `lookups.PAGE_COST_LIMIT`: about 15 ms."""
+MAX_ROWS: Final = 3_000
+"""Largest number of rows at which one search looks. This takes about 30 ms."""
 
 
 @dataclass(frozen=True)
