@@ -18,7 +18,7 @@ SELECT 0, 0, coalesce((SELECT max(id) FROM blob), 0), coalesce((SELECT max(id) F
        iif(EXISTS (SELECT 1 FROM tag), 0, NULL), iif(EXISTS (SELECT 1 FROM tag), '', NULL);
 
 -- The names of repositories, each after '^', by all groups of three characters. The row id is that of the repository.
-CREATE VIRTUAL TABLE search_name USING fts5 (name, content = '', columnsize = 0, detail = 'none', tokenize = 'trigram');
+CREATE VIRTUAL TABLE search_name USING fts5 (name, content = '', detail = 'none', tokenize = 'trigram');
 
 -- Tags by their words, in lower case: the whole tag, and its rest after each '-' and '_'.
 CREATE TABLE search_tag (
