@@ -14,7 +14,15 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
 from registry import __version__
-from registry.admin import documentation, health, login_routes, management_api, metrics_route, token_endpoint
+from registry.admin import (
+    docker_v1_routes,
+    documentation,
+    health,
+    login_routes,
+    management_api,
+    metrics_route,
+    token_endpoint,
+)
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
 from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
@@ -307,6 +315,7 @@ def create_app(
         app.include_router(_TOKEN_ROUTER)
         management_api.add_routes(app)
         app.include_router(login_routes.router)
+        app.include_router(docker_v1_routes.router)
     add_error_handlers(app)
     app.include_router(documentation.welcome_router)
     app.include_router(health.router)

@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
     from registry.mirror.observer import MirrorObserver
     from registry.telemetry.telemetry import Telemetry
+    from registry.upstream.hub_search import UpstreamSearch
 
 
 class Backend(NamedTuple):
     """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
     of upkeep on them; the recorder of the pulls that this process serves; the same pulls as events (None: nobody wants
-    these); what a server does beside its requests; and the mirrors by the names of their upstreams."""
+    these); what a server does beside its requests; the mirrors by the names of their upstreams; and the search of an
+    upstream to which searches are passed on (None: there is none)."""
 
     store: StoredRegistry
     router: Router
@@ -46,6 +48,7 @@ class Backend(NamedTuple):
     pull_events: PullEvents | None
     work: BackgroundWork
     mirrors: Mapping[str, Mirror]
+    upstream_search: UpstreamSearch | None
 
 
 def make_mirror(
@@ -87,6 +90,16 @@ def preload_mirrors(settings: Settings) -> None:
         import registry.mirror.mirror
         import registry.mirror.warm.schedule
         import registry.upstream.client  # noqa: F401
+
+
+def _open_search(settings: Settings) -> UpstreamSearch | None:
+    """Returns the search of the upstream to which searches are passed on; None: there is none."""
+    upstream = next((upstream for upstream in settings.upstream if upstream.search is not None), None)
+    if upstream is None:
+        return None
+    from registry.upstream.hub_search import open_upstream_search
+
+    return open_upstream_search(upstream, time.monotonic)
 
 
 @asynccontextmanager
@@ -144,6 +157,9 @@ async def open_backend(
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
             is_confirmed=store.records.is_confirmed,
         )
+        upstream_search = _open_search(settings)
+        if upstream_search is not None:
+            stack.push_async_callback(upstream_search.aclose)
         upkeep = upkeep_components(
             *(settings, store, router, clock),
             on_scrubbed=ignore_scrubbed if telemetry is None else telemetry.work.on_scrubbed,
@@ -162,4 +178,4 @@ async def open_backend(
         stack.push_async_callback(work.aclose)
         if serving and starts_work:
             await work.start()
-        yield Backend(store, router, upkeep, pulls, pull_events, work, mirrors)
+        yield Backend(store, router, upkeep, pulls, pull_events, work, mirrors, upstream_search)

@@ -1,8 +1,8 @@
 """`BackgroundWork`: what a server process does beside answering requests.
 
-It runs queued jobs, queues those that are due, stores the pulls that it has served, counts the use of space, evicts
-cached images, fetches images ahead of requests, looks at tags whose cooldown runs, tells webhooks of events, and
-collects garbage. For most of this, leases choose one process at a time.
+It runs queued jobs, queues those that are due, stores the pulls that it has served, counts the use of space, keeps the
+search index up, evicts cached images, fetches images ahead of requests, looks at tags whose cooldown runs, tells
+webhooks of events, and collects garbage. For most of this, leases choose one process at a time.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.job_schedule import queue_jobs
 from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.schedule import cancel_all
+from storage.upkeep.search_indexing import keep_indexed
 from storage.upkeep.usage_counting import keep_counted
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ class BackgroundWork:
         await self._delivery.apply(settings)
         recorders = [self._pulls.run()] if self._pull_events is None else [self._pulls.run(), self._pull_events.run()]
         self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), *recorders)]
-        schedules = [*self._queued_jobs(), keep_counted(store.usage, store.leases, scope_definitions(settings))]
+        schedules = [
+            *self._queued_jobs(),
+            keep_counted(store.usage, store.leases, scope_definitions(settings)),
+            keep_indexed(store.search_indexer, store.leases),
+        ]
         if store.run_rounds is not None:
             schedules.append(store.run_rounds())
         if self._upkeep.evictor.limits:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from registry.admin.caller import ManagementComponents
+from registry.admin.content_searches import ContentSearches
 from registry.admin.management_api import management_components
 from registry.auth.assembly import AuthComponents, open_auth_components
 from registry.auth.authenticators import HeaderAuthenticator, OpenAuthenticator
@@ -36,6 +37,7 @@ from registry.http.answer_cache import AnswerCache
 from registry.http.body_memory import MANIFESTS_BUDGET_BYTES, RESPONSES_BUDGET_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.exchange import CountPull
+from registry.http.extensions import ReadHistory, no_history
 from registry.http.namespaces import hosts_of
 from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
@@ -50,9 +52,11 @@ from registry.telemetry.telemetry import Telemetry
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
-from storage.content import Pull
+from storage.content import Page, Pull
 from storage.interface import Registry
+from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_history import TagChange
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
 """Each client network may send at least this many health checks a second, whatever the rate limit in the settings is.
@@ -191,7 +195,9 @@ class ServiceFactory:
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
         management = management_components(
-            components, policy, backend.upkeep, browser, proxied=behind_proxy, public_url=settings.public_url
+            *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
+            proxied=behind_proxy,
+            public_url=settings.public_url,
         )
         return Service(
             self._distribution(
@@ -202,6 +208,7 @@ class ServiceFactory:
                 count_pull=_pull_counter(backend),
                 # With the setting `read_only`, pushes are refused whatever room there is.
                 push_refusal=None if settings.read_only else store.push_refusal,
+                read_history=_history_reader(guard, store),
             ),
             unchecked_registry=restricted,
             readiness=Readiness(restricted, store, settings.data),
@@ -246,11 +253,13 @@ class ServiceFactory:
         has_no_accounts: Callable[[], bool] = lambda: True,
         count_pull: CountPull | None = None,
         push_refusal: PushRefusal | None = None,
+        read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
         `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything.
         `count_pull` counts the pulls of manifests; None: they are not counted. `push_refusal` tells whether the disk
-        has room for a manifest; None: this is not checked before the manifest is received."""
+        has room for a manifest; None: this is not checked before the manifest is received. `read_history` reads the
+        history of a tag for the current request."""
         settings = self.settings
         return DistributionAPI(
             self._observe(guard),
@@ -265,6 +274,7 @@ class ServiceFactory:
             body_memory=self.body_memory,
             count_pull=count_pull,
             push_refusal=push_refusal,
+            read_history=read_history,
         )
 
     def _observe(self, guard: Guarded) -> Observed:
@@ -340,6 +350,15 @@ def _pull_counter(backend: Backend) -> CountPull:
         add_event(pull, name, address, request_id)
 
     return count_pull
+
+
+def _history_reader(guard: Guarded, store: StoredRegistry) -> ReadHistory:
+    """Returns the function that reads the history of a tag, after `guard` has checked the right to pull."""
+
+    async def read(repo: RepositoryName, tag: Tag, before: int | None, limit: int) -> Page[TagChange]:
+        return await store.tag_history.changes(await guard.readable_name(repo), tag, before, limit)
+
+    return read
 
 
 def _denial_recorder(components: AuthComponents, telemetry: Telemetry | None) -> OnDenied:

@@ -260,6 +260,8 @@ async def open_registry(
             imports=database.imports,
             descriptions=database.descriptions,
             outbox=database.outbox,
+            search=database.search,
+            search_index=database.search,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)

@@ -35,6 +35,8 @@ PAGE_SIZE = 100
 SPREAD_REPOSITORIES = 10
 """Repositories, spread over the store, that tags are put to and that hold the same hundred manifests."""
 WARM_UP_SECONDS = 1.0
+INDEXING_SECONDS = 3600.0
+"""Longest time in which a bulk-made store is indexed for searches."""
 
 HOT_MANIFESTS = Figure("hundred", "requests/s")
 SPREAD_MANIFESTS = Figure("manifest", "requests/s")
@@ -94,6 +96,8 @@ def prepare_store(store: GrownStore, server: RunningServer) -> None:
     """Checks some rows, pushes the two manifests that tags move between, and sends requests to warm up. Raises
     TrialFailed."""
     _check_store(store, server)
+    if store.is_entrepot:
+        _wait_for_index(server)
     for number, body in enumerate(store.bodies):
         (store.folder / f"{number}.json").write_bytes(body)
     with HttpClient(server.port) as client:
@@ -163,6 +167,33 @@ def _catalog_pages(trial: GrowthTrial) -> Sample:
     return {"catalog": _time_pages(trial.server, "/v2/_catalog", "repositories", after)}
 
 
+def _search_pages(trial: GrowthTrial) -> Sample:
+    """Searches by turns for a word in every name and for one in few, and reads the first page of each kind."""
+    chance, times = random.Random(trial.round), []
+    with HttpClient(trial.server.port) as client:
+        for number in range(PAGE_TRIALS):
+            name = repository_name(chance.randrange(trial.store.size.repositories))
+            word = "r/0" if number % 2 else name
+            begun = time.perf_counter()
+            answer = client.request("GET", f"/api/v1/search?q={quote(word, safe='')}", expect=200)
+            times.append((time.perf_counter() - begun) * 1000)
+            found = [item["repository"] for item in json.loads(answer.body)["repositories"]["items"]]
+            if not found or not all(word in each for each in found):
+                raise TrialFailed(f"a search for {word} finds {found[:3]}")
+    return {"search": statistics.median(times)}
+
+
+def _wait_for_index(server: RunningServer) -> None:
+    """Waits until the store is in the search index, so that no row is measured beside the indexing. Raises
+    TrialFailed."""
+    deadline = time.monotonic() + INDEXING_SECONDS
+    with HttpClient(server.port) as client:
+        while json.loads(client.request("GET", "/api/v1/search?q=", expect=200).body)["indexing"]:
+            if time.monotonic() > deadline:
+                raise TrialFailed("the search index is not complete")
+            time.sleep(1)
+
+
 def _time_pages(server: RunningServer, path: str, key: str, after: list[str]) -> float:
     """Returns the median of the milliseconds for a page after each of the names. Raises TrialFailed for a page that is
     not in order or does not follow the name."""
@@ -195,6 +226,7 @@ def growth_rows() -> list[Row[GrowthTrial]]:
         _load_row(TAG_PUTS, "tag PUT, one connection", _put_tags, CPU, P99),
         Row("tags", "page of 100 tags", (Figure("tags", "ms"),), _tags_pages),
         Row("catalog", "page of 100 repositories", (Figure("catalog", "ms"),), _catalog_pages),
+        Row("search", "first page of a search", (Figure("search", "ms"),), _search_pages, peer_rounds=0),
     ]
 
 

@@ -107,6 +107,7 @@ def growth_goals(smallest: str, largest: str) -> tuple[Goal, ...]:
         at_most_slower("put", "tag PUT"),
         at_most("tags", "tags", "page of 100 tags, ms", 5, largest),
         at_most("catalog", "catalog", "page of 100 repositories, ms", 5, largest),
+        at_most("search", "search", "first page of a search, ms", 100, largest),
         at_most("start", "start", "ready to serve, s", 2, largest),
     )
 

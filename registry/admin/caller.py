@@ -18,6 +18,7 @@ from fastapi.security.base import SecurityBase
 
 from registry.admin.archive_response import RunningDownloads
 from registry.admin.browser_login import BrowserLogin
+from registry.admin.content_searches import ContentSearches
 from registry.admin.cookies import BrowserCookies
 from registry.asgi import unauthenticated_actor
 from registry.auth.administration import Administration
@@ -54,6 +55,7 @@ class ManagementComponents:
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     - `upkeep`: what the routes about upkeep use.
     - `browser` reads what people see of a repository; `downloads` counts the images that are being downloaded.
+    - `searches`: searches the content on behalf of callers.
     """
 
     administration: Administration
@@ -64,6 +66,7 @@ class ManagementComponents:
     upkeep: UpkeepComponents
     browser: RepositoryBrowser
     downloads: RunningDownloads
+    searches: ContentSearches
     is_proxied: bool = False
     public_url: str | None = None
 
@@ -77,8 +80,8 @@ class Caller:
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
     - `is_registry_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser` and `downloads` are
-      those of `ManagementComponents`.
+    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `searches` are those of
+      `ManagementComponents`.
     """
 
     administration: Administration
@@ -91,6 +94,7 @@ class Caller:
     upkeep: UpkeepComponents
     browser: RepositoryBrowser
     downloads: RunningDownloads
+    searches: ContentSearches
 
     @property
     def accounts(self) -> Accounts:
@@ -149,6 +153,7 @@ async def identify_caller(
         upkeep=management.upkeep,
         browser=management.browser,
         downloads=management.downloads,
+        searches=management.searches,
     )
 
 

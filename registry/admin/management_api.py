@@ -25,6 +25,7 @@ from registry.admin import (
     repository_routes,
     retention_routes,
     scrub_routes,
+    search_routes,
     session_routes,
     status_routes,
     tag_routes,
@@ -33,6 +34,7 @@ from registry.admin import (
 from registry.admin.archive_response import RunningDownloads
 from registry.admin.browser_login import BrowserLogin
 from registry.admin.caller import ManagementComponents
+from registry.admin.content_searches import ContentSearches
 from registry.auth.administration import Administration
 from registry.auth.assembly import AuthComponents
 from registry.auth.authenticators import ManagementAuthenticator
@@ -80,6 +82,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
     {"name": "events", "description": "What happened to the content, and which webhooks have not been told."},
     {"name": "status", "description": "What the server does now."},
+    {"name": "search", "description": "Finds what is stored."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -102,6 +105,7 @@ _ROUTE_MODULES: Final = (
     import_routes,
     event_routes,
     status_routes,
+    search_routes,
 )
 """The modules with the routes below `/api/v1`."""
 _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
@@ -140,6 +144,7 @@ def management_components(
     policy: Policy,
     upkeep: UpkeepComponents,
     browser: RepositoryBrowser,
+    searches: ContentSearches,
     *,
     proxied: bool,
     public_url: str | None = None,
@@ -147,7 +152,8 @@ def management_components(
     """Builds the objects that the routes of the management API use, one set per process.
 
     - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights;
-      `upkeep` has what the routes about upkeep use; `browser` reads what people see of a repository.
+      `upkeep` has what the routes about upkeep use; `browser` reads what people see of a repository; `searches`
+      searches the content.
     - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
       that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
@@ -170,6 +176,7 @@ def management_components(
         upkeep=upkeep,
         browser=browser,
         downloads=RunningDownloads(upkeep.settings.downloads.at_once),
+        searches=searches,
         is_proxied=proxied,
         public_url=public_url,
     )

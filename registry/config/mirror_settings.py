@@ -76,6 +76,11 @@ def _check_realm(value: str) -> str:
     return value
 
 
+def _check_search(value: str) -> str:
+    _split_upstream_url(value, "https://index.docker.io/v1/search")
+    return value
+
+
 def _check_redirect_host(value: str) -> str:
     try:
         parts = urlsplit(f"//{value}")
@@ -196,6 +201,11 @@ class Upstream(SettingsGroup):
         gt=0,
         description="Largest size of its content in the cache. If it is exceeded, the images that were not pulled for "
         "the longest time are evicted. Default: no limit",
+    )
+    search: Annotated[str, AfterValidator(_check_search)] | None = Field(
+        default=None,
+        description="URL of its search, to which `docker search` and `podman search` at this registry are passed on: "
+        "for Docker Hub `https://index.docker.io/v1/search`. One upstream can have it. Default: searches stay here",
     )
     connect_timeout: Duration = Field(default=5.0, gt=0, description="Timeout for opening a connection")
     idle_timeout: Duration = Field(default=20.0, gt=0, description="Timeout for a connection on which no bytes arrive")
@@ -329,6 +339,9 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(
             f"{' and '.join(defaults)} are both the default; only one upstream can serve names without a host"
         )
+    searched = [upstream.name for upstream in upstreams if upstream.search is not None]
+    if len(searched) > 1:
+        raise ValueError(f"{' and '.join(searched)} both have a search; searches are passed on to one upstream only")
     hosts = [host for upstream in upstreams for host in upstream.hosts]
     if duplicate := next((host for host in hosts if hosts.count(host) > 1), None):
         raise ValueError(f"two upstreams have the host {duplicate}")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Receive, Scope, Send, raw_path, request_id_of
-from registry.http import blobs, listing, manifests, uploads
+from registry.http import blobs, extensions, listing, manifests, uploads
 from registry.http.answer_cache import AnswerCache, CachedAnswer
 from registry.http.body_memory import BodyMemory
 from registry.http.cross_site import CrossSiteCheck
@@ -52,6 +53,7 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
     {
         "ping": {"GET": ping, "HEAD": ping},
         "catalog": {"GET": listing.list_repositories, "HEAD": listing.list_repositories},
+        "extensions": {"GET": extensions.list_extensions, "HEAD": extensions.list_extensions},
         "tags": {"GET": listing.list_tags, "HEAD": listing.list_tags},
         "referrers": {"GET": listing.list_referrers, "HEAD": listing.list_referrers},
         "manifests": {
@@ -71,10 +73,12 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
         },
     }
 )
-"""The handler of each kind of resource and each method. The kinds are those of `resource_path.Resource`."""
+"""The handler of each kind of resource and each method. The kinds are those of `resource_path.Resource`. The handler of
+`history` needs more than a registry, so `DistributionAPI` makes it."""
 
 _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
-    kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()
+    **{kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()},
+    "history": ("GET", "HEAD", "OPTIONS"),
 }
 """The methods that each kind of resource supports, for the Allow header."""
 
@@ -100,6 +104,7 @@ class DistributionAPI:
         body_memory: BodyMemory | None = None,
         count_pull: CountPull | None = None,
         push_refusal: PushRefusal | None = None,
+        read_history: extensions.ReadHistory = extensions.no_history,
     ) -> None:
         """The options:
 
@@ -114,6 +119,7 @@ class DistributionAPI:
         - `body_memory`: the memory budgets of the worker; None: new ones.
         - `count_pull`: counts each pull of a manifest (`storage.pulls`), also those that the response cache answers;
           None: pulls are not counted.
+        - `read_history`: reads the history of a tag for the current request.
         - `push_refusal`: tells whether the disk has room for a manifest; None: only the registry checks that, when it
           has the whole manifest."""
         self.registry = registry
@@ -131,6 +137,11 @@ class DistributionAPI:
         self._body_memory = body_memory or BodyMemory()
         self._count_pull = count_pull
         self._push_refusal = push_refusal
+        list_history = partial(extensions.list_history, read=read_history)
+        self._handlers: Mapping[str, Mapping[str, Handler]] = {
+            **HANDLERS,
+            "history": {"GET": list_history, "HEAD": list_history},
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
@@ -194,7 +205,7 @@ class DistributionAPI:
             self._namespaces.apply(exchange)
         if exchange.kind == "manifests" and exchange.method == "PUT":
             self._check_manifest_push(exchange)
-        handler = HANDLERS[exchange.kind].get(exchange.method)
+        handler = self._handlers[exchange.kind].get(exchange.method)
         if handler is not None:
             try:
                 await handler(exchange)
@@ -243,7 +254,7 @@ class DistributionAPI:
         exchange.kind = resource.kind
         exchange.allowed_methods = _ALLOWED_METHODS[resource.kind]
         exchange.item = resource.item
-        if resource.name or resource.kind not in ("ping", "catalog"):
+        if resource.name or resource.kind not in ("ping", "catalog", "extensions"):
             exchange.repo = exchange.requested_name = RepositoryName(resource.name)
         if exchange.scope.get("query_string"):
             exchange.query  # noqa: B018  raises for an invalid query, even if the handler does not read the query

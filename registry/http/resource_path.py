@@ -18,7 +18,7 @@ class Resource(NamedTuple):
     """A resource of the distribution API.
 
     - `kind`: `ping` (`/v2/`), `catalog`, `tags`, `manifests`, `blobs`, `referrers`, `uploads` (where a POST starts
-      upload sessions) or `session` (one upload session).
+      upload sessions), `session` (one upload session), `extensions` or `history` (of a tag).
     - `name`: the repository's name as the client wrote it, not yet checked; empty: the path names no repository.
     - `item`: a tag, a digest or the id of an upload session, not yet checked; empty: the path names none."""
 
@@ -29,6 +29,9 @@ class Resource(NamedTuple):
 
 _PING = Resource("ping")
 _CATALOG = Resource("catalog")
+_EXTENSIONS = Resource("extensions")
+_HISTORY_PATH = ["_entrepot", "history"]
+"""The segments between the name of a repository and a tag in the path of the tag's history."""
 _KINDS_WITH_ITEM = frozenset({"manifests", "blobs", "referrers"})
 
 
@@ -41,6 +44,8 @@ def parse_path(path: bytes) -> Resource:
     segments = _segments(path[4:])
     if segments == ["_catalog"]:
         return _CATALOG
+    if segments == ["_oci", "ext", "discover"]:
+        return _EXTENSIONS
     resource = _parse_segments(segments)
     # The spec reserves segments that begin with '_' for extensions.
     if resource is None or resource.name.startswith("_") or "/_" in resource.name:
@@ -65,6 +70,8 @@ def _segments(path: bytes) -> list[str]:
 def _parse_segments(segments: list[str]) -> Resource | None:
     """Returns the resource that the segments name, or None if there is no such resource."""
     *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # the assignment needs two or more
+    if [*name[-1:], kind] == _HISTORY_PATH:
+        return Resource("history", "/".join(name[:-1]), item)
     if kind == "uploads" and name and name[-1] == "blobs":
         return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
     if kind == "blobs" and item == "uploads":

@@ -14,6 +14,7 @@ from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.cached_images import CachedImages
 from storage.consistency import Consistency
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.content_search import ContentSearch, SearchIndex
 from storage.damage import DamageRecords
 from storage.descriptions import Descriptions
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
@@ -37,6 +38,7 @@ from storage.tag_rules import ImmutableTags, nothing_immutable
 from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
 from storage.upkeep.quarantine import Quarantine
+from storage.upkeep.search_indexing import SearchIndexer
 from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
 from storage.usage import Usage
@@ -79,6 +81,7 @@ class StoredRegistry:
       a removal of tags would remove;
     - `descriptions`: what people write about repositories;
     - `outbox`: events, and which of them webhooks still have to get;
+    - `search`, `search_index`, `search_indexer`: find content, and keep the index for that up to date;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(
@@ -110,6 +113,8 @@ class StoredRegistry:
         imports: ImportRecords,
         descriptions: Descriptions,
         outbox: Outbox,
+        search: ContentSearch,
+        search_index: SearchIndex,
     ) -> None:
         self.run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None
         """Runs the rounds of garbage collection until it is cancelled; None: this process runs none."""
@@ -143,6 +148,9 @@ class StoredRegistry:
         self.imports = imports
         self.descriptions = descriptions
         self.outbox = outbox
+        self.search = search
+        self.search_index = search_index
+        self.search_indexer = SearchIndexer(search_index, metadata, blobs)
 
     def storage_problem(self) -> str | None:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""

@@ -27,7 +27,7 @@ def test_every_answer_names_the_api_version(client: httpx2.Client, path: str) ->
 @pytest.mark.parametrize(
     "path",
     [
-        "/v2/_oci/ext/discover",
+        "/v2/_oci/ext/other",
         "/v2/_chainguard/x/y",
         "/v2/_docker/x",
         "/v2/a/b/_oci/ext/discover",
@@ -35,7 +35,7 @@ def test_every_answer_names_the_api_version(client: httpx2.Client, path: str) ->
     ],
 )
 def test_extensions_are_not_repositories(client: httpx2.Client, path: str) -> None:
-    """Paths with a part that starts with `_` are kept for extensions; there are none here: 404 (Endpoints)."""
+    """Paths with a part that starts with `_` are kept for extensions; unknown ones are answered 404 (Endpoints)."""
     answer = client.get(path)
     assert answer.status_code == 404
     error_codes(answer)

@@ -194,6 +194,14 @@ class Guarded(ForwardingRegistry):
         self.check_push(call.repo)
         return await self.forward(call)
 
+    async def readable_name(self, repo: RepositoryName) -> RepositoryName:
+        """Returns the stored name that `repo` leads to now, if the principal may pull from it. Raises Unauthorized, or
+        NameUnknown in place of Denied."""
+        rule = _RULES["tags"]
+        if self._is_allowed_on_all(rule.bits, repo):
+            return await self._stored_name(repo, self._naming.candidates(repo))
+        return await self._allowed_stored_name(rule, repo, NameUnknown(f"there is no repository {repo}"))
+
     def check_push(self, repo: RepositoryName) -> None:
         """Checks that the principal may push to `repo`. Raises Unauthorized or Denied if not."""
         principal = current_principal()

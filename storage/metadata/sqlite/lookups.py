@@ -164,17 +164,20 @@ def manifest(
     return found
 
 
-def repositories(db: apsw.Connection, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
+def repositories(
+    db: apsw.Connection, after: str | None, limit: int, within: NameSet, *, cost_limit: int = PAGE_COST_LIMIT
+) -> Page[RepositoryName]:
     """Returns a page of the repositories in the set `within` that have manifests, in the order of their names. The page
     starts with the first name that sorts after `after` (None: with the first of all names).
 
-    The page may have fewer than `limit` names although more follow; then `Page.more` is true. For the next page,
-    `after` is `Page.next_after`, or the page's last name if `next_after` is None."""
+    The page may have fewer than `limit` names although more follow, because reading it has cost `cost_limit`; then
+    `Page.more` is true. For the next page, `after` is `Page.next_after`, or the page's last name if `next_after` is
+    None."""
     start = "" if after is None else after + "\0"
     if within.has_every_name:
         names = [_repository_name(name) for name in _names_from(db, start, limit + 1)]
         return Page(names[:limit], len(names) > limit)
-    return _RepositoryPageReader(db, limit, within).read(start)
+    return _RepositoryPageReader(db, limit, within, cost_limit).read(start)
 
 
 def _names_from(db: apsw.Connection, start: str, limit: int) -> list[str]:
@@ -191,15 +194,15 @@ def _repository_name(text: str) -> RepositoryName:
 
 class _RepositoryPageReader:
     """Reads one page of the repositories in a set of names. Skips ranges of names outside the set. Ends the page when
-    reading it has cost `PAGE_COST_LIMIT`, even if it has found few names by then."""
+    reading it has cost `cost_limit`, even if it has found few names by then."""
 
-    def __init__(self, db: apsw.Connection, limit: int, within: NameSet) -> None:
+    def __init__(self, db: apsw.Connection, limit: int, within: NameSet, cost_limit: int) -> None:
         self._db = db
         self._limit = limit
         self._within = within
         self._cost_per_character = within.match_cost
         self._found: list[RepositoryName] = []
-        self._remaining_cost = PAGE_COST_LIMIT
+        self._remaining_cost = cost_limit
 
     def read(self, start: str) -> Page[RepositoryName]:
         """Returns the page. It starts with the first name of the set that is equal to `start` or sorts after it."""

@@ -16,6 +16,7 @@ from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.search.sqlite_search import SqliteSearch
 from storage.metadata.sqlite.sqlite_descriptions import SqliteDescriptions
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_tag_listing import SqliteTagListing
@@ -52,6 +53,7 @@ class SqliteDatabase:
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
     - `descriptions` stores what people write about repositories.
     - `outbox` stores events, and which of them webhooks still have to get.
+    - `search` finds content, and keeps the index for that up to date.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
     """
@@ -76,7 +78,8 @@ class SqliteDatabase:
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        self._parts_in_closing_order = writer, scans, checks, version, shared_reads
+        searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
+        self._parts_in_closing_order = writer, scans, checks, searches, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
@@ -96,6 +99,7 @@ class SqliteDatabase:
         self.imports = SqliteImportRecords(self._db, writer)
         self.descriptions = SqliteDescriptions(self._db, writer, clock)
         self.outbox = SqliteOutbox(self._db, writer, scans, clock)
+        self.search = SqliteSearch(self._db, writer, searches)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

@@ -46,6 +46,7 @@ OWN = {
     ("PUT", "/repositories/{name}/description"),
     ("GET", "/retention/preview"),
     ("GET", "/events"),
+    ("GET", "/search"),
 }
 """The routes that are not for admins only. All others have to be."""
 

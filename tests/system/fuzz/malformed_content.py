@@ -257,7 +257,7 @@ def path_trick(rng: Random) -> FuzzCase:
             "/V2/",
             "/v3/",
             "/v2x/",
-            "/v1/_ping",
+            "/v1/_pong",
             "/%2f",
             "/v2/a/b/c",
             "/v2/a/blobs/",

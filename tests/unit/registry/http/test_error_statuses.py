@@ -238,6 +238,7 @@ async def test_what_is_wrong_has_its_code(client: AsgiClient, path: str, status:
 PATHS = {
     "ping": "/v2/",
     "catalog": "/v2/_catalog",
+    "extensions": "/v2/_oci/ext/discover",
     "tags": f"{V2}/tags/list",
     "referrers": f"{V2}/referrers/{DIGEST}",
     "manifests": f"{V2}/manifests/1",

@@ -1,0 +1,132 @@
+"""Searches on behalf of somebody (`ContentSearches`): what is found is what this principal may pull."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from registry.admin.pasted_reference import pasted_references
+from registry.auth.rights.principal import Principal
+from registry.router import Router
+from storage.access import Action
+from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound, search_words
+from storage.errors import BlobUnknown, ManifestUnknown, NameInvalid, NameUnknown, Unauthorized
+from storage.keyed_locks import KeyedLocks
+from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.patterns import NameSet
+from storage.store.stored_registry import StoredRegistry
+
+if TYPE_CHECKING:
+    from registry.upstream.hub_search import UpstreamResult, UpstreamSearch
+
+
+@dataclass(frozen=True, slots=True)
+class SearchTarget:
+    """What a pasted text leads to. `reference`: the tag, manifest or blob; None: the repository itself."""
+
+    repository: RepositoryName
+    reference: Reference | None
+    is_blob: bool = False
+
+
+class ContentSearches:
+    """The searches of one process. Each account makes one at a time, so that many searches of one account do not delay
+    those of others. All methods raise StorageFull, StorageFailed."""
+
+    def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
+        """`upstream_search`: the search of an upstream to which searches are passed on; None: there is none."""
+        self._store = store
+        self._router = router
+        self._upstream_search = upstream_search
+        self._locks: KeyedLocks[str] = KeyedLocks()
+
+    async def is_indexing(self) -> bool:
+        """Returns whether the index is being built, so that searches may miss much."""
+        return await self._store.search.is_indexing()
+
+    def check_may_search(self, principal: Principal) -> None:
+        """Raises Unauthorized for an anonymous client that may pull nothing, so that it logs in."""
+        if principal.is_anonymous and not principal.open and not _readable(principal).patterns:
+            raise Unauthorized("log in to search")
+
+    def upstream_of(self, stored_name: str) -> str | None:
+        """Returns the name of the upstream from which a repository is mirrored; None: it is hosted."""
+        return self._router.naming.upstream_of(stored_name)
+
+    async def repositories(
+        self, principal: Principal, text: str, offset: int, limit: int
+    ) -> SearchPage[RepositoryName]:
+        """Finds repositories by the words of their names."""
+        async with self._locks.hold(principal.name):
+            return await self._store.search.repositories(search_words(text), _readable(principal), offset, limit)
+
+    async def tags(self, principal: Principal, text: str, offset: int, limit: int) -> SearchPage[TagFound]:
+        """Finds tags."""
+        async with self._locks.hold(principal.name):
+            return await self._store.search.tags(search_words(text), _readable(principal), offset, limit)
+
+    async def labels(self, principal: Principal, text: str, offset: int, limit: int) -> SearchPage[LabelsFound]:
+        """Finds manifests by their labels and annotations."""
+        async with self._locks.hold(principal.name):
+            return await self._store.search.labels(search_words(text), _readable(principal), offset, limit)
+
+    async def digests(self, principal: Principal, text: str, offset: int, limit: int) -> SearchPage[DigestFound]:
+        """Finds manifests and blobs by the beginnings of their digests."""
+        async with self._locks.hold(principal.name):
+            return await self._store.search.digests(text.strip(), _readable(principal), offset, limit)
+
+    async def target(self, principal: Principal, text: str) -> SearchTarget | None:
+        """Returns what a pasted reference or command leads to, if it is stored here and `principal` may pull it; None
+        if it leads to nothing."""
+        for pasted in pasted_references(text):
+            try:
+                candidates = self._router.naming.candidates(pasted.repository)
+            except (NameInvalid, NameUnknown):
+                continue
+            for stored in candidates:
+                if principal.may(Action.PULL, stored, pasted.repository):
+                    found = await self._find(stored, pasted.reference)
+                    if found is not None:
+                        return found
+        return None
+
+    async def _find(self, stored: RepositoryName, reference: Reference | None) -> SearchTarget | None:
+        metadata = self._store.metadata
+        if reference is None:
+            page = await metadata.repositories(None, 1, NameSet.of([stored]))
+            return SearchTarget(stored, None) if page.items else None
+        with suppress(NameUnknown, ManifestUnknown):
+            await metadata.manifest_descriptor(stored, reference)
+            return SearchTarget(stored, reference)
+        # The upstream of a mirrored repository may have to confirm that clients may get a blob there.
+        if isinstance(reference, Digest) and self.upstream_of(stored) is None:
+            with suppress(NameUnknown, BlobUnknown):
+                await metadata.blob(stored, reference)
+                return SearchTarget(stored, reference, is_blob=True)
+        return None
+
+    async def tags_of(self, stored: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
+        """Returns the first tags of a repository. The caller has checked the right to pull. Raises NameUnknown."""
+        return await self._store.search.tags_of(stored, limit)
+
+    async def at_upstream(
+        self, principal: Principal, text: str, count: int, page: int
+    ) -> Sequence[tuple[RepositoryName, UpstreamResult]]:
+        """Returns what the upstream finds, if searches are passed on to one: each result with the stored name that the
+        repository has here or would have. Leaves out what `principal` may not pull."""
+        if self._upstream_search is None:
+            return []
+        found = []
+        for result in await self._upstream_search.find(text, count, page):
+            with suppress(NameInvalid, NameUnknown):
+                naming, upstream = self._router.naming, self._upstream_search.upstream
+                stored = naming.mirrored_name(naming.with_upstream(upstream, RepositoryName(result.name)), upstream)
+                if principal.may(Action.PULL, stored):
+                    found.append((stored, result))
+        return found
+
+
+def _readable(principal: Principal) -> NameSet:
+    return principal.names(Action.PULL)

@@ -1,0 +1,111 @@
+"""The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the screens
+of storage appliances. Everything else, such as pushes and pulls, is only in `/v2`.
+
+- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS it sends the login
+  with both if the header `X-Docker-Registry-Standalone` says so; over plain HTTP it sends none.
+- `podman search HOST/TERM` sends `GET /v1/search` without a login. If the answer is not 200, it reads `/v2/_catalog`,
+  with the login.
+
+So a caller without a login who finds nothing gets a 401, unless this registry has no accounts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+
+from registry.admin.caller import AnyCaller
+from registry.admin.management_route import ManagementRoute
+from registry.admin.repository_rights import readable_repository
+from storage.content_search import MAX_OFFSET
+from storage.errors import Unauthorized
+from storage.names import RepositoryName
+
+router = APIRouter(route_class=ManagementRoute, prefix="/v1", include_in_schema=False)
+DEFAULT_RESULTS: Final = 25
+MAX_RESULTS: Final = 100
+"""Number of results of a page: without `n`, and at most."""
+MAX_TAGS: Final = 1000
+"""Largest number of tags in a list, which has no pages."""
+_HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
+
+
+class V1Result(BaseModel):
+    """A repository. Docker's client wants all of these fields."""
+
+    name: str
+    description: str = ""
+    star_count: int = 0
+    is_official: bool = False
+    is_automated: bool = False
+    is_trusted: bool = False
+
+
+class V1Results(BaseModel):
+    """A page of results. `num_results` counts those up to this page, and one more if there is a next page: nobody
+    counts all."""
+
+    query: str
+    page: int
+    page_size: int
+    num_pages: int
+    num_results: int
+    results: list[V1Result]
+
+
+@router.get("/_ping")
+async def ping(response: Response) -> dict[str, Any]:
+    """Says that this is a registry that needs no other one for logins."""
+    response.headers.update(_HEADERS)
+    return {"standalone": True}
+
+
+@router.get("/search")
+async def search(
+    response: Response,
+    caller: AnyCaller,
+    q: Annotated[str, Query(max_length=1024)] = "",
+    n: Annotated[int, Query(ge=0, le=10**9)] = DEFAULT_RESULTS,
+    page: Annotated[int, Query(ge=0, le=10**9)] = 1,
+) -> V1Results:
+    """Finds repositories by name: those that are stored here, and then those that the upstream finds, if the settings
+    pass searches on. Raises Unauthorized for an anonymous caller who finds nothing."""
+    response.headers.update(_HEADERS)
+    count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
+    text = q.strip().removeprefix("library/")
+    offset = min((page - 1) * count, MAX_OFFSET + 1)
+    found = await caller.searches.repositories(caller.principal, text, offset, count)
+    results = [V1Result(name=name) for name in found.items]
+    has_more = found.more
+    if text and len(results) < count:
+        more = await caller.searches.at_upstream(caller.principal, text, count, page)
+        known = {result.name for result in results}
+        results += [
+            V1Result(name=name, description=each.description, star_count=each.stars, is_official=each.is_official)
+            for name, each in more
+            if name not in known
+        ][: count - len(results)]
+        has_more |= len(more) == count
+    if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.open:
+        raise Unauthorized("log in to search")
+    total = (page - 1) * count + len(results) + (1 if has_more else 0)
+    return V1Results(
+        query=q,
+        page=page,
+        page_size=count,
+        num_pages=page + 1 if has_more else page,
+        num_results=total,
+        results=results,
+    )
+
+
+@router.get("/repositories/{name:path}/tags")
+async def list_tags(response: Response, caller: AnyCaller, name: str) -> dict[str, str]:
+    """Lists the tags of a stored repository, each with the hash of what it points at. Needs `pull` on the
+    repository."""
+    response.headers.update(_HEADERS)
+    stored = await readable_repository(caller, RepositoryName(name))
+    tags = await caller.searches.tags_of(stored, MAX_TAGS)
+    return {tag: digest.encoded for tag, digest in tags}

@@ -1,0 +1,76 @@
+"""Reads image references out of what people paste into a search: `docker pull host/team/app:v1`,
+`host/team/app@sha256:…`, an address that begins with `https://`, or just `team/app`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from storage.errors import RegistryError
+from storage.names import Digest, Reference, RepositoryName, Tag
+
+_PROGRAMS: Final = frozenset(
+    {
+        *("docker", "podman", "nerdctl", "ctr", "crictl", "k3s", "buildah", "skopeo", "crane", "oras", "regctl"),
+        *("helm", "cosign", "entrepot", "sudo", "FROM", "from", "image:"),
+    }
+)
+"""First words of commands, and of lines in files, that name images."""
+_VERBS: Final = frozenset(
+    {
+        *("pull", "run", "push", "create", "copy", "inspect", "image", "images", "tag", "save", "manifest", "content"),
+        *("build", "fetch", "get", "install", "verify", "ls", "list", "show", "container"),
+    }
+)
+"""Words of commands that name no image."""
+_HOST: Final = re.compile(
+    r"localhost(:[0-9]+)?|[a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]+)?|[a-z0-9-]+:[0-9]+|\[[0-9a-f:]+\](:[0-9]+)?"
+)
+_SCHEMES: Final = ("docker://", "oci://", "https://", "http://")
+_MAX_WORDS: Final = 16
+"""Number of words in which a reference is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastedReference:
+    """A repository, and a tag or digest in it; None: there is neither."""
+
+    repository: RepositoryName
+    reference: Reference | None
+
+
+def pasted_references(text: str) -> Iterator[PastedReference]:
+    """Yields the references that `text` can mean; those that are more likely come first. A name with a host in front is
+    yielded with and without the host."""
+    words = text.split()[:_MAX_WORDS]
+    is_command = bool(words) and words[0] in _PROGRAMS
+    for word in words:
+        word = word.strip("\"'`,;")
+        if is_command and (word in _PROGRAMS or word in _VERBS):
+            continue
+        if word.startswith("-") or not (is_command or len(words) == 1 or any(mark in word for mark in "/:@")):
+            continue
+        for scheme in _SCHEMES:
+            word = word.removeprefix(scheme)
+        yield from _parse(word.rstrip("/"))
+
+
+def _parse(word: str) -> Iterator[PastedReference]:
+    before_digest, at, digest = word.partition("@")
+    name, colon, tag = before_digest.rpartition(":")
+    if not colon or "/" in tag:
+        name, tag = before_digest, ""
+    try:
+        reference: Reference | None = Tag(tag) if tag else None
+        if at:
+            reference = Digest(digest)
+    except RegistryError:
+        return
+    host, slash, rest = name.partition("/")
+    for each in (name, rest) if slash and _HOST.fullmatch(host) else (name,):
+        try:
+            yield PastedReference(RepositoryName(each), reference)
+        except RegistryError:
+            continue

@@ -1,0 +1,174 @@
+"""The route `/api/v1/search`. The docstring of the route is the description in the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.caller import AnyCaller
+from registry.admin.content_searches import ContentSearches, SearchTarget
+from registry.admin.management_route import AfterQuery, ManagementRoute
+from registry.request import RequestInvalid
+from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound
+from storage.names import Digest, RepositoryName
+
+router = APIRouter(route_class=ManagementRoute)
+ItemT = TypeVar("ItemT")
+FoundT = TypeVar("FoundT")
+MirroredFrom = Annotated[
+    str | None, Field(description="The upstream from which the repository is mirrored; null: it is hosted here")
+]
+
+
+class FoundRepository(BaseModel):
+    """A repository whose name has all words."""
+
+    repository: str
+    mirrored_from: MirroredFrom
+
+
+class FoundTag(BaseModel):
+    """A tag with a word that begins with the last word of the search."""
+
+    repository: str
+    mirrored_from: MirroredFrom
+    tag: str
+    digest: str
+    updated: datetime
+
+
+class FoundLabels(BaseModel):
+    """A manifest whose labels and annotations have all words. `labels`: some of those in which a word occurs. `tag`: a
+    tag that leads to the manifest; null: there is none."""
+
+    repository: str
+    mirrored_from: MirroredFrom
+    digest: str
+    tag: str | None
+    labels: dict[str, str]
+
+
+class FoundDigest(BaseModel):
+    """A manifest or blob whose digest begins with the text."""
+
+    repository: str
+    mirrored_from: MirroredFrom
+    digest: str
+    kind: Literal["manifest", "blob"]
+    tag: str | None
+
+
+class FoundTarget(BaseModel):
+    """What a pasted reference or command leads to. `tag` or `digest` are null if the reference has none."""
+
+    repository: str
+    mirrored_from: MirroredFrom
+    kind: Literal["repository", "tag", "manifest", "blob"]
+    tag: str | None = None
+    digest: str | None = None
+
+
+class FoundList(BaseModel, Generic[ItemT]):
+    """Some of what was found. To get the next page, send `next` as the parameter `after`, with the `kind` of the list.
+    `next` is null on the last page."""
+
+    items: list[ItemT]
+    next: str | None = None
+    complete: bool = Field(
+        default=True, description="False: so much matches that some may be missing; a longer search finds them"
+    )
+
+    @classmethod
+    def from_page(cls, page: SearchPage[FoundT], offset: int, to_model: Callable[[FoundT], ItemT]) -> Self:
+        """Converts a page that begins after `offset` entries."""
+        following = str(offset + len(page.items)) if page.more else None
+        return cls(items=[to_model(item) for item in page.items], next=following, complete=page.is_complete)
+
+
+class SearchResponse(BaseModel):
+    """What a search has found. Lists of kinds that were not asked for are null."""
+
+    indexing: bool = Field(description="True: the index is being built, so searches miss much")
+    target: FoundTarget | None = None
+    repositories: FoundList[FoundRepository] | None = None
+    tags: FoundList[FoundTag] | None = None
+    labels: FoundList[FoundLabels] | None = None
+    digests: FoundList[FoundDigest] | None = None
+
+
+@router.get("/search", tags=["search"])
+async def search(
+    caller: AnyCaller,
+    q: Annotated[str, Query(description="Words, a digest, a reference or a pull command", max_length=1024)] = "",
+    kind: Annotated[
+        Literal["repositories", "tags", "labels", "digests"] | None,
+        Query(description="What to look for. Without it: the first page of each kind"),
+    ] = None,
+    after: AfterQuery = None,
+    limit: Annotated[int, Query(description="Maximum number of entries of each kind", ge=1, le=100)] = 20,
+) -> SearchResponse:
+    """Finds repositories by name, tags, labels and annotations, and digests by their first digits, in all repositories
+    from which the caller may pull. A pasted reference, such as `docker pull HOST/team/app:v1`, gives the `target`.
+
+    What was pushed can be found about a second later. Needs a login, unless everyone may pull something."""
+    searches, principal, offset = caller.searches, caller.principal, _offset(after, kind)
+    searches.check_may_search(principal)
+
+    def mirrored(name: RepositoryName) -> dict[str, Any]:
+        return {"repository": name, "mirrored_from": searches.upstream_of(name)}
+
+    async def found(
+        wanted: str, find: Callable[..., Awaitable[SearchPage[FoundT]]], to_model: Callable[[FoundT], ItemT]
+    ) -> FoundList[ItemT] | None:
+        if kind not in (None, wanted):
+            return None
+        return FoundList[Any].from_page(await find(principal, q, offset, limit), offset, to_model)
+
+    def repository_model(name: RepositoryName) -> FoundRepository:
+        return FoundRepository(**mirrored(name))
+
+    def tag_model(item: TagFound) -> FoundTag:
+        updated = models.to_datetime(item.updated)
+        return FoundTag(**mirrored(item.repository), tag=item.tag, digest=item.digest, updated=updated)
+
+    def labels_model(item: LabelsFound) -> FoundLabels:
+        return FoundLabels(**mirrored(item.repository), digest=item.digest, tag=item.tag, labels=dict(item.labels))
+
+    def digest_model(item: DigestFound) -> FoundDigest:
+        content: Literal["manifest", "blob"] = "manifest" if item.is_manifest else "blob"
+        return FoundDigest(**mirrored(item.repository), digest=item.digest, kind=content, tag=item.tag)
+
+    return SearchResponse(
+        indexing=await searches.is_indexing(),
+        target=_target(await searches.target(principal, q), searches) if offset == 0 else None,
+        repositories=await found("repositories", searches.repositories, repository_model),
+        tags=await found("tags", searches.tags, tag_model),
+        labels=await found("labels", searches.labels, labels_model),
+        digests=await found("digests", searches.digests, digest_model),
+    )
+
+
+def _target(found: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
+    if found is None:
+        return None
+    name, reference = found.repository, found.reference
+    place: dict[str, Any] = {"repository": name, "mirrored_from": searches.upstream_of(name)}
+    if reference is None:
+        return FoundTarget(**place, kind="repository")
+    if isinstance(reference, Digest):
+        return FoundTarget(**place, kind="blob" if found.is_blob else "manifest", digest=reference)
+    return FoundTarget(**place, kind="tag", tag=reference)
+
+
+def _offset(after: str | None, kind: str | None) -> int:
+    """Returns the number of entries before the page. Raises RequestInvalid."""
+    if after is None:
+        return 0
+    if kind is None or not after.isascii() or not after.isdigit() or len(after) > 6:
+        raise RequestInvalid("`after` has to be the `next` of a page, and needs the `kind` of that page")
+    return int(after)

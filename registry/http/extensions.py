@@ -1,0 +1,97 @@
+"""Handlers of extensions of the distribution API: which ones there are, and the history of a tag.
+
+Source: OCI distribution spec, "extensions/README.md" and "extensions/_oci.md". Its path for an extension is
+`_<namespace>/<component>/<module>`; that of ours ends with a tag in the place of the module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from registry.http.exchange import Exchange
+from registry.http.response_headers import JSON, REVALIDATE
+from registry.request import RequestInvalid
+from storage.content import Page
+from storage.errors import Unsupported
+from storage.names import RepositoryName, Tag
+from storage.tag_history import TagChange
+
+DEFAULT_ENTRIES: Final = 100
+MAX_ENTRIES: Final = 1000
+"""Numbers of entries on a page of the history: without `n`, and at most."""
+_EXTENSIONS: Final = json.dumps(
+    {
+        "extensions": [
+            {
+                "name": "_oci",
+                "description": "Lists the extensions",
+                "url": "https://github.com/opencontainers/distribution-spec/blob/main/extensions/_oci.md",
+                "endpoints": ["_oci/ext/discover"],
+            },
+            {
+                "name": "_entrepot",
+                "description": "GET /v2/<name>/_entrepot/history/<tag> lists what a tag pointed at, newest first",
+                "endpoints": ["_entrepot/history"],
+            },
+        ]
+    }
+).encode("ascii")
+
+ReadHistory = Callable[[RepositoryName, Tag, int | None, int], Awaitable[Page[TagChange]]]
+"""Returns a page of the history of a tag, if the current request may pull from the repository. The arguments are those
+of `storage.tag_history.TagHistory.changes`. Raises NameUnknown, Unauthorized."""
+
+
+async def list_extensions(exchange: Exchange) -> None:
+    """Lists the extensions, to everybody who may use this registry at all: they are the same for everybody."""
+    await exchange.send_whole(200, _EXTENSIONS, JSON, REVALIDATE)
+
+
+async def no_history(repo: RepositoryName, tag: Tag, before: int | None, limit: int) -> Page[TagChange]:
+    """A `ReadHistory` for a registry that keeps no history. Raises Unsupported."""
+    raise Unsupported("this registry keeps no history of tags")
+
+
+async def list_history(exchange: Exchange, read: ReadHistory) -> None:
+    """Lists what a tag pointed at, newest first. The list is empty for a tag that never existed. Does not say from
+    which address a change came, because everybody who may pull can read the list."""
+    tag = Tag(exchange.item)
+    requested, last = _number(exchange, "n"), _number(exchange, "last")
+    limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
+
+    async def make_response() -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        page = await read(exchange.repo, tag, last, max(limit, 1))
+        changes = page.items[:limit]
+        headers = [JSON, REVALIDATE]
+        if changes and page.more:
+            path = f"/v2/{exchange.requested_name}/_entrepot/history/{tag}"
+            headers.append(exchange.next_page_link(path, {"n": str(limit), "last": str(changes[-1].id)}))
+        document = {"name": exchange.requested_name, "tag": tag, "history": [_entry(change) for change in changes]}
+        return json.dumps(document, separators=(",", ":")).encode("ascii"), headers
+
+    await exchange.body_memory.send_response(exchange, make_response)
+
+
+def _entry(change: TagChange) -> dict[str, Any]:
+    """Returns a change as JSON. `digest` is null if the change deleted the tag, `previous` if it created the tag."""
+    return {
+        "id": str(change.id),
+        "at": datetime.fromtimestamp(round(change.at, 3), UTC).isoformat().replace("+00:00", "Z"),
+        "digest": change.digest,
+        "previous": change.previous,
+        "availability": change.availability,
+        "actor": change.by.name,
+    }
+
+
+def _number(exchange: Exchange, name: str) -> int | None:
+    """Returns a number in the query; None if there is none. Raises RequestInvalid."""
+    text = exchange.query.one(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise RequestInvalid(f"{name} has to be a number, such as {name}=100")
+    return int(text)

@@ -1,0 +1,173 @@
+"""The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` keeps the index up.
+
+A search finds only what is in a set of repositories, which the caller takes from somebody's rights. What is outside of
+the set has no influence on the result, with one exception, which `SearchPage.is_complete` describes.
+
+The index follows the content: a push does not write to it. What was pushed can be found within about a second; what was
+deleted cannot be found any more at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import NameSet
+
+T = TypeVar("T")
+MAX_WORDS: Final = 8
+"""Largest number of words of a search; further words are ignored."""
+MAX_WORD_CHARACTERS: Final = 128
+"""A longer word is cut."""
+MIN_HEX_DIGITS: Final = 6
+"""Smallest number of hexadecimal digits by which a digest is searched for."""
+MAX_OFFSET: Final = 500
+"""The largest offset of a page: a search shows no more than about this number of entries of each kind."""
+MAX_TEXT_CHARACTERS: Final = 8192
+"""Largest size of the labels and annotations of one manifest in the index; the rest is left out."""
+MAX_VALUE_CHARACTERS: Final = 1024
+"""Largest size of one value there; a longer value is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage(Generic[T]):
+    """A page of what a search has found. `more`: whether more follows it.
+
+    `is_complete`: False if the search has ended because it has looked at as many entries as one search may. Then it may
+    have missed some. That happens if very many entries match, or if very many match that are outside of the set of
+    repositories and this set is large as well."""
+
+    items: Sequence[T]
+    more: bool = False
+    is_complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TagFound:
+    """A tag, what it points at, and when it was last moved, in seconds since 1970."""
+
+    repository: RepositoryName
+    tag: Tag
+    digest: Digest
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsFound:
+    """A manifest with labels or annotations that match. `labels`: those in which a word of the search occurs, with
+    values that may be cut. `tag`: a tag that points at the manifest, or at an index that lists it; None: there is
+    none."""
+
+    repository: RepositoryName
+    digest: Digest
+    tag: Tag | None
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DigestFound:
+    """A manifest or blob of a repository. `tag`: a tag that points at the manifest; None: there is none."""
+
+    repository: RepositoryName
+    digest: Digest
+    is_manifest: bool
+    tag: Tag | None = None
+
+
+def search_words(text: str) -> list[str]:
+    """Returns the words of a search in lower case."""
+    return [word[:MAX_WORD_CHARACTERS] for word in text.lower().split()[:MAX_WORDS]]
+
+
+class ContentSearch(Protocol):
+    """Finds stored content. `within`: the stored names of the repositories in which it may be; `offset`: the number of
+    entries before the page, at most `MAX_OFFSET`. The work of a search is bounded, whatever is stored and whatever the
+    patterns of `within` are. All methods raise StorageFull, StorageFailed."""
+
+    async def repositories(
+        self, words: Sequence[str], within: NameSet, offset: int, limit: int
+    ) -> SearchPage[RepositoryName]:
+        """Finds the repositories that have manifests and whose names contain all `words`. First come names that begin
+        with the first word, then those whose last part is that word, then those with a part that begins with it."""
+        ...
+
+    async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
+        """Finds the tags of which a word begins with the last of `words`. A word of a tag is the whole tag, or its rest
+        after a '-' or '_'. The other `words` must occur in the tag or in the name of its repository. A word such as
+        `app:1.2` counts as two."""
+        ...
+
+    async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
+        """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. An image
+        with several platforms is found once if it has a tag."""
+        ...
+
+    async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
+        """Finds the manifests, and the blobs of manifests, whose digests begin with `digest`: `sha256:12ab…`, or only
+        the hexadecimal digits. Finds nothing for less than `MIN_HEX_DIGITS` digits."""
+        ...
+
+    async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
+        """Returns the first `limit` tags of a repository, with what they point at. Raises NameUnknown."""
+        ...
+
+    async def is_indexing(self) -> bool:
+        """Returns whether much of the content is not in the index yet."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnindexedManifest:
+    """A manifest whose labels are not in the index. `annotations`: its annotations, as JSON; None: it has none.
+    `config`: the digest of its config, which may have labels; None: it has none."""
+
+    id: int
+    repository: RepositoryName
+    digest: Digest
+    annotations: str | None
+    config: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestLabels:
+    """What the index gets to know of a manifest. `text`: the labels and annotations, one a line. `missing_config`: the
+    digest of a config that is not stored; None: none is missing."""
+
+    manifest: UnindexedManifest
+    text: str
+    missing_config: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestBatch:
+    """Some manifests that are not in the index. `seen` and `reached` are positions of the index before and after
+    them, which only the index understands."""
+
+    manifests: Sequence[UnindexedManifest]
+    seen: tuple[int, int]
+    reached: tuple[int, int]
+
+
+class SearchIndex(Protocol):
+    """Keeps the index up. Only one process at a time may change it. Changes are short transactions; they raise
+    StorageFull, StorageFailed."""
+
+    def has_unindexed(self) -> bool:
+        """Returns whether there is content that is not in the index. Takes microseconds."""
+        ...
+
+    async def index_names(self) -> bool:
+        """Adds some of the repositories and tags that are not in the index, and removes deleted tags. Returns False if
+        there was nothing to do."""
+        ...
+
+    async def unindexed_manifests(self) -> ManifestBatch:
+        """Returns some of the manifests that are not in the index, and of those whose missing config has been stored.
+        Positions that are equal mean that there are none."""
+        ...
+
+    async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
+        """Adds the manifests of `batch`. Leaves out those that were deleted meanwhile."""
+        ...

@@ -1,0 +1,273 @@
+"""The searches of the index: repositories by name, tags, labels and annotations, and digests.
+
+Each row of the index leads to the row of the content, which is read as well, so what was deleted is not found. The
+functions take the arguments of `storage.content_search.ContentSearch`, and read all rows of their statements or close
+them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from typing import Any, Final
+
+import apsw
+
+from storage.content_search import (
+    MAX_OFFSET,
+    MIN_HEX_DIGITS,
+    DigestFound,
+    LabelsFound,
+    SearchPage,
+    TagFound,
+)
+from storage.metadata.sqlite import lookups
+from storage.metadata.sqlite.search.index_tables import START_OF_NAME
+from storage.metadata.sqlite.search.search_scope import MAX_ROWS, SearchScope, read_page
+from storage.names import ALGORITHMS, Digest, RepositoryName, Tag
+from storage.patterns import NameSet
+
+GROUP_CHARACTERS: Final = 3
+"""Number of characters in the groups by which names are found."""
+MAX_PATTERNS: Final = 16
+"""Largest number of patterns of rights that become a part of a search for names."""
+MAX_SHOWN_LABELS: Final = 8
+"""Largest number of labels that an entry shows."""
+MAX_BLOBS: Final = 20
+"""Largest number of blobs with the same first digits that are found."""
+LAST: Final = "\U0010ffff"
+"""Sorts after every character that names and tags have."""
+_NAME_TEXT = re.compile(r"[a-z0-9._/-]+")
+_HEX = re.compile(r"[0-9a-f]{6,128}")
+_NAMES = """
+SELECT r.name FROM search_name CROSS JOIN repository r ON r.id = search_name.rowid
+ WHERE search_name MATCH ?1 AND r.manifests > 0"""
+_NAMES_BEGINNING = "SELECT name FROM repository WHERE manifests > 0 AND name >= ?1 AND name < ?2 ORDER BY name"
+_TAG = """
+SELECT r.name, s.tag, m.digest, t.updated FROM {source}
+       CROSS JOIN repository r ON r.id = s.repository
+       CROSS JOIN tag t ON t.repository = s.repository AND t.name = s.tag
+       CROSS JOIN manifest m ON m.id = t.manifest
+ WHERE s.word >= ?1 AND s.word < ?2"""
+_TAGS = _TAG.format(source="search_tag s") + " ORDER BY s.word, s.repository, s.tag"
+_TAGS_OF_SOME = _TAG.format(source="json_each(?3) j CROSS JOIN search_tag s ON s.repository = j.value")
+_TAG_OF_MANIFEST = """
+coalesce((SELECT name FROM tag WHERE manifest = m.id LIMIT 1),
+         (SELECT t.name FROM manifest_child c JOIN tag t ON t.manifest = c.manifest
+           WHERE c.repository = m.repository AND c.digest = m.digest LIMIT 1))"""
+_LABELS = f"""
+SELECT r.name, m.digest, l.text, {_TAG_OF_MANIFEST} FROM search_word
+       CROSS JOIN search_label l ON l.manifest = search_word.rowid
+       CROSS JOIN manifest m ON m.id = search_word.rowid
+       CROSS JOIN repository r ON r.id = m.repository
+ WHERE search_word MATCH ?1 ORDER BY search_word.rowid DESC"""
+_MANIFESTS = f"""
+SELECT r.name, m.digest, {_TAG_OF_MANIFEST}, 1 FROM search_manifest s
+       CROSS JOIN manifest m ON m.id = s.manifest
+       CROSS JOIN repository r ON r.id = m.repository
+ WHERE s.hex >= ?1 AND s.hex < ?2 AND m.digest LIKE ?3
+   AND (?4 IS NULL OR m.repository IN (SELECT value FROM json_each(?4)))"""
+_BLOBS = """
+SELECT r.name, b.digest, NULL, 0
+  FROM (SELECT id, digest FROM blob WHERE digest >= ?1 AND digest < ?2 ORDER BY digest LIMIT ?3) b
+       CROSS JOIN blob_link l ON l.blob = b.id AND (?4 IS NULL OR l.repository IN (SELECT value FROM json_each(?4)))
+       CROSS JOIN repository r ON r.id = l.repository
+ WHERE EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = b.digest)"""
+"""A blob counts only in a repository that has a manifest with it: a link alone does not say that clients may get the
+blob there, because the upstream of a mirrored repository may have to confirm that first."""
+
+
+def repositories(
+    db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
+) -> SearchPage[RepositoryName]:
+    """Finds repositories by their names."""
+    if not words or not all(map(_NAME_TEXT.fullmatch, words)) or offset > MAX_OFFSET:
+        return SearchPage([], is_complete=offset <= MAX_OFFSET)
+    scope = SearchScope.of(db, within)
+    if scope.ids is not None:
+        names, is_complete = {name for name in scope.ids if _is_match(words, name)}, True
+    else:
+        names, is_complete = _matching_names(db, words, scope)
+    found = sorted(names, key=lambda name: (_rank(name, words[0]), name))
+    items = [str.__new__(RepositoryName, name) for name in found[offset : offset + limit]]
+    return SearchPage(items, more=len(found) > offset + limit and offset + limit <= MAX_OFFSET, is_complete=is_complete)
+
+
+def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
+    """Returns the names that match, and whether these are all. If very many match, the best ones are looked for
+    first."""
+    found: set[str] = set()
+    looked_at = 0
+    for sql, values in _name_statements(words, scope):
+        with closing(db.cursor()) as cursor:
+            for (name,) in cursor.execute(sql, values):
+                looked_at += 1
+                if looked_at > MAX_ROWS or len(found) > MAX_OFFSET:
+                    return found, False
+                if name not in found and _all_in(words, name) and name in scope:
+                    found.add(name)
+    return found, True
+
+
+def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Yields the statements that find names, those with the best matches first: names that begin with the first word,
+    names with a part that begins with it, and all others."""
+    first, *others = words
+    limits = _pattern_expression(scope.within)
+    if len(first) < GROUP_CHARACTERS - 1 and not others:
+        yield _NAMES_BEGINNING, (first, first + LAST)
+    for beginning in (START_OF_NAME, "/", ""):
+        expression = _groups_expression([beginning + first, *others])
+        if expression:
+            yield _NAMES, (f"{expression} AND ({limits})" if limits else expression,)
+
+
+def _groups_expression(texts: Iterable[str]) -> str:
+    """Returns the expression that finds names with all groups of three characters that occur in `texts`. It is empty if
+    the texts are too short."""
+    groups = {
+        text[start : start + GROUP_CHARACTERS] for text in texts for start in range(len(text) - GROUP_CHARACTERS + 1)
+    }
+    return " AND ".join(f'"{group}"' for group in sorted(groups))
+
+
+def _pattern_expression(within: NameSet) -> str:
+    """Returns an expression that finds all names that match the patterns, and few others. It is empty if there are many
+    patterns, or if one of them is not simple or too short."""
+    if len(within.patterns) > MAX_PATTERNS:
+        return ""
+    parts = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
+    return " OR ".join(f"({part})" for part in parts) if all(parts) else ""
+
+
+def _all_in(words: Sequence[str], text: str) -> bool:
+    return all(word in text for word in words)
+
+
+def _is_match(words: Sequence[str], name: str) -> bool:
+    """Returns whether a name matches as it does in a search of all names, where a single short word finds only
+    beginnings: one character those of names, two those of their parts."""
+    if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
+        return name.startswith(words[0])
+    if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:
+        return f"/{words[0]}" in f"/{name}"
+    return _all_in(words, name)
+
+
+def _rank(name: str, word: str) -> int:
+    """Returns how well a name that contains `word` matches it; 0 is best."""
+    if name.startswith(word):
+        return 0
+    if name.endswith(f"/{word}"):
+        return 1
+    return 2 if f"/{word}" in name else 3
+
+
+def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
+    """Finds tags by their words."""
+    parts = [part for word in words for part in word.split(":") if part]
+    if not parts:
+        return SearchPage([])
+    *others, last = parts
+    scope = SearchScope.of(db, within)
+
+    def convert(row: tuple[Any, ...]) -> tuple[object, TagFound] | None:
+        name, tag, digest, updated = row
+        if not _all_in(others, f"{name}:{tag.lower()}"):
+            return None
+        found = TagFound(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
+        return (name, tag), found
+
+    values: tuple[str, ...] = (last, last + LAST)
+    if scope.ids_json is None:
+        return read_page(db, scope, _TAGS, values, offset, limit, convert)
+    return read_page(db, scope, _TAGS_OF_SOME, (*values, scope.ids_json), offset, limit, convert)
+
+
+def labels(
+    db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
+) -> SearchPage[LabelsFound]:
+    """Finds manifests by their labels and annotations."""
+    searched = [word for word in words if any(character.isalnum() for character in word)]
+    if not searched:
+        return SearchPage([])
+    scope = SearchScope.of(db, within)
+    expression = f"text : ({' AND '.join(map(_quoted, searched))})"
+    if scope.ids is not None:
+        if not scope.ids:
+            return SearchPage([])
+        expression += f" AND repository : ({' OR '.join(_quoted(str(row_id)) for row_id in scope.ids.values())})"
+
+    def convert(row: tuple[Any, ...]) -> tuple[object, LabelsFound]:
+        name, digest, text, tag = row
+        found = LabelsFound(
+            str.__new__(RepositoryName, name),
+            _digest(digest),
+            None if tag is None else str.__new__(Tag, tag),
+            _shown_labels(text, searched),
+        )
+        return (name, tag or digest), found
+
+    return read_page(db, scope, _LABELS, (expression,), offset, limit, convert)
+
+
+def _quoted(text: str) -> str:
+    """Returns `text` as a phrase of a full-text search."""
+    return '"' + text.replace('"', '""').replace("\0", " ") + '"'
+
+
+def _shown_labels(text: str, words: Sequence[str]) -> dict[str, str]:
+    """Returns the labels, of those in `text`, in which one of the words occurs."""
+    lines = [line for line in text.split("\n") if any(word in line.lower() for word in words)]
+    return {name: value for name, _, value in (line.partition("=") for line in lines[:MAX_SHOWN_LABELS])}
+
+
+def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
+    """Finds manifests and blobs by the beginning of a digest."""
+    algorithm, colon, digits = digest.lower().rpartition(":")
+    if (colon and algorithm not in ALGORITHMS) or not _HEX.fullmatch(digits) or len(digits) < MIN_HEX_DIGITS:
+        return SearchPage([])
+    scope = SearchScope.of(db, within)
+
+    def convert(row: tuple[Any, ...]) -> tuple[object, DigestFound]:
+        name, found, tag, is_manifest = row
+        entry = DigestFound(
+            str.__new__(RepositoryName, name),
+            _digest(found),
+            bool(is_manifest),
+            None if tag is None else str.__new__(Tag, tag),
+        )
+        return (name, found), entry
+
+    found: list[DigestFound] = []
+    is_complete = True
+    wanted = offset + limit + 1
+    short = digits[:16]
+    pattern = f"{algorithm or '%'}:{digits}%"
+    statements: list[tuple[str, tuple[Any, ...]]] = [(_MANIFESTS, (short, short + "g", pattern, scope.ids_json))]
+    for each in [algorithm] if algorithm else ALGORITHMS:
+        statements.append((_BLOBS, (f"{each}:{digits}", f"{each}:{digits}g", MAX_BLOBS, scope.ids_json)))
+    for sql, values in statements:
+        page = read_page(db, scope, sql, values, 0, wanted, convert)
+        found += page.items
+        is_complete &= page.is_complete
+    if offset > MAX_OFFSET:
+        return SearchPage([], is_complete=False)
+    return SearchPage(found[offset : offset + limit], more=len(found) > offset + limit, is_complete=is_complete)
+
+
+def tags_of(db: apsw.Connection, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
+    """Returns the first tags of a repository, with what they point at. Raises NameUnknown."""
+    repository = lookups.repository_id(db, repo)
+    rows: list[Any] = db.execute(
+        "SELECT t.name, m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? "
+        "ORDER BY t.name LIMIT ?",
+        (repository, limit),
+    ).fetchall()
+    return [(str.__new__(Tag, name), _digest(digest)) for name, digest in rows]
+
+
+def _digest(text: str) -> Digest:
+    """Returns a digest read from the database. Skips the checks of `Digest`, which ran before it was stored."""
+    return str.__new__(Digest, text)

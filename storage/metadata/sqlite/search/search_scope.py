@@ -1,0 +1,97 @@
+"""The repositories in which a search may find something (`SearchScope`).
+
+A search of somebody who may see few repositories looks only at those. A search of somebody who may see everything uses
+the index of everything. In between, the index of everything is used, and what it finds is compared with the patterns
+of the rights; then the number of rows that a search looks at is limited.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from storage.content_search import MAX_OFFSET, SearchPage
+from storage.metadata.sqlite import lookups
+from storage.patterns import NameSet
+
+T = TypeVar("T")
+MAX_LISTED_REPOSITORIES: Final = 500
+"""If a principal may see at most this number of repositories, a search looks only at those."""
+LISTING_COST: Final = 30_000
+"""Largest cost of finding those, in the unit of `lookups.PAGE_COST_LIMIT`: about 15 ms."""
+MAX_ROWS: Final = 3_000
+"""Largest number of rows at which one search looks. This takes about 30 ms."""
+
+
+@dataclass(frozen=True)
+class SearchScope:
+    """The repositories of a search. `within`: the set of their names. `ids`: their row ids by their names, if they are
+    few; None: they are many."""
+
+    within: NameSet
+    ids: dict[str, int] | None
+
+    @classmethod
+    def of(cls, db: apsw.Connection, within: NameSet) -> SearchScope:
+        """Returns the scope of a search in the set `within`."""
+        if within.has_every_name:
+            return cls(within, None)
+        if not within.patterns:
+            return cls(within, {})
+        page = lookups.repositories(db, None, MAX_LISTED_REPOSITORIES, within, cost_limit=LISTING_COST)
+        if page.more:
+            return cls(within, None)
+        rows: list[Any] = db.execute(
+            "SELECT r.name, r.id FROM json_each(?) n JOIN repository r ON r.name = n.value", (json.dumps(page.items),)
+        ).fetchall()
+        return cls(within, dict(rows))
+
+    @property
+    def ids_json(self) -> str | None:
+        """The row ids as a JSON array; None: the repositories are many."""
+        return None if self.ids is None else json.dumps(list(self.ids.values()))
+
+    def __contains__(self, name: str) -> bool:
+        if self.ids is not None:
+            return name in self.ids
+        return self.within.has_every_name or name in self.within
+
+
+def read_page(
+    db: apsw.Connection,
+    scope: SearchScope,
+    sql: str,
+    values: Sequence[Any],
+    offset: int,
+    limit: int,
+    convert: Callable[[tuple[Any, ...]], tuple[object, T] | None],
+) -> SearchPage[T]:
+    """Returns a page of the rows that `sql` selects. The first column is the name of a repository; rows of others than
+    those of `scope` are left out. `convert` returns a key and the entry of a row; None: the row does not match. Of rows
+    with the same key, only the first counts."""
+    if offset > MAX_OFFSET:
+        return SearchPage([], is_complete=False)
+    found: dict[object, T] = {}
+    looked_at = 0
+    with closing(_rows(db, sql, values)) as rows:
+        for row in rows:
+            looked_at += 1
+            if looked_at > MAX_ROWS:
+                return SearchPage(list(found.values())[offset:], is_complete=False)
+            if row[0] not in scope or (entry := convert(row)) is None or entry[0] in found:
+                continue
+            found[entry[0]] = entry[1]
+            if len(found) > offset + limit:
+                return SearchPage(list(found.values())[offset : offset + limit], more=True)
+    return SearchPage(list(found.values())[offset:])
+
+
+def _rows(db: apsw.Connection, sql: str, values: Sequence[Any]) -> Generator[tuple[Any, ...], None, None]:
+    """Yields the rows. Ends the statement, and so its read transaction, when it is closed."""
+    with closing(db.cursor()) as cursor:
+        yield from cursor.execute(sql, tuple(values))

@@ -1,0 +1,176 @@
+"""Searches over the management API, those of Docker's first API, and the extensions of /v2."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, Auth, code_of
+from tests.fakes.plain_client import plain_client
+
+from .test_tag_api import basic, grant, put
+
+ROOT = (ADMIN, PASSWORD)
+
+
+def get(site: AdminSite, path: str, auth: Auth = ROOT, **query: Any) -> httpx2.Response:
+    """A request outside of the management API."""
+    with plain_client(site.server.url, timeout=60) as client:
+        return client.get(path, auth=auth, params=query or None)
+
+
+def until(is_done: Callable[[], bool]) -> None:
+    """Waits until the index has followed."""
+    while not is_done():
+        time.sleep(0.02)
+
+
+def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
+    """Pushes an index to a repository, waits until it can be found, and returns its digest."""
+    digest = put(site, repo, tag, repo)
+    until(lambda: bool(site.done("GET", "/search", q=f"{repo}:{tag}", kind="tags")["tags"]["items"]))
+    until(lambda: bool(site.done("GET", "/search", q=digest, kind="digests")["digests"]["items"]))
+    return digest
+
+
+@pytest.fixture
+def repo(site: AdminSite) -> str:
+    return f"found-{site.name('x')}/app"
+
+
+def test_all_kinds_at_once(site: AdminSite, repo: str) -> None:
+    digest = indexed(site, repo)
+    found = site.done("GET", "/search", q=repo)
+    place = {"repository": repo, "mirrored_from": None}
+    assert found["repositories"] == {"items": [place], "next": None, "complete": True}
+    assert found["target"] == {**place, "kind": "repository", "tag": None, "digest": None}
+    assert (found["indexing"], found["tags"]["items"]) == (False, [])
+    assert found["labels"]["items"] == [{**place, "digest": digest, "tag": "v1", "labels": {"text": repo}}]
+    [entry] = site.done("GET", "/search", q=digest[:30])["digests"]["items"]
+    assert entry == {**place, "digest": digest, "kind": "manifest", "tag": "v1"}
+
+
+def test_pasted_texts_lead_to_the_thing(site: AdminSite, repo: str) -> None:
+    digest = indexed(site, repo)
+    host = site.server.address
+    for text, kind in (
+        (f"docker pull {host}/{repo}:v1", "tag"),
+        (f"{host}/{repo}@{digest}", "manifest"),
+        (f"{repo}", "repository"),
+    ):
+        target = site.done("GET", "/search", q=text)["target"]
+        assert (target["repository"], target["kind"]) == (repo, kind), text
+    for text in (f"docker pull {host}/{repo}:v2", "docker pull none/there:v1"):
+        assert site.done("GET", "/search", q=text)["target"] is None
+    assert site.done("GET", "/search", q=f"{repo}:v1", kind="tags", after="0")["target"] is not None
+
+
+def test_pages(site: AdminSite) -> None:
+    area = site.name("paged")
+    for number in range(3):
+        indexed(site, f"{area}/app{number}")
+    first = site.done("GET", "/search", q=f"{area}/", kind="repositories", limit=2)
+    assert (len(first["repositories"]["items"]), first["tags"], first["repositories"]["next"]) == (2, None, "2")
+    rest = site.done("GET", "/search", q=f"{area}/", kind="repositories", limit=2, after="2")["repositories"]
+    assert ([item["repository"] for item in rest["items"]], rest["next"]) == ([f"{area}/app2"], None)
+    assert site.call("GET", "/search", q=area, after="2").status_code == 400
+    assert site.call("GET", "/search", q="x" * 1025).status_code == 422
+
+
+def test_others_find_what_they_may_pull(site: AdminSite, repo: str) -> None:
+    """With every kind of search, and with the old API; a limited token finds less."""
+    digest = indexed(site, repo)
+    hidden = repo.replace("found", "hidden")
+    indexed(site, hidden)
+    member = site.user()
+    grant(site, member[0], repo, "pull")
+    outsider = site.user()
+    limited = (member[0], site.token(member[0], limits=[{"pattern": "other/**", "actions": ["pull"]}]))
+    for auth, sees in ((ROOT, [repo, hidden]), (member, [repo]), (outsider, []), (limited, [])):
+        for name in (repo, hidden):
+            found = site.done("GET", "/search", auth=auth, q=f"docker pull {name}:v1")
+            assert (found["target"] is not None) == (name in sees)
+            tags = site.done("GET", "/search", auth=auth, q=f"{name}:v1", kind="tags")["tags"]["items"]
+            assert [item["repository"] for item in tags] == ([name] if name in sees else [])
+            assert (get(site, f"/v1/repositories/{name}/tags", auth).status_code == 200) == (name in sees)
+        found_digests = site.done("GET", "/search", auth=auth, q=digest)["digests"]["items"]
+        assert bool(found_digests) == (repo in sees)
+        results = get(site, "/v1/search", auth, q=repo.partition("-")[2]).json()["results"]
+        assert sorted(result["name"] for result in results) == sorted(sees)
+
+
+def test_nobody_has_to_log_in(site: AdminSite, repo: str) -> None:
+    """Where not everyone may pull something. What everyone may pull is found without a login."""
+    indexed(site, repo)
+    for answer in (site.call("GET", "/search", auth=None, q="app"), get(site, "/v1/search", None, q="app")):
+        assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+    site.done("PUT", "/grants", {"subject": "everyone", "pattern": repo, "actions": ["pull"]})
+    try:
+        found = site.done("GET", "/search", auth=None, q="app")["repositories"]["items"]
+        assert [item["repository"] for item in found] == [repo]
+        assert [result["name"] for result in get(site, "/v1/search", None, q="app").json()["results"]] == [repo]
+        assert get(site, "/v1/search", None, q="nothing-there").status_code == 401
+    finally:
+        site.done("DELETE", "/grants", subject="everyone", pattern=repo)
+
+
+def test_the_old_api(site: AdminSite) -> None:
+    """The fields and headers that Docker's client wants."""
+    area = site.name("old")
+    digests = [indexed(site, f"{area}/app{number}") for number in range(3)]
+    answer = get(site, "/v1/_ping", None)
+    assert (answer.json(), answer.headers["x-docker-registry-standalone"]) == ({"standalone": True}, "true")
+    assert answer.headers["x-docker-registry-version"]
+    pages = [get(site, "/v1/search", q=f"{area}/", n=2, page=number).json() for number in (1, 2, 3)]
+    assert [[result["name"] for result in page["results"]] for page in pages] == [
+        [f"{area}/app0", f"{area}/app1"],
+        [f"{area}/app2"],
+        [],
+    ]
+    assert pages[0]["results"][0] == {
+        "name": f"{area}/app0", "description": "", "star_count": 0,
+        "is_official": False, "is_automated": False, "is_trusted": False,
+    }  # fmt: skip
+    assert [(page["num_results"], page["num_pages"]) for page in pages[:2]] == [(3, 2), (3, 2)]
+    assert get(site, f"/v1/repositories/{area}/app1/tags").json() == {"v1": digests[1].partition(":")[2]}
+    for path in ("/v1/search?n=x", "/v1/search?page=-1"):
+        assert get(site, path).status_code == 422
+    assert get(site, "/v1/users").status_code == 404
+
+
+def test_extensions(site: AdminSite) -> None:
+    """The list of extensions names what there is."""
+    [oci, own] = get(site, "/v2/_oci/ext/discover", None).json()["extensions"]
+    assert (oci["name"], own["name"], own["endpoints"]) == ("_oci", "_entrepot", ["_entrepot/history"])
+
+
+def test_history_over_v2(site: AdminSite, repo: str) -> None:
+    """Newest first, in pages, without addresses; for those who may pull."""
+    digests = [put(site, repo, "v1", text) for text in ("first", "second", "third")]
+    path = f"/v2/{repo}/_entrepot/history/v1"
+    page = get(site, path, None, n=2)
+    assert (page.status_code, page.headers["www-authenticate"].partition(" ")[0]) == (401, "Bearer")
+    assert f"repository:{repo}:pull" in page.headers["www-authenticate"]
+    member, outsider = site.user(), site.user()
+    grant(site, member[0], repo, "pull")
+    with plain_client(site.server.url) as client:
+        first = client.get(path, params={"n": 2}, headers={"authorization": basic(member)})
+        rest = client.get(first.links["next"]["url"], headers={"authorization": basic(member)})
+    entries = first.json()["history"] + rest.json()["history"]
+    assert [entry["digest"] for entry in entries] == digests[::-1]
+    assert [entry["previous"] for entry in entries] == [digests[1], digests[0], None]
+    assert {entry["actor"] for entry in entries} == {ADMIN}
+    assert "127.0.0.1" not in first.text
+    assert "next" not in rest.links
+    hidden, unknown = get(site, path, outsider), get(site, "/v2/none/_entrepot/history/v1", outsider)
+    assert hidden.status_code == unknown.status_code == 404
+    assert hidden.text.replace(repo, "none") == unknown.text
+    assert get(site, f"/v2/{repo}/_entrepot/history/none").json()["history"] == []
+    assert get(site, path, n="x").status_code == 400
+    assert get(site, f"/v2/{repo}/_entrepot/history/-").status_code == 400
+    assert get(site, f"/v2/{repo}/_entrepot/other/v1").status_code == 404

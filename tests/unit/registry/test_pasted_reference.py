@@ -1,0 +1,32 @@
+"""What a pasted text can mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.admin.pasted_reference import pasted_references
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("docker pull localhost:5000/team/app:v1", [("team/app", "v1")]),
+        ("docker pull reg.example.com/team/app", [("reg.example.com/team/app", None), ("team/app", None)]),
+        ("sudo podman pull --quiet nginx", [("nginx", None)]),
+        (f"host:5000/x/y@{DIGEST}", [("x/y", DIGEST)]),
+        (f"ghcr.io/x/y:v1@{DIGEST}", [("ghcr.io/x/y", DIGEST), ("x/y", DIGEST)]),
+        ("skopeo copy docker://team/app:v1 dir:/tmp/x", [("team/app", "v1")]),
+        ("https://reg.example.com/team/app/", [("reg.example.com/team/app", None), ("team/app", None)]),
+        ('image: "team/app:v1"', [("team/app", "v1")]),
+        ("team/app", [("team/app", None)]),
+        ("team app", []),
+        ("Team/App", []),
+        ("team/app@sha256:12", []),
+        ("-v", []),
+        ("", []),
+    ],
+)
+def test_pasted(text: str, meant: list[tuple[str, str | None]]) -> None:
+    assert [(found.repository, found.reference) for found in pasted_references(text)] == meant

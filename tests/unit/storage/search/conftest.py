@@ -1,0 +1,71 @@
+"""A store with a search index, and searches that say what they find in short."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content_search import search_words
+from storage.metadata.sqlite.search import search_scope
+from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES, NameSet
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.registry_content import push_image
+
+EVERYTHING = 100
+"""More entries than a test stores."""
+
+
+@dataclass
+class SearchedStore:
+    """A store and its search."""
+
+    store: StoredRegistry
+
+    async def push(self, *references: str, **fields: Any) -> None:
+        """Pushes an image for each of `team/app:v1`, and indexes it."""
+        for reference in references:
+            repo, _, tag = reference.partition(":")
+            await push_image(self.store, RepositoryName(repo), reference, *([tag] if tag else []), **fields)
+        await self.index()
+
+    async def index(self) -> None:
+        await self.store.search_indexer.run()
+        assert not await self.store.search.is_indexing()
+
+    async def names(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
+        page = await self.store.search.repositories(search_words(text), within, 0, EVERYTHING)
+        assert (page.more, page.is_complete) == (False, True)
+        return list(page.items)
+
+    async def tags(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
+        page = await self.store.search.tags(search_words(text), within, 0, EVERYTHING)
+        return [f"{found.repository}:{found.tag}" for found in page.items]
+
+    async def labels(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
+        page = await self.store.search.labels(search_words(text), within, 0, EVERYTHING)
+        return [f"{found.repository}:{found.tag}" for found in page.items]
+
+    async def digests(self, text: str, within: NameSet = ALL_NAMES) -> list[tuple[str, bool]]:
+        """The repositories, and whether it is a manifest there."""
+        page = await self.store.search.digests(text, within, 0, EVERYTHING)
+        return [(found.repository, found.is_manifest) for found in page.items]
+
+
+@pytest.fixture
+async def searched(tmp_path: Path) -> AsyncIterator[SearchedStore]:
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path) as store:
+        yield SearchedStore(store)
+
+
+@pytest.fixture(params=[search_scope.MAX_LISTED_REPOSITORIES, 0], ids=["few", "many"])
+def listed_repositories(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes searches list the repositories that a principal may see, or compare all that they find with the rights, as
+    they do if these repositories are many."""
+    monkeypatch.setattr(search_scope, "MAX_LISTED_REPOSITORIES", request.param)

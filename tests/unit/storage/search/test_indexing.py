@@ -1,0 +1,103 @@
+"""How the index follows the content."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+
+from storage.composition import layout_of, open_registry, prepare_data_dir
+from storage.names import RepositoryName, Tag
+from storage.patterns import ALL_NAMES
+from storage.upkeep.schedule import cancel_all
+from storage.upkeep.search_indexing import keep_indexed
+from tests.fakes.registry_content import BY, push_image
+
+from .conftest import SearchedStore
+
+APP = RepositoryName("team/app")
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[SearchedStore]:
+    prepare_data_dir(folder)
+    async with open_registry(folder) as store:
+        yield SearchedStore(store)
+
+
+def remove_index(folder: Path) -> None:
+    """Leaves a store of the version before the index."""
+    db = apsw.Connection(str(layout_of(folder).metadata))
+    try:
+        objects = db.execute(
+            "SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search%' "
+            "ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"
+        ).fetchall()
+        for kind, name in objects:
+            if db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (name,)).get:
+                db.execute(f"DROP {kind} {name}")
+        db.execute("PRAGMA user_version = 9")
+    finally:
+        db.close()
+
+
+async def test_a_store_that_is_older_than_the_index(tmp_path: Path) -> None:
+    """All of it is indexed after the migration, and searches say until then that it is not."""
+    async with opened(tmp_path) as searched:
+        await searched.push("team/app:v1", "team/app:v2-x", "other/db:v1", annotations={"color": "red"})
+        digest = (await searched.store.resolve_manifest(APP, Tag("v1"))).digest
+    remove_index(tmp_path)
+    async with opened(tmp_path) as searched:
+        assert await searched.store.search.is_indexing()
+        assert await searched.names("app") == []
+        await searched.index()
+        assert await searched.names("app") == ["team/app"]
+        assert sorted(await searched.tags("v1")) == ["other/db:v1", "team/app:v1"]
+        assert await searched.tags("x") == ["team/app:v2-x"]
+        assert len(await searched.labels("red")) == 3
+        assert await searched.digests(digest) == [("team/app", True)]
+
+
+async def test_more_than_a_batch(tmp_path: Path) -> None:
+    """Tags, manifests and repositories of several batches, old and new."""
+    async with opened(tmp_path) as searched:
+        made = await push_image(searched.store, APP, "seed", annotations={"color": "red"})
+        for number in range(120):
+            repo = RepositoryName(f"many/app{number}")
+            await searched.store.metadata.put_manifest(repo, made, [Tag(f"t{tag}") for tag in range(3)], BY, True, None)
+    remove_index(tmp_path)
+    async with opened(tmp_path) as searched:
+        await searched.index()
+        for text, find, count in (
+            ("many/app", searched.store.search.repositories, 120),
+            ("t", searched.store.search.tags, 360),
+            ("red", searched.store.search.labels, 121),
+        ):
+            found = await find([text], ALL_NAMES, 0, 1000)
+            assert (len(found.items), found.is_complete) == (count, True), text
+
+
+async def test_the_background_task(tmp_path: Path) -> None:
+    """Two processes keep the index up together, and one goes on when the other ends."""
+    async with opened(tmp_path) as searched, opened(tmp_path) as other:
+        tasks = [
+            asyncio.create_task(keep_indexed(each.store.search_indexer, each.store.leases))
+            for each in (searched, other)
+        ]
+        try:
+            await push_image(searched.store, APP, "first", "v1")
+            await until(searched, lambda found: found == ["team/app:v1"])
+            await cancel_all(tasks[:1])
+            await push_image(other.store, APP, "second", "v2")
+            await until(searched, lambda found: found == ["team/app:v1", "team/app:v2"])
+        finally:
+            await cancel_all(tasks)
+
+
+async def until(searched: SearchedStore, is_found: Callable[[list[str]], bool]) -> None:
+    """Waits until the search for tags finds what it should."""
+    while not is_found(await searched.tags("v")):  # noqa: ASYNC110 - another task writes the index
+        await asyncio.sleep(0.02)
