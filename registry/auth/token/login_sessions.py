@@ -1,4 +1,4 @@
-"""Browser sessions of people who logged in at the OpenID provider.
+"""Browser sessions of people who logged in with a password or at the OpenID provider.
 
 A session is a token (JWT, RFC 7519) in a cookie, signed with a key of this registry. Its type and audience differ from
 those of the bearer tokens that `/token` issues. So neither is accepted in place of the other (RFC 8725, 3.11 and 3.12).
@@ -31,8 +31,11 @@ SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 
 _REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub", "jti", "version", "stamp")
 """The claims that every session must have. `version`: the version of the account, a number that increases when the
-account's password or admin right is changed, or when the account is disabled or enabled. `stamp`: a hash of the OpenID
-provider's settings, which changes when they do."""
+account's password or admin right is changed, or when the account is disabled or enabled; `_NONE` for an account outside
+the store. `stamp`: a hash of the source of the identity outside the store, such as the OpenID provider's settings; it
+changes when they do, and is empty if there is no such source."""
+_NONE: Final = -1
+"""In the claim `version`: the account is not in the store."""
 
 
 class LoginSessions:
@@ -69,8 +72,8 @@ class LoginSessions:
                 "iat": now,
                 "exp": now + int(SESSION_SECONDS),
                 "jti": self._random(12).hex(),
-                "version": identity.version,
-                "stamp": identity.stamp,
+                "version": _NONE if identity.version is None else identity.version,
+                "stamp": identity.stamp or "",
                 "groups": list(identity.groups),
             }
         )
@@ -81,10 +84,11 @@ class LoginSessions:
         the removal of the account; `registry.auth.revocation` does."""
         try:
             claims = self._signed.verify(text, self._clock())
+            version = int(claims["version"])
             return Identity(
                 str(claims["sub"]),
-                version=int(claims["version"]),
-                stamp=str(claims["stamp"]),
+                version=None if version == _NONE else version,
+                stamp=str(claims["stamp"]) or None,
                 groups=tuple(map(str, claims.get("groups", ()))),
                 expires=float(claims["exp"]),
             )
