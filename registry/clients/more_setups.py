@@ -69,11 +69,12 @@ def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> tup
     """Returns a hint for clients that send no login to a mirror."""
     if not has_accounts or not hosts:
         return ()
+    pattern = f"{hosts[0].name}/**"
     return (
         hint(
             "containerd sends no login for mirrored images; let everyone pull them: "
             "entrepot grant add '{pattern}' pull everyone",
-            pattern=f"{hosts[0].name}/**",
+            pattern=pattern,
         ),
     )
 
@@ -96,10 +97,10 @@ def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
         lines += ["configs:", f"  {json.dumps(address.host)}:", "    auth:", "      username: NAME"]
         lines.append("      password: TOKEN")
     files = (((_K3S_FILE, "\n".join([f"# {_K3S_FILE}, on each node", *lines]) + "\n"),)) if lines else ()
-    hints = [hint("each node needs the file; k3s reads it when it starts")] if files else []
+    hints = [hint("each node needs the file; on agents, restart k3s-agent in place of k3s")] if files else []
     if has_accounts:
         hints.append(_ROBOT)
-    commands = ("systemctl restart k3s        # on agents: k3s-agent",) if files else ()
+    commands = ("systemctl restart k3s",) if files else ()
     return ClientSetup(files, tuple(hints), commands)
 
 

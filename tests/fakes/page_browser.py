@@ -40,11 +40,12 @@ class Tab:
         self.page.goto(f"{self.own}{path}", wait_until="load")
 
     def log_in(self, name: str, password: str) -> None:
-        """Fills in the form."""
+        """Fills in the form, and waits for the page that follows."""
         self.open("/ui/login")
         self.page.fill("#user", name)
         self.page.fill("#password", password)
         self.page.click("button.main")
+        self.page.wait_for_url("**/ui/repositories")
 
     def accessibility_problems(self, *rules: str) -> list[str]:
         """What axe finds on the page, checked by all rules or by these."""

@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.admin_site import PASSWORD
 from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.page_browser import PageBrowser, Tab
-from tests.system.pages.conftest import READERS, Reader
+from tests.fakes.page_site import READERS, Reader
 
 LANGUAGES = {"en-US": "en", "zh-CN": "zh-Hans"}
 CLIENTS = ("docker", "podman", "containerd", "k3s", "kind", "buildkit", "nas", "ci")

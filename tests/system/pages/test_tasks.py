@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tests.fakes.admin_site import PASSWORD
 from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.page_browser import PageBrowser
-from tests.system.pages.conftest import MANY, MEMBER
+from tests.fakes.page_site import MANY, MEMBER
 
 
 def test_the_language_stays(site: MemberSite, browser: PageBrowser) -> None:
