@@ -54,7 +54,8 @@ async def log_in(request: Request) -> Response:
     try:
         session = await _start_session(request, user, password)
     except Unauthorized:
-        return await _login_page(request, 401, next_path, user, translatable("The user name or the password is wrong."))
+        # Not 401, which needs a challenge (RFC 9110, 15.5.2): browsers open a dialog of their own for that.
+        return await _login_page(request, 403, next_path, user, translatable("The user name or the password is wrong."))
     except TooManyRequests as error:
         response = await _login_page(
             request, 429, next_path, user, translatable("Too many attempts. Wait a while, and then try again.")

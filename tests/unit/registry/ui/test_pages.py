@@ -163,7 +163,7 @@ async def test_log_in_and_out(tmp_path: Path) -> None:
     async with site(tmp_path) as here, here.browser() as browser:
         for name in ("alice", "nobody", "Not A Name"):
             refused = await here.log_in(browser, name, password="wrong")
-            assert (refused.status_code, "set-cookie" in refused.headers) == (401, False)
+            assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
             assert "The user name or the password is wrong." in refused.text
         assert (await here.log_in(browser, "", password="")).status_code == 400
         done = await here.log_in(browser, "alice", next="/ui/setup?client=podman")
@@ -192,7 +192,7 @@ async def test_an_api_token_is_no_password_for_pages(tmp_path: Path) -> None:
         header = await here.app.token("alice")
         secret = base64.b64decode(header.partition(" ")[2]).decode().partition(":")[2]
         refused = await here.log_in(browser, "alice", password=secret)
-        assert (refused.status_code, "set-cookie" in refused.headers) == (401, False)
+        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
 
 
 async def test_a_session_that_ended(tmp_path: Path) -> None:
