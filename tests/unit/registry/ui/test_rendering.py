@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import jinja2
@@ -13,6 +15,7 @@ from registry.ui.page_files import HTMX, PageFiles
 from registry.ui.page_limits import AT_ONCE_FOR_ONE, WAITING_FOR_ONE, PageLimits
 from registry.ui.rendering import TEMPLATES, PageRenderer, format_size, make_environment, short_digest
 from storage.errors import TooManyRequests
+from tests.fakes.server_process import ROOT
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,12 @@ def test_files_have_one_version() -> None:
     assert files.content("../rendering.py") is None
     with pytest.raises(KeyError):
         files.path("none.css")
+
+
+def test_a_start_does_not_wait_for_templates() -> None:
+    """The application can be made without Jinja2 and Babel, which a process imports for its first page."""
+    code = "import sys, registry.app; sys.exit(bool({'jinja2', 'babel'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 async def test_a_template_that_fails_fails_its_page_alone() -> None:
