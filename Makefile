@@ -25,11 +25,11 @@ CHECKED := tests/architecture tests/unit tests/contract
 # The tests run real clients and look at the server with these. A name is a Debian package; after the colon, the
 # program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client.
 PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
-	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl
+	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl chromium:chromium
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
 UNWANTED := docker-registry nginx
 
-.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs lock clean packages
+.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs screenshots translations lock clean packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,19 @@ format: $(VENV)/.dev ## Put the code into its form
 
 docs: $(VENV)/.runtime ## Write docs/settings.md from the settings' model
 	$(BIN)/python -m registry.cli.settings_page > docs/settings.md
+
+screenshots: $(VENV)/.dev packages ## Make the pictures of the pages in docs/pages, with a real browser
+	$(BIN)/python -m tests.fakes.page_screenshots docs/pages
+
+# A text that is new stays without a translation, which a test reports; one that is not used any more is removed.
+translations: $(VENV)/.dev ## Write new texts of the pages into the catalogues in registry/ui/locale, and remove old ones
+	@texts=$$(mktemp); trap 'rm -f "$$texts"' EXIT; \
+	$(BIN)/pybabel -q extract -F pyproject.toml -k hint -k translatable --no-location --sort-output -o "$$texts" registry/ui registry/clients; \
+	for catalogue in registry/ui/locale/*.po; do \
+		$(BIN)/pybabel -q update -i "$$texts" -o "$$catalogue" -l "$$(basename "$$catalogue" .po)" \
+			--no-fuzzy-matching --ignore-obsolete --no-wrap; \
+		sed -i -E '/^"(Project-Id|Report-Msgid|POT-Creation|PO-Revision|Last-Translator|Language-Team|Generated-By)/d; $${/^$$/d}; 1{/^$$/d}' \
+			"$$catalogue"; done
 
 # The files name no package index: pip asks the one it is set up for, and the hashes say what it may take.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

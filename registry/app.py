@@ -29,12 +29,15 @@ from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCou
 from registry.background_work import BackgroundWork
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
-from registry.http.rate_limit import RateLimit, RateLimitedApp
+from registry.http.rate_limit import RateLimit, RateLimitedApp, refuse_with_json
 from registry.service_factory import Service, ServiceFactory
 from registry.status.worker_report import ServerRun, WorkerReporter, new_server_run
 from registry.telemetry.request_recorder import RequestEnd
 from registry.telemetry.telemetry import Telemetry
-from storage.errors import StorageFull
+from registry.ui import site
+from registry.ui.page_route import send_too_many
+from registry.ui.pages import Pages
+from storage.errors import StorageFull, TooManyRequests
 from storage.interface import Registry
 
 REOPEN_SECONDS: Final = 1.0
@@ -95,9 +98,11 @@ class Entrepot(FastAPI):
         should end."""
         self.event_streams: set[object] = set()
         """The streams of events that are open (`registry.admin.event_stream`)."""
+        self.pages: Pages | None = None
+        """What the pages for people are made with; None: there are none."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2: AsgiApp = SecurityHeaders(  # around FastAPI's own `__call__`
-            RateLimitedApp(super().__call__, factory.rate_limit),
+            RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
             https=tls.certificate is not None or public_url.startswith("https:"),
         )
 
@@ -180,6 +185,13 @@ class Entrepot(FastAPI):
         else:
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
+
+    async def _refuse(self, scope: Scope, send: Send, error: TooManyRequests) -> None:
+        """Answers a request outside `/v2` beyond the rate limit: with a page where a page was asked for."""
+        if self.pages is not None and site.is_page(scope["path"]):
+            await send_too_many(self.pages, scope, send, error)
+        else:
+            await refuse_with_json(scope, send, error)
 
     def _is_metrics_port(self, scope: Scope) -> bool:
         """Returns whether a request came to the port that serves nothing but the metrics."""
@@ -316,6 +328,9 @@ def create_app(
         management_api.add_routes(app)
         app.include_router(login_routes.router)
         app.include_router(docker_v1_routes.router)
+        if settings.pages.enabled:
+            app.pages = Pages()
+            app.include_router(site.router)
     add_error_handlers(app)
     app.include_router(documentation.welcome_router)
     app.include_router(health.router)

@@ -45,10 +45,12 @@ from registry.naming import NamingRules
 from registry.observe import Observed
 from registry.request import PushRefusal, current_request
 from registry.restrict import restrict
+from registry.router import Router
 from registry.server.shared_counters import SharedRateLimiter, shared_cells
 from registry.status.readiness import Readiness
 from registry.status.worker_report import EndpointHealths
 from registry.telemetry.telemetry import Telemetry
+from registry.ui.pages import PageComponents
 from registry.upkeep.admission import Admission
 from registry.upkeep.budgets import min_free_space
 from storage.access import Action
@@ -89,7 +91,8 @@ class Service:
     - `work`: the background work; None: there is none.
     - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
       store raises StorageFull. Does nothing to a store that is open for writing.
-    - `endpoint_health` returns what this process knows about the endpoints of each upstream."""
+    - `endpoint_health` returns what this process knows about the endpoints of each upstream.
+    - `pages`: what pages need; None: there are no pages."""
 
     distribution: DistributionAPI
     unchecked_registry: Registry
@@ -100,6 +103,7 @@ class Service:
     is_store_read_only: bool = False
     work: BackgroundWork | None = None
     endpoint_health: EndpointHealths = dict
+    pages: PageComponents | None = None
 
 
 class ServiceFactory:
@@ -218,6 +222,7 @@ class ServiceFactory:
             is_store_read_only=store.is_read_only,
             work=backend.work,
             endpoint_health=lambda: {name: mirror.endpoint_health for name, mirror in backend.mirrors.items()},
+            pages=self._page_components(backend, components, policy),
         )
 
     def _browser(self, backend: Backend, policy: Policy, live: Registry) -> RepositoryBrowser:
@@ -234,6 +239,21 @@ class ServiceFactory:
         )
         guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)
         return RepositoryBrowser(guard, live, store)
+
+    def _page_components(self, backend: Backend, components: AuthComponents, policy: Policy) -> PageComponents:
+        """Returns what pages need. Their registry leads every name to the store, so that no page waits for an
+        upstream, or uses up what it allows."""
+        store, naming = backend.store, backend.router.naming
+        stored_only = Router(store, dict.fromkeys(naming.upstreams, store), store.is_known_repository, naming)
+        guard = Guarded(
+            restrict(stored_only, read_only=True, delete=False),
+            naming,
+            backend.router.stored_name,
+            denied=_denial_recorder(components, self.telemetry),
+            cursors=components.cursors,
+        )
+        cross_site = CrossSiteCheck(self.settings.public_url, self._upstream_by_host, lambda: not policy.closed)
+        return PageComponents(self._observe(guard), naming, cross_site)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
         """Returns `registry` with a check whether there is room for pushes, if the settings limit it."""

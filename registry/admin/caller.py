@@ -138,7 +138,13 @@ async def identify_caller(
     if session_cookie is not None:
         cookies.check_same_origin()
     principal = await management.authenticator.authenticate(request.scope["headers"], actor, session_cookie)
-    actor = request.state.actor = replace(actor, name=principal.name)
+    return make_caller(request, principal)
+
+
+def make_caller(request: Request, principal: Principal) -> Caller:
+    """Returns the caller of a request that was authenticated. Stores the actor in `request.state.actor`."""
+    management: ManagementComponents = request.app.service.access.management
+    actor = request.state.actor = replace(unauthenticated_actor(request.scope), name=principal.name)
     may_add_first_account = (
         principal.open and not management.is_proxied and _is_from_this_machine(request, actor.address)
     )

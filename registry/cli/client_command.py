@@ -23,12 +23,12 @@ from registry.cli.options import (
     fail,
     load_or_fail,
 )
-from registry.cli.registry_address import RegistryAddress, listens_everywhere, registry_address
+from registry.clients.registry_address import RegistryAddress, listens_everywhere, registry_address
 from registry.config import Settings, Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 if TYPE_CHECKING:
-    from registry.cli.client_setup import MirroredHost
+    from registry.clients.client_setup import MirroredHost
 
 HELP = "Print the configuration files with which a client pulls images through this registry, or check them."
 EXAMPLES = """\b
@@ -97,7 +97,7 @@ def _add_program(name: str, what: str, example: str) -> None:
     ) -> None:
         """Prints the files on stdout, and on stderr hints that say what to do with them. `data` has no effect. The
         command accepts it because people use the same options as with `entrepot serve`."""
-        from registry.cli import client_setup
+        from registry.clients import client_setup
 
         settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
         address, hosts = select_target(settings, url, upstream)
@@ -107,6 +107,9 @@ def _add_program(name: str, what: str, example: str) -> None:
         typer.echo("\n".join(text for _, text in setup.files), nl=False)
         for hint in setup.hints:
             typer.echo(f"# {hint}", err=True)
+        if name == "containerd" and len(setup.files) > 1:
+            only_one = "--upstream NAME prints only the file of that upstream"
+            typer.echo(f"# this output contains {len(setup.files)} files; {only_one}", err=True)
 
 
 for _name, (_what, _example) in PROGRAMS.items():
@@ -184,7 +187,7 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
     If the settings have no upstream, each name becomes an upstream with default settings, and an empty `names` means
     docker.io."""
-    from registry.cli.client_setup import mirrored_hosts
+    from registry.clients.client_setup import mirrored_hosts
 
     if not settings.upstream:
         upstreams = [_default_upstream(name) for name in dict.fromkeys(names or [DOCKER_HUB])]

@@ -36,6 +36,7 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
+from registry.config.page_settings import PageSettings
 from registry.config.retention_settings import RetentionRule, check_retention
 from registry.config.telemetry_settings import MetricsSettings, OtelSettings
 from registry.config.upkeep_settings import (
@@ -251,6 +252,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     disk: DiskSettings = DiskSettings()
     upkeep: UpkeepSettings = UpkeepSettings()
+    pages: PageSettings = PageSettings()
     metrics: MetricsSettings = MetricsSettings()
     otel: OtelSettings = OtelSettings()
     auth: AuthSettings = AuthSettings()

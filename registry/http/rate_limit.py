@@ -3,7 +3,7 @@ paths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import ceil
 from typing import Final
 
@@ -22,6 +22,9 @@ HEALTH_KEY_PREFIX: Final = "health "
 RateLimit = Callable[[str], float]
 """Counts a request under a key, such as a client network, and returns 0.0 if the key is within its limit. Otherwise
 does not count the request, and returns the seconds after which the client may send it again."""
+
+Refuse = Callable[[Scope, Send, TooManyRequests], Awaitable[None]]
+"""Sends the response to a request beyond the limit, which has this scope."""
 
 
 def rate_key(name: str, is_account: bool, address: str) -> str:
@@ -44,9 +47,11 @@ class RateLimitedApp:
     separately, so that many pulls from a network do not make the registry look unhealthy to a monitor in that
     network."""
 
-    def __init__(self, app: AsgiApp, rate_limit: RateLimit | None) -> None:
+    def __init__(self, app: AsgiApp, rate_limit: RateLimit | None, refuse: Refuse | None = None) -> None:
+        """`rate_limit`: None: there is no limit. `refuse`: sends the responses beyond it; None: they are JSON."""
         self._app = app
         self._rate_limit = rate_limit
+        self._refuse = refuse or refuse_with_json
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -56,13 +61,13 @@ class RateLimitedApp:
             try:
                 check_rate(self._rate_limit, key)
             except TooManyRequests as error:
-                await _refuse(send, error)
+                await self._refuse(scope, send, error)
                 return
         await self._app(scope, receive, send)
 
 
-async def _refuse(send: Send, error: TooManyRequests) -> None:
-    """Sends 429 with Retry-After, for a request beyond the limit."""
+async def refuse_with_json(scope: Scope, send: Send, error: TooManyRequests) -> None:
+    """Sends 429 with Retry-After, for a request beyond the limit, in the format of the OCI spec."""
     body = error_json(error.code, error.message)
     headers = [
         (b"content-type", b"application/json"),

@@ -219,6 +219,15 @@ class Principal:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
+    def as_visitor(self) -> Principal:
+        """Returns this principal as the visitor of a page. It has the same rights, and is admitted without a
+        credential: a page shows anonymous visitors what everyone may pull."""
+        if self.is_admitted:
+            return self
+        visitor = Principal(self.identity, self.rights, open=self.open, epoch=self.epoch)
+        visitor.is_admitted = True
+        return visitor
+
     # Rights on one repository
 
     def actions(self, stored_name: str, requested_name: str) -> int:

@@ -19,7 +19,7 @@ import typer
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import USAGE_ERROR, fail, load_or_fail, one_line_errors
 from registry.cli.output import print_json, print_rows
-from registry.cli.registry_address import registry_address
+from registry.clients.registry_address import registry_address
 from registry.config import Settings
 from storage.access import AccountName
 

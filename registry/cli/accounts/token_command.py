@@ -20,7 +20,7 @@ from registry.cli.accounts.account_admin import (
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
 from registry.cli.output import local_time
-from registry.cli.registry_address import registry_address
+from registry.clients.registry_address import registry_address
 from storage.access import ApiToken
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
-from registry.cli.registry_address import listens_everywhere
+from registry.clients.registry_address import listens_everywhere
 from registry.config import Settings
 from registry.config.settings import TLSSettings
 from registry.server.gate.certificates import CertificateError, CertificateFiles, make_context

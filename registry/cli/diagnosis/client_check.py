@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from registry.cli.client_setup import SETUPS, MirroredHost
 from registry.cli.diagnosis.client_files import ClientFiles, Target, answer_findings
 from registry.cli.diagnosis.containerd_check import check_containerd
 from registry.cli.diagnosis.docker_check import check_docker
 from registry.cli.diagnosis.finding import Finding
 from registry.cli.diagnosis.podman_check import check_podman
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.client_setup import SETUPS, MirroredHost
+from registry.clients.registry_address import RegistryAddress
 
 CHECKS: Final[dict[str, Callable[[ClientFiles, Target], list[Finding]]]] = {
     "docker": check_docker,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.cli.client_setup import ClientSetup, MirroredHost
 from registry.cli.diagnosis.finding import Finding, problem
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.client_setup import ClientSetup, MirroredHost
+from registry.clients.registry_address import RegistryAddress
 
 
 class FileUnusable(Exception):

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from registry.cli.client_setup import MirroredHost
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
 from registry.cli.diagnosis.containerd_hosts import check_host, check_own_host
 from registry.cli.diagnosis.finding import Finding, Level, ok, problem, warning
 from registry.cli.diagnosis.k3s_check import check_k3s, kubernetes_on
+from registry.clients.client_setup import MirroredHost
 
 CHECK = "containerd"
 CERTS = "/etc/containerd/certs.d"

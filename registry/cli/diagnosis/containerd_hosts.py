@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.cli.client_setup import MirroredHost
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+from registry.clients.client_setup import MirroredHost
 
 CHECK = "containerd"
 _CAPABILITIES = {"pull", "resolve"}

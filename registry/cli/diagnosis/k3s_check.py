@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from registry.cli.client_setup import MirroredHost
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+from registry.clients.client_setup import MirroredHost
 
 CHECK = "containerd"
 _CA_FILE = "/etc/rancher/entrepot-ca.crt"

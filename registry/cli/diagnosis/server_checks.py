@@ -12,7 +12,7 @@ from registry import __version__
 from registry.cli.diagnosis.client_files import answer_findings
 from registry.cli.diagnosis.finding import Finding, in_thread, ok, problem, warning
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.registry_address import RegistryAddress
 from registry.config import Settings
 from registry.status.worker_report import LATE_SECONDS, WorkerReport, read_worker_reports
 

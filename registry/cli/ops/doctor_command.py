@@ -71,7 +71,7 @@ def diagnose(
     from registry.cli.diagnosis.finding import CHECK_SECONDS, problem, run_checks
     from registry.cli.diagnosis.server_checks import settings_findings
     from registry.cli.interrupts import run_interruptible
-    from registry.cli.registry_address import registry_address
+    from registry.clients.registry_address import registry_address
     from registry.config.settings_sources import CONFIG_VARIABLE
 
     settings, address = loaded.settings, registry_address(loaded.settings)
@@ -106,7 +106,7 @@ def _checks(
     """Returns the checks of the server and the upstreams, by name. Those of upstreams store in `dates` the Date header
     of each endpoint."""
     from registry.cli.diagnosis.server_checks import ServerCheck, limit_findings
-    from registry.cli.registry_address import registry_address
+    from registry.clients.registry_address import registry_address
 
     server = ServerCheck(settings, registry_address(settings), clock)
     checks: dict[str, Check] = {"open files": limit_findings, "server": server.server}
@@ -140,9 +140,9 @@ async def _at_once(check: Callable[P, Sequence[Finding]], *args: P.args, **kwarg
 
 def _client_checks(settings: Settings) -> dict[str, Check]:
     """Returns the checks of the client programs of this machine, by name."""
-    from registry.cli.client_setup import mirrored_hosts
     from registry.cli.diagnosis.client_check import programs_on_this_machine
-    from registry.cli.registry_address import registry_address
+    from registry.clients.client_setup import mirrored_hosts
+    from registry.clients.registry_address import registry_address
 
     if not any(mirrored_hosts(upstream) for upstream in settings.upstream):
         return {}
@@ -157,10 +157,10 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
 def _client_findings(settings: Settings, program: str) -> list[Finding]:
     """Returns what is found about a client program of this machine. It is no problem of the registry if the program
     does not use it, so nothing is worse than a warning."""
-    from registry.cli.client_setup import mirrored_hosts
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding import Level, warning
-    from registry.cli.registry_address import registry_address
+    from registry.clients.client_setup import mirrored_hosts
+    from registry.clients.registry_address import registry_address
 
     hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
     found = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.registry_address import RegistryAddress
 from tests.fakes.commands import entrepot, error_line
 
 REMOTE = "http://registry.example.com:5000"

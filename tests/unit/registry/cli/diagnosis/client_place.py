@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from registry.cli.client_setup import mirrored_hosts
 from registry.cli.diagnosis.client_check import check_client
 from registry.cli.diagnosis.finding import Finding, Level
 from registry.cli.diagnosis.probe import ProbeResult
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.client_setup import mirrored_hosts
+from registry.clients.registry_address import RegistryAddress
 from registry.config import Upstream
 
 PLAIN, SECURE = "http://registry.example.com:5000", "https://registry.example.com"

@@ -22,7 +22,7 @@ from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings, file_clo
 from registry.cli.diagnosis.data_checks import data_checks, responds
 from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
 from registry.cli.diagnosis.server_checks import settings_findings
-from registry.cli.registry_address import registry_address
+from registry.clients.registry_address import registry_address
 from registry.config import Settings
 from registry.config.settings import TLSSettings
 from registry.config.upkeep_settings import DiskSettings

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.client_setup import SETUPS, mirrored_hosts
 from registry.cli.diagnosis.client_check import CHECKS, programs_on_this_machine
 from registry.cli.diagnosis.client_files import ClientFiles, Target
 from registry.cli.diagnosis.finding import Level
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.client_setup import SETUPS, mirrored_hosts
+from registry.clients.registry_address import RegistryAddress
 from registry.config import Upstream
 from tests.unit.registry.cli.diagnosis import client_file_texts as texts
 from tests.unit.registry.cli.diagnosis.client_place import CONFIG, DAEMON, HUB_HOSTS, PLAIN, SECURE, bad, found, write

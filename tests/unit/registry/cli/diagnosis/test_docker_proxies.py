@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from registry.cli.client_setup import SETUPS, mirrored_hosts
 from registry.cli.diagnosis.client_check import CHECKS
 from registry.cli.diagnosis.client_files import ClientFiles, Target
 from registry.cli.diagnosis.docker_proxies import is_exempt
 from registry.cli.diagnosis.finding import Level
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.client_setup import SETUPS, mirrored_hosts
+from registry.clients.registry_address import RegistryAddress
 from registry.config import Upstream
 from tests.unit.registry.cli.diagnosis.client_place import DAEMON, SECURE, bad, found, write
 

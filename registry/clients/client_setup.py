@@ -1,4 +1,5 @@
-"""Generates the configuration files that make docker, containerd, podman and BuildKit pull through this registry.
+"""Generates the configuration files that make docker, containerd, podman and BuildKit pull through this registry. The
+commands `entrepot client PROGRAM` print them, and the set-up page shows them.
 
 An *upstream* is a remote registry that this registry mirrors. containerd and BuildKit name the upstream's host in the
 query of each request, as `?ns=HOST`. podman puts the upstream's name in front of the repository name. docker does
@@ -12,15 +13,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from registry.cli.registry_address import RegistryAddress
+from registry.clients.registry_address import RegistryAddress
 from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
+_CERTS_D = {"folder": "/etc/containerd/certs.d"}
 DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 """The registry server of Docker Hub. The host `docker.io` itself serves no registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A sentence for people, which a page shows in their language. `text` is in English, with names in braces for which
+    `values` has the values. Make one with `hint`: the catalogues of translations are checked against its calls."""
+
+    text: str
+    values: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """The sentence in English."""
+        return self.text.format_map(self.values)
+
+
+def hint(text: str, **values: str) -> Hint:
+    """Returns a hint. `text` has to be a literal, so that programs find it."""
+    return Hint(text, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +49,10 @@ class ClientSetup:
 
     files: tuple[tuple[str, str], ...]
     """The files to write, as pairs of path and content."""
-    hints: tuple[str, ...]
+    hints: tuple[Hint, ...]
     """Instructions for people, one line each, such as a command to try."""
+    commands: tuple[str, ...] = field(default=())
+    """Commands to run once the files are in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +87,21 @@ def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
     to write this registry's address and the upstream's name in front of the image name."""
     daemon: dict[str, list[str]] = {}
     hints = [
-        "merge this into /etc/docker/daemon.json, then run: systemctl reload docker",
-        "in Docker Desktop, put it into Settings, Docker Engine",
+        hint("merge this into /etc/docker/daemon.json, then run: systemctl reload docker"),
+        hint("in Docker Desktop, put it into Settings, Docker Engine"),
     ]
     names = list(dict.fromkeys(host.name for host in hosts))
     if DOCKER_HUB in names:
         daemon["registry-mirrors"] = [address.url]
-        hints.append(f"try: docker pull ubuntu, and docker pull {address.host}/ubuntu")
+        hints.append(hint("try: docker pull ubuntu, and docker pull {host}/ubuntu", host=address.host))
     if address.is_plain_http and not address.is_trusted_by_docker:
         daemon["insecure-registries"] = [address.host]
     hints += [
-        f"docker supports mirrors of Docker Hub only; for {name} use: docker pull {address.host}/{name}/NAME"
+        hint(
+            "docker supports mirrors of Docker Hub only; for {upstream} use: docker pull {host}/{upstream}/NAME",
+            upstream=name,
+            host=address.host,
+        )
         for name in names
         if name != DOCKER_HUB
     ]
@@ -87,7 +113,7 @@ def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) ->
     registry the upstream."""
     files = []
     for host in hosts:
-        path = f"/etc/containerd/certs.d/{host.prefix}/hosts.toml"
+        path = f"{_CERTS_D['folder']}/{host.prefix}/hosts.toml"
         lines = [
             f"# {path}",
             "# containerd reads this file at each pull; no restart is needed.",
@@ -99,11 +125,11 @@ def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) ->
         ]
         files.append((path, _join_lines(lines)))
     hints = [
-        "Kubernetes (CRI) reads these files if /etc/containerd/config.toml sets config_path to /etc/containerd/certs.d",
-        "nerdctl always reads these files; ctr reads them with --hosts-dir /etc/containerd/certs.d",
+        hint(
+            "Kubernetes (CRI) reads these files if /etc/containerd/config.toml sets config_path to {folder}", **_CERTS_D
+        ),
+        hint("nerdctl always reads these files; ctr reads them with --hosts-dir {folder}", **_CERTS_D),
     ]
-    if len(files) > 1:
-        hints.append(f"this output contains {len(files)} files; --upstream NAME prints only the file of that upstream")
     return ClientSetup(tuple(files), tuple(hints))
 
 
@@ -124,7 +150,7 @@ def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
             lines.append("insecure = true")
     if address.is_plain_http:
         lines += ["", "[[registry]]", f"location = {_quoted(address.host)}", "insecure = true"]
-    hints = [f"try: podman pull {hosts[0].prefix}/NAME"] if hosts else []
+    hints = [hint("try: podman pull {upstream}/NAME", upstream=hosts[0].prefix)] if hosts else []
     return ClientSetup(((path, _join_lines(lines)),), tuple(hints))
 
 
@@ -141,11 +167,13 @@ def buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> C
         lines += ["", f"[registry.{_quoted(host.prefix)}]", f"  mirrors = [{_quoted(address.host)}]"]
     if address.is_plain_http:
         lines += ["", f"[registry.{_quoted(address.host)}]", "  http = true"]
-    hints = ["a builder with the docker driver does not read this file: it uses docker's own daemon.json"]
+    hints = [hint("a builder with the docker driver does not read this file: it uses docker's own daemon.json")]
     if address.is_trusted_by_docker:
         hints.append(
-            f"{address.host} is a loopback address: a builder in a container reaches it only with "
-            "--driver-opt network=host"
+            hint(
+                "{host} is a loopback address: a builder in a container reaches it only with --driver-opt network=host",
+                host=address.host,
+            )
         )
     return ClientSetup(((path, _join_lines(lines)),), tuple(hints))
 

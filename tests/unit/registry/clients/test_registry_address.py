@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.registry_address import RegistryAddress, listens_everywhere, registry_address
+from registry.clients.registry_address import RegistryAddress, listens_everywhere, registry_address
 from registry.config import Settings, TLSSettings
 
 

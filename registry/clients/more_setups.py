@@ -1,0 +1,255 @@
+"""How further clients are set up: k3s, kind, NAS systems and CI jobs. `PROGRAM_SETUPS` has all clients, with what they
+need if the registry has accounts.
+
+Sources: k3s, "Private Registry Configuration"; kind, "Local Registry"; GitLab, "Use Docker to build Docker images";
+docker/setup-buildx-action; containerd, docs/hosts.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from registry.clients.client_setup import (
+    ClientSetup,
+    Hint,
+    MirroredHost,
+    buildkit_setup,
+    containerd_setup,
+    docker_setup,
+    hint,
+    podman_setup,
+)
+from registry.clients.registry_address import RegistryAddress
+
+_K3S_FILE: Final = "/etc/rancher/k3s/registries.yaml"
+_SYNOLOGY_FILE: Final = "/var/packages/ContainerManager/etc/dockerd.json"
+_GITLAB_FILE: Final = ".gitlab-ci.yml"
+_GITHUB_FILE: Final = ".github/workflows/image.yml"
+
+SetupFunction = Callable[[RegistryAddress, Sequence[MirroredHost], bool], ClientSetup]
+"""Returns how a client is set up. The last argument says whether the registry has accounts."""
+
+
+def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    """Returns docker's setup. Without anything to configure, it has no file."""
+    setup = docker_setup(address, hosts)
+    if json.loads(setup.files[0][1]):
+        commands = ["systemctl reload docker"]
+    else:
+        setup, commands = ClientSetup((), ()), []
+    if has_accounts:
+        commands.append(f"docker login {address.host}")
+    return replace(setup, commands=(*commands, f"docker push {address.host}/team/app"))
+
+
+def _containerd(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    setup = containerd_setup(address, hosts)
+    files = (*setup.files, *_own_hosts_toml(address))
+    hints = setup.hints if files else ()
+    return ClientSetup(
+        files, (*hints, *_open_mirror_hints(hosts, has_accounts)), _pull_secret(address) if has_accounts else ()
+    )
+
+
+def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
+    """Returns the hosts.toml with which containerd uses plain HTTP for the images of this registry itself; nothing if
+    the registry has TLS, because then containerd needs no file."""
+    if not address.is_plain_http:
+        return []
+    path = f"/etc/containerd/certs.d/{address.host}/hosts.toml"
+    url = json.dumps(address.url)
+    content = f'# {path}\nserver = {url}\n\n[host.{url}]\n  capabilities = ["pull", "resolve", "push"]\n'
+    return [(path, content)]
+
+
+def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> tuple[Hint, ...]:
+    """Returns a hint for clients that send no login to a mirror."""
+    if not has_accounts or not hosts:
+        return ()
+    pattern = f"{hosts[0].name}/**"
+    return (
+        hint(
+            "containerd sends no login for mirrored images; let everyone pull them: "
+            "entrepot grant add '{pattern}' pull everyone",
+            pattern=pattern,
+        ),
+    )
+
+
+def _pull_secret(address: RegistryAddress) -> tuple[str, ...]:
+    """Returns the command that stores a login in a Kubernetes cluster, for `imagePullSecrets`."""
+    options = f"--docker-server={address.host} --docker-username=NAME --docker-password=TOKEN"
+    return (f"kubectl create secret docker-registry entrepot {options}",)
+
+
+def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    """Returns k3s's registries.yaml. k3s makes containerd's files of it, so that requests have `?ns=HOST`."""
+    names = [host.prefix for host in hosts]
+    if address.is_plain_http:
+        names.append(address.host)  # without this entry, containerd uses https for the images of this registry
+    lines = ["mirrors:"] if names else []
+    for name in names:
+        lines += [f"  {json.dumps(name)}:", "    endpoint:", f"      - {json.dumps(address.url)}"]
+    if has_accounts:
+        lines += ["configs:", f"  {json.dumps(address.host)}:", "    auth:", "      username: NAME"]
+        lines.append("      password: TOKEN")
+    files = (((_K3S_FILE, "\n".join([f"# {_K3S_FILE}, on each node", *lines]) + "\n"),)) if lines else ()
+    hints = [hint("each node needs the file; on agents, restart k3s-agent in place of k3s")] if files else []
+    if has_accounts:
+        hints.append(_ROBOT)
+    commands = ("systemctl restart k3s",) if files else ()
+    return ClientSetup(files, tuple(hints), commands)
+
+
+_ROBOT: Final = hint(
+    "NAME is a robot's name, and TOKEN its API token: entrepot robot add NAME, entrepot token add NAME"
+)
+
+
+def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    """Returns a kind.yaml that mounts a directory with containerd's hosts.toml files into the node, and these files."""
+    setup = _containerd(address, hosts, has_accounts)
+    folder = "/etc/containerd/certs.d"
+    cluster = (
+        "kind: Cluster\n"
+        "apiVersion: kind.x-k8s.io/v1alpha4\n"
+        "containerdConfigPatches:  # nodes of kind 0.27 and later need no patch\n"
+        "  - |-\n"
+        '    [plugins."io.containerd.grpc.v1.cri".registry]\n'
+        f'      config_path = "{folder}"\n'
+        "nodes:\n"
+        "  - role: control-plane  # each node needs the mount\n"
+        "    extraMounts:\n"
+        "      - hostPath: ./certs.d\n"
+        f"        containerPath: {folder}\n"
+    )
+    files = [("kind.yaml", cluster)]
+    files += [(path.replace(f"{folder}/", "certs.d/"), text) for path, text in setup.files]
+    hints = [hint("put all files into one directory, and run the command there")]
+    if address.is_trusted_by_docker:
+        hints.append(
+            hint(
+                "{host} is a loopback address, which nodes in containers do not reach: use an address of this machine "
+                "in its network",
+                host=address.host,
+            )
+        )
+    hints += _open_mirror_hints(hosts, has_accounts)
+    return ClientSetup(tuple(files), tuple(hints), ("kind create cluster --config kind.yaml", *setup.commands))
+
+
+def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    """Returns how Synology's Container Manager and similar systems are set up: by their forms, or by the same file as
+    docker's under another path."""
+    daemon = json.loads(docker_setup(address, hosts).files[0][1])
+    hints = [
+        hint("in Container Manager: Registry, Settings, Add; the URL is {url}", url=address.url),
+        hint("other NAS systems ask for the same URL in the settings of their registries"),
+    ]
+    if "registry-mirrors" in daemon:
+        hints.insert(1, hint("to mirror Docker Hub: select it there, Edit, Enable registry mirror, with the same URL"))
+    if has_accounts:
+        hints.append(hint("fill in the user name and, as the password, an API token; a robot's suffices"))
+    if not daemon:
+        return ClientSetup((), tuple(hints))
+    hints.append(hint("the file has the same effect as the form; merge this into it"))
+    content = json.dumps(daemon, indent=2) + "\n"
+    commands = ("synopkg restart ContainerManager",)
+    return ClientSetup(((_SYNOLOGY_FILE, content),), tuple(hints), commands)
+
+
+def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    """Returns jobs for GitLab and GitHub that build an image with this registry as the mirror, and push it."""
+    hints = [hint("the runners have to reach {url}", url=address.url)]
+    if has_accounts:
+        hints += [
+            hint("ENTREPOT_ROBOT and ENTREPOT_TOKEN are variables of the project: the name and the token of a robot"),
+            _ROBOT,
+        ]
+    files = (
+        (_GITLAB_FILE, _gitlab_job(address, hosts, has_accounts)),
+        (_GITHUB_FILE, _github_job(address, hosts, has_accounts)),
+    )
+    return ClientSetup(files, tuple(hints))
+
+
+def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
+    daemon = json.loads(docker_setup(address, hosts).files[0][1])
+    options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
+    if address.is_plain_http:  # in a service, loopback addresses are not this machine's
+        options += ["--insecure-registry", address.host]
+    image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"
+    login = f'docker login --username "$ENTREPOT_ROBOT" --password-stdin {address.host}'
+    lines = [
+        "image:",
+        "  image: docker:cli",
+        "  services:",
+        "    - name: docker:dind",
+        *([f"      command: {json.dumps(options)}"] if options else []),
+        *(["  before_script:", f'    - echo "$ENTREPOT_TOKEN" | {login}'] if has_accounts else []),
+        "  script:",
+        f"    - docker build --tag {image} .",
+        f"    - docker push {image}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
+    config = [line for line in buildkit_setup(address, hosts).files[0][1].splitlines() if not line.startswith("#")]
+    inline = [f"            {line}".rstrip() for line in "\n".join(config).strip().splitlines()]
+    lines = [
+        "on: push",
+        "jobs:",
+        "  image:",
+        "    runs-on: ubuntu-latest",
+        "    steps:",
+        "      - uses: actions/checkout@v4",
+        "      - uses: docker/setup-buildx-action@v3",
+        *(["        with:", "          buildkitd-config-inline: |", *inline] if inline else []),
+    ]
+    if has_accounts:
+        lines += [
+            "      - uses: docker/login-action@v3",
+            "        with:",
+            f"          registry: {address.host}",
+            "          username: ${{ vars.ENTREPOT_ROBOT }}",
+            "          password: ${{ secrets.ENTREPOT_TOKEN }}",
+        ]
+    lines += [
+        "      - uses: docker/build-push-action@v6",
+        "        with:",
+        "          push: true",
+        f"          tags: {address.host}/team/app:${{{{ github.sha }}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _podman(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    setup = podman_setup(address, hosts)
+    if not hosts and not address.is_plain_http:
+        setup = replace(setup, files=())
+    login = (f"podman login {address.host}",) if has_accounts else ()
+    return replace(setup, commands=(*login, f"podman push {address.host}/team/app"))
+
+
+def _buildkit(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    setup = buildkit_setup(address, hosts)
+    if not hosts and not address.is_plain_http:
+        setup = ClientSetup((), ())
+    return replace(setup, commands=(f"docker login {address.host}",) if has_accounts else ())
+
+
+PROGRAM_SETUPS: Final[Mapping[str, SetupFunction]] = {
+    "docker": _docker,
+    "podman": _podman,
+    "containerd": _containerd,
+    "k3s": k3s_setup,
+    "kind": kind_setup,
+    "buildkit": _buildkit,
+    "nas": nas_setup,
+    "ci": ci_setup,
+}
+"""How each client is set up, in the order in which the page offers them."""

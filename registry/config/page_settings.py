@@ -1,0 +1,13 @@
+"""The settings `[pages]`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from registry.config.field_types import SettingsGroup
+
+
+class PageSettings(SettingsGroup):
+    """The pages for people, below `/ui`. They show each reader what the reader may pull."""
+
+    enabled: bool = Field(default=True, description="Serve the pages")

@@ -1,0 +1,65 @@
+"""The languages of the pages: which one a reader gets, and the catalogues with the translations.
+
+The texts of the pages are in English. A catalogue is a gettext file `locale/NAME.po` with what they mean in another
+language. It is read as it is when a process shows its first page in that language: what is in the file is what readers
+see, and nothing has to be compiled. `make translations` updates the file after a change of texts.
+"""
+
+from __future__ import annotations
+
+import gettext
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+LANGUAGES: Final = {"en": "English", "zh-Hans": "简体中文"}
+"""The languages, as BCP 47 tags, with their own names for themselves."""
+DEFAULT_LANGUAGE: Final = "en"
+LOCALE_FOLDER: Final = Path(__file__).parent / "locale"
+CATALOGUES: Final = {"zh-Hans": LOCALE_FOLDER / "zh_Hans.po"}
+"""The catalogue of each language but English."""
+_RANGE: Final = re.compile(r"\s*([A-Za-z]{1,8})(?:-[A-Za-z0-9-]{1,32})?\s*(?:;\s*q=([01](?:\.\d{0,3})?)\s*)?")
+"""A language range with its weight (RFC 9110, 12.5.4). Only its primary language is of interest."""
+_MAX_RANGES: Final = 30
+"""How many ranges of an Accept-Language header are read. Browsers send a few."""
+
+
+def choose_language(chosen: str, accept_language: str) -> str:
+    """Returns a key of `LANGUAGES`. `chosen`: what the reader chose on a page, or an empty string. `accept_language`:
+    the header of the browser, in which the language with the highest weight that there is wins. Every kind of Chinese
+    leads to the simplified one, which its readers prefer to English."""
+    if chosen in LANGUAGES:
+        return chosen
+    languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}
+    best, best_weight = DEFAULT_LANGUAGE, 0.0
+    for text in accept_language.split(",", _MAX_RANGES)[:_MAX_RANGES]:
+        found = _RANGE.fullmatch(text)
+        if found is None or found[1].lower() not in languages:
+            continue
+        weight = 1.0 if found[2] is None else float(found[2])
+        if weight > best_weight:
+            best, best_weight = languages[found[1].lower()], weight
+    return best
+
+
+def load_translations(language: str) -> gettext.NullTranslations:
+    """Returns the translations into a language, which are those of English texts to themselves for English. Reads the
+    catalogue, which takes some tens of milliseconds. Raises OSError if it cannot be read, and ValueError for what is
+    no catalogue."""
+    if language not in CATALOGUES:
+        return gettext.NullTranslations()
+    # Imported late: Babel takes time to import, and a server that shows no page does not need it.
+    from babel.messages.mofile import write_mo
+    from babel.messages.pofile import read_po
+
+    compiled = BytesIO()
+    with CATALOGUES[language].open("rb") as file:
+        write_mo(compiled, read_po(file))
+    compiled.seek(0)
+    return gettext.GNUTranslations(compiled)
+
+
+def translatable(text: str) -> str:
+    """Returns `text`, and marks it for the catalogues: a page translates it later. `text` has to be a literal."""
+    return text

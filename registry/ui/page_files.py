@@ -1,0 +1,79 @@
+"""The style sheet, the scripts and the icon of the pages, which browsers keep for ever.
+
+The path of each file contains a hash of all files (`/ui/static/HASH/page.css`). So a new version of a file has a new
+path, and scripts can import each other by relative paths. `htmx.min.js` is served from the installed package
+`django-js-lib-htmx`, of which no Python code is used; the others are in the folder `static`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter, HTTPException, Request, Response
+
+STATIC_PATH: Final = "/ui/static"
+HTMX: Final = "htmx.min.js"
+_FOLDER: Final = Path(__file__).parent / "static"
+_MEDIA_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_FOR_EVER: Final = "public, max-age=31536000, immutable"
+"""`immutable`: RFC 8246."""
+
+
+class PageFiles:
+    """The files of the pages, read once by each process, when they are first needed."""
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        files = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES}
+        spec = find_spec("js_lib_htmx")
+        assert spec is not None
+        assert spec.origin is not None
+        files[HTMX] = (Path(spec.origin).parent / "static" / "htmx" / HTMX).read_bytes()
+        return files
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of all files: 16 hex digits."""
+        whole = hashlib.sha256()
+        for name, content in sorted(self._files.items()):
+            whole.update(f"{name} {len(content)}\n".encode())
+            whole.update(content)
+        return whole.hexdigest()[:16]
+
+    def path(self, name: str) -> str:
+        """Returns the path of a file's URL. Raises KeyError if there is no such file. Blocks at the first call."""
+        if name not in self._files:
+            raise KeyError(name)
+        return f"{STATIC_PATH}/{self.version}/{name}"
+
+    def content(self, name: str) -> bytes | None:
+        """Returns the content of a file; None if there is no such file. Blocks at the first call."""
+        return self._files.get(name)
+
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get(STATIC_PATH + "/{version}/{name}")
+async def page_file(request: Request, version: str, name: str) -> Response:
+    """Returns a file of the pages. A page of another version of the program, as while a restart is under way, gets the
+    file of this version, which its browser then does not keep. Raises HTTPException (404)."""
+    files: PageFiles = request.app.pages.files
+    content = await asyncio.to_thread(files.content, name)
+    if content is None:
+        raise HTTPException(404, "there is nothing at this path")
+    headers = {
+        "cache-control": _FOR_EVER if version == files.version else "no-cache",
+        "cross-origin-resource-policy": "same-origin",
+        "x-content-type-options": "nosniff",
+    }
+    return Response(content, headers=headers, media_type=_MEDIA_TYPES[Path(name).suffix])

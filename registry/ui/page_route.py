@@ -1,0 +1,300 @@
+"""What all pages share: `Visit`, who looks at a page and in which language; `PageRoute`, the route class that finds out
+the visit, keeps to the limits and turns errors into pages; and `page_response`.
+
+A page knows its reader by the session cookie alone. An Authorization header is for programs, which use the API.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from registry.admin.caller import Caller, make_caller
+from registry.admin.cookies import SESSION_COOKIE, BrowserCookies
+from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
+from registry.client_addresses import network_of
+from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
+from registry.http.query import Query
+from registry.request import RequestContext, enter_request, leave_request
+from registry.ui.languages import choose_language, translatable
+from registry.ui.pages import Pages
+from storage.errors import RegistryError, StorageFailed, TooManyRequests, Unauthorized
+
+log = logging.getLogger("registry.pages")
+
+LANGUAGE_COOKIE: Final = "entrepot-language"
+LOGIN_PATH: Final = "/ui/login"
+MAX_FORM_BYTES: Final = 16 * 1024
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"
+HEADERS: Final = {
+    "cache-control": "no-store",
+    # Everything comes from this registry, and nothing is inline. The values of `htmx-config` in the layout keep htmx
+    # to that: without them it would add a style element and evaluate text.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    # Under no-referrer, browsers send `Origin: null` with a form's POST.
+    "referrer-policy": "same-origin",
+    "vary": "Accept-Language, Cookie",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_ERROR_TEXTS: Final = {
+    400: (translatable("This request cannot be read"), translatable("The address of the page has a mistake.")),
+    403: (translatable("Not allowed"), translatable("Your account may not see or do this.")),
+    404: (
+        translatable("Nothing is here"),
+        translatable("It does not exist, or your account may not see it."),
+    ),
+    405: (translatable("Not possible here"), translatable("This registry does not support it.")),
+    413: (translatable("Too long"), translatable("What was sent is longer than this registry accepts.")),
+    429: (translatable("Too many requests"), translatable("Wait a moment, and then load the page again.")),
+    500: (
+        translatable("This registry failed"),
+        translatable("The log of the server says why, under the id of this request."),
+    ),
+    503: (translatable("Busy"), translatable("The server cannot answer now. Load the page again in a moment.")),
+    507: (translatable("The disk is full"), translatable("Pulls still work. Nothing can be stored.")),
+}
+"""The title and the explanation of an error page, by status. Other statuses use those of 400 and 500."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who looks at a page, and how.
+
+    - `caller`: the reader's account and rights; None: an error came before they were known.
+    - `language`: a key of `LANGUAGES`. `path`: the path and query of the page, as the browser sent them.
+    - `is_session_over`: the browser sent a session that is not valid any more, so the reader is anonymous now.
+    - `is_partial`: htmx asks for the page, to put a part of it into the one that is open."""
+
+    caller: Caller | None
+    language: str
+    path: str
+    is_session_over: bool = False
+    is_partial: bool = False
+
+
+def visit_of(request: Request) -> Visit:
+    """Returns the visit that `PageRoute` has stored for a request."""
+    visit: Visit = request.state.visit
+    return visit
+
+
+def caller_of(request: Request) -> Caller:
+    """Returns the reader's account and rights."""
+    caller = visit_of(request).caller
+    assert caller is not None, "a page is made only after its reader is known"
+    return caller
+
+
+def query_of(request: Request) -> Query:
+    """Returns the parameters in the query. Raises RequestInvalid."""
+    return Query(request.scope.get("query_string", b""))
+
+
+async def read_form(request: Request) -> Query:
+    """Returns the fields of a form. Raises HTTPException (403) if a page of another site sent it; FormInvalid,
+    FormTooLarge and RequestInvalid if it cannot be read."""
+    cookies_of(request).check_same_origin()
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
+        raise FormInvalid(f"the body has to be {_FORM_TYPE}")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_FORM_BYTES:
+            raise FormTooLarge(f"the form has more than {MAX_FORM_BYTES} bytes")
+    return Query(bytes(body))
+
+
+def cookies_of(request: Request) -> BrowserCookies:
+    """Returns what reads and sets the browser's cookies."""
+    return BrowserCookies(request, request.app.service.access.management.public_url)
+
+
+class PageRoute(APIRoute):
+    """A route of a page."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Returns FastAPI's handler of the route, which runs for a known reader and within the limits of pages, and
+        whose errors become pages."""
+        run_handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            request.state.visit = _anonymous_visit(request.scope)
+            try:
+                request.app.service.pages.cross_site.check(request.scope)
+                visit = request.state.visit = await _identify(request)
+                async with request.app.pages.limits.page(_reader_of(visit, request.scope)):
+                    with _registry_calls_as(visit, request.scope):
+                        response = await run_handler(request)
+            except Exception as error:
+                response = await _error_response(request, error)
+            if request.state.visit.is_session_over:
+                cookies_of(request).delete(response, SESSION_COOKIE)
+            return response
+
+        return handle
+
+
+async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
+    """Returns a page. `values`: those of the template, besides the ones of the layout. Raises what rendering raises."""
+    pages: Pages = request.app.pages
+    visit = visit_of(request)
+    body = await pages.renderer.render(template, visit.language, {**_layout_values(request, visit), **values})
+    return Response(body, status_code, HEADERS, "text/html; charset=utf-8")
+
+
+def redirect(path: str) -> Response:
+    """Returns a redirect to a path of this registry, which the browser follows with GET."""
+    return RedirectResponse(path, 303, {name: HEADERS[name] for name in ("cache-control", "referrer-policy", "vary")})
+
+
+async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
+    """Sends the page that says that a browser sends too many requests. It is rendered once for each language: a limit
+    on requests must not cost more than it saves."""
+    language = _language(scope)
+    body = await pages.standing_page(language, lambda: _standing_values(language, error, 429))
+    headers = {**HEADERS, "content-type": "text/html; charset=utf-8", "retry-after": str(error.retry_after)}
+    headers["content-length"] = str(len(body))
+    raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 429, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _identify(request: Request) -> Visit:
+    """Returns the visit with the account of the session cookie. Without a valid session the reader is anonymous. Raises
+    the errors of the store."""
+    management = request.app.service.access.management
+    cookies, actor = cookies_of(request), unauthenticated_actor(request.scope)
+    is_session_over = False
+    try:
+        principal = await management.authenticator.authenticate((), actor, cookies.session)
+    except Unauthorized:
+        principal, is_session_over = await management.authenticator.authenticate((), actor), True
+    caller = make_caller(request, principal.as_visitor())
+    return Visit(
+        caller,
+        _language(request.scope),
+        _path_of(request.scope),
+        is_session_over,
+        is_partial=request.headers.get("hx-request") == "true",
+    )
+
+
+def _anonymous_visit(scope: Scope) -> Visit:
+    return Visit(None, _language(scope), _path_of(scope))
+
+
+def _language(scope: Scope) -> str:
+    """Returns the language that the reader chose, or that the browser asks for."""
+    headers = dict(scope["headers"])
+    cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
+    chosen = (
+        value for name, _, value in (cookie.strip().partition("=") for cookie in cookies) if name == LANGUAGE_COOKIE
+    )
+    return choose_language(next(chosen, ""), headers.get(b"accept-language", b"").decode("latin-1"))
+
+
+def _path_of(scope: Scope) -> str:
+    query = scope.get("query_string", b"")
+    return (raw_path(scope) + (b"?" + query if query else b"")).decode("ascii", "replace")
+
+
+def _reader_of(visit: Visit, scope: Scope) -> str:
+    """Returns the text under which the limits count a reader."""
+    assert visit.caller is not None
+    principal = visit.caller.principal
+    return network_of(client_address(scope)) if principal.is_anonymous else f"account {principal.name}"
+
+
+@contextmanager
+def _registry_calls_as(visit: Visit, scope: Scope) -> Iterator[None]:
+    """Makes calls on the registry with the rights of the reader."""
+    assert visit.caller is not None
+    actor = visit.caller.actor
+    token = enter_request(RequestContext(visit.caller.principal, "", client_address(scope), actor.request_id))
+    try:
+        yield
+    finally:
+        leave_request(token)
+
+
+def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
+    """Returns the values that the layout of every page needs."""
+    caller = visit.caller
+    is_named = caller is not None and not caller.principal.is_anonymous
+    return {
+        "account": caller.principal.name if caller is not None and is_named else None,
+        "is_admin": caller is not None and caller.rights.admin,
+        "is_open": caller is not None and caller.is_registry_open,
+        "is_session_over": visit.is_session_over,
+        "here": "/ui/" if request.method != "GET" else visit.path,
+        "version": request.app.version,
+        "section": "",
+    }
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    """Returns the page about an error. A reader who has to log in is sent to the login page. Logs failures."""
+    visit = visit_of(request)
+    if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
+        return _to_login(visit)
+    request_id = unauthenticated_actor(request.scope).request_id
+    status = _status_of(error)
+    if status >= 500:
+        needs_traceback = not isinstance(error, RegistryError) or isinstance(error, StorageFailed)
+        log.error("page %s failed with %d: %s", request_id, status, error, exc_info=error if needs_traceback else None)
+    try:
+        response = await page_response(
+            request, "error.html", status_code=status, **_error_values(status, error, request_id)
+        )
+    except Exception:
+        log.exception("the page about the error of request %s failed", request_id)
+        response = Response("The registry failed; its log says why.\n", 500, HEADERS, "text/plain; charset=utf-8")
+    if isinstance(error, TooManyRequests):
+        response.headers["retry-after"] = str(error.retry_after)
+    return response
+
+
+def _to_login(visit: Visit) -> Response:
+    """Returns the way to the login page, which leads back. htmx must not put that page into a part of another one."""
+    from urllib.parse import quote
+
+    path = f"{LOGIN_PATH}?next={quote(visit.path, safe='/')}"
+    return Response(headers={**HEADERS, "hx-redirect": path}) if visit.is_partial else redirect(path)
+
+
+def _status_of(error: Exception) -> int:
+    if isinstance(error, Unauthorized):
+        return 403  # the reader has an account, so another login is no help
+    if isinstance(error, RegistryError):
+        return status_of(error)
+    return error.status_code if isinstance(error, HTTPException) else 500
+
+
+def _error_values(status: int, error: Exception, request_id: str) -> dict[str, object]:
+    """Returns the values of the error page. The error's own words are in English; those of a failure are for the log
+    alone."""
+    title, explanation = _ERROR_TEXTS.get(status) or _ERROR_TEXTS[500 if status >= 500 else 400]
+    message = ""
+    if status < 500:
+        message = error.message if isinstance(error, RegistryError) else str(getattr(error, "detail", ""))
+    return {"status": status, "title": title, "explanation": explanation, "message": message, "request_id": request_id}
+
+
+def _standing_values(language: str, error: Exception, status: int) -> dict[str, object]:
+    """Returns all values of an error page that is the same for every reader of a language."""
+    layout = {"account": None, "is_admin": False, "is_open": False, "is_session_over": False, "here": "/ui/"}
+    return {**layout, "version": "", "section": "", **_error_values(status, error, "")}

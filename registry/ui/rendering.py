@@ -1,0 +1,114 @@
+"""`PageRenderer`: makes HTML of templates and values, in the language of the reader.
+
+Jinja2 is imported, and a template compiled, when a process first needs them. Rendering runs in a thread, one page at a
+time, so that it takes little from the event loop that answers pulls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from registry.clients.client_setup import Hint
+from registry.ui.languages import LANGUAGES, load_translations
+from registry.ui.page_files import PageFiles
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+TEMPLATES: Final = Path(__file__).parent / "templates"
+_SHORT_DIGEST_CHARACTERS: Final = 12
+"""How much of a digest's hash a page shows."""
+
+
+class PageRenderer:
+    """Renders pages. `files`: what they link to."""
+
+    def __init__(self, files: PageFiles) -> None:
+        self._files = files
+        self._environments: dict[str, Environment] = {}
+        self._building = threading.Lock()
+        self._turn = asyncio.Lock()
+
+    async def render(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
+        """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError and what
+        the values raise. After a cancellation, the thread still finishes the page."""
+        async with self._turn:
+            return await asyncio.to_thread(self.render_now, template, language, values)
+
+    def render_now(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
+        """Does what `render` does. Blocks."""
+        with self._building:
+            environment = self._environments.get(language)
+            if environment is None:
+                environment = self._environments[language] = make_environment(language, self._files)
+        return environment.get_template(template).render(values).encode("utf-8")
+
+
+def make_environment(language: str, files: PageFiles) -> Environment:
+    """Returns the environment in which the templates of one language are compiled. Every value is escaped, and a name
+    without a value is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        auto_reload=False,
+        cache_size=-1,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+    )
+    environment.policies["ext.i18n.trimmed"] = True
+    translations = load_translations(language)
+    environment.install_gettext_translations(translations, newstyle=True)  # type: ignore[attr-defined]
+    environment.globals |= {
+        "language": language,
+        "languages": LANGUAGES,
+        "static": files.path,
+        "hint_text": lambda hint: _hint_text(hint, translations.gettext),
+    }
+    environment.filters |= {"size": format_size, "time": _time_element, "short_digest": short_digest}
+    return environment
+
+
+def format_size(size: int) -> str:
+    """Returns a number of bytes for people, in the largest binary unit below it, with three digits."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1023.5:
+            return f"{size} B" if unit == "B" else f"{value:.{_decimals(value)}f} {unit}"
+        value /= 1024
+    return f"{value:.{_decimals(value)}f} TiB"
+
+
+def _decimals(value: float) -> int:
+    return 2 if value < 9.995 else 1 if value < 99.95 else 0
+
+
+def short_digest(digest: str) -> str:
+    """Returns the algorithm and the first characters of the hash."""
+    algorithm, colon, encoded = digest.partition(":")
+    return f"{algorithm}{colon}{encoded[:_SHORT_DIGEST_CHARACTERS]}"
+
+
+def _time_element(moment: datetime) -> Markup:
+    """Returns a `<time>` element in UTC. A script of the page shows it in the time zone of the reader."""
+    from markupsafe import Markup
+
+    utc = moment.astimezone(UTC)
+    return Markup('<time datetime="{}">{}</time>').format(
+        utc.strftime("%Y-%m-%dT%H:%M:%SZ"), utc.strftime("%Y-%m-%d %H:%M UTC")
+    )
+
+
+def _hint_text(hint: Hint, translate: Any) -> str:
+    """Returns a hint as a sentence of its own, in the language of the translations."""
+    text: str = translate(hint.text).format_map(hint.values)
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,85 @@
+"""Lists the repositories that a reader may pull: the hosted ones, or those of one upstream.
+
+The `Registry` lists all names together, in byte order, and bounds the work for each page of its list. Mirrored names
+begin with the name of their upstream, so the names of an upstream are one range, and hosted names are what is between
+these ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from registry.ui.pages import PageComponents
+from storage.names import RepositoryName
+from storage.patterns import NameSet
+
+PAGE_SIZE: Final = 50
+"""How many repositories a page shows."""
+_MAX_CALLS: Final = 40
+"""How many pages of the registry's list are read for one page. Each call may jump over one upstream; a page that ends
+early has a link to the rest."""
+_AFTER_EVERY_NAME: Final = "\x7f"
+"""Sorts after every character of a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryPage:
+    """A part of a list. `next_after`: the cursor of the next page; None: this is the last page."""
+
+    names: Sequence[RepositoryName]
+    next_after: str | None
+
+
+def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
+    """Returns the upstreams, sorted, in which `names`, the names that the reader may pull, can have a repository."""
+    return [
+        upstream
+        for upstream in sorted(components.naming.upstreams)
+        if (names.seek(f"{upstream}/") or "").startswith(f"{upstream}/")
+    ]
+
+
+async def list_repositories(
+    components: PageComponents, upstream: str | None, prefix: str, after: str | None
+) -> RepositoryPage:
+    """Returns a page of the repositories of an upstream, or of the hosted ones (None), whose names begin with `prefix`
+    (for an upstream: behind its own name). `after`: the cursor of the page before; None: the first page. Raises what
+    `Registry.repositories` raises, such as RequestInvalid for a cursor of another list."""
+    base = f"{upstream}/" if upstream is not None else ""
+    if prefix.startswith(base):
+        prefix = prefix[len(base) :]
+    wanted = base + prefix
+    if after is None and wanted:
+        after = _just_before(wanted)
+    found: list[RepositoryName] = []
+    for _ in range(_MAX_CALLS):
+        page = await components.content.repositories(after, PAGE_SIZE - len(found))
+        after = page.next_after or (page.items[-1] if page.items else after)
+        for name in page.items:
+            if not name.startswith(wanted):
+                if name > wanted:
+                    return RepositoryPage(found, None)
+                continue
+            if upstream is None and (skipped := _upstream_range(components, name)) is not None:
+                after = skipped
+                break
+            found.append(name)
+        else:
+            if not page.more:
+                return RepositoryPage(found, None)
+        if len(found) >= PAGE_SIZE:
+            break
+    return RepositoryPage(found, after)
+
+
+def _upstream_range(components: PageComponents, name: str) -> str | None:
+    """Returns the end of the range of names that `name` belongs to, if it is mirrored; None if it is hosted."""
+    segment, slash, _ = name.partition("/")
+    return f"{segment}/{_AFTER_EVERY_NAME}" if slash and segment in components.naming.upstreams else None
+
+
+def _just_before(text: str) -> str:
+    """Returns a text that sorts before `text`, with no repository name between the two."""
+    return text[:-1] + chr(ord(text[-1]) - 1) + _AFTER_EVERY_NAME * 2

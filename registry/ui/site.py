@@ -1,0 +1,56 @@
+"""The routes of all pages, and what `/` answers: the pages for browsers, a short text for programs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from registry.admin.documentation import welcome
+from registry.http.error_statuses import PathUnknown
+from registry.ui import account_pages, page_files, repository_pages, setup_page, system_page
+from registry.ui.account_pages import HOME_PATH
+from registry.ui.page_route import PageRoute, redirect
+
+UI_PREFIX: Final = "/ui/"
+
+
+def is_page(path: str) -> bool:
+    """Returns whether a path is that of a page, and not that of a file of the pages."""
+    return path.startswith(UI_PREFIX) and not path.startswith(f"{page_files.STATIC_PATH}/")
+
+
+router = APIRouter(include_in_schema=False)
+_last_router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("/")
+async def root(request: Request) -> Response:
+    """Leads browsers, which ask for HTML, to the pages. All others get the text that `/` gives without pages."""
+    if "text/html" in request.headers.get("accept", ""):
+        return redirect(HOME_PATH)
+    return PlainTextResponse(await welcome(request), headers={"vary": "Accept"})
+
+
+@router.get("/ui")
+async def without_slash() -> Response:
+    """Leads to the home page."""
+    return redirect(HOME_PATH)
+
+
+@_last_router.get(HOME_PATH)
+async def home(request: Request) -> Response:
+    """Leads to the page that most readers look for."""
+    return redirect(repository_pages.REPOSITORIES_PATH)
+
+
+@_last_router.get(UI_PREFIX + "{path:path}")
+async def unknown_page(path: str) -> Response:
+    """Raises PathUnknown: there is no such page."""
+    raise PathUnknown
+
+
+for _module in (page_files, account_pages, setup_page, system_page, repository_pages):
+    router.include_router(_module.router)
+router.include_router(_last_router)

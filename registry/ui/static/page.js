@@ -1,0 +1,71 @@
+// What pages can do with JavaScript: copy texts, and show times in the reader's time zone. Nothing here is needed to
+// read or use a page. htmx adds parts to a page later, so both are done again for what it adds.
+
+const said = document.getElementById("said");
+
+const timeFormat = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
+
+/** Shows the times below an element in the reader's time zone; UTC stays as the title. */
+function showLocalTimes(root) {
+  for (const element of root.querySelectorAll("time[datetime]:not([title])")) {
+    const moment = new Date(element.dateTime);
+    if (!Number.isNaN(moment.getTime())) {
+      element.title = element.textContent;
+      element.textContent = timeFormat.format(moment);
+    }
+  }
+}
+
+/** Shows the copy buttons below an element, which do nothing without JavaScript. */
+function showCopyButtons(root) {
+  for (const button of root.querySelectorAll("button[data-copy][hidden]")) {
+    button.hidden = false;
+  }
+}
+
+/** Copies a text. Browsers have `navigator.clipboard` only on pages with https, and on this machine. */
+async function copyText(text) {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+    return;
+  }
+  const field = document.createElement("textarea");
+  field.value = text;
+  field.className = "unseen";
+  document.body.append(field);
+  field.select();
+  const isCopied = document.execCommand("copy");
+  field.remove();
+  if (!isCopied) {
+    throw new Error("the browser did not copy the text");
+  }
+}
+
+async function onCopy(button) {
+  try {
+    await copyText(button.dataset.copy);
+  } catch {
+    return; // the text is on the page, and can be selected
+  }
+  button.focus();
+  button.classList.add("copied");
+  said.textContent = ""; // so that the same word is said again
+  requestAnimationFrame(() => {
+    said.textContent = said.dataset.copied;
+  });
+  setTimeout(() => button.classList.remove("copied"), 1500);
+}
+
+function improve(root) {
+  showLocalTimes(root);
+  showCopyButtons(root);
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest?.("button[data-copy]");
+  if (button) {
+    onCopy(button);
+  }
+});
+document.addEventListener("htmx:afterSettle", () => improve(document));
+improve(document);

@@ -1,0 +1,49 @@
+"""The page *System*: what the server does now, for admins."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import require_admin, require_login
+from registry.admin.server_status import read_server_status
+from registry.ui.languages import translatable
+from registry.ui.page_route import PageRoute, caller_of, page_response
+
+SYSTEM_PATH: Final = "/ui/system"
+CHECK_NAMES: Final = {
+    "database": translatable("Database"),
+    "migrations": translatable("Version of the database"),
+    "disk": translatable("Disk"),
+}
+"""How the checks of `registry.status.readiness` are called."""
+BREAKER_NAMES: Final = {
+    "closed": translatable("in order"),
+    "half-open": translatable("is tried again"),
+    "open": translatable("fails"),
+    "unknown": translatable("unknown"),
+}
+"""What the state of the circuit breaker of an endpoint means."""
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get(SYSTEM_PATH)
+async def system(request: Request) -> Response:
+    """Shows the version, the workers, the disk and the upstreams, and whether the registry is ready. Raises
+    Unauthorized, Denied."""
+    caller = await require_admin(await require_login(caller_of(request)))
+    service = request.app.service
+    status = await read_server_status(caller.upkeep)
+    checks = await service.readiness.check(())
+    return await page_response(
+        request,
+        "system.html",
+        section="system",
+        status=status,
+        checks=checks,
+        check_names=CHECK_NAMES,
+        breaker_names=BREAKER_NAMES,
+        is_read_only=request.app.factory.settings.read_only or service.is_store_read_only,
+    )

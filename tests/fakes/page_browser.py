@@ -1,0 +1,138 @@
+"""A real browser for the pages: Debian's Chromium, driven by Playwright.
+
+`PageBrowser.tab` opens a tab whose console and requests are recorded. When the tab is closed, there must have been no
+error in the console, and no request to another site than the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from axe_playwright_python.base import AXE_SCRIPT  # type: ignore[import-untyped]
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+CHROMIUM: Final = "/usr/bin/chromium"
+ARGUMENTS: Final = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+TIMEOUT_MS: Final = 60_000
+AA_RULES: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+"""The rules that axe checks: those of WCAG 2.2 AA, and what axe recommends besides."""
+
+
+@dataclass
+class Tab:
+    """A tab with a profile of its own. `allowed_errors`: texts of console messages that the test causes itself."""
+
+    page: Page
+    own: str
+    errors: list[str] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    allowed_errors: list[str] = field(default_factory=list)
+
+    def open(self, path: str) -> None:
+        """Opens a page, and waits until its scripts have run."""
+        self.page.goto(f"{self.own}{path}", wait_until="load")
+
+    def log_in(self, name: str, password: str) -> None:
+        """Fills in the form, and waits for the page that follows."""
+        self.open("/ui/login")
+        self.page.fill("#user", name)
+        self.page.fill("#password", password)
+        self.page.click("button.main")
+        self.page.wait_for_url("**/ui/repositories")
+
+    def accessibility_problems(self, *rules: str) -> list[str]:
+        """What axe finds on the page, checked by all rules or by these."""
+        chosen = {"type": "rule", "values": list(rules)} if rules else {"type": "tag", "values": AA_RULES}
+        devtools = self.page.context.new_cdp_session(self.page)
+        try:
+            # By the browser's own protocol, since the page's policy forbids scripts to evaluate text.
+            if not self._evaluate(devtools, "typeof axe === 'object'"):
+                self._evaluate(devtools, AXE_SCRIPT)
+            options = f"{{runOnly: {chosen!r}, resultTypes: ['violations']}}"
+            found: list[dict[str, Any]] = self._evaluate(
+                devtools, f"axe.run(document, {options}).then(results => results.violations)"
+            )
+        finally:
+            devtools.detach()
+        return [
+            f"{each['id']}: {node['html'][:150]} {node['failureSummary']}" for each in found for node in each["nodes"]
+        ]
+
+    @staticmethod
+    def _evaluate(devtools: Any, expression: str) -> Any:
+        answer = devtools.send(
+            "Runtime.evaluate", {"expression": expression, "awaitPromise": True, "returnByValue": True}
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def check(self) -> None:
+        """Fails if the console had an error, or a request left the site."""
+        unexpected = [error for error in self.errors if not any(part in error for part in self.allowed_errors)]
+        assert unexpected == []
+        foreign = {url for url in self.urls if urlsplit(url).netloc != urlsplit(self.own).netloc}
+        assert foreign == set()
+
+    def on_console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(f"{message.type}: {message.text} ({message.location})")
+
+    def on_request(self, request: Request) -> None:
+        self.urls.append(request.url)
+
+
+class PageBrowser:
+    """A running Chromium."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+
+    @contextmanager
+    def tab(
+        self,
+        own: str,
+        *,
+        language: str = "en-US",
+        dark: bool = False,
+        javascript: bool = True,
+        width: int = 1200,
+        **more: Any,
+    ) -> Iterator[Tab]:
+        """A tab of a fresh profile, closed and checked at the end. `own`: the URL of the registry."""
+        context = self._browser.new_context(
+            locale=language,
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=javascript,
+            reduced_motion="reduce",  # colours change at once, so axe measures no colour in between
+            viewport={"width": width, "height": 900},
+            **more,
+        )
+        context.set_default_timeout(TIMEOUT_MS)
+        try:
+            page = context.new_page()
+            tab = Tab(page, own)
+            page.on("console", tab.on_console)
+            page.on("pageerror", lambda error: tab.errors.append(f"page error: {error}"))
+            context.on("request", tab.on_request)
+            yield tab
+            tab.check()
+        finally:
+            context.close()
+
+
+@contextmanager
+def page_browser(*arguments: str) -> Iterator[PageBrowser]:
+    """Starts Chromium with a fresh profile, and ends it. While it runs, the thread cannot run another event loop."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
+        try:
+            yield PageBrowser(browser)
+        finally:
+            browser.close()

@@ -1,0 +1,66 @@
+"""A registry with hosted and cached repositories and with accounts, for the pages.
+
+`root` is an admin. `alice` may pull crew/** and what is cached. Everyone may pull public/** and zoo/**. Nothing listens
+at the endpoint of the upstream, because pages need no upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.composition import open_registry, prepare_data_dir
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.commands import entrepot_output
+from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.server_process import running_server
+
+MEMBER = "alice"
+MANY = 60
+"""How many repositories are below `zoo/`: more than a page shows."""
+UPSTREAM = [{"name": "docker.io", "default": True, "endpoints": ["http://127.0.0.1:9"]}]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Somebody who looks at the pages, and repositories that they see and do not see. `name`: None: nobody in
+    particular."""
+
+    name: str | None
+    sees: tuple[str, ...]
+    sees_not: tuple[str, ...]
+
+
+READERS = {
+    "admin": Reader(ADMIN, ("public/app", "crew/app", "secret/app"), ()),
+    "member": Reader(MEMBER, ("public/app", "crew/app"), ("secret/app",)),
+    "nobody": Reader(None, ("public/app",), ("crew/app", "secret/app")),
+}
+
+
+async def _fill(data: Path) -> None:
+    async with open_registry(data) as store:
+        for repo in ("public/app", "crew/app", "secret/app", *(f"zoo/{n:02}" for n in range(MANY))):
+            await add_cached(store, repo, "1.0", "latest")
+        await add_cached(store, "docker.io/library/ubuntu", "24.04")
+        await add_index(store, "docker.io/library/ubuntu", "latest", [("linux", "amd64"), ("linux", "arm64")])
+
+
+@contextmanager
+def page_site(folder: Path, **variables: str) -> Iterator[MemberSite]:
+    """Starts the server of the registry, with its data below `folder`. `variables`: further settings."""
+    prepare_data_dir(folder / "data")
+    asyncio.run(_fill(folder / "data"))
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    with running_server(folder, workers=2, env={"ENTREPOT_UPSTREAM": json.dumps(UPSTREAM), **variables}) as server:
+        site = MemberSite(server, folder)
+        site.done("POST", "/users", {"name": MEMBER, "password": PASSWORD})
+        site.grant(f"user:{MEMBER}", {"crew/**": "pull,push", "docker.io/**": "pull"})
+        site.allow_everyone("public/**")
+        site.allow_everyone("zoo/**")
+        yield site

@@ -1,0 +1,115 @@
+"""Every page in a real browser: for each kind of reader, in both languages, dark and light, wide and narrow, with
+JavaScript and without."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes.admin_site import PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.page_browser import PageBrowser, Tab
+from tests.fakes.page_site import READERS, Reader
+
+LANGUAGES = {"en-US": "en", "zh-CN": "zh-Hans"}
+CLIENTS = ("docker", "podman", "containerd", "k3s", "kind", "buildkit", "nas", "ci")
+LOOKS = ("docker", "kind")
+"""Clients whose set-ups have every part that a set-up can have. All others look the same."""
+
+
+def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
+    """The pages that a reader can open."""
+    pages = ["/ui/login", "/ui/repositories", "/ui/repositories?q=none", "/ui/repositories/public/app"]
+    pages += [f"/ui/setup?client={client}" for client in clients]
+    if reader.name is not None:
+        pages += ["/ui/repositories?in=docker.io", "/ui/repositories/docker.io/library/ubuntu"]
+    if reader is READERS["admin"]:
+        pages.append("/ui/system")
+    return pages
+
+
+def enter(tab: Tab, reader: Reader) -> None:
+    if reader.name is not None:
+        tab.log_in(reader.name, PASSWORD)
+
+
+def check_page(tab: Tab, language: str, reader: Reader) -> None:
+    """What holds on every page."""
+    page = tab.page
+    assert page.locator("html").get_attribute("lang") == language
+    assert page.locator("h1").count() == 1
+    assert page.title().endswith("· Entrepot")
+    shown = page.content()
+    for name in reader.sees_not:
+        assert name not in shown
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
+@pytest.mark.parametrize("kind", READERS)
+def test_each_page_is_accessible(site: MemberSite, browser: PageBrowser, kind: str, locale: str) -> None:
+    """axe finds nothing, light, dark and on a phone; nothing is wider than the window; there is no console message, and
+    no request to another site."""
+    reader = READERS[kind]
+
+    def problems(tab: Tab, *rules: str) -> list[str]:
+        # A member's pages have no part that those of the others lack.
+        return [] if kind == "member" else tab.accessibility_problems(*rules)
+
+    with browser.tab(site.server.url, language=locale) as tab:
+        enter(tab, reader)
+        for path in pages_of(reader, LOOKS):
+            tab.open(path)
+            check_page(tab, LANGUAGES[locale], reader)
+            assert problems(tab) == [], path
+            tab.page.emulate_media(color_scheme="dark")
+            assert problems(tab, "color-contrast") == [], path
+            tab.page.set_viewport_size({"width": 360, "height": 700})
+            check_page(tab, LANGUAGES[locale], reader)
+            assert problems(tab, "target-size", "scrollable-region-focusable") == [], path
+            tab.page.emulate_media(color_scheme="light")
+            tab.page.set_viewport_size({"width": 1200, "height": 900})
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
+@pytest.mark.parametrize("kind", READERS)
+def test_each_page_without_javascript(site: MemberSite, browser: PageBrowser, kind: str, locale: str) -> None:
+    """A reader logs in, opens each page, and sees what they may see; buttons that need a script are not shown."""
+    reader = READERS[kind]
+    with browser.tab(site.server.url, language=locale, javascript=False, dark=True, width=360) as tab:
+        enter(tab, reader)
+        for path in pages_of(reader):
+            tab.open(path)
+            assert tab.page.locator("html").get_attribute("lang") == LANGUAGES[locale]
+            assert tab.page.locator("h1").count() == 1
+            assert tab.page.locator("button.copy:visible").count() == 0
+            assert [name for name in reader.sees_not if name in tab.page.content()] == []
+        names: list[str] = []
+        tab.open("/ui/repositories")
+        while True:
+            names += tab.page.locator("#rows li").all_inner_texts()
+            more = tab.page.locator("#more a")
+            if not more.count():
+                break
+            more.click()
+        assert set(reader.sees) <= set(names)
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_error_pages(site: MemberSite, browser: PageBrowser, locale: str) -> None:
+    """404, 403 and 400 are readable pages as well, and names with markup in them do nothing."""
+    with browser.tab(site.server.url, language=locale) as tab:
+        tab.allowed_errors.append("the server responded with a status of 4")
+        tab.log_in(READERS["member"].name or "", PASSWORD)
+        for path, status in (
+            ("/ui/nothing", "404"),
+            ("/ui/system", "403"),
+            ("/ui/repositories?q=a&q=b", "400"),
+            ("/ui/repositories/%3Cimg%20src=x%20onerror=alert(1)%3E", "404"),
+            ("/ui/setup?client=%22%3E%3Cscript%3Ealert(1)%3C/script%3E", "404"),
+            ("/ui/repositories?in=%3Cscript%3Ealert(1)%3C/script%3E", "404"),
+        ):
+            tab.open(path)
+            assert tab.page.locator(".status").inner_text() == status
+            assert tab.page.locator("main script, main img").count() == 0
+            assert tab.accessibility_problems() == [], path

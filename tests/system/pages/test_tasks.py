@@ -1,0 +1,144 @@
+"""What people do on the pages, in a real browser."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.fakes.admin_site import PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.page_browser import PageBrowser
+from tests.fakes.page_site import MANY, MEMBER
+
+
+def test_the_language_stays(site: MemberSite, browser: PageBrowser) -> None:
+    """The browser's language is the first; what the reader chooses stays, also without JavaScript."""
+    with browser.tab(site.server.url, language="zh-CN", javascript=False) as tab:
+        tab.open("/ui/setup?client=podman")
+        assert tab.page.locator("h1").inner_text() == "客户端配置"
+        tab.page.get_by_role("button", name="English").click()
+        assert tab.page.url.endswith("/ui/setup?client=podman")
+        assert tab.page.locator("h1").inner_text() == "Set-up"
+        tab.open("/ui/repositories")
+        assert tab.page.locator("h1").inner_text() == "Repositories"
+        tab.page.get_by_role("button", name="简体中文").click()
+        assert tab.page.locator("h1").inner_text() == "仓库"
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_log_in_and_out(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """A page that needs an account leads to the form, and the form back to the page. The form says if the password is
+    wrong, and keeps the name."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        tab.allowed_errors.append("the server responded with a status of 4")
+        page = tab.page
+        tab.open("/ui/repositories/crew/app")
+        assert urlsplit(page.url).path == "/ui/login"
+        page.fill("#user", MEMBER)
+        page.fill("#password", "wrong")
+        page.click("button.main")
+        assert page.get_by_role("alert").inner_text() == "The user name or the password is wrong."
+        assert page.input_value("#user") == MEMBER
+        page.fill("#password", PASSWORD)
+        page.click("button.main")
+        assert page.locator("h1").inner_text() == "crew/app"
+        assert page.locator(".account").inner_text() == MEMBER
+        page.get_by_role("button", name="Log out").click()
+        assert page.locator(".account").count() == 0
+
+
+def test_filter_and_load_on(site: MemberSite, browser: PageBrowser) -> None:
+    """The list follows the typing, and grows at the end, without a new page. The address of the filter can be kept."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.open("/ui/repositories")
+        page.evaluate("window.isSamePage = true")
+        page.locator("#q").press_sequentially("zoo/")
+        page.wait_for_url("**/ui/repositories?*q=zoo*")
+        rows = page.locator("#rows li")
+        expect(rows.first).to_have_text("zoo/00")
+        page.locator("#more a").click()
+        expect(rows).to_have_count(MANY)
+        assert page.locator("#more a").count() == 0
+        assert rows.all_inner_texts() == [f"zoo/{n:02}" for n in range(MANY)]
+        assert page.evaluate("window.isSamePage")
+        page.locator("#q").fill("zoo/5")
+        expect(rows).to_have_count(10)
+        page.reload()
+        assert rows.count() == 10
+        page.go_back()
+
+
+def test_the_keyboard_suffices(site: MemberSite, browser: PageBrowser) -> None:
+    """The first key leads to the link that skips the navigation. What has the focus is visible."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.open("/ui/repositories")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        seen = []
+        for _ in range(6):
+            page.keyboard.press("Tab")
+            seen.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert seen[:2] == ["q", "Filter"]
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/ui/repositories/**")
+
+
+def test_copy_and_times(site: MemberSite, browser: PageBrowser) -> None:
+    """A digest is short and is copied whole; times are those of the reader's zone."""
+    with browser.tab(
+        site.server.url,
+        timezone_id="Asia/Shanghai",
+        language="zh-CN",
+        permissions=["clipboard-read", "clipboard-write"],
+    ) as tab:
+        page = tab.page
+        tab.log_in("root", PASSWORD)
+        tab.open("/ui/repositories/public/app")
+        digest = page.locator("td .digest code").first
+        whole = digest.get_attribute("title")
+        assert whole is not None
+        assert whole.startswith(digest.inner_text())
+        page.locator("td .digest button.copy").first.click()
+        expect(page.locator("#said")).to_have_text("已复制")
+        assert page.evaluate("navigator.clipboard.readText()") == whole
+        tab.open("/ui/system")
+        time = page.locator("time").first
+        moment = time.get_attribute("datetime")
+        shown = page.evaluate(
+            "moment => new Intl.DateTimeFormat('zh-Hans', {dateStyle: 'medium', timeStyle: 'short', "
+            "timeZone: 'Asia/Shanghai'}).format(new Date(moment))",
+            moment,
+        )
+        assert time.inner_text() == shown
+        assert (time.get_attribute("title") or "").endswith(" UTC")
+
+
+def test_a_session_that_ends_between_two_clicks(site: MemberSite, browser: PageBrowser) -> None:
+    """The next click shows what everyone may see, and says why. A part that htmx asks for leads to the form."""
+    name, password = site.user()
+    site.grant(f"user:{name}", {"crew/**": "pull"})
+    with browser.tab(site.server.url) as tab:
+        tab.log_in(name, password)
+        assert tab.page.get_by_role("link", name="crew/app").count() == 1
+        site.done("PATCH", f"/users/{name}", {"enabled": False})
+        tab.page.get_by_role("link", name="Repositories", exact=True).first.click()
+        assert "Your session has ended" in tab.page.locator("main").inner_text()
+        assert tab.page.get_by_role("link", name="crew/app").count() == 0
+
+
+def test_no_other_site_frames_a_page(site: MemberSite, browser: PageBrowser) -> None:
+    """The browser refuses to show a page inside one of another site."""
+    with browser.tab(site.server.url) as tab:
+        tab.allowed_errors += ["frame-ancestors", "X-Frame-Options", "Framing"]
+        tab.page.set_content(f'<iframe src="{site.server.url}/ui/login"></iframe>')
+        frame = tab.page.frames[1]
+        frame.wait_for_load_state()
+        assert frame.locator("#password").count() == 0

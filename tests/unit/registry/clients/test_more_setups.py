@@ -1,0 +1,96 @@
+"""The files and commands of the set-up page: valid for their programs, for each kind of registry."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from registry.clients.client_setup import ClientSetup, MirroredHost
+from registry.clients.more_setups import PROGRAM_SETUPS
+from registry.clients.registry_address import RegistryAddress
+
+HTTP = RegistryAddress("http://registry.example.com:5000")
+HTTPS = RegistryAddress("https://registry.example.com")
+HUB = MirroredHost("docker.io", "docker.io", "https://registry-1.docker.io")
+GITHUB = MirroredHost("ghcr.io", "ghcr.io", "https://ghcr.io")
+
+
+def parsed(path: str, content: str) -> Any:
+    """The content of a file, by the language that its name says."""
+    if path.endswith(".json"):
+        return json.loads(content)
+    return yaml.safe_load(content) if path.endswith((".yaml", ".yml")) else tomllib.loads(content)
+
+
+def files(setup: ClientSetup) -> dict[str, Any]:
+    return {path: parsed(path, content) for path, content in setup.files}
+
+
+@pytest.mark.parametrize("program", PROGRAM_SETUPS)
+def test_every_file_can_be_read(program: str) -> None:
+    """Over http and https, with mirrors and without, with accounts and without. Every sentence has its values, and
+    names no password that somebody could take for a real one."""
+    for address, hosts, has_accounts in itertools.product((HTTP, HTTPS), ([], [HUB], [HUB, GITHUB]), (True, False)):
+        setup = PROGRAM_SETUPS[program](address, hosts, has_accounts)
+        files(setup)
+        shown = " ".join([*(content for _, content in setup.files), *setup.commands, *map(str, setup.hints)])
+        assert "{" not in " ".join(map(str, setup.hints))
+        mentions_login = any(word in shown for word in ("login", "TOKEN", "token", "auth:"))
+        assert mentions_login == (has_accounts), (address.url, hosts, shown)
+
+
+def test_k3s() -> None:
+    """Mirrors lead to this registry; its own images need an entry with plain HTTP only; accounts need a login."""
+    shown = files(PROGRAM_SETUPS["k3s"](HTTP, [HUB, GITHUB], True))["/etc/rancher/k3s/registries.yaml"]
+    here = {"endpoint": [HTTP.url]}
+    assert shown == {
+        "mirrors": {"docker.io": here, "ghcr.io": here, HTTP.host: here},
+        "configs": {HTTP.host: {"auth": {"username": "NAME", "password": "TOKEN"}}},
+    }
+    assert files(PROGRAM_SETUPS["k3s"](HTTPS, [HUB], False)) == {
+        "/etc/rancher/k3s/registries.yaml": {"mirrors": {"docker.io": {"endpoint": [HTTPS.url]}}}
+    }
+    assert PROGRAM_SETUPS["k3s"](HTTPS, [], False) == ClientSetup((), ())
+
+
+def test_kind() -> None:
+    """The node gets the directory with containerd's files."""
+    shown = files(PROGRAM_SETUPS["kind"](HTTP, [HUB], False))
+    (node,) = shown["kind.yaml"]["nodes"]
+    assert node["extraMounts"] == [{"hostPath": "./certs.d", "containerPath": "/etc/containerd/certs.d"}]
+    assert set(shown) == {"kind.yaml", "certs.d/docker.io/hosts.toml", f"certs.d/{HTTP.host}/hosts.toml"}
+    local = PROGRAM_SETUPS["kind"](RegistryAddress("http://localhost:5000"), [HUB], False)
+    assert any("loopback" in str(hint) for hint in local.hints)
+
+
+def test_containerd_and_docker() -> None:
+    """containerd needs a file for this registry's own images with plain HTTP only; docker needs none with https and
+    without a mirror."""
+    own = f"/etc/containerd/certs.d/{HTTP.host}/hosts.toml"
+    shown = files(PROGRAM_SETUPS["containerd"](HTTP, [HUB], False))
+    assert shown[own] == {"server": HTTP.url, "host": {HTTP.url: {"capabilities": ["pull", "resolve", "push"]}}}
+    assert set(files(PROGRAM_SETUPS["containerd"](HTTPS, [HUB], False))) == {
+        "/etc/containerd/certs.d/docker.io/hosts.toml"
+    }
+    assert PROGRAM_SETUPS["docker"](HTTPS, [], False).files == ()
+
+
+def test_ci_jobs() -> None:
+    """GitLab's docker service gets the mirror, and GitHub's builder gets BuildKit's file."""
+    shown = PROGRAM_SETUPS["ci"](HTTP, [HUB], True)
+    gitlab, github = (parsed(path, content) for path, content in shown.files)
+    (service,) = gitlab["image"]["services"]
+    assert service["command"] == ["--registry-mirror", HTTP.url, "--insecure-registry", HTTP.host]
+    steps = github["jobs"]["image"]["steps"]
+    assert tomllib.loads(steps[1]["with"]["buildkitd-config-inline"])["registry"]["docker.io"]["mirrors"] == [HTTP.host]
+    assert [step["uses"].partition("@")[0] for step in steps] == [
+        "actions/checkout",
+        "docker/setup-buildx-action",
+        "docker/login-action",
+        "docker/build-push-action",
+    ]

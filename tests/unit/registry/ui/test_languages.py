@@ -1,0 +1,80 @@
+"""The language of a reader, and the catalogues."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_dir
+from babel.messages.pofile import read_po
+
+from registry.ui.languages import CATALOGUES, LANGUAGES, choose_language, load_translations
+from tests.fakes.server_process import ROOT
+
+KEYWORDS = {**DEFAULT_KEYWORDS, "hint": None, "translatable": None}
+FOLDERS = ("registry/ui", "registry/clients")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "accepted", "language"),
+    [
+        ("", "", "en"),
+        ("", "zh-CN,zh;q=0.9,en;q=0.8", "zh-Hans"),
+        ("", "en-US,en;q=0.9,zh;q=0.8", "en"),
+        ("", "fr, zh-TW;q=0.5", "zh-Hans"),
+        ("", "zh;q=0", "en"),
+        ("", "en;q=0.1, ZH-hans;q=0.2", "zh-Hans"),
+        ("", "fr-FR, *;q=0.5", "en"),
+        ("zh-Hans", "en", "zh-Hans"),
+        ("en", "zh", "en"),
+        ("fr", "zh", "zh-Hans"),
+        ("", "zh;q=9, \x00;;;,,,", "en"),
+        ("", "en," * 100_000 + "zh", "en"),
+    ],
+)
+def test_the_language_of_a_reader(chosen: str, accepted: str, language: str) -> None:
+    """What the reader chose wins, then what the browser likes best. What is not understood counts for nothing."""
+    assert choose_language(chosen, accepted) == language
+
+
+def texts() -> Iterator[str | tuple[str, ...]]:
+    """The texts in templates and code."""
+    methods = [("**.py", "python"), ("**/templates/**.html", "jinja2")]
+    for folder in FOLDERS:
+        for _, _, text, _, _ in extract_from_dir(
+            ROOT / folder, methods, {"**.html": {"silent": "false", "trimmed": "true"}}, KEYWORDS
+        ):
+            yield text
+
+
+def catalogue(language: str) -> Catalog:
+    with CATALOGUES[language].open("rb") as file:
+        return read_po(file)
+
+
+@pytest.mark.parametrize("language", CATALOGUES)
+def test_a_catalogue_is_complete(language: str) -> None:
+    """Each text is translated, none is fuzzy or without use, and the values in it are the same."""
+    messages = {message.id: message for message in catalogue(language) if message.id}
+    assert set(messages) == set(texts())
+    assert [message.id for message in messages.values() if message.fuzzy or not message.string] == []
+    for message in messages.values():
+        assert isinstance(message.id, str)
+        assert isinstance(message.string, str)
+        assert values_of(message.string) == values_of(message.id), message.id
+    assert catalogue(language).obsolete == {}
+
+
+def values_of(text: str) -> list[str]:
+    return sorted(re.findall(r"%\(\w+\)s|\{\w+\}", text))
+
+
+def test_every_language_has_a_catalogue() -> None:
+    """English is what the texts are in."""
+    assert set(LANGUAGES) == {"en", *CATALOGUES}
+    assert load_translations("zh-Hans").gettext("Repositories") == "仓库"
+    assert load_translations("en").gettext("Repositories") == "Repositories"
+    assert Path(CATALOGUES["zh-Hans"]).is_relative_to(ROOT / "registry")

@@ -1,0 +1,309 @@
+"""The pages of a running application, without a browser: who sees what, errors, and what other sites may cause."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from registry.app import create_app
+from registry.auth.password.hashing import hash_password
+from registry.ui.repository_list import PAGE_SIZE
+from storage.access import AccountKind, AccountName
+from storage.errors import StorageFailed
+from storage.names import RepositoryName
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.store_accounts import BY, add_grant
+
+PASSWORD = "correct horse battery"
+OWN = "http://registry.test"
+UPSTREAM = [{"name": "docker.io", "default": True, "endpoints": ["http://127.0.0.1:9"]}]
+FROM_PAGE = {"sec-fetch-site": "same-origin"}
+
+
+class Site:
+    """A running application with the accounts root (an admin) and alice, and browsers for it."""
+
+    def __init__(self, app: AppInProcess) -> None:
+        self.app = app
+        access = app.app.service.access
+        assert access is not None
+        self.store: StoredRegistry = access.management.upkeep.store
+
+    def browser(self, **headers: str) -> httpx2.AsyncClient:
+        transport = httpx2.ASGITransport(app=self.app.app, client=("192.0.2.1", 1), raise_app_exceptions=False)
+        return httpx2.AsyncClient(transport=transport, base_url=OWN, headers=headers)
+
+    async def log_in(self, browser: httpx2.AsyncClient, name: str, **form: str) -> httpx2.Response:
+        fields = {"user": name, "password": PASSWORD, **form}
+        return await browser.post("/ui/login", data=fields, headers=FROM_PAGE)
+
+
+@cache
+def password_hash() -> str:
+    """Made once, because that takes a while on purpose."""
+    return hash_password(PASSWORD)
+
+
+@asynccontextmanager
+async def site(folder: Path, *, accounts: bool = True, **settings: Any) -> AsyncIterator[Site]:
+    async with running_app(folder, **{"upstream": UPSTREAM, **settings}) as app:
+        if accounts:
+            hashed = password_hash()
+            for name, admin in (("root", True), ("alice", False)):
+                await app.accounts.add_account(
+                    AccountName(name), AccountKind.USER, password_hash=hashed, admin=admin, by=BY
+                )
+        yield Site(app)
+
+
+def names_on(answer: httpx2.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return re.findall(r'<li><a href="/ui/repositories/[^"]+">([^<]+)</a></li>', answer.text)
+
+
+async def test_readers_see_what_they_may_pull(tmp_path: Path) -> None:
+    """In lists and on the page of a repository: nobody, a member and an admin. Hosted and mirrored names are apart. A
+    repository that somebody may not see is like one that is not there."""
+    async with site(tmp_path) as here:
+        for repo in ("public/a", "team/b", "team-x/c", "secret/d", "docker.io/library/ubuntu", "docker.io/corp/e"):
+            await add_cached(here.store, repo, "1")
+        await add_grant(here.app.accounts, "everyone", "public/**", "pull")
+        await add_grant(here.app.accounts, "user:alice", "team/**", "pull")
+        await add_grant(here.app.accounts, "user:alice", "docker.io/library/**", "pull")
+        seen = {
+            "": (["public/a"], None),
+            "alice": (["public/a", "team/b"], ["docker.io/library/ubuntu"]),
+            "root": (
+                ["public/a", "secret/d", "team-x/c", "team/b"],
+                ["docker.io/corp/e", "docker.io/library/ubuntu"],
+            ),
+        }
+        for reader, (hosted, mirrored) in seen.items():
+            async with here.browser() as browser:
+                if reader:
+                    assert (await here.log_in(browser, reader)).status_code == 303
+                assert names_on(await browser.get("/ui/repositories")) == hosted
+                answer = await browser.get("/ui/repositories?in=docker.io")
+                if mirrored is None:
+                    assert answer.status_code == 404
+                    assert 'href="/ui/repositories?in=docker.io"' not in (await browser.get("/ui/repositories")).text
+                else:
+                    assert names_on(answer) == mirrored
+                for repo in ("public/a", "team/b", "secret/d", "docker.io/corp/e", "no/such"):
+                    shown = await browser.get(f"/ui/repositories/{repo}")
+                    may = repo in [*hosted, *(mirrored or ())]
+                    assert shown.status_code == (200 if may else 404 if reader else 303), (reader, repo)
+                    if not may and reader:
+                        assert "there is no repository" in shown.text
+
+
+async def test_long_lists_have_pages(tmp_path: Path) -> None:
+    """Each name comes once, also where mirrored names stand between hosted ones, and with a prefix."""
+    async with site(tmp_path, accounts=False) as here:
+        hosted = sorted([f"a/{n:03}" for n in range(PAGE_SIZE + 5)] + [f"z/{n:03}" for n in range(PAGE_SIZE)])
+        mirrored = [f"docker.io/m/{n:03}" for n in range(PAGE_SIZE + 1)]
+        for repo in hosted + mirrored + ["docker.iox", "docker"]:
+            await add_cached(here.store, repo, "1")
+        hosted = sorted([*hosted, "docker.iox", "docker"])
+
+        async def all_names(query: str) -> list[str]:
+            names, path = [], f"/ui/repositories?{query}"
+            for _ in range(5):
+                answer = await browser.get(path)
+                names += names_on(answer)
+                more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
+                if more is None:
+                    return names
+                path = more[1].replace("&amp;", "&")
+            raise AssertionError("the list does not end")
+
+        async with here.browser() as browser:
+            assert await all_names("") == hosted
+            assert await all_names("in=docker.io") == mirrored
+            assert await all_names("q=z/0") == [name for name in hosted if name.startswith("z/0")]
+            assert await all_names("q=docker") == ["docker", "docker.iox"]
+            assert await all_names("in=docker.io&q=m/04") == [f"docker.io/m/{n:03}" for n in range(40, 50)]
+            assert await all_names("in=docker.io&q=docker.io/m/050") == ["docker.io/m/050"]
+            assert await all_names("q=A/001") == ["a/001"]
+            for nothing in ("q=zz", "q=%3Cscript%3E", "q=b&in=docker.io", "after=zzz", "q=%F0%9F%90%B3"):
+                assert await all_names(nothing) == []
+
+
+async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
+    """With digest, size or platforms, and the command to pull; page by page. Short names lead to the stored one."""
+    async with site(tmp_path, accounts=False) as here:
+        manifest = await add_cached(here.store, "docker.io/library/ubuntu", *(f"t{n:02}" for n in range(30)))
+        platforms = [("linux", "amd64"), ("linux", "arm64"), ("unknown", "unknown")]
+        await add_index(here.store, "docker.io/library/ubuntu", "all", platforms)
+        async with here.browser() as browser:
+            for short in ("ubuntu", "library/ubuntu", "docker.io/ubuntu"):
+                answer = await browser.get(f"/ui/repositories/{short}")
+                assert answer.headers["location"] == "/ui/repositories/docker.io/library/ubuntu"
+            first = (await browser.get("/ui/repositories/docker.io/library/ubuntu")).text
+            assert "<li>linux/amd64</li><li>linux/arm64</li></ul>" in first
+            assert manifest.digest in first
+            assert "5.00 MiB" in first
+            assert "docker pull registry.test/docker.io/library/ubuntu:t00" in first
+            second = (await browser.get("/ui/repositories/docker.io/library/ubuntu?after=t23")).text
+            assert re.findall(r'<th scope="row">(\w+)</th>', second) == [f"t{n:02}" for n in range(24, 30)]
+
+
+async def test_log_in_and_out(tmp_path: Path) -> None:
+    """The session is a cookie that scripts cannot read. A wrong password says nothing about the account. The way back
+    never leads to another site."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        for name in ("alice", "nobody", "Not A Name"):
+            refused = await here.log_in(browser, name, password="wrong")
+            assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+            assert "The user name or the password is wrong." in refused.text
+        assert (await here.log_in(browser, "", password="")).status_code == 400
+        done = await here.log_in(browser, "alice", next="/ui/setup?client=podman")
+        assert done.headers["location"] == "/ui/setup?client=podman"
+        assert "HttpOnly" in done.headers["set-cookie"]
+        assert "SameSite=lax" in done.headers["set-cookie"]
+        assert '<span class="account">alice</span>' in (await browser.get("/ui/setup")).text
+        assert (await browser.get("/ui/system")).status_code == 403
+        for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/\t/evil.example", ""):
+            answer = await here.log_in(browser, "alice", next=elsewhere)
+            assert answer.headers["location"] == "/ui/", elsewhere
+        ended = await browser.post("/ui/logout", headers={**FROM_PAGE, "content-type": FORM})
+        assert ended.headers["location"] == "/ui/"
+        assert '<span class="account">' not in (await browser.get("/ui/setup")).text
+        assert (await browser.get("/ui/system")).headers["location"] == "/ui/login?next=/ui/system"
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+async def test_an_api_token_is_no_password_for_pages(tmp_path: Path) -> None:
+    """A session has all rights of the account, and a token may have less."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        import base64
+
+        header = await here.app.token("alice")
+        secret = base64.b64decode(header.partition(" ")[2]).decode().partition(":")[2]
+        refused = await here.log_in(browser, "alice", password=secret)
+        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+
+
+async def test_a_session_that_ended(tmp_path: Path) -> None:
+    """The page says so, the cookie is gone, and the reader sees what everyone sees."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "alice")
+        await here.app.accounts.set_enabled(AccountName("alice"), False, by=BY)
+        page = await browser.get("/ui/repositories")
+        assert "Your session has ended" in page.text
+        assert '<span class="account">' not in page.text
+        assert "Your session has ended" not in (await browser.get("/ui/repositories")).text
+
+
+@pytest.mark.parametrize("headers", [{"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}, {}])
+@pytest.mark.parametrize("path", ["/ui/login", "/ui/logout", "/ui/language"])
+async def test_forms_of_other_sites_do_nothing(tmp_path: Path, path: str, headers: dict[str, str]) -> None:
+    """They cannot log somebody in as another, log them out, or change the language."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        fields = {"user": "alice", "password": PASSWORD, "language": "zh-Hans"}
+        refused = await browser.post(path, data=fields, headers=headers)
+        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+        assert refused.headers["content-type"] == "text/html; charset=utf-8"
+
+
+async def test_a_name_that_leads_here_is_not_trusted(tmp_path: Path) -> None:
+    """While there are no accounts, a page whose host name leads to this machine cannot read the pages (DNS
+    rebinding)."""
+    async with site(tmp_path, accounts=False) as here:
+        transport = httpx2.ASGITransport(app=here.app.app, client=("127.0.0.1", 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://evil.example") as browser:
+            refused = await browser.get("/ui/repositories", headers=FROM_PAGE)
+            assert refused.status_code == 403
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "Nothing is here"), ("zh-CN", "页面不存在")])
+async def test_errors_are_pages(tmp_path: Path, language: str, word: str) -> None:
+    """404, 403, 400, 405 and 500, in the language of the reader, as HTML that runs nothing."""
+    async with site(tmp_path) as here, here.browser(**{"accept-language": language}) as browser:
+        missing = await browser.get("/ui/nothing")
+        assert (missing.status_code, word in missing.text) == (404, True)
+        evil = "/ui/repositories/%3Cscript%3Ealert(1)%3C/script%3E"
+        for path, status in ((evil, 404), ("/ui/repositories?q=%zz", 400), ("/ui/setup?client=%3Cb%3E", 404)):
+            answer = await browser.get(path)
+            assert (answer.status_code, "<script>alert" in answer.text) == (status, False)
+            assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+            assert answer.headers["x-frame-options"] == "DENY"
+        await here.log_in(browser, "root")
+
+        async def fail(*_: object, **__: object) -> None:
+            raise StorageFailed("the secret path")
+
+        pages = here.app.app.service.pages
+        assert pages is not None
+        pages.content.repositories = fail  # type: ignore[method-assign, assignment]
+        failed = await browser.get("/ui/repositories")
+        assert (failed.status_code, "secret" in failed.text) == (500, False)
+        assert ("This registry failed" in failed.text) == (language == "en")
+
+
+async def test_too_many_requests_get_a_page(tmp_path: Path) -> None:
+    """With Retry-After, in the reader's language; programs get JSON."""
+    limits = {"requests_per_second": 0.001, "burst": 1}
+    async with site(tmp_path, limits=limits) as here, here.browser(**{"accept-language": "zh"}) as browser:
+        assert (await browser.get("/ui/setup")).status_code == 200
+        for _ in range(2):
+            refused = await browser.get("/ui/setup")
+            assert (refused.status_code, "请求过多" in refused.text) == (429, True)
+            assert int(refused.headers["retry-after"]) > 0
+        assert (await browser.get("/livez2")).headers["content-type"] == "application/json"
+
+
+async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:
+    """Programs get the text as before; without pages everybody does."""
+    html = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    async with site(tmp_path / "a", accounts=False) as here, here.browser() as browser:
+        assert (await browser.get("/", headers=html)).headers["location"] == "/ui/"
+        assert (await browser.get("/ui")).headers["location"] == "/ui/"
+        assert (await browser.get("/ui/")).headers["location"] == "/ui/repositories"
+        text = await browser.get("/")
+        assert "docker push registry.test/team/app" in text.text
+        assert text.headers["vary"] == "Accept"
+    async with site(tmp_path / "b", accounts=False, pages={"enabled": False}) as here, here.browser() as browser:
+        assert "docker push" in (await browser.get("/", headers=html)).text
+        assert (await browser.get("/ui/repositories")).headers["content-type"] == "application/json"
+
+
+async def test_files_are_kept_for_ever(tmp_path: Path) -> None:
+    """Under the path with the right hash; under another one they are asked for again."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        page = (await browser.get("/ui/setup")).text
+        paths = re.findall(r'(?:src|href)="(/ui/static/[^"]+)"', page)
+        assert {path.rpartition("/")[2] for path in paths} == {"page.css", "page.js", "icon.svg", "htmx.min.js"}
+        for path in paths:
+            assert "immutable" in (await browser.get(path)).headers["cache-control"]
+        assert (await browser.get("/ui/static/old/page.css")).headers["cache-control"] == "no-cache"
+        for path in ("/ui/static/x/none.css", "/ui/static/x/..%2frendering.py"):
+            assert (await browser.get(path)).status_code == 404
+
+
+async def test_pages_never_ask_an_upstream(tmp_path: Path) -> None:
+    """The registry that pages read refuses changes, and what is not here is not here."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        missing = await browser.get("/ui/repositories/docker.io/library/nginx")
+        assert missing.status_code == 404
+        assert await here.store.records.allowance("docker.io") is None
+        assert RepositoryName("docker.io/library/nginx") not in names_on(await browser.get("/ui/repositories"))
+
+
+def test_the_application_without_a_store_has_no_pages(tmp_path: Path) -> None:
+    """It has no accounts and no settings that pages could show."""
+    from registry.config import Settings
+    from storage.memory_registry import MemoryRegistry
+
+    assert create_app(Settings(data=tmp_path), MemoryRegistry()).pages is None
