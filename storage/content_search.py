@@ -143,11 +143,12 @@ class ManifestLabels:
 @dataclass(frozen=True, slots=True)
 class ManifestBatch:
     """Some manifests that are not in the index. `seen` and `reached` are positions of the index before and after
-    them, which only the index understands."""
+    them, which only the index understands. `is_full`: many more are left."""
 
     manifests: Sequence[UnindexedManifest]
     seen: tuple[int, int]
     reached: tuple[int, int]
+    is_full: bool
 
 
 class SearchIndex(Protocol):
@@ -159,8 +160,8 @@ class SearchIndex(Protocol):
         ...
 
     async def index_names(self) -> bool:
-        """Adds some of the repositories and tags that are not in the index, and removes deleted tags. Returns False if
-        there was nothing to do."""
+        """Adds some of the repositories and tags that are not in the index, and removes deleted tags. Returns whether
+        many are left."""
         ...
 
     async def unindexed_manifests(self) -> ManifestBatch:

@@ -51,17 +51,18 @@ class SearchIndexer:
         """The labels in the configs of the current batch. Many manifests can have the same config."""
 
     async def run(self) -> int:
-        """Adds all content that is not in the index. Returns the number of batches. Raises StorageFull,
-        StorageFailed. A cancellation leaves the index usable; a later call continues."""
+        """Adds the content that is not in the index, in batches. Ends after one that is not full, so that what is
+        pushed meanwhile waits for the next call: small batches cost more. Returns the number of batches. Raises
+        StorageFull, StorageFailed. A cancellation leaves the index usable; a later call continues."""
         batches = 0
         while self._index.has_unindexed():
-            has_added_names = await self._index.index_names()
+            are_many_left = await self._index.index_names()
             batch = await self._index.unindexed_manifests()
             if batch.reached != batch.seen:
                 await self._add(batch)
-            elif not has_added_names:
-                break
             batches += 1
+            if not (are_many_left or batch.is_full):
+                break
             await asyncio.sleep(PAUSE_SECONDS)
         return batches
 

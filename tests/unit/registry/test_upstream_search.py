@@ -6,12 +6,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from registry.config import Upstream
+from registry.admin.content_searches import ContentSearches
+from registry.auth.rights.principal import UNPRIVILEGED, open_principal
+from registry.backend import open_backend
+from registry.config import Settings, Upstream
 from registry.upstream import hub_search
 from registry.upstream.hub_search import CACHED_SECONDS, PAUSE_SECONDS, UpstreamSearch, open_upstream_search
+from storage.composition import prepare_data_dir
 from tests.fakes.upkeep_store import Clock
 
 
@@ -88,3 +93,26 @@ async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch)
         assert list(await search.find("x", 25, 1)) == []
         assert list(await search.find("y", 25, 1)) == []
         assert fake.requests[1:] == ["/v1/search?q=x&n=25&page=1"]
+
+
+async def test_results_have_the_names_of_here(tmp_path: Path) -> None:
+    """Those under which they can be pulled here; what the principal may not pull is left out, and so is what is no
+    name."""
+    fake = SearchServer()
+    results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
+    fake.answer = json.dumps({"results": results}).encode()
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    hub = Upstream(name="docker.io", endpoints=[url], search=f"{url}/v1/search", default=True)
+    prepare_data_dir(tmp_path)
+    async with open_backend(Settings(data=tmp_path, upstream=[hub])) as backend:
+        searches = ContentSearches(backend.store, backend.router, backend.upstream_search)
+        for principal, names in (
+            (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"]),
+            (open_principal(["docker.io"]), []),
+            (UNPRIVILEGED, []),
+        ):
+            found = await searches.at_upstream(principal, "nginx", 25, 1)
+            assert [name for name, _ in found] == names
+    server.close()
+    await server.wait_closed()

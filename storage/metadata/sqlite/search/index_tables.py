@@ -67,16 +67,16 @@ def is_indexing(db: apsw.Connection) -> bool:
 
 
 def index_names(db: apsw.Connection) -> bool:
-    """Adds the next repositories and tags. Returns False if there was nothing to do."""
-    has_added = _add_repositories(db)
-    has_added |= _add_stored_tags(db)
-    return _follow_tag_changes(db) or has_added
+    """Adds the next repositories and tags. Returns whether many are left. So does each function below."""
+    is_full = _add_repositories(db)
+    is_full |= _add_stored_tags(db)
+    return _follow_tag_changes(db) or is_full
 
 
 def _add_repositories(db: apsw.Connection) -> bool:
-    last = db.execute(
-        "SELECT max(id) FROM (SELECT id FROM repository WHERE id > (SELECT repositories FROM search_progress) "
-        "ORDER BY id LIMIT ?)",
+    count, last = db.execute(
+        "SELECT count(*), max(id) FROM ("
+        "SELECT id FROM repository WHERE id > (SELECT repositories FROM search_progress) ORDER BY id LIMIT ?)",
         (NAMES_PER_BATCH,),
     ).get
     if last is None:
@@ -87,7 +87,7 @@ def _add_repositories(db: apsw.Connection) -> bool:
         (START_OF_NAME, last),
     )
     db.execute("UPDATE search_progress SET repositories = ?", (last,))
-    return True
+    return bool(count == NAMES_PER_BATCH)
 
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
@@ -103,7 +103,7 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
         _add_tag(db, repository, tag)
     last = rows[-1] if len(rows) == TAGS_PER_BATCH else (None, None)
     db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = ?", tuple(last))
-    return True
+    return len(rows) == TAGS_PER_BATCH
 
 
 def _follow_tag_changes(db: apsw.Connection) -> bool:
@@ -125,7 +125,7 @@ def _follow_tag_changes(db: apsw.Connection) -> bool:
                 [(word, repository, tag) for word in words_of_tag(tag)],
             )
     db.execute("UPDATE search_progress SET tag_changes = ?", (rows[-1][0],))
-    return True
+    return len(rows) == TAGS_PER_BATCH
 
 
 def _add_tag(db: apsw.Connection, repository: int, tag: str) -> None:
@@ -149,9 +149,10 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
     rows: list[Any] = db.execute(_NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH)).fetchall()
     reached = rows[-1][0] if rows else manifests
+    is_full = len(rows) == MANIFESTS_PER_BATCH or reached_blob < newest_blob
     if reached_blob > blobs:
         rows += db.execute(_MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob)).fetchall()
-    return ManifestBatch([_manifest(row) for row in rows], tuple(seen), (reached, reached_blob))
+    return ManifestBatch([_manifest(row) for row in rows], tuple(seen), (reached, reached_blob), is_full)
 
 
 def _manifest(row: Sequence[Any]) -> UnindexedManifest:
