@@ -296,10 +296,14 @@ class AsgiExchange:
 
     def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
         """Writes the head, if it is not written yet, and a part of the body. Completes the response unless `more` says
-        that other parts follow. Raises RuntimeError if the body's length differs from the declared one."""
+        that other parts follow, and reports the request before the last bytes are written: otherwise a worker could be
+        killed after the client has its response and before it is counted. Raises RuntimeError if the body's length
+        differs from the declared one."""
         if self._framing.is_chunked is None:
             body = b""  # the response has no body, for example because the request was HEAD
         before, after = self._frame(len(body), more=more)
+        if not more:
+            self._end_response()
         if len(body) > _LARGE_BYTES:  # three writes cost less time than a copy of the body
             self._write(before)
             self._write(body)
@@ -307,7 +311,7 @@ class AsgiExchange:
         else:
             self._write(b"".join((before, body, after)))
         if not more:
-            self._complete()
+            self._on_complete()
 
     # Sending a file
 
@@ -331,7 +335,8 @@ class AsgiExchange:
         if offset is None:
             os.lseek(file, start + count, os.SEEK_SET)
         if not more:
-            self._complete()
+            self._end_response()
+            self._on_complete()
 
     async def _send_file(self, before: bytes, file: int, start: int, count: int) -> None:
         """Sends the bytes `before`, and then `count` bytes of the file from the offset `start`. Raises
@@ -386,12 +391,13 @@ class AsgiExchange:
             self._response_progress += len(data)
             self._transport.write(data)
 
-    def _complete(self) -> None:
-        """Called when all of the response is written. Raises RuntimeError if the body is shorter than declared."""
+    def _end_response(self) -> None:
+        """Notes that the response is complete, and reports the request. `_on_complete` must be called afterwards, which
+        starts the next request on the connection. Raises RuntimeError if the body is shorter than declared."""
         self._framing.check_complete()
         self.response_complete = True
         self.body.close()
         try:
-            self._report_end()  # before the next request on the connection starts
-        finally:
-            self._on_complete()
+            self._report_end()
+        except Exception:  # what counts requests must not cost the client its response
+            log.exception("%s: the request could not be reported", self._request_line())

@@ -215,8 +215,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return False
         self._last_cached_read = self._reader.reads
         self._worker.state.total_requests += 1
-        self._transport.write(render(*found, self._worker.state.default_headers))
-        self._worker.reports.report_cached(scope, *found)
+        response = render(*found, self._worker.state.default_headers)
+        self._worker.reports.report_cached(scope, *found)  # before the client can have the response
+        self._transport.write(response)
         return True
 
     def _start(self, exchange: AsgiExchange) -> None:

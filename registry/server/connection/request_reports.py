@@ -1,12 +1,12 @@
 """Reports the end of each request to the application, which counts and logs it.
 
-An application can have these methods. `on_request_end(scope, end)` is called once for each request that the
-application has answered, and `on_cached_answer(scope, answer, request_id)` for each response that `answer_at_once` has
-returned. `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without
-calling the application; `scope` then has only what the server knows: `method`, `path` and `raw_path`, which can be
-empty, `headers` and `client`. All are called when the last byte of the response has been passed to the transport or the
-kernel, or when the request was cut off. `on_connection(change)` is called with 1 for each new connection and with -1
-when it has ended. All of them must return at once and raise nothing.
+An application can have these methods. `on_request_end(scope, end)` is called once for each request that the application
+has answered, and `on_cached_answer(scope, answer, request_id)` for each response that `answer_at_once` has returned.
+`on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
+the application; `scope` then has only what the server knows: `method`, `path` and `raw_path`, which can be empty,
+`headers` and `client`. All are called just before the last bytes of the response are passed to the transport, or when
+the request was cut off; for a file, when the kernel has its last byte. `on_connection(change)` is called with 1 for
+each new connection and with -1 when it has ended. All of them must return at once and raise nothing.
 
 The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
 the request. It is emptied after the report, because it may refer to the scope.
