@@ -24,6 +24,7 @@ from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, Manage
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.client_addresses import is_loopback, is_loopback_host
+from registry.http.cross_site import CrossSiteCheck
 from registry.upkeep.components import UpkeepComponents
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -47,6 +48,7 @@ class ManagementComponents:
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     - `upkeep`: what the routes about upkeep use.
+    - `cross_site` refuses requests that a page of another site makes a browser send.
     """
 
     administration: Administration
@@ -54,6 +56,7 @@ class ManagementComponents:
     on_denied: Callable[[Actor, str, str], None]
     cursors: SealedCursors
     upkeep: UpkeepComponents
+    cross_site: CrossSiteCheck
     is_proxied: bool = False
     public_url: str | None = None
 
@@ -108,9 +111,10 @@ async def identify_caller(
     `_bearer` only make FastAPI list both authentication schemes in the OpenAPI document.
 
     Ignores the browser's session cookie if the request has an Authorization header. Raises Unauthorized for wrong
-    credentials, TooManyRequests after too many failed logins, and HTTPException (403) if a page of another site
-    uses the session cookie for a change."""
+    credentials, TooManyRequests after too many failed logins, Denied for a request that a page of another site may have
+    caused (`registry.http.cross_site`), and HTTPException (403) if such a page uses the session cookie for a change."""
     management: ManagementComponents = request.app.service.access.management
+    management.cross_site.check(request.scope)
     actor = unauthenticated_actor(request.scope)
     cookies = BrowserCookies(request, management.public_url)
     session_cookie = None if "authorization" in request.headers else cookies.session

@@ -34,6 +34,7 @@ from registry.auth.assembly import AuthComponents
 from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.policy import Policy
+from registry.http.cross_site import CrossSiteCheck
 from registry.upkeep.components import UpkeepComponents
 from storage.content import Actor
 
@@ -130,6 +131,7 @@ def management_components(
     auth: AuthComponents,
     policy: Policy,
     upkeep: UpkeepComponents,
+    cross_site: CrossSiteCheck,
     *,
     proxied: bool,
     public_url: str | None = None,
@@ -137,7 +139,7 @@ def management_components(
     """Builds the objects that the routes of the management API use, one set per process.
 
     - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights;
-      `upkeep` has what the routes about upkeep use.
+      `upkeep` has what the routes about upkeep use; `cross_site` refuses requests that pages of other sites cause.
     - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
       that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
@@ -157,6 +159,7 @@ def management_components(
         on_denied=record_denial,
         cursors=auth.cursors,
         upkeep=upkeep,
+        cross_site=cross_site,
         is_proxied=proxied,
         public_url=public_url,
     )

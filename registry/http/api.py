@@ -221,7 +221,7 @@ class DistributionAPI:
         well, so that a client cannot avoid the limit with wrong credentials or invalid paths."""
         try:
             self._route(exchange)
-            self._cross_site.check(exchange)
+            self._cross_site.check(exchange.scope)
             if self._authenticator is None:
                 exchange.principal = UNRESTRICTED
             else:

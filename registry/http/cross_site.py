@@ -19,9 +19,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from registry.asgi import Header
+from registry.asgi import Header, Scope, client_address
 from registry.client_addresses import is_loopback
-from registry.http.exchange import Exchange
 from registry.http.namespaces import hosts_of, without_port
 from storage.errors import Denied
 from storage.names import shown
@@ -45,17 +44,18 @@ class CrossSiteCheck:
         self._hosts = {host.lower() for host in hosts} | hosts_of(public_url)
         self._has_no_accounts = has_no_accounts
 
-    def check(self, exchange: Exchange) -> None:
-        """Raises Denied for a request that a page of another site may have caused.
+    def check(self, scope: Scope) -> None:
+        """Raises Denied for a request that a page of another site may have caused. `scope`: the ASGI scope of the
+        request.
 
         Requests with any of `BROWSER_HEADERS` bypass the response cache, so this checks every such request."""
-        browser_headers = [header for header in exchange.scope["headers"] if header[0] in BROWSER_HEADERS]
+        browser_headers = [header for header in scope["headers"] if header[0] in BROWSER_HEADERS]
         if not browser_headers:
             return
-        host = _first(exchange.scope["headers"], b"host").decode("latin-1").lower()
-        if exchange.method not in _READS:
+        host = _first(scope["headers"], b"host").decode("latin-1").lower()
+        if scope["method"] not in _READS:
             self._check_site(browser_headers, host)
-        if is_loopback(exchange.address) and not self._is_own_host(host) and self._has_no_accounts():
+        if is_loopback(client_address(scope)) and not self._is_own_host(host) and self._has_no_accounts():
             raise Denied(
                 f"a browser on this machine asks for {shown(host)}, which is not known to be this registry; use its "
                 "IP address or localhost, or set public_url"
