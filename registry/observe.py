@@ -128,6 +128,8 @@ class Observed(ForwardingRegistry):
     def _make(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         if call.operation in _WRITER_OPERATIONS:
             return self._open_writer(call)
+        if not log.isEnabledFor(logging.DEBUG):
+            return self.forward(call)
         return log_call(self.forward, call, call.operation, call.repo, call.item, call.actor)
 
     async def _open_writer(self, call: Call[T]) -> T:

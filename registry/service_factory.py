@@ -198,8 +198,10 @@ class ServiceFactory:
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
+        cross_site = CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: not policy.closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
+            cross_site,
             proxied=behind_proxy,
             public_url=settings.public_url,
         )
@@ -208,7 +210,7 @@ class ServiceFactory:
                 guard,
                 authenticator,
                 answer_cache,
-                has_no_accounts=lambda: not policy.closed,
+                cross_site,
                 count_pull=_pull_counter(backend),
                 # With the setting `read_only`, pushes are refused whatever room there is.
                 push_refusal=None if settings.read_only else store.push_refusal,
@@ -270,13 +272,13 @@ class ServiceFactory:
         guard: Guarded,
         authenticator: Authenticator,
         answer_cache: AnswerCache | None = None,
-        has_no_accounts: Callable[[], bool] = lambda: True,
+        cross_site: CrossSiteCheck | None = None,
         count_pull: CountPull | None = None,
         push_refusal: PushRefusal | None = None,
         read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
-        `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything.
+        `cross_site`: refuses requests that pages of other sites cause; None: as for a registry without accounts.
         `count_pull` counts the pulls of manifests; None: they are not counted. `push_refusal` tells whether the disk
         has room for a manifest; None: this is not checked before the manifest is received. `read_history` reads the
         history of a tag for the current request."""
@@ -290,7 +292,7 @@ class ServiceFactory:
             authenticator=authenticator,
             service=token_service_name(settings.auth, settings.public_url),
             answer_cache=answer_cache,
-            cross_site=CrossSiteCheck(settings.public_url, self._upstream_by_host, has_no_accounts),
+            cross_site=cross_site or CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: True),
             body_memory=self.body_memory,
             count_pull=count_pull,
             push_refusal=push_refusal,

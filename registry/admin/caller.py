@@ -28,6 +28,7 @@ from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.browse.repository_browser import RepositoryBrowser
 from registry.client_addresses import is_loopback, is_loopback_host
+from registry.http.cross_site import CrossSiteCheck
 from registry.request import RequestContext
 from registry.upkeep.components import UpkeepComponents
 from storage.accounts import Accounts
@@ -56,6 +57,7 @@ class ManagementComponents:
     - `upkeep`: what the routes about upkeep use.
     - `browser` reads what people see of a repository; `downloads` counts the images that are being downloaded.
     - `searches`: searches the content on behalf of callers.
+    - `cross_site` refuses requests that a page of another site makes a browser send.
     """
 
     administration: Administration
@@ -67,6 +69,7 @@ class ManagementComponents:
     browser: RepositoryBrowser
     downloads: RunningDownloads
     searches: ContentSearches
+    cross_site: CrossSiteCheck
     is_proxied: bool = False
     public_url: str | None = None
 
@@ -129,9 +132,10 @@ async def identify_caller(
     `_bearer` only make FastAPI list both authentication schemes in the OpenAPI document.
 
     Ignores the browser's session cookie if the request has an Authorization header. Raises Unauthorized for wrong
-    credentials, TooManyRequests after too many failed logins, and HTTPException (403) if a page of another site
-    uses the session cookie for a change."""
+    credentials, TooManyRequests after too many failed logins, Denied for a request that a page of another site may have
+    caused (`registry.http.cross_site`), and HTTPException (403) if such a page uses the session cookie for a change."""
     management: ManagementComponents = request.app.service.access.management
+    management.cross_site.check(request.scope)
     actor = unauthenticated_actor(request.scope)
     cookies = BrowserCookies(request, management.public_url)
     session_cookie = None if "authorization" in request.headers else cookies.session

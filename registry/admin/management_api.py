@@ -41,6 +41,7 @@ from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.policy import Policy
 from registry.browse.repository_browser import RepositoryBrowser
+from registry.http.cross_site import CrossSiteCheck
 from registry.upkeep.components import UpkeepComponents
 from storage.content import Actor
 
@@ -145,6 +146,7 @@ def management_components(
     upkeep: UpkeepComponents,
     browser: RepositoryBrowser,
     searches: ContentSearches,
+    cross_site: CrossSiteCheck,
     *,
     proxied: bool,
     public_url: str | None = None,
@@ -153,7 +155,7 @@ def management_components(
 
     - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights;
       `upkeep` has what the routes about upkeep use; `browser` reads what people see of a repository; `searches`
-      searches the content.
+      searches the content; `cross_site` refuses requests that pages of other sites cause.
     - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
       that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
@@ -177,6 +179,7 @@ def management_components(
         browser=browser,
         downloads=RunningDownloads(upkeep.settings.downloads.at_once),
         searches=searches,
+        cross_site=cross_site,
         is_proxied=proxied,
         public_url=public_url,
     )

@@ -88,32 +88,40 @@ def write_request(
     request; empty: it has not."""
     if not log.isEnabledFor(logging.INFO):
         return
+    handler = direct_handler(log)
     headers: list[Header] = scope["headers"]
     agent = next((value for name, value in headers if name == b"user-agent"), b"")
+    path, address, trace = _path(scope) or "-", client_address(scope) or "-", trace_id_of(headers) or "-"
+    reason = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'") if reason else ""
+    if handler is not None:
+        reason_field = f' reason="{reason}"' if reason else ""
+        handler.write_message(
+            "registry.access",
+            f"{scope['method'] or '-'} {path} status={int(status)}{note} bytes={sent_bytes} received={received_bytes} "
+            f"ms={seconds * 1000:.1f} principal={principal or '-'} address={address} repository={repo or '-'} "
+            f"reference={_reference(item)} cache={cache_state or '-'} request={request_id} trace={trace}"
+            f"{reason_field} agent={_agent(agent)}",
+        )
+        return
     fields: dict[str, object] = {
         "method": scope["method"] or "-",
-        "path": _path(scope) or "-",
+        "path": path,
         "status": f"{int(status)}{note}" if note else int(status),
         "bytes": sent_bytes,
         "received": received_bytes,
         "ms": seconds * 1000,
         "principal": principal or "-",
-        "address": client_address(scope) or "-",
+        "address": address,
         "repository": repo or "-",
         "reference": _reference(item),
         "cache": cache_state or "-",
         "request": request_id,
-        "trace": trace_id_of(headers) or "-",
+        "trace": trace,
         "agent": _agent(agent),
     }
     if reason:
-        fields["reason"] = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'")
-    text = _REFUSED_TEXT if reason else _TEXT
-    handler = direct_handler(log)
-    if handler is None:
-        log.info(text, fields)
-    else:
-        handler.write_message(log.name, text % fields)
+        fields["reason"] = reason
+    log.info(_REFUSED_TEXT if reason else _TEXT, fields)
 
 
 def _path(scope: Scope) -> str:

@@ -9,6 +9,8 @@ from registry.asgi import REQUEST_NOTES_EXTENSION, Scope, request_id_of
 from registry.telemetry.access_log import LoggedAnswer, write_cached_answer, write_request
 from registry.telemetry.metrics import Metrics
 
+MAX_KNOWN_CELLS: Final = 4096
+"""For this many kinds of requests, the numbers of the cells are remembered."""
 _ROUTES_BY_PREFIX: Final = {
     "api": "api",
     "token": "token",
@@ -62,6 +64,8 @@ class RequestRecorder:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._cached_cells: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._known_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
+        """What `_find_cells` has returned, by its arguments."""
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Records a request that the response cache has answered. Takes less than 2 µs without the log line."""
@@ -125,15 +129,33 @@ class RequestRecorder:
 
     def _count(self, route: str, method: str, end: RequestEnd) -> None:
         metrics, cells = self._metrics, self._metrics.cells.own
+        status = int(end.status) if end.is_complete else None
+        numbers = self._known_cells.get((route, method, status)) or self._find_cells(route, method, status)
+        request_cell, seconds_cell, request_size, response_size, received_cell, sent_cell = numbers
+        cells[request_cell] += 1
         if end.is_complete:
-            cells[metrics.requests.cell(route, method, str(int(end.status)))] += 1
-            metrics.seconds.observe(cells, metrics.seconds.cell(route, method), end.seconds)
-        else:
-            cells[metrics.aborted.cell(route, method)] += 1
-        metrics.request_sizes.observe(cells, metrics.request_sizes.cell(route), end.received_bytes)
-        metrics.response_sizes.observe(cells, metrics.response_sizes.cell(route), end.sent_bytes)
-        cells[metrics.received_bytes.cell(route)] += end.received_bytes
-        cells[metrics.sent_bytes.cell(route)] += end.sent_bytes
+            metrics.seconds.observe(cells, seconds_cell, end.seconds)
+        metrics.request_sizes.observe(cells, request_size, end.received_bytes)
+        metrics.response_sizes.observe(cells, response_size, end.sent_bytes)
+        cells[received_cell] += end.received_bytes
+        cells[sent_cell] += end.sent_bytes
+
+    def _find_cells(self, route: str, method: str, status: int | None) -> tuple[int, ...]:
+        """Returns the cells in which requests are counted that ended like this. `status`: None if they were cut off.
+        Keeps a bounded number of results, because clients choose the method."""
+        metrics = self._metrics
+        is_complete = status is not None
+        found = (
+            metrics.requests.cell(route, method, str(status)) if is_complete else metrics.aborted.cell(route, method),
+            metrics.seconds.cell(route, method),
+            metrics.request_sizes.cell(route),
+            metrics.response_sizes.cell(route),
+            metrics.received_bytes.cell(route),
+            metrics.sent_bytes.cell(route),
+        )
+        if len(self._known_cells) < MAX_KNOWN_CELLS:
+            self._known_cells[route, method, status] = found
+        return found
 
 
 def route_of(path: str) -> str:

@@ -397,7 +397,4 @@ class AsgiExchange:
         self._framing.check_complete()
         self.response_complete = True
         self.body.close()
-        try:
-            self._report_end()
-        except Exception:  # what counts requests must not cost the client its response
-            log.exception("%s: the request could not be reported", self._request_line())
+        self._report_end()

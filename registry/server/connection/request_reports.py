@@ -14,11 +14,14 @@ the request. It is emptied after the report, because it may refer to the scope.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from registry.asgi import REQUEST_NOTES_EXTENSION, Header, Scope
+
+log = logging.getLogger(__name__)
 
 
 class RequestEnd(NamedTuple):
@@ -80,9 +83,13 @@ class RequestReports:
             extensions[REQUEST_NOTES_EXTENSION] = {}
 
     def report(self, scope: Scope, end: RequestEnd) -> None:
-        """Reports a request that the application has answered, or that was cut off."""
+        """Reports a request that the application has answered, or that was cut off. Logs an error of the application,
+        because counting a request must not cost the client its response."""
         if self._on_end is not None:
-            self._on_end(scope, end)
+            try:
+                self._on_end(scope, end)
+            except Exception:
+                log.exception("the end of a request could not be reported")
             scope["extensions"][REQUEST_NOTES_EXTENSION].clear()
 
     def report_refused(self, scope: Scope, status: int, reason: str, sent_bytes: int = 0) -> None:

@@ -64,6 +64,23 @@ async def test_from_elsewhere(tmp_path: Path, address: str) -> None:
         assert (await client.get("/me")).json()["open"]
 
 
+async def test_a_page_of_another_host(tmp_path: Path) -> None:
+    """A page whose host name leads to this machine (DNS rebinding) can neither read nor change anything in a registry
+    without accounts, although a browser takes the registry for the page's own site. Without a browser it can."""
+    evil = {"host": "evil.example:5000", "sec-fetch-site": "same-origin", "accept-language": "en"}
+    async with api(tmp_path) as client:
+        for answer in (
+            await client.get("/me", headers=evil),
+            await client.get("/repositories/team/app/tags/1/history", headers=evil),
+            await client.put(
+                "/repositories/team/app/tags/1", json={}, headers={**evil, "origin": "http://evil.example:5000"}
+            ),
+        ):
+            assert (answer.status_code, code_of(answer)) == (403, "DENIED")
+        assert (await client.get("/me", headers={"host": "evil.example:5000"})).status_code == 200
+        assert (await client.get("/me", headers={**evil, "host": "127.0.0.1:5000"})).status_code == 200
+
+
 @pytest.mark.parametrize(
     "headers",
     [

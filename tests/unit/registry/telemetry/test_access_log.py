@@ -82,6 +82,25 @@ def test_a_line_without_a_record(
     assert "bytes=4 received=0 ms=0.0 principal=alice" in lines[0]
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    ("status", "note", "reason"), [(0, "(cut off)", ""), (431, "", 'a "long"\nhead'), (404, "", "")]
+)
+def test_a_line_of_another_request(
+    scope: Scope, status: int, note: str, reason: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Has the same text with and without a record, also if the server has refused the request."""
+    lines = []
+    for is_direct in (True, False):
+        if not is_direct:
+            monkeypatch.setattr(log, "filters", [lambda record: True])
+        write_request(scope, status, note, 4, 5, 0.0126, "", "team/app", "a b", "hit", "r1", reason)
+        lines.append(text_of(stream))
+    assert lines[0] == lines[1]
+    assert f"status={status}{note} bytes=4 received=5 ms=12.6 principal=-" in lines[0]
+    assert ("reason=\"a 'long'?head\" agent=" in lines[0]) == bool(reason)
+
+
 def test_json(stream: io.StringIO) -> None:
     """A line in the log format json has the fields of the line."""
     logging.getLogger().handlers[0].setFormatter(JsonFormatter())
