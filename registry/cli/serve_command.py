@@ -91,14 +91,14 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.service_factory import RateLimitMemory, shared_rate_limit
     from registry.status.worker_report import new_server_run
     from registry.telemetry.metrics import CountsMemory
+    from registry.telemetry.otel_configuration import OtelUnavailable, check_otel
     from registry.telemetry.telemetry import Telemetry
-    from registry.telemetry.tracing import TracingUnavailable, check_tracing
     from storage.composition import layout_of
 
     try:
         handover = take_handover(os.environ)
-        check_tracing(settings.otel.endpoint)
-    except (ChangeRefused, TracingUnavailable) as error:
+        check_otel(settings.otel.endpoint)
+    except (ChangeRefused, OtelUnavailable) as error:
         fail(str(error))
     if isinstance(handover, Check):
         check_takeover(settings, handover.facts)
