@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -74,6 +75,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
     DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
+    from pydantic.warnings import UnsupportedFieldAttributeWarning
+
     from registry.app import create_app
     from registry.cli.live_configuration import LiveConfiguration
     from registry.cli.server_preparation import prepare
@@ -106,6 +109,9 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     sockets, metrics_socket = listening_sockets(settings, handover)
     all_sockets = sockets if metrics_socket is None else [*sockets, metrics_socket]
     log_to_stderr(settings.log_level, settings.log_format)
+    # FastAPI suppresses this warning while it builds routes, with `warnings.catch_warnings`. Workers build routes in
+    # threads, where that does not work reliably, and the warning is of no use to anybody who reads the log.
+    warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
     with ExitStack() as stack:
         for sock in all_sockets:
             stack.enter_context(sock)
