@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -74,6 +75,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
     DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
+    from pydantic.warnings import UnsupportedFieldAttributeWarning
+
     from registry.app import create_app
     from registry.cli.live_configuration import LiveConfiguration
     from registry.cli.server_preparation import prepare
@@ -91,14 +94,14 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.service_factory import RateLimitMemory, shared_rate_limit
     from registry.status.worker_report import new_server_run
     from registry.telemetry.metrics import CountsMemory
+    from registry.telemetry.otel_configuration import OtelUnavailable, check_otel
     from registry.telemetry.telemetry import Telemetry
-    from registry.telemetry.tracing import TracingUnavailable, check_tracing
     from storage.composition import layout_of
 
     try:
         handover = take_handover(os.environ)
-        check_tracing(settings.otel.endpoint)
-    except (ChangeRefused, TracingUnavailable) as error:
+        check_otel(settings.otel.endpoint)
+    except (ChangeRefused, OtelUnavailable) as error:
         fail(str(error))
     if isinstance(handover, Check):
         check_takeover(settings, handover.facts)
@@ -106,6 +109,9 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     sockets, metrics_socket = listening_sockets(settings, handover)
     all_sockets = sockets if metrics_socket is None else [*sockets, metrics_socket]
     log_to_stderr(settings.log_level, settings.log_format)
+    # FastAPI suppresses this warning while it builds routes, with `warnings.catch_warnings`. Workers build routes in
+    # threads, where that does not work reliably, and the warning is of no use to anybody who reads the log.
+    warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
     with ExitStack() as stack:
         for sock in all_sockets:
             stack.enter_context(sock)

@@ -30,12 +30,12 @@ class MetricsSettings(SettingsGroup):
 
 
 class OtelSettings(SettingsGroup):
-    """Traces for OpenTelemetry. They need the extra `entrepot[otel]`. The variables `OTEL_*` of the OpenTelemetry
-    specification count as well; `OTEL_EXPORTER_OTLP_ENDPOINT` can take the place of `endpoint`."""
+    """Traces and metrics for OpenTelemetry. They need the extra `entrepot[otel]`. The variables `OTEL_*` of the
+    OpenTelemetry specification count as well; `OTEL_EXPORTER_OTLP_ENDPOINT` can take the place of `endpoint`."""
 
     endpoint: str | None = Field(
         default=None,
         json_schema_extra=AT_RESTART,
         description="URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Without it, and "
-        "without `OTEL_EXPORTER_OTLP_ENDPOINT`, nothing is traced",
+        "without `OTEL_EXPORTER_OTLP_ENDPOINT`, nothing is sent",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -37,13 +37,11 @@ class CellCollector(Collector):
         totals = cells.totals()
         for cell, value in cells.live_totals(plan.gauge_cells()).items():
             totals[cell] = value
-        listed = {"upstream": self._metrics.upstreams.names(), "webhook": self._metrics.webhooks.names()}
         for family in plan.families:
-            yield _metric_of(family, totals, listed)
+            yield _metric_of(family, totals, self._metrics)
 
 
-def _metric_of(family: Family, totals: Sequence[float], listed: Mapping[str, Sequence[str]]) -> Metric:
-    """`listed`: for each label whose values are numbers of names, the names."""
+def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Metric:
     names = list(family.labels)
     histogram = HistogramMetricFamily(family.name, family.text, labels=names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
@@ -53,18 +51,12 @@ def _metric_of(family: Family, totals: Sequence[float], listed: Mapping[str, Seq
         ((), totals[family.first : family.first + family.width])
     ]
     for values, numbers in family.counted(totals) if names else unlabelled:
-        labels = [
-            _name(value, listed[name]) if name in listed else value for name, value in zip(names, values, strict=True)
-        ]
+        labels = [*metrics.label_values(family, values).values()]
         if isinstance(family, Histogram):
             histogram.add_metric(labels, *cumulative(family, numbers))
         else:
             number_metric.add_metric(labels, numbers[0])
     return histogram if isinstance(family, Histogram) else number_metric
-
-
-def _name(number: str, names: Sequence[str]) -> str:
-    return names[int(number)] if int(number) < len(names) else "other"
 
 
 def cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[str, float]], float]:

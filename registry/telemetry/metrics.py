@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from registry.telemetry.metric_families import CellPlan, Counter, Gauge, Histogram
+from registry.telemetry.metric_families import CellPlan, Counter, Family, Gauge, Histogram
 from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY, MirrorMetrics
 from registry.telemetry.shared_cells import SharedCells, SharedMemory, SharedNames
 from registry.telemetry.work_metrics import WEBHOOK_CAPACITY, EventMetrics, WorkMetrics
@@ -120,8 +120,21 @@ class Metrics:
         self.work.use(self.cells)
         self.events.use(self.cells, self.webhooks)
 
+    def label_values(self, family: Family, values: Sequence[str]) -> dict[str, str]:
+        """Returns the labels of a series with their values. `values`: those of `Family.series`, in which upstreams and
+        webhooks have numbers in place of their names."""
+        listed = {"upstream": self.upstreams, "webhook": self.webhooks}
+        return {
+            label: _name_of(value, listed[label].names()) if label in listed else value
+            for label, value in zip(family.labels, values, strict=True)
+        }
+
     def start_worker(self) -> None:
         """Claims a column for this process. Call it once in each worker."""
         if not self.cells.claim_column(self.plan.gauge_cells()):
             log.error("too many processes run: the metrics leave out what process %d does", os.getpid())
         self.cells.own[self.worker_starts.first] += 1
+
+
+def _name_of(number: str, names: Sequence[str]) -> str:
+    return names[int(number)] if int(number) < len(names) else "other"

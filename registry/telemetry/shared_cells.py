@@ -85,6 +85,11 @@ class SharedCells:
         self.own = self._private_column()
         return False
 
+    @property
+    def own_column(self) -> int | None:
+        """The number of the column that this process has claimed; None: it has none."""
+        return self._own_number
+
     def totals(self) -> list[float]:
         """Returns the total of each cell. While other processes write, each number is one that was right at some moment
         during the call."""

@@ -16,8 +16,10 @@ from registry.telemetry.distribution_names import distribution_metrics
 from registry.telemetry.exposition import CellCollector, collector_of, process_metrics
 from registry.telemetry.metrics import CountsMemory, Metrics
 from registry.telemetry.mirror_metrics import UpstreamCounts
+from registry.telemetry.otel_configuration import are_metrics_sent, are_traces_sent
+from registry.telemetry.otlp_metrics import OtlpMetrics
 from registry.telemetry.request_recorder import RequestRecorder
-from registry.telemetry.tracing import Tracing, is_tracing_configured
+from registry.telemetry.tracing import Tracing
 
 
 class Telemetry:
@@ -50,6 +52,7 @@ class Telemetry:
         self._otel_endpoint = settings.otel.endpoint
         self.tracing: Tracing | None = None
         """Makes spans in this worker; None: traces are not configured."""
+        self._otlp_metrics: OtlpMetrics | None = None
         self._has_distribution_names = settings.metrics.distribution_names
 
     def mirror_observer(self, upstream: str) -> UpstreamCounts:
@@ -80,10 +83,14 @@ class Telemetry:
             return
         self._counting_pid = os.getpid()
         self.metrics.start_worker()
-        if is_tracing_configured(self._otel_endpoint):
+        if are_traces_sent(self._otel_endpoint):
             self.tracing = Tracing(self._otel_endpoint)
+        if are_metrics_sent(self._otel_endpoint):
+            self._otlp_metrics = OtlpMetrics(self.metrics, self._otel_endpoint, self._started_at)
 
     async def aclose(self) -> None:
-        """Sends the last spans. Call it at the end of each worker."""
+        """Sends the last spans and metrics. Call it at the end of each worker."""
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
+        if self._otlp_metrics is not None:
+            await asyncio.to_thread(self._otlp_metrics.close)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from asyncio import Future
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,32 +21,6 @@ TRACES_PATH: Final = "/v1/traces"
 """Path of a collector that takes traces (OTLP 1, "OTLP/HTTP Request")."""
 _SPAN: Final = "span"
 """Key of a request's span in the notes about the request."""
-_ENDPOINT_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-
-
-class TracingUnavailable(Exception):
-    """Traces are configured, and the libraries are not installed. The text is one line for people."""
-
-
-def is_tracing_configured(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether the setting `otel.endpoint` or the variables name a collector."""
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    return endpoint is not None or any(environment.get(name) for name in _ENDPOINT_VARIABLES)
-
-
-def check_tracing(endpoint: str | None) -> None:
-    """Raises TracingUnavailable if traces are configured and cannot be made."""
-    if not is_tracing_configured(endpoint):
-        return
-    try:
-        import opentelemetry.exporter.otlp.proto.http.trace_exporter
-        import opentelemetry.sdk.trace.export  # noqa: F401
-    except ImportError:
-        raise TracingUnavailable(
-            "traces are configured, but OpenTelemetry is not installed: install entrepot[otel], or remove "
-            "otel.endpoint and the variables OTEL_EXPORTER_OTLP_*"
-        ) from None
 
 
 class Tracing:

@@ -1,63 +1,22 @@
-"""Traces for OpenTelemetry, as a collector gets them from a real server."""
+"""Traces and metrics for OpenTelemetry, as a collector gets them from a real server."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from registry.telemetry.tracing import is_tracing_configured
+from registry.telemetry.otel_configuration import are_metrics_sent, are_traces_sent
 from tests.fakes.mirror_site import REPO, MirrorSite
+from tests.fakes.otlp_collector import Collector, attributes
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-class Collector:
-    """Takes OTLP over HTTP. `spans`: what has arrived. With the status 503, it takes nothing."""
-
-    def __init__(self, status: int = 200) -> None:
-        self.spans: list[Any] = []
-        spans = self.spans
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                if status == 200:
-                    for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                        for scope in resource.scope_spans:
-                            spans.extend(scope.spans)
-                self.send_response(status)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self._thread = threading.Thread(target=self.server.serve_forever)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join()
-
-    def named(self, name: str) -> list[Any]:
-        return [span for span in self.spans if span.name == name]
 
 
 @pytest.fixture
@@ -65,10 +24,6 @@ def collector() -> Iterator[Collector]:
     made = Collector()
     yield made
     made.close()
-
-
-def attributes(span: Any) -> dict[str, str | int]:
-    return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
 
 def test_a_push_and_its_parts(tmp_path: Path, collector: Collector) -> None:
@@ -110,6 +65,30 @@ def test_requests_to_an_upstream(site: MirrorSite, collector: Collector) -> None
     assert attributes(found[0])["entrepot.repository"] == REPO
 
 
+def test_metrics(tmp_path: Path, collector: Collector) -> None:
+    """Each worker sends what it has counted, labels and histograms included, and what remains when it ends."""
+    with running_server(tmp_path, env={"ENTREPOT_OTEL__ENDPOINT": collector.url}) as server:
+        for _ in range(30):
+            assert plain_request("GET", f"{server.url}/v2/").status_code == 200
+    assert len(collector.metrics) == 2, "each worker is an instance"
+    metrics = [metric for instance in collector.metrics.values() for metric in instance]
+    points = [
+        point for each in metrics if each.name == "entrepot_http_requests_total" for point in each.sum.data_points
+    ]
+    pings = [point for point in points if attributes(point)["route"] == "ping"]
+    assert {attributes(point)["status"] for point in pings} == {"200"}
+    assert sum(point.as_double for point in pings) == 30
+    durations = [
+        point
+        for each in metrics
+        if each.name == "entrepot_http_request_duration_seconds"
+        for point in each.histogram.data_points
+        if attributes(point)["route"] == "ping"
+    ]
+    assert sum(point.count for point in durations) == sum(sum(point.bucket_counts) for point in durations) == 30
+    assert all(len(point.bucket_counts) == len(point.explicit_bounds) + 1 for point in durations)
+
+
 def test_a_collector_that_refuses_holds_up_nothing(tmp_path: Path) -> None:
     """Requests are answered, and the server stops."""
     collector = Collector(status=503)
@@ -128,6 +107,7 @@ def test_a_collector_that_refuses_holds_up_nothing(tmp_path: Path) -> None:
         (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, True),
         (None, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4318/v1/traces"}, True),
         ("http://127.0.0.1:4318", {"OTEL_SDK_DISABLED": "true"}, False),
+        ("http://127.0.0.1:4318", {"OTEL_TRACES_EXPORTER": "none"}, False),
         (None, {"OTEL_SERVICE_NAME": "x"}, False),
     ],
 )
@@ -135,7 +115,25 @@ def test_traces_are_made_only_where_a_collector_is_named(
     endpoint: str | None, environment: dict[str, str], expected: bool
 ) -> None:
     """By the settings, or by the variables of OpenTelemetry."""
-    assert is_tracing_configured(endpoint, environment) == expected
+    assert are_traces_sent(endpoint, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "environment", "expected"),
+    [
+        (None, {}, False),
+        ("http://127.0.0.1:4318", {}, True),
+        ("http://127.0.0.1:4318", {"OTEL_METRICS_EXPORTER": "none"}, False),
+        (None, {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:4318/v1/metrics"}, True),
+        (None, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4318/v1/traces"}, False),
+        ("http://127.0.0.1:4318", {"OTEL_SDK_DISABLED": "true"}, False),
+    ],
+)
+def test_metrics_are_sent_only_where_a_collector_is_named(
+    endpoint: str | None, environment: dict[str, str], expected: bool
+) -> None:
+    """By the settings, or by the variables of OpenTelemetry."""
+    assert are_metrics_sent(endpoint, environment) == expected
 
 
 def test_the_sdk_is_not_imported_without_a_collector() -> None:

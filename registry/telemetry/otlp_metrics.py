@@ -1,0 +1,120 @@
+"""Sends metrics to an OpenTelemetry collector (`OtlpMetrics`), by OTLP over HTTP.
+
+Each worker sends what stands in its own column of the shared cells, as a service instance of its own
+(`service.instance.id`, with the number of the column). The process that claims the column of a dead worker goes on with
+its numbers, so the sum over the instances is right, and no worker has to send for the others.
+
+The libraries come with the extra `entrepot[otel]`, and are imported only if a collector is configured.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from registry import __version__
+from registry.telemetry.metric_families import Family, Histogram
+from registry.telemetry.metrics import Metrics
+from registry.telemetry.otel_configuration import metrics_interval
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import Metric, MetricsData
+
+METRICS_PATH: Final = "/v1/metrics"
+"""Path of a collector that takes metrics (OTLP 1, "OTLP/HTTP Request")."""
+_TIMEOUT_SECONDS: Final = 5.0
+log = logging.getLogger("registry.telemetry")
+
+
+class OtlpMetrics:
+    """Sends the metrics of one process, from a thread. Create it after the fork, when the process has claimed its
+    column. A collector that does not answer loses nothing but the time series in between, and holds up nothing."""
+
+    def __init__(self, metrics: Metrics, endpoint: str | None, started_at: float) -> None:
+        """`endpoint`: the setting; None: the variables of OpenTelemetry name the collector. `started_at`: since when
+        the cells count, in seconds since 1970."""
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.sdk.resources import Resource
+
+        self._metrics = metrics
+        self._started_at = int(started_at * 1e9)
+        self._resource = Resource.create(
+            {
+                "service.name": os.environ.get("OTEL_SERVICE_NAME", "entrepot"),
+                "service.version": __version__,
+                "service.instance.id": f"{platform.node()}-{metrics.cells.own_column}",
+            }
+        )
+        url = None if endpoint is None else endpoint.rstrip("/") + METRICS_PATH
+        self._exporter = OTLPMetricExporter(url, timeout=_TIMEOUT_SECONDS)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="otlp-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Sends the last numbers. Takes some seconds if the collector does not answer, so call it in a thread."""
+        self._stopped.set()
+        self._thread.join()
+        self._exporter.shutdown()
+
+    def _run(self) -> None:
+        interval, is_last = metrics_interval(), False
+        while not is_last:
+            is_last = self._stopped.wait(interval)
+            try:
+                self._exporter.export(self._data())
+            except Exception:
+                log.exception("the metrics could not be sent")
+
+    def _data(self) -> MetricsData:
+        from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+        scope = ScopeMetrics(InstrumentationScope("entrepot", __version__), [*self._all_metrics()], "")
+        return MetricsData([ResourceMetrics(self._resource, [scope], "")])
+
+    def _all_metrics(self) -> Iterator[Metric]:
+        numbers, now = self._metrics.cells.own.tolist(), time.time_ns()
+        for family in self._metrics.plan.families:
+            if metric := self._metric(family, numbers, now):
+                yield metric
+
+    def _metric(self, family: Family, numbers: Sequence[float], now: int) -> Metric | None:
+        """Returns the metric of a family; None if all of its cells are 0."""
+        from opentelemetry.sdk.metrics.export import (
+            AggregationTemporality,
+            Gauge,
+            HistogramDataPoint,
+            Metric,
+            NumberDataPoint,
+            Sum,
+        )
+        from opentelemetry.sdk.metrics.export import Histogram as HistogramData
+
+        points: list[Any] = []
+        for values, cells in family.counted(numbers):
+            labels = self._metrics.label_values(family, values)
+            if isinstance(family, Histogram):
+                counts, total = [int(number) for number in cells[:-1]], cells[-1]
+                bounds = [float(bound) for bound in family.bounds]
+                # Minimum and maximum are optional (OTLP, HistogramDataPoint), and the cells do not have them.
+                unknown: Any = None
+                points.append(
+                    HistogramDataPoint(
+                        labels, self._started_at, now, sum(counts), total, counts, bounds, unknown, unknown
+                    )
+                )
+            else:
+                points.append(NumberDataPoint(labels, self._started_at, now, cells[0]))
+        if not points:
+            return None
+        cumulative = AggregationTemporality.CUMULATIVE
+        if family.kind == "gauge":
+            return Metric(family.name, family.text, "", Gauge(points))
+        data = HistogramData(points, cumulative) if isinstance(family, Histogram) else Sum(points, cumulative, True)
+        return Metric(family.name, family.text, "", data)
