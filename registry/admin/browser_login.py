@@ -21,6 +21,8 @@ from storage.content import Actor
 from storage.errors import Denied, RegistryError, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
+LOGIN_PAGE_PATH: Final = "/ui/login"
+"""The path of the login page, if the registry has pages for people."""
 
 _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}|/")
 """Matches a path of this registry, and no text that a browser takes for a URL of another host. Browsers read `//` and

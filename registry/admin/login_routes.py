@@ -1,8 +1,8 @@
 """Routes of `/login`, `/login/openid`, `/login/callback` and `/logout`: people log in with a browser, with their
 password or at the OpenID Connect provider.
 
-The pages are short. The only text of a request that they repeat is the path to which the browser returns, whose
-characters are checked and escaped.
+If the registry has pages for people, `/login` leads to the login page among them. The pages here are short. The only
+text of a request that they repeat is the path to which the browser returns, whose characters are checked and escaped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from registry.admin.browser_login import BrowserLogin, local_path, login_problem
+from registry.admin.browser_login import LOGIN_PAGE_PATH, BrowserLogin, local_path, login_problem
 from registry.admin.cookies import ATTEMPT_COOKIE, SESSION_COOKIE, BrowserCookies
 from registry.admin.token_endpoint import read_form
 from registry.asgi import unauthenticated_actor
@@ -63,11 +63,18 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/login")
 async def show_login(request: Request) -> Response:
-    """Shows the ways to log in. The query may contain `next`, the path to which the browser returns after the login."""
+    """Shows the ways to log in, or redirects to the page that does. The query may contain `next`, the path to which the
+    browser returns after the login."""
     try:
-        return _login_page(request, _return_path(_query(request)))
+        query = _query(request)
+        return_path = _return_path(query)
     except RegistryError as error:
-        return _error_page(error)
+        return _error_page(request, error)
+    if request.app.pages is None:
+        return _login_page(request, return_path)
+    # Without `next`, the browser goes to the pages after the login.
+    parameters = f"?{urlencode({'next': return_path}, safe='/')}" if query.one("next") else ""
+    return RedirectResponse(LOGIN_PAGE_PATH + parameters, 303, _HEADERS)
 
 
 @router.post("/login")
@@ -81,7 +88,7 @@ async def log_in(request: Request) -> Response:
         form = await read_form(request)
         return_path = _return_path(form)
     except RegistryError as error:
-        return _error_page(error)
+        return _error_page(request, error)
     try:
         session = await _browser_login(request).with_password(
             form.one("user") or "",
@@ -106,9 +113,9 @@ async def begin_login(request: Request) -> Response:
         redirect_uri = cookies.origin + CALLBACK_PATH
         provider_url, attempt_cookie = await _browser_login(request).begin_at_provider(redirect_uri, return_path)
     except LoginFailed as failed:
-        return _error_page(failed.shown_error)
+        return _error_page(request, failed.shown_error)
     except RegistryError as error:
-        return _error_page(error)
+        return _error_page(request, error)
     response = RedirectResponse(provider_url, 303, _HEADERS)
     cookies.set(response, ATTEMPT_COOKIE, attempt_cookie, ATTEMPT_SECONDS)
     return response
@@ -127,12 +134,12 @@ async def finish_login(request: Request) -> Response:
             replaces=cookies.session,
         )
     except LoginFailed as failed:
-        response: Response = _error_page(failed.shown_error)
+        response: Response = _error_page(request, failed.shown_error)
         if failed.is_finished:  # the attempt cannot continue
             cookies.delete(response, ATTEMPT_COOKIE)
         return response
     except RegistryError as error:
-        return _error_page(error)
+        return _error_page(request, error)
     response = RedirectResponse(result.return_path, 303, _HEADERS)
     cookies.delete(response, ATTEMPT_COOKIE)
     cookies.set(response, SESSION_COOKIE, result.session, SESSION_SECONDS)
@@ -154,8 +161,8 @@ async def log_out(request: Request) -> Response:
     try:
         await _browser_login(request).end(cookies.session or "", unauthenticated_actor(request.scope))
     except RegistryError as error:
-        return _error_page(error)
-    response = _page(200, "Logged out", '<p><a href="/login">Log in again</a></p>')
+        return _error_page(request, error)
+    response = _page(200, "Logged out", f'<p><a href="{_login_path(request)}">Log in again</a></p>')
     cookies.delete(response, SESSION_COOKIE)
     return response
 
@@ -198,9 +205,14 @@ def _login_page(request: Request, return_path: str, error: RegistryError | None 
     return _page(200, "Log in", body) if error is None else _failure_page(error, "Log in", body)
 
 
-def _error_page(error: RegistryError) -> HTMLResponse:
+def _login_path(request: Request) -> str:
+    """Returns the path of the page with the ways to log in."""
+    return "/login" if request.app.pages is None else LOGIN_PAGE_PATH
+
+
+def _error_page(request: Request, error: RegistryError) -> HTMLResponse:
     """Returns a page with the error's message and a link to log in."""
-    return _failure_page(error, "Not logged in", '<p><a href="/login">Log in</a></p>')
+    return _failure_page(error, "Not logged in", f'<p><a href="{_login_path(request)}">Log in</a></p>')
 
 
 def _failure_page(error: RegistryError, title: str, body: str) -> HTMLResponse:

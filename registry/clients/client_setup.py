@@ -65,6 +65,9 @@ class MirroredHost:
     """The name of the upstream in this registry's settings."""
     server: str
     """The URL from which the client would pull without this registry."""
+    has_short_names: bool = True
+    """Whether image names without a host, such as `ubuntu`, mean this upstream here. docker asks its mirror of Docker
+    Hub for such names."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:
@@ -85,27 +88,54 @@ def _server_url(host: str, upstream: Upstream) -> str:
 def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
     """Returns docker's daemon.json. docker supports mirrors of Docker Hub only. For other upstreams, hints tell people
     to write this registry's address and the upstream's name in front of the image name."""
-    daemon: dict[str, list[str]] = {}
+    daemon = docker_daemon(address, hosts)
     hints = [
         hint("merge this into /etc/docker/daemon.json, then run: systemctl reload docker"),
         hint("in Docker Desktop, put it into Settings, Docker Engine"),
     ]
-    names = list(dict.fromkeys(host.name for host in hosts))
-    if DOCKER_HUB in names:
-        daemon["registry-mirrors"] = [address.url]
+    if is_docker_mirror(hosts):
         hints.append(hint("try: docker pull ubuntu, and docker pull {host}/ubuntu", host=address.host))
+    hints += docker_prefix_hints(address, hosts)
+    return ClientSetup((("/etc/docker/daemon.json", json.dumps(daemon, indent=2) + "\n"),), tuple(hints))
+
+
+def docker_daemon(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> dict[str, list[str]]:
+    """Returns what docker's daemon.json needs; nothing if docker needs no such file."""
+    daemon = {}
+    if is_docker_mirror(hosts):
+        daemon["registry-mirrors"] = [address.url]
     if address.is_plain_http and not address.is_trusted_by_docker:
         daemon["insecure-registries"] = [address.host]
-    hints += [
-        hint(
-            "docker supports mirrors of Docker Hub only; for {upstream} use: docker pull {host}/{upstream}/NAME",
-            upstream=name,
-            host=address.host,
-        )
-        for name in names
-        if name != DOCKER_HUB
-    ]
-    return ClientSetup((("/etc/docker/daemon.json", json.dumps(daemon, indent=2) + "\n"),), tuple(hints))
+    return daemon
+
+
+def is_docker_mirror(hosts: Sequence[MirroredHost]) -> bool:
+    """Returns whether docker can use this registry as its mirror of Docker Hub."""
+    return any(host.name == DOCKER_HUB and host.has_short_names for host in hosts)
+
+
+def docker_prefix_hints(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> list[Hint]:
+    """Returns a hint for each upstream whose images docker gets only under this registry's address."""
+    hints = []
+    for name in dict.fromkeys(host.name for host in hosts):
+        if name != DOCKER_HUB:
+            hints.append(
+                hint(
+                    "docker supports mirrors of Docker Hub only; for {upstream} use: "
+                    "docker pull {host}/{upstream}/NAME",
+                    upstream=name,
+                    host=address.host,
+                )
+            )
+        elif not is_docker_mirror(hosts):
+            hints.append(
+                hint(
+                    "docker cannot use this registry as its mirror, because docker.io is not the default upstream; "
+                    "use: docker pull {host}/docker.io/library/ubuntu",
+                    host=address.host,
+                )
+            )
+    return hints
 
 
 def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
@@ -126,8 +156,14 @@ def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) ->
         files.append((path, _join_lines(lines)))
     hints = [
         hint(
-            "Kubernetes (CRI) reads these files if /etc/containerd/config.toml sets config_path to {folder}", **_CERTS_D
+            "Kubernetes (CRI) reads these files if /etc/containerd/config.toml sets config_path to {folder}; the "
+            "section is {section_of_1} with containerd 1.7 and {section_of_2} with 2.x; then run: "
+            "systemctl restart containerd",
+            **_CERTS_D,
+            section_of_1='[plugins."io.containerd.grpc.v1.cri".registry]',
+            section_of_2='[plugins."io.containerd.cri.v1.images".registry]',
         ),
+        hint("to check a node, run there: entrepot client check containerd --url {url}", url=address.url),
         hint("nerdctl always reads these files; ctr reads them with --hosts-dir {folder}", **_CERTS_D),
     ]
     return ClientSetup(tuple(files), tuple(hints))

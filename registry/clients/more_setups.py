@@ -18,11 +18,15 @@ from registry.clients.client_setup import (
     MirroredHost,
     buildkit_setup,
     containerd_setup,
+    docker_daemon,
+    docker_prefix_hints,
     docker_setup,
     hint,
+    is_docker_mirror,
     podman_setup,
 )
 from registry.clients.registry_address import RegistryAddress
+from registry.config import DOCKER_HUB
 
 _K3S_FILE: Final = "/etc/rancher/k3s/registries.yaml"
 _SYNOLOGY_FILE: Final = "/var/packages/ContainerManager/etc/dockerd.json"
@@ -31,27 +35,44 @@ _GITHUB_FILE: Final = ".github/workflows/image.yml"
 
 SetupFunction = Callable[[RegistryAddress, Sequence[MirroredHost], bool], ClientSetup]
 """Returns how a client is set up. The last argument says whether the registry has accounts."""
+_ROBOT: Final = hint(
+    "NAME is a robot's name, and TOKEN its API token: entrepot robot add NAME, entrepot token add NAME, "
+    "entrepot grant add 'team/**' pull,push robot:NAME"
+)
 
 
 def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns docker's setup. Without anything to configure, it has no file."""
-    setup = docker_setup(address, hosts)
-    if json.loads(setup.files[0][1]):
-        commands = ["systemctl reload docker"]
+    if docker_daemon(address, hosts):
+        setup, commands = docker_setup(address, hosts), ["systemctl reload docker"]
     else:
-        setup, commands = ClientSetup((), ()), []
+        setup, commands = ClientSetup((), tuple(docker_prefix_hints(address, hosts))), []
     if has_accounts:
         commands.append(f"docker login {address.host}")
-    return replace(setup, commands=(*commands, f"docker push {address.host}/team/app"))
+    hints = (*setup.hints, *_open_docker_mirror_hints(hosts, has_accounts))
+    return ClientSetup(setup.files, hints, (*commands, f"docker push {address.host}/team/app"))
+
+
+def _open_docker_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
+    """Returns a hint for docker's mirror of Docker Hub: docker says nothing if the mirror refuses it."""
+    if not has_accounts or not is_docker_mirror(hosts):
+        return []
+    return [
+        hint(
+            "docker sends no login to a mirror, and if the mirror refuses it, it asks Docker Hub itself; let everyone "
+            "pull mirrored images: entrepot grant add '{pattern}' pull everyone",
+            pattern=f"{DOCKER_HUB}/**",
+        )
+    ]
 
 
 def _containerd(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = containerd_setup(address, hosts)
     files = (*setup.files, *_own_hosts_toml(address))
-    hints = setup.hints if files else ()
-    return ClientSetup(
-        files, (*hints, *_open_mirror_hints(hosts, has_accounts)), _pull_secret(address) if has_accounts else ()
-    )
+    hints = [*(setup.hints if files else ()), *_open_mirror_hints(hosts, has_accounts)]
+    if has_accounts:
+        hints.append(_ROBOT)
+    return ClientSetup(files, tuple(hints), _pull_secret(address) if has_accounts else ())
 
 
 def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
@@ -65,18 +86,18 @@ def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
     return [(path, content)]
 
 
-def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> tuple[Hint, ...]:
-    """Returns a hint for clients that send no login to a mirror."""
-    if not has_accounts or not hosts:
-        return ()
-    pattern = f"{hosts[0].name}/**"
-    return (
+def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
+    """Returns a hint for each upstream, because containerd sends no login to a mirror."""
+    if not has_accounts:
+        return []
+    return [
         hint(
             "containerd sends no login for mirrored images; let everyone pull them: "
             "entrepot grant add '{pattern}' pull everyone",
-            pattern=pattern,
-        ),
-    )
+            pattern=f"{name}/**",
+        )
+        for name in dict.fromkeys(host.name for host in hosts)
+    ]
 
 
 def _pull_secret(address: RegistryAddress) -> tuple[str, ...]:
@@ -104,14 +125,24 @@ def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
     return ClientSetup(files, tuple(hints), commands)
 
 
-_ROBOT: Final = hint(
-    "NAME is a robot's name, and TOKEN its API token: entrepot robot add NAME, entrepot token add NAME"
-)
-
-
 def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns a kind.yaml that mounts a directory with containerd's hosts.toml files into the node, and these files."""
+    """Returns a kind.yaml that mounts a directory with containerd's hosts.toml files into the node, and these files.
+    Without such files, kind needs none of its own."""
     setup = _containerd(address, hosts, has_accounts)
+    hints = []
+    if address.is_trusted_by_docker:
+        hints.append(
+            hint(
+                "{host} is a loopback address, which nodes in containers do not reach: use an address of this machine "
+                "in its network",
+                host=address.host,
+            )
+        )
+    hints += _open_mirror_hints(hosts, has_accounts)
+    if has_accounts:
+        hints.append(_ROBOT)
+    if not setup.files:
+        return ClientSetup((), tuple(hints), ("kind create cluster", *setup.commands))
     folder = "/etc/containerd/certs.d"
     cluster = (
         "kind: Cluster\n"
@@ -128,23 +159,14 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
     )
     files = [("kind.yaml", cluster)]
     files += [(path.replace(f"{folder}/", "certs.d/"), text) for path, text in setup.files]
-    hints = [hint("put all files into one directory, and run the command there")]
-    if address.is_trusted_by_docker:
-        hints.append(
-            hint(
-                "{host} is a loopback address, which nodes in containers do not reach: use an address of this machine "
-                "in its network",
-                host=address.host,
-            )
-        )
-    hints += _open_mirror_hints(hosts, has_accounts)
+    hints.insert(0, hint("put all files into one directory, and run the command there"))
     return ClientSetup(tuple(files), tuple(hints), ("kind create cluster --config kind.yaml", *setup.commands))
 
 
 def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns how Synology's Container Manager and similar systems are set up: by their forms, or by the same file as
     docker's under another path."""
-    daemon = json.loads(docker_setup(address, hosts).files[0][1])
+    daemon = docker_daemon(address, hosts)
     hints = [
         hint("in Container Manager: Registry, Settings, Add; the URL is {url}", url=address.url),
         hint("other NAS systems ask for the same URL in the settings of their registries"),
@@ -153,6 +175,8 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
         hints.insert(1, hint("to mirror Docker Hub: select it there, Edit, Enable registry mirror, with the same URL"))
     if has_accounts:
         hints.append(hint("fill in the user name and, as the password, an API token; a robot's suffices"))
+    hints += _open_docker_mirror_hints(hosts, has_accounts)
+    hints += docker_prefix_hints(address, hosts)
     if not daemon:
         return ClientSetup((), tuple(hints))
     hints.append(hint("the file has the same effect as the form; merge this into it"))
@@ -163,7 +187,22 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
 
 def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns jobs for GitLab and GitHub that build an image with this registry as the mirror, and push it."""
-    hints = [hint("the runners have to reach {url}", url=address.url)]
+    hints = [
+        hint("the runners have to reach {url}", url=address.url),
+        hint(
+            "a GitLab runner of your own needs this in [runners.docker] of its config.toml: {settings}",
+            settings='privileged = true, volumes = ["/certs/client", "/cache"]',
+        ),
+    ]
+    hints += _open_docker_mirror_hints(hosts, has_accounts)
+    hints += docker_prefix_hints(address, hosts)
+    if has_accounts and address.is_plain_http:
+        hints.append(
+            hint(
+                "docker/login-action logs in with the docker of GitHub's runner, whose daemon.json needs: {settings}",
+                settings=f'"insecure-registries": ["{address.host}"]',
+            )
+        )
     if has_accounts:
         hints += [
             hint("ENTREPOT_ROBOT and ENTREPOT_TOKEN are variables of the project: the name and the token of a robot"),
@@ -177,15 +216,17 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 
 
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
-    daemon = json.loads(docker_setup(address, hosts).files[0][1])
+    daemon = docker_daemon(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
     if address.is_plain_http:  # in a service, loopback addresses are not this machine's
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"
     login = f'docker login --username "$ENTREPOT_ROBOT" --password-stdin {address.host}'
     lines = [
-        "image:",
+        "build-image:",
         "  image: docker:cli",
+        "  variables:",
+        '    DOCKER_TLS_CERTDIR: "/certs"',
         "  services:",
         "    - name: docker:dind",
         *([f"      command: {json.dumps(options)}"] if options else []),

@@ -177,7 +177,7 @@ class OIDCSettings(SettingsGroup):
     issuer: Annotated[str, AfterValidator(_check_issuer)] | None = Field(
         default=None,
         description="The provider's URL, exactly as in the `iss` claim of its tokens: https, or http on this machine. "
-        "Without it there is no browser login",
+        "Without it, people log in with the password of their account only",
     )
     client_id: str | None = Field(
         default=None,

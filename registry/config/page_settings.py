@@ -8,6 +8,6 @@ from registry.config.field_types import SettingsGroup
 
 
 class PageSettings(SettingsGroup):
-    """The pages for people, below `/ui`. They show each reader what the reader may pull."""
+    """The pages for people, below `/ui`. They show each visitor what the visitor may pull."""
 
     enabled: bool = Field(default=True, description="Serve the pages")

@@ -20,7 +20,7 @@ from registry.telemetry.work_metrics import WEBHOOK_CAPACITY, EventMetrics, Work
 log = logging.getLogger("registry.telemetry")
 ROUTES: Final = (
     *("ping", "catalog", "tags", "referrers", "manifests", "blobs", "uploads", "session"),
-    *("extensions", "history", "api", "token", "login", "health", "metrics", "other"),
+    *("extensions", "history", "api", "token", "login", "pages", "search", "health", "metrics", "other"),
 )
 """The kinds of resource (`registry.http.resource_path.Resource`), and the first parts of other paths. A request that
 the server refuses before it reads the path counts as `other`."""

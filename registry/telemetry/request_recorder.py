@@ -16,6 +16,8 @@ _ROUTES_BY_PREFIX: Final = {
     "token": "token",
     "login": "login",
     "logout": "login",
+    "ui": "pages",
+    "v1": "search",  # the path of docker's searches
     "metrics": "metrics",
     **dict.fromkeys(("health", "livez", "readyz"), "health"),
 }

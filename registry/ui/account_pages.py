@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.browser_login import BrowserLogin
+from registry.admin.browser_login import LOGIN_PAGE_PATH, BrowserLogin, local_path
 from registry.admin.cookies import SESSION_COOKIE
 from registry.asgi import unauthenticated_actor
 from registry.auth.token.login_sessions import SESSION_SECONDS
+from registry.http.query import Query
 from registry.request import RequestInvalid
 from registry.ui.languages import LANGUAGES, translatable
 from registry.ui.page_route import (
     LANGUAGE_COOKIE,
-    LOGIN_PATH,
     PageRoute,
     caller_of,
     cookies_of,
@@ -25,31 +24,33 @@ from registry.ui.page_route import (
     read_form,
     redirect,
 )
-from storage.errors import Denied, TooManyRequests, Unauthorized
+from storage.errors import TooManyRequests, Unauthorized
 
 HOME_PATH: Final = "/ui/"
 LOGOUT_PATH: Final = "/ui/logout"
 LANGUAGE_PATH: Final = "/ui/language"
 _LANGUAGE_SECONDS: Final = 365 * 86400
-_LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,2000}|/")
-"""Matches a path of this registry, and no text that a browser takes for a URL of another host. Browsers read `//` and
-`/\\` as the beginning of a host name, and ignore tabs and line feeds (URL Standard, 4.4)."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-@router.get(LOGIN_PATH)
+@router.get(LOGIN_PAGE_PATH)
 async def login_form(request: Request) -> Response:
-    """Shows the form to log in. The query can have `next`, the path to which the reader returns."""
-    return await _login_page(request, 200, _local_path(query_of(request).one("next")))
+    """Shows the form to log in. The query can have `next`, the path to which the visitor returns. While the registry
+    has no accounts, leads to the home page."""
+    if caller_of(request).is_registry_open:
+        return redirect(HOME_PATH)
+    return await _login_page(request, 200, _next_path(query_of(request)))
 
 
-@router.post(LOGIN_PATH)
+@router.post(LOGIN_PAGE_PATH)
 async def log_in(request: Request) -> Response:
     """Logs in with a user name and a password. Sets the session cookie and returns to the path `next` of the form, or
-    shows the form again."""
+    shows the form again. While the registry has no accounts, leads to the home page."""
     form = await read_form(request)
-    user, password, next_path = form.one("user") or "", form.one("password") or "", _local_path(form.one("next"))
+    if caller_of(request).is_registry_open:
+        return redirect(HOME_PATH)
+    user, password, next_path = form.one("user") or "", form.one("password") or "", _next_path(form)
     if not user or not password:
         return await _login_page(request, 400, next_path, user, translatable("Fill in both fields."))
     try:
@@ -74,8 +75,7 @@ async def log_out(request: Request) -> Response:
     await read_form(request)
     cookies = cookies_of(request)
     if cookies.session is not None:
-        login: BrowserLogin = request.app.service.access.management.browser_login
-        await login.end(cookies.session, unauthenticated_actor(request.scope))
+        await _browser_login(request).end(cookies.session, unauthenticated_actor(request.scope))
     response = redirect(HOME_PATH)
     cookies.delete(response, SESSION_COOKIE)
     return response
@@ -83,12 +83,12 @@ async def log_out(request: Request) -> Response:
 
 @router.post(LANGUAGE_PATH)
 async def choose_language(request: Request) -> Response:
-    """Keeps the language that the reader chose, in a cookie, and returns to the page. Raises RequestInvalid."""
+    """Keeps the language that the visitor chose, in a cookie, and returns to the page. Raises RequestInvalid."""
     form = await read_form(request)
     language = form.one("language")
     if language not in LANGUAGES:
         raise RequestInvalid("there is no such language here")
-    response = redirect(_local_path(form.one("next")))
+    response = redirect(_next_path(form))
     is_https = cookies_of(request).origin.startswith("https:")
     response.set_cookie(
         LANGUAGE_COOKIE, language, _LANGUAGE_SECONDS, path="/", secure=is_https, httponly=True, samesite="lax"
@@ -99,27 +99,36 @@ async def choose_language(request: Request) -> Response:
 async def _start_session(request: Request, user: str, password: str) -> str:
     """Returns the text of a new session, which replaces the browser's present one. Raises the errors of
     `BrowserLogin.with_password`."""
-    login: BrowserLogin = request.app.service.access.management.browser_login
     actor = unauthenticated_actor(request.scope)
-    return await login.with_password(user, password, actor, replaces=cookies_of(request).session)
+    return await _browser_login(request).with_password(user, password, actor, replaces=cookies_of(request).session)
 
 
 async def _login_page(request: Request, status: int, next_path: str, user: str = "", problem: str = "") -> Response:
     """Returns the page with the form. `user`: what stands in its first field. `problem`: what went wrong."""
-    if caller_of(request).is_registry_open:
-        raise Denied("there are no accounts yet, so nobody can log in")
-    has_provider = request.app.service.access.components.openid_login is not None
+    query = f"?next={quote(next_path, safe='/')}"
     return await page_response(
         request,
         "login.html",
         status_code=status,
+        section="login",
+        here=LOGIN_PAGE_PATH + query,  # also after a login that failed, so that another language keeps the page
         next_path=next_path,
-        provider_path=f"/login/openid?next={quote(next_path, safe='/')}" if has_provider else None,
+        provider_path=f"/login/openid{query}" if _browser_login(request).has_provider else None,
         user=user,
         problem=problem,
     )
 
 
-def _local_path(path: str | None) -> str:
-    """Returns `path` if it is one of this registry; the home page otherwise."""
-    return path if path is not None and _LOCAL_PATH.fullmatch(path) else HOME_PATH
+def _browser_login(request: Request) -> BrowserLogin:
+    login: BrowserLogin = request.app.service.access.management.browser_login
+    return login
+
+
+def _next_path(parameters: Query) -> str:
+    """Returns the path `next` if it is one of this registry; the home page otherwise. Raises RequestInvalid if there
+    are several."""
+    text = parameters.one("next")
+    try:
+        return local_path(text, HOME_PATH)
+    except RequestInvalid:  # such as a page whose address is too long
+        return HOME_PATH

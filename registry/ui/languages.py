@@ -1,7 +1,7 @@
-"""The languages of the pages: which one a reader gets, and the catalogues with the translations.
+"""The languages of the pages: which one a visitor gets, and the catalogues with the translations.
 
 The texts of the pages are in English. A catalogue is a gettext file `locale/NAME.po` with what they mean in another
-language. It is read as it is when a process shows its first page in that language: what is in the file is what readers
+language. It is read as it is when a process shows its first page in that language: what is in the file is what visitors
 see, and nothing has to be compiled. `make translations` updates the file after a change of texts.
 """
 
@@ -26,9 +26,9 @@ _MAX_RANGES: Final = 30
 
 
 def choose_language(chosen: str, accept_language: str) -> str:
-    """Returns a key of `LANGUAGES`. `chosen`: what the reader chose on a page, or an empty string. `accept_language`:
+    """Returns a key of `LANGUAGES`. `chosen`: what the visitor chose on a page, or an empty string. `accept_language`:
     the header of the browser, in which the language with the highest weight that there is wins. Every kind of Chinese
-    leads to the simplified one, which its readers prefer to English."""
+    leads to the simplified one, which its visitors prefer to English."""
     if chosen in LANGUAGES:
         return chosen
     languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}

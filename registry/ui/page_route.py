@@ -1,7 +1,7 @@
 """What all pages share: `Visit`, who looks at a page and in which language; `PageRoute`, the route class that finds out
 the visit, keeps to the limits and turns errors into pages; and `page_response`.
 
-A page knows its reader by the session cookie alone. An Authorization header is for programs, which use the API.
+A page knows its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from registry.admin.browser_login import LOGIN_PAGE_PATH
 from registry.admin.caller import Caller, make_caller
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies
 from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
@@ -31,7 +32,6 @@ from storage.errors import RegistryError, StorageFailed, TooManyRequests, Unauth
 log = logging.getLogger("registry.pages")
 
 LANGUAGE_COOKIE: Final = "entrepot-language"
-LOGIN_PATH: Final = "/ui/login"
 MAX_FORM_BYTES: Final = 16 * 1024
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 HEADERS: Final = {
@@ -74,9 +74,9 @@ _ERROR_TEXTS: Final = {
 class Visit:
     """Who looks at a page, and how.
 
-    - `caller`: the reader's account and rights; None: an error came before they were known.
+    - `caller`: the visitor's account and rights; None: an error came before they were known.
     - `language`: a key of `LANGUAGES`. `path`: the path and query of the page, as the browser sent them.
-    - `is_session_over`: the browser sent a session that is not valid any more, so the reader is anonymous now.
+    - `is_session_over`: the browser sent a session that is not valid any more, so the visitor is anonymous now.
     - `is_partial`: htmx asks for the page, to put a part of it into the one that is open."""
 
     caller: Caller | None
@@ -93,9 +93,9 @@ def visit_of(request: Request) -> Visit:
 
 
 def caller_of(request: Request) -> Caller:
-    """Returns the reader's account and rights."""
+    """Returns the visitor's account and rights."""
     caller = visit_of(request).caller
-    assert caller is not None, "a page is made only after its reader is known"
+    assert caller is not None, "a page is made only after its visitor is known"
     return caller
 
 
@@ -127,7 +127,7 @@ class PageRoute(APIRoute):
     """A route of a page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns FastAPI's handler of the route, which runs for a known reader and within the limits of pages, and
+        """Returns FastAPI's handler of the route, which runs for a known visitor and within the limits of pages, and
         whose errors become pages."""
         run_handler = super().get_route_handler()
 
@@ -136,7 +136,7 @@ class PageRoute(APIRoute):
             try:
                 request.app.service.pages.cross_site.check(request.scope)
                 visit = request.state.visit = await _identify(request)
-                async with request.app.pages.limits.page(_reader_of(visit, request.scope)):
+                async with request.app.pages.limits.page(_visitor_of(visit, request.scope)):
                     with _registry_calls_as(visit, request.scope):
                         response = await run_handler(request)
             except Exception as error:
@@ -174,8 +174,8 @@ async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRe
 
 
 async def _identify(request: Request) -> Visit:
-    """Returns the visit with the account of the session cookie. Without a valid session the reader is anonymous. Raises
-    the errors of the store."""
+    """Returns the visit with the account of the session cookie. Without a valid session the visitor is anonymous.
+    Raises the errors of the store."""
     management = request.app.service.access.management
     cookies, actor = cookies_of(request), unauthenticated_actor(request.scope)
     is_session_over = False
@@ -198,7 +198,7 @@ def _anonymous_visit(scope: Scope) -> Visit:
 
 
 def _language(scope: Scope) -> str:
-    """Returns the language that the reader chose, or that the browser asks for."""
+    """Returns the language that the visitor chose, or that the browser asks for."""
     headers = dict(scope["headers"])
     cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
     chosen = (
@@ -212,8 +212,8 @@ def _path_of(scope: Scope) -> str:
     return (raw_path(scope) + (b"?" + query if query else b"")).decode("ascii", "replace")
 
 
-def _reader_of(visit: Visit, scope: Scope) -> str:
-    """Returns the text under which the limits count a reader."""
+def _visitor_of(visit: Visit, scope: Scope) -> str:
+    """Returns the text under which the limits count a visitor."""
     assert visit.caller is not None
     principal = visit.caller.principal
     return network_of(client_address(scope)) if principal.is_anonymous else f"account {principal.name}"
@@ -221,7 +221,7 @@ def _reader_of(visit: Visit, scope: Scope) -> str:
 
 @contextmanager
 def _registry_calls_as(visit: Visit, scope: Scope) -> Iterator[None]:
-    """Makes calls on the registry with the rights of the reader."""
+    """Makes calls on the registry with the rights of the visitor."""
     assert visit.caller is not None
     actor = visit.caller.actor
     token = enter_request(RequestContext(visit.caller.principal, "", client_address(scope), actor.request_id))
@@ -247,7 +247,7 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
-    """Returns the page about an error. A reader who has to log in is sent to the login page. Logs failures."""
+    """Returns the page about an error. A visitor who has to log in is sent to the login page. Logs failures."""
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
         return _to_login(visit)
@@ -272,13 +272,13 @@ def _to_login(visit: Visit) -> Response:
     """Returns the way to the login page, which leads back. htmx must not put that page into a part of another one."""
     from urllib.parse import quote
 
-    path = f"{LOGIN_PATH}?next={quote(visit.path, safe='/')}"
+    path = f"{LOGIN_PAGE_PATH}?next={quote(visit.path, safe='/')}"
     return Response(headers={**HEADERS, "hx-redirect": path}) if visit.is_partial else redirect(path)
 
 
 def _status_of(error: Exception) -> int:
     if isinstance(error, Unauthorized):
-        return 403  # the reader has an account, so another login is no help
+        return 403  # the visitor has an account, so another login is no help
     if isinstance(error, RegistryError):
         return status_of(error)
     return error.status_code if isinstance(error, HTTPException) else 500
@@ -295,6 +295,6 @@ def _error_values(status: int, error: Exception, request_id: str) -> dict[str, o
 
 
 def _standing_values(language: str, error: Exception, status: int) -> dict[str, object]:
-    """Returns all values of an error page that is the same for every reader of a language."""
+    """Returns all values of an error page that is the same for every visitor of a language."""
     layout = {"account": None, "is_admin": False, "is_open": False, "is_session_over": False, "here": "/ui/"}
     return {**layout, "version": "", "section": "", **_error_values(status, error, "")}

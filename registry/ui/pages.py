@@ -19,7 +19,7 @@ from storage.interface import Registry
 class PageComponents:
     """What pages need of a service.
 
-    - `content`: the content that is stored here, hosted and cached. It checks the rights of the reader, never asks an
+    - `content`: the content that is stored here, hosted and cached. It checks the rights of the visitor, never asks an
       upstream, and refuses changes.
     - `naming`: tells hosted and mirrored names apart.
     - `cross_site`: refuses what a page of another site makes a browser ask for, while there are no accounts."""

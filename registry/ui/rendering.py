@@ -1,4 +1,4 @@
-"""`PageRenderer`: makes HTML of templates and values, in the language of the reader.
+"""`PageRenderer`: makes HTML of templates and values, in the language of the visitor.
 
 Jinja2 is imported, and a template compiled, when a process first needs them. Rendering runs in a thread, one page at a
 time, so that it takes little from the event loop that answers pulls.
@@ -99,7 +99,7 @@ def short_digest(digest: str) -> str:
 
 
 def _time_element(moment: datetime) -> Markup:
-    """Returns a `<time>` element in UTC. A script of the page shows it in the time zone of the reader."""
+    """Returns a `<time>` element in UTC. A script of the page shows it in the time zone of the visitor."""
     from markupsafe import Markup
 
     utc = moment.astimezone(UTC)

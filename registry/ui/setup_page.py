@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from registry.clients.client_setup import MirroredHost, mirrored_hosts
 from registry.clients.more_setups import PROGRAM_SETUPS
 from registry.clients.registry_address import RegistryAddress
-from registry.config import DOCKER_HUB, Settings
+from registry.config import Settings
 from registry.ui.page_route import PageRoute, caller_of, cookies_of, page_response, query_of
 from registry.ui.repository_list import visible_upstreams
 from storage.errors import NameUnknown
@@ -33,33 +34,32 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
     """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; docker is shown without it.
-    Of the upstreams, only those are shown from which the reader may pull something."""
+    Of the upstreams, only those are shown from which the visitor may pull something."""
     program = query_of(request).one("client") or "docker"
     if program not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
     caller, settings = caller_of(request), request.app.factory.settings
     upstreams = visible_upstreams(request.app.service.pages, caller.principal.listable_names)
     address = RegistryAddress(cookies_of(request).origin)
-    has_accounts = not caller.is_registry_open
-    hosts = _hosts(settings, upstreams, program)
+    hosts = _hosts(settings, upstreams)
     return await page_response(
         request,
         "setup.html",
         section="setup",
         program=program,
         programs=PROGRAM_NAMES,
-        setup=PROGRAM_SETUPS[program](address, hosts, has_accounts),
+        setup=PROGRAM_SETUPS[program](address, hosts, not caller.is_registry_open),
         address=address,
         upstreams=upstreams,
-        has_accounts=has_accounts,
         is_unencrypted=settings.public_url is None and address.is_plain_http,
     )
 
 
-def _hosts(settings: Settings, upstreams: list[str], program: str) -> list[MirroredHost]:
-    """Returns the hosts whose images a client gets through this registry. Programs that use docker's mirror ask it for
-    names without a host, so Docker Hub is left out for them if such names mean another upstream here."""
-    hosts = [host for upstream in settings.upstream if upstream.name in upstreams for host in mirrored_hosts(upstream)]
-    if program in ("docker", "nas", "ci") and settings.default_upstream != DOCKER_HUB:
-        hosts = [host for host in hosts if host.name != DOCKER_HUB]
-    return hosts
+def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:
+    """Returns the hosts whose images a client gets through this registry."""
+    return [
+        replace(host, has_short_names=upstream.default)
+        for upstream in settings.upstream
+        if upstream.name in upstreams
+        for host in mirrored_hosts(upstream)
+    ]

@@ -41,7 +41,7 @@ async def without_slash() -> Response:
 
 @_last_router.get(HOME_PATH)
 async def home(request: Request) -> Response:
-    """Leads to the page that most readers look for."""
+    """Leads to the page that most visitors look for."""
     return redirect(repository_pages.REPOSITORIES_PATH)
 
 

@@ -1,5 +1,4 @@
-"""The command `entrepot key`: rotates and lists the keys that sign the bearer tokens of the endpoint `/token` and the
-login sessions of browsers."""
+"""The command `entrepot key`: rotates and lists the keys that sign the bearer tokens of the endpoint `/token`."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from registry.cli.accounts.account_admin import administer, print_list
 from registry.cli.options import ConfigOption, DataOption, JsonOption
 from registry.cli.output import local_time
 
-HELP = "Rotate and list the keys that sign the tokens of /token and the sessions of browsers."
+HELP = "Rotate and list the keys that sign the tokens of /token."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -19,7 +18,7 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 @app.command(
     "rotate",
     help="Sign new tokens with a new key from now on. Tokens that the old key signed stay valid until they expire. "
-    "Browser sessions signed with the old key end after about an hour.",
+    "Browser sessions stay as they are; to end those of an account: entrepot user sessions NAME --end-all.",
     epilog="\b\nExamples:\n  entrepot key rotate\n  entrepot key rotate --at-once",
 )
 def rotate(

@@ -1,11 +1,11 @@
-// What pages can do with JavaScript: copy texts, and show times in the reader's time zone. Nothing here is needed to
+// What pages can do with JavaScript: copy texts, and show times in the visitor's time zone. Nothing here is needed to
 // read or use a page. htmx adds parts to a page later, so both are done again for what it adds.
 
 const said = document.getElementById("said");
 
 const timeFormat = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
 
-/** Shows the times below an element in the reader's time zone; UTC stays as the title. */
+/** Shows the times below an element in the visitor's time zone; UTC stays as the title. */
 function showLocalTimes(root) {
   for (const element of root.querySelectorAll("time[datetime]:not([title])")) {
     const moment = new Date(element.dateTime);

@@ -85,7 +85,7 @@ def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403)
         answer.headers["content-security-policy"]
         == "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
-    assert '<a href="/login">' in answer.text
+    assert '<a href="/ui/login">' in answer.text
     assert len(answer.text) < 1000
     assert browser.session is None
     assert browser.call("GET", "/me").status_code == 401

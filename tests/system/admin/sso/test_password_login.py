@@ -27,14 +27,17 @@ def assert_form_again(browser: Browser, answer: httpx2.Response, status: int, te
 
 
 def test_a_login(browser: Browser) -> None:
-    """The page offers both ways. After a login with the form the browser goes where it wanted to, and its session
-    counts on every worker."""
-    page = browser.get("/login", params={"next": '/api/v1/me?a=b&c="<d>'})
-    assert page.status_code == 200
-    assert page.headers["cache-control"] == "no-store"
-    assert 'value="/api/v1/me?a=b&amp;c=&quot;&lt;d&gt;"' in page.text
-    assert '<a href="/login/openid?next=%2Fapi%2Fv1%2Fme%3Fa%3Db%26c%3D%22%3Cd%3E">' in page.text
+    """`/login` leads to the login page, and the form shown again offers both ways. After a login with the form the
+    browser goes where it wanted to, and its session counts on every worker."""
+    wanted = '/api/v1/me?a=b&c="<d>'
+    page = browser.get("/login", params={"next": wanted})
+    assert (page.status_code, page.headers["cache-control"]) == (303, "no-store")
+    assert page.headers["location"] == "/ui/login?next=/api/v1/me%3Fa%3Db%26c%3D%22%3Cd%3E"
+    assert browser.get("/login").headers["location"] == "/ui/login"
     name, password = browser.site.user()
+    again = browser.submit(name, "wrong", next=wanted).text
+    assert 'value="/api/v1/me?a=b&amp;c=&quot;&lt;d&gt;"' in again
+    assert '<a href="/login/openid?next=%2Fapi%2Fv1%2Fme%3Fa%3Db%26c%3D%22%3Cd%3E">' in again
     answer = browser.submit(name, password, next="/api/v1/me?a=b")
     assert (answer.status_code, answer.headers["location"]) == (303, "/api/v1/me?a=b")
     for _ in range(4):
@@ -121,11 +124,18 @@ def test_forms_that_cannot_be_read(browser: Browser, body: bytes, kind: str, sta
 
 
 def test_without_accounts_and_provider(tmp_path: Path) -> None:
-    """A registry without accounts says that nobody needs a login. Without a provider there are no pages for one."""
-    with running_server(tmp_path, workers=1) as server, plain_client(headers={"origin": server.url}) as client:
+    """A registry without accounts says that nobody needs a login. Without a provider there are no pages for one.
+    Without the pages for people, `/login` has the form itself."""
+    without_pages = {"ENTREPOT_PAGES__ENABLED": "false"}
+    with (
+        running_server(tmp_path, workers=1, env=without_pages) as server,
+        plain_client(headers={"origin": server.url}) as client,
+    ):
         answer = client.post(f"{server.url}/login", data={"user": "a", "password": "b"})
         assert answer.status_code == 403
         assert "This registry has no accounts yet" in answer.text
-        assert "/login/openid" not in client.get(f"{server.url}/login").text
+        form = client.get(f"{server.url}/login")
+        assert (form.status_code, '<form method="post" action="/login">' in form.text) == (200, True)
+        assert "/login/openid" not in form.text
         for path in ("/login/openid", "/login/callback?code=x&state=y"):
             assert client.get(server.url + path).status_code == 404

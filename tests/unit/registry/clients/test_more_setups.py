@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,12 @@ HTTP = RegistryAddress("http://registry.example.com:5000")
 HTTPS = RegistryAddress("https://registry.example.com")
 HUB = MirroredHost("docker.io", "docker.io", "https://registry-1.docker.io")
 GITHUB = MirroredHost("ghcr.io", "ghcr.io", "https://ghcr.io")
+ADDITIONAL_HUB = replace(HUB, has_short_names=False)
+GITLAB_KEYWORDS = {
+    *("image", "services", "stages", "types", "before_script", "after_script", "variables", "cache", "include"),
+    *("default", "workflow", "spec", "pages", "pages:deploy", "true", "false", "nil"),
+}
+"""Names that no job can have, or that mean a special job (GitLab, "CI/CD YAML syntax reference" and "Jobs")."""
 
 
 def parsed(path: str, content: str) -> Any:
@@ -31,11 +38,16 @@ def files(setup: ClientSetup) -> dict[str, Any]:
     return {path: parsed(path, content) for path, content in setup.files}
 
 
+def hints(program: str, address: RegistryAddress, hosts: list[MirroredHost], has_accounts: bool) -> str:
+    """All hints for a client, one a line."""
+    return "\n".join(map(str, PROGRAM_SETUPS[program](address, hosts, has_accounts).hints))
+
+
 @pytest.mark.parametrize("program", PROGRAM_SETUPS)
 def test_every_file_can_be_read(program: str) -> None:
     """Over http and https, with mirrors and without, with accounts and without. Every sentence has its values, and
     names no password that somebody could take for a real one."""
-    for address, hosts, has_accounts in itertools.product((HTTP, HTTPS), ([], [HUB], [HUB, GITHUB]), (True, False)):
+    for address, hosts, has_accounts in itertools.product((HTTP, HTTPS), ([], [HUB], [ADDITIONAL_HUB, GITHUB]), (True, False)):
         setup = PROGRAM_SETUPS[program](address, hosts, has_accounts)
         files(setup)
         shown = " ".join([*(content for _, content in setup.files), *setup.commands, *map(str, setup.hints)])
@@ -64,8 +76,8 @@ def test_kind() -> None:
     (node,) = shown["kind.yaml"]["nodes"]
     assert node["extraMounts"] == [{"hostPath": "./certs.d", "containerPath": "/etc/containerd/certs.d"}]
     assert set(shown) == {"kind.yaml", "certs.d/docker.io/hosts.toml", f"certs.d/{HTTP.host}/hosts.toml"}
-    local = PROGRAM_SETUPS["kind"](RegistryAddress("http://localhost:5000"), [HUB], False)
-    assert any("loopback" in str(hint) for hint in local.hints)
+    assert "loopback" in hints("kind", RegistryAddress("http://localhost:5000"), [HUB], False)
+    assert PROGRAM_SETUPS["kind"](HTTPS, [], False) == ClientSetup((), (), ("kind create cluster",))
 
 
 def test_containerd_and_docker() -> None:
@@ -78,13 +90,52 @@ def test_containerd_and_docker() -> None:
         "/etc/containerd/certs.d/docker.io/hosts.toml"
     }
     assert PROGRAM_SETUPS["docker"](HTTPS, [], False).files == ()
+    shown = hints("containerd", HTTPS, [HUB], False)
+    for section in ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"):
+        assert f'[plugins."{section}".registry]' in shown
+
+
+@pytest.mark.parametrize("program", ["docker", "nas", "ci"])
+def test_what_docker_cannot_mirror(program: str) -> None:
+    """docker names other upstreams in front of the image, whether or not it needs a file. So it does for a Docker Hub
+    that is not the default upstream, which gets no mirror."""
+    for address in (HTTP, HTTPS):
+        assert f"docker pull {address.host}/ghcr.io/NAME" in hints(program, address, [GITHUB], False)
+        setup = PROGRAM_SETUPS[program](address, [ADDITIONAL_HUB], True)
+        assert not any("registry-mirror" in content for _, content in setup.files)
+        shown = hints(program, address, [ADDITIONAL_HUB], True)
+        assert f"docker pull {address.host}/docker.io/library/ubuntu" in shown
+        assert "sends no login" not in shown
+        assert "docker.io/library" not in hints(program, address, [HUB], False)
+    assert "daemon.json" not in hints("docker", HTTPS, [GITHUB], False)
+
+
+@pytest.mark.parametrize("program", ["docker", "nas", "ci", "containerd", "kind"])
+def test_mirrors_that_need_open_pulls(program: str) -> None:
+    """docker and containerd send no login to a mirror. With accounts, the page has the grant for each upstream."""
+    both = [HUB, GITHUB]
+    for host in both if program in ("containerd", "kind") else [HUB]:
+        assert f"entrepot grant add '{host.name}/**' pull everyone" in hints(program, HTTPS, both, True)
+    assert "sends no login" not in hints(program, HTTPS, both, False)
+
+
+@pytest.mark.parametrize("program", ["k3s", "kind", "containerd"])
+def test_a_robot(program: str) -> None:
+    """Where NAME and TOKEN stand, a hint says how to make them, with the rights that the robot needs."""
+    shown = hints(program, HTTP, [], True)
+    for command in ("robot add NAME", "token add NAME", "grant add 'team/**' pull,push robot:NAME"):
+        assert f"entrepot {command}" in shown
 
 
 def test_ci_jobs() -> None:
-    """GitLab's docker service gets the mirror, and GitHub's builder gets BuildKit's file."""
+    """GitLab's docker service gets the mirror and shares its certificates, and GitHub's builder gets BuildKit's file,
+    also for a Docker Hub that is not the default upstream."""
     shown = PROGRAM_SETUPS["ci"](HTTP, [HUB], True)
     gitlab, github = (parsed(path, content) for path, content in shown.files)
-    (service,) = gitlab["image"]["services"]
+    ((name, job),) = gitlab.items()
+    assert name not in GITLAB_KEYWORDS
+    assert job["variables"] == {"DOCKER_TLS_CERTDIR": "/certs"}
+    (service,) = job["services"]
     assert service["command"] == ["--registry-mirror", HTTP.url, "--insecure-registry", HTTP.host]
     steps = github["jobs"]["image"]["steps"]
     assert tomllib.loads(steps[1]["with"]["buildkitd-config-inline"])["registry"]["docker.io"]["mirrors"] == [HTTP.host]
@@ -94,3 +145,8 @@ def test_ci_jobs() -> None:
         "docker/login-action",
         "docker/build-push-action",
     ]
+    assert '"insecure-registries"' in hints("ci", HTTP, [HUB], True)
+    assert '"insecure-registries"' not in hints("ci", HTTPS, [HUB], True) + hints("ci", HTTP, [HUB], False)
+    assert '"/certs/client"' in hints("ci", HTTPS, [], False)
+    _, (_, content) = PROGRAM_SETUPS["ci"](HTTPS, [ADDITIONAL_HUB], False).files
+    assert "docker.io" in content

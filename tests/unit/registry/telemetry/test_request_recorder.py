@@ -110,6 +110,7 @@ def test_the_line_of_what_the_server_refuses_itself(
     ("path", "route"),
     [
         *(("/api/v1/users", "api"), ("/token", "token"), ("/login/callback", "login"), ("/logout", "login")),
+        *(("/ui/repositories", "pages"), ("/v1/search", "search")),
         *(("/health/ready", "health"), ("/livez", "health"), ("/metrics", "metrics"), ("/", "other"), ("/x", "other")),
     ],
 )

@@ -166,6 +166,12 @@ async def test_log_in_and_out(tmp_path: Path) -> None:
             assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
             assert "The user name or the password is wrong." in refused.text
         assert (await here.log_in(browser, "", password="")).status_code == 400
+        refused = await here.log_in(browser, "alice", password="wrong", next="/ui/setup?client=podman")
+        place = "/ui/login?next=/ui/setup%3Fclient%3Dpodman"
+        # The form of the language leads back to the login.
+        assert f'action="/ui/language">\n<input type="hidden" name="next" value="{place}">' in refused.text
+        form = await browser.get(place)
+        assert '<input type="hidden" name="next" value="/ui/setup?client=podman">' in form.text
         done = await here.log_in(browser, "alice", next="/ui/setup?client=podman")
         assert done.headers["location"] == "/ui/setup?client=podman"
         assert "HttpOnly" in done.headers["set-cookie"]
@@ -182,6 +188,13 @@ async def test_log_in_and_out(tmp_path: Path) -> None:
 
 
 FORM = "application/x-www-form-urlencoded"
+
+
+async def test_without_accounts_nobody_logs_in(tmp_path: Path) -> None:
+    """The login page leads to the home page."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        for answer in (await browser.get("/ui/login"), await here.log_in(browser, "alice")):
+            assert (answer.status_code, answer.headers["location"]) == (303, "/ui/")
 
 
 async def test_an_api_token_is_no_password_for_pages(tmp_path: Path) -> None:
@@ -262,6 +275,20 @@ async def test_too_many_requests_get_a_page(tmp_path: Path) -> None:
             assert (refused.status_code, "请求过多" in refused.text) == (429, True)
             assert int(refused.headers["retry-after"]) > 0
         assert (await browser.get("/livez2")).headers["content-type"] == "application/json"
+
+
+async def test_a_docker_hub_that_is_not_the_default_upstream(tmp_path: Path) -> None:
+    """docker gets the name to pull, and builders with `?ns=` get the mirror."""
+    endpoints = ["http://127.0.0.1:9"]
+    hub = {"name": "docker.io", "endpoints": endpoints}
+    upstream = [hub, {"name": "quay.io", "default": True, "endpoints": endpoints}]
+    async with site(tmp_path, accounts=False, upstream=upstream) as here, here.browser() as browser:
+        docker = (await browser.get("/ui/setup")).text
+        assert "docker pull registry.test/docker.io/library/ubuntu" in docker
+        assert "registry-mirrors" not in docker
+        jobs = (await browser.get("/ui/setup?client=ci")).text
+        assert "--registry-mirror" not in jobs
+        assert "[registry.&#34;docker.io&#34;]" in jobs
 
 
 async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:
