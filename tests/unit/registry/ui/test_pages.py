@@ -139,7 +139,8 @@ async def test_long_lists_have_pages(tmp_path: Path) -> None:
 
 
 async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
-    """With digest, size or platforms, and the command to pull; page by page. Short names lead to the stored one."""
+    """With digest, platforms and their sizes, and the command to pull; page by page. Platforms that are not here are
+    shown as such. Short names lead to the stored one."""
     async with site(tmp_path, accounts=False) as here:
         manifest = await add_cached(here.store, "docker.io/library/ubuntu", *(f"t{n:02}" for n in range(30)))
         platforms = [("linux", "amd64"), ("linux", "arm64"), ("unknown", "unknown")]
@@ -149,12 +150,55 @@ async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
                 answer = await browser.get(f"/ui/repositories/{short}")
                 assert answer.headers["location"] == "/ui/repositories/docker.io/library/ubuntu"
             first = (await browser.get("/ui/repositories/docker.io/library/ubuntu")).text
-            assert "<li>linux/amd64</li><li>linux/arm64</li></ul>" in first
+            missing = re.findall(r'<li class="missing">\s*(\S+) <small>not here</small>\s*</li>', first)
+            assert missing[:2] == ["linux/amd64", "linux/arm64"]
             assert manifest.digest in first
             assert "5.00 MiB" in first
             assert "docker pull registry.test/docker.io/library/ubuntu:t00" in first
-            second = (await browser.get("/ui/repositories/docker.io/library/ubuntu?after=t23")).text
-            assert re.findall(r'<th scope="row">(\w+)</th>', second) == [f"t{n:02}" for n in range(24, 30)]
+            more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', first)
+            assert more is not None
+            second = (await browser.get(more[1].replace("&amp;", "&"))).text
+            assert tags_on(first) + tags_on(second) == ["all", *(f"t{n:02}" for n in range(30))]
+
+
+def tags_on(page: str) -> list[str]:
+    """The tags in the rows of a page."""
+    return re.findall(r'<th scope="row">(?:<a [^>]+>)?([\w.-]+)', page)
+
+
+async def test_tags_are_sorted_and_filtered(tmp_path: Path) -> None:
+    """By the query of the page, whose links change one of them and keep the other."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        for tag in ("1.9", "1.10", "2.0-rc1", "2.0"):
+            await add_cached(here.store, "team/app", tag, of=tag)
+        for query, shown in (
+            ("", ["1.10", "1.9", "2.0", "2.0-rc1"]),
+            ("sort=-version", ["2.0", "2.0-rc1", "1.10", "1.9"]),
+            ("sort=-pushed", ["2.0", "2.0-rc1", "1.10", "1.9"]),
+            ("sort=version&q=1.", ["1.9", "1.10"]),
+            ("q=RC", ["2.0-rc1"]),
+            ("q=%3Cscript%3E", []),
+        ):
+            assert tags_on((await browser.get(f"/ui/repositories/team/app?{query}")).text) == shown, query
+        page = (await browser.get("/ui/repositories/team/app?sort=-version&q=2.")).text
+        assert 'href="/ui/repositories/team/app?q=2.&amp;sort=version" aria-current="true"' in page
+        assert 'href="/ui/repositories/team/app?q=2.&amp;sort=-size">Size' in page
+        for wrong in ("sort=colour", "after=nothing"):
+            assert (await browser.get(f"/ui/repositories/team/app?{wrong}")).status_code == 400
+
+
+async def test_a_description_is_shown(tmp_path: Path) -> None:
+    """Its headings are below those of the page, and its HTML is text."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        await add_cached(here.store, "team/app", "1")
+        assert 'class="description"' not in (await browser.get("/ui/repositories/team/app")).text
+        text = "# Our app\n\n<script>alert(1)</script> [x](javascript:alert(1)) ![y](https://evil.example/y.png)"
+        await here.store.descriptions.put_description(RepositoryName("team/app"), text, by=BY)
+        page = (await browser.get("/ui/repositories/team/app")).text
+        assert "<h3>Our app</h3>" in page
+        assert "&lt;script&gt;alert(1)" in page
+        assert '"javascript:' not in page
+        assert 'src="https://evil' not in page
 
 
 async def test_log_in_and_out(tmp_path: Path) -> None:
