@@ -1,4 +1,5 @@
-"""The pages *Repositories* and *Repository*: which repositories there are, and the tags of one."""
+"""The pages *Repositories* and *Repository*: which repositories there are, and the tags of one. Its routes lead to the
+pages of tags and digests as well."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
@@ -15,11 +15,12 @@ from registry.admin.repository_rights import readable_repository
 from registry.browse.models import DescriptionView
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
 from registry.request import RequestInvalid
+from registry.ui.image_page import image_page, parse_path, path_of
 from registry.ui.languages import translatable
 from registry.ui.page_route import PageRoute, caller_of, image_host, page_response, query_of, redirect
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
-from storage.errors import NameInvalid, NameUnknown
+from storage.errors import NameUnknown
 from storage.names import RepositoryName
 from storage.tag_listing import TagOrder, TagQuery
 
@@ -80,16 +81,16 @@ async def repositories(request: Request) -> Response:
 
 @router.get("/{path:path}")
 async def repository(request: Request, path: str) -> Response:
-    """Shows the tags of a repository, and its description. The query can have `q`, a text in the names of the tags;
+    """Shows the tags of a repository, and its description; or what a tag or digest leads to, if the path has one
+    (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text in the names of the tags;
     `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a page. A name under
     which clients pull mirrored content, such as `ubuntu`, leads to the page of the name under which it is stored."""
-    try:
-        name = RepositoryName(path)
-    except NameInvalid:
-        raise NameUnknown("there is no repository with this name") from None
+    name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        return redirect(f"{REPOSITORIES_PATH}/{quote(stored)}")
+        return redirect(f"{REPOSITORIES_PATH}/{path_of(stored, reference)}")
+    if reference is not None:
+        return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
     return await _tags_page(request, stored)
 
 

@@ -14,13 +14,14 @@ import pytest
 
 from registry.app import create_app
 from registry.auth.password.hashing import hash_password
+from registry.ui.image_page import STEPS_ON_A_PAGE
 from registry.ui.repository_list import PAGE_SIZE
 from storage.access import AccountKind, AccountName
 from storage.errors import StorageFailed
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.app_in_process import AppInProcess, running_app
-from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.page_store import add_cached, add_described, add_index
 from tests.fakes.store_accounts import BY, add_grant
 
 PASSWORD = "correct horse battery"
@@ -199,6 +200,60 @@ async def test_a_description_is_shown(tmp_path: Path) -> None:
         assert "&lt;script&gt;alert(1)" in page
         assert '"javascript:' not in page
         assert 'src="https://evil' not in page
+
+
+async def test_what_a_tag_leads_to(tmp_path: Path) -> None:
+    """Platforms, layers with commands, config, annotations, referrers and the manifest; each text in it is harmless.
+    What does not exist is not found, and whoever may not pull sees nothing."""
+    evil = "<script>alert(1)</script>"
+    async with site(tmp_path) as here, here.browser() as browser:
+        index = await add_described(here.store, "team/app", "v1", evil)
+        await here.log_in(browser, "root")
+        page = (await browser.get("/ui/repositories/team/app:v1")).text
+        assert "<script>alert" not in page
+        assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
+        assert "docker pull registry.test/team/app:v1" in page
+        assert re.findall(r'<li class="missing">\s*(\S+) ', page) == ["linux/arm64"]
+        for shown in ("RUN make", "PATH=/bin", "NODE", "Signatures", "signed", "100.0 %", index.digest):
+            assert shown in page, shown
+        platform = re.search(r'href="(/ui/repositories/team/app:v1\?platform=[^"]+)" aria-current="true"', page)
+        assert platform is not None
+        assert "RUN make" in (await browser.get(platform[1])).text
+        by_digest = (await browser.get(f"/ui/repositories/team/app@{index.digest}")).text
+        assert "RUN make" in by_digest
+        signature = re.search(r'<ul class="referrers">\s*<li><a href="([^"]+)"', page)
+        assert signature is not None
+        signature_page = (await browser.get(signature[1])).text
+        assert evil.replace("<", "&lt;").replace(">", "&gt;") in signature_page
+        for missing in ("team/app:v2", "team/app:", "team/app@sha256:1", "team/app:v1?platform=plan9", "no/app:v1"):
+            assert (await browser.get(f"/ui/repositories/{missing}")).status_code == 404, missing
+        await here.log_in(browser, "alice")
+        hidden = await browser.get("/ui/repositories/team/app:v1")
+        assert (hidden.status_code, "RUN make" in hidden.text) == (404, False)
+
+
+async def test_a_pull_by_a_short_name_has_a_page(tmp_path: Path) -> None:
+    """It leads to the page of the stored name, and shows what a mirror has cached."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        await add_cached(here.store, "docker.io/library/ubuntu", "24.04")
+        answer = await browser.get("/ui/repositories/ubuntu:24.04")
+        assert answer.headers["location"] == "/ui/repositories/docker.io/library/ubuntu:24.04"
+        page = (await browser.get(answer.headers["location"])).text
+        assert "The config is not stored here" in page
+        assert "not here" in page
+
+
+async def test_unusual_manifests(tmp_path: Path) -> None:
+    """500 layers, and an index with 100 platforms of which one is here: what is left out is counted."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        await add_cached(here.store, "team/app", "many", layers=500)
+        page = (await browser.get("/ui/repositories/team/app:many")).text
+        assert page.count('<th scope="row">') == STEPS_ON_A_PAGE
+        assert f"There are {500 - STEPS_ON_A_PAGE} more steps." in page
+        await add_index(here.store, "team/app", "wide", [("linux", f"cpu{n}") for n in range(100)], present=1)
+        page = (await browser.get("/ui/repositories/team/app:wide")).text
+        assert page.count('<li class="missing">') == 99
+        assert "5.00 MiB" in page
 
 
 async def test_log_in_and_out(tmp_path: Path) -> None:
