@@ -36,9 +36,10 @@ async def add_index(
     return manifest
 
 
-async def add_described(store: StoredRegistry, repo: str, tag: str, text: str) -> Manifest:
+async def add_described(store: StoredRegistry, repo: str, tag: str, text: str, *, label_bytes: int = 0) -> Manifest:
     """Stores an index with one image that is here, with a whole config, and one that is not. The image has two layers,
-    labels and variables; the index has annotations and a signature. `text` stands in all of them."""
+    labels and variables; the index has annotations and a signature. `text` stands in all of them.
+    `label_bytes`: size of another label."""
     name = RepositoryName(repo)
     config = {
         "os": "linux",
@@ -49,7 +50,7 @@ async def add_described(store: StoredRegistry, repo: str, tag: str, text: str) -
             "User": text,
             "Cmd": ["serve", text],
             "Env": ["PATH=/bin", f"NODE={text}"],
-            "Labels": {text: text, "long": "x" * 1_000_000},
+            "Labels": {text: text, "long": "x" * label_bytes},
         },
         "history": [
             {"created_by": "ADD rootfs.tar / # buildkit"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from registry.app import create_app
 from registry.auth.password.hashing import hash_password
 from registry.ui.image_page import STEPS_ON_A_PAGE
 from registry.ui.repository_list import PAGE_SIZE
+from registry.ui.search_page import HITS_OF_EACH_KIND
 from storage.access import AccountKind, AccountName
 from storage.errors import StorageFailed
 from storage.names import RepositoryName
@@ -207,14 +208,14 @@ async def test_what_a_tag_leads_to(tmp_path: Path) -> None:
     What does not exist is not found, and whoever may not pull sees nothing."""
     evil = "<script>alert(1)</script>"
     async with site(tmp_path) as here, here.browser() as browser:
-        index = await add_described(here.store, "team/app", "v1", evil)
+        index = await add_described(here.store, "team/app", "v1", evil, label_bytes=100_000)
         await here.log_in(browser, "root")
         page = (await browser.get("/ui/repositories/team/app:v1")).text
         assert "<script>alert" not in page
         assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
         assert "docker pull registry.test/team/app:v1" in page
         assert re.findall(r'<li class="missing">\s*(\S+) ', page) == ["linux/arm64"]
-        for shown in ("RUN make", "PATH=/bin", "NODE", "Signatures", "signed", "100.0 %", index.digest):
+        for shown in ("RUN make", "PATH=/bin", "NODE", "Signatures", "signed", "19.5 KiB", index.digest):
             assert shown in page, shown
         platform = re.search(r'href="(/ui/repositories/team/app:v1\?platform=[^"]+)" aria-current="true"', page)
         assert platform is not None
@@ -254,6 +255,57 @@ async def test_unusual_manifests(tmp_path: Path) -> None:
         page = (await browser.get("/ui/repositories/team/app:wide")).text
         assert page.count('<li class="missing">') == 99
         assert "5.00 MiB" in page
+
+
+async def test_search(tmp_path: Path) -> None:
+    """Hosted and mirrored content are apart, lists have a next page, and a reader finds what they may pull. A tag, a
+    digest or a pull command leads to the page of what it names; markup in it is text."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        evil = "<script>alert(1)</script>"
+        index = await add_described(here.store, "team/app", "v1", evil)
+        await add_cached(here.store, "docker.io/corp/app", "v2")
+        for number in range(HITS_OF_EACH_KIND + 1):
+            await add_cached(here.store, f"secret/app{number}", "v3", of="secret")
+        await here.store.search_indexer.run()
+        await add_grant(here.app.accounts, "user:alice", "team/**", "pull")
+        await add_grant(here.app.accounts, "user:alice", "docker.io/**", "pull")
+        search = partial(browser.get, "/ui/search")
+        assert (await search(params={"q": "app"})).headers["location"] == "/ui/login?next=/ui/search%3Fq%3Dapp"
+        await here.log_in(browser, "alice")
+        page = (await search(params={"q": "app"})).text
+        hosted, mirrored = page.split("<h2", 2)[1].split("<h3>Mirrored</h3>")
+        assert found_in(hosted) == ["/ui/repositories/team/app"]
+        assert found_in(mirrored) == ["/ui/repositories/docker.io/corp/app"]
+        assert "secret" not in page
+        assert "/ui/repositories/team/app:v1" in found_in((await search(params={"q": "alert"})).text)
+        assert "<script>alert" not in (await search(params={"q": evil})).text
+        for nothing in ("secret", "", "v3"):
+            assert found_in((await search(params={"q": nothing})).text) == [], nothing
+        for text, path in (
+            ("docker pull registry.test/team/app:v1", "team/app:v1"),
+            ("docker pull registry.test/team/app", "team/app"),
+            (f"team/app@{index.digest}", f"team/app@{index.digest}"),
+            (index.digest, f"team/app@{index.digest}"),
+        ):
+            answer = await search(params={"q": text})
+            assert answer.headers["location"] == f"/ui/repositories/{path}", text
+            typed = await search(params={"q": text}, headers={"hx-request": "true"})
+            assert typed.status_code == 200
+            assert f'href="/ui/repositories/{path}"' in typed.text
+        for wrong in ({"kind": "people"}, {"after": "1"}, {"kind": "tags", "after": "-1"}):
+            assert (await search(params={"q": "app", **wrong})).status_code == 400
+        await here.log_in(browser, "root")
+        first = (await search(params={"q": "secret/app"})).text
+        more = re.search(r'<a class="button" href="([^"]+kind=repositories[^"]+)"', first)
+        assert more is not None
+        rest = (await browser.get(more[1].replace("&amp;", "&"))).text
+        names = {path for path in found_in(first) + found_in(rest) if ":" not in path}
+        assert names == {f"/ui/repositories/secret/app{number}" for number in range(HITS_OF_EACH_KIND + 1)}
+
+
+def found_in(page: str) -> list[str]:
+    """The paths to which the results on a page, or on a part of one, lead."""
+    return re.findall(r'<li><a href="([^"]+)">', page)
 
 
 async def test_log_in_and_out(tmp_path: Path) -> None:
