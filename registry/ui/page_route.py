@@ -22,6 +22,7 @@ from registry.admin.caller import Caller, make_caller
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies
 from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
 from registry.client_addresses import network_of
+from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
 from registry.request import RequestContext, enter_request, leave_request
@@ -121,6 +122,11 @@ async def read_form(request: Request) -> Query:
 def cookies_of(request: Request) -> BrowserCookies:
     """Returns what reads and sets the browser's cookies."""
     return BrowserCookies(request, request.app.service.access.management.public_url)
+
+
+def image_host(request: Request) -> str:
+    """Returns the host with which the names of this registry's images begin."""
+    return RegistryAddress(cookies_of(request).origin).host
 
 
 class PageRoute(APIRoute):

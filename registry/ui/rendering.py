@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,7 +74,12 @@ def make_environment(language: str, files: PageFiles) -> Environment:
         "static": files.path,
         "hint_text": lambda hint: _hint_text(hint, translations.gettext),
     }
-    environment.filters |= {"size": format_size, "time": _time_element, "short_digest": short_digest}
+    environment.filters |= {
+        "size": format_size,
+        "time": _time_element,
+        "age": lambda moment, now: _age_element(moment, now, language),
+        "short_digest": short_digest,
+    }
     return environment
 
 
@@ -105,6 +110,21 @@ def _time_element(moment: datetime) -> Markup:
     utc = moment.astimezone(UTC)
     return Markup('<time datetime="{}">{}</time>').format(
         utc.strftime("%Y-%m-%dT%H:%M:%SZ"), utc.strftime("%Y-%m-%d %H:%M UTC")
+    )
+
+
+def _age_element(moment: datetime, now: datetime, language: str) -> Markup:
+    """Returns a `<time>` element that says how long ago a moment was, such as `3 days ago`, with the time as its
+    title."""
+    from babel.dates import format_timedelta
+    from markupsafe import Markup
+
+    age = max(now - moment, timedelta(seconds=1))  # clocks differ a little
+    utc = moment.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{}" data-age>{}</time>').format(
+        utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        utc.strftime("%Y-%m-%d %H:%M UTC"),
+        format_timedelta(-age, add_direction=True, locale=language.replace("-", "_")),
     )
 
 

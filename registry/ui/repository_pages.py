@@ -1,40 +1,57 @@
-"""The pages *Repositories* and *Repository*: which repositories there are, and the tags of one."""
+"""The pages *Repositories* and *Repository*: which repositories there are, and the tags of one. Its routes lead to the
+pages of tags and digests as well."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
-from urllib.parse import quote
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, Request, Response
 
-from registry.clients.registry_address import RegistryAddress
-from registry.ui.page_route import PageRoute, caller_of, cookies_of, page_response, query_of, redirect
+from registry.admin.repository_rights import readable_repository
+from registry.browse.models import DescriptionView
+from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
+from registry.request import RequestInvalid
+from registry.ui.image_page import image_page, parse_path, path_of
+from registry.ui.languages import translatable
+from registry.ui.page_route import PageRoute, caller_of, image_host, page_response, query_of, redirect
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
-from storage.content import INDEXES, Manifest
-from storage.errors import ManifestInvalid, ManifestUnknown, NameInvalid, NameUnknown
-from storage.names import Digest, RepositoryName, Tag
+from storage.errors import NameUnknown
+from storage.names import RepositoryName
+from storage.tag_listing import TagOrder, TagQuery
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 REPOSITORIES_PATH: Final = "/ui/repositories"
-_TAGS_ON_A_PAGE: Final = 25
-"""Each tag costs reading its manifest."""
+TAGS_ON_A_PAGE: Final = 25
+"""How many tags a page shows. Each can cost reading its manifest and its config."""
 _MAX_FILTER_CHARACTERS: Final = 255
+_ORDERS: Final = {
+    TagOrder.NAME: translatable("Name"),
+    TagOrder.VERSION: translatable("Version"),
+    TagOrder.PUSHED: translatable("Last push"),
+    TagOrder.SIZE: translatable("Size"),
+}
+"""How the orders of tags are called."""
+_HEADING: Final = re.compile(r"(</?h)([1-6])(?=>)")
+_HEADING_DEPTH: Final = 2
+"""By how many levels the headings of a description are lowered: above it are those of the page and of its section."""
 
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=PageRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
-class TagRow:
-    """A tag as a row of the page. `size`: bytes of the config and the layers; None: an index, or a manifest that
-    cannot be read. `platforms`: those that an index lists."""
+class SortLink:
+    """A link that sorts the tags. `sort`: the parameter of the query; `text`: what the order is called."""
 
-    name: Tag
-    digest: Digest
-    media_type: str
-    size: int | None
-    platforms: Sequence[str]
+    sort: str
+    text: str
+    is_current: bool
 
 
 @router.get("")
@@ -58,68 +75,74 @@ async def repositories(request: Request) -> Response:
         upstreams=upstreams,
         prefix=prefix,
         is_first=query.one("after") is None,
-        host=_host(request),
+        host=image_host(request),
     )
 
 
 @router.get("/{path:path}")
 async def repository(request: Request, path: str) -> Response:
-    """Shows the tags of a repository. A name under which clients pull mirrored content, such as `ubuntu`, leads to the
-    page of the name under which it is stored."""
-    components = _components(request)
-    try:
-        name = RepositoryName(path)
-    except NameInvalid:
-        raise NameUnknown("there is no repository with this name") from None
-    after, rows = query_of(request).one("after"), []
-    page = await components.content.tags(name, after, _TAGS_ON_A_PAGE)
-    for tag in page.items:
-        try:
-            rows.append(_tag_row(tag, await components.content.get_manifest(name, tag)))
-        except ManifestUnknown:  # deleted meanwhile
-            continue
-    # Only after the rights are checked: where a name leads says whether somebody has pushed to it.
-    stored = await caller_of(request).upkeep.router.stored_name(name)
+    """Shows the tags of a repository, and its description; or what a tag or digest leads to, if the path has one
+    (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text in the names of the tags;
+    `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a page. A name under
+    which clients pull mirrored content, such as `ubuntu`, leads to the page of the name under which it is stored."""
+    name, reference = parse_path(path)
+    stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        return redirect(f"{REPOSITORIES_PATH}/{quote(stored)}")
-    next_after = (page.next_after or page.items[-1]) if page.more and page.items else None
+        return redirect(f"{REPOSITORIES_PATH}/{path_of(stored, reference)}")
+    if reference is not None:
+        return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
+    return await _tags_page(request, stored)
+
+
+async def _tags_page(request: Request, name: RepositoryName) -> Response:
+    caller, query = caller_of(request), query_of(request)
+    text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
+    sort = query.one("sort") or TagOrder.NAME.value
+    tags, after, context = _tag_query(text, sort), query.one("after") or None, caller.request_on(name)
+    page = await caller.browser.tags(context, name, tags, after, TAGS_ON_A_PAGE)
+    description = await caller.browser.description(context, name)
     return await page_response(
         request,
         "repository.html",
         section="repositories",
         name=name,
-        upstream=components.naming.upstream_of(name),
-        rows=rows,
-        next_after=next_after,
-        is_first=after is None,
-        host=_host(request),
+        upstream=_components(request).naming.upstream_of(name),
+        rows=page.items,
+        next_after=page.next,
+        is_sorted=page.order == tags.order,
+        text=text,
+        sort=sort,
+        sort_links=list(_sort_links(tags)),
+        is_descending=tags.is_descending,
+        description=_description_html(description),
+        host=image_host(request),
+        now=datetime.now(UTC),
     )
 
 
-def _tag_row(tag: Tag, manifest: Manifest) -> TagRow:
-    size: int | None = None
-    platforms: tuple[str, ...] = ()
+def _tag_query(text: str, sort: str) -> TagQuery:
+    """Returns which tags are listed. Raises RequestInvalid for an unknown order."""
     try:
-        if manifest.media_type in INDEXES:
-            platforms = tuple(filter(None, (_platform(each.platform) for each in manifest.manifests)))
-        else:
-            size = sum(blob.size for blob in manifest.blobs)
-    except ManifestInvalid:  # an earlier version of this program stored it, and it exceeds the limits of this one
-        pass
-    return TagRow(tag, manifest.digest, manifest.media_type, size, platforms)
+        order = TagOrder(sort.removeprefix("-"))
+    except ValueError:
+        raise RequestInvalid("tags cannot be sorted by this") from None
+    return TagQuery(text, order, is_descending=sort.startswith("-"))
 
 
-def _platform(platform: object) -> str:
-    """Returns a platform as `os/architecture/variant`; an empty string if it is not known, as for attestations."""
-    if not isinstance(platform, dict):
-        return ""
-    parts = [part for key in ("os", "architecture", "variant") if isinstance(part := platform.get(key), str) and part]
-    return "" if "unknown" in parts else "/".join(parts)[:100]
+def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
+    """Yields a link for each order; that of the present order reverses it. Versions, times and sizes begin with the
+    largest."""
+    for order, text in _ORDERS.items():
+        is_current = order is tags.order
+        is_descending = not tags.is_descending if is_current else order is not TagOrder.NAME
+        yield SortLink(f"{'-' if is_descending else ''}{order.value}", text, is_current)
 
 
-def _host(request: Request) -> str:
-    """Returns the host with which the names of this registry's images begin."""
-    return RegistryAddress(cookies_of(request).origin).host
+def _description_html(description: DescriptionView) -> Markup:
+    """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lower headings."""
+    from markupsafe import Markup  # imported late, as all that only pages need
+
+    return Markup(_HEADING.sub(lambda found: f"{found[1]}{min(6, int(found[2]) + _HEADING_DEPTH)}", description.html))
 
 
 def _components(request: Request) -> PageComponents:

@@ -15,6 +15,8 @@ ADDRESS = {"ENTREPOT_PUBLIC_URL": "http://registry.example.com:5000"}
 PAGES = {
     "repositories": "/ui/repositories?in=docker.io",
     "repository": "/ui/repositories/docker.io/library/ubuntu",
+    "image": "/ui/repositories/crew/web:1.4",
+    "search": "/ui/search?q=ubuntu",
     "set-up": "/ui/setup?client=k3s",
     "system": "/ui/system",
 }

@@ -1,7 +1,7 @@
 """A registry with hosted and cached repositories and with accounts, for the pages.
 
-`root` is an admin. `alice` may pull crew/** and what is cached. Everyone may pull public/** and zoo/**. Nothing listens
-at the endpoint of the upstream, because pages need no upstream.
+`root` is an admin. `alice` may pull crew/** and what is cached. Everyone may pull public/** and zoo/**. The texts of
+`public/described` try to be markup. Nothing listens at the endpoint of the upstream, because pages need no upstream.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.composition import open_registry, prepare_data_dir
+from storage.names import RepositoryName
 from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.commands import entrepot_output
-from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.page_store import add_cached, add_described, add_index
+from tests.fakes.registry_content import BY
 from tests.fakes.server_process import running_server
 
 MEMBER = "alice"
 MANY = 60
 """How many repositories are below `zoo/`: more than a page shows."""
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
+LINKS = "[link](javascript:alert(1)) ![picture](//evil.example/p.png)"
+DESCRIPTION = f"# Described\n\nWhat it is for. {HOSTILE}\n\n{LINKS}"
 UPSTREAM = [{"name": "docker.io", "default": True, "endpoints": ["http://127.0.0.1:9"]}]
 
 
@@ -47,8 +52,12 @@ async def _fill(data: Path) -> None:
     async with open_registry(data) as store:
         for repo in ("public/app", "crew/app", "secret/app", *(f"zoo/{n:02}" for n in range(MANY))):
             await add_cached(store, repo, "1.0", "latest")
+        await add_described(store, "public/described", "v1", HOSTILE, label_bytes=1_000_000)
+        await add_described(store, "crew/web", "1.4", "production")
+        await store.descriptions.put_description(RepositoryName("public/described"), DESCRIPTION, by=BY)
         await add_cached(store, "docker.io/library/ubuntu", "24.04")
         await add_index(store, "docker.io/library/ubuntu", "latest", [("linux", "amd64"), ("linux", "arm64")])
+        await store.search_indexer.run()
 
 
 @contextmanager

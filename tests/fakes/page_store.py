@@ -2,35 +2,77 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 
 from storage.content import Descriptor, Manifest, digest_of
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from tests.fakes.registry_content import BY, LAYER_TYPE, descriptor_of, image_of, index_of
+from tests.fakes.registry_content import BY, LAYER_TYPE, descriptor_of, image_of, index_of, push_blob
 
 LAYER_BYTES = 5 * 1024 * 1024
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+SIGNATURE_TYPE = "application/vnd.cncf.notary.signature"
 
 
-async def add_cached(store: StoredRegistry, repo: str, *tags: str, of: str = "") -> Manifest:
-    """Stores an image as a mirror does, which needs none of its blobs. Its only layer has `LAYER_BYTES`, as the
+async def add_cached(store: StoredRegistry, repo: str, *tags: str, of: str = "", layers: int = 1) -> Manifest:
+    """Stores an image as a mirror does, which needs none of its blobs. Each of its layers has `LAYER_BYTES`, as the
     manifest states. `of` makes it another image."""
-    manifest = _image(of)
+    manifest = _image(of, layers)
     await store.put_manifest(RepositoryName(repo), manifest, [Tag(tag) for tag in tags], by=BY, sparse=True)
     return manifest
 
 
-async def add_index(store: StoredRegistry, repo: str, tag: str, platforms: Iterable[tuple[str, str]]) -> Manifest:
-    """Stores an index of which no image is here."""
-    children = [
-        replace(_image(f"{os} {arch}").descriptor, platform={"os": os, "architecture": arch}) for os, arch in platforms
-    ]
-    manifest = index_of(children)
+async def add_index(
+    store: StoredRegistry, repo: str, tag: str, platforms: Iterable[tuple[str, str]], *, present: int = 0
+) -> Manifest:
+    """Stores an index of which only the first `present` images are here."""
+    images = [(_image(f"{os} {arch}"), {"os": os, "architecture": arch}) for os, arch in platforms]
+    for image, _ in images[:present]:
+        await store.put_manifest(RepositoryName(repo), image, [], by=BY, sparse=True)
+    manifest = index_of([replace(image.descriptor, platform=platform) for image, platform in images])
     await store.put_manifest(RepositoryName(repo), manifest, [Tag(tag)], by=BY, sparse=True)
     return manifest
 
 
-def _image(of: str) -> Manifest:
-    config = descriptor_of(f"config {of}".encode(), "application/vnd.oci.image.config.v1+json")
-    return image_of(config, [Descriptor(LAYER_TYPE, digest_of(f"layer {of}".encode()), LAYER_BYTES)])
+async def add_described(store: StoredRegistry, repo: str, tag: str, text: str, *, label_bytes: int = 0) -> Manifest:
+    """Stores an index with one image that is here, with a whole config, and one that is not. The image has two layers,
+    labels and variables; the index has annotations and a signature. `text` stands in all of them.
+    `label_bytes`: size of another label."""
+    name = RepositoryName(repo)
+    config = {
+        "os": "linux",
+        "architecture": "amd64",
+        "created": "2026-01-02T03:04:05Z",
+        "author": text,
+        "config": {
+            "User": text,
+            "Cmd": ["serve", text],
+            "Env": ["PATH=/bin", f"NODE={text}"],
+            "Labels": {text: text, "long": "x" * label_bytes},
+        },
+        "history": [
+            {"created_by": "ADD rootfs.tar / # buildkit"},
+            {"created_by": f"ENV NODE={text}", "empty_layer": True},
+            {"created_by": "RUN /bin/sh -c make # buildkit", "comment": text},
+        ],
+    }
+    pushed = await push_blob(store, name, json.dumps(config).encode())
+    layers = [await push_blob(store, name, data) for data in (b"a" * 20_000, b"b" * 5_000)]
+    image = image_of(Descriptor(CONFIG_TYPE, pushed.digest, pushed.size), layers)
+    await store.put_manifest(name, image, [], by=BY)
+    amd64 = replace(image.descriptor, platform={"os": "linux", "architecture": "amd64"})
+    arm64 = replace(_image(repo).descriptor, platform={"os": "linux", "architecture": "arm64"})
+    index = index_of([amd64, arm64], annotations={text: text})
+    await store.put_manifest(name, index, [Tag(tag)], by=BY, sparse=True)
+    signed = replace(await push_blob(store, name, text.encode()), annotations={"org.opencontainers.image.title": text})
+    signature = image_of(pushed, [signed], subject=index.digest, artifactType=SIGNATURE_TYPE)
+    await store.put_manifest(name, signature, [], by=BY)
+    return index
+
+
+def _image(of: str, layers: int = 1) -> Manifest:
+    config = descriptor_of(f"config {of}".encode(), CONFIG_TYPE)
+    names = [f"layer {of}{number or ''}" for number in range(layers)]
+    return image_of(config, [Descriptor(LAYER_TYPE, digest_of(name.encode()), LAYER_BYTES) for name in names])

@@ -16,6 +16,13 @@ function showLocalTimes(root) {
   }
 }
 
+/** Puts the time in the reader's time zone into the titles of the ages below an element. */
+function showLocalTitles(root) {
+  for (const element of root.querySelectorAll("time[data-age]")) {
+    element.title = timeFormat.format(new Date(element.dateTime));
+  }
+}
+
 /** Shows the copy buttons below an element, which do nothing without JavaScript. */
 function showCopyButtons(root) {
   for (const button of root.querySelectorAll("button[data-copy][hidden]")) {
@@ -58,6 +65,7 @@ async function onCopy(button) {
 
 function improve(root) {
   showLocalTimes(root);
+  showLocalTitles(root);
   showCopyButtons(root);
 }
 

@@ -18,10 +18,12 @@ LOOKS = ("docker", "kind")
 
 def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
     """The pages that a reader can open."""
-    pages = ["/ui/login", "/ui/repositories", "/ui/repositories?q=none", "/ui/repositories/public/app"]
+    pages = ["/ui/login", "/ui/repositories", "/ui/repositories?q=none", "/ui/repositories/public/described"]
+    pages += ["/ui/repositories/public/described:v1", "/ui/search?q=app"]
     pages += [f"/ui/setup?client={client}" for client in clients]
     if reader.name is not None:
         pages += ["/ui/repositories?in=docker.io", "/ui/repositories/docker.io/library/ubuntu"]
+        pages.append("/ui/repositories/docker.io/library/ubuntu:latest")
     if reader is READERS["admin"]:
         pages.append("/ui/system")
     return pages
@@ -38,6 +40,7 @@ def check_page(tab: Tab, language: str, reader: Reader) -> None:
     assert page.locator("html").get_attribute("lang") == language
     assert page.locator("h1").count() == 1
     assert page.title().endswith("· Entrepot")
+    assert page.locator("main script, main img").count() == 0
     shown = page.content()
     for name in reader.sees_not:
         assert name not in shown

@@ -31,6 +31,6 @@ def test_the_browser_asks_nobody_else(site: MemberSite, tmp_path: Path) -> None:
     log = tmp_path / "net.json"
     with page_browser(f"--log-net-log={log}") as browser, browser.tab(site.server.url) as tab:
         tab.log_in(MEMBER, PASSWORD)
-        for path in ("/ui/repositories/crew/app", "/ui/setup?client=ci", "/ui/repositories?in=docker.io"):
+        for path in ("/ui/repositories/public/described", "/ui/setup?client=ci", "/ui/repositories?in=docker.io"):
             tab.open(path)
     assert hosts_asked(log) == {site.server.address}

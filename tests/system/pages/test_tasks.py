@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tests.fakes.admin_site import PASSWORD
 from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.page_browser import PageBrowser
-from tests.fakes.page_site import MANY, MEMBER
+from tests.fakes.page_site import HOSTILE, MANY, MEMBER
 
 
 def test_the_language_stays(site: MemberSite, browser: PageBrowser) -> None:
@@ -69,6 +69,63 @@ def test_filter_and_load_on(site: MemberSite, browser: PageBrowser) -> None:
         page.reload()
         assert rows.count() == 10
         page.go_back()
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_from_a_pull_command_to_a_layer(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """The search field of every page leads from a pull command to the tag, and from there to a platform, a signature
+    and back. Hostile texts are texts."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        page = tab.page
+        tab.open("/ui/setup")
+        page.fill("#find", f"docker pull {site.server.address}/public/described:v1")
+        page.press("#find", "Enter")
+        page.wait_for_url("**/ui/repositories/public/described:v1")
+        assert page.get_by_text("RUN make").count() == 1
+        assert page.locator(".missing").inner_text() == "linux/arm64 not here"
+        page.get_by_role("link", name="linux/amd64").click()
+        page.wait_for_url("**platform=sha256*")
+        assert HOSTILE in page.locator("main").inner_text()
+        page.locator(".referrers a").first.click()
+        page.wait_for_url("**/public/described@sha256*")
+        assert HOSTILE in page.locator("pre.text").first.inner_text()
+        page.locator(".crumbs a").last.click()
+        expect(page.locator("h3")).to_have_text("Described")
+        assert HOSTILE in page.locator(".description").inner_text()
+        assert page.locator(".description a[href]").count() == 0
+        assert page.locator("main script, main img").count() == 0
+
+
+def test_search_while_typing(site: MemberSite, browser: PageBrowser) -> None:
+    """The results follow the typing. Enter loads the page, and a tag leads to its own."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.open("/ui/search")
+        page.evaluate("window.isSamePage = true")
+        page.locator("#q").press_sequentially("publ")
+        expect(page.locator(".hits a").first).to_have_text("public/app")
+        page.locator("#q").fill("public/described:v1")
+        expect(page.locator(".target a")).to_have_text("public/described:v1")
+        assert page.evaluate("window.isSamePage")
+        page.press("#q", "Enter")
+        page.wait_for_url("**/ui/repositories/public/described:v1")
+
+
+def test_sort_and_filter_tags(site: MemberSite, browser: PageBrowser) -> None:
+    """A click on an order sorts by it, and another one reverses it; the filter stays."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.open("/ui/repositories/public/app")
+        tags = page.locator("#rows th a")
+        expect(tags).to_have_text(["1.0", "latest"])
+        page.get_by_role("link", name="Name").click()
+        expect(tags).to_have_text(["latest", "1.0"])
+        page.locator("#q").press_sequentially("LAT")
+        expect(tags).to_have_count(1)
+        page.get_by_role("link", name="Version").click()
+        page.wait_for_url("**sort=-version*")
+        expect(tags).to_have_text(["latest"])
+        assert page.input_value("#q") == "LAT"
 
 
 def test_the_keyboard_suffices(site: MemberSite, browser: PageBrowser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import pytest
 
 from registry.app import create_app
 from registry.auth.password.hashing import hash_password
+from registry.ui.image_page import STEPS_ON_A_PAGE
 from registry.ui.repository_list import PAGE_SIZE
+from registry.ui.search_page import HITS_OF_EACH_KIND
 from storage.access import AccountKind, AccountName
 from storage.errors import StorageFailed
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.app_in_process import AppInProcess, running_app
-from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.page_store import add_cached, add_described, add_index
 from tests.fakes.store_accounts import BY, add_grant
 
 PASSWORD = "correct horse battery"
@@ -139,7 +141,8 @@ async def test_long_lists_have_pages(tmp_path: Path) -> None:
 
 
 async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
-    """With digest, size or platforms, and the command to pull; page by page. Short names lead to the stored one."""
+    """With digest, platforms and their sizes, and the command to pull; page by page. Platforms that are not here are
+    shown as such. Short names lead to the stored one."""
     async with site(tmp_path, accounts=False) as here:
         manifest = await add_cached(here.store, "docker.io/library/ubuntu", *(f"t{n:02}" for n in range(30)))
         platforms = [("linux", "amd64"), ("linux", "arm64"), ("unknown", "unknown")]
@@ -149,12 +152,160 @@ async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
                 answer = await browser.get(f"/ui/repositories/{short}")
                 assert answer.headers["location"] == "/ui/repositories/docker.io/library/ubuntu"
             first = (await browser.get("/ui/repositories/docker.io/library/ubuntu")).text
-            assert "<li>linux/amd64</li><li>linux/arm64</li></ul>" in first
+            missing = re.findall(r'<li class="missing">\s*(\S+) <small>not here</small>\s*</li>', first)
+            assert missing[:2] == ["linux/amd64", "linux/arm64"]
             assert manifest.digest in first
             assert "5.00 MiB" in first
             assert "docker pull registry.test/docker.io/library/ubuntu:t00" in first
-            second = (await browser.get("/ui/repositories/docker.io/library/ubuntu?after=t23")).text
-            assert re.findall(r'<th scope="row">(\w+)</th>', second) == [f"t{n:02}" for n in range(24, 30)]
+            more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', first)
+            assert more is not None
+            second = (await browser.get(more[1].replace("&amp;", "&"))).text
+            assert tags_on(first) + tags_on(second) == ["all", *(f"t{n:02}" for n in range(30))]
+
+
+def tags_on(page: str) -> list[str]:
+    """The tags in the rows of a page."""
+    return re.findall(r'<th scope="row">(?:<a [^>]+>)?([\w.-]+)', page)
+
+
+async def test_tags_are_sorted_and_filtered(tmp_path: Path) -> None:
+    """By the query of the page, whose links change one of them and keep the other."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        for tag in ("1.9", "1.10", "2.0-rc1", "2.0"):
+            await add_cached(here.store, "team/app", tag, of=tag)
+        for query, shown in (
+            ("", ["1.10", "1.9", "2.0", "2.0-rc1"]),
+            ("sort=-version", ["2.0", "2.0-rc1", "1.10", "1.9"]),
+            ("sort=-pushed", ["2.0", "2.0-rc1", "1.10", "1.9"]),
+            ("sort=version&q=1.", ["1.9", "1.10"]),
+            ("q=RC", ["2.0-rc1"]),
+            ("q=%3Cscript%3E", []),
+        ):
+            assert tags_on((await browser.get(f"/ui/repositories/team/app?{query}")).text) == shown, query
+        page = (await browser.get("/ui/repositories/team/app?sort=-version&q=2.")).text
+        assert 'href="/ui/repositories/team/app?q=2.&amp;sort=version" aria-current="true"' in page
+        assert 'href="/ui/repositories/team/app?q=2.&amp;sort=-size">Size' in page
+        for wrong in ("sort=colour", "after=nothing"):
+            assert (await browser.get(f"/ui/repositories/team/app?{wrong}")).status_code == 400
+
+
+async def test_a_description_is_shown(tmp_path: Path) -> None:
+    """Its headings are below those of the page, and its HTML is text."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        await add_cached(here.store, "team/app", "1")
+        assert 'class="description"' not in (await browser.get("/ui/repositories/team/app")).text
+        text = "# Our app\n\n<script>alert(1)</script> [x](javascript:alert(1)) ![y](https://evil.example/y.png)"
+        await here.store.descriptions.put_description(RepositoryName("team/app"), text, by=BY)
+        page = (await browser.get("/ui/repositories/team/app")).text
+        assert "<h3>Our app</h3>" in page
+        assert "&lt;script&gt;alert(1)" in page
+        assert '"javascript:' not in page
+        assert 'src="https://evil' not in page
+
+
+async def test_what_a_tag_leads_to(tmp_path: Path) -> None:
+    """Platforms, layers with commands, config, annotations, referrers and the manifest; each text in it is harmless.
+    What does not exist is not found, and whoever may not pull sees nothing."""
+    evil = "<script>alert(1)</script>"
+    async with site(tmp_path) as here, here.browser() as browser:
+        index = await add_described(here.store, "team/app", "v1", evil, label_bytes=100_000)
+        await here.log_in(browser, "root")
+        page = (await browser.get("/ui/repositories/team/app:v1")).text
+        assert "<script>alert" not in page
+        assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
+        assert "docker pull registry.test/team/app:v1" in page
+        assert re.findall(r'<li class="missing">\s*(\S+) ', page) == ["linux/arm64"]
+        for shown in ("RUN make", "PATH=/bin", "NODE", "Signatures", "signed", "19.5 KiB", index.digest):
+            assert shown in page, shown
+        platform = re.search(r'href="(/ui/repositories/team/app:v1\?platform=[^"]+)" aria-current="true"', page)
+        assert platform is not None
+        assert "RUN make" in (await browser.get(platform[1])).text
+        by_digest = (await browser.get(f"/ui/repositories/team/app@{index.digest}")).text
+        assert "RUN make" in by_digest
+        signature = re.search(r'<ul class="referrers">\s*<li><a href="([^"]+)"', page)
+        assert signature is not None
+        signature_page = (await browser.get(signature[1])).text
+        assert evil.replace("<", "&lt;").replace(">", "&gt;") in signature_page
+        for missing in ("team/app:v2", "team/app:", "team/app@sha256:1", "team/app:v1?platform=plan9", "no/app:v1"):
+            assert (await browser.get(f"/ui/repositories/{missing}")).status_code == 404, missing
+        await here.log_in(browser, "alice")
+        hidden = await browser.get("/ui/repositories/team/app:v1")
+        assert (hidden.status_code, "RUN make" in hidden.text) == (404, False)
+
+
+async def test_a_pull_by_a_short_name_has_a_page(tmp_path: Path) -> None:
+    """It leads to the page of the stored name, and shows what a mirror has cached."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        await add_cached(here.store, "docker.io/library/ubuntu", "24.04")
+        answer = await browser.get("/ui/repositories/ubuntu:24.04")
+        assert answer.headers["location"] == "/ui/repositories/docker.io/library/ubuntu:24.04"
+        page = (await browser.get(answer.headers["location"])).text
+        assert "The config is not stored here" in page
+        assert "not here" in page
+
+
+async def test_unusual_manifests(tmp_path: Path) -> None:
+    """500 layers, and an index with 100 platforms of which one is here: what is left out is counted."""
+    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+        await add_cached(here.store, "team/app", "many", layers=500)
+        page = (await browser.get("/ui/repositories/team/app:many")).text
+        assert page.count('<th scope="row">') == STEPS_ON_A_PAGE
+        assert f"There are {500 - STEPS_ON_A_PAGE} more steps." in page
+        await add_index(here.store, "team/app", "wide", [("linux", f"cpu{n}") for n in range(100)], present=1)
+        page = (await browser.get("/ui/repositories/team/app:wide")).text
+        assert page.count('<li class="missing">') == 99
+        assert "5.00 MiB" in page
+
+
+async def test_search(tmp_path: Path) -> None:
+    """Hosted and mirrored content are apart, lists have a next page, and a reader finds what they may pull. A tag, a
+    digest or a pull command leads to the page of what it names; markup in it is text."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        evil = "<script>alert(1)</script>"
+        index = await add_described(here.store, "team/app", "v1", evil)
+        await add_cached(here.store, "docker.io/corp/app", "v2")
+        for number in range(HITS_OF_EACH_KIND + 1):
+            await add_cached(here.store, f"secret/app{number}", "v3", of="secret")
+        await here.store.search_indexer.run()
+        await add_grant(here.app.accounts, "user:alice", "team/**", "pull")
+        await add_grant(here.app.accounts, "user:alice", "docker.io/**", "pull")
+        search = partial(browser.get, "/ui/search")
+        assert (await search(params={"q": "app"})).headers["location"] == "/ui/login?next=/ui/search%3Fq%3Dapp"
+        await here.log_in(browser, "alice")
+        page = (await search(params={"q": "app"})).text
+        hosted, mirrored = page.split("<h2", 2)[1].split("<h3>Mirrored</h3>")
+        assert found_in(hosted) == ["/ui/repositories/team/app"]
+        assert found_in(mirrored) == ["/ui/repositories/docker.io/corp/app"]
+        assert "secret" not in page
+        assert "/ui/repositories/team/app:v1" in found_in((await search(params={"q": "alert"})).text)
+        assert "<script>alert" not in (await search(params={"q": evil})).text
+        for nothing in ("secret", "", "v3"):
+            assert found_in((await search(params={"q": nothing})).text) == [], nothing
+        for text, path in (
+            ("docker pull registry.test/team/app:v1", "team/app:v1"),
+            ("docker pull registry.test/team/app", "team/app"),
+            (f"team/app@{index.digest}", f"team/app@{index.digest}"),
+            (index.digest, f"team/app@{index.digest}"),
+        ):
+            answer = await search(params={"q": text})
+            assert answer.headers["location"] == f"/ui/repositories/{path}", text
+            typed = await search(params={"q": text}, headers={"hx-request": "true"})
+            assert typed.status_code == 200
+            assert f'href="/ui/repositories/{path}"' in typed.text
+        for wrong in ({"kind": "people"}, {"after": "1"}, {"kind": "tags", "after": "-1"}):
+            assert (await search(params={"q": "app", **wrong})).status_code == 400
+        await here.log_in(browser, "root")
+        first = (await search(params={"q": "secret/app"})).text
+        more = re.search(r'<a class="button" href="([^"]+kind=repositories[^"]+)"', first)
+        assert more is not None
+        rest = (await browser.get(more[1].replace("&amp;", "&"))).text
+        names = {path for path in found_in(first) + found_in(rest) if ":" not in path}
+        assert names == {f"/ui/repositories/secret/app{number}" for number in range(HITS_OF_EACH_KIND + 1)}
+
+
+def found_in(page: str) -> list[str]:
+    """The paths to which the results on a page, or on a part of one, lead."""
+    return re.findall(r'<li><a href="([^"]+)">', page)
 
 
 async def test_log_in_and_out(tmp_path: Path) -> None:

@@ -53,6 +53,19 @@ def test_times_are_utc_until_a_script_shows_them() -> None:
         assert template.render(moment=moment) == '<time datetime="2026-11-29T02:03:04Z">2026-11-29 02:03 UTC</time>'
 
 
+@pytest.mark.parametrize(
+    ("language", "seconds", "shown"),
+    [("en", 3 * 86400, "3 days ago"), ("zh-Hans", 3 * 86400, "3天前"), ("en", -5, "1 second ago")],
+)
+def test_ages(language: str, seconds: int, shown: str) -> None:
+    """In the reader's language, with the time as the title. A clock that is ahead gives no age in the future."""
+    template = make_environment(language, PageFiles()).from_string("{{ moment|age(now) }}")
+    moment = datetime(2026, 11, 29, 2, 3, 4, tzinfo=UTC)
+    age = template.render(moment=moment, now=moment + timedelta(seconds=seconds))
+    title = 'datetime="2026-11-29T02:03:04Z" title="2026-11-29 02:03 UTC"'
+    assert age == f"<time {title} data-age>{shown}</time>"
+
+
 def test_values_are_escaped_and_must_exist() -> None:
     """In texts with values as well, where the text is trusted and the value is not."""
     environment = make_environment("zh-Hans", PageFiles())

@@ -1,0 +1,190 @@
+"""The page *Search*: repositories, tags, labels and digests, hosted and mirrored ones apart. A pasted digest or pull
+command leads to the page of what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, TypeVar
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.content_searches import ContentSearches, SearchTarget
+from registry.auth.rights.principal import Principal
+from registry.request import RequestInvalid
+from registry.ui.image_page import image_name, path_of
+from registry.ui.languages import translatable
+from registry.ui.page_route import PageRoute, caller_of, page_response, query_of, redirect, visit_of
+from registry.ui.repository_pages import REPOSITORIES_PATH
+from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound
+from storage.errors import DigestInvalid
+from storage.names import Digest, Reference, RepositoryName
+
+SEARCH_PATH: Final = "/ui/search"
+KINDS: Final = {
+    "repositories": translatable("Repositories"),
+    "tags": translatable("Tags"),
+    "labels": translatable("Labels and annotations"),
+    "digests": translatable("Digests"),
+}
+"""What is searched for, and what the lists are called."""
+HITS_OF_EACH_KIND: Final = 8
+"""How many entries of each kind the first page has."""
+HITS_OF_ONE_KIND: Final = 25
+"""How many entries a page with one kind has."""
+_MAX_TEXT_CHARACTERS: Final = 1024
+FoundT = TypeVar("FoundT")
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An entry of a list. `upstream`: from which it is mirrored; None: it is hosted. `path`: the path of its page.
+    `text`: what it is called. `labels`: some in which a word of the search occurs. `is_blob`: it is a blob, which has
+    no page of its own; the path is that of its repository."""
+
+    upstream: str | None
+    path: str
+    text: str
+    digest: Digest | None = None
+    updated: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    is_blob: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HitList:
+    """What was found of one kind. `next_after`: the number of entries before the next page; None: there is none.
+    `is_complete`: False if some may be missing."""
+
+    kind: str
+    hosted: Sequence[Hit]
+    mirrored: Sequence[Hit]
+    next_after: int | None
+    is_complete: bool
+
+
+@router.get(SEARCH_PATH)
+async def search(request: Request) -> Response:
+    """Shows what the reader may pull and the text `q` of the query matches. With `kind`, a key of `KINDS`, shows only
+    entries of this kind, those that follow the first `after` ones. Raises Unauthorized for an anonymous reader who may
+    pull nothing, and RequestInvalid."""
+    caller, query = caller_of(request), query_of(request)
+    searches, principal = caller.searches, caller.principal
+    searches.check_may_search(principal)
+    text = (query.one("q") or "").strip()[:_MAX_TEXT_CHARACTERS]
+    kind = query.one("kind") or None
+    offset = _offset(query.one("after"), kind)
+    target: SearchTarget | None = None
+    lists: list[HitList] = []
+    if text:
+        target = None if kind else await searches.target(principal, text)
+        lists = [await _find(searches, principal, text, each, offset) for each in ([kind] if kind else KINDS)]
+    if not visit_of(request).is_partial and (path := _only_path(text, target, lists)) is not None:
+        return redirect(path)
+    return await page_response(
+        request,
+        "search.html",
+        section="search",
+        text=text,
+        kind=kind,
+        kinds=KINDS,
+        target=None if target is None else _target_hit(searches, target),
+        lists=[each for each in lists if each.hosted or each.mirrored],
+        is_complete=all(each.is_complete for each in lists),
+        is_indexing=await searches.is_indexing(),
+        now=datetime.now(UTC),
+    )
+
+
+def _offset(after: str | None, kind: str | None) -> int:
+    """Returns the number of entries before the page. Raises RequestInvalid, also for an unknown kind."""
+    if kind is not None and kind not in KINDS:
+        raise RequestInvalid("this cannot be searched for")
+    if not after:
+        return 0
+    if kind is None or not after.isascii() or not after.isdigit() or len(after) > 6:
+        raise RequestInvalid("this is no page of a search")
+    return int(after)
+
+
+async def _find(searches: ContentSearches, principal: Principal, text: str, kind: str, offset: int) -> HitList:
+    """Returns a page of what is found of one kind, the first page if `offset` is 0."""
+    limit = HITS_OF_ONE_KIND if offset else HITS_OF_EACH_KIND
+
+    async def found(
+        find: Callable[[Principal, str, int, int], Awaitable[SearchPage[FoundT]]],
+        to_hit: Callable[[ContentSearches, FoundT], Hit],
+    ) -> HitList:
+        page = await find(principal, text, offset, limit)
+        hits = list(map(partial(to_hit, searches), page.items))
+        return HitList(
+            kind,
+            [hit for hit in hits if hit.upstream is None],
+            [hit for hit in hits if hit.upstream is not None],
+            offset + len(hits) if page.more else None,
+            page.is_complete,
+        )
+
+    if kind == "repositories":
+        return await found(searches.repositories, _repository_hit)
+    if kind == "tags":
+        return await found(searches.tags, _tag_hit)
+    if kind == "labels":
+        return await found(searches.labels, _labels_hit)
+    return await found(searches.digests, _digest_hit)
+
+
+def _only_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
+    """Returns the path of the page to which a text leads that is a tag, a digest or a command, and thus matches one
+    thing; None for other texts."""
+    if target is not None and not target.is_blob and (target.reference is not None or len(text.split()) > 1):
+        return _path(target.repository, target.reference)
+    try:
+        Digest(text)
+    except DigestInvalid:
+        return None
+    hits = [hit for each in lists for hit in (*each.hosted, *each.mirrored) if each.kind == "digests"]
+    return hits[0].path if len(hits) == 1 and not hits[0].is_blob else None
+
+
+def _path(name: RepositoryName, reference: Reference | None) -> str:
+    return f"{REPOSITORIES_PATH}/{path_of(name, reference)}"
+
+
+def _target_hit(searches: ContentSearches, target: SearchTarget) -> Hit:
+    name, reference = target.repository, target.reference
+    path = _path(name, None if target.is_blob else reference)
+    return Hit(searches.upstream_of(name), path, image_name(name, reference), is_blob=target.is_blob)
+
+
+def _repository_hit(searches: ContentSearches, name: RepositoryName) -> Hit:
+    return Hit(searches.upstream_of(name), _path(name, None), name)
+
+
+def _tag_hit(searches: ContentSearches, found: TagFound) -> Hit:
+    name = found.repository
+    return Hit(
+        searches.upstream_of(name),
+        _path(name, found.tag),
+        image_name(name, found.tag),
+        digest=found.digest,
+        updated=datetime.fromtimestamp(found.updated, UTC),
+    )
+
+
+def _labels_hit(searches: ContentSearches, found: LabelsFound) -> Hit:
+    name = found.repository
+    path = _path(name, found.tag or found.digest)
+    text = image_name(name, found.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=found.digest, labels=dict(found.labels))
+
+
+def _digest_hit(searches: ContentSearches, found: DigestFound) -> Hit:
+    name = found.repository
+    path = _path(name, found.digest if found.is_manifest else None)
+    text = image_name(name, found.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=found.digest, is_blob=not found.is_manifest)
