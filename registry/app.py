@@ -94,8 +94,8 @@ class Entrepot(FastAPI):
         self.starts_work = starts_work
         """Whether a service that the application opens from now on starts its background work."""
         self.is_retiring = False
-        """Whether another application or process has taken over. If so, endless responses, such as streams of events,
-        should end."""
+        """Whether another application or process has taken over. Responses without an end, such as streams of events,
+        then have to end."""
         self.event_streams: set[object] = set()
         """The streams of events that are open (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None

@@ -145,10 +145,13 @@ class BufferedHandler(logging.Handler):
 
     def write_message(self, name: str, message: str) -> None:
         """Adds a message of level INFO and of the logger `name` as a line of text, without a log record. Costs a fifth
-        of `Logger.info`. Raises nothing."""
-        with self.lock or nullcontext():
-            line = self._text_formatter.line(time.time(), "INFO", name, os.getpid(), message)
-            self._add(line, is_urgent=False)
+        of `Logger.info`. Raises nothing: errors go to `handleError`, as in `emit`."""
+        try:
+            with self.lock or nullcontext():
+                line = self._text_formatter.line(time.time(), "INFO", name, os.getpid(), message)
+                self._add(line, is_urgent=False)
+        except Exception:
+            self.handleError(logging.makeLogRecord({"name": name, "msg": message}))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Adds the record's line to the buffer. Writes the buffer immediately in three cases: the record is a warning

@@ -26,7 +26,7 @@ MAX_ADDED_EVENTS: Final = 500
 
 
 class EventAction(StrEnum):
-    """What happened.
+    """The kind of an event.
 
     - `PUSH`: a client pushed a manifest; with a tag if it pushed the manifest by tag.
     - `DELETE`: a manifest or tag was deleted. The tags of a deleted manifest have events of their own.

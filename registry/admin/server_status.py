@@ -156,8 +156,8 @@ class UpstreamStatus(BaseModel):
 
 
 class ServerStatus(BaseModel):
-    """What the server does now. `running` is false if no worker reports; the rest comes from the store then. If the
-    store could not be read, what comes from it is empty or not complete, and `store_problem` says why."""
+    """The current state of the server. `running` is false if no worker reports; the rest comes from the store then.
+    If the store could not be read, what comes from it is empty or not complete, and `store_problem` says why."""
 
     running: bool
     version: str | None

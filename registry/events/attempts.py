@@ -80,7 +80,7 @@ def back_off(failures: int, random_part: Callable[[], float] = random.random) ->
 
 
 class EndpointHealth:
-    """What the attempts say about one endpoint: whether it is down, and then how long to wait.
+    """The health of one endpoint, from the outcomes of the attempts: whether it is down, and how long to wait then.
 
     An endpoint that takes no event at all is *down*: it pauses for at most five seconds, and each repository whose
     event it did not take pauses longer and longer. When it takes an event again, they need not pause any more. If it

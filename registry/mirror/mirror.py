@@ -136,7 +136,7 @@ class Mirror(RefusingRegistry):
 
     @property
     def endpoint_health(self) -> list[EndpointHealth]:
-        """What this process knows about each endpoint of the upstream."""
+        """The health of each endpoint of the upstream, as this process has seen it."""
         return self._upstream.endpoint_health()
 
     @property

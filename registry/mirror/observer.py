@@ -1,4 +1,4 @@
-"""What counts the work of one mirror (`MirrorObserver`): the requests to its upstream, and its fills."""
+"""`MirrorObserver`: the interface of objects that count the upstream requests and the fills of one mirror."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def new_server_run(clock: Callable[[], float] = time.time) -> ServerRun:
 
 
 class EndpointReport(BaseModel):
-    """What one worker knows about an endpoint of an upstream."""
+    """The health of an upstream's endpoint, as one worker has seen it."""
 
     upstream: str
     url: str

@@ -1,5 +1,5 @@
-"""What the commands that import from another registry share: their options, their job, and what they print. They print
-problems and notes as they are found, and a summary."""
+"""The options, the job and the output that all commands for imports from another registry share. These commands print
+problems and notes as they are found, and a summary at the end."""
 
 from __future__ import annotations
 

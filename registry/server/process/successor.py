@@ -34,7 +34,7 @@ _SHOWN_BYTES: Final = 4096
 
 @dataclass(frozen=True)
 class Handover:
-    """What the new version gets from the old one. All but `workers` and `facts` are descriptors."""
+    """The data that the old version hands over to the new one. All fields but `workers` and `facts` are descriptors."""
 
     sockets: list[int]
     """The listening sockets."""

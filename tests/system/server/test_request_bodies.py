@@ -288,14 +288,15 @@ def test_a_client_that_takes_nothing_of_a_large_answer(start: Start) -> None:
     """It is cut off when it does not take a slice in time; a client that reads gets the whole response."""
     running = start(limits={"response_slice_seconds": 0.3})
     request = b"GET /whole?size=50000000 HTTP/1.1\r\nHost: test\r\n\r\n"
-    before = descriptors(running)
-    with running.connect() as sock:
-        sock.sendall(request)
-        assert len(read_response(sock)[2]) == 50_000_000
-        sock.sendall(request)
-        wait_for(lambda: descriptors(running) == before)
-        with contextlib.suppress(ConnectionResetError):
-            assert len(read_all(sock)) < 50_000_000
+    with running.connect() as watching:
+        before = descriptors(watching)
+        with running.connect() as sock:
+            sock.sendall(request)
+            assert len(read_response(sock)[2]) == 50_000_000
+            sock.sendall(request)
+            wait_for(lambda: descriptors(watching) == before)
+            with contextlib.suppress(ConnectionResetError):
+                assert len(read_all(sock)) < 50_000_000
 
 
 def test_a_short_rest_that_drips_does_not_keep_the_answer(start: Start) -> None:

@@ -34,10 +34,10 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """What exceeds the limits. `kept`: numbers of events that are too old or too many for the list. `needless`: of
-    events that are not in the list, and that no webhook has to be told of. `deliveries`: pairs of a webhook and the
-    number of an event. `dropped`: how many of these are deliveries and dead letters, for each webhook. `bool(excess)`
-    is False if there is nothing."""
+    """The events and deliveries that exceed the limits. `kept`: numbers of listed events that are too old, or more
+    than the list may have. `needless`: numbers of events that are not listed and have no deliveries left.
+    `deliveries`: pairs of a webhook and the number of an event. `dropped`: how many of these are deliveries and dead
+    letters, for each webhook. `bool(excess)` is False if there is nothing."""
 
     kept: Sequence[int]
     needless: Sequence[int]
@@ -46,7 +46,7 @@ class Excess:
 
     @property
     def is_complete(self) -> bool:
-        """Whether this is all that exceeded the limits."""
+        """Whether nothing else exceeds the limits."""
         most = max((max(found.pending, found.dead) for found in self.dropped), default=0)
         return max(len(self.kept), len(self.needless)) < MAX_DELETED_EVENTS and most < MAX_DROPPED
 

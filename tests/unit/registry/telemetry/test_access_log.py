@@ -119,3 +119,10 @@ def test_a_handler_that_takes_warnings_only(stream: io.StringIO) -> None:
     logging.getLogger().handlers[0].setLevel(logging.WARNING)
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     assert stream.getvalue() == ""
+
+
+def test_a_line_that_cannot_be_written(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    """Costs no request its response. The error is shown, as those of other log lines are."""
+    stream.close()
+    write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
+    assert "I/O operation on closed file" in capsys.readouterr().err
