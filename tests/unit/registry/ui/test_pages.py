@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import pytest
 
 from registry.app import create_app
 from registry.auth.password.hashing import hash_password
+from registry.ui import page_limits
 from registry.ui.repository_list import PAGE_SIZE
 from storage.access import AccountKind, AccountName
 from storage.errors import StorageFailed
@@ -262,6 +264,42 @@ async def test_too_many_requests_get_a_page(tmp_path: Path) -> None:
             assert (refused.status_code, "请求过多" in refused.text) == (429, True)
             assert int(refused.headers["retry-after"]) > 0
         assert (await browser.get("/livez2")).headers["content-type"] == "application/json"
+
+
+async def test_too_many_pages_of_one_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page that says so is the same for all, and so costs nothing."""
+    monkeypatch.setattr(page_limits, "WAITING_FOR_ONE", 0)
+    async with site(tmp_path) as here, here.browser() as browser:
+        first, second = [await browser.get("/ui/setup") for _ in range(2)]
+        assert (first.status_code, first.text) == (429, second.text)
+        assert "Too many requests" in first.text
+        assert int(first.headers["retry-after"]) > 0
+
+
+async def test_forms_that_arrive_slowly_hold_up_no_pages(tmp_path: Path) -> None:
+    """Their number does not matter."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        rest, arriving = asyncio.Event(), 0
+
+        async def slow_form() -> AsyncIterator[bytes]:
+            nonlocal arriving
+            arriving += 1
+            yield b"user=alice&"
+            await rest.wait()
+            yield b"password=wrong"
+
+        async def send(path: str) -> int:
+            headers = {**FROM_PAGE, "content-type": FORM}
+            return (await browser.post(path, content=slow_form(), headers=headers)).status_code
+
+        async with asyncio.TaskGroup() as tasks:
+            forms = [tasks.create_task(send(path)) for path in ("/ui/login", "/ui/logout", "/ui/language") * 2]
+            while arriving < len(forms):  # noqa: ASYNC110 - the requests have no event for it
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                assert (await browser.get("/ui/setup")).status_code == 200
+            rest.set()
+        assert sorted(form.result() for form in forms) == [303, 303, 400, 400, 403, 403]
 
 
 async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:
