@@ -174,7 +174,7 @@ def words_of_tag(tag: str) -> list[str]:
 
 def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     """Reads the next manifests that are not in the index, and those whose config was stored lately."""
-    _open_full_text(db)
+    _search_full_text(db)
     manifests, blobs = seen = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
     reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
@@ -188,16 +188,17 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompletePage:
     """Reads those of the next incomplete manifests after the key `after` that may be readable now."""
-    _open_full_text(db)
+    _search_full_text(db)
     keys: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
     found, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in keys]),))
     return IncompletePage(found, tuple(keys[-1]) if keys else None)
 
 
-def _open_full_text(db: apsw.Connection) -> None:
-    """Raises apsw.SQLError if the full-text indexes are so damaged that no connection can open them any more. Those of
-    the writer, which opened them before, do not notice it."""
-    db.execute("SELECT 1 FROM search_word, search_name WHERE 0")
+def _search_full_text(db: apsw.Connection) -> None:
+    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if searches are not
+    possible any more, which additions may not notice."""
+    for table in ("search_word", "search_name"):
+        db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH 'abc' LIMIT 1").fetchall()
 
 
 def _read(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> tuple[list[UnindexedManifest], int | None, bool]:

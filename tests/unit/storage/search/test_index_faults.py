@@ -51,7 +51,7 @@ async def push_colored(searched: SearchedStore, color: str, *tags: str) -> Manif
     return manifest
 
 
-async def add_mirrored(searched: SearchedStore, config: bytes, tag: str, **fields: object) -> None:
+async def add_mirrored(searched: SearchedStore, config: bytes, tag: str, **fields: Any) -> None:
     """Adds a manifest as a mirror does, which stores it before its blobs."""
     manifest = image_of(descriptor_of(config), **fields)
     await searched.store.metadata.put_manifest(MIRRORED, manifest, [Tag(tag)], BY, True, None)
