@@ -23,12 +23,13 @@ from registry.upkeep.retention import retention_work
 from registry.upkeep.scrub_job import scrub_on_schedule
 from storage.errors import StorageFailed, StorageFull
 from storage.jobs import JobState
+from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.job_schedule import queue_jobs
 from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.schedule import cancel_all
-from storage.upkeep.search_indexing import keep_indexed
+from storage.upkeep.search_indexing import SearchIndexer, keep_indexed
 from storage.upkeep.usage_counting import keep_counted
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class BackgroundWork:
         schedules = [
             *self._queued_jobs(),
             keep_counted(store.usage, store.leases, scope_definitions(settings)),
-            keep_indexed(store.search_indexer, store.leases),
+            keep_indexed(search_indexer(settings, store), store.leases),
         ]
         if store.run_rounds is not None:
             schedules.append(store.run_rounds())
@@ -150,3 +151,14 @@ class BackgroundWork:
             return []
         every, actor = settings.upkeep.retention_every, retention_work.ACTOR.name
         return [queue_jobs(store.jobs, store.leases, retention_work.KIND, every, self._clock, actor=actor)]
+
+
+def search_indexer(settings: Settings, store: StoredRegistry) -> SearchIndexer:
+    """Returns what keeps the search index up. The labels in an image config of a private upstream can be found only
+    after the upstream has confirmed that the repository has this config: only then can clients pull it."""
+    private = {upstream.name for upstream in settings.upstream if upstream.has_private_repositories}
+
+    async def may_read(repo: RepositoryName, digest: Digest) -> bool:
+        return repo.partition("/")[0] not in private or await store.records.is_confirmed(repo, digest)
+
+    return SearchIndexer(store.search_index, store.metadata, store.blobs, may_read)

@@ -18,6 +18,7 @@ class ProblemCode(StrEnum):
     """The kinds of problems that a check can find. Programs may rely on these texts."""
 
     DATABASE = "database-damaged"
+    SEARCH_INDEX = "search-index-damaged"
     BLOB_FILE_MISSING = "blob-bytes-missing"
     BLOB_FILE_SIZE = "blob-size-wrong"
     BLOB_FILE_DIGEST = "blob-digest-wrong"
@@ -86,8 +87,9 @@ class Consistency(Protocol):
         """Returns about how many rows all areas have together."""
         ...
 
-    async def check_database(self) -> list[str]:
-        """Checks the database itself. Returns what is wrong, for people; an empty list if nothing is."""
+    async def check_database(self) -> list[Problem]:
+        """Checks the database itself. Returns what is wrong: problems of the kind DATABASE, after which nothing else
+        can be checked, and at most one of the kind SEARCH_INDEX."""
         ...
 
     async def check(self, area: str, after: Key | None) -> CheckedPage:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
+from storage.errors import StorageFailed
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NameSet
 
@@ -81,10 +82,18 @@ def search_words(text: str) -> list[str]:
     return [word[:MAX_WORD_CHARACTERS] for word in text.lower().split()[:MAX_WORDS]]
 
 
+class SearchIndexDamaged(StorageFailed):
+    """Tables in the database are damaged that a search or the index reads. If they are those of the index,
+    `SearchIndex.rebuild` mends them."""
+
+    default = "the search index is damaged; entrepot fsck --repair builds it again"
+
+
 class ContentSearch(Protocol):
     """Finds stored content. `within`: the stored names of the repositories in which it may be; `offset`: the number of
     entries before the page, at most `MAX_OFFSET`. The work of a search is bounded, whatever is stored and whatever the
-    patterns of `within` are. All methods raise StorageFull, StorageFailed."""
+    patterns of `within` are: after a limit of rows or of time it ends, and is not complete. All methods raise
+    StorageFull, StorageFailed."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
@@ -101,7 +110,8 @@ class ContentSearch(Protocol):
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. An image
-        with several platforms is found once if it has a tag."""
+        with several platforms is found once if it has a tag. A word such as `git.example.com/team/app` consists of
+        several; of many of these, only the first count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
@@ -120,20 +130,22 @@ class ContentSearch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnindexedManifest:
-    """A manifest whose labels are not in the index. `annotations`: its annotations, as JSON; None: it has none.
-    `config`: the digest of its config, which may have labels; None: it has none."""
+    """A manifest whose labels are not in the index. `annotations`: its annotations, as JSON in UTF-8; None: it has none
+    or too many. `config`: the digest of its config, which may have labels; None: it has none. `is_damaged`: its body,
+    which names the config, is known to be damaged."""
 
     id: int
     repository: RepositoryName
     digest: Digest
-    annotations: str | None
+    annotations: bytes | None
     config: Digest | None
+    is_damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestLabels:
     """What the index gets to know of a manifest. `text`: the labels and annotations, one a line. `missing_config`: the
-    digest of a config that is not stored; None: none is missing."""
+    digest of a config that could not be read; None: none is missing."""
 
     manifest: UnindexedManifest
     text: str
@@ -151,9 +163,18 @@ class ManifestBatch:
     is_full: bool
 
 
+@dataclass(frozen=True, slots=True)
+class IncompletePage:
+    """Some manifests without all of their labels in the index, of which these may be readable now. `last`: where the
+    next page begins, which only the index understands; None: no such manifests are left."""
+
+    manifests: Sequence[UnindexedManifest]
+    last: tuple[str, int] | None
+
+
 class SearchIndex(Protocol):
-    """Keeps the index up. Only one process at a time may change it. Changes are short transactions; they raise
-    StorageFull, StorageFailed."""
+    """Keeps the index up. Only one process at a time may change it. Changes are short transactions. All methods raise
+    StorageFailed (SearchIndexDamaged if the database is damaged), and those that make changes StorageFull."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds."""
@@ -171,4 +192,19 @@ class SearchIndex(Protocol):
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
         """Adds the manifests of `batch`. Leaves out those that were deleted meanwhile."""
+        ...
+
+    async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompletePage:
+        """Returns some of the manifests that were damaged, or whose config could not be read, when the index came to
+        them, and for which that can be otherwise now. `after`: the `last` of the page before; None: the first page."""
+        ...
+
+    async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
+        """Stores the labels of manifests that are in the index already. Leaves out those that were deleted
+        meanwhile."""
+        ...
+
+    async def rebuild(self) -> None:
+        """Drops the index, also a damaged one, and makes an empty one. All content is then unindexed. Takes seconds for
+        a large index, and other changes wait meanwhile."""
         ...

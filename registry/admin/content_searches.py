@@ -115,8 +115,9 @@ class ContentSearches:
         self, principal: Principal, text: str, count: int, page: int
     ) -> Sequence[tuple[RepositoryName, UpstreamResult]]:
         """Returns what the upstream finds, if searches are passed on to one: each result with the stored name that the
-        repository has here or would have. Leaves out what `principal` may not pull."""
-        if self._upstream_search is None:
+        repository has here or would have. Leaves out what `principal` may not pull. If that is everything, does not ask
+        the upstream."""
+        if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
         found = []
         for result in await self._upstream_search.find(text, count, page):
@@ -130,3 +131,9 @@ class ContentSearches:
 
 def _readable(principal: Principal) -> NameSet:
     return principal.names(Action.PULL)
+
+
+def _may_pull_below(principal: Principal, upstream: str) -> bool:
+    """Returns False only if `principal` may pull nothing of an upstream."""
+    first = f"{upstream}/"
+    return (_readable(principal).seek(first) or "").startswith(first)

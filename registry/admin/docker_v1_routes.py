@@ -71,8 +71,9 @@ async def search(
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
 ) -> V1Results:
     """Finds repositories by name: those that are stored here, and then those that the upstream finds, if the settings
-    pass searches on. Raises Unauthorized for an anonymous caller who finds nothing."""
+    pass searches on. Raises Unauthorized for an anonymous caller who may pull nothing, or finds nothing."""
     response.headers.update(_HEADERS)
+    caller.searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)

@@ -16,10 +16,12 @@ from registry.request import RequestInvalid
 from registry.ui.languages import LANGUAGES, translatable
 from registry.ui.page_route import (
     LANGUAGE_COOKIE,
+    FormRoute,
     PageRoute,
     caller_of,
     cookies_of,
     page_response,
+    page_slot,
     query_of,
     read_form,
     redirect,
@@ -32,6 +34,7 @@ LANGUAGE_PATH: Final = "/ui/language"
 _LANGUAGE_SECONDS: Final = 365 * 86400
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 
 @router.get(LOGIN_PAGE_PATH)
@@ -43,7 +46,7 @@ async def login_form(request: Request) -> Response:
     return await _login_page(request, 200, _next_path(query_of(request)))
 
 
-@router.post(LOGIN_PAGE_PATH)
+@_forms.post(LOGIN_PAGE_PATH)
 async def log_in(request: Request) -> Response:
     """Logs in with a user name and a password. Sets the session cookie and returns to the path `next` of the form, or
     shows the form again. While the registry has no accounts, leads to the home page."""
@@ -51,25 +54,30 @@ async def log_in(request: Request) -> Response:
     if caller_of(request).is_registry_open:
         return redirect(HOME_PATH)
     user, password, next_path = form.one("user") or "", form.one("password") or "", _next_path(form)
+    retry_after = None
     if not user or not password:
-        return await _login_page(request, 400, next_path, user, translatable("Fill in both fields."))
-    try:
-        session = await _start_session(request, user, password)
-    except Unauthorized:
-        # Not 401, which needs a challenge (RFC 9110, 15.5.2): browsers open a dialog of their own for that.
-        return await _login_page(request, 403, next_path, user, translatable("The user name or the password is wrong."))
-    except TooManyRequests as error:
-        response = await _login_page(
-            request, 429, next_path, user, translatable("Too many attempts. Wait a while, and then try again.")
-        )
-        response.headers["retry-after"] = str(error.retry_after)
-        return response
-    response = redirect(next_path)
-    cookies_of(request).set(response, SESSION_COOKIE, session, SESSION_SECONDS)
+        status, problem = 400, translatable("Fill in both fields.")
+    else:
+        try:
+            session = await _start_session(request, user, password)
+        except Unauthorized:
+            # Not 401, which needs a challenge (RFC 9110, 15.5.2): browsers open a dialog of their own for that.
+            status, problem = 403, translatable("The user name or the password is wrong.")
+        except TooManyRequests as error:
+            status, problem = 429, translatable("Too many attempts. Wait a while, and then try again.")
+            retry_after = error.retry_after
+        else:
+            done = redirect(next_path)
+            cookies_of(request).set(done, SESSION_COOKIE, session, SESSION_SECONDS)
+            return done
+    async with page_slot(request):
+        response = await _login_page(request, status, next_path, user, problem)
+    if retry_after is not None:
+        response.headers["retry-after"] = str(retry_after)
     return response
 
 
-@router.post(LOGOUT_PATH)
+@_forms.post(LOGOUT_PATH)
 async def log_out(request: Request) -> Response:
     """Ends the session of this browser."""
     await read_form(request)
@@ -81,7 +89,7 @@ async def log_out(request: Request) -> Response:
     return response
 
 
-@router.post(LANGUAGE_PATH)
+@_forms.post(LANGUAGE_PATH)
 async def choose_language(request: Request) -> Response:
     """Keeps the language that the visitor chose, in a cookie, and returns to the page. Raises RequestInvalid."""
     form = await read_form(request)
@@ -132,3 +140,6 @@ def _next_path(parameters: Query) -> str:
         return local_path(text, HOME_PATH)
     except RequestInvalid:  # such as a page whose address is too long
         return HOME_PATH
+
+
+router.include_router(_forms)

@@ -1,5 +1,5 @@
 """What all pages share: `Visit`, who looks at a page and in which language; `PageRoute`, the route class that finds out
-the visit, keeps to the limits and turns errors into pages; and `page_response`.
+the visit, keeps to the limits and turns errors into pages; `FormRoute`, the one for forms; and `page_response`.
 
 A page knows its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
 """
@@ -7,8 +7,8 @@ A page knows its visitor by the session cookie alone. An Authorization header is
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -105,9 +105,16 @@ def query_of(request: Request) -> Query:
     return Query(request.scope.get("query_string", b""))
 
 
+@asynccontextmanager
+async def page_slot(request: Request) -> AsyncIterator[None]:
+    """Holds one of the slots in which pages are made (`PageLimits`). Raises TooManyRequests."""
+    async with request.app.pages.limits.page(_visitor_of(visit_of(request), request.scope)):
+        yield
+
+
 async def read_form(request: Request) -> Query:
-    """Returns the fields of a form. Raises HTTPException (403) if a page of another site sent it; FormInvalid,
-    FormTooLarge and RequestInvalid if it cannot be read."""
+    """Returns the fields of a form. Its route should be a `FormRoute`. Raises HTTPException (403) if a page of another
+    site sent it; FormInvalid, FormTooLarge and RequestInvalid if it cannot be read."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -142,9 +149,8 @@ class PageRoute(APIRoute):
             try:
                 request.app.service.pages.cross_site.check(request.scope)
                 visit = request.state.visit = await _identify(request)
-                async with request.app.pages.limits.page(_visitor_of(visit, request.scope)):
-                    with _registry_calls_as(visit, request.scope):
-                        response = await run_handler(request)
+                with _registry_calls_as(visit, request.scope):
+                    response = await self._run(request, run_handler)
             except Exception as error:
                 response = await _error_response(request, error)
             if request.state.visit.is_session_over:
@@ -152,6 +158,19 @@ class PageRoute(APIRoute):
             return response
 
         return handle
+
+    async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
+        """Runs FastAPI's handler in a slot."""
+        async with page_slot(request):
+            return await handler(request)
+
+
+class FormRoute(PageRoute):
+    """A route that takes a form. Its handler holds no slot while the form arrives or while a password is hashed, which
+    can take long; where it makes a page, it takes a slot itself."""
+
+    async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
+        return await handler(request)
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
@@ -170,8 +189,7 @@ def redirect(path: str) -> Response:
 async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
     """Sends the page that says that a browser sends too many requests. It is rendered once for each language: a limit
     on requests must not cost more than it saves."""
-    language = _language(scope)
-    body = await pages.standing_page(language, lambda: _standing_values(language, error, 429))
+    body = await _too_many_page(pages, _language(scope))
     headers = {**HEADERS, "content-type": "text/html; charset=utf-8", "retry-after": str(error.retry_after)}
     headers["content-length"] = str(len(body))
     raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
@@ -257,6 +275,8 @@ async def _error_response(request: Request, error: Exception) -> Response:
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
         return _to_login(visit)
+    if isinstance(error, TooManyRequests):
+        return await _too_many_response(request, error)
     request_id = unauthenticated_actor(request.scope).request_id
     status = _status_of(error)
     if status >= 500:
@@ -269,9 +289,18 @@ async def _error_response(request: Request, error: Exception) -> Response:
     except Exception:
         log.exception("the page about the error of request %s failed", request_id)
         response = Response("The registry failed; its log says why.\n", 500, HEADERS, "text/plain; charset=utf-8")
-    if isinstance(error, TooManyRequests):
-        response.headers["retry-after"] = str(error.retry_after)
     return response
+
+
+async def _too_many_response(request: Request, error: TooManyRequests) -> Response:
+    """Returns the page that `send_too_many` sends."""
+    body = await _too_many_page(request.app.pages, visit_of(request).language)
+    headers = {**HEADERS, "retry-after": str(error.retry_after)}
+    return Response(body, 429, headers, "text/html; charset=utf-8")
+
+
+async def _too_many_page(pages: Pages, language: str) -> bytes:
+    return await pages.standing_page(language, lambda: _standing_values(429))
 
 
 def _to_login(visit: Visit) -> Response:
@@ -300,7 +329,9 @@ def _error_values(status: int, error: Exception, request_id: str) -> dict[str, o
     return {"status": status, "title": title, "explanation": explanation, "message": message, "request_id": request_id}
 
 
-def _standing_values(language: str, error: Exception, status: int) -> dict[str, object]:
+def _standing_values(status: int) -> dict[str, object]:
     """Returns all values of an error page that is the same for every visitor of a language."""
+    title, explanation = _ERROR_TEXTS[status]
     layout = {"account": None, "is_admin": False, "is_open": False, "is_session_over": False, "here": "/ui/"}
-    return {**layout, "version": "", "section": "", **_error_values(status, error, "")}
+    texts = {"status": status, "title": title, "explanation": explanation, "message": "", "request_id": ""}
+    return {**layout, "version": "", "section": "", **texts}

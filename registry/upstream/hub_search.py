@@ -1,7 +1,8 @@
 """Passes searches on to an upstream that has a search of its own, such as Docker Hub (`UpstreamSearch`).
 
 The search is that of Docker's first API: `GET /v1/search?q=&n=&page=`. Answers are cached. An upstream that does not
-answer costs a search at most `TIMEOUT_SECONDS`, and then nothing for `PAUSE_SECONDS`.
+answer costs a search at most `TIMEOUT_SECONDS`, and then nothing for `PAUSE_SECONDS`. Many searches at a time cannot
+cause that pause.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ CACHED_SECONDS: Final = 600.0
 MAX_CACHED: Final = 256
 """How long an answer is used again, and the number of answers that a process keeps."""
 MAX_AT_ONCE: Final = 2
-"""Largest number of searches that a process passes on at the same time. Others wait at most `TIMEOUT_SECONDS`."""
+"""Largest number of searches that a process passes on at the same time. Others wait for their turn, at most
+`TIMEOUT_SECONDS`, and find nothing if it does not come."""
+MAX_WAITING: Final = 20
+"""Number of searches that may wait. Further ones find nothing at once."""
+REFUSED_SEARCHES: Final = frozenset({400, 414, 422})
+"""Statuses by which an upstream refuses one search. They do not mean that its search does not work."""
 MAX_BYTES: Final = MIB
 """Largest answer in bytes."""
 MAX_DESCRIPTION: Final = 300
@@ -62,6 +68,7 @@ class UpstreamSearch:
         self._clock = clock
         self._running: SingleFlight[Sequence[UpstreamResult]] = SingleFlight()
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+        self._waiting = 0
         self._cached: dict[tuple[str, int, int], tuple[float, Sequence[UpstreamResult]]] = {}
         """By the arguments of `find`, oldest first: until when the answer is used, and the answer."""
         self._paused_until = 0.0
@@ -81,17 +88,49 @@ class UpstreamSearch:
             return ()
 
     async def _ask(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Asks the upstream, and caches the answer. After a failure, makes all searches pause and raises
+        """Asks the upstream when it is this search's turn, and caches the answer. Raises UpstreamUnavailable if the
+        upstream fails, after which all searches pause, or if the turn does not come."""
+        await self._take_slot()
+        try:
+            if self._clock() < self._paused_until:
+                raise UpstreamUnavailable(f"the search of {self.upstream} does not work")
+            results = await self._send(text, count, page)
+        finally:
+            self._slots.release()
+        self._cached.pop((text, count, page), None)
+        self._cached[text, count, page] = self._clock() + CACHED_SECONDS, results
+        if len(self._cached) > MAX_CACHED:
+            del self._cached[next(iter(self._cached))]
+        return results
+
+    async def _take_slot(self) -> None:
+        """Waits for the turn of a search. Raises UpstreamUnavailable if others keep it from coming."""
+        if self._waiting < MAX_WAITING:
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await self._slots.acquire()
+                    return
+            except TimeoutError:
+                pass
+            finally:
+                self._waiting -= 1
+        raise UpstreamUnavailable(f"too many searches are passed on to {self.upstream}")
+
+    async def _send(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
+        """Returns what the upstream answers. After a failure, makes all searches pause and raises
         UpstreamUnavailable."""
         query = urlencode({"q": text, "n": count, "page": page})
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS), self._slots:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 response = await self._api.send(
                     "GET", f"{self._url}?{query}", {"accept": "application/json"}, max_bytes=MAX_BYTES
                 )
+            if response.status in REFUSED_SEARCHES:
+                return ()
             if response.status != 200:
                 raise UpstreamUnavailable(f"it answers {response.status}")
-            results = _results(response.body)
+            return _results(response.body)
         except (TimeoutError, RegistryError, ValueError, RecursionError) as error:
             if self._clock() >= self._paused_until:
                 log.warning(
@@ -99,11 +138,6 @@ class UpstreamSearch:
                 )
             self._paused_until = self._clock() + PAUSE_SECONDS
             raise UpstreamUnavailable(f"the search of {self.upstream} does not work") from None
-        self._cached.pop((text, count, page), None)
-        self._cached[text, count, page] = self._clock() + CACHED_SECONDS, results
-        if len(self._cached) > MAX_CACHED:
-            del self._cached[next(iter(self._cached))]
-        return results
 
     async def aclose(self) -> None:
         """Ends the running searches, which then find nothing, and closes the connections."""

@@ -112,10 +112,7 @@ class _Check:
 
     async def run(self) -> None:
         await self._on_progress(0, 0, "checking the database")
-        errors = await self._consistency.check_database()
-        for text in errors:
-            await self._note(Problem(ProblemCode.DATABASE, f"{text}; restore the database from a backup"))
-        if errors:
+        if await self._is_database_damaged(may_repair=self._options.repair):
             return
         self._total = await self._consistency.count_rows() + self._blobs.shard_count
         for area in self._consistency.areas:
@@ -127,6 +124,19 @@ class _Check:
             await self._blobs.reclaim_space()
             await self._shrink_quarantine()
         self.report.damaged = await self._damage.damaged_count()
+
+    async def _is_database_damaged(self, *, may_repair: bool) -> bool:
+        """Checks the database itself. Returns whether it is damaged in tables that the content needs. Damage of the
+        search index alone is repaired."""
+        problems = await self._consistency.check_database()
+        is_damaged = any(problem.code is ProblemCode.DATABASE for problem in problems)
+        may_repair &= not is_damaged  # to drop tables of a damaged database could make it worse
+        for problem in problems:
+            repair = await self._consistency.repair(problem) if may_repair else None
+            await self._note(problem, repair)
+            if repair is not None:  # the check may have ended at this damage, before other tables
+                return await self._is_database_damaged(may_repair=False)
+        return is_damaged
 
     async def _note(self, problem: Problem, repair: str | None = None) -> None:
         self.report.found[problem.code] = self.report.found.get(problem.code, 0) + 1

@@ -1,13 +1,14 @@
 """Keeps the search index up in the background, in one process at a time (`keep_indexed`).
 
 The index follows the content in small transactions. The same function indexes a store that is older than the index.
+What cannot be read is looked at again later: a config that is missing or unreadable, and a manifest that is damaged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -18,10 +19,11 @@ from storage.content_search import (
     ManifestBatch,
     ManifestLabels,
     SearchIndex,
+    SearchIndexDamaged,
     UnindexedManifest,
 )
-from storage.errors import BlobUnknown, RegistryError
-from storage.json_bounds import load_bounded
+from storage.errors import BlobUnknown, NameUnknown, RegistryError, StorageFailed, TooManyOpenFiles
+from storage.json_bounds import UNCHECKED_BYTES, load_bounded
 from storage.leases import Leases
 from storage.metadata.catalog import BlobRow, Metadata
 from storage.names import Digest, RepositoryName
@@ -30,24 +32,37 @@ SLOT: Final = "search index"
 """Name of the slot that the process holds which writes the index."""
 CHECK_SECONDS: Final = 1.0
 """Seconds between two looks for content that is not in the index."""
+CHECKS_PER_LOOK_AGAIN: Final = 300
+"""Number of these looks after which the incomplete manifests are looked at again."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that clients' changes need not wait for many of them."""
 RETRY_SECONDS: Final = 30.0
-"""Seconds until a process tries again after an error of the store."""
+"""Seconds until a process tries again after an error."""
 MAX_CONFIG_BYTES: Final = 256 * 1024
 """Labels of a larger image config are not in the index."""
+MayRead = Callable[[RepositoryName, Digest], Awaitable[bool]]
+"""Returns whether clients may read a stored blob of a repository. A private upstream may have to confirm that first."""
 log = logging.getLogger("storage.search")
+
+
+async def may_read_all(repo: RepositoryName, digest: Digest) -> bool:
+    """Returns True. A `MayRead` for stores without private upstreams."""
+    return True
 
 
 class SearchIndexer:
     """Adds content to the index until all of it is there."""
 
-    def __init__(self, index: SearchIndex, metadata: Metadata, blobs: BlobStore) -> None:
-        """`metadata` and `blobs`: where the image configs are, which have the labels."""
+    def __init__(
+        self, index: SearchIndex, metadata: Metadata, blobs: BlobStore, may_read: MayRead = may_read_all
+    ) -> None:
+        """`metadata` and `blobs`: where the image configs are, which have the labels. A config that clients may not
+        read (`may_read`) counts as missing."""
         self._index = index
         self._metadata = metadata
         self._blobs = blobs
-        self._labels_by_config: dict[Digest, Mapping[str, object]] = {}
+        self._may_read = may_read
+        self._lines_by_config: dict[Digest, Mapping[str, str]] = {}
         """The labels in the configs of the current batch. Many manifests can have the same config."""
 
     async def run(self) -> int:
@@ -66,90 +81,149 @@ class SearchIndexer:
             await asyncio.sleep(PAUSE_SECONDS)
         return batches
 
+    async def look_again(self) -> None:
+        """Completes the manifests whose config, or own body, could not be read when they were indexed, and can be read
+        now. Raises StorageFull, StorageFailed. A cancellation leaves the index usable."""
+        last: tuple[str, int] | None = None
+        while True:
+            page = await self._index.incomplete_manifests(last)
+            labels = await self._labels_of_all(page.manifests)
+            complete = [each for each in labels if each.missing_config is None]
+            if complete:
+                await self._index.replace_labels(complete)
+            if page.last is None:
+                return
+            last = page.last
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def rebuild(self) -> None:
+        """Drops the index, also a damaged one. `run` then builds it again. Raises StorageFull, StorageFailed."""
+        await self._index.rebuild()
+
     async def _add(self, batch: ManifestBatch) -> None:
-        self._labels_by_config.clear()
-        await self._index.add_manifests(batch, [await self.labels_of(manifest) for manifest in batch.manifests])
+        await self._index.add_manifests(batch, await self._labels_of_all(batch.manifests))
+
+    async def _labels_of_all(self, manifests: Sequence[UnindexedManifest]) -> list[ManifestLabels]:
+        self._lines_by_config.clear()
+        labels = []
+        for manifest in manifests:
+            labels.append(await self.labels_of(manifest))
+            await asyncio.sleep(0)  # small files and documents are read without any wait
+        return labels
 
     async def labels_of(self, manifest: UnindexedManifest) -> ManifestLabels:
-        """Returns what the index gets to know of a manifest: its annotations, and the labels in its config if that is
-        stored. Raises StorageFull, StorageFailed."""
-        labels: Mapping[str, object] = {}
+        """Returns what the index gets to know of a manifest: its annotations, and the labels in its config if that can
+        be read. Raises StorageFull, StorageFailed."""
+        lines: Mapping[str, str] = {}
         missing = None
         if manifest.config is not None:
             try:
-                labels = await self._config_labels(manifest.repository, manifest.config)
-            except (BlobUnknown, BytesMissing):
+                lines = await self._config_lines(manifest.repository, manifest.config)
+            except (NameUnknown, BlobUnknown, BytesMissing):
                 missing = manifest.config
-        annotations = _parse((manifest.annotations or "").encode())
-        return ManifestLabels(manifest, _index_text({**annotations, **labels}), missing)
+        annotations = await _read_lines(manifest.annotations or b"")
+        return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing)
 
-    async def _config_labels(self, repo: RepositoryName, digest: Digest) -> Mapping[str, object]:
-        """Returns the labels in a config of a repository; none if it is too large to be one. Raises BlobUnknown,
-        BytesMissing."""
+    async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
+        """Returns the labels in a config of a repository, as lines; none if it is too large to be one. Raises
+        NameUnknown, BlobUnknown, BytesMissing."""
         row = await self._metadata.blob(repo, digest)
-        if digest not in self._labels_by_config:
-            config = _parse(await self._read(row)) if row.size <= MAX_CONFIG_BYTES else {}
-            self._labels_by_config[digest] = _nested(config, "config", "Labels")
-        return self._labels_by_config[digest]
+        if not await self._may_read(repo, digest):
+            raise BlobUnknown
+        if digest not in self._lines_by_config:
+            config = await self._read(row) if row.size <= MAX_CONFIG_BYTES else b""
+            self._lines_by_config[digest] = await _read_lines(config, "config", "Labels")
+        return self._lines_by_config[digest]
 
     async def _read(self, row: BlobRow) -> bytes:
-        """Returns the bytes of a blob. Raises BytesMissing."""
-        async with aclosing(await self._blobs.open(row.digest, row.size, row.place, None)) as reader:
-            if reader.data is not None:
-                return reader.data
-            return b"".join([part async for part in reader])
+        """Returns the bytes of a blob. Raises BytesMissing, also if the file cannot be read: one damaged file must not
+        keep the rest of the content out of the index."""
+        try:
+            async with aclosing(await self._blobs.open(row.digest, row.size, row.place, None)) as reader:
+                if reader.data is not None:
+                    return reader.data
+                return b"".join([part async for part in reader])
+        except TooManyOpenFiles:
+            raise
+        except StorageFailed as error:
+            log.info("the image config %s is not in the search index: %s", row.digest, error.message)
+            raise BytesMissing(row.place) from error
 
 
-def _parse(document: bytes) -> Mapping[str, object]:
-    """Returns a JSON object; an empty one if the document is not one."""
-    if not document:
-        return {}
+async def _read_lines(document: bytes, *names: str) -> Mapping[str, str]:
+    """Returns the labels that the index has of a JSON document, as lines by their names. `names` lead to the object
+    with the labels. A large document is read in a thread."""
+    if len(document) <= UNCHECKED_BYTES:
+        return _lines_in(document, *names)
+    return await asyncio.to_thread(_lines_in, document, *names)
+
+
+def _lines_in(document: bytes, *names: str) -> Mapping[str, str]:
     try:
-        parsed = load_bounded(document)
+        found = load_bounded(document) if document else None
     except (ValueError, RecursionError):
         return {}
-    return parsed if isinstance(parsed, dict) else {}
-
-
-def _nested(document: Mapping[str, object], *names: str) -> Mapping[str, object]:
-    """Returns an object inside of others; an empty one if there is none."""
     for name in names:
-        inner = document.get(name)
-        if not isinstance(inner, dict):
-            return {}
-        document = inner
-    return document
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    return _first_lines({name: _line(name, value) for name, value in found.items() if isinstance(value, str)})
 
 
-def _index_text(labels: Mapping[str, object]) -> str:
-    """Returns the labels that the index has, one a line."""
-    return "\n".join(_lines(labels))
+def _line(name: str, value: str) -> str:
+    """Returns a label as one line, although its value may have several. A lone surrogate cannot be stored."""
+    text = " ".join(f"{name[:MAX_VALUE_CHARACTERS]}={value[:MAX_VALUE_CHARACTERS]}".split())
+    return text.encode("utf-8", "replace").decode()
 
 
-def _lines(labels: Mapping[str, object]) -> Iterator[str]:
+def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns those lines that the index has, in the order of the names of their labels."""
+    first: dict[str, str] = {}
     remaining = MAX_TEXT_CHARACTERS
-    for name, value in sorted(labels.items()):
-        if isinstance(value, str):
-            # A value can have several lines; a lone surrogate cannot be stored.
-            text = " ".join(f"{name[:MAX_VALUE_CHARACTERS]}={value[:MAX_VALUE_CHARACTERS]}".split())
-            line = text.encode("utf-8", "replace").decode()
-            remaining -= len(line) + 1
-            if remaining < 0:
-                return
-            yield line
+    for name, line in sorted(lines.items()):
+        remaining -= len(line) + 1
+        if remaining < 0:
+            break
+        first[name] = line
+    return first
 
 
 async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     """Keeps the index up until the task is cancelled. Every server process runs this; the one with the slot does the
-    work. Logs an error of the store, and tries again later."""
+    work. Logs an error, and tries again later. If the index is damaged, drops it and builds it again, but only once
+    until all is indexed, because the damage may be in other tables."""
+    may_rebuild = True
     while True:
-        pause = CHECK_SECONDS
+        pause = RETRY_SECONDS
         try:
             async with leases.try_slot(SLOT, count=1) as has_slot:
+                checks = 0
                 while has_slot:
                     await indexer.run()
+                    if checks % CHECKS_PER_LOOK_AGAIN == 0:
+                        await indexer.look_again()
+                        may_rebuild = True
+                    checks += 1
                     await asyncio.sleep(CHECK_SECONDS)
+            pause = CHECK_SECONDS
+        except SearchIndexDamaged as error:
+            log.error("the search index is damaged: %s", error.__cause__ or error)
+            if may_rebuild:
+                may_rebuild = False
+                pause = await _rebuild(indexer)
         except RegistryError as error:
             log.warning("the search index cannot be written: %s; it is tried again later", error.message)
-            pause = RETRY_SECONDS
+        except Exception:
+            log.exception("the search index cannot be written; it is tried again later")
         await asyncio.sleep(pause)
+
+
+async def _rebuild(indexer: SearchIndexer) -> float:
+    """Drops the damaged index. Returns the seconds until it is to be built again."""
+    try:
+        await indexer.rebuild()
+    except Exception:
+        log.exception("the damaged search index cannot be dropped")
+        return RETRY_SECONDS
+    log.warning("the search index is built again")
+    return CHECK_SECONDS

@@ -13,24 +13,39 @@ import pytest
 from registry.admin.content_searches import ContentSearches
 from registry.auth.rights.principal import UNPRIVILEGED, open_principal
 from registry.backend import open_backend
+from registry.background_work import search_indexer
 from registry.config import Settings, Upstream
 from registry.upstream import hub_search
-from registry.upstream.hub_search import CACHED_SECONDS, PAUSE_SECONDS, UpstreamSearch, open_upstream_search
+from registry.upstream.hub_search import (
+    CACHED_SECONDS,
+    MAX_AT_ONCE,
+    PAUSE_SECONDS,
+    REFUSED_SEARCHES,
+    UpstreamSearch,
+    open_upstream_search,
+)
 from storage.composition import prepare_data_dir
+from storage.names import RepositoryName, Tag
+from storage.patterns import ALL_NAMES
+from tests.fakes.registry_content import BY, image_of, push_blob
 from tests.fakes.upkeep_store import Clock
 
 
 class SearchServer:
-    """An upstream's search. `answer`: the body that it sends; None: it never answers."""
+    """An upstream's search. `answer`: the body that it sends; None: it never answers. It answers while `gate` is
+    set."""
 
     def __init__(self) -> None:
         self.answer: bytes | None = json.dumps({"results": [{"name": "nginx", "star_count": 5}]}).encode()
         self.status = 200
         self.requests: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.requests.append(head.split(" ")[1])
+        await self.gate.wait()
         if self.answer is None:
             await reader.read()  # until the client gives up
         else:
@@ -95,9 +110,50 @@ async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch)
         assert fake.requests[1:] == ["/v1/search?q=x&n=25&page=1"]
 
 
+async def test_a_refused_search_stops_no_other() -> None:
+    """An upstream can refuse what somebody searches for; its search works all the same."""
+    async with searched(Clock()) as (fake, search):
+        for status in REFUSED_SEARCHES:
+            fake.status = status
+            assert list(await search.find(f"x{status}", 25, 1)) == []
+            fake.status = 200
+            assert await search.find(f"y{status}", 25, 1)
+
+
+async def test_many_searches_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those without a turn find nothing, and later ones are passed on again."""
+    monkeypatch.setattr(hub_search, "MAX_WAITING", 1)
+    monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 60)
+    async with searched(Clock()) as (fake, search):
+        fake.gate.clear()
+        running = [asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_AT_ONCE + 1)]
+        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake has no event for it
+            await asyncio.sleep(0.01)
+        assert list(await search.find("too many", 25, 1)) == []
+        fake.gate.set()
+        assert all(await asyncio.gather(*running))
+        assert await search.find("too many", 25, 1)
+
+
+async def test_the_wait_for_a_turn_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the upstream: a search that waits in vain finds nothing, and makes no other one pause."""
+    monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 60)
+    async with searched(Clock()) as (fake, search):
+        fake.gate.clear()
+        running = [asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_AT_ONCE)]
+        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake has no event for it
+            await asyncio.sleep(0.01)
+        with monkeypatch.context() as patched:
+            patched.setattr(hub_search, "TIMEOUT_SECONDS", 0.01)  # the running ones have theirs already
+            assert list(await search.find("in vain", 25, 1)) == []
+        fake.gate.set()
+        assert all(await asyncio.gather(*running))
+        assert await search.find("in vain", 25, 1)
+
+
 async def test_results_have_the_names_of_here(tmp_path: Path) -> None:
     """Those under which they can be pulled here; what the principal may not pull is left out, and so is what is no
-    name."""
+    name. The upstream is not asked for somebody who may pull nothing of it."""
     fake = SearchServer()
     results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
     fake.answer = json.dumps({"results": results}).encode()
@@ -107,12 +163,36 @@ async def test_results_have_the_names_of_here(tmp_path: Path) -> None:
     prepare_data_dir(tmp_path)
     async with open_backend(Settings(data=tmp_path, upstream=[hub])) as backend:
         searches = ContentSearches(backend.store, backend.router, backend.upstream_search)
-        for principal, names in (
-            (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"]),
-            (open_principal(["docker.io"]), []),
-            (UNPRIVILEGED, []),
+        for principal, names, asked in (
+            (UNPRIVILEGED, [], 0),
+            (open_principal(["docker.io"]), [], 0),
+            (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"], 1),
         ):
             found = await searches.at_upstream(principal, "nginx", 25, 1)
-            assert [name for name, _ in found] == names
+            assert ([name for name, _ in found], len(fake.requests)) == (names, asked)
     server.close()
     await server.wait_closed()
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+async def test_labels_of_a_private_upstream(tmp_path: Path, is_private: bool) -> None:
+    """They can be found only after the upstream has confirmed that its repository has the config. A link alone proves
+    nothing: it comes with any manifest that names the digest."""
+    upstream = Upstream(name="hub.example", endpoints=["http://127.0.0.1:9"], require_grant=is_private)
+    settings = Settings(data=tmp_path, upstream=[upstream])
+    repo, data = RepositoryName("hub.example/team/app"), b'{"config": {"Labels": {"color": "red"}}}'
+    prepare_data_dir(tmp_path)
+    async with open_backend(settings) as backend:
+        store, indexer = backend.store, search_indexer(settings, backend.store)
+        config = await push_blob(store, RepositoryName("hub.example/other/app"), data)
+        await store.metadata.put_manifest(repo, image_of(config), [Tag("v1")], BY, True, None)
+        await store.mount_blob(repo, config.digest, RepositoryName("hub.example/other/app"), by=BY)
+
+        async def found() -> int:
+            await indexer.run()
+            await indexer.look_again()
+            return len((await store.search.labels(["red"], ALL_NAMES, 0, 10)).items)
+
+        assert await found() == (0 if is_private else 1)
+        await store.records.confirm(repo, config.digest)
+        assert await found() == 1

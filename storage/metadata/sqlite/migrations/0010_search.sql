@@ -44,7 +44,8 @@ CREATE TABLE search_label (
 ) STRICT;
 CREATE VIRTUAL TABLE search_word USING fts5 (repository, text, content = '', contentless_delete = 1, tokenize = 'unicode61');
 
--- Manifests whose config, which has the labels, was not stored when the index came to them.
+-- Manifests to look at again: those whose config, which has the labels, could not be read when the index came to them,
+-- and those that were damaged then, for which `digest` is empty.
 CREATE TABLE search_missing_config (
     digest   TEXT NOT NULL,
     manifest INTEGER NOT NULL,
@@ -52,16 +53,17 @@ CREATE TABLE search_missing_config (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX search_missing_config_manifest ON search_missing_config (manifest);
 
--- SQLite can give the highest row id again after its row was deleted. So the index goes back then.
+-- SQLite gives a new row the id after the highest one that a row has, so it gives ids again after their rows were
+-- deleted. The position is therefore never above the highest id.
 CREATE TRIGGER search_manifest_removed AFTER DELETE ON manifest BEGIN
     DELETE FROM search_manifest WHERE hex = substr(OLD.digest, instr(OLD.digest, ':') + 1, 16) AND manifest = OLD.id;
     DELETE FROM search_missing_config WHERE manifest = OLD.id;
     DELETE FROM search_word WHERE rowid IN (SELECT manifest FROM search_label WHERE manifest = OLD.id);
     DELETE FROM search_label WHERE manifest = OLD.id;
-    UPDATE search_progress SET manifests = OLD.id - 1
-     WHERE manifests >= OLD.id AND NOT EXISTS (SELECT 1 FROM manifest WHERE id > OLD.id);
+    UPDATE search_progress SET manifests = (SELECT coalesce(max(id), 0) FROM manifest)
+     WHERE manifests > (SELECT coalesce(max(id), 0) FROM manifest);
 END;
 CREATE TRIGGER search_blob_removed AFTER DELETE ON blob BEGIN
-    UPDATE search_progress SET blobs = OLD.id - 1
-     WHERE blobs >= OLD.id AND NOT EXISTS (SELECT 1 FROM blob WHERE id > OLD.id);
+    UPDATE search_progress SET blobs = (SELECT coalesce(max(id), 0) FROM blob)
+     WHERE blobs > (SELECT coalesce(max(id), 0) FROM blob);
 END;

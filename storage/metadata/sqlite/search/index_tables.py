@@ -1,29 +1,36 @@
 """The tables of the search index, and how they follow the tables of the content.
 
 `search_progress` has the row ids up to which the index has seen repositories, manifests, blobs and the tag history. All
-of these get higher row ids as they are added, so the index finds what is new without a write by the push. Where the
-highest row id can be used again, a trigger moves the position back.
+of these get higher row ids as they are added, so the index finds what is new without a write by the push. Where row ids
+can be used again, a trigger keeps the position from being above the highest one.
 
-Each function that changes something runs inside a transaction that the caller commits, and changes a bounded number of
-rows.
+Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
+a bounded number of rows. Texts of the content are read as bytes, so that damaged ones raise no error.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, Final
 
 import apsw
 
-from storage.content_search import ManifestBatch, ManifestLabels, UnindexedManifest
-from storage.errors import DigestInvalid
+from storage.content_search import IncompletePage, ManifestBatch, ManifestLabels, UnindexedManifest
+from storage.errors import RegistryError
+from storage.metadata.sqlite.database import migrations
 from storage.names import Digest, RepositoryName
 
 NAMES_PER_BATCH: Final = 100
 TAGS_PER_BATCH: Final = 200
 MANIFESTS_PER_BATCH: Final = 100
 """Numbers of rows that one transaction adds. It takes a few milliseconds, and clients' changes wait no longer."""
+MAX_BATCH_BYTES: Final = 1024 * 1024
+"""A batch of manifests ends after the one whose annotations make it larger than this number of bytes."""
+INCOMPLETE_PER_PAGE: Final = 50
+"""Number of incomplete manifests that one page looks at again."""
 BLOBS_PER_BATCH: Final = 2000
 """Number of blobs of which one batch finds out whether they are configs that were missing."""
 MAX_LAG: Final = 2000
@@ -32,6 +39,10 @@ MAX_WORDS_OF_TAG: Final = 5
 """Largest number of words of a tag, with the whole tag."""
 MAX_MANIFEST_BYTES: Final = 64 * 1024
 """Size in bytes of the largest manifest of which the config is looked for."""
+MAX_ANNOTATION_BYTES: Final = 64 * 1024
+"""Annotations that have more bytes are not read."""
+MIGRATION: Final = 10
+"""The number of the migration that makes the index, and that alone changes its tables."""
 START_OF_NAME: Final = "^"
 """The character before each name in `search_name`, by which a search finds the beginnings of names."""
 _WORD_START = re.compile(r"[-_](?=[^-_])")
@@ -42,16 +53,35 @@ SELECT coalesce((SELECT max(id) FROM repository), 0) - repositories,
        coalesce((SELECT max(id) FROM tag_history), 0) - tag_changes, tag_repository IS NOT NULL
   FROM search_progress"""
 _MANIFEST = f"""
-SELECT m.id, r.name, m.digest, CAST(m.annotations AS TEXT),
-       CASE WHEN m.size BETWEEN 1 AND {MAX_MANIFEST_BYTES} AND json_valid(CAST(m.body AS TEXT))
-            THEN json_extract(CAST(m.body AS TEXT), '$.config.digest') END
+SELECT m.id, CAST(r.name AS BLOB), CAST(m.digest AS BLOB),
+       CASE WHEN octet_length(m.annotations) <= {MAX_ANNOTATION_BYTES} THEN CAST(m.annotations AS BLOB) END,
+       CASE WHEN octet_length(m.body) <= {MAX_MANIFEST_BYTES} AND json_valid(CAST(m.body AS TEXT))
+            THEN CAST(json_extract(CAST(m.body AS TEXT), '$.config.digest') AS BLOB) END,
+       m.size = 0
   FROM manifest m JOIN repository r ON r.id = m.repository"""
 _NEW_MANIFESTS = _MANIFEST + " WHERE m.id > ?1 ORDER BY m.id LIMIT ?2"
 _MANIFESTS_WITH_NEW_CONFIG = (
     _MANIFEST
     + """ WHERE m.id IN (SELECT c.manifest FROM blob b JOIN search_missing_config c ON c.digest = b.digest
-                   WHERE b.id > ?1 AND b.id <= ?2) ORDER BY m.id"""
+                   WHERE b.id > ?1 AND b.id <= ?2 LIMIT ?3) ORDER BY m.id"""
 )
+_INCOMPLETE = """
+SELECT digest, manifest FROM search_missing_config WHERE (digest, manifest) > (?, ?)
+ ORDER BY digest, manifest LIMIT ?"""
+_READABLE_NOW = (
+    _MANIFEST
+    + """
+ WHERE m.id IN (SELECT value FROM json_each(?1))
+   AND EXISTS (SELECT 1 FROM search_missing_config c WHERE c.manifest = m.id AND (
+               iif(c.digest = '', m.size > 0, EXISTS (
+                   SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
+                    WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
+)
+"""Finds those of some incomplete manifests that are not damaged any more, or whose repository has the config now."""
+_INDEX_OBJECTS = r"""
+SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
+ ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
+"""The triggers of the index, its virtual tables, which drop their own tables, and the other tables."""
 
 
 def has_unindexed(db: apsw.Connection) -> bool:
@@ -144,24 +174,61 @@ def words_of_tag(tag: str) -> list[str]:
 
 def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     """Reads the next manifests that are not in the index, and those whose config was stored lately."""
+    _search_full_text(db)
     manifests, blobs = seen = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
     reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
-    rows: list[Any] = db.execute(_NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH)).fetchall()
-    reached = rows[-1][0] if rows else manifests
-    is_full = len(rows) == MANIFESTS_PER_BATCH or reached_blob < newest_blob
+    found, last, is_full = _read(db, _NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH))
     if reached_blob > blobs:
-        rows += db.execute(_MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob)).fetchall()
-    return ManifestBatch([_manifest(row) for row in rows], tuple(seen), (reached, reached_blob), is_full)
+        # Those that this leaves out are looked at again later, with the other incomplete ones.
+        found += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob, MANIFESTS_PER_BATCH))[0]
+    reached = manifests if last is None else last
+    return ManifestBatch(found, tuple(seen), (reached, reached_blob), is_full or reached_blob < newest_blob)
 
 
-def _manifest(row: Sequence[Any]) -> UnindexedManifest:
-    manifest_id, name, digest, annotations, config = row
+def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompletePage:
+    """Reads those of the next incomplete manifests after the key `after` that may be readable now."""
+    _search_full_text(db)
+    keys: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
+    found, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in keys]),))
+    return IncompletePage(found, tuple(keys[-1]) if keys else None)
+
+
+def _search_full_text(db: apsw.Connection) -> None:
+    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if searches are not
+    possible any more, which additions may not notice."""
+    for table in ("search_word", "search_name"):
+        db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH 'abc' LIMIT 1").fetchall()
+
+
+def _read(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> tuple[list[UnindexedManifest], int | None, bool]:
+    """Returns the manifests that `sql` selects, the row id of the last one, and whether there may be more, because
+    these are as many as a batch may have. Leaves out those with a name or digest that is damaged."""
+    found: list[UnindexedManifest] = []
+    last, count, size = None, 0, 0
+    with closing(db.cursor()) as cursor:
+        for row in cursor.execute(sql, values):
+            last = row[0]
+            count += 1
+            size += len(row[3] or b"")
+            if (manifest := _manifest(row)) is not None:
+                found.append(manifest)
+            if count == MANIFESTS_PER_BATCH or size > MAX_BATCH_BYTES:
+                return found, last, True
+    return found, last, False
+
+
+def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
+    manifest_id, name, digest, annotations, config, is_damaged = row
     try:
-        config_digest = Digest(config) if isinstance(config, str) else None
-    except DigestInvalid:
+        repo, own_digest = RepositoryName(name.decode()), Digest(digest.decode())
+    except (UnicodeDecodeError, RegistryError):
+        return None
+    try:
+        config_digest = None if config is None else Digest(config.decode())
+    except (UnicodeDecodeError, RegistryError):
         config_digest = None
-    return UnindexedManifest(manifest_id, RepositoryName(name), Digest(digest), annotations, config_digest)
+    return UnindexedManifest(manifest_id, repo, own_digest, annotations, config_digest, bool(is_damaged))
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
@@ -169,30 +236,42 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
     deleted meanwhile, or can get it, the position stays before that id."""
     reached, reached_blob = batch.reached
     for each in labels:
-        manifest = each.manifest
-        row: Any = db.execute("SELECT repository, digest FROM manifest WHERE id = ?", (manifest.id,)).get
-        if row is None or row[1] != manifest.digest:
-            if row is not None or not db.execute("SELECT 1 FROM manifest WHERE id > ?", (manifest.id,)).get:
-                reached = min(reached, manifest.id - 1)
-            continue
-        db.execute(
-            "INSERT INTO search_manifest (hex, manifest) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            (manifest.digest.encoded[:16], manifest.id),
-        )
-        _set_text(db, manifest.id, row[0], each.text)
-        db.execute("DELETE FROM search_missing_config WHERE manifest = ?", (manifest.id,))
-        if each.missing_config is not None:
-            db.execute(
-                "INSERT INTO search_missing_config (digest, manifest) VALUES (?, ?)",
-                (each.missing_config, manifest.id),
-            )
-    newest_blob: int = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
+        if not set_labels(db, each):
+            reached = min(reached, each.manifest.id - 1)
+    newest_manifest, newest_blob = db.execute(
+        "SELECT (SELECT coalesce(max(id), 0) FROM manifest), (SELECT coalesce(max(id), 0) FROM blob)"
+    ).get
     for column, seen, now in (
-        ("manifests", batch.seen[0], reached),
+        ("manifests", batch.seen[0], min(reached, newest_manifest)),
         ("blobs", batch.seen[1], min(reached_blob, newest_blob)),
     ):
         # A deletion has moved the position back meanwhile if it is not `seen`.
         db.execute(f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))", (seen, now))
+
+
+def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
+    """Stores what the index gets to know of a manifest, unless the manifest was deleted meanwhile. Returns False, and
+    stores nothing, if another manifest has got its row id."""
+    manifest = labels.manifest
+    row: Any = db.execute(
+        "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",
+        (manifest.id,),
+    ).get
+    if row is None:
+        return True
+    repository, digest, name = row
+    if (digest, name) != (manifest.digest, manifest.repository):
+        return False
+    db.execute(
+        "INSERT INTO search_manifest (hex, manifest) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        (manifest.digest.encoded[:16], manifest.id),
+    )
+    _set_text(db, manifest.id, repository, labels.text)
+    db.execute("DELETE FROM search_missing_config WHERE manifest = ?", (manifest.id,))
+    missing = "" if manifest.is_damaged else labels.missing_config
+    if missing is not None:
+        db.execute("INSERT INTO search_missing_config (digest, manifest) VALUES (?, ?)", (missing, manifest.id))
+    return True
 
 
 def _set_text(db: apsw.Connection, manifest: int, repository: int, text: str) -> None:
@@ -205,3 +284,23 @@ def _set_text(db: apsw.Connection, manifest: int, repository: int, text: str) ->
         db.execute(
             "INSERT INTO search_word (rowid, repository, text) VALUES (?, ?, ?)", (manifest, str(repository), text)
         )
+
+
+def rebuild(db: apsw.Connection) -> None:
+    """Drops the index, also a damaged one, and makes it as the migration does: empty, and before all content. Raises
+    apsw.CorruptError if the pages of its tables are so damaged that SQLite cannot free them."""
+    objects: list[Any] = db.execute(_INDEX_OBJECTS).fetchall()
+    for kind, name in objects:
+        try:
+            db.execute(f"DROP {kind} IF EXISTS {name}")
+        except apsw.SQLError:
+            # A full-text index that cannot be opened cannot be dropped. It consists of other tables, which can.
+            db.pragma("writable_schema", True)
+            db.execute("DELETE FROM sqlite_schema WHERE name = ?", (name,))
+            db.pragma("writable_schema", "RESET")
+    db.execute(next(sql for number, sql in migrations() if number == MIGRATION))
+
+
+def is_index_table(name: str) -> bool:
+    """Returns whether a table of the database belongs to the index."""
+    return name.startswith("search_")

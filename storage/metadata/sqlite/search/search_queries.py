@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from storage.content_search import (
 )
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.search.index_tables import START_OF_NAME
-from storage.metadata.sqlite.search.search_scope import MAX_ROWS, SearchScope, read_page
+from storage.metadata.sqlite.search.search_scope import MAX_ROWS, SearchScope, read_page, time_limit
 from storage.names import ALGORITHMS, Digest, RepositoryName, Tag
 from storage.patterns import NameSet
 
@@ -38,6 +38,11 @@ MAX_BLOBS: Final = 20
 """Largest number of blobs with the same first digits that are found."""
 LAST: Final = "\U0010ffff"
 """Sorts after every character that names and tags have."""
+MAX_TOKENS_OF_WORD: Final = 8
+MAX_TOKENS: Final = 16
+"""Largest number of tokens, the words of the full-text index, of one word of a search for labels, and of all of them:
+SQLite compares their positions one by one in each manifest that has all of them."""
+_TOKEN = re.compile(r"[^\W_]+")
 _NAME_TEXT = re.compile(r"[a-z0-9._/-]+")
 _HEX = re.compile(r"[0-9a-f]{6,128}")
 _NAMES = """
@@ -99,14 +104,18 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
     first."""
     found: set[str] = set()
     looked_at = 0
-    for sql, values in _name_statements(words, scope):
-        with closing(db.cursor()) as cursor:
-            for (name,) in cursor.execute(sql, values):
-                looked_at += 1
-                if looked_at > MAX_ROWS or len(found) > MAX_OFFSET:
-                    return found, False
-                if name not in found and _all_in(words, name) and name in scope:
-                    found.add(name)
+    try:
+        with time_limit(db):
+            for sql, values in _name_statements(words, scope):
+                with closing(db.cursor()) as cursor:
+                    for (name,) in cursor.execute(sql, values):
+                        looked_at += 1
+                        if looked_at > MAX_ROWS or len(found) > MAX_OFFSET:
+                            return found, False
+                        if name not in found and _all_in(words, name) and name in scope:
+                            found.add(name)
+    except apsw.InterruptError:
+        return found, False
     return found, True
 
 
@@ -189,7 +198,7 @@ def labels(
     db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
 ) -> SearchPage[LabelsFound]:
     """Finds manifests by their labels and annotations."""
-    searched = [word for word in words if any(character.isalnum() for character in word)]
+    searched = list(_with_few_tokens(words))
     if not searched:
         return SearchPage([])
     scope = SearchScope.of(db, within)
@@ -210,6 +219,17 @@ def labels(
         return (name, tag or digest), found
 
     return read_page(db, scope, _LABELS, (expression,), offset, limit, convert)
+
+
+def _with_few_tokens(words: Iterable[str]) -> Iterator[str]:
+    """Yields the words of a search for labels that have tokens. Cuts those that have too many."""
+    remaining = MAX_TOKENS
+    for word in words:
+        starts = [match.start() for match in _TOKEN.finditer(word)]
+        limit = min(MAX_TOKENS_OF_WORD, remaining)
+        if starts and limit:
+            yield word if len(starts) <= limit else word[: starts[limit]]
+            remaining -= min(len(starts), limit)
 
 
 def _quoted(text: str) -> str:

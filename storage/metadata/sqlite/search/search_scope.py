@@ -2,14 +2,15 @@
 
 A search of somebody who may see few repositories looks only at those. A search of somebody who may see everything uses
 the index of everything. In between, the index of everything is used, and what it finds is compared with the patterns
-of the rights; then the number of rows that a search looks at is limited.
+of the rights; then the number of rows that a search looks at is limited. The time of each search is limited as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -26,6 +27,23 @@ LISTING_COST: Final = 30_000
 """Largest cost of finding those, in the unit of `lookups.PAGE_COST_LIMIT`: about 15 ms."""
 MAX_ROWS: Final = 3_000
 """Largest number of rows at which one search looks. This takes about 30 ms."""
+
+MAX_SECONDS: Final = 0.1
+"""Longest time of one statement of a search. The others of a process wait meanwhile."""
+STEPS_PER_LOOK: Final = 1000
+"""Number of steps of SQLite's virtual machine between two looks at the clock. A full-text index takes some of them for
+each page that it reads."""
+
+
+@contextmanager
+def time_limit(db: apsw.Connection) -> Iterator[None]:
+    """Makes statements inside the `with` block raise apsw.InterruptError after `MAX_SECONDS`."""
+    end = time.monotonic() + MAX_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > end, STEPS_PER_LOOK)
+    try:
+        yield
+    finally:
+        db.set_progress_handler(None)
 
 
 @dataclass(frozen=True)
@@ -78,16 +96,19 @@ def read_page(
         return SearchPage([], is_complete=False)
     found: dict[object, T] = {}
     looked_at = 0
-    with closing(_rows(db, sql, values)) as rows:
-        for row in rows:
-            looked_at += 1
-            if looked_at > MAX_ROWS:
-                return SearchPage(list(found.values())[offset:], is_complete=False)
-            if row[0] not in scope or (entry := convert(row)) is None or entry[0] in found:
-                continue
-            found[entry[0]] = entry[1]
-            if len(found) > offset + limit:
-                return SearchPage(list(found.values())[offset : offset + limit], more=True)
+    try:
+        with time_limit(db), closing(_rows(db, sql, values)) as rows:
+            for row in rows:
+                looked_at += 1
+                if looked_at > MAX_ROWS:
+                    return SearchPage(list(found.values())[offset:], is_complete=False)
+                if row[0] not in scope or (entry := convert(row)) is None or entry[0] in found:
+                    continue
+                found[entry[0]] = entry[1]
+                if len(found) > offset + limit:
+                    return SearchPage(list(found.values())[offset : offset + limit], more=True)
+    except apsw.InterruptError:
+        return SearchPage(list(found.values())[offset:], is_complete=False)
     return SearchPage(list(found.values())[offset:])
 
 

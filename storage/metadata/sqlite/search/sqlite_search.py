@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import apsw
 
 from storage.content_search import (
     DigestFound,
+    IncompletePage,
     LabelsFound,
     ManifestBatch,
     ManifestLabels,
+    SearchIndexDamaged,
     SearchPage,
     TagFound,
 )
+from storage.data_dir.reserve import ReserveUse
+from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.search import index_tables, search_queries
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NameSet
+
+T = TypeVar("T")
 
 
 class SqliteSearch:
@@ -37,32 +44,77 @@ class SqliteSearch:
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
-        return await self._searches.run(lambda db: search_queries.repositories(db, words, within, offset, limit))
+        return await self._search(lambda db: search_queries.repositories(db, words, within, offset, limit))
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
-        return await self._searches.run(lambda db: search_queries.tags(db, words, within, offset, limit))
+        return await self._search(lambda db: search_queries.tags(db, words, within, offset, limit))
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
-        return await self._searches.run(lambda db: search_queries.labels(db, words, within, offset, limit))
+        return await self._search(lambda db: search_queries.labels(db, words, within, offset, limit))
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
-        return await self._searches.run(lambda db: search_queries.digests(db, digest, within, offset, limit))
+        return await self._search(lambda db: search_queries.digests(db, digest, within, offset, limit))
 
     async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-        return await self._searches.run(lambda db: search_queries.tags_of(db, repo, limit))
+        return await self._search(lambda db: search_queries.tags_of(db, repo, limit))
 
     async def is_indexing(self) -> bool:
-        return index_tables.is_indexing(self._db)
+        return self._look(index_tables.is_indexing)
 
     def has_unindexed(self) -> bool:
-        return index_tables.has_unindexed(self._db)
+        return self._look(index_tables.has_unindexed)
 
     async def index_names(self) -> bool:
-        # After a power cut the index continues from the last batch that is on the disk.
-        return await self._writer.run(index_tables.index_names, durable=False)
+        return await self._change(index_tables.index_names)
 
     async def unindexed_manifests(self) -> ManifestBatch:
-        return await self._searches.run(index_tables.read_unindexed_manifests)
+        return await self._search(index_tables.read_unindexed_manifests)
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-        await self._writer.run(lambda db: index_tables.add_manifests(db, batch, labels), durable=False)
+        await self._change(lambda db: index_tables.add_manifests(db, batch, labels))
+
+    async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompletePage:
+        return await self._search(lambda db: index_tables.read_incomplete_manifests(db, after))
+
+    async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
+        def replace(db: apsw.Connection) -> None:
+            for each in labels:
+                index_tables.set_labels(db, each)
+
+        await self._change(replace)
+
+    async def rebuild(self) -> None:
+        await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.RELIEF)
+
+    def _look(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        try:
+            return lookup(self._db)
+        except apsw.Error as error:
+            raise _as_registry_error(error) from error
+
+    async def _search(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        try:
+            return await self._searches.run(lookup)
+        except apsw.Error as error:
+            raise _as_registry_error(error) from error
+
+    async def _change(self, change: Callable[[apsw.Connection], T]) -> T:
+        """Makes a change. After a power cut the index continues from the last one that is on the disk."""
+        try:
+            return await self._writer.run(change, durable=False)
+        except StorageFailed as error:
+            # A change of a sound index violates no constraint.
+            if _is_damage(error.__cause__) or isinstance(error.__cause__, apsw.ConstraintError):
+                raise SearchIndexDamaged from error.__cause__
+            raise
+
+
+def _as_registry_error(error: apsw.Error) -> StorageFull | StorageFailed:
+    if isinstance(error, apsw.FullError):
+        return StorageFull()
+    return SearchIndexDamaged() if _is_damage(error) else StorageFailed(f"the search failed: {error}")
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    """Returns whether SQLite has found that a table is damaged, or cannot open one of the full-text indexes."""
+    return isinstance(error, apsw.CorruptError) or "fts5" in str(error)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import apsw
 
-from storage.consistency import BlobRecord, CheckedPage, Key, Problem
+from storage.consistency import BlobRecord, CheckedPage, Key, Problem, ProblemCode
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFailed
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.search import index_tables
 from storage.metadata.sqlite.upkeep import consistency_repairs, manifest_checks
 from storage.metadata.sqlite.upkeep.table_checks import TABLE_CHECKS, TableCheck
 from storage.metadata.sqlite.upkeep.usage_checks import USAGE_CHECKS
 from storage.names import Digest
 
 MAX_DATABASE_ERRORS: Final = 100
+_TREE: Final = re.compile(r"Tree (\d+)\b")
+"""Matches the first page of a table or index in a text of SQLite, which has no name then."""
 _TABLE_AREAS: Final[dict[str, TableCheck]] = {check.area: check for check in (*TABLE_CHECKS, *USAGE_CHECKS)}
 T = TypeVar("T")
 
@@ -46,11 +50,8 @@ class SqliteConsistency:
         counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
         return await self._scan(lambda db: _number(db.execute(f"SELECT {counts}").get))
 
-    async def check_database(self) -> list[str]:
-        rows: list[Any] = await self._scan(
-            lambda db: db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})").fetchall()
-        )
-        return [text for (text,) in rows if text != "ok"]
+    async def check_database(self) -> list[Problem]:
+        return await self._scan(_check_database)
 
     async def check(self, area: str, after: Key | None) -> CheckedPage:
         check = _TABLE_AREAS[area].check if area in _TABLE_AREAS else manifest_checks.check
@@ -60,6 +61,8 @@ class SqliteConsistency:
         return await self._scan(lambda db: _look(db, problem))
 
     async def repair(self, problem: Problem) -> str | None:
+        if problem.code is ProblemCode.SEARCH_INDEX:
+            return await self._rebuild_search_index()
         now = self._clock()
 
         def mend(db: apsw.Connection) -> str | None:
@@ -94,6 +97,13 @@ class SqliteConsistency:
             lambda db: consistency_repairs.set_size(db, digest, place, size), reserve_use=ReserveUse.RELIEF
         )
 
+    async def _rebuild_search_index(self) -> str | None:
+        try:
+            await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.RELIEF)
+        except StorageFailed:
+            return None  # its pages are too damaged to be freed
+        return "dropped it; the server builds it again"
+
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
         """Runs the lookup in the thread, in one transaction. Raises StorageFailed."""
 
@@ -108,6 +118,46 @@ class SqliteConsistency:
             return await self._scans.run(in_transaction)
         except apsw.Error as error:
             raise StorageFailed(f"the database cannot be read: {error}; restore it from a backup") from error
+
+
+def _check_database(db: apsw.Connection) -> list[Problem]:
+    texts = _damage_texts(db)
+    of_index = [text for text in texts if _is_about_search_index(db, text)]
+    problems = [
+        Problem(ProblemCode.DATABASE, f"{text}; restore the database from a backup")
+        for text in texts
+        if text not in of_index
+    ]
+    if of_index:
+        more = f", and {len(of_index) - 1} more" if len(of_index) > 1 else ""
+        problems.append(
+            Problem(ProblemCode.SEARCH_INDEX, f"{of_index[0]}{more}; a repair builds the search index again")
+        )
+    return problems
+
+
+def _damage_texts(db: apsw.Connection) -> list[str]:
+    """Returns what SQLite finds damaged, in its own words."""
+    texts: list[str] = []
+    try:
+        for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
+            texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
+    except (apsw.CorruptError, apsw.SQLError) as error:
+        # The check ends at a damaged page, after it has named the table, or at a full-text index that cannot be opened.
+        if not texts and "fts5" not in str(error):
+            raise
+        texts = texts or [str(error)]
+    return texts
+
+
+def _is_about_search_index(db: apsw.Connection, text: str) -> bool:
+    """Returns whether a text in which SQLite says what is damaged is about the search index, which other tables do
+    without."""
+    tree = _TREE.search(text)
+    if tree is not None:
+        name = db.execute("SELECT tbl_name FROM sqlite_schema WHERE rootpage = ?", (int(tree[1]),)).get
+        return isinstance(name, str) and index_tables.is_index_table(name)
+    return "fts5" in text or any(index_tables.is_index_table(word) for word in re.findall(r"\w+", text))
 
 
 def _number(value: Any) -> int:

@@ -82,16 +82,18 @@ class SqliteSnapshots:
                 if stopping.is_set():
                     return
                 target.pragma("journal_mode", "delete")  # a copy is one file, without a write-ahead log
-                self._leave_out_unfinished_work(target)
+                self._leave_out(target)
             sync_file(self._system, path)
         except (apsw.Error, OSError) as error:
             raise _failure(f"cannot copy the database to {path}", error, target) from error
 
-    def _leave_out_unfinished_work(self, db: apsw.Connection) -> None:
-        """Deletes the upload sessions, whose bytes no backup has, and the events, of which this registry tells its
-        webhooks. Marks the jobs that have not ended as stopped."""
+    def _leave_out(self, db: apsw.Connection) -> None:
+        """Deletes the upload sessions, whose bytes no backup has; the events, of which this registry tells its
+        webhooks; and the sessions of browsers, because some may have been ended since, for example after a theft. Marks
+        the jobs that have not ended as stopped."""
         db.execute(
-            "DELETE FROM upload; DELETE FROM event_delivery; DELETE FROM event_reader; DELETE FROM event; "
+            "DELETE FROM upload; DELETE FROM login_session; "
+            "DELETE FROM event_delivery; DELETE FROM event_reader; DELETE FROM event; "
             "UPDATE job SET state = 'stopped', ended = ?1, updated = ?1, message = ?2 "
             "WHERE state IN ('queued', 'running')",
             (self._clock(), STOPPED_BY_BACKUP),

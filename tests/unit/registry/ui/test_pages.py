@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import pytest
 
 from registry.app import create_app
 from registry.auth.password.hashing import hash_password
+from registry.ui import page_limits
 from registry.ui.image_page import STEPS_ON_A_PAGE
 from registry.ui.repository_list import PAGE_SIZE
 from registry.ui.search_page import HITS_OF_EACH_KIND
@@ -440,6 +442,42 @@ async def test_a_docker_hub_that_is_not_the_default_upstream(tmp_path: Path) -> 
         jobs = (await browser.get("/ui/setup?client=ci")).text
         assert "--registry-mirror" not in jobs
         assert "[registry.&#34;docker.io&#34;]" in jobs
+
+
+async def test_too_many_pages_of_one_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page that says so is the same for all, and so costs nothing."""
+    monkeypatch.setattr(page_limits, "WAITING_FOR_ONE", 0)
+    async with site(tmp_path) as here, here.browser() as browser:
+        first, second = [await browser.get("/ui/setup") for _ in range(2)]
+        assert (first.status_code, first.text) == (429, second.text)
+        assert "Too many requests" in first.text
+        assert int(first.headers["retry-after"]) > 0
+
+
+async def test_forms_that_arrive_slowly_hold_up_no_pages(tmp_path: Path) -> None:
+    """Their number does not matter."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        rest, arriving = asyncio.Event(), 0
+
+        async def slow_form() -> AsyncIterator[bytes]:
+            nonlocal arriving
+            arriving += 1
+            yield b"user=alice&"
+            await rest.wait()
+            yield b"password=wrong"
+
+        async def send(path: str) -> int:
+            headers = {**FROM_PAGE, "content-type": FORM}
+            return (await browser.post(path, content=slow_form(), headers=headers)).status_code
+
+        async with asyncio.TaskGroup() as tasks:
+            forms = [tasks.create_task(send(path)) for path in ("/ui/login", "/ui/logout", "/ui/language") * 2]
+            while arriving < len(forms):  # noqa: ASYNC110 - the requests have no event for it
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                assert (await browser.get("/ui/setup")).status_code == 200
+            rest.set()
+        assert sorted(form.result() for form in forms) == [303, 303, 400, 400, 403, 403]
 
 
 async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from storage.content_search import search_words
 from storage.metadata.sqlite.search import search_queries, search_scope
 from storage.names import RepositoryName
-from storage.patterns import NamePattern, NameSet
+from storage.patterns import ALL_NAMES, NamePattern, NameSet
 from tests.fakes.registry_content import push_image
 
 from .conftest import SearchedStore
@@ -87,3 +87,32 @@ async def test_work_is_bounded(searched: SearchedStore, monkeypatch: pytest.Monk
         assert not page.is_complete
     narrow = await search.repositories(["app"], NameSet.of(["open/**"]), 0, 10)
     assert (list(narrow.items), narrow.is_complete) == (["open/app"], True)
+
+
+async def test_time_is_bounded(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that takes too long ends, and says that it is not complete. The next one is not affected."""
+    await searched.push("team/app:v1", annotations={"color": "red"})
+    search = searched.store.search
+    searches = (
+        lambda: search.repositories(["app"], ALL_NAMES, 0, 10),
+        lambda: search.tags(["v1"], ALL_NAMES, 0, 10),
+        lambda: search.labels(["red"], ALL_NAMES, 0, 10),
+        lambda: search.digests("sha256:" + "0" * 12, ALL_NAMES, 0, 10),
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(search_scope, "MAX_SECONDS", -1.0)
+        patched.setattr(search_scope, "STEPS_PER_LOOK", 1)
+        for find in searches:
+            page = await find()
+            assert (list(page.items), page.is_complete) == ([], False)
+    assert [(await find()).is_complete for find in searches] == [True] * 4
+    assert await searched.labels("red") == ["team/app:v1"]
+
+
+async def test_words_of_labels_are_bounded(searched: SearchedStore) -> None:
+    """Of a word with many parts, and of many words, the first parts count."""
+    parts = [f"p{number}" for number in range(20)]
+    await searched.push("team/app:v1", annotations={"text": " ".join(parts[:8]), "more": " ".join(parts[10:18])})
+    assert await searched.labels(".".join(parts)) == ["team/app:v1"]
+    assert await searched.labels(f"{'.'.join(parts[:8])} {'.'.join(parts[10:])} nowhere") == ["team/app:v1"]
+    assert await searched.labels(".".join(parts[1:9])) == []

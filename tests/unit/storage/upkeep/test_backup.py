@@ -15,6 +15,7 @@ from typing import Any
 import apsw
 import pytest
 
+from storage.access import AccountName, LoginSession
 from storage.backups import BackupFailed
 from storage.composition import open_registry, prepare_data_dir, restore_data_dir
 from storage.data_dir.check import DataDirectoryError
@@ -70,13 +71,16 @@ async def check_image(data: Path, tag: str, digest: Digest) -> None:
 
 
 async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
-    """The restored registry has the same tags and blobs, and no jobs or uploads that wait to go on."""
+    """The restored registry has the same tags and blobs, no jobs or uploads that wait to go on, and no sessions of
+    browsers: one that was ended since the backup would be valid again."""
     manifest = await push_image(store, REPO, "one", "v1")
     large = await push_blob(store, REPO, LARGE)
     upload = await store.start_upload(REPO)
     await upload.write(b"half")
     await upload.aclose()
     job = await store.jobs.add("gc", {}, actor="alice", is_resumable=True)
+    session = LoginSession("one", AccountName("alice"), "password", 1.0, 1e12, 1.0, "", "")
+    await store.accounts.add_login_session(session, b"hash", by=BY)
     result, steps = await backup(store, tmp_path / "backups")
 
     assert (result["blobs"], result["copied_blobs"], result["missing"]) == (3, 3, [])
@@ -88,6 +92,7 @@ async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
         assert await read_blob(opened, REPO, large.digest) == LARGE
         assert (await opened.jobs.job(job.id)).state is JobState.STOPPED
         assert not await opened.metadata.stale_uploads(1e12, 10)
+        assert opened.accounts.login_sessions(session.account) == []
         await push_image(opened, REPO, "after the restore", "v2")
 
 

@@ -21,6 +21,7 @@ from storage.errors import BlobUnknown, ManifestUnknown, StorageFailed
 from storage.jobs import JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import CHANGES, LIST_READER, EventAction, EventReader
+from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
 from tests.fakes.loop_hold import watch_loop
@@ -467,6 +468,20 @@ async def test_a_damaged_database_is_reported_and_nothing_else(site: Site) -> No
     found = await findings(site.store)
     assert codes(found) == {ProblemCode.DATABASE}
     assert all("restore the database from a backup" in finding.problem.text for finding in found)
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM search_word_data", "DELETE FROM search_word_config"])
+async def test_a_damaged_search_index(site: Site, damage: str) -> None:
+    """It needs no backup: a repair drops it, and the server builds it again. All else is checked."""
+    await site.store.search_indexer.run()
+    site.db.execute(damage)
+    site.run("DELETE FROM collect_queue")
+    found = await findings(site.store)
+    assert codes(found) >= {ProblemCode.SEARCH_INDEX, ProblemCode.LINK_NOT_QUEUED}
+    await findings(site.store, repair=True)
+    assert await findings(site.store) == []
+    await site.store.search_indexer.run()
+    assert (await site.store.search.tags(["latest"], ALL_NAMES, 0, 10)).items
 
 
 async def test_a_check_can_be_stopped(site: Site) -> None:

@@ -1,0 +1,283 @@
+"""The index follows although ids are used again, files and rows are damaged, and documents are large."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from typing import Any
+
+import apsw
+import pytest
+
+from storage.content import Manifest
+from storage.content_search import SearchIndexDamaged
+from storage.metadata.sqlite.search import index_tables
+from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import ALL_NAMES
+from storage.upkeep import search_indexing
+from storage.upkeep.schedule import cancel_all
+from storage.upkeep.search_indexing import SearchIndexer, keep_indexed
+from tests.fakes.blob_files import layout_behind
+from tests.fakes.registry_content import BY, descriptor_of, image_of, push_blob, push_image
+from tests.fakes.scrub_runs import cut, file_of, scrub
+
+from .conftest import SearchedStore
+
+APP, MIRRORED = RepositoryName("team/app"), RepositoryName("hub.example/team/app")
+
+
+@pytest.fixture(autouse=True)
+def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_indexing, "CHECK_SECONDS", 0.02)
+
+
+def run_sql(searched: SearchedStore, sql: str, *values: Any) -> None:
+    """Changes the database behind the store's back."""
+    with closing(apsw.Connection(str(layout_behind(searched.store).metadata))) as db:
+        db.execute(sql, values)
+
+
+def config_with(color: str) -> bytes:
+    return json.dumps({"config": {"Labels": {"color": color}}}).encode()
+
+
+async def push_colored(searched: SearchedStore, color: str, *tags: str) -> Manifest:
+    """Pushes an image whose config has a label; does not index it."""
+    config = await push_blob(searched.store, APP, config_with(color))
+    manifest = image_of(config)
+    await searched.store.put_manifest(APP, manifest, [Tag(tag) for tag in tags], by=BY)
+    return manifest
+
+
+async def add_mirrored(searched: SearchedStore, config: bytes, tag: str, **fields: Any) -> None:
+    """Adds a manifest as a mirror does, which stores it before its blobs."""
+    manifest = image_of(descriptor_of(config), **fields)
+    await searched.store.metadata.put_manifest(MIRRORED, manifest, [Tag(tag)], BY, True, None)
+
+
+@asynccontextmanager
+async def background(searched: SearchedStore, indexer: SearchIndexer | None = None) -> AsyncIterator[None]:
+    """Keeps the index up."""
+    task = asyncio.create_task(keep_indexed(indexer or searched.store.search_indexer, searched.store.leases))
+    try:
+        yield
+    finally:
+        await cancel_all([task])
+
+
+async def until_found(searched: SearchedStore, text: str, found: list[str]) -> None:
+    while await searched.labels(text) != found:  # noqa: ASYNC110 - another task writes the index
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("is_ascending", [True, False])
+async def test_several_row_ids_that_are_used_again(searched: SearchedStore, is_ascending: bool) -> None:
+    """SQLite gives the ids after the highest one that is left, in whatever order the rows above it were deleted."""
+    store = searched.store
+    made = [await push_image(store, APP, str(number), "v1") for number in range(4)]
+    await searched.index()
+    for each in made[1:] if is_ascending else made[:0:-1]:
+        await store.delete_manifest(APP, each.digest, by=BY, restorable=False)
+    await push_image(store, APP, "new", "new", annotations={"color": "blue"})
+    await searched.index()
+    assert await searched.labels("blue") == ["team/app:new"]
+
+
+async def test_blob_ids_that_are_used_again(searched: SearchedStore) -> None:
+    """A config that gets such an id is seen when it comes."""
+    store = searched.store
+    await add_mirrored(searched, config_with("purple"), "v1")
+    for number in range(3):
+        await push_blob(store, APP, f"blob {number}".encode())
+    await searched.index()
+    run_sql(searched, "DELETE FROM blob_link; DELETE FROM collect_queue; DELETE FROM blob WHERE id = 2")
+    run_sql(searched, "DELETE FROM blob WHERE id = 3")
+    await push_blob(store, MIRRORED, config_with("purple"))
+    await searched.index()
+    assert await searched.labels("purple") == ["hub.example/team/app:v1"]
+
+
+async def test_large_annotations_are_left_out(searched: SearchedStore) -> None:
+    """The manifest is in the index all the same."""
+    made = await push_image(searched.store, APP, "seed", "v1", annotations={"color": "red", "text": "x" * 70_000})
+    [manifest] = (await searched.store.search_index.unindexed_manifests()).manifests
+    assert manifest.annotations is None
+    await searched.index()
+    assert await searched.labels("red") == []
+    assert await searched.digests(made.digest) == [("team/app", True)]
+
+
+async def test_a_batch_is_bounded_in_bytes(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_tables, "MAX_BATCH_BYTES", 1000)
+    for number in range(5):
+        await push_image(searched.store, APP, str(number), f"v{number}", annotations={"color": "red", "x": "y" * 600})
+    batch = await searched.store.search_index.unindexed_manifests()
+    assert (len(batch.manifests), batch.is_full) == (2, True)
+    await searched.index()
+    assert len(await searched.labels("red")) == 5
+
+
+async def test_many_manifests_wait_for_one_config(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few of them are indexed when it comes, and the others later."""
+    monkeypatch.setattr(index_tables, "MANIFESTS_PER_BATCH", 2)
+    monkeypatch.setattr(index_tables, "INCOMPLETE_PER_PAGE", 2)
+    config = config_with("purple")
+    for number in range(5):
+        await add_mirrored(searched, config, f"v{number}", annotations={"number": str(number)})
+    await searched.index()
+    await push_blob(searched.store, MIRRORED, config)
+    await searched.index()
+    assert len(await searched.labels("purple")) == 2
+    await searched.store.search_indexer.look_again()
+    assert len(await searched.labels("purple")) == 5
+
+
+async def test_other_work_goes_on_between_two_manifests(searched: SearchedStore) -> None:
+    """Also if all files are small and cached, so that nothing waits for a disk."""
+    for number in range(5):
+        await push_colored(searched, f"red{number}")
+    turns, seen = 0, []
+
+    async def may_read(repo: RepositoryName, digest: Digest) -> bool:
+        seen.append(turns)
+        return True
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = [asyncio.create_task(take_turns())]
+    store = searched.store
+    await SearchIndexer(store.search_index, store.metadata, store.blobs, may_read).run()
+    await cancel_all(others)
+    assert len(set(seen)) == 5
+
+
+async def test_a_config_that_cannot_be_read(searched: SearchedStore) -> None:
+    """A file that is too short keeps nothing else out of the index, and is read again later."""
+    config = config_with("red") + b" " * 100_000  # too large to be read as one piece
+    for data in (config_with("dark"), config):
+        blob = await push_blob(searched.store, APP, data)
+        await searched.store.put_manifest(APP, image_of(blob), [Tag("first")], by=BY)
+        cut(file_of(searched.store, blob.digest))
+    await push_colored(searched, "blue", "second")
+    await searched.index()
+    assert (await searched.labels("red"), await searched.labels("blue")) == ([], ["team/app:second"])
+    file_of(searched.store, blob.digest).write_bytes(config)
+    await searched.store.search_indexer.look_again()
+    assert (await searched.labels("red"), await searched.labels("dark")) == (["team/app:first"], [])
+
+
+@pytest.mark.parametrize("column", ["body", "annotations", "digest"])
+async def test_a_row_that_is_damaged(searched: SearchedStore, column: str) -> None:
+    """Text that is not UTF-8 keeps nothing else out of the index."""
+    damaged = await push_image(searched.store, APP, "damaged", "v1", annotations={"color": "red"})
+    value = b'{"config": {"digest": "\xff"}}'
+    kind = "BLOB" if column == "body" else "TEXT"
+    run_sql(searched, f"UPDATE manifest SET {column} = CAST(? AS {kind}) WHERE digest = ?", value, damaged.digest)
+    await push_image(searched.store, APP, "sound", "v2", annotations={"color": "blue"})
+    await searched.index()
+    assert await searched.labels("blue") == ["team/app:v2"]
+
+
+async def test_an_error_that_nobody_foresaw(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged, and the task goes on."""
+    monkeypatch.setattr(search_indexing, "RETRY_SECONDS", 0.01)
+    failures = iter((True, True))
+
+    async def may_read(repo: RepositoryName, digest: Digest) -> bool:
+        if next(failures, False):
+            raise RuntimeError("a mistake")
+        return True
+
+    store = searched.store
+    await push_colored(searched, "red", "v1")
+    async with background(searched, SearchIndexer(store.search_index, store.metadata, store.blobs, may_read)):
+        await until_found(searched, "red", ["team/app:v1"])
+
+
+async def test_a_blob_that_the_repository_gets_later(searched: SearchedStore) -> None:
+    """Without a new blob, because the store has it already."""
+    await push_colored(searched, "red", "v1")
+    await add_mirrored(searched, config_with("red"), "v2")
+    await searched.index()
+    before = await searched.labels("red")
+    await searched.store.mount_blob(MIRRORED, descriptor_of(config_with("red")).digest, APP, by=BY)
+    await searched.store.search_indexer.look_again()
+    assert (before, len(await searched.labels("red"))) == (["team/app:v1"], 2)
+
+
+async def test_a_damaged_manifest_that_is_healed(searched: SearchedStore) -> None:
+    """Its config, which only the body names, is read then. A task that starts looks for such manifests at once."""
+    image = await push_colored(searched, "red", "v1")
+    run_sql(searched, "UPDATE manifest SET body = ? WHERE digest = ?", b"{}" + image.body[2:], image.digest)
+    await scrub(searched.store)
+    await searched.index()
+    await searched.store.search_indexer.look_again()
+    before = await searched.labels("red")
+    await searched.store.put_manifest(APP, image, by=BY)
+    async with background(searched):
+        await until_found(searched, "red", ["team/app:v1"])
+    assert before == []
+
+
+async def test_a_config_that_clients_may_not_read(searched: SearchedStore) -> None:
+    """Nobody finds its labels until they may."""
+    allowed: set[RepositoryName] = set()
+
+    async def may_read(repo: RepositoryName, digest: Digest) -> bool:
+        return repo in allowed
+
+    store = searched.store
+    indexer = SearchIndexer(store.search_index, store.metadata, store.blobs, may_read)
+    await push_colored(searched, "red", "v1")
+    await indexer.run()
+    await indexer.look_again()
+    before = await searched.labels("red")
+    allowed.add(APP)
+    await indexer.look_again()
+    assert (before, await searched.labels("red")) == ([], ["team/app:v1"])
+
+
+DAMAGES = (
+    "DELETE FROM search_word_data",
+    "DELETE FROM search_word_config",  # the table cannot be opened
+    "UPDATE search_word_data SET block = x'00' WHERE id = 10",
+    "DROP TABLE search_name_data",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_index_is_built_again(searched: SearchedStore, damage: str) -> None:
+    """By the task that writes it, as soon as it meets the damage."""
+    await searched.push("team/app:v1", annotations={"color": "red"})
+    run_sql(searched, damage)
+    async with background(searched):
+        await push_image(searched.store, RepositoryName("other/app"), "second", "v2", annotations={"color": "blue"})
+        await until_found_at_last(searched, lambda found: len(found) == 2)
+    assert await searched.labels("red") == ["team/app:v1"]
+    assert await searched.names("app") == ["other/app", "team/app"]
+
+
+async def until_found_at_last(searched: SearchedStore, is_done: Callable[[list[str]], bool]) -> None:
+    """Waits until the search for colors works and finds enough."""
+    while True:
+        try:
+            if is_done(await searched.labels("color")):
+                return
+        except SearchIndexDamaged:
+            pass
+        await asyncio.sleep(0.02)
+
+
+async def test_a_search_in_a_damaged_index(searched: SearchedStore) -> None:
+    """It fails with an error of the store, and nothing else does."""
+    await searched.push("team/app:v1", annotations={"color": "red"})
+    run_sql(searched, "DELETE FROM search_word_data")
+    with pytest.raises(SearchIndexDamaged, match="fsck --repair"):
+        await searched.store.search.labels(["red"], ALL_NAMES, 0, 10)
+    assert await searched.tags("v1") == ["team/app:v1"]
