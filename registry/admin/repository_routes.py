@@ -148,6 +148,18 @@ class TagsToRemove(models.BodyModel):
     tags: list[str] = Field(min_length=1, max_length=MAX_REMOVED_TAGS, examples=[["v1", "v2"]])
 
 
+class ExpectedTagsToRemove(TagsToRemove):
+    """Tags of a repository, and what they are expected to point at."""
+
+    digests: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=MAX_REMOVED_TAGS,
+        description="For some or all of the tags, the digest that the plan has shown. A tag that points at another one "
+        "by now is left alone",
+        examples=[{"v1": "sha256:" + 64 * "0"}],
+    )
+
+
 class TagToRestore(models.BodyModel):
     """A tag, and the digest at which it is to point again."""
 
@@ -169,13 +181,14 @@ async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsTo
     return await caller.browser.plan_removal(caller.request_on(stored), stored, [Tag(tag) for tag in body.tags])
 
 
-@router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
-async def remove_tags(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovedTags:
+@large_router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
+async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
     """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
-    collection removes them. Immutable tags stay. Needs `delete` on the repository."""
+    collection removes them. Immutable tags stay. Needs `delete` and `pull` on the repository."""
     stored = await deletable_repository(caller, name)
     tags = [Tag(tag) for tag in body.tags]
-    return await caller.browser.remove_tags(caller.request_on(stored), stored, tags, caller.actor)
+    expected = {Tag(tag): Digest(digest) for tag, digest in body.digests.items()}
+    return await caller.browser.remove_tags(caller.request_on(stored), stored, tags, caller.actor, expected)
 
 
 @large_router.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -191,13 +191,20 @@ class RepositoryBrowser:
             return await self._remover.plan(repo, tags)
 
     async def remove_tags(
-        self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag], by: Actor
+        self,
+        request: RequestContext,
+        repo: RepositoryName,
+        tags: Sequence[Tag],
+        by: Actor,
+        expected: Mapping[Tag, Digest] | None = None,
     ) -> RemovedTags:
-        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that nothing uses any more afterwards. `repo` is
-        hosted. Raises Unauthorized, Denied, Unsupported (the settings forbid deletes), NameUnknown. After an error or a
-        cancellation, a part is removed."""
+        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that nothing uses any more afterwards. `expected`:
+        what tags have to point at, otherwise they are left alone. `repo` is hosted. The principal needs the rights to
+        delete and, because the answer has digests, to pull. Tags that cannot be deleted are in the answer. Raises
+        Unauthorized, NameUnknown. A cancellation leaves a part removed."""
         with acting(request):
-            return await self._remover.remove(repo, tags, by)
+            await self._registry.tags(repo, None, 1)  # checks the right to pull
+            return await self._remover.remove(repo, tags, expected or {}, by)
 
     async def restore_tags(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
         """Puts back tags that were removed, at these digests. `repo` is hosted, and the caller of this method has
