@@ -8,13 +8,14 @@ of a mirrored repository.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import Field
 
 from registry.admin import models
-from registry.admin.archive_response import ArchiveResponse, is_not_modified
+from registry.admin.archive_response import ArchiveResponse, HeldResponse
 from registry.admin.caller import AnyCaller
 from registry.admin.management_route import LargeBodyRoute, ManagementRoute
 from registry.admin.repository_rights import (
@@ -97,7 +98,8 @@ async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: 
     """Returns the bytes of a manifest as they were pushed. Needs `pull` on the repository."""
     stored = await readable_repository(caller, name)
     manifest = await caller.browser.raw_manifest(caller.request_on(stored), stored, reference)
-    return Response(manifest.body, media_type="application/json", headers={"Docker-Content-Digest": manifest.digest})
+    headers = {"Docker-Content-Digest": manifest.digest}
+    return HeldResponse(manifest.body, caller.browser.answer_memory, headers)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
@@ -105,7 +107,7 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
     """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
     stored = await readable_repository(caller, name)
     data = await caller.browser.raw_config(caller.request_on(stored), stored, reference)
-    return Response(data, media_type="application/json")
+    return HeldResponse(data, caller.browser.answer_memory)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])
@@ -216,10 +218,8 @@ async def download_image(
     stored = await readable_repository(caller, name)
     check_may_download(caller)
     context = caller.request_on(stored)
-    archive = await caller.browser.archive(context, stored, reference, platform, name)
-    if is_not_modified(archive, request.headers):
-        return Response(status_code=304, headers={"ETag": archive.etag})
-    return ArchiveResponse(archive, context, request.headers, caller.downloads)
+    open_archive = partial(caller.browser.archive, context, stored, reference, platform, name)
+    return ArchiveResponse(open_archive, context, request.headers, caller.downloads)
 
 
 class NewDescription(models.BodyModel):

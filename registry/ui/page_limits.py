@@ -1,17 +1,11 @@
-"""`PageLimits`: how many pages a process makes at a time, in all and for one reader.
-
-A page costs more than a pull of a manifest: it reads several things, and renders them. Without a limit, one reader with
-many tabs, or a program that follows all links, would slow the registry down.
-"""
+"""`PageLimits`: how many pages a process makes at a time, in all and for one reader."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-from storage.errors import TooManyRequests
+from registry.reader_limits import Limits, ReaderLimits
 
 AT_ONCE: Final = 4
 """How many pages a process makes at a time."""
@@ -21,43 +15,15 @@ WAITING_FOR_ONE: Final = 20
 """How many pages of one reader may be made or wait. A browser that opens again with many tabs needs some."""
 WAITING: Final = 200
 """How many pages of all readers may be made or wait."""
-_RETRY_SECONDS: Final = 2
-
-
-class _Reader:
-    """The pages of one reader that are being made or wait: their number, and their slots."""
-
-    def __init__(self) -> None:
-        self.pages = 0
-        self.slots = asyncio.Semaphore(AT_ONCE_FOR_ONE)
 
 
 class PageLimits:
     """The limits of one process. Readers are told apart by a text, such as the name of their account."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._readers: dict[str, _Reader] = {}
-        self._pages = 0
+        self._limits = ReaderLimits(Limits(AT_ONCE, AT_ONCE_FOR_ONE, WAITING, WAITING_FOR_ONE), "pages")
 
-    @asynccontextmanager
-    async def page(self, reader: str) -> AsyncIterator[None]:
+    def page(self, reader: str) -> AbstractAsyncContextManager[None]:
         """Waits until the process may make another page for the reader, and holds the slot. Raises TooManyRequests if
         too many pages of the reader, or of all readers, wait already. A cancellation gives the slot back."""
-        entry = self._readers.setdefault(reader, _Reader())
-        if entry.pages >= WAITING_FOR_ONE or self._pages >= WAITING:
-            self._forget_if_idle(reader, entry)
-            raise TooManyRequests("too many pages are being made; wait a moment", retry_after=_RETRY_SECONDS)
-        entry.pages += 1
-        self._pages += 1
-        try:
-            async with entry.slots, self._slots:
-                yield
-        finally:
-            entry.pages -= 1
-            self._pages -= 1
-            self._forget_if_idle(reader, entry)
-
-    def _forget_if_idle(self, reader: str, entry: _Reader) -> None:
-        if not entry.pages:
-            self._readers.pop(reader, None)
+        return self._limits.slot(reader)
