@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from registry.browse.models import RefusedTag, RemovalPlanView, RemovedTag, RemovedTags, RestoredTags
 from storage.content import Actor, Condition
-from storage.errors import ManifestUnknown, RegistryError
+from storage.errors import ManifestUnknown, NameUnknown, RegistryError
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
 from storage.retention import MAX_ORPHANS, Retention
@@ -87,7 +87,7 @@ class TagRemover:
 
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
         """Undoes `remove`: points the tags at these digests again, and puts back the manifests. A tag that exists
-        again, or cannot be put back, is left alone. The caller has checked the right to push."""
+        again, or cannot be put back, is left alone. The caller has checked the right to push. Raises NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
         does_not_exist = Condition(negated=True)
@@ -96,6 +96,8 @@ class TagRemover:
                 move = await self._history.move(
                     repo, tag, digest, by=by, condition=does_not_exist, is_immutable=is_immutable
                 )
+            except NameUnknown:  # so nothing is restored
+                raise
             except RegistryError as error:
                 refused.append(RefusedTag(tag=tag, reason=error.message))
             else:
