@@ -195,9 +195,12 @@ class Deleter(Protocol):
         back. A mirror passes False, because it can fetch the manifest again."""
         ...
 
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+    async def delete_tag(
+        self, repo: RepositoryName, tag: Tag, *, by: Actor, condition: Condition | None = None
+    ) -> None:
         """Removes the tag and keeps its manifest. Raises ManifestUnknown (there is no such tag), NameUnknown (the
-        repository never had content), Denied (the tag is immutable)."""
+        repository never had content), PreconditionFailed (`condition` does not hold for the tag), Denied (the tag is
+        immutable)."""
         ...
 
 

@@ -346,10 +346,14 @@ class MemoryRegistry:
             dict.fromkeys(_blobs_referred_to(manifest) & repository.blobs.keys(), self._clock())
         )
 
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+    async def delete_tag(
+        self, repo: RepositoryName, tag: Tag, *, by: Actor, condition: Condition | None = None
+    ) -> None:
         repository = self._known_repository(repo)
         if tag not in repository.tags:
             raise ManifestUnknown(detail={"reference": tag})
+        if condition and not condition.holds(repository.tags[tag]):
+            raise PreconditionFailed(detail={"tag": tag})
         if self._immutable_tags.is_immutable(repo, tag):
             raise immutable_delete_denied(repo, tag)
         del repository.tags[tag]

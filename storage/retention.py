@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from storage.content import Actor
 from storage.names import Digest, RepositoryName, Tag
@@ -94,6 +94,15 @@ class UntaggedPage:
     next_after: Digest | None
 
 
+class DeletedOrphans(NamedTuple):
+    """What `Retention.delete_orphans` has deleted. `dependents`: the children and referrers of the deleted manifests.
+    `is_restorable`: False if the disk was too full to keep the deleted manifests, so that they cannot be put back."""
+
+    deleted: Sequence[Digest]
+    dependents: Sequence[Digest]
+    is_restorable: bool
+
+
 class Retention(Protocol):
     """Reads the tags and manifests of one repository at a time, in pages, and deletes what was judged. Reads run in a
     thread. All methods take stored names, and may raise StorageFailed. A repository without content has no tags and no
@@ -135,11 +144,10 @@ class Retention(Protocol):
 
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
-    ) -> tuple[Sequence[Digest], Sequence[Digest]]:
+    ) -> DeletedOrphans:
         """Looks at the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes those that have no tag,
-        that no index lists, and whose subject is not in the repository. Returns the digests of the deleted manifests,
-        and the digests of their children and referrers. `is_retention`: the events name a rule of retention as the
-        reason; False: they do not."""
+        that no index lists, and whose subject is not in the repository. `is_retention`: the events name a rule of
+        retention as the reason; False: they do not."""
         ...
 
     async def add_unused(

@@ -8,7 +8,7 @@ manifests below it. Repositories have their stored names. Times are in seconds s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol, Self
@@ -21,6 +21,8 @@ MAX_SORTED_BY_SIZE: Final = 2_000
 """Largest number of tags that are sorted by size, because each size is the sum over a tree."""
 MAX_TREE_MANIFESTS: Final = 200
 """Of a tree with more manifests, only this many are looked at."""
+MAX_LOOKED_AT_MANIFESTS: Final = 20_000
+"""How many manifests of trees one call looks at in all. The trees after that count as too large."""
 MAX_TAGS_OF_MANIFEST: Final = 100
 """Largest number of tags of one manifest in `ManifestFacts.tags`."""
 
@@ -105,7 +107,8 @@ class ListedTag:
 @dataclass(frozen=True, slots=True)
 class TagPage:
     """A page of a list. `order`: the order of the list. It is NAME, although the query asks for SIZE, if more than
-    MAX_SORTED_BY_SIZE tags match. `next_after`: where the next page begins; None: this is the last page."""
+    MAX_SORTED_BY_SIZE tags match, or their trees have more than MAX_LOOKED_AT_MANIFESTS manifests. `next_after`: where
+    the next page begins; None: this is the last page."""
 
     items: Sequence[ListedTag]
     order: TagOrder
@@ -130,7 +133,7 @@ class TagListing(Protocol):
 
     async def present(
         self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
-    ) -> Set[Digest]:
-        """Returns those of the digests of manifests and blobs that the repository has, and that are not damaged. A
-        mirror may lack what its manifests refer to."""
+    ) -> Mapping[Digest, int]:
+        """Returns those of the digests of manifests and blobs that the repository has, and that are not damaged, with
+        the sizes of the manifests and blobs in bytes. A mirror may lack what its manifests refer to."""
         ...

@@ -150,8 +150,10 @@ class RefusingRegistry(Registry):
         options = {"by": by, "restorable": restorable}
         return self.handle(Call("delete_manifest", Action.DELETE, repo, (digest,), options))
 
-    def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> Coroutine[Any, Any, None]:
-        return self.handle(Call("delete_tag", Action.DELETE, repo, (tag,), {"by": by}))
+    def delete_tag(
+        self, repo: RepositoryName, tag: Tag, *, by: Actor, condition: Condition | None = None
+    ) -> Coroutine[Any, Any, None]:
+        return self.handle(Call("delete_tag", Action.DELETE, repo, (tag,), {"by": by, "condition": condition}))
 
     def repositories(
         self, after: str | None, limit: int, within: NameSet = ALL_NAMES

@@ -1,19 +1,21 @@
-"""The response with an image as a tar archive (`ArchiveResponse`): whole, or the range that the client asks for (RFC
-9110, 14)."""
+"""Responses that take long or much memory to send: an image as a tar archive (`ArchiveResponse`), whole or the range
+that the client asks for (RFC 9110, 14), and large documents (`HeldResponse`)."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import aclosing, contextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Final, NoReturn
 
 from starlette.responses import Response
 
-from registry.asgi import Receive, Scope, Send
+from registry.asgi import Message, Receive, Scope, Send
 from registry.browse.image_archive import ImageArchive
-from registry.browse.repository_browser import acting
+from registry.browse.repository_browser import acting, reader_of
+from registry.memory_budget import MemoryBudget, ShareScope
 from registry.request import RequestContext
 from storage.errors import RangeInvalid, RegistryError, TooManyRequests
 
@@ -21,68 +23,172 @@ log = logging.getLogger("registry.management")
 
 _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 """A request for one range. A client that asks for several gets the whole archive."""
+_SLOW_BYTES: Final = 256 * 1024
+_SLOW_SECONDS: Final = 30.0
+"""A client that takes this long for `_SLOW_BYTES` is slow."""
 
 
-class RunningDownloads:
-    """Counts the archives that this process sends. `limit`: how many it sends at the same time."""
+class RunningDownload:
+    """An archive that is being sent. `reader`: who gets it."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._running = 0
+    def __init__(self, reader: str, end: Callable[[], None]) -> None:
+        """`end`: a function that ends the download; it is called once."""
+        self.reader = reader
+        self._end: Callable[[], None] | None = end
+        self._bytes = 0
+        self._waited = 0.0
+        self._waiting_since: float | None = None
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """A context manager that counts a download. Raises TooManyRequests if too many run."""
-        if self._running >= self._limit:
-            raise TooManyRequests("too many images are being downloaded; try again in a moment", retry_after=30)
-        self._running += 1
+    def sending(self, count: int) -> Iterator[None]:
+        """A context manager within which `count` bytes are sent, as fast as the client takes them."""
+        time = asyncio.get_running_loop().time
+        since = self._waiting_since = time()
         try:
             yield
         finally:
-            self._running -= 1
+            self._waited += time() - since
+            self._waiting_since = None
+        self._bytes += count
+        if self._bytes >= _SLOW_BYTES:
+            self._bytes, self._waited = 0, 0.0
+
+    def slow_seconds(self, now: float) -> float:
+        """Returns how many seconds the client has needed so far for the current `_SLOW_BYTES`. The time in which the
+        registry fetches the bytes does not count. `now`: the event loop's time."""
+        return self._waited + (0.0 if self._waiting_since is None else now - self._waiting_since)
+
+    def end(self) -> None:
+        """Ends the download. Idempotent."""
+        end, self._end = self._end, None
+        if end is not None:
+            end()
+
+
+class RunningDownloads:
+    """The archives that this process sends. `limit`: how many it sends at the same time; one reader gets half of them.
+
+    Clients that take nearly nothing keep their slots only as long as nobody else wants them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._limit_for_one = (limit + 1) // 2
+        self._running: set[RunningDownload] = set()
+
+    @asynccontextmanager
+    async def slot(self, reader: str) -> AsyncIterator[RunningDownload]:
+        """A context manager for a download. `reader`: who gets it (`registry.browse.repository_browser.reader_of`).
+        Raises TooManyRequests if too many run. Then it ends the slowest one, if that takes less than 256 KiB in 30
+        seconds: the block of that download is cancelled, and left without an error."""
+        own = [download for download in self._running if download.reader == reader]
+        if len(own) >= self._limit_for_one:
+            self._refuse(own)
+        if len(self._running) >= self._limit:
+            self._refuse(self._running)
+        ended = asyncio.timeout(None)
+        now = asyncio.get_running_loop().time
+        download = RunningDownload(reader, lambda: ended.reschedule(now()))
+        self._running.add(download)
+        try:
+            async with ended:
+                yield download
+        except TimeoutError:
+            if not ended.expired():
+                raise
+            log.info("a download for %s ends: the client takes it too slowly, and others wait", reader)
+        finally:
+            self._running.discard(download)
+
+    def _refuse(self, running: Iterable[RunningDownload]) -> NoReturn:
+        """Ends the slowest of the downloads if it is slow, and raises TooManyRequests."""
+        now = asyncio.get_running_loop().time()
+        slowest = max(running, key=lambda download: download.slow_seconds(now))
+        is_slow = slowest.slow_seconds(now) >= _SLOW_SECONDS
+        if is_slow:
+            slowest.end()
+        raise TooManyRequests(
+            "too many images are being downloaded; try again in a moment", retry_after=1 if is_slow else 30
+        )
 
 
 class ArchiveResponse(Response):
-    """Sends an archive while it is made, as fast as the client takes it. Holds only one piece of a blob in memory."""
+    """Sends an archive while it is made, as fast as the client takes it: whole, or the range that the client asks for.
+    Holds only one piece of a blob in memory."""
+
+    media_type = "application/x-tar"
 
     def __init__(
         self,
-        archive: ImageArchive,
+        open_archive: Callable[[], Awaitable[ImageArchive]],
         request: RequestContext,
         headers: Mapping[str, str],
         downloads: RunningDownloads,
     ) -> None:
-        """`request`: its principal's rights are checked when each blob is opened. `headers`: those of the HTTP request.
-        Raises RangeInvalid if no byte of the archive lies in the range that the client asks for."""
-        span = _requested_span(archive, headers)
+        """`open_archive`: returns the archive; it is called when the download has a slot. `request`: its principal's
+        rights are checked when each blob is opened. `headers`: those of the HTTP request."""
+        super().__init__()
+        self._open_archive = open_archive
+        self._request = request
+        self._request_headers = headers
+        self._downloads = downloads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response. If reading a blob fails, or the client is too slow (`RunningDownloads.slot`), the
+        response ends early and the server closes the connection; the client can ask for the rest later. Raises
+        TooManyRequests if too many archives are being sent, RangeInvalid if no byte of the archive lies in the range
+        that the client asks for, and what `open_archive` raises."""
+        async with self._downloads.slot(reader_of(self._request)) as download:
+            archive = await self._open_archive()
+            if is_not_modified(archive, self._request_headers):
+                await Response(status_code=304, headers={"ETag": archive.etag})(scope, receive, send)
+                return
+            span = _requested_span(archive, self._request_headers)
+            await send(self._start(archive, span))
+            with acting(self._request):
+                async with aclosing(archive.read(*(span or (0, archive.size)))) as pieces:
+                    try:
+                        async for piece in pieces:
+                            with download.sending(len(piece)):
+                                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    except RegistryError as error:
+                        log.warning("the download of %s breaks off: %s", archive.file_name, error)
+                        return
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _start(self, archive: ImageArchive, span: tuple[int, int] | None) -> Message:
+        """Returns the message with the status and the headers. `span`: the range that is sent; None: the archive is
+        sent whole."""
         start, stop = span or (0, archive.size)
-        own_headers = {
+        headers = {
             "Accept-Ranges": "bytes",
             "Content-Disposition": f'attachment; filename="{archive.file_name}"',
             "Content-Length": str(stop - start),
             "ETag": archive.etag,
         }
         if span is not None:
-            own_headers["Content-Range"] = f"bytes {start}-{stop - 1}/{archive.size}"
-        super().__init__(status_code=200 if span is None else 206, headers=own_headers, media_type="application/x-tar")
-        self._archive = archive
-        self._request = request
-        self._span = start, stop
-        self._downloads = downloads
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{archive.size}"
+        status = 200 if span is None else 206
+        head = Response(status_code=status, headers=headers, media_type=self.media_type)
+        return {"type": "http.response.start", "status": status, "headers": head.raw_headers}
+
+
+class HeldResponse(Response):
+    """Sends a body that is in memory as a whole until the client has it, and counts in a memory budget meanwhile."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, memory: MemoryBudget, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(body, headers=headers)
+        self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. If reading a blob fails, the response ends early and the server closes the connection;
-        the client can ask for the rest later. Raises TooManyRequests if too many archives are being sent."""
-        with self._downloads.slot(), acting(self._request):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async with aclosing(self._archive.read(*self._span)) as pieces:
-                try:
-                    async for piece in pieces:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-                except RegistryError as error:
-                    log.warning("the download of %s breaks off: %s", self._archive.file_name, error)
-                    return
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        """Sends the response. Raises TooManyRequests if the budget has no room for the body."""
+        with ShareScope() as shares:
+            share = self._memory.share()
+            shares.hold(share)
+            if not share.try_grow(len(self.body)):
+                raise TooManyRequests("too many manifests and configs are being sent; try again", retry_after=2)
+            await super().__call__(scope, receive, send)
 
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:

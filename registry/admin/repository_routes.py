@@ -8,13 +8,14 @@ of a mirrored repository.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import Field
 
 from registry.admin import models
-from registry.admin.archive_response import ArchiveResponse, is_not_modified
+from registry.admin.archive_response import ArchiveResponse, HeldResponse
 from registry.admin.caller import AnyCaller
 from registry.admin.management_route import LargeBodyRoute, ManagementRoute
 from registry.admin.repository_rights import (
@@ -97,7 +98,8 @@ async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: 
     """Returns the bytes of a manifest as they were pushed. Needs `pull` on the repository."""
     stored = await readable_repository(caller, name)
     manifest = await caller.browser.raw_manifest(caller.request_on(stored), stored, reference)
-    return Response(manifest.body, media_type="application/json", headers={"Docker-Content-Digest": manifest.digest})
+    headers = {"Docker-Content-Digest": manifest.digest}
+    return HeldResponse(manifest.body, caller.browser.answer_memory, headers)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
@@ -105,7 +107,7 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
     """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
     stored = await readable_repository(caller, name)
     data = await caller.browser.raw_config(caller.request_on(stored), stored, reference)
-    return Response(data, media_type="application/json")
+    return HeldResponse(data, caller.browser.answer_memory)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])
@@ -148,6 +150,18 @@ class TagsToRemove(models.BodyModel):
     tags: list[str] = Field(min_length=1, max_length=MAX_REMOVED_TAGS, examples=[["v1", "v2"]])
 
 
+class ExpectedTagsToRemove(TagsToRemove):
+    """Tags of a repository, and what they are expected to point at."""
+
+    digests: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=MAX_REMOVED_TAGS,
+        description="For some or all of the tags, the digest that the plan has shown. A tag that points at another one "
+        "by now is left alone",
+        examples=[{"v1": "sha256:" + 64 * "0"}],
+    )
+
+
 class TagToRestore(models.BodyModel):
     """A tag, and the digest at which it is to point again."""
 
@@ -169,13 +183,14 @@ async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsTo
     return await caller.browser.plan_removal(caller.request_on(stored), stored, [Tag(tag) for tag in body.tags])
 
 
-@router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
-async def remove_tags(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovedTags:
+@large_router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
+async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
     """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
-    collection removes them. Immutable tags stay. Needs `delete` on the repository."""
+    collection removes them. Immutable tags stay. Needs `delete` and `pull` on the repository."""
     stored = await deletable_repository(caller, name)
     tags = [Tag(tag) for tag in body.tags]
-    return await caller.browser.remove_tags(caller.request_on(stored), stored, tags, caller.actor)
+    expected = {Tag(tag): Digest(digest) for tag, digest in body.digests.items()}
+    return await caller.browser.remove_tags(caller.request_on(stored), stored, tags, caller.actor, expected)
 
 
 @large_router.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
@@ -203,10 +218,8 @@ async def download_image(
     stored = await readable_repository(caller, name)
     check_may_download(caller)
     context = caller.request_on(stored)
-    archive = await caller.browser.archive(context, stored, reference, platform, name)
-    if is_not_modified(archive, request.headers):
-        return Response(status_code=304, headers={"ETag": archive.etag})
-    return ArchiveResponse(archive, context, request.headers, caller.downloads)
+    open_archive = partial(caller.browser.archive, context, stored, reference, platform, name)
+    return ArchiveResponse(open_archive, context, request.headers, caller.downloads)
 
 
 class NewDescription(models.BodyModel):

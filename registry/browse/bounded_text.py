@@ -29,7 +29,7 @@ class TextBudget:
         limit = min(MAX_TEXT_CHARACTERS, self._remaining)
         if len(value) > limit:
             self.is_exceeded = True
-            value = value[:limit] + "…"
+            value = value[:limit] + "…" if limit else ""
         # JSON can contain half of a surrogate pair, which cannot be written as UTF-8.
         value = value.encode("utf-8", "replace").decode()
         self._remaining = max(0, self._remaining - len(value))

@@ -7,10 +7,12 @@ large document: that happens in a thread, one at a time.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from registry.browse.image_config import ImageConfig, parse_config, platform_text
@@ -18,7 +20,7 @@ from registry.browse.models import Kind
 from registry.upkeep.images.image_files import DOCKER_CONFIG, OCI_CONFIG
 from storage.content import INDEXES, OCI_ARTIFACT, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestUnknown, RegistryError
-from storage.interface import Registry
+from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
 T = TypeVar("T")
@@ -32,9 +34,13 @@ MAX_PLATFORMS: Final = 100
 """Of an index with more entries, only the first are shown."""
 _MAX_ON_LOOP_BYTES: Final = 16 * 1024
 """A larger document is parsed in a thread."""
-_MAX_KEPT: Final = 4096
-"""How many summaries of manifests, and how many of configs, are kept in memory. Each takes about a kilobyte, that of a
-large index up to 50."""
+MAX_PREDICATES: Final = 20
+"""How many types of attestations a summary names."""
+_MAX_KEPT_BYTES: Final = 8 * 1024 * 1024
+"""How much memory the kept summaries of manifests, and those of configs, may take, roughly. A summary takes about a
+kilobyte, that of a large index up to 50."""
+_OBJECT_BYTES: Final = 256
+"""Memory of an object of a summary without its texts, and of its place in a dictionary."""
 _ATTESTATION: Final = "attestation-manifest"
 """The value of the annotation `vnd.docker.reference.type` of an entry that BuildKit adds to an index."""
 _PREDICATE: Final = "in-toto.io/predicate-type"
@@ -83,8 +89,8 @@ class ContentReader:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._manifests: _Kept[ManifestSummary] = _Kept()
-        self._configs: _Kept[ConfigSummary] = _Kept()
+        self._manifests: _Kept[ManifestSummary] = _Kept(_bytes_of_summary)
+        self._configs: _Kept[ConfigSummary] = _Kept(lambda each: _bytes_of((each.platform, each.created)))
         self._thread = asyncio.Lock()
         """Held while a large document is parsed."""
 
@@ -106,9 +112,10 @@ class ContentReader:
         return await self.summary_of(manifest)
 
     async def summary_of(self, manifest: Manifest) -> ManifestSummary:
-        """Returns the summary of a manifest of any size. Afterwards the manifest's properties are parsed."""
+        """Returns the summary of a manifest of any size. Afterwards the manifest's properties are parsed. What was read
+        of a large manifest is not kept."""
         summary = await self.run(len(manifest.body), lambda: summarize(manifest))
-        return self._manifests.keep(manifest.digest, summary)
+        return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.keep(manifest.digest, summary)
 
     async def config_summary(self, repo: RepositoryName, config: Descriptor) -> ConfigSummary:
         """Returns a summary of a config; an empty one if the repository does not have it, or it is too large for a
@@ -117,18 +124,12 @@ class ContentReader:
         kept = self._configs.get(key)
         if kept is not None:
             return kept
-        if config.size > MAX_ROW_BYTES:
-            return ConfigSummary()
-        parsed = await self.config(repo, config)
-        if parsed is None:
-            return ConfigSummary()
-        created = parsed.view.created
-        return self._configs.keep(key, ConfigSummary(parsed.platform, "" if created is None else created.isoformat()))
+        summary = await self.parsed(repo, config.digest, MAX_ROW_BYTES, partial(_summarize_config, config.digest))
+        return ConfigSummary() if summary is None else self._configs.keep(key, summary)
 
     async def config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
         """Returns the config of an image; None if the repository does not have it, or it is no config."""
-        data = await self.blob(repo, config.digest, MAX_CONFIG_BYTES)
-        return None if data is None else await self.run(len(data), lambda: parse_config(config.digest, data))
+        return await self.parsed(repo, config.digest, MAX_CONFIG_BYTES, lambda data: parse_config(config.digest, data))
 
     async def blob(self, repo: RepositoryName, digest: Digest, max_bytes: int) -> bytes | None:
         """Returns a blob; None if the repository does not have it, or it is larger than `max_bytes`."""
@@ -137,9 +138,32 @@ class ContentReader:
         except BlobUnknown:
             return None
         async with aclosing(reader):
-            if reader.descriptor.size > max_bytes:
+            return None if reader.descriptor.size > max_bytes else await _read(reader)
+
+    async def parsed(
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        max_bytes: int,
+        parse: Callable[[bytes], T],
+        *,
+        max_on_loop_bytes: int = _MAX_ON_LOOP_BYTES,
+    ) -> T | None:
+        """Returns what `parse` returns for a blob; None if the repository does not have it, or it is larger than
+        `max_bytes`. If it is larger than `max_on_loop_bytes`, parses it in a thread, and reads it only when the thread
+        is free, so that blobs that wait take no memory."""
+        try:
+            reader = await self._registry.open_blob(repo, digest)
+        except BlobUnknown:
+            return None
+        async with aclosing(reader):
+            size = reader.descriptor.size
+            if size > max_bytes:
                 return None
-            return b"".join([bytes(piece) async for piece in reader])
+            if size <= max_on_loop_bytes:
+                return parse(await _read(reader))
+            async with self._thread:
+                return await asyncio.to_thread(parse, await _read(reader))
 
     async def run(self, size: int, parse: Callable[[], T]) -> T:
         """Calls `parse`, which parses a document of `size` bytes: in a thread if it is large."""
@@ -147,6 +171,10 @@ class ContentReader:
             return parse()
         async with self._thread:
             return await asyncio.to_thread(parse)
+
+
+async def _read(reader: BlobReader) -> bytes:
+    return b"".join([bytes(piece) async for piece in reader])
 
 
 def summarize(manifest: Manifest) -> ManifestSummary:
@@ -167,8 +195,7 @@ def summarize(manifest: Manifest) -> ManifestSummary:
             created=created,
         )
     size = sum(blob.size for blob in manifest.blobs)
-    found = ((layer.annotations or {}).get(_PREDICATE) for layer in manifest.layers)
-    predicates = frozenset(predicate[:200] for predicate in found if predicate)
+    predicates = _predicates(manifest.layers)
     if is_image(manifest):
         config = manifest.config
         assert config is not None
@@ -180,6 +207,26 @@ def summarize(manifest: Manifest) -> ManifestSummary:
             created=created,
         )
     return ManifestSummary("artifact", size, artifact_type=manifest.artifact_type, created=created)
+
+
+def _summarize_config(digest: Digest, data: bytes) -> ConfigSummary:
+    """Returns the summary of a config; an empty one if it is no config of an image."""
+    parsed = parse_config(digest, data)
+    if parsed is None:
+        return ConfigSummary()
+    return ConfigSummary(parsed.platform, parsed.view.created.isoformat() if parsed.view.created else "")
+
+
+def _predicates(layers: Iterable[Descriptor]) -> frozenset[str]:
+    """Returns the first types of what the layers state."""
+    found: set[str] = set()
+    for layer in layers:
+        predicate = (layer.annotations or {}).get(_PREDICATE)
+        if predicate:
+            found.add(predicate[:200])
+        if len(found) == MAX_PREDICATES:
+            break
+    return frozenset(found)
 
 
 def is_image(manifest: Manifest) -> bool:
@@ -195,20 +242,39 @@ def index_entry(entry: Descriptor) -> IndexEntry:
     return IndexEntry(entry.digest, entry.media_type, platform_text(platform), kind == _ATTESTATION)
 
 
-class _Kept(Generic[T]):
-    """The values that were used last, at most `_MAX_KEPT`."""
+def _bytes_of_summary(summary: ManifestSummary) -> int:
+    """Returns about how much memory a summary takes."""
+    entries = (text for entry in summary.entries for text in (entry.digest, entry.media_type, entry.platform))
+    texts = (summary.created, summary.artifact_type or "", *summary.predicates, *entries)
+    return _bytes_of(texts) + _OBJECT_BYTES * len(summary.entries)
 
-    def __init__(self) -> None:
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+def _bytes_of(texts: Iterable[str]) -> int:
+    """Returns about how much memory an object with these texts, a digest and a media type takes."""
+    return 3 * _OBJECT_BYTES + sum(map(sys.getsizeof, texts))
+
+
+class _Kept(Generic[T]):
+    """The values that were used last. Together they take at most `_MAX_KEPT_BYTES`; `bytes_of` says what each takes."""
+
+    def __init__(self, bytes_of: Callable[[T], int]) -> None:
+        self._bytes_of = bytes_of
+        self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+        self._bytes = 0
 
     def get(self, key: Hashable) -> T | None:
-        value = self._values.get(key)
-        if value is not None:
-            self._values.move_to_end(key)
-        return value
+        found = self._values.get(key)
+        if found is None:
+            return None
+        self._values.move_to_end(key)
+        return found[0]
 
     def keep(self, key: Hashable, value: T) -> T:
-        self._values[key] = value
-        if len(self._values) > _MAX_KEPT:
-            self._values.popitem(last=False)
+        size = self._bytes_of(value)
+        replaced = self._values.pop(key, None)
+        self._values[key] = value, size
+        self._bytes += size - (replaced[1] if replaced else 0)
+        while self._bytes > _MAX_KEPT_BYTES:
+            _, (_, dropped) = self._values.popitem(last=False)
+            self._bytes -= dropped
         return value

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from registry.browse.content_reader import ContentReader, index_entry, is_image
@@ -33,6 +34,8 @@ from storage.errors import BlobUnknown, ManifestUnknown
 from storage.interface import Registry
 from storage.names import Digest, Reference, RepositoryName, Tag
 
+MAX_LAYERS: Final = 1_000
+"""An image with more layers cannot be downloaded. Docker takes at most 127."""
 _FORMAT: Final = b"1"
 """Changes when the bytes of the archive of an image change, so that nobody puts together parts of different ones."""
 _BATCH: Final = 20
@@ -102,23 +105,37 @@ async def open_archive(
     """Returns the archive of an image. `platform`: of an index, takes the image for this platform, or with this digest;
     None: it has to list only one. `name`: the repository's name as the client wrote it.
 
-    Raises ManifestUnknown, also if the index lists no such image; RequestInvalid if it lists several and `platform` is
-    None; BlobUnknown if a layer is missing; and the errors of mirrors, because a mirror fetches what is not cached."""
+    Raises ManifestUnknown, also if the index lists no such image, or the image has more than MAX_LAYERS layers;
+    RequestInvalid if it lists several and `platform` is None; BlobUnknown if a layer is missing; and the errors of
+    mirrors, because a mirror fetches what is not cached."""
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
     found_platform: Mapping[str, object] | None = None
     if (await reader.summary_of(manifest)).kind == "index":
-        entry = _choose(manifest, platform, name)
+        entry = await reader.run(len(manifest.body), partial(_choose, manifest, platform, name))
         found_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
         await reader.summary_of(manifest)
-    if not manifest.is_readable or not is_image(manifest) or manifest.foreign:
+    blobs = await reader.run(len(manifest.body), lambda: _blobs(manifest))
+    if blobs is None:
         raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")
-    blobs = tuple(dict.fromkeys(replace(blob, annotations=None, platform=None) for blob in manifest.blobs))
     await _check_sizes(registry, repo, blobs)
     tagged_name = f"{name}:{reference}" if isinstance(reference, Tag) else None
     file_name = f"{name.rpartition('/')[2]}_{reference.replace(':', '-')}.tar"
-    return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, found_platform)))
+
+    def plan() -> ImageArchive:
+        return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, found_platform)))
+
+    return await asyncio.to_thread(plan)
+
+
+def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
+    """Returns the blobs of an image, each once; None if the manifest is no image, or one that cannot be sent."""
+    if not manifest.is_readable or not is_image(manifest):
+        return None
+    if len(manifest.layers) > MAX_LAYERS or manifest.foreign:
+        return None
+    return [replace(blob, annotations=None, platform=None) for blob in {b.digest: b for b in manifest.blobs}.values()]
 
 
 def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:

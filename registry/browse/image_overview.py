@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from registry.browse.artifact_types import marks
 from registry.browse.content_reader import (
+    MAX_ROW_BYTES,
     UNREADABLE,
     ConfigSummary,
     ContentReader,
@@ -22,8 +23,12 @@ from registry.browse.models import MarksView, PlatformView
 from storage.names import Digest, RepositoryName
 from storage.tag_listing import ManifestFacts, TagListing
 
+MAX_PAGE_PLATFORMS: Final = 2_000
+"""How many platforms one page lists. Of the others it says only how many there are."""
 _MAX_CHILDREN_READ: Final = 500
 """How many manifests below indexes are read for one page. The sizes of the others are not shown."""
+_MAX_PAGE_BYTES: Final = 32 * 1024 * 1024
+"""How many bytes of manifests are read for one page, and as many of manifests below indexes."""
 _MAX_ATTESTATIONS_READ: Final = 2
 """How many of BuildKit's attestations of one index are read, to find out whether they contain an SBOM."""
 _BATCH: Final = 10
@@ -32,10 +37,12 @@ _BATCH: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What is shown of one manifest. `children`: the summaries of the present manifests of an index, by digest."""
+    """What is shown of one manifest. `more_platforms`: number of entries of an index that are not shown. `children`:
+    the summaries of the present manifests of an index, by digest."""
 
     summary: ManifestSummary
     platforms: Sequence[PlatformView]
+    more_platforms: int
     created: datetime | None
     marks: MarksView
     children: Mapping[Digest, ManifestSummary]
@@ -48,50 +55,61 @@ class OverviewReader:
         self._reader = reader
         self._listing = listing
 
-    async def read(self, repo: RepositoryName, manifests: Iterable[ManifestFacts]) -> Mapping[Digest, Overview]:
-        """Returns the overviews of manifests of a repository, by digest. The caller has checked the right to pull."""
+    async def read(
+        self,
+        repo: RepositoryName,
+        manifests: Iterable[ManifestFacts],
+        known: Mapping[Digest, ManifestSummary] | None = None,
+    ) -> Mapping[Digest, Overview]:
+        """Returns the overviews of manifests of a repository, by digest. The caller has checked the right to pull.
+        `known`: the summaries that the caller has; those of other manifests are read unless these are large."""
         facts = {each.digest: each for each in manifests}
-        summaries = await self._summaries(repo, {digest: each.size for digest, each in facts.items()})
-        entries = [entry for summary in summaries.values() for entry in summary.entries]
-        present = await self._present(repo, entries)
-        wanted: dict[Digest, int | None] = {}
-        for summary in summaries.values():
+        summaries = dict(known or {})
+        sizes = {digest: each.size for digest, each in facts.items() if digest not in summaries}
+        summaries.update(await self._summaries(repo, sizes))
+        entries = _shown_entries(summaries)
+        present = await self._present(repo, [entry for shown in entries.values() for entry in shown])
+        wanted: dict[Digest, int] = {}
+        for shown in entries.values():
             attestations = 0
-            for entry in summary.entries:
+            for entry in shown:
                 attestations += entry.is_attestation
                 if entry.digest in present and not (entry.is_attestation and attestations > _MAX_ATTESTATIONS_READ):
-                    wanted.setdefault(entry.digest)
+                    wanted.setdefault(entry.digest, present[entry.digest])
         children = await self._summaries(repo, dict(list(wanted.items())[:_MAX_CHILDREN_READ]))
         overviews = {}
         for number, (digest, each) in enumerate(facts.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-            overviews[digest] = await self._overview(repo, each, summaries[digest], children, present)
+            summary, shown = summaries[digest], entries[digest]
+            overviews[digest] = await self._overview(repo, each, summary, shown, children, present)
         return overviews
 
-    async def _summaries(
-        self, repo: RepositoryName, sizes: Mapping[Digest, int | None]
-    ) -> dict[Digest, ManifestSummary]:
-        found = {}
+    async def _summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
+        """Returns the summaries of manifests with these sizes. What is beyond `_MAX_PAGE_BYTES` is not read."""
+        found, remaining = {}, _MAX_PAGE_BYTES
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-            found[digest] = await self._reader.summary(repo, digest, size)
+            remaining -= size if size <= MAX_ROW_BYTES else 0
+            found[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
         return found
 
-    async def _present(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Set[Digest]:
+    async def _present(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:
+        """Returns the sizes of the manifests that the repository has."""
         digests = {entry.digest for entry in entries}
-        return await self._listing.present(repo, digests) if digests else digests
+        return await self._listing.present(repo, digests) if digests else {}
 
     async def _overview(
         self,
         repo: RepositoryName,
         facts: ManifestFacts,
         summary: ManifestSummary,
+        entries: Sequence[IndexEntry],
         children: Mapping[Digest, ManifestSummary],
-        present: Set[Digest],
+        present: Container[Digest],
     ) -> Overview:
-        own = {entry.digest: children[entry.digest] for entry in summary.entries if entry.digest in children}
+        own = {entry.digest: children[entry.digest] for entry in entries if entry.digest in children}
         platforms = [
             PlatformView(
                 name=entry.platform,
@@ -100,7 +118,7 @@ class OverviewReader:
                 present=entry.digest in present,
                 size=own.get(entry.digest, UNREADABLE).size,
             )
-            for entry in summary.entries
+            for entry in entries
             if not entry.is_attestation
         ]
         image = summary if summary.config else next((each for each in own.values() if each.config), None)
@@ -118,11 +136,22 @@ class OverviewReader:
                 )
             ]
         predicates = {*summary.predicates, *(each for child in own.values() for each in child.predicates)}
-        is_attested = bool(predicates) or any(entry.is_attestation for entry in summary.entries)
+        is_attested = bool(predicates) or any(entry.is_attestation for entry in entries)
         return Overview(
             summary=summary,
             platforms=platforms,
+            more_platforms=summary.more_entries + len(summary.entries) - len(entries),
             created=parse_time(config.created) or parse_time(summary.created),
             marks=marks(facts.referrer_types, facts.referrer_tags, predicates, is_attested),
             children=own,
         )
+
+
+def _shown_entries(summaries: Mapping[Digest, ManifestSummary]) -> dict[Digest, Sequence[IndexEntry]]:
+    """Returns the entries of indexes that a page shows: the first MAX_PAGE_PLATFORMS."""
+    shown: dict[Digest, Sequence[IndexEntry]] = {}
+    remaining = MAX_PAGE_PLATFORMS
+    for digest, summary in summaries.items():
+        shown[digest] = summary.entries[:remaining]
+        remaining -= len(shown[digest])
+    return shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Container, Sequence
 from typing import Final
 
 from registry.browse.bounded_text import TextBudget
@@ -62,7 +62,7 @@ class ManifestDetails:
         manifest = await self._registry.get_manifest(repo, frozen or reference)
         summary = await self._reader.summary_of(manifest)
         facts = await self._listing.manifest(repo, manifest.digest)
-        overview = (await self._overviews.read(repo, [facts]))[manifest.digest]
+        overview = (await self._overviews.read(repo, [facts], {manifest.digest: summary}))[manifest.digest]
         is_readable = summary.kind != "unreadable"
         budget = TextBudget()
         return ManifestView(
@@ -83,7 +83,7 @@ class ManifestDetails:
             marks=overview.marks,
             frozen_at=frozen,
             platforms=list(overview.platforms),
-            more_platforms=summary.more_entries,
+            more_platforms=overview.more_platforms,
             image=await self._image(repo, manifest, overview, platform) if is_readable else None,
             files=await self._files(repo, manifest) if summary.kind == "artifact" else [],
             raw=manifest.body.decode("utf-8", "replace") if len(manifest.body) <= MAX_RAW_BYTES else None,
@@ -116,7 +116,7 @@ class ManifestDetails:
         assert manifest.config is not None
         config = await self._reader.config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
-        present = await self._listing.present(repo, (), {layer.digest for layer in layers}) if layers else set()
+        present = await self._listing.present(repo, (), {layer.digest for layer in layers}) if layers else {}
         history = config.history if config else ()
         steps = build_steps(layers, history, present)[:MAX_STEPS]
         return ImageView(
@@ -131,7 +131,7 @@ class ManifestDetails:
 
     async def _files(self, repo: RepositoryName, manifest: Manifest) -> list[FileView]:
         blobs = manifest.layers[:MAX_FILES]
-        present = await self._listing.present(repo, (), {blob.digest for blob in blobs}) if blobs else set()
+        present = await self._listing.present(repo, (), {blob.digest for blob in blobs}) if blobs else {}
         budget = TextBudget()
         return [
             FileView(title=budget.text((blob.annotations or {}).get(_TITLE)), layer=layer_view(blob, present))
@@ -153,12 +153,14 @@ def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: st
     return next(usual, present[0] if present else None)
 
 
-def layer_view(layer: Descriptor, present: Set[Digest]) -> LayerView:
+def layer_view(layer: Descriptor, present: Container[Digest]) -> LayerView:
     """Returns what is shown of a layer. `present`: the digests of the blobs that the repository has."""
     return LayerView(digest=layer.digest, media_type=layer.media_type, size=layer.size, present=layer.digest in present)
 
 
-def build_steps(layers: Sequence[Descriptor], history: Sequence[HistoryEntry], present: Set[Digest]) -> list[BuildStep]:
+def build_steps(
+    layers: Sequence[Descriptor], history: Sequence[HistoryEntry], present: Container[Digest]
+) -> list[BuildStep]:
     """Assigns the layers to the entries of the history that have made one, in order. Layers without an entry come
     last, without a command: not all builders write a history, or a whole one."""
     views = [layer_view(layer, present) for layer in layers]

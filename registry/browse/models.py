@@ -221,7 +221,7 @@ class FileContent(View):
     """A file of an artifact. `text` is null if the file is large, is not text, or is not present.
 
     `statement`: the statement that a DSSE envelope or a Sigstore bundle in the file contains, as JSON text; null: there
-    is none. `predicate_type`: the type of that statement."""
+    is none, or it is too long or too deeply nested to show. `predicate_type`: the type of that statement."""
 
     title: str
     digest: str
@@ -322,6 +322,12 @@ class RemovedTags(View):
     removed: list[RemovedTag]
     refused: list[RefusedTag]
     manifests: int
+    restorable: bool = Field(
+        description="False: the disk was too full to keep the removed manifests, so they cannot be put back"
+    )
+    problem: str | None = Field(
+        description="Why manifests that nothing uses any more were not all removed; null: they were"
+    )
 
 
 class RestoredTags(View):

@@ -6,16 +6,16 @@ versions of cosign, such as `sha256-….sig`; and, in an index, as the attestati
 
 from __future__ import annotations
 
-import base64
-import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Final
 
 from registry.browse.artifact_types import Purpose, purpose_of_predicate, purpose_of_tag, purpose_of_type
 from registry.browse.bounded_text import TextBudget
 from registry.browse.content_reader import MAX_ROW_BYTES, ContentReader
-from registry.browse.image_config import parse_object, parse_time
+from registry.browse.file_texts import MAX_FILE_BYTES, FileText, read_file
+from registry.browse.image_config import parse_time
 from registry.browse.models import AttachedFile, FileContent, FileContents, ReferrerGroup, ReferrersView, ReferrerView
 from storage.content import Descriptor, Manifest
 from storage.errors import RegistryError
@@ -27,8 +27,6 @@ MAX_REFERRERS: Final = 100
 """Of more referrers, only the first are listed."""
 MAX_FILES: Final = 10
 """Of an artifact with more files, only the first are listed or read."""
-MAX_FILE_BYTES: Final = 64 * 1024
-"""The text of a larger file is not shown."""
 _TITLE: Final = "org.opencontainers.image.title"
 _CREATED: Final = "org.opencontainers.image.created"
 _PREDICATE: Final = "in-toto.io/predicate-type"
@@ -48,9 +46,11 @@ class ReferrerGroups:
     async def read(self, repo: RepositoryName, manifest: Manifest) -> ReferrersView:
         """Returns what refers to a manifest of the repository."""
         page = await self._registry.referrers(repo, manifest.digest, None, None, MAX_REFERRERS)
-        found = [await self._view(repo, entry, manifest.digest) for entry in page.items]
-        found += [view async for view in self._by_tag(repo, manifest.digest)]
-        found += [view async for view in self._in_index(repo, manifest)]
+        budget = TextBudget()  # for all referrers together
+        found = [await self._view(repo, entry, manifest.digest, budget) for entry in page.items]
+        found += [view async for view in self._by_tag(repo, manifest.digest, budget)]
+        seen = {view.digest for view in found}
+        found += [view async for view in self._in_index(repo, manifest, seen, budget)]
         groups: defaultdict[tuple[str, Purpose], list[ReferrerView]] = defaultdict(list)
         for view in found:
             groups[view.artifact_type or view.media_type, _purpose(view)].append(view)
@@ -63,7 +63,7 @@ class ReferrerGroups:
             more=page.more,
         )
 
-    async def _by_tag(self, repo: RepositoryName, subject: Digest) -> AsyncIterator[ReferrerView]:
+    async def _by_tag(self, repo: RepositoryName, subject: Digest, budget: TextBudget) -> AsyncIterator[ReferrerView]:
         """Yields the manifests to which the referrer tags of `subject` point."""
         facts = await self._listing.manifest(repo, subject)
         for suffix in facts.referrer_tags:
@@ -72,34 +72,33 @@ class ReferrerGroups:
                 descriptor = await self._registry.resolve_manifest(repo, tag)
             except RegistryError:  # deleted meanwhile, or damaged
                 continue
-            yield await self._view(repo, descriptor, subject, tag)
+            yield await self._view(repo, descriptor, subject, budget, tag)
 
-    async def _in_index(self, repo: RepositoryName, index: Manifest) -> AsyncIterator[ReferrerView]:
-        """Yields the attestations of BuildKit in an index that the repository has."""
+    async def _in_index(
+        self, repo: RepositoryName, index: Manifest, seen: Collection[str], budget: TextBudget
+    ) -> AsyncIterator[ReferrerView]:
+        """Yields the attestations of BuildKit in an index that the repository has, without those in `seen`."""
         summary = await self._reader.summary_of(index)
         if summary.kind != "index":
             return
-        entries = [
-            entry
-            for entry in index.manifests
-            if (entry.annotations or {}).get(_REFERENCE_TYPE) == "attestation-manifest"
-        ][:MAX_REFERRERS]
-        present = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else set()
+        entries = await self._reader.run(len(index.body), lambda: _attestations(index))
+        sizes = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
-            if entry.digest in present:
+            if entry.digest in sizes and entry.digest not in seen:
                 about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]
-                yield await self._view(repo, entry, about, artifact_type=_IN_TOTO)
+                stored = replace(entry, size=sizes[entry.digest])  # an index may state any size
+                yield await self._view(repo, stored, about, budget, artifact_type=_IN_TOTO)
 
     async def _view(
         self,
         repo: RepositoryName,
         descriptor: Descriptor,
         about: str,
+        budget: TextBudget,
         tag: Tag | None = None,
         *,
         artifact_type: str | None = None,
     ) -> ReferrerView:
-        budget = TextBudget()
         is_small = descriptor.size <= MAX_ROW_BYTES
         manifest = await self._readable(repo, descriptor.digest) if is_small else None
         annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations
@@ -128,42 +127,45 @@ class ReferrerGroups:
         """Returns the files of an artifact, with their texts where these are small."""
         summary = await self._reader.summary_of(manifest)
         layers = () if summary.kind == "unreadable" else manifest.layers
-        budget = TextBudget()
+        shown, budget = layers[:MAX_FILES], TextBudget()
+        sizes = await self._listing.present(repo, (), {layer.digest for layer in shown}) if shown else {}
+        texts: dict[Digest, FileText] = {}  # an artifact may name the same file several times
+        for digest, size in sizes.items():
+            text = await self._text(repo, digest) if size <= MAX_FILE_BYTES else None
+            texts[digest] = text or FileText("binary")
         return FileContents(
             digest=manifest.digest,
-            files=[await self._content(repo, layer, budget) for layer in layers[:MAX_FILES]],
+            files=[_content(_attached(layer, budget), texts.get(layer.digest)) for layer in shown],
             more=max(0, len(layers) - MAX_FILES),
         )
 
-    async def _content(self, repo: RepositoryName, layer: Descriptor, budget: TextBudget) -> FileContent:
-        data = await self._reader.blob(repo, layer.digest, MAX_FILE_BYTES) if layer.size <= MAX_FILE_BYTES else None
-        present = data is not None or layer.digest in await self._listing.present(repo, (), (layer.digest,))
-        text = None if data is None else _text(data)
-        document = None if text is None else parse_object(text.encode())
-        statement = None if document is None else find_statement(document)
-        attached = _attached(layer, budget)
-        return FileContent(
-            **attached.model_dump(exclude={"predicate_type"}),
-            present=present,
-            format="binary" if text is None else "text" if document is None else "json",
-            text=text,
-            statement=None if statement is None else json.dumps(statement, indent=2),
-            predicate_type=_predicate_type(statement) or attached.predicate_type,
-        )
+    async def _text(self, repo: RepositoryName, digest: Digest) -> FileText | None:
+        """Returns what is shown of a file; None if it was deleted meanwhile."""
+        return await self._reader.parsed(repo, digest, MAX_FILE_BYTES, read_file, max_on_loop_bytes=0)
 
 
-def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the statement in a DSSE envelope, or in a Sigstore bundle with one; None if there is none. Verifies
-    nothing."""
-    envelope = document.get("dsseEnvelope", document)
-    payload = envelope.get("payload") if isinstance(envelope, Mapping) else None
-    if not isinstance(payload, str):
-        return None
-    try:
-        data = base64.b64decode(payload)
-    except ValueError:
-        return None
-    return parse_object(data)
+def _attestations(index: Manifest) -> list[Descriptor]:
+    """Returns the first attestations of BuildKit that an index lists, each once."""
+    found: dict[Digest, Descriptor] = {}
+    for entry in index.manifests:
+        if (entry.annotations or {}).get(_REFERENCE_TYPE) == "attestation-manifest":
+            found.setdefault(entry.digest, entry)
+        if len(found) == MAX_REFERRERS:
+            break
+    return list(found.values())
+
+
+def _content(file: AttachedFile, shown: FileText | None) -> FileContent:
+    """Returns a file with its text. `shown`: None if the repository does not have it."""
+    text = shown or FileText("binary")
+    return FileContent(
+        **file.model_dump(exclude={"predicate_type"}),
+        present=shown is not None,
+        format=text.format,
+        text=text.text,
+        statement=text.statement,
+        predicate_type=text.predicate_type or file.predicate_type,
+    )
 
 
 def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
@@ -175,19 +177,6 @@ def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
         size=layer.size,
         predicate_type=budget.text(annotations.get(_PREDICATE)),
     )
-
-
-def _text(data: bytes) -> str | None:
-    """Returns data as text; None if it is none."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text
-
-
-def _predicate_type(statement: Mapping[str, Any] | None) -> str:
-    return "" if statement is None else TextBudget().text(statement.get("predicateType"))
 
 
 def _purpose(view: ReferrerView) -> Purpose:

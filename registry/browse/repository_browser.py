@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Final, Protocol
 
 from registry.browse.comparison import common_platform, compare_images
 from registry.browse.content_reader import MAX_CONFIG_BYTES, ContentReader
@@ -26,6 +26,9 @@ from registry.browse.models import (
 from registry.browse.referrer_groups import ReferrerGroups
 from registry.browse.tag_removal import TagRemover
 from registry.browse.tag_rows import TagRows
+from registry.client_addresses import network_of
+from registry.memory_budget import MIB, MemoryBudget
+from registry.reader_limits import Limits, ReaderLimits
 from registry.request import RequestContext, enter_request, leave_request
 from storage.content import Actor, Manifest
 from storage.descriptions import Descriptions
@@ -38,6 +41,13 @@ from storage.tag_listing import TagListing, TagQuery
 from storage.tag_removal import TagRemovals
 from storage.tag_rules import ImmutableTags
 from storage.upstream_tags import UpstreamTags
+
+_READS: Final = Limits(at_once=4, at_once_for_one=2, waiting=200, waiting_for_one=20)
+_LISTS: Final = Limits(at_once=4, at_once_for_one=1, waiting=200, waiting_for_one=20)
+"""Lists are read one after the other in a thread, in which a reader has one list at a time: then another reader waits
+for at most one list of each reader."""
+_ANSWER_BYTES: Final = 32 * MIB
+"""How much memory the manifests and configs that are sent as they were pushed may take together."""
 
 
 class ContentStore(Protocol):
@@ -70,7 +80,13 @@ class RepositoryBrowser:
 
     Each method takes the context of the request on whose behalf it reads, and the stored name of a repository
     (`registry.router.Router.stored_name`). If the principal may not pull from the repository, it raises what a read of
-    `/v2` raises: Unauthorized, NameUnknown or ManifestUnknown."""
+    `/v2` raises: Unauthorized, NameUnknown or ManifestUnknown.
+
+    A process does a limited number of reads at a time, in all and for one reader (`reader_of`). Others wait; if too
+    many wait, a read raises TooManyRequests.
+
+    `answer_memory`: the memory of the answers of `raw_manifest` and `raw_config` while they are sent. Those who send
+    them take their share of it."""
 
     def __init__(
         self,
@@ -82,6 +98,9 @@ class RepositoryBrowser:
         (`registry.browse.stored_content`); `live` is the one that clients use."""
         self._registry = registry
         self._live = live
+        self._reads = ReaderLimits(_READS, "answers")
+        self._lists = ReaderLimits(_LISTS, "lists")
+        self.answer_memory = MemoryBudget(_ANSWER_BYTES, "manifests and configs")
         listing, upstream_tags = store.tag_listing, store.upstream_tags
         self._reader = ContentReader(registry)
         overviews = OverviewReader(self._reader, listing)
@@ -96,7 +115,7 @@ class RepositoryBrowser:
     ) -> TagRowPage:
         """Returns a page of the repository's tags. `after`: the field `next` of the page before; None: the first page.
         Raises RequestInvalid for a wrong `after`."""
-        with acting(request):
+        async with self._reading(request, is_list=True):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._rows.page(repo, query, after, limit)
 
@@ -106,18 +125,18 @@ class RepositoryBrowser:
         """Returns a manifest in detail. `platform`: of an index, shows the image of this platform, such as
         `linux/arm64`, or with this digest; None: of the first one that is present. Raises ManifestUnknown, also if the
         index lists no such platform."""
-        with acting(request):
+        async with self._reading(request):
             return await self._details.read(repo, reference, platform)
 
     async def raw_manifest(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> Manifest:
         """Returns a manifest, with its bytes as they were pushed. Raises ManifestUnknown."""
-        with acting(request):
+        async with self._reading(request):
             return await self._get(repo, reference)
 
     async def raw_config(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> bytes:
         """Returns the config of an image of one platform. Raises ManifestUnknown; BlobUnknown if the manifest has no
         config, or the config is not stored or too large to show."""
-        with acting(request):
+        async with self._reading(request):
             manifest = await self._get(repo, reference)
             await self._reader.summary_of(manifest)
             config = manifest.config if manifest.is_readable else None
@@ -129,12 +148,12 @@ class RepositoryBrowser:
     async def referrers(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> ReferrersView:
         """Returns what refers to a manifest: signatures, SBOMs, attestations and other artifacts. Raises
         ManifestUnknown."""
-        with acting(request):
+        async with self._reading(request):
             return await self._referrers.read(repo, await self._get(repo, reference))
 
     async def files(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> FileContents:
         """Returns the files of an artifact, with their texts where these are small. Raises ManifestUnknown."""
-        with acting(request):
+        async with self._reading(request):
             return await self._referrers.files(repo, await self._get(repo, reference))
 
     async def compare(
@@ -147,7 +166,7 @@ class RepositoryBrowser:
     ) -> ComparisonView:
         """Compares two images of a repository. `platform`: of an index, compares the image of this platform; None: of
         one that both have. Raises ManifestUnknown, also if one of them is no image that is stored here."""
-        with acting(request):
+        async with self._reading(request):
             views = [await self._details.read(repo, reference, platform) for reference in (base, other)]
             if platform is None and (common := common_platform(*views)) is not None:
                 views = [
@@ -172,7 +191,7 @@ class RepositoryBrowser:
 
     async def description(self, request: RequestContext, repo: RepositoryName) -> DescriptionView:
         """Returns what people have written about a repository, as text and as HTML."""
-        with acting(request):
+        async with self._reading(request):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._descriptions.read(repo)
 
@@ -186,23 +205,42 @@ class RepositoryBrowser:
 
     async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
         """Returns what a removal of these tags, at most MAX_REMOVED_TAGS, would remove. `repo` is hosted."""
-        with acting(request):
+        async with self._reading(request, is_list=True):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._remover.plan(repo, tags)
 
     async def remove_tags(
-        self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag], by: Actor
+        self,
+        request: RequestContext,
+        repo: RepositoryName,
+        tags: Sequence[Tag],
+        by: Actor,
+        expected: Mapping[Tag, Digest] | None = None,
     ) -> RemovedTags:
-        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that nothing uses any more afterwards. `repo` is
-        hosted. Raises Unauthorized, Denied, Unsupported (the settings forbid deletes), NameUnknown. After an error or a
-        cancellation, a part is removed."""
+        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that nothing uses any more afterwards. `expected`:
+        what tags have to point at, otherwise they are left alone. `repo` is hosted. The principal needs the rights to
+        delete and, because the answer has digests, to pull. Tags that cannot be deleted are in the answer. Raises
+        Unauthorized, NameUnknown. A cancellation leaves a part removed."""
         with acting(request):
-            return await self._remover.remove(repo, tags, by)
+            await self._registry.tags(repo, None, 1)  # checks the right to pull
+            return await self._remover.remove(repo, tags, expected or {}, by)
 
     async def restore_tags(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
         """Puts back tags that were removed, at these digests. `repo` is hosted, and the caller of this method has
         checked the right to push to it."""
         return await self._remover.restore(repo, tags, by)
+
+    @asynccontextmanager
+    async def _reading(self, request: RequestContext, *, is_list: bool = False) -> AsyncIterator[None]:
+        """Waits until the process may read for the reader. Within the block, `request` is the current request. Raises
+        TooManyRequests."""
+        reader = reader_of(request)
+        async with AsyncExitStack() as slots:
+            if is_list:
+                await slots.enter_async_context(self._lists.slot(reader))
+            await slots.enter_async_context(self._reads.slot(reader))
+            with acting(request):
+                yield
 
     async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
         """Returns the manifest that a pull of `reference` gets, as far as that is stored."""
@@ -218,3 +256,9 @@ def acting(request: RequestContext) -> Iterator[None]:
         yield
     finally:
         leave_request(token)
+
+
+def reader_of(request: RequestContext) -> str:
+    """Returns the text that tells readers apart, for limits: accounts by their name, others by their address."""
+    principal = request.principal
+    return network_of(request.address) if principal.is_anonymous else f"account {principal.name}"

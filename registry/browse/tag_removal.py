@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
 from registry.browse.models import RefusedTag, RemovalPlanView, RemovedTag, RemovedTags, RestoredTags
 from storage.content import Actor, Condition
-from storage.errors import Denied, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed, QuotaExceeded
+from storage.errors import ManifestUnknown, NameUnknown, RegistryError
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
 from storage.retention import MAX_ORPHANS, Retention
 from storage.tag_history import TagHistory
-from storage.tag_removal import TagRemovalPlan, TagRemovals
+from storage.tag_removal import PlannedTag, TagRemovalPlan, TagRemovals
 from storage.tag_rules import ImmutableTags, IsImmutable
-
-_NOT_RESTORABLE: Final = (ManifestUnknown, ManifestBlobUnknown, PreconditionFailed, Denied, QuotaExceeded)
 
 
 class TagRemover:
@@ -56,22 +53,31 @@ class TagRemover:
             complete=plan.is_complete,
         )
 
-    async def remove(self, repo: RepositoryName, tags: Sequence[Tag], by: Actor) -> RemovedTags:
-        """Deletes the tags, the referrer tags of manifests that nothing uses any more, and these manifests. Returns
-        what was deleted, for `restore`. Raises Unauthorized or Denied if the caller may not delete; Unsupported if the
-        settings forbid it; NameUnknown. After an error or a cancellation, a part is deleted."""
+    async def remove(
+        self, repo: RepositoryName, tags: Sequence[Tag], expected: Mapping[Tag, Digest], by: Actor
+    ) -> RemovedTags:
+        """Deletes the tags, the manifests that nothing uses any more, and the referrer tags of these. Returns what was
+        deleted, for `restore`, and what was not: once a tag is deleted, no error ends the removal. `expected`: a tag
+        that points at another digest than this is left alone, and so is a tag that moves during the removal. Raises
+        NameUnknown. A cancellation leaves a part deleted."""
         is_immutable = self._immutable_tags.in_repository(repo)
         plan = await self._removable(repo, tags, is_immutable)
-        refused = [RefusedTag(tag=tag, reason=f"{tag} is immutable") for tag in tags if is_immutable(tag)]
-        removed = []
-        for tag in plan.tags:
-            try:
-                await self._registry.delete_tag(repo, tag.name, by=by)
-            except ManifestUnknown:  # somebody else has deleted it
-                continue
-            removed.append(RemovedTag(tag=tag.name, digest=tag.digest))
-        manifests = await self._delete_unused(repo, [Digest(tag.digest) for tag in removed], by)
-        return RemovedTags(removed=removed, refused=refused, manifests=manifests)
+        moved = {tag.name: tag.digest for tag in plan.tags if expected.get(tag.name, tag.digest) != tag.digest}
+        if moved:  # what they need stays as well
+            plan = await self._removable(repo, [tag for tag in tags if tag not in moved], is_immutable)
+        removal = _Removal(self._registry, self._retention, repo, by)
+        removal.refused += [
+            RefusedTag(tag=tag, reason=f"{tag} is immutable") for tag in dict.fromkeys(tags) if is_immutable(tag)
+        ]
+        removal.refused += [RefusedTag(tag=tag, reason=f"{tag} points at {now} now") for tag, now in moved.items()]
+        await removal.run([tag for tag in plan.tags if tag.name not in moved])
+        return RemovedTags(
+            removed=removal.removed,
+            refused=removal.refused,
+            manifests=len(removal.manifests),
+            restorable=removal.is_restorable,
+            problem=removal.problem,
+        )
 
     async def _removable(self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable) -> TagRemovalPlan:
         """Returns the plan for those of the tags that are not immutable. The others stay, and so does what they
@@ -79,20 +85,9 @@ class TagRemover:
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
-    async def _delete_unused(self, repo: RepositoryName, digests: Iterable[Digest], by: Actor) -> int:
-        """Deletes those of the manifests that nothing uses, and what nothing uses afterwards. Each deletion checks in
-        its own transaction that the manifest is unused. Returns the number of deleted manifests."""
-        pending, deleted = deque(dict.fromkeys(digests)), 0
-        while pending:
-            batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
-            gone, more = await self._retention.delete_orphans(repo, batch, by, is_retention=False)
-            deleted += len(gone)
-            pending.extend(more)
-        return deleted
-
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
-        """Undoes `remove`: points the tags at these digests again, and puts back the manifests. A tag that exists again
-        is left alone. The caller has checked the right to push."""
+        """Undoes `remove`: points the tags at these digests again, and puts back the manifests. A tag that exists
+        again, or cannot be put back, is left alone. The caller has checked the right to push. Raises NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
         does_not_exist = Condition(negated=True)
@@ -101,8 +96,69 @@ class TagRemover:
                 move = await self._history.move(
                     repo, tag, digest, by=by, condition=does_not_exist, is_immutable=is_immutable
                 )
-            except _NOT_RESTORABLE as error:
+            except NameUnknown:  # so nothing is restored
+                raise
+            except RegistryError as error:
                 refused.append(RefusedTag(tag=tag, reason=error.message))
             else:
                 restored.append(RemovedTag(tag=move.tag, digest=move.digest))
         return RestoredTags(restored=restored, refused=refused)
+
+
+class _Removal:
+    """One removal of tags, and what it has done so far. An error refuses one tag, or becomes the `problem` with the
+    manifests. It does not end the removal, because the caller needs the list of what can be put back."""
+
+    def __init__(self, registry: Registry, retention: Retention, repo: RepositoryName, by: Actor) -> None:
+        self._registry = registry
+        self._retention = retention
+        self._repo = repo
+        self._by = by
+        self.removed: list[RemovedTag] = []
+        self.refused: list[RefusedTag] = []
+        self.manifests: set[Digest] = set()
+        self.is_restorable = True
+        self.problem: str | None = None
+
+    async def run(self, tags: Sequence[PlannedTag]) -> None:
+        """Deletes the named tags, the manifests that nothing uses then, the referrer tags of these manifests, and so
+        on. The referrer tags of a manifest that stays, stay with it."""
+        batch = [tag for tag in tags if tag.is_named]
+        waiting = [tag for tag in tags if not tag.is_named]
+        while batch:
+            await self._delete_unused([tag.digest for tag in batch if await self._delete(tag)])
+            batch = [tag for tag in waiting if _subject(tag) in self.manifests]
+            waiting = [tag for tag in waiting if _subject(tag) not in self.manifests]
+
+    async def _delete(self, tag: PlannedTag) -> bool:
+        """Deletes a tag if it points at the planned digest. Returns whether it did."""
+        unmoved = Condition(frozenset({tag.digest}))
+        try:
+            await self._registry.delete_tag(self._repo, tag.name, by=self._by, condition=unmoved)
+        except ManifestUnknown:  # somebody else has deleted it
+            return False
+        except RegistryError as error:
+            self.refused.append(RefusedTag(tag=tag.name, reason=error.message))
+            return False
+        self.removed.append(RemovedTag(tag=tag.name, digest=tag.digest))
+        return True
+
+    async def _delete_unused(self, digests: Iterable[Digest]) -> None:
+        """Deletes those of the manifests that nothing uses, and what nothing uses afterwards. Each deletion checks in
+        its own transaction that the manifest is unused."""
+        pending = deque(dict.fromkeys(digests))
+        while pending:
+            batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
+            try:
+                orphans = await self._retention.delete_orphans(self._repo, batch, self._by, is_retention=False)
+            except RegistryError as error:
+                self.problem = error.message
+                return
+            self.manifests.update(orphans.deleted)
+            self.is_restorable = self.is_restorable and orphans.is_restorable
+            pending.extend(orphans.dependents)
+
+
+def _subject(tag: PlannedTag) -> str:
+    """Returns the digest that the name of a referrer tag contains."""
+    return tag.name[:71].replace("-", ":", 1)

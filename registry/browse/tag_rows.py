@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from registry.browse.image_overview import Overview, OverviewReader
+from registry.browse.image_overview import MAX_PAGE_PLATFORMS, Overview, OverviewReader
 from registry.browse.models import TagRow, TagRowPage, utc_time
 from registry.request import RequestInvalid
 from storage.names import Digest, RepositoryName
@@ -39,7 +39,10 @@ class TagRows:
         overviews = await self._overviews.read(repo, (tag.manifest for tag in page.items))
         frozen: Mapping[str, Digest] = {tag.tag: tag.digest for tag in await self._upstream_tags.frozen_in(repo)}
         is_immutable = self._immutable_tags.in_repository(repo)
-        rows = [row(tag, overviews[tag.manifest.digest], is_immutable, frozen) for tag in page.items]
+        rows, remaining = [], MAX_PAGE_PLATFORMS
+        for tag in page.items:
+            rows.append(row(tag, overviews[tag.manifest.digest], is_immutable, frozen, remaining))
+            remaining -= len(rows[-1].platforms)
         return TagRowPage(
             items=rows,
             next=None if page.next_after is None else str(page.next_after),
@@ -47,8 +50,11 @@ class TagRows:
         )
 
 
-def row(tag: ListedTag, overview: Overview, is_immutable: IsImmutable, frozen: Mapping[str, Digest]) -> TagRow:
+def row(
+    tag: ListedTag, overview: Overview, is_immutable: IsImmutable, frozen: Mapping[str, Digest], max_platforms: int
+) -> TagRow:
     """Returns the row of a tag. `frozen`: the digests of the repository's frozen tags, by their names."""
+    platforms = list(overview.platforms[:max_platforms])
     facts, summary = tag.manifest, overview.summary
     return TagRow(
         tag=tag.name,
@@ -56,8 +62,8 @@ def row(tag: ListedTag, overview: Overview, is_immutable: IsImmutable, frozen: M
         media_type=facts.media_type,
         kind=summary.kind,
         artifact_type=facts.artifact_type if summary.kind == "artifact" else None,
-        platforms=list(overview.platforms),
-        more_platforms=summary.more_entries,
+        platforms=platforms,
+        more_platforms=overview.more_platforms + len(overview.platforms) - len(platforms),
         stored_bytes=facts.stored_bytes,
         created=overview.created,
         pushed=utc_time(tag.pushed),

@@ -135,7 +135,10 @@ class DownloadSettings(SettingsGroup):
         "account, or `nobody`. While there are no accounts, `accounts` means everyone",
     )
     at_once: int = Field(
-        default=4, ge=1, description="How many images each worker process sends at the same time; others get 429"
+        default=4,
+        ge=1,
+        description="How many images each worker process sends at the same time; others get 429. One account, or one "
+        "address without an account, gets at most half of them",
     )
 
 

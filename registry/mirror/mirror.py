@@ -31,7 +31,7 @@ from registry.mirror.served_tags import ServedTags
 from registry.mirror.upstream_client import EndpointHealth, UnconfirmedNameUnknown, UpstreamClient
 from registry.request import set_cache_state, set_notice
 from storage.access import Action
-from storage.content import Actor, Descriptor, Manifest, Page, Span
+from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import Denied, ManifestUnknown, NameUnknown, TooManyRequests, UpstreamUnavailable
 from storage.interface import BlobReader, Registry
 from storage.leases import Leases
@@ -244,12 +244,14 @@ class Mirror(RefusingRegistry):
         finally:
             await self._records.forget_checks(repo)
 
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+    async def delete_tag(
+        self, repo: RepositoryName, tag: Tag, *, by: Actor, condition: Condition | None = None
+    ) -> None:
         """Deletes the cached tag, and the recorded answer of the upstream about it. `by`: the actor that the audit log
-        names. Raises TagFrozen if the tag is frozen."""
+        names. Raises TagFrozen if the tag is frozen, PreconditionFailed if `condition` does not hold for it."""
         await self.served_tags.check_not_frozen(repo, tag)
         try:
-            await self._local.delete_tag(repo, tag, by=by)
+            await self._local.delete_tag(repo, tag, by=by, condition=condition)
         finally:
             await self._records.forget_checks(repo, tag)
 

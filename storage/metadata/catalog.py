@@ -238,7 +238,12 @@ class Metadata(Protocol):
         ...
 
     async def delete_tag(
-        self, repo: RepositoryName, tag: Tag, by: Actor, is_immutable: IsImmutable = nothing_immutable
+        self,
+        repo: RepositoryName,
+        tag: Tag,
+        by: Actor,
+        is_immutable: IsImmutable = nothing_immutable,
+        condition: Condition | None = None,
     ) -> None: ...
 
     async def is_known_repository(self, repo: RepositoryName) -> bool:

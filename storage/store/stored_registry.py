@@ -309,8 +309,10 @@ class StoredRegistry:
         is_immutable = self.immutable_tags.in_repository(repo)
         await self.metadata.delete_manifest(repo, digest, by, restorable, is_immutable)
 
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        await self.metadata.delete_tag(repo, tag, by, self.immutable_tags.in_repository(repo))
+    async def delete_tag(
+        self, repo: RepositoryName, tag: Tag, *, by: Actor, condition: Condition | None = None
+    ) -> None:
+        await self.metadata.delete_tag(repo, tag, by, self.immutable_tags.in_repository(repo), condition)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         return await self.metadata.repositories(after, limit, within)

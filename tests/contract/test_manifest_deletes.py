@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from storage.content import digest_of
-from storage.errors import ManifestUnknown, NameUnknown
+from storage.content import Condition, digest_of
+from storage.errors import ManifestUnknown, NameUnknown, PreconditionFailed
 from storage.interface import Registry
 from storage.names import RepositoryName, Tag
 from tests.contract.conftest import LATEST, assert_is, assert_unknown
@@ -72,6 +72,17 @@ async def test_deleting_a_tag_takes_only_the_tag(registry: Registry, repo: Repos
     assert await all_tags(registry, repo) == []
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     await assert_is(registry, repo, LATEST, manifest)
+
+
+async def test_deleting_a_tag_that_has_moved(registry: Registry, repo: RepositoryName) -> None:
+    """With a condition, a tag is deleted only while the condition holds for it."""
+    old = await push_image(registry, repo, "old", "latest")
+    new = await push_image(registry, repo, "new", "latest")
+    with pytest.raises(PreconditionFailed):
+        await registry.delete_tag(repo, LATEST, by=BY, condition=Condition(frozenset({old.digest})))
+    await assert_is(registry, repo, LATEST, new)
+    await registry.delete_tag(repo, LATEST, by=BY, condition=Condition(frozenset({new.digest})))
+    await assert_unknown(registry, repo, LATEST)
 
 
 async def test_deleting_in_an_unknown_repository(registry: Registry) -> None:

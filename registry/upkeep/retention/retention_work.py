@@ -139,12 +139,12 @@ class RetentionWork:
         pending = deque(dependents)
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
-            gone, more = await self._retention.delete_orphans(repo, batch, ACTOR)
-            for digest in gone:
+            orphans = await self._retention.delete_orphans(repo, batch, ACTOR)
+            for digest in orphans.deleted:
                 _step(context, repo, digest, f"belongs to {manifest.digest}")
-            deleted += len(gone)
-            self._on_deleted("manifest", len(gone))
-            pending.extend(more)
+            deleted += len(orphans.deleted)
+            self._on_deleted("manifest", len(orphans.deleted))
+            pending.extend(orphans.dependents)
         return deleted
 
 

@@ -251,15 +251,19 @@ def delete_tag(
     by: Actor,
     now: float,
     *,
+    condition: Condition | None = None,
     is_immutable: IsImmutable = nothing_immutable,
     action: EventAction = EventAction.DELETE,
 ) -> None:
     """Deletes the tag; its manifest stays. `action`: that of the event. Raises NameUnknown if there is no such
-    repository, ManifestUnknown if it has no such tag, Denied if the tag is immutable."""
+    repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for it, Denied
+    if the tag is immutable."""
     repository = lookups.repository_id(db, repo)
     digest = _digest_of_tag(db, repository, tag)
     if digest is None:
         raise ManifestUnknown(f"{repo} has no tag {tag}")
+    if condition:
+        _check_condition(db, repository, tag, condition)
     if is_immutable(tag):
         raise immutable_delete_denied(repo, tag)
     db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))

@@ -79,7 +79,8 @@ class SqliteDatabase:
         writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        self._parts_in_closing_order = writer, scans, checks, searches, version, shared_reads
+        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # those that people look at
+        self._parts_in_closing_order = writer, scans, checks, searches, lists, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
@@ -87,8 +88,8 @@ class SqliteDatabase:
         self.jobs = SqliteJobs(self._db, writer, clock)
         self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
         self.tag_history = SqliteTagHistory(scans, writer, clock)
-        self.tag_listing = SqliteTagListing(scans)
-        self.tag_removals = SqliteTagRemovals(scans)
+        self.tag_listing = SqliteTagListing(lists)
+        self.tag_removals = SqliteTagRemovals(lists)
         self.usage = SqliteUsage(self._db, writer, scans)
         self.cached_images = SqliteCachedImages(writer, scans, clock)
         self.pulls = SqlitePulls(self._db, writer)

@@ -286,13 +286,16 @@ class SqliteMetadata:
             await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.RELIEF)
 
     async def delete_tag(
-        self, repo: RepositoryName, tag: Tag, by: Actor, is_immutable: IsImmutable = nothing_immutable
+        self,
+        repo: RepositoryName,
+        tag: Tag,
+        by: Actor,
+        is_immutable: IsImmutable = nothing_immutable,
+        condition: Condition | None = None,
     ) -> None:
+        delete = partial(manifest_and_tag_changes.delete_tag, condition=condition, is_immutable=is_immutable)
         now = self._clock()
-        await self._writer.run(
-            lambda db: manifest_and_tag_changes.delete_tag(db, repo, tag, by, now, is_immutable=is_immutable),
-            reserve_use=ReserveUse.RELIEF,
-        )
+        await self._writer.run(lambda db: delete(db, repo, tag, by, now), reserve_use=ReserveUse.RELIEF)
 
     async def is_known_repository(self, repo: RepositoryName) -> bool:
         """Returns whether the repository ever had content, even if all of it was deleted."""

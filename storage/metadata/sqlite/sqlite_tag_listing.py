@@ -8,7 +8,7 @@ are sorted in Python (`storage.metadata.sqlite.version_lists`).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import apsw
@@ -20,6 +20,7 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.version_lists import VersionLists
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import (
+    MAX_LOOKED_AT_MANIFESTS,
     MAX_PAGE_TAGS,
     MAX_SORTED_BY_SIZE,
     MAX_TAGS_OF_MANIFEST,
@@ -54,13 +55,13 @@ SELECT t.name, t.updated, t.manifest,
          ORDER BY h.id DESC LIMIT 1)
   FROM tag t WHERE t.repository = ?1 AND t.name = ?2"""
 _MANIFEST: Final = "SELECT digest, media_type, size, artifact_type, pushed FROM manifest WHERE id = ?1"
-_TREE: Final = f"""
+_TREE: Final = """
 WITH RECURSIVE tree (id) AS (
        SELECT ?1
         UNION
        SELECT m.id FROM tree t JOIN manifest_child c ON c.manifest = t.id
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
-        LIMIT {MAX_TREE_MANIFESTS + 1})
+        LIMIT ?2)
 SELECT json_group_array(id), count(*) FROM tree"""
 _PULLS: Final = """
 SELECT max(iif(pulls > 0, last, NULL)), coalesce(sum(pulls), 0) FROM manifest_pull
@@ -78,18 +79,18 @@ _REFERRER_TAGS: Final = f"""
 SELECT substr(name, ?4) FROM tag WHERE repository = ?1 AND name > ?2 AND name < ?3 LIMIT {_MAX_REFERRERS}"""
 _TAGS_OF: Final = f"SELECT name FROM tag WHERE manifest = ?1 ORDER BY name LIMIT {MAX_TAGS_OF_MANIFEST}"
 _PRESENT_MANIFESTS: Final = """
-SELECT m.digest FROM json_each(?2) j JOIN manifest m ON m.repository = ?1 AND m.digest = j.value WHERE m.size > 0"""
+SELECT m.digest, m.size FROM json_each(?2) j JOIN manifest m ON m.repository = ?1 AND m.digest = j.value
+ WHERE m.size > 0"""
 _PRESENT_BLOBS: Final = """
-SELECT b.digest FROM json_each(?2) j JOIN blob b ON b.digest = j.value AND b.place <> ''
+SELECT b.digest, b.size FROM json_each(?2) j JOIN blob b ON b.digest = j.value AND b.place <> ''
   JOIN blob_link l ON l.repository = ?1 AND l.blob = b.id"""
 
 
 class SqliteTagListing:
-    """Implements `storage.tag_listing.TagListing`, which describes the methods. Reads in the thread for long
-    lookups."""
+    """Implements `storage.tag_listing.TagListing`, which describes the methods."""
 
     def __init__(self, scans: ScanThread | ImmutableScans) -> None:
-        """Reads with `scans`."""
+        """Reads with `scans`. Clients of `/v2` should not have to wait for that thread."""
         self._scans = scans
         self._versions = VersionLists()
 
@@ -121,14 +122,14 @@ class SqliteTagListing:
 
     async def present(
         self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
-    ) -> Set[Digest]:
-        def read(db: apsw.Connection) -> Set[Digest]:
+    ) -> Mapping[Digest, int]:
+        def read(db: apsw.Connection) -> Mapping[Digest, int]:
             repository = lookups.repository_id(db, repo)
             rows: list[Any] = []
             for sql, digests in ((_PRESENT_MANIFESTS, manifests), (_PRESENT_BLOBS, blobs)):
                 if digests:
                     rows += db.execute(sql, (repository, json.dumps(list(digests)))).fetchall()
-            return {Digest(digest) for (digest,) in rows}
+            return {Digest(digest): size for digest, size in rows}
 
         return await self._scans.run(read)
 
@@ -145,6 +146,8 @@ class SqliteTagListing:
         elif order is TagOrder.SIZE and (sizes := _sizes(db, repository, query, reader)) is not None:
             found = _by_size(sizes, query, after, limit + 1)
         else:
+            if order is TagOrder.SIZE:  # the reader has done its share of work without a result
+                reader = _FactsReader(db, repository)
             order = TagOrder.NAME
             found = _by_name(db, repository, query, after, limit + 1)
         # A tag that was deleted since its name was read is left out.
@@ -174,11 +177,17 @@ def _by_push(
 
 
 def _sizes(db: apsw.Connection, repository: int, query: TagQuery, reader: _FactsReader) -> list[tuple[int, str]] | None:
-    """Returns the matching tags with their sizes, the smallest first; None if there are too many."""
+    """Returns the matching tags with their sizes, the smallest first; None if there are too many, or too many manifests
+    below them."""
     rows = _rows(db, _WITH_MANIFEST, *_matches(repository, query), MAX_SORTED_BY_SIZE + 1)
     if len(rows) > MAX_SORTED_BY_SIZE:
         return None
-    return sorted((reader.stored_bytes(manifest) or 0, name) for name, manifest in rows)
+    sizes = []
+    for name, manifest in rows:
+        sizes.append((reader.stored_bytes(manifest) or 0, name))
+        if not reader.has_room:
+            return None
+    return sorted(sizes)
 
 
 def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor | None, limit: int) -> list[TagCursor]:
@@ -190,16 +199,22 @@ def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor
 
 
 class _FactsReader:
-    """Reads the facts about tags and manifests of one repository, for one call. Reads at most `_MAX_BLOB_ROWS`
-    references to blobs in all."""
+    """Reads the facts about tags and manifests of one repository, for one call. In all, reads at most `_MAX_BLOB_ROWS`
+    references to blobs, and looks at `MAX_LOOKED_AT_MANIFESTS` manifests of trees."""
 
     def __init__(self, db: apsw.Connection, repository: int) -> None:
         self._db = db
         self._repository = repository
         self._remaining_rows = _MAX_BLOB_ROWS
+        self._remaining_manifests = MAX_LOOKED_AT_MANIFESTS
         self._trees: dict[int, tuple[str, bool]] = {}
         self._sizes: dict[int, int | None] = {}
         self._manifests: dict[int, ManifestFacts | None] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the call may look at further manifests of trees."""
+        return self._remaining_manifests > 0
 
     def tag(self, name: str) -> ListedTag | None:
         """Returns a tag; None if there is no such tag."""
@@ -252,8 +267,10 @@ class _FactsReader:
     def _tree(self, row_id: int) -> tuple[str, bool]:
         """Returns the row ids of the manifests of a tree (JSON), and whether these are all."""
         if row_id not in self._trees:
-            ids, count = self._db.execute(_TREE, (row_id,)).get
-            self._trees[row_id] = ids, count <= MAX_TREE_MANIFESTS
+            limit = min(MAX_TREE_MANIFESTS, self._remaining_manifests)
+            ids, count = self._db.execute(_TREE, (row_id, limit + 1)).get  # at least the manifest itself
+            self._trees[row_id] = ids, count <= limit
+            self._remaining_manifests -= min(count, limit)
         return self._trees[row_id]
 
     def _referrer_types(self, digest: str) -> tuple[str, ...]:

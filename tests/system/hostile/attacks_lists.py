@@ -66,6 +66,11 @@ _LISTS: dict[str, tuple[str, str, str]] = {
     "referrers: bare": ("50,000", f"{_BARE}?last=sha256:FRESH", ""),
     "referrers: bare, of no such type": ("50,000", f"{_BARE}?artifactType=a/FRESH", ""),
     "referrers: huge annotations": ("6 MiB each", f"{_HUGE}?artifactType=application/vnd.example.sbom", ""),
+    "look: tags by version": (
+        "100,000",
+        "/api/v1/repositories/large/tags/tag-list?order=version&limit=200&text=FRESH",
+        "admin",
+    ),
     "api: users": ("", "/api/v1/users?limit=1000", "admin"),
     "api: grants": ("5,000", "/api/v1/grants", "admin"),
     "api: grants of one account": ("5,000", "/api/v1/grants?subject=user:many", "admin"),

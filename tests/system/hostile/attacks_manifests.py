@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -113,6 +116,18 @@ def _deleted_layers(site: AttackedSite) -> AttackAnswer:
     return site.ask("DELETE", f"/v2/{REPO}/manifests/{answer.header(b'docker-content-digest') or costly_bodies.EMPTY}")
 
 
+def _nested_files(site: AttackedSite) -> AttackAnswer:
+    """The files of an artifact that names the same blob ten times: an envelope with a deeply nested statement."""
+    statement = f'{{"{site.fresh()}":{"[" * 900}{",".join("1" * 20_000)}{"]" * 900}}}'
+    data = json.dumps({"payload": base64.b64encode(statement.encode()).decode()}).encode()
+    blob = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    site.ask("POST", f"/v2/{REPO}/blobs/uploads/?digest={blob}", body=data)
+    layer = {"mediaType": "application/vnd.in-toto+json", "digest": blob, "size": len(data)}
+    tag = site.fresh()
+    put(site, costly_bodies.manifest(layers=[layer] * 10), reference=tag)
+    return site.ask("GET", f"/api/v1/repositories/{REPO}/manifests/{tag}/files", login="admin")
+
+
 def _deleted(name: str, what: str, site: AttackedSite) -> AttackAnswer:
     """One of those manifests that were made to be deleted."""
     from tests.system.hostile import large_store
@@ -181,6 +196,7 @@ ATTACKS = [
     Attack("manifest: many ?tag=", "100", partial(_tags, 100)),
     Attack("manifest: too many ?tag=", "250", partial(_tags, 250)),
     Attack("manifest: pushed and deleted with many layers", "8 MiB", _deleted_layers),
+    Attack("look: files with a deep statement", "64 KiB", _nested_files),
     Attack("delete: manifest with many tags", "30,000 tags", partial(_deleted, "wide/tags", "%s")),
     Attack("delete: manifest with many blobs", "30,000 blobs", partial(_deleted, "wide/blobs", "%s")),
 ]

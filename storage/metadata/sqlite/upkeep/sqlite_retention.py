@@ -22,6 +22,7 @@ from storage.retention import (
     MAX_ORPHANS,
     MAX_PAGE_ROWS,
     REFERRER_TAG,
+    DeletedOrphans,
     ManifestKey,
     TagFacts,
     TagPosition,
@@ -150,11 +151,11 @@ class SqliteRetention:
 
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
-    ) -> tuple[Sequence[Digest], Sequence[Digest]]:
+    ) -> DeletedOrphans:
         assert len(digests) <= MAX_ORPHANS
         action = EventAction.RETENTION if is_retention else EventAction.DELETE
 
-        def delete(db: apsw.Connection, restorable: bool) -> tuple[list[Digest], list[Digest]]:
+        def delete(db: apsw.Connection, restorable: bool) -> DeletedOrphans:
             repository = _repository(db, repo)
             deleted: list[Digest] = []
             dependents: list[Digest] = []
@@ -166,7 +167,7 @@ class SqliteRetention:
                     # `SqliteMetadata.delete_manifest`).
                     _delete_manifest(db, repo, digest, by, self._clock(), restorable, action)
                     deleted.append(digest)
-            return deleted, dependents
+            return DeletedOrphans(deleted, dependents, restorable)
 
         return await self._delete_manifests(repo, delete)
 

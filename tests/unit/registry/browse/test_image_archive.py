@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from registry.admin.archive_response import RunningDownloads
+from registry.admin import archive_response
+from registry.admin.archive_response import HeldResponse, RunningDownloads
+from registry.browse import image_archive
+from registry.memory_budget import MemoryBudget
 from storage.content import Manifest
 from storage.errors import TooManyRequests
 from storage.names import Digest, Tag
@@ -161,12 +165,107 @@ async def test_who_may_download(setting: tuple[str, Site]) -> None:
     assert tuple([(await download(site, who=who)).status for who in (None, "someone")]) == expected
 
 
-def test_a_limited_number_at_once() -> None:
-    """A slot is free again after the download has ended, also by an error."""
-    downloads = RunningDownloads(1)
-    with downloads.slot(), pytest.raises(TooManyRequests), downloads.slot():
+async def test_a_limited_number_at_once() -> None:
+    """One reader gets half of the slots. A slot is free again after the download has ended, also by an error."""
+    downloads = RunningDownloads(3)
+    async with downloads.slot("alice"), downloads.slot("alice"):
+        with pytest.raises(TooManyRequests):
+            await enter(downloads, "alice")
+        async with downloads.slot("bob"):
+            with pytest.raises(TooManyRequests):
+                await enter(downloads, "carol")
+    with pytest.raises(ValueError, match="broken"):
+        async with downloads.slot("alice"):
+            raise ValueError("broken")
+    for reader in ("alice", "bob", "carol"):
+        await enter(downloads, reader)
+
+
+async def enter(downloads: RunningDownloads, reader: str) -> None:
+    async with downloads.slot(reader):
         pass
-    with pytest.raises(ValueError, match="broken"), downloads.slot():
-        raise ValueError("broken")
-    with downloads.slot():
-        pass
+
+
+async def test_a_client_that_takes_nothing_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When somebody else is refused, the download of a client ends that has taken too little for too long. One that
+    takes its bytes, or whose bytes the registry does not have yet, goes on."""
+    monkeypatch.setattr(archive_response, "_SLOW_SECONDS", 0.0)
+    downloads, started, gate = RunningDownloads(2), [asyncio.Event(), asyncio.Event()], asyncio.Event()
+    ended: list[str] = []
+
+    async def stalled() -> None:
+        async with downloads.slot("slow") as download:
+            with download.sending(1):
+                started[0].set()
+                await asyncio.Event().wait()
+            ended.append("sent")  # is not reached
+        ended.append("stalled")
+
+    async def healthy() -> None:
+        async with downloads.slot("healthy") as download:
+            with download.sending(1 << 20):
+                pass
+            started[1].set()
+            await gate.wait()
+        ended.append("healthy")
+
+    async with asyncio.TaskGroup() as tasks:
+        slow = tasks.create_task(stalled())
+        tasks.create_task(healthy())
+        for event in started:
+            await event.wait()
+        for _ in range(2):
+            with pytest.raises(TooManyRequests):
+                await enter(downloads, "other")
+        await slow
+        await enter(downloads, "other")
+        gate.set()
+    assert ended == ["stalled", "healthy"]
+
+
+async def test_a_download_needs_a_slot_before_it_is_planned(site: Site) -> None:
+    """Who is refused causes no work, and the error is an answer. What is planned in vain leaves its slot free."""
+    await site.image("v1")
+    downloads = site.app.app.service.access.management.downloads  # type: ignore[union-attr]
+    async with downloads.slot("account reader"), downloads.slot("account reader"):
+        for reference in ("v1", "none"):
+            assert (await download(site, reference)).status == 429
+    for _ in range(5):
+        assert (await download(site, "none")).status == 404
+    assert (await download(site)).status == 200
+
+
+async def test_large_images_cannot_be_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image with very many layers is refused. A blob that is named in several ways is in the archive once."""
+    monkeypatch.setattr(image_archive, "MAX_LAYERS", 3)
+    image = await site.image("v1", layers=[b"same"] * 3)
+    changed = image.body.replace(b"layer.v1.tar", b"layer.v1.tar+gzip", 1)
+    await site.registry.put_manifest(APP, Manifest.parse(changed, image.media_type), [Tag("two-types")], by=BY)
+    await site.image("large", layers=[b"same"] * 4)
+    check((await download(site)).body, image, f"{APP}:v1")
+    with tarfile.open(fileobj=io.BytesIO((await download(site, "two-types")).body)) as tar:
+        assert len(tar.getnames()) == len(set(tar.getnames())) == 4 + 2
+    assert (await download(site, "large")).status == 404
+
+
+async def test_memory_of_documents_that_are_sent() -> None:
+    """A manifest or config that finds no room in the budget is refused, and gives its memory back after it was sent."""
+    memory, sent = MemoryBudget(1 << 20, "documents"), asyncio.Queue[Any]()
+    body, gate = b"x" * (600 << 10), asyncio.Event()
+
+    async def slow_send(message: Any) -> None:
+        await sent.put(message)
+        await gate.wait()
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    scope = {"type": "http"}
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(HeldResponse(body, memory)(scope, receive, slow_send))
+        await sent.get()
+        with pytest.raises(TooManyRequests):
+            await HeldResponse(body, memory)(scope, receive, slow_send)
+        gate.set()
+    assert memory.used == 0
+    await HeldResponse(body, memory)(scope, receive, slow_send)

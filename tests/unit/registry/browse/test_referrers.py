@@ -7,7 +7,10 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from registry.browse.referrer_groups import MAX_FILE_BYTES
+import pytest
+
+from registry.browse import bounded_text
+from registry.browse.file_texts import MAX_FILE_BYTES, MAX_STATEMENT_CHARACTERS, MAX_STATEMENT_DEPTH, read_file
 from storage.content import Descriptor, Manifest
 from storage.names import Digest, Tag
 from tests.fakes.registry_content import BY, image_of, index_of, push_blob
@@ -131,6 +134,61 @@ async def test_statements(site: Site) -> None:
     for shown in found[:2]:
         assert json.loads(shown["statement"])["predicateType"] == shown["predicate_type"] == SPDX
     assert {each["statement"] for each in found[2:]} == {None}
+
+
+def envelope(statement: str) -> bytes:
+    return json.dumps({"payload": base64.b64encode(statement.encode()).decode()}).encode()
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * (depth - 1) + "{}" + "}" * (depth - 1)
+
+
+def test_statements_that_would_become_large() -> None:
+    """A statement that is nested deeply would have megabytes of indentation. It is not shown, and neither is one that
+    is too long with its indentation. The file itself is shown as it is."""
+    assert read_file(envelope(nested(MAX_STATEMENT_DEPTH))).statement is not None
+    wide = "[" * 25 + ",".join("1" * 5000) + "]" * 25
+    for statement in (nested(MAX_STATEMENT_DEPTH + 1), nested(7000), f'{{"predicateType": "{SPDX}", "a": {wide}}}'):
+        data = envelope(statement)
+        assert len(data) < MAX_FILE_BYTES
+        shown = read_file(data)
+        assert (shown.text, shown.statement) == (data.decode(), None)
+    assert shown.predicate_type == SPDX
+    longest = read_file(envelope('{"a": ["' + '","'.join("x" * 9000) + '"]}')).statement
+    assert longest is not None
+    assert len(longest) <= MAX_STATEMENT_CHARACTERS
+
+
+def test_texts_that_nest_very_deeply() -> None:
+    """They are no error of the parser, whatever it does with them."""
+    for data in (b"[" * MAX_FILE_BYTES, nested(MAX_FILE_BYTES // 6).encode()):
+        shown = read_file(data)
+        assert (shown.text, shown.statement) == (data.decode(), None)
+
+
+async def test_one_budget_for_all_referrers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of all referrers of an image share one budget."""
+    monkeypatch.setattr(bounded_text, "MAX_TOTAL_CHARACTERS", 2_000)
+    image = await site.image("v1")
+    for number in range(5):
+        note = {"note": f"{number}" + "x" * 1_000}
+        await artifact(site, image.digest, artifactType="x/other", annotations=note)
+    [group] = await groups(site)
+    assert len(group["referrers"]) == 5
+    texts = [text for view in group["referrers"] for item in view["annotations"].items() for text in item]
+    assert 1_000 < sum(map(len, texts)) < 2_100
+
+
+async def test_an_index_that_states_wrong_sizes(site: Site) -> None:
+    """An index that lists an attestation many times, with any size, shows it once, with the size that it has."""
+    attestation = await artifact(site, None, await file(site, b"{}"))
+    annotations = {"vnd.docker.reference.type": "attestation-manifest"}
+    entries = [replace(attestation.descriptor, annotations=annotations, size=size) for size in (1, 2, 1 << 40)]
+    await site.registry.put_manifest(APP, index_of(entries), [Tag("v1")], by=BY)
+    [group] = await groups(site)
+    [referrer] = group["referrers"]
+    assert (referrer["digest"], referrer["size"]) == (attestation.digest, len(attestation.body))
 
 
 async def test_many_files(site: Site) -> None:

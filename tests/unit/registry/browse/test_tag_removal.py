@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from registry.browse.tag_removal import TagRemover
+from storage.errors import ManifestTooLarge, StorageFailed, StorageFull
+from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
+from storage.retention import DeletedOrphans
+from storage.tag_history import TagMove
+from storage.wrappers import Call, ForwardingRegistry
 from tests.fakes.app_in_process import running_app
 from tests.fakes.registry_content import BY, all_tags, index_of
 from tests.fakes.store_accounts import add_grant
@@ -88,7 +94,131 @@ async def test_tags_that_are_removed_already(site: Site) -> None:
     """A second removal finds nothing, and is no error."""
     await site.image("v1")
     await remove(site, "v1", "v1")
-    assert await remove(site, "v1") == {"removed": [], "refused": [], "manifests": 0}
+    nothing = {"removed": [], "refused": [], "manifests": 0, "restorable": True, "problem": None}
+    assert await remove(site, "v1") == nothing
+
+
+async def test_tags_that_moved_stay(site: Site) -> None:
+    """A tag that does not point at what the caller has seen is refused, and its image and signature stay."""
+    old = await site.image("v1", layers=[b"old"])
+    await site.image("v2", layers=[b"other"])
+    new = await site.image("v1", layers=[b"new"])
+    signature = f"sha256-{new.digest.encoded}.sig"
+    await site.image(signature, layers=[b"signature"])
+    body = {"tags": ["v1", "v2"], "digests": {"v1": old.digest}}
+    answer = await site.json(f"{APP}/tag-removal", "cleaner", "POST", body)
+    assert [entry["tag"] for entry in answer["removed"]] == ["v2"]
+    assert [(entry["tag"], new.digest in entry["reason"]) for entry in answer["refused"]] == [("v1", True)]
+    assert await all_tags(site.registry, APP) == [signature, "v1"]
+    assert await manifests(site, new.digest) == [200]
+
+
+class Obstacle(ForwardingRegistry):
+    """Does something before each tag is deleted: another client that moves it, or a disk that fails."""
+
+    def __init__(self, inner: Registry, act: Callable[[Tag], Awaitable[None]]) -> None:
+        super().__init__(inner)
+        self._act = act
+
+    async def handle(self, call: Call[Any]) -> Any:
+        if call.operation == "delete_tag":
+            tag: Any = call.args[0]
+            await self._act(tag)
+        return await self.forward(call)
+
+
+def remover(site: Site, act: Callable[[Tag], Awaitable[None]], **parts: Any) -> TagRemover:
+    assert site.app.app.service.access is not None
+    store: Any = site.app.app.service.access.management.upkeep.store
+    retention = parts.get("retention", store.retention)
+    registry = Obstacle(site.registry, act)
+    return TagRemover(registry, store.tag_removals, retention, store.tag_history, store.immutable_tags)
+
+
+async def test_a_tag_that_moves_during_the_removal_stays(site: Site) -> None:
+    """It is refused with what belongs to it, and the undo list has only what was deleted."""
+    await site.image("v1", layers=[b"old"])
+    other = await site.image("v2", layers=[b"other"])
+
+    async def move(tag: Tag) -> None:
+        if tag == "v1":
+            await site.image("v1", layers=[b"new"])
+
+    removed = await remover(site, move).remove(APP, [Tag("v1"), Tag("v2")], {}, BY)
+    assert [(entry.tag, entry.digest) for entry in removed.removed] == [("v2", other.digest)]
+    assert [entry.tag for entry in removed.refused] == ["v1"]
+    assert await all_tags(site.registry, APP) == ["v1"]
+
+
+async def test_an_error_halfway_keeps_the_undo_list(site: Site) -> None:
+    """What is deleted before and after the error is in the answer. A signature stays with its image."""
+    images = [await site.image(f"v{number}", layers=[str(number).encode()]) for number in range(3)]
+    signature = f"sha256-{images[1].digest.encoded}.sig"
+    await site.image(signature, layers=[b"signature"])
+
+    async def fail(tag: Tag) -> None:
+        if tag == "v1":
+            raise StorageFailed("the disk does not answer")
+
+    tags = [Tag(f"v{number}") for number in range(3)]
+    removed = await remover(site, fail).remove(APP, tags, {}, BY)
+    assert [entry.tag for entry in removed.removed] == ["v0", "v2"]
+    assert [(entry.tag, entry.reason) for entry in removed.refused] == [("v1", "the disk does not answer")]
+    assert (removed.manifests, removed.restorable, removed.problem) == (2, True, None)
+    assert await all_tags(site.registry, APP) == [signature, "v1"]
+
+
+class FailingRetention:
+    """Deletes no manifests: the disk fails, or is too full to keep them."""
+
+    def __init__(self, orphans: DeletedOrphans | None) -> None:
+        self._orphans = orphans
+
+    async def delete_orphans(self, *_: Any, **__: Any) -> DeletedOrphans:
+        if self._orphans is None:
+            raise StorageFull("no space")
+        return self._orphans
+
+
+@pytest.mark.parametrize(
+    ("orphans", "outcome"),
+    [
+        (None, (0, True, "no space")),
+        (DeletedOrphans([Digest("sha256:" + 64 * "0")], [], is_restorable=False), (1, False, None)),
+    ],
+)
+async def test_a_full_disk(site: Site, orphans: DeletedOrphans | None, outcome: tuple[int, bool, str | None]) -> None:
+    """The answer says that manifests were not removed, or cannot be put back."""
+    await site.image("v1")
+
+    async def nothing(tag: Tag) -> None:
+        pass
+
+    removed = await remover(site, nothing, retention=FailingRetention(orphans)).remove(APP, [Tag("v1")], {}, BY)
+    assert [entry.tag for entry in removed.removed] == ["v1"]
+    assert (removed.manifests, removed.restorable, removed.problem) == outcome
+
+
+class FailingHistory:
+    """Puts back nothing but `v2`."""
+
+    async def move(self, repo: RepositoryName, tag: Tag, digest: Digest, **_: Any) -> TagMove:
+        if tag == "v0":
+            raise ManifestTooLarge("it is too large by now")
+        if tag == "v1":
+            raise StorageFull("no space")
+        return TagMove(tag, digest, None, [])
+
+
+async def test_what_cannot_be_put_back(site: Site) -> None:
+    """Each tag that cannot be put back is in the answer, whatever the reason, with those that were."""
+    store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
+    history: Any = FailingHistory()
+    undo = TagRemover(site.registry, store.tag_removals, store.retention, history, store.immutable_tags)
+    digest = Digest("sha256:" + 64 * "0")
+    restored = await undo.restore(APP, [(Tag(f"v{number}"), digest) for number in range(3)], BY)
+    assert [entry.tag for entry in restored.restored] == ["v2"]
+    assert [entry.reason for entry in restored.refused] == ["it is too large by now", "no space"]
 
 
 async def test_rights(site: Site) -> None:
@@ -107,6 +237,16 @@ async def test_rights(site: Site) -> None:
             assert (await site.get(f"{name}/{route}", "other", "POST", body)).status == 403
             assert (await site.get(f"{name}/{route}", None, "POST", body)).status == 401
         assert (await site.get(f"team/none/{route}", "cleaner", "POST", body)).status == 404
+    assert await all_tags(site.registry, APP) == ["v1"]
+
+
+async def test_who_may_not_pull_learns_no_digests(site: Site) -> None:
+    """The plan and the removal need `pull` as well, because their answers have digests."""
+    await site.image("v1")
+    site.logins["blind"] = await site.app.user("blind")
+    await add_grant(site.app.accounts, "user:blind", "team/**", "delete")
+    for route in ("tag-removal-plan", "tag-removal"):
+        assert (await site.get(f"{APP}/{route}", "blind", "POST", {"tags": ["v1"]})).status == 404
     assert await all_tags(site.registry, APP) == ["v1"]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from registry.auth.rights.principal import Identity, Principal, Rights
+from registry.browse import image_overview, tag_rows
+from registry.browse.content_reader import MAX_ROW_BYTES
 from registry.browse.repository_browser import RepositoryBrowser
 from registry.browse.stored_content import stored_content
 from registry.naming import NamingRules
 from registry.request import RequestContext
-from storage.content import Actor, Descriptor
+from storage.content import Actor, Descriptor, Manifest
+from storage.errors import TooManyRequests
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_listing import TagQuery
@@ -121,6 +125,18 @@ async def test_artifacts_and_broken_configs(site: Site) -> None:
         assert (found[tag]["kind"], entry["name"], entry["present"]) == ("image", "", True)
 
 
+async def test_a_config_that_is_larger_than_its_manifest_says(site: Site) -> None:
+    """A list does not read it. The details show it."""
+    config = {"os": "linux", "architecture": "amd64", "author": "x" * MAX_ROW_BYTES}
+    image = await site.image(config=config)
+    assert image.config is not None
+    small = image.body.replace(f'"size": {image.config.size}'.encode(), b'"size": 7')
+    await site.registry.put_manifest(APP, Manifest.parse(small, image.media_type), [Tag("v1")], by=BY)
+    [row] = await rows(site)
+    assert [entry["name"] for entry in row["platforms"]] == [""]
+    assert (await site.json(f"{APP}/manifests/v1/details"))["image"]["platform"] == "linux/amd64"
+
+
 async def test_lists_are_paged_sorted_and_filtered(site: Site) -> None:
     """`next` leads through the list; other positions are refused."""
     await site.image("v1.10", "v1.9", "v1.2", "other")
@@ -195,6 +211,67 @@ async def mirror_index(site: Site, repo: RepositoryName, count: int) -> Digest:
         await store.put_manifest(repo, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
     await store.upstream_tags.freeze(repo, Tag("v1"), index.digest, by=BY)
     return index.digest
+
+
+async def test_a_page_lists_a_limited_number_of_platforms(
+    site: Site, browser: RepositoryBrowser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if many tags point at the same index: the others are counted."""
+    monkeypatch.setattr(image_overview, "MAX_PAGE_PLATFORMS", 8)
+    monkeypatch.setattr(tag_rows, "MAX_PAGE_PLATFORMS", 8)
+    await mirror_index(site, UBUNTU, 5)
+    store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
+    index = await store.get_manifest(UBUNTU, Tag("v1"))
+    await store.put_manifest(UBUNTU, index, [Tag("v2"), Tag("v3")], by=Actor("mirror"), sparse=True)
+    page = await browser.tags(anybody(), UBUNTU, TagQuery(), None, 10)
+    assert [(len(row.platforms), row.more_platforms) for row in page.items] == [(5, 0), (3, 2), (0, 5)]
+
+
+async def test_large_manifests_below_an_index(site: Site) -> None:
+    """A list does not read them, whatever size the index states. The details of such an image are shown."""
+    note = {"note": "x" * MAX_ROW_BYTES}
+    large = await site.image(annotations=note)
+    entries = [replace(large.descriptor, annotations=None, size=7, platform=platform("amd64"))]
+    await site.registry.put_manifest(APP, index_of(entries, annotations=note), [Tag("large-index")], by=BY)
+    await site.registry.put_manifest(APP, index_of(entries), [Tag("small-index")], by=BY)
+    found = {row["tag"]: row for row in await rows(site)}
+    assert found["large-index"]["kind"] == "unreadable"
+    [entry] = found["small-index"]["platforms"]
+    assert (entry["name"], entry["present"], entry["size"]) == ("linux/amd64", True, None)
+    for tag in found:
+        view = await site.json(f"{APP}/manifests/{tag}/details")
+        assert (view["kind"], view["platforms"][0]["name"]) == ("index", "linux/amd64")
+        assert view["image"]["digest"] == large.digest
+
+
+async def test_a_reader_leaves_room_for_others(site: Site, browser: RepositoryBrowser) -> None:
+    """Reads of one account wait for each other, and are refused if too many wait. Others are answered meanwhile."""
+    await mirror_index(site, UBUNTU, 1)
+    alice, bob = (RequestContext(Principal(Identity(name), Rights.everything())) for name in ("alice", "bob"))
+    await browser.tags(bob, UBUNTU, TagQuery(), None, 10)  # from now on the summaries are in memory
+    gate, are_reading, reads = asyncio.Event(), asyncio.Event(), 0
+    stored: Any = browser._registry
+    get_manifest = stored.get_manifest
+
+    async def slow_get(repo: RepositoryName, reference: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            are_reading.set()
+        await gate.wait()
+        return await get_manifest(repo, reference)
+
+    stored.get_manifest = slow_get
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(browser.raw_manifest(alice, UBUNTU, Tag("v1"))) for _ in range(20)]
+        await are_reading.wait()
+        await asyncio.sleep(0)  # all of them wait now
+        with pytest.raises(TooManyRequests):
+            await browser.raw_manifest(alice, UBUNTU, Tag("v1"))
+        assert (await browser.tags(bob, UBUNTU, TagQuery(), None, 10)).items
+        assert reads == 2
+        gate.set()
+    assert {(await task).digest for task in waiting} == {(await get_manifest(UBUNTU, Tag("v1"))).digest}
 
 
 async def test_platforms_that_are_not_here(site: Site, browser: RepositoryBrowser) -> None:

@@ -198,9 +198,9 @@ async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, c
     )
     assert dependents is not None
     assert set(dependents) == {exclusive.digest, tagged.digest, shared.digest, signature.digest}
-    gone, more = await store.retention.delete_orphans(APP, dependents, RETENTION)
-    assert set(gone) == {exclusive.digest, signature.digest}
-    assert more == []
+    orphans = await store.retention.delete_orphans(APP, dependents, RETENTION)
+    assert set(orphans.deleted) == {exclusive.digest, signature.digest}
+    assert (orphans.dependents, orphans.is_restorable) == ([], True)
     assert [await has(store, image.digest) for image in (index, exclusive, signature)] == [False] * 3
     assert [await has(store, image.digest) for image in (tagged, shared)] == [True] * 2
 
@@ -243,6 +243,9 @@ async def test_a_full_disk_does_not_keep_what_is_deleted(
         assert not await has(store, image.digest)
         with pytest.raises(ManifestUnknown, match="put back"):
             await store.tag_history.move(APP, Tag("tag"), image.digest, by=BY, is_immutable=nothing_immutable)
+        other = await push_image(store, APP, "b")
+        disk.is_full = True
+        assert await store.retention.delete_orphans(APP, [other.digest], RETENTION) == ([other.digest], [], False)
 
 
 async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> None:

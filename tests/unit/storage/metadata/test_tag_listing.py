@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +141,42 @@ async def test_what_is_too_large_is_not_added_up(store: StoredRegistry, monkeypa
     assert [tag.manifest.stored_bytes is None for tag in page.items] == [False, True]
 
 
+async def test_many_manifests_are_not_looked_at(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page looks at a limited number of manifests below indexes. A list that would need more is not sorted by size.
+    Pulls of the manifest itself are counted nevertheless."""
+    for name in ("a", "b"):
+        children = [await push_image(store, APP, f"{name}{number}") for number in range(3)]
+        await store.put_manifest(APP, index_of([each.descriptor for each in children]), [Tag(name)], by=BY)
+    await push_image(store, APP, "c", "c")
+    monkeypatch.setattr(sqlite_tag_listing, "MAX_LOOKED_AT_MANIFESTS", 6)
+    page = await store.tag_listing.page(APP, TagQuery(order=TagOrder.SIZE), None, 10)
+    assert (page.order, [tag.name for tag in page.items]) == (TagOrder.NAME, ["a", "b", "c"])
+    assert [tag.manifest.stored_bytes is None for tag in page.items] == [False, True, True]
+    monkeypatch.setattr(sqlite_tag_listing, "MAX_LOOKED_AT_MANIFESTS", 10)
+    page = await store.tag_listing.page(APP, TagQuery(order=TagOrder.SIZE), None, 10)
+    assert (page.order, page.items[0].name) == (TagOrder.SIZE, "c")
+
+
+async def test_lists_do_not_wait_for_other_lookups(store: StoredRegistry) -> None:
+    """The lists of `/v2` and those for people are read in different threads."""
+    await push_image(store, APP, "one", "v1")
+    in_list, go_on = threading.Event(), threading.Event()
+
+    def block(_: object) -> None:
+        in_list.set()
+        assert go_on.wait(60)
+
+    listing: Any = store.tag_listing
+    blocked = asyncio.create_task(listing._scans.run(block))
+    await asyncio.to_thread(in_list.wait, 60)
+    try:
+        await store.retention.tags(APP, None)
+        assert not blocked.done()
+    finally:
+        go_on.set()
+        await blocked
+
+
 async def test_cached_content(store: StoredRegistry) -> None:
     """Of mirrored content, only what is stored is present and counts."""
     layers = [descriptor_of(b"stored"), descriptor_of(b"not stored")]
@@ -150,10 +189,10 @@ async def test_cached_content(store: StoredRegistry) -> None:
     present = await store.tag_listing.present(
         MIRRORED, [image.digest, absent.digest], [layer.digest for layer in layers]
     )
-    assert present == {image.digest, layers[0].digest}
+    assert present == {image.digest: len(image.body), layers[0].digest: layers[0].size}
     facts = (await store.tag_listing.tag(MIRRORED, Tag("v1"))).manifest
     assert (facts.stored_bytes, facts.last_pulled, facts.pulls) == (layers[0].size, None, 0)
-    assert await store.tag_listing.present(MIRRORED, [], []) == set()
+    assert await store.tag_listing.present(MIRRORED, [], []) == {}
 
 
 async def test_unknown(store: StoredRegistry) -> None:

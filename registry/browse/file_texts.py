@@ -1,0 +1,95 @@
+"""What a file of an artifact, such as an SBOM or a signature, shows to people (`read_file`)."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from registry.browse.bounded_text import TextBudget
+from registry.browse.image_config import parse_object
+
+MAX_FILE_BYTES: Final = 64 * 1024
+"""The text of a larger file is not shown."""
+MAX_STATEMENT_CHARACTERS: Final = 128 * 1024
+"""A statement that is longer with its indentation is not shown."""
+MAX_STATEMENT_DEPTH: Final = 32
+"""A statement in which objects and arrays are nested more deeply is not shown: each level indents all that is in it, so
+that a file of 64 KiB would become megabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileText:
+    """What is shown of a file. `text`: None if it is no text. `statement`: the statement that a DSSE envelope or a
+    Sigstore bundle in the file contains, as indented JSON; None: there is none, or it is too large to show.
+    `predicate_type`: the type of that statement."""
+
+    format: Literal["json", "text", "binary"]
+    text: str | None = None
+    statement: str | None = None
+    predicate_type: str = ""
+
+
+def read_file(data: bytes) -> FileText:
+    """Returns what is shown of a file of at most MAX_FILE_BYTES. This takes too long for the event loop."""
+    text = _text(data)
+    if text is None:
+        return FileText("binary")
+    document = parse_object(data)
+    if document is None:
+        return FileText("text", text)
+    statement = find_statement(document)
+    if statement is None:
+        return FileText("json", text)
+    return FileText("json", text, _indented(statement), TextBudget().text(statement.get("predicateType")))
+
+
+def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the statement in a DSSE envelope, or in a Sigstore bundle with one; None if there is none. Verifies
+    nothing."""
+    envelope = document.get("dsseEnvelope", document)
+    payload = envelope.get("payload") if isinstance(envelope, Mapping) else None
+    if not isinstance(payload, str):
+        return None
+    try:
+        data = base64.b64decode(payload)
+    except ValueError:
+        return None
+    return parse_object(data)
+
+
+def _text(data: bytes) -> str | None:
+    """Returns data as text; None if it is none."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _indented(statement: dict[str, Any]) -> str | None:
+    """Returns a statement as indented JSON; None if it is nested too deeply, or too long."""
+    if _is_too_deep(statement):
+        return None
+    parts, size = [], 0
+    for part in json.JSONEncoder(indent=2).iterencode(statement):
+        size += len(part)
+        if size > MAX_STATEMENT_CHARACTERS:
+            return None
+        parts.append(part)
+    return "".join(parts)
+
+
+def _is_too_deep(statement: dict[str, Any]) -> bool:
+    level: list[Any] = [statement]
+    for _ in range(MAX_STATEMENT_DEPTH):
+        level = [value for outer in level for value in _values(outer) if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _values(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer

@@ -1,0 +1,57 @@
+"""What is kept in memory of the manifests that people look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from registry.browse import content_reader
+from registry.browse.content_reader import MAX_PREDICATES, MAX_ROW_BYTES, ContentReader, summarize
+from storage.content import Descriptor, Manifest, digest_of
+from storage.memory_registry import MemoryRegistry
+from tests.fakes.registry_content import CONFIG_TYPE, descriptor_of, image_of, index_of
+
+CONFIG = descriptor_of(b"{}", CONFIG_TYPE)
+
+
+def stating(predicates: int, characters: int = 0) -> Manifest:
+    """An image whose layers state this many different things."""
+    layer = descriptor_of(b"layer")
+    notes = [{"in-toto.io/predicate-type": f"{number}" + "x" * characters} for number in range(predicates)]
+    return image_of(CONFIG, [replace(layer, annotations=note) for note in notes])
+
+
+def index(number: int, entries: int = 50) -> Manifest:
+    return index_of([Descriptor(CONFIG_TYPE, digest_of(b"%d/%d" % (number, each)), 7) for each in range(entries)])
+
+
+def kept(reader: ContentReader, manifests: list[Manifest]) -> int:
+    """How many of these manifests' summaries are still in memory."""
+    return sum(reader._manifests.get(manifest.digest) is not None for manifest in manifests)
+
+
+def test_a_summary_names_a_limited_number_of_predicates() -> None:
+    assert len(summarize(stating(5)).predicates) == 5
+    assert len(summarize(stating(MAX_PREDICATES + 50)).predicates) == MAX_PREDICATES
+
+
+async def test_summaries_take_a_limited_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were used last are kept: many small ones, or few large ones."""
+    monkeypatch.setattr(content_reader, "_MAX_KEPT_BYTES", 100_000)
+    reader = ContentReader(MemoryRegistry())
+    small, large = [index(number, 1) for number in range(100)], [index(number) for number in range(100)]
+    for manifest in small + large:
+        await reader.summary_of(manifest)
+    few = kept(reader, large)
+    assert (kept(reader, small), kept(reader, large[-few:])) == (0, few)
+    for manifest in small:
+        await reader.summary_of(manifest)
+    assert 1 <= few < kept(reader, small)
+
+
+async def test_what_was_read_of_a_large_manifest_is_not_kept() -> None:
+    reader = ContentReader(MemoryRegistry())
+    large = image_of(CONFIG, annotations={"note": "x" * MAX_ROW_BYTES})
+    assert (await reader.summary_of(large)).kind == "image"
+    assert kept(reader, [large]) == 0
