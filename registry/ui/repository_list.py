@@ -1,4 +1,4 @@
-"""Lists the repositories that a reader may pull: the hosted ones, or those of one upstream.
+"""Lists the repositories that a visitor may pull: the hosted ones, or those of one upstream.
 
 The `Registry` lists all names together, in byte order, and bounds the work for each page of its list. Mirrored names
 begin with the name of their upstream, so the names of an upstream are one range, and hosted names are what is between
@@ -33,7 +33,7 @@ class RepositoryPage:
 
 
 def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
-    """Returns the upstreams, sorted, in which `names`, the names that the reader may pull, can have a repository."""
+    """Returns the upstreams, sorted, in which `names`, the names that the visitor may pull, can have a repository."""
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)

@@ -69,8 +69,8 @@ class HitList:
 
 @router.get(SEARCH_PATH)
 async def search(request: Request) -> Response:
-    """Shows what the reader may pull and the text `q` of the query matches. With `kind`, a key of `KINDS`, shows only
-    entries of this kind, those that follow the first `after` ones. Raises Unauthorized for an anonymous reader who may
+    """Shows what the visitor may pull and the text `q` of the query matches. With `kind`, a key of `KINDS`, shows only
+    entries of this kind, those that follow the first `after` ones. Raises Unauthorized for an anonymous visitor who may
     pull nothing, and RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     searches, principal = caller.searches, caller.principal

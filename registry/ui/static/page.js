@@ -16,7 +16,7 @@ function showLocalTimes(root) {
   }
 }
 
-/** Puts the time in the reader's time zone into the titles of the ages below an element. */
+/** Puts the time in the visitor's time zone into the titles of the ages below an element. */
 function showLocalTitles(root) {
   for (const element of root.querySelectorAll("time[data-age]")) {
     element.title = timeFormat.format(new Date(element.dateTime));

@@ -41,8 +41,8 @@ def test_a_login(browser: Browser) -> None:
     answer = browser.submit(name, password, next="/api/v1/me?a=b")
     assert (answer.status_code, answer.headers["location"]) == (303, "/api/v1/me?a=b")
     for _ in range(4):
-        with plain_client(cookies={SESSION: browser.session or ""}) as again:
-            assert again.get(f"{browser.own}/api/v1/me").json()["name"] == name
+        with plain_client(cookies={SESSION: browser.session or ""}) as elsewhere:
+            assert elsewhere.get(f"{browser.own}/api/v1/me").json()["name"] == name
     assert browser.submit(name, password).headers["location"] == "/api/docs"
     # A person, who may do what a login with the password allows.
     assert browser.call("POST", "/tokens", {}, origin=browser.own).status_code == 201

@@ -47,7 +47,8 @@ def hints(program: str, address: RegistryAddress, hosts: list[MirroredHost], has
 def test_every_file_can_be_read(program: str) -> None:
     """Over http and https, with mirrors and without, with accounts and without. Every sentence has its values, and
     names no password that somebody could take for a real one."""
-    for address, hosts, has_accounts in itertools.product((HTTP, HTTPS), ([], [HUB], [ADDITIONAL_HUB, GITHUB]), (True, False)):
+    host_lists: tuple[list[MirroredHost], ...] = ([], [HUB], [ADDITIONAL_HUB, GITHUB])
+    for address, hosts, has_accounts in itertools.product((HTTP, HTTPS), host_lists, (True, False)):
         setup = PROGRAM_SETUPS[program](address, hosts, has_accounts)
         files(setup)
         shown = " ".join([*(content for _, content in setup.files), *setup.commands, *map(str, setup.hints)])
@@ -90,9 +91,9 @@ def test_containerd_and_docker() -> None:
         "/etc/containerd/certs.d/docker.io/hosts.toml"
     }
     assert PROGRAM_SETUPS["docker"](HTTPS, [], False).files == ()
-    shown = hints("containerd", HTTPS, [HUB], False)
+    text = hints("containerd", HTTPS, [HUB], False)
     for section in ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"):
-        assert f'[plugins."{section}".registry]' in shown
+        assert f'[plugins."{section}".registry]' in text
 
 
 @pytest.mark.parametrize("program", ["docker", "nas", "ci"])
