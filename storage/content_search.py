@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-from storage.errors import StorageFailed
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NameSet
 
@@ -80,13 +79,6 @@ class DigestFound:
 def search_words(text: str) -> list[str]:
     """Returns the words of a search in lower case."""
     return [word[:MAX_WORD_CHARACTERS] for word in text.lower().split()[:MAX_WORDS]]
-
-
-class SearchIndexDamaged(StorageFailed):
-    """Tables in the database are damaged that a search or the index reads. If they are those of the index,
-    `SearchIndex.rebuild` mends them."""
-
-    default = "the search index is damaged; entrepot fsck --repair builds it again"
 
 
 class ContentSearch(Protocol):

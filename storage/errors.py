@@ -216,6 +216,13 @@ class StorageFailed(RegistryError):
     default = "the registry's storage failed; the server's log says how"
 
 
+class SearchIndexDamaged(StorageFailed):
+    """Tables in the database are damaged that a search or the index reads. If they are those of the index,
+    `storage.content_search.SearchIndex.rebuild` mends them."""
+
+    default = "the search index is damaged; entrepot fsck --repair builds it again"
+
+
 class TooManyOpenFiles(StorageFailed):
     """The process or the machine has reached its limit of open files. `retry_after`: number of seconds after which the
     client may try again."""

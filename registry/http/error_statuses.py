@@ -100,6 +100,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     imports.SourceDown: 502,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
+    errors.SearchIndexDamaged: 500,
     errors.TooManyOpenFiles: 503,
     RequestInvalid: 400,
     FormInvalid: 400,

@@ -19,10 +19,16 @@ from storage.content_search import (
     ManifestBatch,
     ManifestLabels,
     SearchIndex,
-    SearchIndexDamaged,
     UnindexedManifest,
 )
-from storage.errors import BlobUnknown, NameUnknown, RegistryError, StorageFailed, TooManyOpenFiles
+from storage.errors import (
+    BlobUnknown,
+    NameUnknown,
+    RegistryError,
+    SearchIndexDamaged,
+    StorageFailed,
+    TooManyOpenFiles,
+)
 from storage.json_bounds import UNCHECKED_BYTES, load_bounded
 from storage.leases import Leases
 from storage.metadata.catalog import BlobRow, Metadata

@@ -13,12 +13,11 @@ from storage.content_search import (
     LabelsFound,
     ManifestBatch,
     ManifestLabels,
-    SearchIndexDamaged,
     SearchPage,
     TagFound,
 )
 from storage.data_dir.reserve import ReserveUse
-from storage.errors import StorageFailed, StorageFull
+from storage.errors import SearchIndexDamaged, StorageFailed, StorageFull
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread

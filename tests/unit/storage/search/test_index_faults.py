@@ -12,7 +12,7 @@ import apsw
 import pytest
 
 from storage.content import Manifest
-from storage.content_search import SearchIndexDamaged
+from storage.errors import SearchIndexDamaged
 from storage.metadata.sqlite.search import index_tables
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
