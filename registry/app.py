@@ -32,7 +32,6 @@ from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp, refuse_with_json
 from registry.service_factory import Service, ServiceFactory
 from registry.status.worker_report import ServerRun, WorkerReporter, new_server_run
-from registry.telemetry.request_recorder import RequestEnd
 from registry.telemetry.telemetry import Telemetry
 from registry.ui import site
 from registry.ui.page_route import send_too_many
@@ -85,6 +84,13 @@ class Entrepot(FastAPI):
         self.body_memory = factory.body_memory
         self.openapi_document = documentation.OpenAPIDocument(self.openapi)
         self.telemetry = telemetry
+        self.request_recorder = telemetry.requests
+        """What the server tells about each request (`registry.server.connection.request_reports`)."""
+        self._in_flight_cell = telemetry.metrics.in_flight.first
+        self.running_requests = 0
+        """Number of requests in progress, except those that the response cache answers."""
+        self.on_idle: Callable[[], None] | None = None
+        """Called whenever the last request in progress has ended; None: nobody waits for that."""
         self.closes_telemetry = False
         """Whether the application closes `telemetry` when the application ends. True if no other application uses
         `telemetry`."""
@@ -137,44 +143,28 @@ class Entrepot(FastAPI):
             return None
         return self.service.distribution.answer_at_once(scope)
 
-    def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
-        """Called by the server after it has sent a response that `answer_at_once` has returned."""
-        self.telemetry.requests.on_cached_answer(scope, answer, request_id)
-        if self.telemetry.tracing is not None:
-            self.telemetry.tracing.cached_request(scope, answer.kind)
-
-    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
-        """Called by the server at the end of each other request."""
-        route = self.telemetry.requests.on_request_end(scope, end)
-        if self.telemetry.tracing is not None:
-            self.telemetry.tracing.end_request(scope, route, end.status)
-
-    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
-        """Called by the server for each request, and each connection, that it has refused itself."""
-        self.telemetry.requests.on_refused(scope, end)
-
-    def on_connection(self, change: int) -> None:
-        """Called by the server with 1 for a new connection, and with -1 when it has ended."""
-        metrics = self.telemetry.metrics
-        metrics.cells.own[metrics.connections.first] += change
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 self._count = scope.get("state", {}).get(COUNTS_STATE, ServerCounts)
             await self._app_outside_v2(scope, receive, send)
             return
-        metrics = self.telemetry.metrics
-        metrics.cells.own[metrics.in_flight.first] += 1
-        tracing = self.telemetry.tracing
+        telemetry, cells, in_flight = self.telemetry, self.telemetry.metrics.cells, self._in_flight_cell
+        self.running_requests += 1
+        cells.own[in_flight] += 1
         try:
-            if tracing is None:
-                await self._answer(scope, receive, send)
-            else:
-                with tracing.request(scope):
+            if telemetry.tracing is not None:
+                with telemetry.tracing.request(scope):
                     await self._answer(scope, receive, send)
+            elif telemetry.metrics_port is None and is_distribution(raw_path(scope)):
+                await self.service.distribution(scope, receive, send)  # as `_answer` does, without a coroutine more
+            else:
+                await self._answer(scope, receive, send)
         finally:
-            metrics.cells.own[metrics.in_flight.first] -= 1
+            cells.own[in_flight] -= 1
+            self.running_requests -= 1
+            if self.on_idle is not None and not self.running_requests:
+                self.on_idle()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request to the part of the application that answers it."""

@@ -22,7 +22,6 @@ from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.log_output import set_log_level
 from registry.server.process.lifespan import Lifespan
-from registry.telemetry.request_recorder import RequestEnd
 
 MakeApp = Callable[[Settings, bool], Entrepot]
 """Returns the application for some settings, not started. The second argument is `starts_work` of `Entrepot`."""
@@ -30,25 +29,18 @@ log = logging.getLogger("registry")
 
 
 class _Running:
-    """A started application, and the number of its requests in progress."""
+    """A started application."""
 
     def __init__(self, app: Entrepot) -> None:
         self.app = app
         self.lifespan = Lifespan(app)
-        self.requests = 0
-        self.is_replaced = False
         self.has_no_requests = asyncio.Event()
         """Set when the application has been replaced and its last request has ended."""
 
-    def end_request(self) -> None:
-        self.requests -= 1
-        if self.is_replaced and not self.requests:
-            self.has_no_requests.set()
-
     def replace(self) -> None:
         """Says that the application gets no more requests."""
-        self.is_replaced = True
-        if not self.requests:
+        self.app.on_idle = self.has_no_requests.set
+        if not self.app.running_requests:
             self.has_no_requests.set()
 
 
@@ -59,6 +51,8 @@ class LiveApp:
     def __init__(self, settings: Settings, make_app: MakeApp) -> None:
         self._make_app = make_app
         self._current = _Running(make_app(settings, True))
+        self.request_recorder = self._current.app.request_recorder
+        """What the server tells about each request. All applications share it."""
         self._prepared: _Running | None = None
         self._server_state: dict[str, Any] = {}
         """The server's values in the lifespan state. Each application gets a copy."""
@@ -66,38 +60,18 @@ class LiveApp:
         """Applications that are out of use, and the tasks that close them."""
         self._passing_work = asyncio.Lock()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Returns the coroutine of the application in force, because a coroutine around it would cost time in each
+        request. Await it at once: a request that has not begun does not keep its application open."""
         if scope["type"] == "lifespan":
             self._server_state = scope.get("state", {})
             self._current.lifespan.state.update(self._server_state)
-            await self._run(receive, send)
-            return
-        running = self._current
-        running.requests += 1
-        try:
-            await running.app(scope, receive, send)
-        finally:
-            running.end_request()
+            return self._run(receive, send)
+        return self._current.app(scope, receive, send)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns a cached response (see `Entrepot.answer_at_once`)."""
         return self._current.app.answer_at_once(scope)
-
-    def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
-        """Counts and logs a request (see `Entrepot.on_cached_answer`)."""
-        self._current.app.on_cached_answer(scope, answer, request_id)
-
-    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
-        """Counts and logs a request (see `Entrepot.on_request_end`). All applications share what they count."""
-        self._current.app.on_request_end(scope, end)
-
-    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
-        """Counts and logs a request that the server has refused (see `Entrepot.on_refused`)."""
-        self._current.app.on_refused(scope, end)
-
-    def on_connection(self, change: int) -> None:
-        """Counts a connection (see `Entrepot.on_connection`)."""
-        self._current.app.on_connection(change)
 
     async def prepare(self, configuration: bytes) -> None:
         """Starts an application with the pickled `Settings`, beside the current one. Its background work does not start

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from typing import Any, Final, Literal, TextIO
 
@@ -21,6 +21,11 @@ BUFFER_CHARACTERS: Final = 16 * 1024
 """The buffered lines are written when they have this many characters in total."""
 FLUSH_SECONDS: Final = 0.2
 """The buffered lines are written this long after the first of them was added, or earlier if the buffer is full."""
+
+_LATER_LINE_CHARACTERS: Final = 256
+"""Assumed size of a line whose text is made later."""
+_LaterLine = tuple[float, str, Callable[..., str], tuple[Any, ...]]
+"""A line whose text is made later: seconds since 1970, the logger's name, and the arguments of `write_later`."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -133,8 +138,8 @@ class BufferedHandler(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._lines: list[str] = []
-        self._size = 0  # characters of the buffered lines
+        self._lines: list[str | _LaterLine] = []
+        self._size = 0  # characters of the buffered lines, about
         self._text_formatter = LineFormatter()
         self.setFormatter(self._text_formatter)
 
@@ -143,28 +148,31 @@ class BufferedHandler(logging.Handler):
         """Whether the lines are text, and not JSON objects."""
         return self.formatter is self._text_formatter
 
-    def write_message(self, name: str, message: str) -> None:
-        """Adds a message of level INFO and of the logger `name` as a line of text, without a log record. Costs a fifth
-        of `Logger.info`. Raises nothing: errors go to `handleError`, as in `emit`."""
+    def write_later(self, name: str, make_message: Callable[..., str], *arguments: Any) -> None:
+        """Adds a message of level INFO and of the logger `name` as a line of text, without a log record. The message is
+        `make_message(*arguments)`, which is called when the buffered lines are written: it takes a third of the time in
+        a loop over many lines. Raises nothing: errors go to `handleError`, as in `emit`."""
         try:
             with self.lock or nullcontext():
-                line = self._text_formatter.line(time.time(), "INFO", name, os.getpid(), message)
-                self._add(line, is_urgent=False)
+                line = (time.time(), name, make_message, arguments)
+                self._add(line, _LATER_LINE_CHARACTERS, is_urgent=False)
         except Exception:
-            self.handleError(logging.makeLogRecord({"name": name, "msg": message}))
+            self.handleError(logging.makeLogRecord({"name": name, "msg": "a line could not be added"}))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Adds the record's line to the buffer. Writes the buffer immediately in three cases: the record is a warning
         or an error; the buffer is full; this thread has no running event loop that could write the buffer later."""
         try:
-            self._add(self.format(record), is_urgent=record.levelno >= logging.WARNING)
+            line = self.format(record)
+            self._add(line, len(line), is_urgent=record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
 
-    def _add(self, line: str, *, is_urgent: bool) -> None:
-        """Adds a line to the buffer, and writes the buffer if that cannot wait. The caller holds the handler's lock."""
+    def _add(self, line: str | _LaterLine, size: int, *, is_urgent: bool) -> None:
+        """Adds a line of about `size` characters to the buffer, and writes the buffer if that cannot wait. The caller
+        holds the handler's lock."""
         self._lines.append(line)
-        self._size += len(line)
+        self._size += size
         if is_urgent or self._size >= BUFFER_CHARACTERS or (loop := _running_loop()) is None:
             self.flush()
         elif len(self._lines) == 1:  # the first line of the buffer; for others the call is scheduled already
@@ -176,11 +184,20 @@ class BufferedHandler(logging.Handler):
         try:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
+                text = "".join([line + "\n" if isinstance(line, str) else self._make_line(*line) for line in lines])
                 with suppress(OSError):  # for example if stderr is a file on a full disk
-                    self._stream.write("\n".join(lines) + "\n")
+                    self._stream.write(text)
                     self._stream.flush()
         finally:
             self.release()
+
+    def _make_line(self, created: float, name: str, make: Callable[..., str], arguments: tuple[Any, ...]) -> str:
+        """Returns a line of `write_later`, with the line break; an empty text if its message cannot be made."""
+        try:
+            return self._text_formatter.line(created, "INFO", name, os.getpid(), make(*arguments)) + "\n"
+        except Exception:
+            self.handleError(logging.makeLogRecord({"name": name, "msg": "a line could not be made"}))
+            return ""
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -193,7 +210,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def direct_handler(logger: logging.Logger) -> BufferedHandler | None:
     """Returns the handler that writes the records of `logger`, if that is the only one, and writes them all as text.
-    The caller may then give it finished messages instead (`BufferedHandler.write_message`). Returns None if other
+    The caller may then use its method `write_later` instead of making records. Returns None if other
     handlers or filters want the records as well, or if the lines are JSON objects."""
     root = logger.root
     if len(root.handlers) != 1 or logger.handlers or logger.filters or not logger.propagate:

@@ -73,6 +73,8 @@ class CachedAnswer:
     item: str
     rendered: Any = None
     """The server stores the encoded answer here when it sends the answer for the first time; None until then."""
+    count_cells: Any = None
+    """The metrics store here where they count the requests with this answer (`registry.telemetry.request_recorder`)."""
     log_fields: Any = None
     """The access log stores a part of the answer's log lines here (`registry.telemetry.access_log`)."""
 

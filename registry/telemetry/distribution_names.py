@@ -50,7 +50,7 @@ Translate = Callable[..., tuple[str, ...] | None]
 
 def distribution_metrics(metrics: Metrics) -> Iterator[Metric]:
     """Yields the metrics, from the same counts as our own."""
-    totals = metrics.cells.totals()
+    totals = metrics.totals()
     yield from _http_metrics(metrics, totals)
     yield from _proxy_metrics(metrics, totals)
     yield _histogram(

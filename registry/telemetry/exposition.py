@@ -34,7 +34,7 @@ class CellCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         plan, cells = self._metrics.plan, self._metrics.cells
-        totals = cells.totals()
+        totals = self._metrics.totals()
         for cell, value in cells.live_totals(plan.gauge_cells()).items():
             totals[cell] = value
         for family in plan.families:

@@ -92,16 +92,47 @@ class Histogram(Family):
 
     def observe(self, cells: memoryview[float], first: int, value: float) -> None:
         """Adds `value` to the series whose first cell is `first`. `cells`: the column of this process."""
-        cells[first + bisect_left(self.bounds, value)] += 1
-        cells[first + len(self.bounds) + 1] += value
+        cells[self.bucket(first, value)] += 1
+        cells[self.sum_cell(first)] += value
+
+    def bucket(self, first: int, value: float) -> int:
+        """Returns the cell of the bucket for `value`, in the series whose first cell is `first`."""
+        return first + bisect_left(self.bounds, value)
+
+    def sum_cell(self, first: int) -> int:
+        """Returns the cell of the sum of all values."""
+        return first + self.width - 1
 
 
 class CellPlan:
-    """Gives each family its cells, one after the other. `size` is the number of all cells."""
+    """Gives each family its cells, one after the other. `size` is the number of all cells.
+
+    A number that belongs to several series is written to one cell, its *source*, because each addition costs time in
+    every request. `complete` adds the number of each source to the cells of those series."""
 
     def __init__(self) -> None:
         self.families: list[Family] = []
         self.size = 0
+        self._sources: list[tuple[int, tuple[int, ...]]] = []
+        """Each source, and the cells that its number is added to."""
+
+    def reserve(self, count: int) -> int:
+        """Returns the number of the first of `count` cells that belong to no family: they can be sources."""
+        first = self.size
+        self.size += count
+        return first
+
+    def add_source(self, source: int, *cells: int) -> None:
+        """Makes `complete` add the number in the cell `source` to `cells`. They must not be sources themselves."""
+        self._sources.append((source, cells))
+
+    def complete(self, numbers: list[float]) -> list[float]:
+        """Adds the number of each source to its cells, and returns `numbers`: the numbers of all cells."""
+        for source, cells in self._sources:
+            if number := numbers[source]:
+                for cell in cells:
+                    numbers[cell] += number
+        return numbers
 
     def gauge_cells(self) -> Iterator[int]:
         """Yields the numbers of the cells that belong to gauges."""
@@ -115,11 +146,9 @@ class CellPlan:
             (family.name, family.kind, [*map(list, family.labels.items())], getattr(family, "bounds", None))
             for family in self.families
         ]
-        return hashlib.sha256(json.dumps(families, default=list).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([families, self._sources], default=list).encode()).hexdigest()
 
     def add(self, family: Family, count: int) -> int:
         """Adds a family that needs `count` cells. Returns the number of its first cell."""
-        first = self.size
         self.families.append(family)
-        self.size += count
-        return first
+        return self.reserve(count)

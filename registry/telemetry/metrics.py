@@ -24,6 +24,8 @@ ROUTES: Final = (
 )
 """The kinds of resource (`registry.http.resource_path.Resource`), and the first parts of other paths. A request that
 the server refuses before it reads the path counts as `other`."""
+_CACHED_METHODS: Final = ("GET", "HEAD")
+"""The methods of the requests that the response cache answers."""
 METHODS: Final = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS", "other")
 STATUSES: Final = (*(str(status.value) for status in HTTPStatus), "other")
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
@@ -87,6 +89,7 @@ class Metrics:
         self.response_sizes = Histogram(
             plan, "entrepot_http_response_size_bytes", "Size of response bodies.", by_route, bounds=SIZES
         )
+        self._first_cached_cell = self._add_sources(plan)
         self.worker_starts = Counter(plan, "entrepot_worker_starts_total", "Worker processes that were started.")
         self.mirror = MirrorMetrics(plan, ROUTES)
         self.work = WorkMetrics(plan)
@@ -119,6 +122,39 @@ class Metrics:
         self.mirror.use(self.upstreams)
         self.work.use(self.cells)
         self.events.use(self.cells, self.webhooks)
+
+    def _add_sources(self, plan: CellPlan) -> int:
+        """Adds the cells that stand for several series of requests, and returns the first of those for requests that
+        the response cache answers. Such a request has no body, takes microseconds and has the status 200."""
+        first = number = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
+        for route in ROUTES:
+            sent = self.response_sizes.cell(route)
+            for method in _CACHED_METHODS:
+                for bucket in range(len(SIZES) + 1):
+                    plan.add_source(
+                        number,
+                        *(self.requests.cell(route, method, "200"), self.seconds.cell(route, method)),
+                        *(self.cached_answers.cell(route), self.request_sizes.cell(route), sent + bucket),
+                    )
+                    number += 1
+            plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(sent))
+            received = self.request_sizes.sum_cell(self.request_sizes.cell(route))
+            plan.add_source(self.received_bytes.cell(route), received)
+        return first
+
+    def cached_cell(self, route: str, method: str, size: int) -> int:
+        """Returns the cell that counts requests which the response cache has answered with a body of `size` bytes. It
+        stands for all series that count them."""
+        position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
+        return self.response_sizes.bucket(self._first_cached_cell + position * (len(SIZES) + 1), size)
+
+    def totals(self) -> list[float]:
+        """Returns the total of each cell over all processes."""
+        return self.plan.complete(self.cells.totals())
+
+    def own_numbers(self) -> list[float]:
+        """Returns what this process, and those that had its column before, have counted."""
+        return self.plan.complete([*self.cells.own])
 
     def label_values(self, family: Family, values: Sequence[str]) -> dict[str, str]:
         """Returns the labels of a series with their values. `values`: those of `Family.series`, in which upstreams and

@@ -79,7 +79,7 @@ class OtlpMetrics:
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
     def _all_metrics(self) -> Iterator[Metric]:
-        numbers, now = self._metrics.cells.own.tolist(), time.time_ns()
+        numbers, now = self._metrics.own_numbers(), time.time_ns()
         for family in self._metrics.plan.families:
             if metric := self._metric(family, numbers, now):
                 yield metric

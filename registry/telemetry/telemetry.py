@@ -46,6 +46,7 @@ class Telemetry:
         self.work = self.metrics.work
         self.events = self.metrics.events
         self.requests = RequestRecorder(self.metrics)
+        """Records the requests of this process."""
         self.metrics_port = metrics_port
         self._counting_pid: int | None = None
         self._started_at = clock()
@@ -84,7 +85,7 @@ class Telemetry:
         self._counting_pid = os.getpid()
         self.metrics.start_worker()
         if are_traces_sent(self._otel_endpoint):
-            self.tracing = Tracing(self._otel_endpoint)
+            self.tracing = self.requests.tracing = Tracing(self._otel_endpoint)
         if are_metrics_sent(self._otel_endpoint):
             self._otlp_metrics = OtlpMetrics(self.metrics, self._otel_endpoint, self._started_at)
 

@@ -40,6 +40,7 @@ class WorkMetrics:
             {"operation": OPERATIONS},
             bounds=CALL_SECONDS,
         )
+        self._call_cells = {operation: self.calls.cell(operation) for operation in OPERATIONS}
         self.logins = Counter(
             plan,
             "entrepot_logins_total",
@@ -96,7 +97,7 @@ class WorkMetrics:
 
     def on_call(self, operation: str, seconds: float) -> None:
         """Counts a call on the registry."""
-        self.calls.observe(self._cells.own, self.calls.cell(operation), seconds)
+        self.calls.observe(self._cells.own, self._call_cells.get(operation) or self.calls.cell(operation), seconds)
 
     def on_login(self, method: str, outcome: str) -> None:
         """Counts a login (`registry.auth.audit_log.OnLogin`)."""

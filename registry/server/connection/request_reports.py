@@ -1,12 +1,13 @@
 """Reports the end of each request to the application, which counts and logs it.
 
-An application can have these methods. `on_request_end(scope, end)` is called once for each request that the application
-has answered, and `on_cached_answer(scope, answer, request_id)` for each response that `answer_at_once` has returned.
-`on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
-the application; `scope` then has only what the server knows: `method`, `path` and `raw_path`, which can be empty,
-`headers` and `client`. All are called just before the last bytes of the response are passed to the transport, or when
-the request was cut off; for a file, when the kernel has its last byte. `on_connection(change)` is called with 1 for
-each new connection and with -1 when it has ended. All of them must return at once and raise nothing.
+An application can have an attribute `request_recorder`, an object with these methods. `on_request_end(scope, end)` is
+called once for each request that the application has answered, and `on_cached_answer(scope, answer, request_id)` for
+each response that `answer_at_once` has returned. `on_refused(scope, end)` is called for each request, and each
+connection, that the server has refused without calling the application; `scope` then has only what the server knows:
+`method`, `path` and `raw_path`, which can be empty, `headers` and `client`. All are called just before the last bytes
+of the response are passed to the transport, or when the request was cut off; for a file, when the kernel has its last
+byte. `on_connection(change)` is called with 1 for each new connection and with -1 when it has ended. All of them must
+return at once and raise nothing.
 
 The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
 the request. It is emptied after the report, because it may refer to the scope.
@@ -67,10 +68,11 @@ class RequestReports:
     __slots__ = ("_on_cached_answer", "_on_connection", "_on_end", "_on_refused")
 
     def __init__(self, app: Any) -> None:
-        self._on_end: Callable[[Scope, RequestEnd], None] | None = getattr(app, "on_request_end", None)
-        self._on_refused: Callable[[Scope, RequestEnd], None] | None = getattr(app, "on_refused", None)
-        self._on_cached_answer: Callable[[Scope, Any, str], None] | None = getattr(app, "on_cached_answer", None)
-        self._on_connection: Callable[[int], None] | None = getattr(app, "on_connection", None)
+        recorder = getattr(app, "request_recorder", None)
+        self._on_end: Callable[[Scope, RequestEnd], None] | None = getattr(recorder, "on_request_end", None)
+        self._on_refused: Callable[[Scope, RequestEnd], None] | None = getattr(recorder, "on_refused", None)
+        self._on_cached_answer: Callable[[Scope, Any, str], None] | None = getattr(recorder, "on_cached_answer", None)
+        self._on_connection: Callable[[int], None] | None = getattr(recorder, "on_connection", None)
 
     def report_connection(self, change: int) -> None:
         """Reports a new connection (1), or the end of one (-1)."""

@@ -35,6 +35,7 @@ class App:
     """Answers after it has read the body, and keeps what it is told of refused requests."""
 
     def __init__(self) -> None:
+        self.request_recorder = self
         self.refused: list[Seen] = []
         self.ended: list[Seen] = []
         self.agents: list[list[tuple[bytes, bytes]]] = []

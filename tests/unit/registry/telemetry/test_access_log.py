@@ -19,12 +19,15 @@ TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What is written to stderr, by the only handler of the process."""
+    """What is written to stderr, by the only handler of the process. pytest adds handlers to the root logger before
+    each test, so the logger gets a root of its own, to look for handlers at."""
     stream = io.StringIO()
     handler = BufferedHandler(stream)
-    root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [handler])
-    monkeypatch.setattr(root, "level", logging.INFO)
+    own_root = logging.RootLogger(logging.INFO)
+    own_root.addHandler(handler)
+    monkeypatch.setattr(log, "root", own_root)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
     monkeypatch.setattr(log, "_cache", {})
     yield stream
     handler.close()
@@ -69,6 +72,7 @@ def test_a_line_without_a_record(
     """Has the text of a line with a record, for cached answers and for other requests."""
     answer = answer_for(scope, repo=repo, item=item)
     lines = []
+    assert direct_handler(log) is not None
     for _ in range(2):  # the second time, with the parts that the answer keeps
         write_cached_answer(scope, answer, "r1")
         lines.append(text_of(stream))
@@ -126,3 +130,14 @@ def test_a_line_that_cannot_be_written(stream: io.StringIO, capsys: pytest.Captu
     stream.close()
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     assert "I/O operation on closed file" in capsys.readouterr().err
+
+
+async def test_a_line_that_cannot_be_made(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is left out, and the error is shown. The lines before and after it are written."""
+    handler = direct_handler(log)
+    assert handler is not None
+    for message in ("{}: first", "{1}", "{}: last"):
+        handler.write_later("registry.access", message.format, "line")
+    handler.flush()
+    assert [line.partition("] ")[2] for line in stream.getvalue().splitlines()] == ["line: first", "line: last"]
+    assert "Replacement index 1 out of range" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def scope_for(path: str, noted: object = None, method: str = "GET", agent: bytes
 
 
 def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], float]:
-    totals = metrics.cells.totals()
+    totals = metrics.totals()
     return {values: totals[cell] for values, cell in family.series() if totals[cell]}
 
 
@@ -159,6 +159,28 @@ def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: py
     assert counts(metrics, metrics.cached_answers) == {("manifests",): 3}
     assert counts(metrics, metrics.seconds) == {("manifests", "GET"): 3}
     assert "repository=team/app reference=1 cache=answer request=r9" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 64 * 1024])
+@pytest.mark.parametrize(("kind", "method"), [("ping", "GET"), ("manifests", "HEAD"), ("session", "GET")])
+def test_a_cached_answer_counts_like_any_other(kind: str, method: str, size: int) -> None:
+    """In the same series and with the same numbers, and also as a cached one."""
+    cached, answered = Metrics([], workers=1), Metrics([], workers=1)
+    for metrics in (cached, answered):
+        metrics.start_worker()
+    answer = CachedAnswer([], [], b"x" * size, "alice", True, None, kind, "team/app", "1")
+    noted = NotedRequest()
+    noted.kind, noted.cache_state = kind, ""
+    for _ in range(2):
+        RequestRecorder(cached).on_cached_answer(scope_for("/", method=method), answer, "r9")
+        end = RequestEnd(200, 0, size, 0.0, is_complete=True)
+        RequestRecorder(answered).on_request_end(scope_for("/", noted, method=method), end)
+    assert counts(cached, cached.cached_answers) == {(kind,): 2}
+    assert counts(answered, answered.cached_answers) == {}
+    for ours, theirs in zip(cached.plan.families, answered.plan.families, strict=True):
+        if ours is not cached.cached_answers:
+            numbers = dict(ours.counted(cached.totals()))
+            assert numbers == dict(theirs.counted(answered.totals())), ours.name
 
 
 def test_a_reference_cannot_begin_a_line(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:

@@ -88,7 +88,7 @@ def test_distributions_handlers_are_routes_of_ours() -> None:
 def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: str | None) -> None:
     """That content does not exist is no error of an upstream."""
     UpstreamCounts(metrics.mirror, metrics.cells, "docker.io").on_error(error)
-    totals, family = metrics.cells.totals(), metrics.mirror.errors
+    totals, family = metrics.totals(), metrics.mirror.errors
     assert [values for values, cell in family.series() if totals[cell]] == ([] if kind is None else [("0", kind)])
 
 
@@ -115,7 +115,7 @@ def test_fills_come_and_go(metrics: Metrics) -> None:
     assert metrics.cells.live_totals([running]) == {running: 2}
     counts.on_fill_ended(None, is_abandoned=False)
     counts.on_fill_ended(DigestInvalid("x"), is_abandoned=False)
-    totals = metrics.cells.totals()
+    totals = metrics.totals()
     assert totals[mirror.fills_running.cell("0")] == 0
     assert (totals[mirror.fills.cell("0", "stored")], totals[mirror.fills.cell("0", "failed")]) == (1, 1)
     assert totals[mirror.errors.cell("0", "wrong_digest")] == 1
@@ -131,7 +131,7 @@ def test_work_is_counted(metrics: Metrics) -> None:
     work.on_job_ended("gc", JobState.FAILED)
     work.on_call("get_manifest", 0.01)
     work.on_retention("tag", 3)
-    totals = metrics.cells.totals()
+    totals = metrics.totals()
     for cell, value in (
         (work.changes.first, 7),
         (work.denials.cell("push"), 1),
@@ -182,7 +182,7 @@ async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
         done = await run_in_command(store.jobs, store.leases, SCRUB_KIND, arguments, work, actor="test")
     assert isinstance(done, dict)
     assert isinstance(done["bytes"], int)
-    counted = telemetry.metrics.cells.totals()[telemetry.work.scrubbed_bytes.first]
+    counted = telemetry.metrics.totals()[telemetry.work.scrubbed_bytes.first]
     assert counted == done["bytes"] + len(manifest.body) > len(manifest.body)
 
 

@@ -31,7 +31,7 @@ def metrics(site: MirrorStore) -> Metrics:
 
 def ended(metrics: Metrics) -> dict[str, float]:
     """How many fills ended, by outcome."""
-    totals, fills = metrics.cells.totals(), metrics.mirror.fills
+    totals, fills = metrics.totals(), metrics.mirror.fills
     counts = {outcome: totals[fills.cell("0", outcome)] for outcome in FILL_OUTCOMES}
     return {outcome: count for outcome, count in counts.items() if count}
 
