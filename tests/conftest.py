@@ -30,8 +30,19 @@ TOGETHER = (
 """Folders whose tests share fixtures of the session: each is a group. Elsewhere each module is one."""
 ALONE = tuple(f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher"))
 """The modules with the marker `alone` are one group, which begins last, so that they keep no other group waiting."""
-LONG = ("tests/system/clients", "tests/system/hostile", "tests/system/crash", "tests/system/cli", "tests/system/mirror")
-"""Folders with the groups that take longest. They begin first, so that none of them is left over for the end."""
+LONG = (
+    "tests/system/clients/",
+    "tests/system/hostile/",
+    "tests/system/events/",
+    "tests/system/crash/",
+    "tests/contract/test_model_agreement.py",
+    "tests/system/live_change/",
+    "tests/system/cli/",
+    "tests/system/mirror/",
+    "tests/system/",
+)
+"""Where the groups are that take longest. They begin first, so that none is left over for the end. Groups of the
+same rank have a random order."""
 
 
 def pytest_configure() -> None:
@@ -70,7 +81,7 @@ def _rank(item: pytest.Item) -> int:
     if item.get_closest_marker("alone"):
         return len(LONG) + 1
     path = item.path.relative_to(ROOT).as_posix()
-    return next((rank for rank, folder in enumerate(LONG) if path.startswith(f"{folder}/")), len(LONG))
+    return next((rank for rank, folder in enumerate(LONG) if path.startswith(folder)), len(LONG))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

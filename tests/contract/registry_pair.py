@@ -110,13 +110,36 @@ class RegistryPair:
 
     def compare_all(self, repos: list[RepositoryName], digests: list[Digest], tags: list[Tag]) -> None:
         """Everything that can be seen is the same in both."""
-        self.ask(lambda registry: registry.repositories(None, EVERYTHING))
+        questions: list[tuple[Callable[..., Awaitable[Any]], tuple[object, ...]]] = [(_repositories, ())]
         for repo in repos:
-            self.ask(lambda registry, repo: registry.tags(repo, None, EVERYTHING), repo)
+            questions.append((_tags, (repo,)))
             for digest in digests:
-                self.ask(read_blob, repo, digest, None)
-                self.ask(lambda registry, *what: registry.get_manifest(*what), repo, digest)
-                for kind in (None, *ARTIFACT_TYPES):
-                    self.ask(lambda registry, *what: registry.referrers(*what, None, EVERYTHING), repo, digest, kind)
-            for tag in tags:
-                self.ask(described, repo, tag)
+                questions += [(read_blob, (repo, digest, None)), (_manifest, (repo, digest))]
+                questions += [(_referrers, (repo, digest, kind)) for kind in (None, *ARTIFACT_TYPES)]
+            questions += [(described, (repo, tag)) for tag in tags]
+
+        async def answers(registry: Registry) -> list[Any]:
+            return [await answer_of(call(registry, *what)) for call, what in questions]
+
+        # One run of the loop for all questions: each run costs more than most answers.
+        expected, actual = [self.loop.run_until_complete(answers(registry)) for registry in self.both]
+        for (call, what), model, tested in zip(questions, expected, actual, strict=True):
+            assert tested == model, (
+                f"{call.__name__}{what}: the model says {model!r}, the registry under test {tested!r}"
+            )
+
+
+def _repositories(registry: Registry) -> Awaitable[Any]:
+    return registry.repositories(None, EVERYTHING)
+
+
+def _tags(registry: Registry, repo: RepositoryName) -> Awaitable[Any]:
+    return registry.tags(repo, None, EVERYTHING)
+
+
+def _manifest(registry: Registry, repo: RepositoryName, digest: Digest) -> Awaitable[Any]:
+    return registry.get_manifest(repo, digest)
+
+
+def _referrers(registry: Registry, repo: RepositoryName, digest: Digest, kind: str | None) -> Awaitable[Any]:
+    return registry.referrers(repo, digest, kind, None, EVERYTHING)

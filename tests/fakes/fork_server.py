@@ -6,12 +6,17 @@ stdout and stderr and a socket for its state. The child becomes `python -m MODUL
 gets the child's pid with its pidfd, and later its exit code as `subprocess` counts it. The process ends when DESCRIPTOR
 is closed.
 
+What each child would do anew, and what takes most of its time, is done here once or not at all: the commands of the
+program are built before the fork, and a child that has ended does not free its memory. To free what it shares with this
+process would copy it first.
+
 It has one thread, so that a fork copies all of it. The kernel kills the children when this process ends, so that tests
 that are killed leave nothing behind. See `forked_process` for the other end.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -23,8 +28,11 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
+
+import typer.main
 
 from registry.server.kernel import die_with_parent
 
@@ -32,6 +40,8 @@ MESSAGE_LIMIT = 1 << 17
 _LIBRARIES = ("registry", "storage")
 _PROGRAMS = ("tests.fakes.hub.hub_api", "tests.fakes.hub.hub_server", "tests.fakes.registry_content")
 """What the fakes that are started most often import."""
+_LATE = ("encodings.idna", "importlib.resources.readers", "typer._adapters", "typer._click.decorators")
+"""What libraries import at the first call of a function that most programs call."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,17 @@ def import_everything() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{library}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    for program in _PROGRAMS:
-        importlib.import_module(program)
+    for module_name in (*_PROGRAMS, *_LATE):
+        importlib.import_module(module_name)
+
+
+def build_commands() -> None:
+    """Builds the commands of `entrepot` from their functions, as Typer does it at each call of the program."""
+    from registry.cli.command import app
+
+    build = typer.main.get_command
+    built = build(app)
+    typer.main.get_command = lambda typer_instance: built if typer_instance is app else build(typer_instance)
 
 
 def serve(control: socket.socket) -> ForkRequest | None:
@@ -111,17 +130,39 @@ def _take_over(request: ForkRequest, files: list[int]) -> None:
     sys.stdout.reconfigure(line_buffering="PYTHONUNBUFFERED" in request.env)  # type: ignore[union-attr]
 
 
+def run(request: ForkRequest) -> None:
+    """Runs the program of the request in a child, and ends the child as the interpreter would. An exception that the
+    program does not catch, or output that nobody takes, is left to the interpreter."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request.site:
+        runpy.run_path(request.site)
+    sys.argv = ["", *request.args]
+    code = 0
+    try:
+        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise  # the interpreter prints it
+        code = end.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    gc.collect()  # tells of files and tasks that the program left open
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(code)
+    os._exit(code)
+
+
 def main() -> None:
     import_everything()
+    build_commands()
     gc.collect()
     gc.freeze()  # a collection in a child must not write to what it shares
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if request.site:
-            runpy.run_path(request.site)
-        sys.argv = ["", *request.args]
-        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+        run(request)
 
 
 if __name__ == "__main__":

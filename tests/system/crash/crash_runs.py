@@ -1,20 +1,21 @@
 """Work that ends at a durable step, by SIGKILL or by a power cut, and what must hold after each end.
 
 A *run* is a coroutine function that does the work on a data directory with a given `System`. For SIGKILL, a program of
-its own forks a process for each durable step (`die_before_each_step`), and the test checks what each has left
-(`check_killed_runs`). For a power cut, the test records one run and replays it (`check_power_cuts`).
+its own forks a process for each durable step that is tried (`die_before_each_step`), and the test checks what each has
+left (`check_killed_runs`). For a power cut, the test records one run and replays it (`check_power_cuts`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Set
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from storage.names import Digest, Reference, RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
 from tests.fakes.server_process import ROOT
-from tests.system.crash.killed_at_step import KillingSystem
+from tests.system.crash.durable_steps import KillingSystem, StepRecorder, choose_steps
 from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
 
 Run = Callable[[Path, System], Awaitable[object]]
 NOTHING: frozenset[ProblemCode] = frozenset()
+CHOICE = "ENTREPOT_CHOICE"
+"""The environment variable with the seed for a program that chooses the steps of a run."""
 
 
 async def find_problems(store: StoredRegistry, options: CheckOptions | None = None) -> list[Finding]:
@@ -67,10 +70,10 @@ async def pulled_blobs(store: StoredRegistry, repo: RepositoryName, reference: R
 
 
 def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = None) -> None:
-    """For n = 1, 2, … (`steps`) a forked process does the work on FOLDER/n, a copy of FOLDER/start if there is one, and
-    kills itself with SIGKILL before its nth durable step. Prints one line for each process, with n and the exit code.
-    The last process comes through."""
-    for number in steps or count(1):
+    """For each step n that is tried (`steps`, or what `durable_steps` chooses) a forked process does the work on
+    FOLDER/n, a copy of FOLDER/start if there is one, and kills itself with SIGKILL before its nth durable step. Prints
+    one line for each process, with n and the exit code. The last process comes through."""
+    for number in steps or _chosen_steps(folder, run):
         data = folder / str(number)
         if (folder / "start").exists():
             shutil.copytree(folder / "start", data)
@@ -87,6 +90,17 @@ def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = N
             return
 
 
+def _chosen_steps(folder: Path, run: Run) -> Iterator[int]:
+    """The steps to die before, and then the numbers that no step of the work has."""
+    data = folder / "recorded"
+    if (folder / "start").exists():
+        shutil.copytree(folder / "start", data)
+    recorder = StepRecorder(data)
+    asyncio.run(_run_in_child(run, data, recorder))
+    shutil.rmtree(data)
+    return chain(choose_steps(recorder.kinds, random.Random(os.environ[CHOICE])), count(len(recorder.kinds) + 1))
+
+
 async def _run_in_child(run: Run, data: Path, system: System) -> None:
     await run(data, system)
 
@@ -95,10 +109,10 @@ def check_killed_runs(
     module: str, folder: Path, *arguments: str, check: Callable[[Path, int], Coroutine[Any, Any, None]]
 ) -> int:
     """Runs `python -m module FOLDER ARGUMENTS…`, which calls `die_before_each_step`, and awaits `check(FOLDER/n, n)`
-    for each of its processes. Returns the number of those that were killed."""
-    deaths = 0
+    for each of its processes. Returns how many durable steps the work has."""
     command = [sys.executable, "-m", module, str(folder), *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
+    environment = {**os.environ, CHOICE: str(random.random())}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as helper:
         assert helper.stdout is not None
         for line in helper.stdout:
             number, code = map(int, line.split())
@@ -110,10 +124,9 @@ def check_killed_runs(
                 error.add_note(f"killed before step {number}")
                 raise
             shutil.rmtree(data)
-            deaths += code == -signal.SIGKILL
     assert helper.returncode == 0
     assert code == 0, "the last process should have come through"
-    return deaths
+    return number - 1
 
 
 async def check_power_cuts(

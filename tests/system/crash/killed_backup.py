@@ -23,7 +23,7 @@ from storage.upkeep.reporter import PlainReporter
 from tests.fakes.registry_content import BY, image_of, push_blob, push_image
 from tests.fakes.upkeep_store import APP
 from tests.system.crash.crash_runs import die_before_each_step
-from tests.system.crash.killed_at_step import BOOT, KillingSystem
+from tests.system.crash.durable_steps import BOOT, KillingSystem
 
 FIRST, SECOND = 1e9, 2e9
 """When the backups are made, in seconds since 1970."""

@@ -15,7 +15,7 @@ from storage.upkeep.tag_changes import TagChanges
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image
 from tests.fakes.upkeep_store import APP, START, Clock
 from tests.system.crash.crash_runs import die_before_each_step
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 
 WEB = RepositoryName("team/web")
 GRACE = 100.0

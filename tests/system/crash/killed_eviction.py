@@ -12,7 +12,7 @@ from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Budget, CacheLimits, Evictor
 from tests.system.crash.crash_runs import die_before_each_step
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 
 NOW = 2_000_000_000.0
 """What the clock says, in seconds since 1970."""

@@ -12,7 +12,7 @@ from storage.composition import open_registry
 from storage.data_dir.system import System
 from tests.fakes.import_run import ImportRun
 from tests.system.crash.crash_runs import die_before_each_step
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 
 
 async def import_once(old: Path, data: Path, system: System | None = None, boot: str = BOOT) -> None:

@@ -12,7 +12,7 @@ from storage.composition import open_registry
 from storage.data_dir.system import System
 from storage.upkeep.checker import CheckOptions, Finding
 from tests.system.crash.crash_runs import die_before_each_step, find_problems
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 
 
 async def repair_and_collect(

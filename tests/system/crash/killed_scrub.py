@@ -14,7 +14,7 @@ from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import BY, image_of, push_blob
 from tests.fakes.scrub_runs import cut, delete, file_of, flip_byte, scrub
 from tests.system.crash.crash_runs import die_before_each_step
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 
 APP = RepositoryName("team/app")
 BODIES = {name: random.Random(name).randbytes(20_000) for name in ("whole", "flipped", "cut", "deleted", "last")}

@@ -14,14 +14,16 @@ import random
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from storage.data_dir.system import System
+from tests.system.crash.durable_steps import kind_of_place
 from tests.system.crash.workload import Event, StepLog
 
 Entry = tuple[Any, ...]
@@ -294,15 +296,36 @@ class ReplayedDisk:
     ) -> DiskAfterCut:
         bytes_of = {number: file.left(mood, zeros=zeros) for number, file in self.files.items()}
         kept = {name: bytes_of[number] if number else None for name, number in names.items()}
-        reached = {name: body for name, body in kept.items() if self._is_reached(name, kept)}
-        return DiskAfterCut(how, reached, metadata)
+        lost = self.made.difference(kept)
+        if lost:
+            kept = {name: body for name, body in kept.items() if lost.isdisjoint(_directories_of(name))}
+        return DiskAfterCut(how, kept, metadata)
 
-    def _is_reached(self, name: str, kept: Mapping[str, bytes | None]) -> bool:
-        """Whether all directories are there that the entry is in."""
-        while name := os.path.dirname(name):
-            if name in self.made and name not in kept:
-                return False
-        return True
+
+@cache
+def _directories_of(name: str) -> tuple[str, ...]:
+    """The directories that the entry is in."""
+    return tuple(str(folder) for folder in Path(name).parents[:-1])
+
+
+def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
+    """Returns the same value for entries of a log that are alike: the same is done to the same kind of file in the same
+    kind of event."""
+    kinds, files, during = list[Hashable](), dict[int, Hashable](), None
+    for entry in log:
+        what, place, *_ = entry
+        if what == "told":
+            during = tuple(entry[2][: 2 if entry[2][0] == "right" else 1]) if place == "begin" else None
+        elif what == "commit":
+            place = entry[2]
+        elif isinstance(place, str):
+            place = kind_of_place(Path(place), Path())
+            if what in ("create", "link"):
+                files[entry[2]] = place
+        else:
+            place = files[place]
+        kinds.append((during, what, place))
+    return kinds
 
 
 def _is_kept(name: str) -> bool:

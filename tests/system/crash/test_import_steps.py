@@ -1,4 +1,4 @@
-"""An import that ends at any durable step, by SIGKILL or by a power cut: no image is half there, and the next import
+"""An import that ends at a durable step, by SIGKILL or by a power cut: no image is half there, and the next import
 brings the rest."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.fakes.import_run import assert_whole
 from tests.fakes.old_directory import OldDirectory
 from tests.fakes.upstream_content import ImageTree, index_of, noise_image
 from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_import import import_once
 from tests.system.crash.workload import files_below
 

@@ -1,4 +1,4 @@
-"""SIGKILL before every durable step of a collection, and a power cut after each: what can be put back is whole, and the
+"""SIGKILL before a durable step of a collection, and a power cut after each: what can be put back is whole, and the
 next collection leaves only what is needed."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from storage.names import Digest, Tag
 from tests.fakes.registry_content import BY, all_tags
 from tests.fakes.upkeep_store import APP, START, Clock
 from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts, pulled_blobs
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_collection import GRACE, RESTORED, WEB, make_store, run, tag_changes
 from tests.system.crash.workload import files_below
 
@@ -56,7 +56,7 @@ async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest,
 
 @pytest.mark.slow
 def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
-    """For every durable step."""
+    """For the durable steps that are tried, among them each kind of step."""
     restored, untagged = asyncio.run(make_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL before every durable step of an eviction, and a power cut after each: the counts stay exact, and the next
+"""SIGKILL before a durable step of an eviction, and a power cut after each: the counts stay exact, and the next
 eviction goes on."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from storage.upkeep.usage_counting import count_scopes
 from storage.usage import ScopeDefinition
 from tests.fakes.registry_content import BY, CONFIG_TYPE, descriptor_of, image_of, index_of, push_blob, read_blob
 from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_eviction import NOW, evict_all
 
 HUB, OTHER, HOSTED = RepositoryName("hub/app"), RepositoryName("hub/web"), RepositoryName("team/app")

@@ -1,4 +1,4 @@
-"""SIGKILL before each durable step of a repair and of the collection after it, and a power cut after each: the next
+"""SIGKILL before a durable step of a repair and of the collection after it, and a power cut after each: the next
 run finishes both."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from storage.data_dir.system import System
 from storage.names import RepositoryName, Tag
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
 from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
-from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_repair import repair_and_collect
 
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
@@ -78,8 +78,8 @@ async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -
 
 @pytest.mark.slow
 def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
-    """For every durable step: nothing is wrong after the second run, nothing that is in use is lost, and no garbage is
-    left."""
+    """For the durable steps that are tried: nothing is wrong after the second run, nothing that is in use is lost, and
+    no garbage is left."""
     whole, broken = asyncio.run(make_damaged_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL or a power cut at every durable step of retention: what is kept is whole, and the next run completes the
+"""SIGKILL or a power cut at a durable step of retention: what is kept is whole, and the next run completes the
 work."""
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ async def check(data: Path, _: int) -> None:
 
 @pytest.mark.slow
 def test_retention_is_completed_after_a_kill(quick: Path) -> None:
-    """For every durable step: all that has a tag can be pulled, the next run deletes the rest, and the collector then
-    leaves no blob that nothing needs."""
+    """For the durable steps that are tried: all that has a tag can be pulled, the next run deletes the rest, and the
+    collector then leaves no blob that nothing needs."""
     asyncio.run(make_store(quick / "start"))
     assert check_killed_runs("tests.system.crash.killed_retention", quick, check=check) > 10
 

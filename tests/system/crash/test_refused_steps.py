@@ -1,9 +1,10 @@
-"""A disk that refuses one step, for every step: the caller is told, nothing partial shows, and the next push works."""
+"""A disk that refuses one durable step: the caller is told, nothing partial shows, and the next push works."""
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from storage.composition import open_registry, prepare_data_dir
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
+from tests.system.crash.durable_steps import choose_steps
 from tests.system.crash.workload import Event, ExpectedState, StateCheck, StepLog, Workload, files_below, sweep
 
 T = TypeVar("T")
@@ -24,20 +26,27 @@ SPARE = ("tell", "tidy")
 
 class RefusingSystem(System):
     """Fails the step `number`, counted from 1, with `code`; of a write half is done before. `refused` says which. It
-    refuses what a disk could refuse: on a full one nothing that frees bytes, and no directory that is there already."""
+    refuses what a disk could refuse: on a full one nothing that frees bytes, and no directory that is there already.
+    `kinds`: the kind of each step that it could have refused until then; the caller sets `during`."""
 
     def __init__(self, number: int, code: int) -> None:
         super().__init__()
         self._left = number
         self._code = code
         self.refused: str | None = None
+        self.during = ""
+        self.kinds: list[tuple[str, str]] = []
+        self._is_stopped = False
 
     def stop(self) -> None:
         """Refuses nothing any more."""
         self._left = 0
+        self._is_stopped = True
 
     def _step(self, name: str, step: Callable[[], T], error: type[Exception] | None = None) -> T:
         self._left -= 1
+        if not self._is_stopped:
+            self.kinds.append((self.during, name))
         if self._left == 0:
             self.refused = name
             if error is not None:
@@ -83,6 +92,7 @@ async def _day(data: Path, system: RefusingSystem, code: int, thorough: bool) ->
 
     def tell(kind: str, event: Event) -> None:
         told.note(kind, event)
+        system.during = str(event[1] if event[0] == "right" else event[0]) if kind == "begin" else ""
         if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and event[0] != "collect":
             _freed(data, told, event, system.refused or "")
 
@@ -128,18 +138,24 @@ def _freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
 async def test_a_refused_step_is_told_and_leaves_nothing_partial(
     code: int, error: type[RegistryError], quick: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For every durable step that the disk refuses (full, or broken): the request under way fails and says so, a full
-    disk gets the session's bytes back, what else was acknowledged stays, and the same content can be pushed again. On a
-    full disk a removal is done all the same: its commit gets room from the reserve, its file is unlinked at once."""
+    """For the durable steps that are tried, among them each kind of step: if the disk (full, or broken) refuses it, the
+    request under way fails and says so, a full disk gets the session's bytes back, what else was acknowledged stays,
+    and the same content can be pushed again. On a full disk a removal is done all the same: its commit gets room from
+    the reserve, its file is unlinked at once."""
     refusals: set[str] = set()
     reliefs = 0
     every = 3 if code == errno.ENOSPC else 9  # a broken disk gives nothing back that a thorough check could find
-    for number in range(1, 1000):
+    prepare_data_dir(quick / "recorded")
+    recorder = RefusingSystem(0, code)
+    await _day(quick / "recorded", recorder, code, thorough=True)
+    steps = len(recorder.kinds)
+    chosen = [*choose_steps(recorder.kinds, random.Random(random.random())), steps + 1]
+    for tried, number in enumerate(chosen):
         data = quick / str(number)
         prepare_data_dir(data)
         system = RefusingSystem(number, code)
         try:
-            told, failures = await _day(data, system, code, thorough=number % every == 0)
+            told, failures = await _day(data, system, code, thorough=tried % every == 0)
             if system.refused is None:
                 break
             refusals.add(system.refused)
@@ -155,6 +171,7 @@ async def test_a_refused_step_is_told_and_leaves_nothing_partial(
             raise
         shutil.rmtree(data)
     assert refusals >= {"create", "write", "sync", "rename", "mkdir", "commit"}
-    assert number > 90
+    assert steps > 90
     assert (reliefs > 0) == (code == errno.ENOSPC)
+    assert system.refused is None, "the last day should have come through"
     assert not told.open

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -450,7 +451,7 @@ async def sweep(registry: StoredRegistry) -> None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if not path.is_dir()]
+    return [Path(place, name) for place, _, names in os.walk(folder) for name in names]
 
 
 def referred_files(data: Path, repos: Sequence[tuple[str, str]]) -> set[Path]:

@@ -152,9 +152,9 @@ def _blob(target: str) -> Iterator[bytes]:
 
 
 def _blob_bytes(target: str) -> Iterator[bytes]:
-    """A byte at a time, in chunks, and of no digest."""
-    yield b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-99999/100000\r\nTransfer-Encoding: chunked\r\n\r\n"
-    yield b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n"
+    """A byte at a time, in chunks, and of no digest. They are more than what is read at once."""
+    yield b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-24999/25000\r\nTransfer-Encoding: chunked\r\n\r\n"
+    yield b"1\r\nx\r\n" * 25_000 + b"0\r\n\r\n"
 
 
 def _errors(body: bytes, status: str) -> Answering:

@@ -82,7 +82,7 @@ def _seen(worker: RegistryServer, path: str) -> Stall:
 def test_what_holds_a_worker(worker: RegistryServer, path: str) -> None:
     """Python on its loop for 80 ms, a call that blocks as long, and a thread that does not let go of the interpreter
     lock are above the bound."""
-    assert max(_seen(worker, path).held for _ in range(3)) > BOUND
+    assert any(_seen(worker, path).held > BOUND for _ in range(3))
 
 
 def test_what_holds_none(worker: RegistryServer) -> None:
