@@ -167,8 +167,11 @@ async def open_backend(
         )
         pulls = PullRecorder(store.pulls, router.locate, clock)
         pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
-        delivery_observer = None if telemetry is None else telemetry.events
-        work = BackgroundWork(settings, store, router, mirrors, upkeep, pulls, pull_events, clock, delivery_observer)
+        work = BackgroundWork(
+            *(settings, store, router, mirrors, upkeep, pulls, pull_events, clock),
+            delivery_observer=None if telemetry is None else telemetry.events,
+            activity=None if telemetry is None else telemetry.metrics.activity,
+        )
         if telemetry is not None:
             work.on_job_ended(telemetry.work.on_job_ended)
             if pull_events is not None:

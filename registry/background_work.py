@@ -1,8 +1,8 @@
 """`BackgroundWork`: what a server process does beside answering requests.
 
 It runs queued jobs, queues those that are due, stores the pulls that it has served, counts the use of space, keeps the
-search index up, evicts cached images, fetches images ahead of requests, looks at tags whose cooldown runs, tells
-webhooks of events, and collects garbage. For most of this, leases choose one process at a time.
+search index up, stores how much happens, evicts cached images, fetches images ahead of requests, looks at tags whose
+cooldown runs, tells webhooks of events, and collects garbage. For most of this, leases choose one process at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from registry.events.attempts import DeliveryObserver
 from registry.events.delivery import EventDelivery
 from registry.events.pull_events import PullEvents
 from registry.router import Router
+from registry.telemetry.activity import ActivityCounts
+from registry.telemetry.activity_recorder import ActivityRecorder
 from registry.upkeep.budgets import scope_definitions
 from registry.upkeep.components import UpkeepComponents
 from registry.upkeep.retention import retention_work
@@ -54,9 +56,10 @@ class BackgroundWork:
         pull_events: PullEvents | None,
         clock: Callable[[], float],
         delivery_observer: DeliveryObserver | None = None,
+        activity: ActivityCounts | None = None,
     ) -> None:
         """`pull_events`: the pulls as events; None: nobody wants these. `delivery_observer` is told what webhooks are
-        told; None: nobody is."""
+        told; None: nobody is. `activity`: how much happens; None: nobody counts it."""
         self._settings = settings
         self._store = store
         self._router = router
@@ -67,6 +70,7 @@ class BackgroundWork:
         self._clock = clock
         self._runner = JobRunner(store.jobs, store.leases, upkeep.works)
         self._delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock, delivery_observer)
+        self._activity = None if activity is None else ActivityRecorder(store.activity, store.leases, activity, clock)
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
         self._schedules: list[asyncio.Task[None]] = []  # what follows the settings, and ends with `hand_over`
@@ -93,6 +97,8 @@ class BackgroundWork:
             keep_counted(store.usage, store.leases, scope_definitions(settings)),
             keep_indexed(search_indexer(settings, store), store.leases),
         ]
+        if self._activity is not None:
+            schedules.append(self._activity.run())
         if store.run_rounds is not None:
             schedules.append(store.run_rounds())
         if self._upkeep.evictor.limits:
@@ -119,7 +125,8 @@ class BackgroundWork:
                 await asyncio.sleep(_BUSY_CHECK_SECONDS)
 
     async def aclose(self) -> None:
-        """Ends all of the work. Another process continues the jobs that can be resumed. Stores the last pulls."""
+        """Ends all of the work. Another process continues the jobs that can be resumed. Stores the last pulls and
+        activity."""
         if not self._is_started:
             return
         await self.hand_over()
@@ -129,6 +136,8 @@ class BackgroundWork:
             if pulls is not None:
                 with suppress(StorageFull, StorageFailed):  # then the last pulls are lost
                     await pulls.store()
+        if self._activity is not None:
+            await self._activity.store_last()
 
     async def _watch_mirrors(self) -> None:
         from registry.mirror.warm.schedule import warm_on_schedule

@@ -259,6 +259,7 @@ async def open_registry(
             snapshots=database.snapshots,
             imports=database.imports,
             descriptions=database.descriptions,
+            activity=database.activity,
             outbox=database.outbox,
             search=database.search,
             search_index=database.search,

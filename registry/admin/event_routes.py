@@ -167,6 +167,13 @@ async def retry_deliveries(caller: AdminCaller, body: RetryBody) -> RetryRespons
     return RetryResponse(retried=await caller.upkeep.store.outbox.retry(body.webhook, body.event))
 
 
+async def recent_events(caller: Caller, limit: int) -> list[EventResponse]:
+    """Returns the newest events that a caller with an account may see; nothing if no events are kept."""
+    if not caller.upkeep.settings.events.keep:
+        return []
+    return (await _read_page(caller, _Wanted(caller, None, None), None, limit)).items
+
+
 class _Wanted:
     """Which events a caller gets, and how."""
 

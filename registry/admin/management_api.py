@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from registry.admin import (
     account_routes,
+    activity_routes,
     audit_routes,
     backup_routes,
     cache_routes,
@@ -106,6 +107,7 @@ _ROUTE_MODULES: Final = (
     import_routes,
     event_routes,
     status_routes,
+    activity_routes,
     search_routes,
 )
 """The modules with the routes below `/api/v1`."""

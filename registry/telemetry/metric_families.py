@@ -146,7 +146,7 @@ class CellPlan:
             (family.name, family.kind, [*map(list, family.labels.items())], getattr(family, "bounds", None))
             for family in self.families
         ]
-        return hashlib.sha256(json.dumps([families, self._sources], default=list).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([families, self._sources, self.size], default=list).encode()).hexdigest()
 
     def add(self, family: Family, count: int) -> int:
         """Adds a family that needs `count` cells. Returns the number of its first cell."""

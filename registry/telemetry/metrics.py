@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
+from registry.telemetry.activity import ActivityCounts
 from registry.telemetry.metric_families import CellPlan, Counter, Family, Gauge, Histogram
 from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY, MirrorMetrics
 from registry.telemetry.shared_cells import SharedCells, SharedMemory, SharedNames
@@ -100,6 +101,7 @@ class Metrics:
             "entrepot_http_requests_in_flight",
             "Requests that are being answered, except from the response cache.",
         )
+        self.activity = ActivityCounts(plan, self.requests, self.mirror)
         self.plan = plan
         webhooks_start = SharedNames.needed_bytes(UPSTREAM_CAPACITY)
         start, columns = webhooks_start + SharedNames.needed_bytes(WEBHOOK_CAPACITY), max(_MIN_COLUMNS, 4 * workers)
@@ -121,6 +123,7 @@ class Metrics:
         self.cells = SharedCells(plan.size, columns, memory, start)
         self.mirror.use(self.upstreams)
         self.work.use(self.cells)
+        self.activity.use(self.cells, self.totals)
         self.events.use(self.cells, self.webhooks)
 
     def _add_sources(self, plan: CellPlan) -> int:

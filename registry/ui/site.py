@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 
 from registry.admin.documentation import welcome
 from registry.http.error_statuses import PathUnknown
-from registry.ui import account_pages, page_files, repository_pages, search_page, setup_page, system_page
+from registry.ui import account_pages, overview_page, page_files, repository_pages, search_page, setup_page, system_page
 from registry.ui.account_pages import HOME_PATH
 from registry.ui.page_route import PageRoute, redirect
 
@@ -41,8 +41,8 @@ async def without_slash() -> Response:
 
 @_last_router.get(HOME_PATH)
 async def home(request: Request) -> Response:
-    """Leads to the page that most visitors look for."""
-    return redirect(repository_pages.REPOSITORIES_PATH)
+    """Leads to the first page."""
+    return redirect(overview_page.OVERVIEW_PATH)
 
 
 @_last_router.get(UI_PREFIX + "{path:path}")
@@ -51,6 +51,6 @@ async def unknown_page(path: str) -> Response:
     raise PathUnknown
 
 
-for _module in (page_files, account_pages, setup_page, system_page, search_page, repository_pages):
+for _module in (page_files, account_pages, overview_page, setup_page, system_page, search_page, repository_pages):
     router.include_router(_module.router)
 router.include_router(_last_router)

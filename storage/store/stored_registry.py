@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.accounts import Accounts
+from storage.activity import ActivityLog
 from storage.backups import Snapshots
 from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.cached_images import CachedImages
@@ -79,7 +80,7 @@ class StoredRegistry:
     - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
     - `tag_history`, `tag_listing`, `tag_removals`: what tags pointed at in the past, lists of tags for people, and what
       a removal of tags would remove;
-    - `descriptions`: what people write about repositories;
+    - `descriptions`: what people write about repositories; `activity`: how much happened in each hour;
     - `outbox`: events, and which of them webhooks still have to get;
     - `search`, `search_index`, `search_indexer`: find content, and keep the index for that up to date;
     - `immutable_tags`: the rules about tags that clients cannot change."""
@@ -112,6 +113,7 @@ class StoredRegistry:
         snapshots: Snapshots,
         imports: ImportRecords,
         descriptions: Descriptions,
+        activity: ActivityLog,
         outbox: Outbox,
         search: ContentSearch,
         search_index: SearchIndex,
@@ -147,6 +149,7 @@ class StoredRegistry:
         self.snapshots = snapshots
         self.imports = imports
         self.descriptions = descriptions
+        self.activity = activity
         self.outbox = outbox
         self.search = search
         self.search_index = search_index

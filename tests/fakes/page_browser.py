@@ -45,7 +45,7 @@ class Tab:
         self.page.fill("#user", name)
         self.page.fill("#password", password)
         self.page.click("button.main")
-        self.page.wait_for_url("**/ui/repositories")
+        self.page.wait_for_url("**/ui/overview")
 
     def accessibility_problems(self, *rules: str) -> list[str]:
         """What axe finds on the page, checked by all rules or by these."""

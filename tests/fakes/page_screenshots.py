@@ -13,6 +13,7 @@ from tests.fakes.page_site import page_site
 
 ADDRESS = {"ENTREPOT_PUBLIC_URL": "http://registry.example.com:5000"}
 PAGES = {
+    "overview": "/ui/overview",
     "repositories": "/ui/repositories?in=docker.io",
     "repository": "/ui/repositories/docker.io/library/ubuntu",
     "image": "/ui/repositories/crew/web:1.4",

@@ -21,6 +21,7 @@ from storage.metadata.sqlite.sqlite_descriptions import SqliteDescriptions
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.metadata.sqlite.sqlite_tag_listing import SqliteTagListing
 from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
+from storage.metadata.sqlite.upkeep.sqlite_activity import SqliteActivityLog
 from storage.metadata.sqlite.upkeep.sqlite_cached_images import SqliteCachedImages
 from storage.metadata.sqlite.upkeep.sqlite_consistency import SqliteConsistency
 from storage.metadata.sqlite.upkeep.sqlite_damage import SqliteDamageRecords
@@ -51,7 +52,7 @@ class SqliteDatabase:
       with facts for people, and `tag_removals` says what a removal of tags would remove.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
-    - `descriptions` stores what people write about repositories.
+    - `descriptions` stores what people write about repositories. `activity` stores how much happened in each hour.
     - `outbox` stores events, and which of them webhooks still have to get.
     - `search` finds content, and keeps the index for that up to date.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
@@ -99,6 +100,7 @@ class SqliteDatabase:
         self.snapshots = SqliteSnapshots(layout.metadata, clock, system=system)
         self.imports = SqliteImportRecords(self._db, writer)
         self.descriptions = SqliteDescriptions(self._db, writer, clock)
+        self.activity = SqliteActivityLog(self._db, writer)
         self.outbox = SqliteOutbox(self._db, writer, scans, clock)
         self.search = SqliteSearch(self._db, writer, searches)
 

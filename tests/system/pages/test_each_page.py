@@ -18,7 +18,13 @@ LOOKS = ("docker", "kind")
 
 def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
     """The pages that a reader can open."""
-    pages = ["/ui/login", "/ui/repositories", "/ui/repositories?q=none", "/ui/repositories/public/described"]
+    pages = [
+        "/ui/login",
+        "/ui/overview",
+        "/ui/repositories",
+        "/ui/repositories?q=none",
+        "/ui/repositories/public/described",
+    ]
     pages += ["/ui/repositories/public/described:v1", "/ui/search?q=app"]
     pages += [f"/ui/setup?client={client}" for client in clients]
     if reader.name is not None:

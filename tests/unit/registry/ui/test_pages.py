@@ -486,7 +486,7 @@ async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:
     async with site(tmp_path / "a", accounts=False) as here, here.browser() as browser:
         assert (await browser.get("/", headers=html)).headers["location"] == "/ui/"
         assert (await browser.get("/ui")).headers["location"] == "/ui/"
-        assert (await browser.get("/ui/")).headers["location"] == "/ui/repositories"
+        assert (await browser.get("/ui/")).headers["location"] == "/ui/overview"
         text = await browser.get("/")
         assert "docker push registry.test/team/app" in text.text
         assert text.headers["vary"] == "Accept"

@@ -1,0 +1,107 @@
+"""The route of `/api/v1/activity`: how much was pulled and pushed, and what the mirrors answered, over time. The
+docstring of the route is the description in the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from datetime import datetime
+from typing import Annotated, Final, Self
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from registry.admin.caller import AdminCaller, Caller
+from registry.admin.management_route import ManagementRoute
+from registry.admin.models import to_datetime
+from storage.activity import DAY_SECONDS, HOUR_SECONDS, Activity, ActivityBucket, ActivityLog
+
+router = APIRouter(route_class=ManagementRoute)
+HOURS: Final = 24
+DAYS: Final = 30
+"""How many hours and days are shown, with the running one."""
+
+
+class ActivityNumbers(BaseModel):
+    """What happened in some time."""
+
+    pulls: int = Field(description="Manifests that clients have pulled")
+    pushes: int = Field(description="Manifests that clients have pushed")
+    hits: int = Field(description="Requests for mirrored content that was stored here")
+    misses: int = Field(description="Requests for mirrored content that had to be fetched")
+    fetched_bytes: int = Field(description="Bytes of content that came from upstreams")
+    saved_bytes: int = Field(description="Bytes of mirrored content that did not have to be fetched")
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """The share of hits in all requests for mirrored content, from 0 to 1; None: there were none."""
+        requests = self.hits + self.misses
+        return self.hits / requests if requests else None
+
+
+class ActivityBucketResponse(ActivityNumbers):
+    """What happened in the hour or day that begins at `start`."""
+
+    start: datetime
+
+
+class ActivityPeriod(BaseModel):
+    """What happened in consecutive hours or days, oldest first. The last one is not over yet."""
+
+    bucket_seconds: int
+    total: ActivityNumbers
+    buckets: Annotated[list[ActivityBucketResponse], Field(min_length=1)]
+
+    @classmethod
+    def from_stored(
+        cls, found: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
+    ) -> Self:
+        """Converts stored buckets of `seconds`. `unstored`: what belongs to the running bucket besides. `count`: how
+        many buckets there are up to `now`, in seconds since 1970; those that nothing is stored of are empty."""
+        running = int(now) // seconds * seconds
+        starts = range(running - (count - 1) * seconds, running + 1, seconds)
+        by_start = {bucket.start: bucket.activity for bucket in found}
+        by_start[running] = _sum([by_start.get(running, Activity()), unstored])
+        shown = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
+        return cls(
+            bucket_seconds=seconds,
+            total=ActivityNumbers(**asdict(_sum([bucket.activity for bucket in shown]))),
+            buckets=[
+                ActivityBucketResponse(start=to_datetime(bucket.start), **asdict(bucket.activity)) for bucket in shown
+            ],
+        )
+
+
+class ActivityResponse(BaseModel):
+    """The last 24 hours by hour and the last 30 days by day, in UTC, with the running hour and day."""
+
+    day: ActivityPeriod
+    month: ActivityPeriod
+
+
+@router.get("/activity", tags=["status"])
+async def read_activity(request: Request, caller: AdminCaller) -> ActivityResponse:
+    """Returns how much was pulled and pushed, what the mirrors answered from what is stored, and how many bytes they
+    fetched and saved. A pull is a GET or HEAD of a manifest. Hours and days are kept for a month."""
+    return await read_activity_for(request, caller)
+
+
+async def read_activity_for(request: Request, caller: Caller) -> ActivityResponse:
+    """Returns the activity until now, for a caller who is an admin. Raises the errors of the store."""
+    unstored = await asyncio.to_thread(request.app.telemetry.metrics.activity.unstored)
+    return await activity_until(caller.upkeep.store.activity, unstored, request.app.factory.clock())
+
+
+async def activity_until(stored: ActivityLog, unstored: Activity, now: float) -> ActivityResponse:
+    """Returns the activity until `now`, in seconds since 1970. `unstored`: what is not in the store yet."""
+
+    async def period(seconds: int, count: int) -> ActivityPeriod:
+        found = await stored.buckets(now - (count - 1) * seconds, seconds)
+        return ActivityPeriod.from_stored(found, unstored, now, seconds, count)
+
+    return ActivityResponse(day=await period(HOUR_SECONDS, HOURS), month=await period(DAY_SECONDS, DAYS))
+
+
+def _sum(activities: Sequence[Activity]) -> Activity:
+    return Activity(*map(sum, zip(*map(astuple, activities), strict=True)))

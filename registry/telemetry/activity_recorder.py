@@ -1,0 +1,76 @@
+"""`ActivityRecorder`: stores the activity of the server from time to time.
+
+One process stores what all have counted. A commit empties the response caches of all processes, so activity is stored
+rarely, at the same time as pulls (`storage.upkeep.pull_recorder`), and only if there is any. The end of the server
+loses at most the activity since the last time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from registry.telemetry.activity import ActivityCounts
+from storage.activity import Activity, ActivityLog
+from storage.errors import RegistryError
+from storage.leases import Leases
+
+STORE_SECONDS: Final = 300.0
+"""Seconds between two times at which activity is stored: a multiple of `pull_recorder.STORE_SECONDS`."""
+SLOT: Final = "activity"
+"""Name of a slot. The process that stores the activity holds it."""
+_LATE_SECONDS: Final = 10.0
+"""Activity that is stored at most so long after the end of an hour belongs to that hour."""
+log = logging.getLogger("registry.telemetry")
+
+
+class ActivityRecorder:
+    """Stores activity in `activity_log`. Used from one event loop. `clock` returns seconds since 1970."""
+
+    def __init__(
+        self, activity_log: ActivityLog, leases: Leases, counts: ActivityCounts, clock: Callable[[], float]
+    ) -> None:
+        self._log = activity_log
+        self._leases = leases
+        self._counts = counts
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Stores the activity at the multiples of `STORE_SECONDS`, until the task is cancelled. Every server process
+        runs this; the one with the slot does the work. Logs an error, and tries again next time."""
+        logged_error = ""
+        while True:
+            try:
+                async with self._leases.try_slot(SLOT, count=1) as has_slot:
+                    while has_slot:
+                        await self._wait()
+                        await self.store()
+                        logged_error = ""
+            except RegistryError as error:
+                if logged_error != (logged_error := error.message):
+                    log.warning("cannot store how much happens: %s; it is tried again", error.message)
+            await self._wait()
+
+    async def store(self) -> None:
+        """Stores the activity that is not stored yet. Raises StorageFull, StorageFailed; then it stays for the next
+        time."""
+        if not self._counts.is_shared:
+            return
+        activity = self._counts.unstored()
+        if activity != Activity():
+            await self._log.add(self._clock() - _LATE_SECONDS, activity)
+            self._counts.on_stored(activity)
+
+    async def store_last(self) -> None:
+        """Stores the rest at the end of this process, unless another process does this work. Raises nothing."""
+        try:
+            async with self._leases.try_slot(SLOT, count=1) as has_slot:
+                if has_slot:
+                    await self.store()
+        except RegistryError as error:
+            log.warning("the last activity is lost: %s", error.message)
+
+    async def _wait(self) -> None:
+        await asyncio.sleep(STORE_SECONDS - self._clock() % STORE_SECONDS)

@@ -1,0 +1,163 @@
+"""The page *Overview*: what happens in the registry, for admins; for all others, what they may pull.
+
+Figures about the whole registry say something about repositories that a visitor may not see, so only admins get them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.activity_routes import ActivityPeriod, read_activity_for
+from registry.admin.caller import Caller, require_admin, require_login
+from registry.admin.event_routes import EventResponse, recent_events
+from registry.admin.models import AuditEntryResponse
+from registry.admin.server_status import ServerStatus, read_server_status
+from registry.ui.charts import Chart
+from registry.ui.languages import translatable
+from registry.ui.page_route import PageRoute, caller_of, image_host, page_response, query_of, redirect, visit_of
+from registry.ui.pages import PageComponents
+from registry.ui.repository_list import list_repositories, visible_upstreams
+from registry.ui.system_page import BREAKER_NAMES
+from storage.access import AuditQuery
+
+OVERVIEW_PATH: Final = "/ui/overview"
+RECENT: Final = 8
+"""How many events or entries of the audit log the page shows."""
+SHOWN_FILLS: Final = 20
+"""How many downloads from upstreams the page shows."""
+_TRAFFIC: Final = (translatable("Pulls and pushes"), (translatable("Pulls"), translatable("Pushes")), False)
+_REQUESTS: Final = (
+    translatable("Requests for mirrored content"),
+    (translatable("Hits"), translatable("Misses")),
+    False,
+)
+_BYTES: Final = (translatable("Bytes of mirrored content"), (translatable("Saved"), translatable("Fetched")), True)
+"""The charts: the title, what the series are called, and whether their values are sizes."""
+_JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("runs")}
+"""What the state of a job means that has not ended."""
+_PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TitledChart:
+    """A chart with texts to translate: its title, and the name of each series. `is_size`: the values are bytes."""
+
+    title: str
+    series: tuple[str, ...]
+    is_size: bool
+    chart: Chart
+
+
+@dataclass(frozen=True, slots=True)
+class ChartedPeriod:
+    """A period with its charts. `name`: identifies it on the page. `title`: a text to translate."""
+
+    name: str
+    title: str
+    activity: ActivityPeriod
+    charts: list[TitledChart]
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryCount:
+    """How many repositories of an upstream (None: hosted ones) the visitor may pull. `has_more`: there are more than
+    `count`, which were not counted."""
+
+    upstream: str | None
+    count: int
+    has_more: bool
+
+
+@router.get(OVERVIEW_PATH)
+async def overview(request: Request) -> Response:
+    """Shows what happens in the registry to admins, and to other visitors what they may pull. With `live=off` in the
+    query, the part about the present does not update itself."""
+    caller = caller_of(request)
+    if caller.rights.admin:
+        return await _admin_page(request, await require_admin(await require_login(caller)))
+    return await page_response(
+        request,
+        "welcome.html",
+        section="overview",
+        counts=await _count_repositories(request, caller),
+        events=await _events_for(caller),
+        host=image_host(request),
+        now=datetime.now(UTC),
+    )
+
+
+@router.get(f"{OVERVIEW_PATH}/now")
+async def present(request: Request) -> Response:
+    """Returns the part of the page about the present, for htmx. Leads others to the whole page. Raises Unauthorized,
+    Denied."""
+    if not visit_of(request).is_partial:
+        return redirect(OVERVIEW_PATH)
+    caller = await require_admin(await require_login(caller_of(request)))
+    status = await read_server_status(caller.upkeep)
+    return await page_response(request, "overview_now.html", **_values_of_present(status, is_live=True))
+
+
+async def _admin_page(request: Request, caller: Caller) -> Response:
+    activity = await read_activity_for(request, caller)
+    status = await read_server_status(caller.upkeep)
+    entries = await caller.accounts.scan_audit(AuditQuery(), RECENT)
+    has_mirrors = bool(status.upstreams)
+    return await page_response(
+        request,
+        "overview.html",
+        section="overview",
+        periods=[
+            _charted(name, period, has_mirrors) for name, period in (("day", activity.day), ("month", activity.month))
+        ],
+        today=activity.day.total,
+        entries=[AuditEntryResponse.from_stored(entry) for entry in entries.items],
+        breaker_names=BREAKER_NAMES,
+        age_now=datetime.now(UTC),
+        **_values_of_present(status, is_live=query_of(request).one("live") != "off"),
+    )
+
+
+def _values_of_present(status: ServerStatus, *, is_live: bool) -> dict[str, Any]:
+    """Returns the values of the part about the present. `is_live`: whether it updates itself."""
+    fills = sorted(status.fills, key=lambda fill: not fill.running)
+    return {
+        "status": status,
+        "fills": fills[:SHOWN_FILLS],
+        "more_fills": len(fills[SHOWN_FILLS:]),
+        "job_states": _JOB_STATES,
+        "is_live": is_live,
+    }
+
+
+def _charted(name: str, period: ActivityPeriod, has_mirrors: bool) -> ChartedPeriod:
+    buckets = period.buckets
+    charts = [TitledChart(*_TRAFFIC, Chart.of([one.pulls for one in buckets], [one.pushes for one in buckets]))]
+    if has_mirrors:
+        requests = Chart.of([one.hits for one in buckets], [one.misses for one in buckets])
+        size = Chart.of([one.saved_bytes for one in buckets], [one.fetched_bytes for one in buckets])
+        charts += [TitledChart(*_REQUESTS, requests), TitledChart(*_BYTES, size)]
+    return ChartedPeriod(name, _PERIODS[name], period, charts)
+
+
+async def _count_repositories(request: Request, caller: Caller) -> list[RepositoryCount]:
+    """Returns the number of hosted repositories and of those of each upstream, as far as one page of the list goes."""
+    components: PageComponents = request.app.service.pages
+    counts = []
+    for upstream in (None, *visible_upstreams(components, caller.principal.listable_names)):
+        page = await list_repositories(components, upstream, "", None)
+        counts.append(RepositoryCount(upstream, len(page.names), page.next_after is not None))
+        await asyncio.sleep(0)  # lets pulls in between
+    return counts
+
+
+async def _events_for(caller: Caller) -> list[EventResponse]:
+    """Returns the newest events of repositories that the visitor may pull, as `/api/v1/events` does; nothing for a
+    visitor without an account."""
+    return [] if caller.principal.is_anonymous else await recent_events(caller, RECENT)

@@ -1,0 +1,53 @@
+"""The interface of the store of the server's activity over time (`ActivityLog`): how much was pulled and pushed, and
+what the mirrors answered, in each hour of the last month."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+HOUR_SECONDS: Final = 3600
+DAY_SECONDS: Final = 24 * HOUR_SECONDS
+KEEP_SECONDS: Final = 32 * DAY_SECONDS
+"""How long an hour is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What happened in some time.
+
+    - `pulls`, `pushes`: manifests that clients pulled and pushed.
+    - `hits`, `misses`: requests for mirrored content that the mirrors answered with stored content, and those for which
+      they had to fetch it.
+    - `fetched_bytes`: bytes of content that came from the upstreams. `saved_bytes`: bytes of stored content that the
+      mirrors sent to clients, which did not have to be fetched."""
+
+    pulls: int = 0
+    pushes: int = 0
+    hits: int = 0
+    misses: int = 0
+    fetched_bytes: int = 0
+    saved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityBucket:
+    """The activity of a time that begins at `start`, in seconds since 1970."""
+
+    start: int
+    activity: Activity
+
+
+class ActivityLog(Protocol):
+    """The store of the activity, which all processes share."""
+
+    async def add(self, at: float, activity: Activity) -> None:
+        """Adds activity to the hour of `at`, in seconds since 1970, and deletes the hours that are older than
+        `KEEP_SECONDS`. A power cut may lose the newest additions; the end of the process does not. Raises StorageFull,
+        StorageFailed."""
+        ...
+
+    async def buckets(self, since: float, seconds: int) -> list[ActivityBucket]:
+        """Returns the activity since `since`, oldest first, in buckets of `seconds`, a multiple of an hour. Each bucket
+        starts at a multiple of `seconds` since 1970, and the first one contains `since`. Leaves out empty buckets."""
+        ...

@@ -1,0 +1,76 @@
+"""The overview in a real browser: the part about the present, the charts, and what becomes of counts."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from registry.ui.overview_page import OVERVIEW_PATH
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.clients.member_site import ROOT, MemberSite
+from tests.fakes.page_browser import PageBrowser
+from tests.fakes.page_site import MEMBER
+from tests.fakes.plain_client import plain_request
+
+PRESENT = f"{OVERVIEW_PATH}/now"
+
+
+def test_the_present_updates_itself(site: MemberSite, browser: PageBrowser) -> None:
+    """The rest of the page stays as it is, and so does the focus. A visitor can stop it; a session that has ended leads
+    to the login page and back."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        page.evaluate("window.isSamePage = true")
+        page.evaluate("document.getElementById('now').dataset.first = ''")
+        page.locator("#now-switch").focus()
+        with page.expect_response(f"**{PRESENT}") as answer:
+            expect(page.locator("#now[data-first]")).to_have_count(0, timeout=60_000)
+        assert answer.value.status == 200
+        assert page.evaluate("document.activeElement.id") == "now-switch"
+        assert page.evaluate("window.isSamePage")
+        assert tab.accessibility_problems() == []
+        page.keyboard.press("Enter")
+        page.wait_for_url("**?live=off")
+        assert page.locator("#now[hx-get]").count() == 0
+        page.locator("#now-switch").click()
+        page.wait_for_url(f"**{OVERVIEW_PATH}")
+        page.context.clear_cookies()
+        page.wait_for_url("**/ui/login?next=**", timeout=60_000)
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """Of all workers, at once; as a picture with a description, and as a table."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        tab.log_in(ADMIN, PASSWORD)
+        figure = tab.page.locator("#today + dl div").first
+        before = int(figure.locator("dd").inner_text())
+        for _ in range(5):
+            answer = plain_request(
+                "GET", f"{site.server.url}/v2/public/app/manifests/latest", headers={"authorization": ROOT.basic}
+            )
+            assert answer.status_code == 200
+        tab.open(OVERVIEW_PATH)
+        assert int(figure.locator("dd").inner_text()) == before + 5
+        charts = tab.page.get_by_role("img", name="Pulls and pushes")
+        expect(charts).to_have_count(2)
+        assert f"Pulls: {before + 5}." in charts.first.locator("desc").inner_html()
+        assert charts.first.locator("rect").count() >= 1
+        table = tab.page.locator("details").first
+        expect(table.locator("table")).to_be_hidden()
+        table.locator("summary").click()
+        expect(table.locator("tbody tr")).to_have_count(24)
+        if javascript:
+            assert tab.accessibility_problems() == []
+
+
+def test_others_see_what_they_may_pull(site: MemberSite, browser: PageBrowser) -> None:
+    """A member and an anonymous visitor, with ways to the lists."""
+    with browser.tab(site.server.url) as tab:
+        tab.open(OVERVIEW_PATH)
+        assert tab.page.locator(".facts dt").all_inner_texts() == ["Hosted"]
+        tab.log_in(MEMBER, PASSWORD)
+        assert tab.page.locator(".facts dt").all_inner_texts() == ["Hosted", "Cached from docker.io"]
+        tab.page.locator(".facts a").last.click()
+        assert tab.page.url.endswith("/ui/repositories?in=docker.io")
