@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.composition import open_registry, prepare_data_dir
-from storage.names import RepositoryName
+from storage.names import RepositoryName, Tag
 from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.commands import entrepot_output
@@ -55,7 +55,9 @@ async def _fill(data: Path) -> None:
         await add_described(store, "public/described", "v1", HOSTILE, label_bytes=1_000_000)
         await add_described(store, "crew/web", "1.4", "production")
         await store.descriptions.put_description(RepositoryName("public/described"), DESCRIPTION, by=BY)
-        await add_cached(store, "docker.io/library/ubuntu", "24.04")
+        ubuntu = RepositoryName("docker.io/library/ubuntu")
+        cached = await add_cached(store, ubuntu, "24.04", "lts")
+        await store.upstream_tags.freeze(ubuntu, Tag("lts"), cached.digest, by=BY)
         await add_index(store, "docker.io/library/ubuntu", "latest", [("linux", "amd64"), ("linux", "arm64")])
         await store.search_indexer.run()
 
