@@ -18,6 +18,7 @@ from registry.ui import (
     search_page,
     setup_page,
     system_page,
+    upkeep_page,
 )
 from registry.ui.account_pages import HOME_PATH
 from registry.ui.page_route import PageRoute, redirect
@@ -62,7 +63,7 @@ async def unknown_page(path: str) -> Response:
 
 for _module in (
     *(page_files, account_pages, setup_page, system_page, search_page),
-    *(mirror_page, job_texts),
+    *(mirror_page, upkeep_page, job_texts),
     repository_pages,
 ):
     router.include_router(_module.router)

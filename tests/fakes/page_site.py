@@ -29,6 +29,8 @@ HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
 LINKS = "[link](javascript:alert(1)) ![picture](//evil.example/p.png)"
 DESCRIPTION = f"# Described\n\nWhat it is for. {HOSTILE}\n\n{LINKS}"
 UPSTREAM = [{"name": "docker.io", "default": True, "endpoints": ["http://127.0.0.1:9"]}]
+RETENTION = [{"repositories": ["crew/*"], "keep_tags": ["*"]}]
+QUOTA = [{"prefix": "crew/", "max_size": 2**30, "max_tags": 100}]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def page_site(folder: Path, **variables: str) -> Iterator[MemberSite]:
     prepare_data_dir(folder / "data")
     asyncio.run(_fill(folder / "data"))
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
-    with running_server(folder, workers=2, env={"ENTREPOT_UPSTREAM": json.dumps(UPSTREAM), **variables}) as server:
+    lists = {"UPSTREAM": UPSTREAM, "RETENTION": RETENTION, "QUOTA": QUOTA}
+    env = {f"ENTREPOT_{name}": json.dumps(value) for name, value in lists.items()}
+    with running_server(folder, workers=2, env={**env, **variables}) as server:
         site = MemberSite(server, folder)
         site.done("POST", "/users", {"name": MEMBER, "password": PASSWORD})
         site.grant(f"user:{MEMBER}", {"crew/**": "pull,push", "docker.io/**": "pull"})

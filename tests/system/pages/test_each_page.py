@@ -27,6 +27,7 @@ def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
     if reader is READERS["admin"]:
         pages.append("/ui/system")
         pages += ["/ui/mirror", "/ui/mirror/downloads", "/ui/mirror/images"]
+        pages += ["/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/retention?repository=crew/app"]
     return pages
 
 
