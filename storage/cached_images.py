@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import Final, Protocol
 
 from storage.content import Actor
 from storage.names import Digest, RepositoryName, Tag
 from storage.upstream_tags import Sighting
+
+MAX_LISTED_IMAGES: Final = 2000
+"""Largest number of images that `CachedImages.images` looks at."""
 
 IsKept = Callable[[RepositoryName], bool]
 """Returns whether the images of a repository are never evicted."""
@@ -58,6 +62,39 @@ class CacheSummary:
 
     images: int
     oldest_pull: float | None
+
+
+class ImageOrder(StrEnum):
+    """The orders in which images are listed: the largest first, or the one that was pulled last, or the one that was
+    not pulled for the longest time."""
+
+    SIZE = "size"
+    NEWEST_PULL = "newest-pull"
+    OLDEST_PULL = "oldest-pull"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedImage:
+    """An image in the cache. `digest`: that of the manifest to which the others belong. `manifests`: number of its
+    manifests. `last_pulled`: in seconds since 1970. `bytes`: size of its blobs that are stored, each counted once;
+    other images may have the same blobs."""
+
+    repository: RepositoryName
+    digest: Digest
+    tags: tuple[Tag, ...]
+    manifests: int
+    last_pulled: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedImagePage:
+    """A part of a list of images. `total`: number of images in the whole list. `is_complete`: False if there are more
+    than `MAX_LISTED_IMAGES`, so that the list lacks some."""
+
+    images: Sequence[CachedImage]
+    total: int
+    is_complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +139,13 @@ class CachedImages(Protocol):
 
     async def summary(self, upstream: str) -> CacheSummary:
         """Counts the images of an upstream. Runs in a thread."""
+        ...
+
+    async def images(
+        self, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int
+    ) -> CachedImagePage:
+        """Lists the images of these upstreams whose repository has `text` in its name: at most `limit` of them, from
+        the position `offset` of the list on. Looks at no more than `MAX_LISTED_IMAGES` images, to bound the work: of
+        more, at those that eviction looks at first, or, with a `text`, at those of the first repositories. Runs in a
+        thread."""
         ...

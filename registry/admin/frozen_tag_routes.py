@@ -13,19 +13,20 @@ from pydantic import BaseModel, Field
 from registry.admin import models
 from registry.admin.caller import Caller, LoggedInCaller
 from registry.admin.management_route import LimitQuery, ManagementRoute
-from registry.upkeep.frozen_tags import TagReference, freeze_tag, parse_tag_reference, unfreeze_tag
+from registry.upkeep.frozen_tags import freeze_tag, parse_tag_reference, unfreeze_tag
 from storage.access import Action
 from storage.content import Page
 from storage.errors import Denied
+from storage.names import RepositoryName
 from storage.upstream_tags import FrozenTag
 
 _BATCH_SIZE: Final = 100
 """Number of frozen tags to read and filter before the event loop may run other requests."""
-_MAX_REFERENCE_CHARACTERS: Final = 600
+MAX_REFERENCE_CHARACTERS: Final = 600
 """The longest repository name, tag and digest together are shorter."""
 ReferenceQuery = Annotated[
     str,
-    Query(description="The tag, as in `docker pull`", max_length=_MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),
+    Query(description="The tag, as in `docker pull`", max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),
 ]
 
 router = APIRouter(route_class=ManagementRoute)
@@ -57,7 +58,7 @@ class TagToFreeze(models.BodyModel):
 
     reference: str = Field(
         description="`NAME:TAG`: frozen at the digest that a pull would get now; or `NAME:TAG@DIGEST`",
-        max_length=_MAX_REFERENCE_CHARACTERS,
+        max_length=MAX_REFERENCE_CHARACTERS,
         examples=["ubuntu:24.04"],
     )
 
@@ -66,7 +67,7 @@ class TagToFreeze(models.BodyModel):
 async def list_frozen_tags(
     caller: LoggedInCaller,
     after: Annotated[
-        str | None, Query(description="The field `next` of the previous page", max_length=_MAX_REFERENCE_CHARACTERS)
+        str | None, Query(description="The field `next` of the previous page", max_length=MAX_REFERENCE_CHARACTERS)
     ] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[FrozenTagResponse]:
@@ -80,7 +81,7 @@ async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse
     """Freezes a mirrored tag: it stays at its digest, and the upstream is not asked for it any more. You have to be an
     admin, or have the action `admin` on the repository."""
     wanted = parse_tag_reference(body.reference)
-    await _check_rights(caller, wanted)
+    await check_may_manage(caller, wanted.repository)
     upkeep = caller.upkeep
     result = await freeze_tag(upkeep.router, upkeep.store.upstream_tags, wanted, by=caller.actor)
     return FrozenTagResponse.from_stored(result.frozen)
@@ -91,18 +92,18 @@ async def unfreeze(caller: LoggedInCaller, reference: ReferenceQuery) -> None:
     """Unfreezes a tag: from now on the upstream and the cooldown decide what pulls get. You have to be an admin, or
     have the action `admin` on the repository."""
     wanted = parse_tag_reference(reference)
-    await _check_rights(caller, wanted)
+    await check_may_manage(caller, wanted.repository)
     await unfreeze_tag(caller.upkeep.router, caller.upkeep.store.upstream_tags, wanted, by=caller.actor)
 
 
-async def _check_rights(caller: Caller, wanted: TagReference) -> None:
+async def check_may_manage(caller: Caller, repository: RepositoryName) -> None:
     """Raises Denied unless the caller is an admin or has the action `admin` on the repository, whether or not the
     repository exists."""
     if caller.rights.admin:
         return
-    stored_name = await caller.upkeep.router.stored_name(wanted.repository)
-    if not caller.principal.may(Action.ADMIN, stored_name, wanted.repository):
-        raise Denied(f"{caller.rights.account_name} does not have the action admin on {wanted.repository}")
+    stored_name = await caller.upkeep.router.stored_name(repository)
+    if not caller.principal.may(Action.ADMIN, stored_name, repository):
+        raise Denied(f"{caller.rights.account_name} does not have the action admin on {repository}")
 
 
 async def _visible_page(caller: Caller, after: str | None, limit: int) -> Page[FrozenTag]:

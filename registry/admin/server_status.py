@@ -194,12 +194,28 @@ async def read_server_status(upkeep: UpkeepComponents, clock: Callable[[], float
     return status
 
 
+async def read_upstreams(upkeep: UpkeepComponents, clock: Callable[[], float] = time.time) -> list[UpstreamStatus]:
+    """Returns the upstreams, as the workers report them, with what they allow. `clock` returns seconds since 1970.
+    Raises OSError, StorageFailed."""
+    settings = upkeep.settings
+    reports = await asyncio.to_thread(read_worker_reports, settings.data)
+    upstreams = [_upstream_status(upstream, reports) for upstream in settings.upstream]
+    for status, configured in zip(upstreams, settings.upstream, strict=True):
+        await _add_allowance(status, configured, upkeep.store, clock())
+    return upstreams
+
+
+async def read_fills(settings: Settings) -> list[FillStatus]:
+    """Returns the downloads from upstreams that are not complete. Raises OSError."""
+    return await asyncio.to_thread(_fills, settings)
+
+
 async def _add_from_store(status: ServerStatus, upkeep: UpkeepComponents, clock: Callable[[], float]) -> None:
     """Adds what the store knows. Raises RegistryError and OSError."""
     settings, store = upkeep.settings, upkeep.store
     for upstream, configured in zip(status.upstreams, settings.upstream, strict=True):
         await _add_allowance(upstream, configured, store, clock())
-    status.fills = await asyncio.to_thread(_fills, settings)
+    status.fills = await read_fills(settings)
     status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active()]
     status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]

@@ -9,7 +9,18 @@ from fastapi.responses import PlainTextResponse
 
 from registry.admin.documentation import welcome
 from registry.http.error_statuses import PathUnknown
-from registry.ui import account_pages, overview_page, page_files, repository_pages, search_page, setup_page, system_page
+from registry.ui import (
+    account_pages,
+    job_texts,
+    mirror_page,
+    overview_page,
+    page_files,
+    repository_pages,
+    search_page,
+    setup_page,
+    system_page,
+    upkeep_page,
+)
 from registry.ui.account_pages import HOME_PATH
 from registry.ui.page_route import PageRoute, redirect
 
@@ -51,6 +62,10 @@ async def unknown_page(path: str) -> Response:
     raise PathUnknown
 
 
-for _module in (page_files, account_pages, overview_page, setup_page, system_page, search_page, repository_pages):
+for _module in (
+    *(page_files, account_pages, overview_page, setup_page, system_page, search_page),
+    *(mirror_page, upkeep_page, job_texts),
+    repository_pages,
+):
     router.include_router(_module.router)
 router.include_router(_last_router)

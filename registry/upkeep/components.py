@@ -18,6 +18,7 @@ from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import RetentionPreview
 from registry.upkeep.retention.retention_work import OnDeleted, RetentionWork, ignore_deleted
 from registry.upkeep.scrub_job import scrub_work
+from registry.upkeep.warm_work import WARM_KIND, warm_work
 from storage.cached_images import Cooldowns
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName, Tag
@@ -71,6 +72,7 @@ def upkeep_components(
     works["import-registry"] = partial(_import_directory, store, router)
     works["import-remote"] = partial(_import_remote, settings, store, router)
     works[EVICTION_KIND] = eviction_work(settings, store, evictor)
+    works[WARM_KIND] = warm_work(store, router)
     judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention, store.immutable_tags)
     works[retention_work.KIND] = RetentionWork(judge, store.retention, clock, on_retention)
     preview = RetentionPreview(judge, store.retention, clock)

@@ -18,10 +18,6 @@ NOT_ABOUT_ACCOUNTS = {
     "client check",
     "doctor",  # it looks at the machine, also while no server runs
     "mirror test",
-    "mirror warm",
-    "mirror status",
-    "mirror refresh",
-    "mirror purge",
     "tag delete",  # clients use DELETE in /v2
     "export",  # clients pull and push instead
     "import",
@@ -61,6 +57,10 @@ TWINS = {
     "events tail": ("GET", "/events"),
     "events retry": ("POST", "/events/retry"),
     "status": ("GET", "/status"),
+    "mirror status": ("GET", "/mirror"),
+    "mirror warm": ("POST", "/mirror/warm"),
+    "mirror refresh": ("POST", "/mirror/refresh"),
+    "mirror purge": ("POST", "/mirror/purge"),
     "mirror freeze": ("PUT", "/mirror/frozen"),
     "mirror unfreeze": ("DELETE", "/mirror/frozen"),
     "mirror frozen": ("GET", "/mirror/frozen"),
@@ -102,6 +102,8 @@ ONLY_API = {
     ("POST", "/repositories/{name}/tag-restoration"),
     ("GET", "/repositories/{name}/description"),
     ("PUT", "/repositories/{name}/description"),
+    ("GET", "/mirror/downloads"),  # `mirror status` shows them
+    ("GET", "/mirror/images"),  # for the page; `cache evict --dry-run` lists them in its order
     ("GET", "/me"),  # there is nobody at the command line who would have to ask
     ("GET", "/robots/{name}"),  # `robot list` and `grant list --for` show it
     ("GET", "/groups/{name}"),  # `group list` shows it

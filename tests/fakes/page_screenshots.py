@@ -19,6 +19,8 @@ PAGES = {
     "image": "/ui/repositories/crew/web:1.4",
     "search": "/ui/search?q=ubuntu",
     "set-up": "/ui/setup?client=k3s",
+    "mirror": "/ui/mirror",
+    "upkeep": "/ui/upkeep",
     "system": "/ui/system",
 }
 LANGUAGES = {"en": ("en-US", False), "zh": ("zh-CN", True)}

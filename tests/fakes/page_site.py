@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.composition import open_registry, prepare_data_dir
-from storage.names import RepositoryName
+from storage.names import RepositoryName, Tag
 from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.commands import entrepot_output
@@ -29,6 +29,8 @@ HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
 LINKS = "[link](javascript:alert(1)) ![picture](//evil.example/p.png)"
 DESCRIPTION = f"# Described\n\nWhat it is for. {HOSTILE}\n\n{LINKS}"
 UPSTREAM = [{"name": "docker.io", "default": True, "endpoints": ["http://127.0.0.1:9"]}]
+RETENTION = [{"repositories": ["crew/*"], "keep_tags": ["*"]}]
+QUOTA = [{"prefix": "crew/", "max_size": 2**30, "max_tags": 100}]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ async def _fill(data: Path) -> None:
         await add_described(store, "public/described", "v1", HOSTILE, label_bytes=1_000_000)
         await add_described(store, "crew/web", "1.4", "production")
         await store.descriptions.put_description(RepositoryName("public/described"), DESCRIPTION, by=BY)
-        await add_cached(store, "docker.io/library/ubuntu", "24.04")
+        ubuntu = RepositoryName("docker.io/library/ubuntu")
+        cached = await add_cached(store, ubuntu, "24.04", "lts")
+        await store.upstream_tags.freeze(ubuntu, Tag("lts"), cached.digest, by=BY)
         await add_index(store, "docker.io/library/ubuntu", "latest", [("linux", "amd64"), ("linux", "arm64")])
         await store.search_indexer.run()
 
@@ -66,7 +70,9 @@ def page_site(folder: Path, **variables: str) -> Iterator[MemberSite]:
     prepare_data_dir(folder / "data")
     asyncio.run(_fill(folder / "data"))
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
-    with running_server(folder, workers=2, env={"ENTREPOT_UPSTREAM": json.dumps(UPSTREAM), **variables}) as server:
+    lists = {"UPSTREAM": UPSTREAM, "RETENTION": RETENTION, "QUOTA": QUOTA}
+    env = {f"ENTREPOT_{name}": json.dumps(value) for name, value in lists.items()}
+    with running_server(folder, workers=2, env={**env, **variables}) as server:
         site = MemberSite(server, folder)
         site.done("POST", "/users", {"name": MEMBER, "password": PASSWORD})
         site.grant(f"user:{MEMBER}", {"crew/**": "pull,push", "docker.io/**": "pull"})

@@ -6,7 +6,12 @@ import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
 from tests.fakes.commands import entrepot_output
+from tests.fakes.hub.hub import hub
 from tests.fakes.server_process import running_server
+from tests.fakes.upstream_content import UpstreamContent, noise_image
+
+MIRRORED = noise_image("image", 1000)
+WARMED = noise_image("warm", 3000, 200_000)
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +21,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     with running_server(folder, workers=2) as server:
         yield AdminSite(server, folder)
+
+
+@pytest.fixture(scope="session")
+def mirror_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """A site that mirrors docker.io, with `library/app:1`, `team/app:1` and others there. Tests leave no
+    tag frozen."""
+    folder = tmp_path_factory.mktemp("site")
+    content = UpstreamContent()
+    content.add("library/app", MIRRORED, "1", "2", "3")
+    content.add("team/app", MIRRORED, "1")
+    content.add("library/warm", WARMED, "1", "2")
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    with hub(folder, content) as upstream:
+        (folder / "entrepot.toml").write_text(
+            f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{upstream.url}"]\n'
+        )
+        with running_server(folder, "--config", str(folder / "entrepot.toml"), workers=2) as server:
+            yield AdminSite(server, folder)

@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
-from tests.fakes.commands import entrepot_output
-from tests.fakes.hub.hub import hub
-from tests.fakes.server_process import running_server
-from tests.fakes.upstream_content import UpstreamContent, noise_image
-
-IMAGE = noise_image("image", 1000)
-
-
-@pytest.fixture(scope="module")
-def mirror_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """A site that mirrors docker.io, with `library/app:1` and `team/app:1` there."""
-    folder = tmp_path_factory.mktemp("site")
-    content = UpstreamContent()
-    content.add("library/app", IMAGE, "1", "2", "3")
-    content.add("team/app", IMAGE, "1")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
-    with hub(folder, content) as upstream:
-        (folder / "entrepot.toml").write_text(
-            f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{upstream.url}"]\n'
-        )
-        with running_server(folder, "--config", str(folder / "entrepot.toml"), workers=2) as server:
-            yield AdminSite(server, folder)
+from tests.fakes.admin_site import ADMIN, AdminSite, code_of
+from tests.system.admin.conftest import MIRRORED
 
 
 def frozen_tags(site: AdminSite, **more: Any) -> list[str]:
@@ -42,9 +18,9 @@ def test_an_admin(mirror_site: AdminSite) -> None:
     workers and the command see that at once. The audit log names the admin."""
     site = mirror_site
     one = site.done("PUT", "/mirror/frozen", {"reference": "app:1"})
-    assert (one["repository"], one["tag"], one["digest"]) == ("docker.io/library/app", "1", IMAGE.digest)
+    assert (one["repository"], one["tag"], one["digest"]) == ("docker.io/library/app", "1", MIRRORED.digest)
     assert one["frozen_by"] == ADMIN
-    site.done("PUT", "/mirror/frozen", {"reference": f"docker.io/library/app:2@{IMAGE.digest}"})
+    site.done("PUT", "/mirror/frozen", {"reference": f"docker.io/library/app:2@{MIRRORED.digest}"})
     site.done("PUT", "/mirror/frozen", {"reference": "docker.io/team/app:1"})
     names = ["docker.io/library/app:1", "docker.io/library/app:2", "docker.io/team/app:1"]
     assert frozen_tags(site) == names
@@ -60,7 +36,7 @@ def test_an_admin(mirror_site: AdminSite) -> None:
     assert (unknown.status_code, code_of(unknown)) == (404, "TAG_NOT_FROZEN")
     (line, *_) = site.done("GET", "/audit", action="tag.freeze", actor=ADMIN)["items"]
     assert (line["action"], line["target"]) == ("tag.freeze", "docker.io/team/app:1")
-    assert line["detail"] == {"digest": IMAGE.digest}
+    assert line["detail"] == {"digest": MIRRORED.digest}
 
 
 def test_the_admin_of_a_repository(mirror_site: AdminSite) -> None:
@@ -91,7 +67,7 @@ def test_bad_references(mirror_site: AdminSite) -> None:
         (f"app:1@sha256:{'0' * 64}", 404),
         ("local.test/app:1", 404),
         ("App:1", 400),
-        (f"app@{IMAGE.digest}", 400),
+        (f"app@{MIRRORED.digest}", 400),
         ("app:1@sha256:1", 400),
     ):
         refused = site.call("PUT", "/mirror/frozen", {"reference": reference})

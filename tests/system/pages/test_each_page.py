@@ -32,6 +32,8 @@ def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
         pages.append("/ui/repositories/docker.io/library/ubuntu:latest")
     if reader is READERS["admin"]:
         pages.append("/ui/system")
+        pages += ["/ui/mirror", "/ui/mirror/downloads", "/ui/mirror/images"]
+        pages += ["/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/retention?repository=crew/app"]
     return pages
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from storage.cached_images import CacheSummary, EvictedImage, EvictionRules
+from storage.cached_images import CachedImagePage, CacheSummary, EvictedImage, EvictionRules, ImageOrder
 from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import cached_image_tables, eviction_plan
+from storage.metadata.sqlite.upkeep import cached_image_list, cached_image_tables, eviction_plan
 
 
 class SqliteCachedImages:
@@ -54,3 +54,8 @@ class SqliteCachedImages:
 
     async def summary(self, upstream: str) -> CacheSummary:
         return await self._scans.run(lambda db: eviction_plan.summary(db, upstream))
+
+    async def images(
+        self, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int
+    ) -> CachedImagePage:
+        return await self._scans.run(lambda db: cached_image_list.page(db, upstreams, text, order, offset, limit))

@@ -1,0 +1,235 @@
+"""The routes of `/api/v1/mirror` that show the upstreams and the cached images, and change what is cached. The routes
+about frozen tags are in `registry.admin.frozen_tag_routes`. The docstrings of the routes are the descriptions in the
+OpenAPI document; "you" is the caller, the account that sends the request."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Annotated, Final, Self
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.cache_routes import CachePartResponse
+from registry.admin.caller import AdminCaller, LoggedInCaller
+from registry.admin.frozen_tag_routes import MAX_REFERENCE_CHARACTERS, check_may_manage
+from registry.admin.job_routes import JobResponse, queue_job
+from registry.admin.management_route import ManagementRoute
+from registry.admin.server_status import FillStatus, UpstreamStatus, read_fills, read_upstreams
+from registry.upkeep.cached_content import RefreshOutcome, RefreshResult, purge_image, refresh_image
+from registry.upkeep.eviction import check_upstream, read_cache_status
+from registry.upkeep.warm_work import MAX_WARMED_IMAGES, WARM_KIND, warm_arguments
+from storage.cached_images import MAX_LISTED_IMAGES, CachedImage, ImageOrder
+from storage.names import RepositoryName, parse_reference
+
+MAX_IMAGE_TEXT_CHARACTERS: Final = 255
+"""The longest text by which cached images are filtered."""
+MAX_IMAGES_ON_A_PAGE: Final = 100
+ReferenceText = Annotated[str, Field(max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"])]
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+class MirrorStatus(BaseModel):
+    """The upstreams, what is cached of them, and the downloads from them that are not complete. The last entry of
+    `cache` is about all upstreams together."""
+
+    upstreams: list[UpstreamStatus]
+    cache: list[CachePartResponse]
+    fills: list[FillStatus]
+
+
+class CachedImageResponse(BaseModel):
+    """A cached image. The manifests of an index count as one image. `repository` is the name in the store, which begins
+    with the name of the upstream."""
+
+    repository: str = Field(examples=["docker.io/library/ubuntu"])
+    digest: str
+    tags: list[str]
+    frozen_tags: list[str] = Field(description="Those of the tags that are frozen")
+    manifests: int = Field(description="Number of its manifests that are cached")
+    last_pulled: datetime = Field(description="When it was last pulled or stored")
+    size: int = Field(description="Size of its cached blobs in bytes; other images may have the same blobs")
+
+    @classmethod
+    def from_stored(cls, image: CachedImage, frozen_tags: set[str]) -> Self:
+        """Converts a stored image. `frozen_tags`: the frozen tags of its repository."""
+        return cls(
+            repository=image.repository,
+            digest=image.digest,
+            tags=list(image.tags),
+            frozen_tags=[tag for tag in image.tags if tag in frozen_tags],
+            manifests=image.manifests,
+            last_pulled=models.to_datetime(image.last_pulled),
+            size=image.bytes,
+        )
+
+
+class CachedImageList(BaseModel):
+    """A part of a list of images. To get the next part, send `next` as the query parameter `after`."""
+
+    items: list[CachedImageResponse]
+    next: int | None = Field(description="null: this is the last part")
+    total: int = Field(description="Number of images in the whole list")
+    complete: bool = Field(
+        description=f"False: more than {MAX_LISTED_IMAGES} images match, so that the list lacks some"
+    )
+
+
+class ImageToRefresh(models.BodyModel):
+    """An image to refresh."""
+
+    reference: ReferenceText
+
+
+class RefreshResponse(BaseModel):
+    """What a refresh has found. `new`: the image was not cached. `unchanged`, `changed`: the tag points at the same
+    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. `cached`: the
+    manifest of the digest is cached. `fetched-later`: the next pull fetches it."""
+
+    outcome: RefreshOutcome
+    digest: str
+    before: str | None = Field(description="The digest before, if the tag has changed")
+    held_back_until: datetime | None = Field(description="Until when a cooldown holds the digest back")
+    served: str | None = Field(description="What pulls get while the digest is held back")
+    unblocked_blobs: int = Field(
+        description="Number of blobs that came with corrupt bytes and can be requested again now"
+    )
+
+    @classmethod
+    def from_result(cls, result: RefreshResult) -> Self:
+        """Converts the result of a refresh."""
+        return cls(
+            outcome=result.outcome,
+            digest=result.digest,
+            before=result.before,
+            held_back_until=models.to_datetime_or_none(result.held_back_until),
+            served=result.served,
+            unblocked_blobs=result.unblocked_blobs,
+        )
+
+
+class ContentToPurge(models.BodyModel):
+    """An image whose cached content is to be deleted."""
+
+    reference: ReferenceText
+    everything: bool = Field(
+        default=False, description="Delete the whole repository, and ignore the tag or digest of the reference"
+    )
+    force: bool = Field(default=False, description="Delete also what a frozen tag needs. The tag stays frozen")
+
+
+class PurgeResponse(BaseModel):
+    """What was deleted from the cache. `size`: bytes of the blobs that nothing else uses."""
+
+    tags: int
+    manifests: int
+    size: int
+    freed_after: datetime = Field(
+        description="When garbage collection may delete the blobs, unless they are used again"
+    )
+
+
+class ImagesToWarm(models.BodyModel):
+    """Images to fetch before anyone pulls them."""
+
+    references: list[ReferenceText] = Field(min_length=1, max_length=MAX_WARMED_IMAGES)
+    platforms: list[Annotated[str, Field(max_length=100)]] = Field(
+        default=[],
+        max_length=20,
+        description="Such as `linux/amd64`; `all`: every platform. Default: those in the settings, or else that of the "
+        "registry's machine",
+    )
+
+
+@router.get("/mirror", tags=["mirror"])
+async def read_mirror(caller: AdminCaller) -> MirrorStatus:
+    """Returns how the upstreams respond and what they still allow, how much of them is cached, and the downloads that
+    are not complete. Asks no upstream."""
+    upkeep = caller.upkeep
+    parts = await read_cache_status(upkeep.settings, upkeep.store)
+    return MirrorStatus(
+        upstreams=await read_upstreams(upkeep),
+        cache=[CachePartResponse.from_part(part) for part in parts],
+        fills=await read_fills(upkeep.settings),
+    )
+
+
+@router.get("/mirror/downloads", tags=["mirror"])
+async def list_downloads(caller: AdminCaller) -> list[FillStatus]:
+    """Lists the downloads from upstreams that are not complete."""
+    return await read_fills(caller.upkeep.settings)
+
+
+@router.get("/mirror/images", tags=["mirror"])
+async def list_cached_images(
+    caller: AdminCaller,
+    upstream: Annotated[str | None, Query(description="Only images of this upstream", max_length=255)] = None,
+    text: Annotated[
+        str,
+        Query(
+            description="Only images whose repository has this text in its name", max_length=MAX_IMAGE_TEXT_CHARACTERS
+        ),
+    ] = "",
+    order: ImageOrder = ImageOrder.SIZE,
+    after: Annotated[int, Query(description="The field `next` of the previous part", ge=0, le=MAX_LISTED_IMAGES)] = 0,
+    limit: Annotated[int, Query(description="Maximum number of images", ge=1, le=MAX_IMAGES_ON_A_PAGE)] = 25,
+) -> CachedImageList:
+    """Lists the cached images of the upstreams, by size or by last pull."""
+    settings, store = caller.upkeep.settings, caller.upkeep.store
+    if upstream is not None:
+        check_upstream(settings, upstream)
+    upstreams = [each.name for each in settings.upstream if upstream in (None, each.name)]
+    page = await store.cached_images.images(upstreams, text.lower(), order, after, limit)
+    frozen: dict[RepositoryName, set[str]] = {}
+    for image in page.images:
+        if image.repository not in frozen:
+            found = await store.upstream_tags.frozen_in(image.repository)
+            frozen[image.repository] = {each.tag for each in found}
+    end = after + len(page.images)
+    return CachedImageList(
+        items=[CachedImageResponse.from_stored(image, frozen[image.repository]) for image in page.images],
+        next=end if end < page.total and page.images else None,
+        total=page.total,
+        complete=page.is_complete,
+    )
+
+
+@router.post("/mirror/refresh", tags=["mirror"])
+async def refresh(caller: LoggedInCaller, body: ImageToRefresh) -> RefreshResponse:
+    """Asks the upstream now what a tag points at. A pull asks only when the cached answer is stale. You have to be an
+    admin, or have the action `admin` on the repository."""
+    image = parse_reference(body.reference)
+    await check_may_manage(caller, image.repository)
+    return RefreshResponse.from_result(await refresh_image(caller.upkeep.router, caller.upkeep.store, image))
+
+
+@router.post("/mirror/purge", tags=["mirror"])
+async def purge(caller: LoggedInCaller, body: ContentToPurge) -> PurgeResponse:
+    """Deletes a tag, a digest or a repository from the cache. Sends nothing to the upstream. The next pull fetches the
+    content again. You have to be an admin, or have the action `admin` on the repository."""
+    image, upkeep = parse_reference(body.reference), caller.upkeep
+    await check_may_manage(caller, image.repository)
+    result = await purge_image(
+        *(upkeep.router, upkeep.store, image),
+        data=upkeep.settings.data,
+        by=caller.actor,
+        everything=body.everything,
+        force=body.force,
+    )
+    return PurgeResponse(
+        tags=result.tags,
+        manifests=result.manifests,
+        size=result.size,
+        freed_after=models.to_datetime(time.time() + upkeep.settings.gc.grace),
+    )
+
+
+@router.post("/mirror/warm", tags=["mirror"], status_code=202)
+async def warm(caller: AdminCaller, body: ImagesToWarm) -> JobResponse:
+    """Starts a job that fetches images from upstreams before anyone pulls them. Content that is cached already is not
+    fetched again."""
+    platforms = body.platforms or caller.upkeep.settings.warm.platforms
+    return await queue_job(caller, WARM_KIND, warm_arguments(body.references, platforms))

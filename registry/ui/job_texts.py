@@ -1,0 +1,55 @@
+"""What the kinds and states of jobs are called on pages, and how a form stops a job."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.browser_login import local_path
+from registry.admin.caller import Caller, require_admin, require_login
+from registry.admin.job_routes import stop_job
+from registry.request import RequestInvalid
+from registry.ui.languages import translatable
+from registry.ui.page_route import FormRoute, caller_of, read_form, redirect
+
+STOP_PATH: Final = "/ui/upkeep/stop"
+JOB_KINDS: Final = {
+    "gc": translatable("Garbage collection"),
+    "fsck": translatable("Check of the store"),
+    "scrub": translatable("Scrub"),
+    "backup": translatable("Backup"),
+    "evict": translatable("Eviction from the cache"),
+    "retention": translatable("Retention"),
+    "warm": translatable("Warming of the cache"),
+    "import-registry": translatable("Import of a directory"),
+    "import-remote": translatable("Import over the network"),
+}
+"""How the kinds of `UpkeepComponents.works` are called."""
+JOB_STATES: Final = {
+    "queued": translatable("waits"),
+    "running": translatable("runs"),
+    "done": translatable("done"),
+    "failed": translatable("failed"),
+    "stopped": translatable("stopped"),
+}
+
+router = APIRouter(include_in_schema=False, route_class=FormRoute)
+
+
+async def admin_of(request: Request) -> Caller:
+    """Returns the visitor, who is an admin. Raises Unauthorized, Denied."""
+    return await require_admin(await require_login(caller_of(request)))
+
+
+@router.post(STOP_PATH)
+async def stop(request: Request) -> Response:
+    """Asks the process that runs a job to stop it, and returns to the page `next`. Raises Unauthorized, Denied,
+    JobUnknown, RequestInvalid."""
+    form = await read_form(request)
+    caller = await admin_of(request)
+    number = form.one("job") or ""
+    if not number.isascii() or not number.isdigit() or len(number) > 18:
+        raise RequestInvalid("this is not the number of a job")
+    await stop_job(caller, int(number))
+    return redirect(local_path(form.one("next"), "/ui/upkeep"))

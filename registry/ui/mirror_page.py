@@ -1,0 +1,289 @@
+"""The page *Mirror*, for admins: the upstreams, what is cached of them and what is on its way; and the forms that
+refresh, freeze, purge and fetch images.
+
+The cached images and the downloads are pages of their own, because the one reads much and the other is loaded again and
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import Caller
+from registry.admin.frozen_tag_routes import (
+    MAX_REFERENCE_CHARACTERS,
+    TagToFreeze,
+    freeze,
+    list_frozen_tags,
+    unfreeze,
+)
+from registry.admin.job_routes import JobResponse, list_jobs
+from registry.admin.mirror_routes import (
+    MAX_IMAGE_TEXT_CHARACTERS,
+    ContentToPurge,
+    ImagesToWarm,
+    ImageToRefresh,
+    list_cached_images,
+    list_downloads,
+    purge,
+    read_mirror,
+    refresh,
+    warm,
+)
+from registry.http.error_statuses import status_of
+from registry.http.query import Query
+from registry.request import RequestInvalid
+from registry.ui.job_texts import JOB_KINDS, JOB_STATES, admin_of
+from registry.ui.languages import translatable
+from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, query_of, read_form, redirect
+from registry.ui.system_page import BREAKER_NAMES
+from registry.upkeep.cached_content import RefreshOutcome
+from registry.upkeep.warm_work import MAX_WARMED_IMAGES, WARM_KIND
+from storage.cached_images import MAX_LISTED_IMAGES, ImageOrder
+from storage.errors import (
+    DigestInvalid,
+    ManifestUnknown,
+    NameInvalid,
+    NameUnknown,
+    RegistryError,
+    TagInvalid,
+    UpstreamUnavailable,
+)
+from storage.upstream_tags import TagFrozen, TagNotFrozen
+
+MIRROR_PATH: Final = "/ui/mirror"
+IMAGES_PATH: Final = "/ui/mirror/images"
+DOWNLOADS_PATH: Final = "/ui/mirror/downloads"
+IMAGES_ON_A_PAGE: Final = 25
+SHOWN_JOBS: Final = 5
+SHOWN_FROZEN_TAGS: Final = 100
+ORDERS: Final = {
+    ImageOrder.SIZE: translatable("Size"),
+    ImageOrder.NEWEST_PULL: translatable("Last pull, newest first"),
+    ImageOrder.OLDEST_PULL: translatable("Last pull, oldest first"),
+}
+"""How the orders of images are called."""
+REFRESH_TEXTS: Final = {
+    RefreshOutcome.NEW: translatable("It was not cached before. Now its manifest is."),
+    RefreshOutcome.UNCHANGED: translatable("The tag points at the same image as before."),
+    RefreshOutcome.CHANGED: translatable("The tag points at another image now."),
+    RefreshOutcome.FROZEN: translatable("The tag is frozen, so the upstream was not asked."),
+    RefreshOutcome.CACHED: translatable("It is cached, and the content of a digest never changes."),
+    RefreshOutcome.FETCHED_LATER: translatable("The next pull fetches it."),
+}
+_SHOWN_ERRORS: Final = (
+    *(DigestInvalid, NameInvalid, TagInvalid, RequestInvalid),
+    *(ManifestUnknown, NameUnknown, TagFrozen, TagNotFrozen, UpstreamUnavailable),
+)
+"""Errors of a form that are shown with the reference, because they say what is wrong with it."""
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_forms = APIRouter(prefix=MIRROR_PATH, route_class=FormRoute, include_in_schema=False)
+
+
+@router.get(MIRROR_PATH)
+async def mirror(request: Request) -> Response:
+    """Shows the upstreams, the downloads and the frozen tags. Raises Unauthorized, Denied."""
+    caller = await admin_of(request)
+    state = await read_mirror(caller)
+    frozen = await list_frozen_tags(caller, None, SHOWN_FROZEN_TAGS)
+    return await page_response(
+        request,
+        "mirror.html",
+        section="mirror",
+        upstreams=state.upstreams,
+        parts={part.upstream: part for part in state.cache},
+        fills=state.fills,
+        jobs=await _warm_jobs(caller),
+        frozen=frozen.items,
+        has_more_frozen=frozen.next is not None,
+        breaker_names=BREAKER_NAMES,
+        max_images=MAX_WARMED_IMAGES,
+        **_job_values(),
+    )
+
+
+@router.get(DOWNLOADS_PATH)
+async def downloads(request: Request) -> Response:
+    """Shows what is fetched from the upstreams now. Raises Unauthorized, Denied."""
+    caller = await admin_of(request)
+    fills, jobs = await list_downloads(caller), await _warm_jobs(caller)
+    return await page_response(
+        request, "mirror_downloads.html", section="mirror", fills=fills, jobs=jobs, **_job_values()
+    )
+
+
+@router.get(IMAGES_PATH)
+async def images(request: Request) -> Response:
+    """Lists the cached images. The query can have `in`, the name of an upstream; `q`, a text in the names of the
+    repositories; `sort`, a key of `ORDERS`; and `after`, the position at which the page begins. Raises Unauthorized,
+    Denied, NameUnknown, RequestInvalid."""
+    caller, query = await admin_of(request), query_of(request)
+    upstream, text = query.one("in") or None, (query.one("q") or "").strip()[:MAX_IMAGE_TEXT_CHARACTERS]
+    order = _order(query.one("sort"))
+    found = await list_cached_images(caller, upstream, text, order, _position(query.one("after")), IMAGES_ON_A_PAGE)
+    return await page_response(
+        request,
+        "mirror_images.html",
+        section="mirror",
+        images=found.items,
+        total=found.total,
+        next_after=found.next,
+        is_complete=found.complete,
+        max_listed=MAX_LISTED_IMAGES,
+        upstream=upstream,
+        upstreams=[each.name for each in caller.upkeep.settings.upstream],
+        text=text,
+        order=order.value,
+        orders=ORDERS,
+        now=datetime.now(UTC),
+    )
+
+
+@_forms.post("/refresh")
+async def refresh_image(request: Request) -> Response:
+    """Asks the upstream what the tag `reference` points at, and shows the answer. Holds no slot meanwhile, because an
+    upstream may take long. Raises Unauthorized, Denied."""
+    form = await read_form(request)
+    caller, reference = await admin_of(request), _reference(form)
+
+    async def work() -> dict[str, Any]:
+        result = await refresh(caller, ImageToRefresh(reference=reference))
+        return {"text": REFRESH_TEXTS[result.outcome], "result": result}
+
+    return await _done_page(request, reference, work)
+
+
+@_forms.post("/freeze")
+async def freeze_image(request: Request) -> Response:
+    """Freezes the tag `reference`. Raises Unauthorized, Denied."""
+    form = await read_form(request)
+    caller, reference = await admin_of(request), _reference(form)
+
+    async def work() -> dict[str, Any]:
+        frozen = await freeze(caller, TagToFreeze(reference=reference))
+        return {
+            "text": translatable("The tag is frozen: pulls get this image, whatever the upstream does."),
+            "digest_of": frozen.digest,
+        }
+
+    return await _done_page(request, reference, work)
+
+
+@_forms.post("/unfreeze")
+async def unfreeze_image(request: Request) -> Response:
+    """Lets the frozen tag `reference` follow the upstream again. Raises Unauthorized, Denied."""
+    form = await read_form(request)
+    caller, reference = await admin_of(request), _reference(form)
+
+    async def work() -> dict[str, Any]:
+        await unfreeze(caller, reference)
+        return {"text": translatable("The tag follows the upstream again.")}
+
+    return await _done_page(request, reference, work)
+
+
+@_forms.post("/purge")
+async def purge_image(request: Request) -> Response:
+    """Deletes `reference` from the cache, if the form has `sure`; asks first otherwise. With `force`, also what a
+    frozen tag needs. Raises Unauthorized, Denied."""
+    form = await read_form(request)
+    caller, reference = await admin_of(request), _reference(form)
+    if not form.one("sure"):
+        async with page_slot(request):
+            return await page_response(
+                request, "mirror_purge.html", section="mirror", here=MIRROR_PATH, reference=reference
+            )
+    body = ContentToPurge(reference=reference, force=bool(form.one("force")))
+
+    async def work() -> dict[str, Any]:
+        return {
+            "text": translatable("It is not in the cache any more. The next pull fetches it again."),
+            "purged": await purge(caller, body),
+        }
+
+    return await _done_page(request, reference, work)
+
+
+@_forms.post("/warm")
+async def warm_images(request: Request) -> Response:
+    """Starts a job that fetches the images in `references`, one in each line, for `platform`: empty for what the
+    settings say, or such as `linux/arm64`, or `all`. Leads to the page with its progress. Raises Unauthorized,
+    Denied."""
+    form = await read_form(request)
+    caller = await admin_of(request)
+    references, platforms = (form.one("references") or "").split(), (form.one("platform") or "").split()
+
+    async def work() -> None:
+        if not 0 < len(references) <= MAX_WARMED_IMAGES or max(map(len, references)) > MAX_REFERENCE_CHARACTERS:
+            raise RequestInvalid(f"name between one and {MAX_WARMED_IMAGES} images, one in each line")
+        if len(platforms) > 20 or max(map(len, platforms), default=0) > 100:
+            raise RequestInvalid("these are too many platforms")
+        await warm(caller, ImagesToWarm(references=references, platforms=platforms))
+
+    try:
+        await work()
+    except _SHOWN_ERRORS as error:
+        return await _problem_page(request, "", error)
+    return redirect(f"{MIRROR_PATH}#downloads")
+
+
+async def _done_page(request: Request, reference: str, work: Callable[[], Awaitable[dict[str, Any]]]) -> Response:
+    """Runs `work`, and returns the page with the values that it returns, or with the reason why it failed."""
+    try:
+        values = await work()
+    except _SHOWN_ERRORS as error:
+        return await _problem_page(request, reference, error)
+    async with page_slot(request):
+        return await page_response(request, "mirror_done.html", **{**_done_values(reference), **values})
+
+
+async def _problem_page(request: Request, reference: str, error: RegistryError) -> Response:
+    values = {**_done_values(reference), "problem": error.message}
+    async with page_slot(request):
+        return await page_response(request, "mirror_done.html", status_code=status_of(error), **values)
+
+
+def _done_values(reference: str) -> dict[str, Any]:
+    values: dict[str, Any] = dict.fromkeys(("text", "problem", "result", "digest_of", "purged"))
+    return {**values, "section": "mirror", "here": MIRROR_PATH, "reference": reference}
+
+
+async def _warm_jobs(caller: Caller) -> list[JobResponse]:
+    """Returns the newest jobs that warm the cache."""
+    return (await list_jobs(caller, WARM_KIND, None, SHOWN_JOBS)).items
+
+
+def _job_values() -> dict[str, Any]:
+    return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
+
+
+def _order(text: str | None) -> ImageOrder:
+    try:
+        return ImageOrder(text or ImageOrder.SIZE)
+    except ValueError:
+        raise RequestInvalid("images cannot be sorted by this") from None
+
+
+def _position(text: str | None) -> int:
+    """Returns the position in the query. Raises RequestInvalid."""
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise RequestInvalid("this is not a position in the list")
+    return int(text)
+
+
+def _reference(form: Query) -> str:
+    """Returns the field `reference`. Raises RequestInvalid if it is empty or too long."""
+    reference = (form.one("reference") or "").strip()
+    if not 0 < len(reference) <= MAX_REFERENCE_CHARACTERS:
+        raise RequestInvalid("name an image, such as ubuntu:24.04")
+    return reference
+
+
+router.include_router(_forms)

@@ -1,0 +1,222 @@
+"""The page *Upkeep*, for admins: jobs, budgets and quotas, retention with a preview, garbage collection, scrub and
+backups; and the forms that start this work."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.backup_routes import BackupResponse, NewBackup, list_backups, make_backup
+from registry.admin.cache_routes import EvictionRequest, evict_from_cache, list_quotas, read_cache
+from registry.admin.caller import Caller
+from registry.admin.collection_routes import CheckRequest, CollectionRequest, check_store, collect_garbage
+from registry.admin.job_routes import JobResponse, list_jobs
+from registry.admin.retention_routes import apply_retention, preview_retention
+from registry.admin.scrub_routes import list_damaged, show_scrub, start_scrub
+from registry.config import format_duration
+from registry.http.error_statuses import status_of
+from registry.request import RequestInvalid
+from registry.ui.job_texts import JOB_KINDS, JOB_STATES, admin_of
+from registry.ui.languages import translatable
+from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, query_of, read_form, redirect
+from storage.backups import BackupFailed, BackupTargetUnknown
+from storage.errors import NameInvalid, NameUnknown, RegistryError, TagInvalid, Unsupported
+from storage.jobs import JobRunning
+from storage.names import MAX_NAME_LENGTH
+
+UPKEEP_PATH: Final = "/ui/upkeep"
+JOBS_PATH: Final = "/ui/upkeep/jobs"
+NEWEST_JOBS_PATH: Final = "/ui/upkeep/newest-jobs"
+RETENTION_PATH: Final = "/ui/upkeep/retention"
+START_PATH: Final = "/ui/upkeep/start"
+SHOWN_JOBS: Final = 10
+JOBS_ON_A_PAGE: Final = 50
+SHOWN_BACKUPS: Final = 20
+SHOWN_DAMAGED: Final = 20
+PREVIEWED_TAGS: Final = 100
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+async def _start_preview(caller: Caller) -> JobResponse:
+    return await collect_garbage(caller, CollectionRequest(dry_run=True))
+
+
+STARTS: Final[dict[str, Callable[[Caller], Awaitable[JobResponse]]]] = {
+    "gc": lambda caller: collect_garbage(caller, CollectionRequest()),
+    "gc-preview": _start_preview,
+    "fsck": lambda caller: check_store(caller, CheckRequest()),
+    "scrub": start_scrub,
+    "backup": lambda caller: make_backup(caller, NewBackup()),
+    "retention": apply_retention,
+    "evict": lambda caller: evict_from_cache(caller, EvictionRequest()),
+}
+"""What a form can start, by its field `kind`."""
+QUESTIONS: Final = {
+    "retention": translatable("Delete all tags that no rule keeps?"),
+    "evict": translatable("Delete images from the cache until it is within its limits?"),
+}
+"""What is asked before something is started that deletes content."""
+
+
+@router.get(UPKEEP_PATH)
+async def upkeep(request: Request) -> Response:
+    """Shows the state of all upkeep. Raises Unauthorized, Denied."""
+    return await _upkeep_page(request, await admin_of(request))
+
+
+@router.get(JOBS_PATH)
+async def jobs(request: Request) -> Response:
+    """Lists the jobs, newest first. The query can have `after`, the number of a job, and `kind`. Raises Unauthorized,
+    Denied, RequestInvalid."""
+    caller, query = await admin_of(request), query_of(request)
+    kind = query.one("kind") or None
+    if kind is not None and kind not in JOB_KINDS:
+        raise RequestInvalid("there are no jobs of this kind")
+    page = await list_jobs(caller, kind, (query.one("after") or "")[:18] or None, JOBS_ON_A_PAGE)
+    return await page_response(
+        request,
+        "jobs.html",
+        section="upkeep",
+        jobs=page.items,
+        next_after=page.next,
+        kind=kind,
+        **_job_values(),
+    )
+
+
+@router.get(NEWEST_JOBS_PATH)
+async def newest_jobs(request: Request) -> Response:
+    """Shows the newest jobs, for the page that loads them again and again. Raises Unauthorized, Denied."""
+    caller = await admin_of(request)
+    found = (await list_jobs(caller, None, None, SHOWN_JOBS)).items
+    return await page_response(request, "newest_jobs.html", section="upkeep", jobs=found, **_job_values())
+
+
+@router.get(RETENTION_PATH)
+async def retention(request: Request) -> Response:
+    """Shows what the rules would delete in the repository `repository` of the query; `after` is the last tag of the
+    page before. Raises Unauthorized, Denied."""
+    caller, query = await admin_of(request), query_of(request)
+    name, after = (query.one("repository") or "").strip()[:MAX_NAME_LENGTH], (query.one("after") or "")[:128] or None
+    preview, problem, status = None, None, 200
+    if name:
+        try:
+            preview = await preview_retention(caller, name, after, PREVIEWED_TAGS)
+        except (NameInvalid, NameUnknown, TagInvalid) as error:
+            problem, status = error.message, status_of(error)
+    return await page_response(
+        request,
+        "retention.html",
+        status_code=status,
+        section="upkeep",
+        repository=name,
+        preview=preview,
+        problem=problem,
+        rules=_rules(caller),
+        now=datetime.now(UTC),
+    )
+
+
+@_forms.post(START_PATH)
+async def start(request: Request) -> Response:
+    """Starts the work `kind`, a key of `STARTS`, and leads to the page with its progress. Asks first if the work
+    deletes content, unless the form has `sure`. Raises Unauthorized, Denied, RequestInvalid."""
+    form = await read_form(request)
+    caller, kind = await admin_of(request), form.one("kind") or ""
+    if kind not in STARTS:
+        raise RequestInvalid("this cannot be started")
+    if kind in QUESTIONS and not form.one("sure"):
+        async with page_slot(request):
+            values: dict[str, Any] = {"kind": kind, "question": QUESTIONS[kind], "title": JOB_KINDS[kind]}
+            return await page_response(request, "upkeep_question.html", section="upkeep", here=UPKEEP_PATH, **values)
+    try:
+        await STARTS[kind](caller)
+    except (JobRunning, Unsupported, BackupTargetUnknown, NameUnknown) as error:
+        async with page_slot(request):
+            return await _upkeep_page(request, caller, error)
+    return redirect(f"{UPKEEP_PATH}#jobs")
+
+
+async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError | None = None) -> Response:
+    """Returns the page. `problem`: why what a form wanted was not started."""
+    settings = caller.upkeep.settings
+    backups, backup_problem = await _backups(caller)
+    damaged = await list_damaged(caller, None, SHOWN_DAMAGED)
+    return await page_response(
+        request,
+        "upkeep.html",
+        status_code=200 if problem is None else status_of(problem),
+        section="upkeep",
+        here=UPKEEP_PATH,
+        problem=None if problem is None else problem.message,
+        jobs=(await list_jobs(caller, None, None, SHOWN_JOBS)).items,
+        cache=await read_cache(caller),
+        quotas=await list_quotas(caller),
+        rules=_rules(caller),
+        retention_every=_every(0.0 if settings.read_only else settings.upkeep.retention_every),
+        collected=await _last_job(caller, "gc"),
+        checked=await _last_job(caller, "fsck"),
+        gc_every=_every(0.0 if settings.read_only else settings.gc.interval),
+        gc_grace=format_duration(settings.gc.grace),
+        scrub=await show_scrub(caller),
+        scrub_every=_every(settings.scrub.every),
+        damaged=damaged.items,
+        has_more_damaged=damaged.next is not None,
+        backups=backups,
+        backup_target=settings.backup.target,
+        backup_problem=backup_problem,
+        **_job_values(),
+    )
+
+
+async def _backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
+    """Returns the newest backups, and why they cannot be read; None if they can, or if the settings name no place."""
+    try:
+        return (await list_backups(caller)).items[:SHOWN_BACKUPS], None
+    except BackupTargetUnknown:
+        return [], None
+    except BackupFailed as error:
+        return [], error.message
+    except OSError as error:
+        return [], error.strerror or str(error)
+
+
+async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
+    """Returns the newest job of a kind; None if there is none."""
+    found = (await list_jobs(caller, kind, None, 1)).items
+    return found[0] if found else None
+
+
+def _rules(caller: Caller) -> list[dict[str, Any]]:
+    """Returns the rules of retention, with their durations as texts; empty texts for those that are not set."""
+    return [
+        {
+            "repositories": rule.repositories,
+            "keep_last": rule.keep_last,
+            "keep_tags": rule.keep_tags,
+            "keep_pushed_within": _every(rule.keep_pushed_within),
+            "keep_pulled_within": _every(rule.keep_pulled_within),
+            "delete_untagged_after": (
+                None if rule.delete_untagged_after is None else format_duration(rule.delete_untagged_after)
+            ),
+            "delete_all": rule.delete_all,
+        }
+        for rule in caller.upkeep.settings.retention
+    ]
+
+
+def _every(seconds: float | None) -> str:
+    """Returns a duration as text; an empty text for 0 and None, which mean that something is never done."""
+    return format_duration(seconds) if seconds else ""
+
+
+def _job_values() -> dict[str, Any]:
+    return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
+
+
+router.include_router(_forms)

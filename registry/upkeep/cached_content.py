@@ -1,0 +1,244 @@
+"""Changes of cached content that people ask for: asking the upstream about a tag now (`refresh_image`), and deleting
+cached content (`purge_image`). For the command line and the management API.
+
+An *upstream* is a remote registry that this registry mirrors. In these functions, `stored` is the registry that stores
+the cached content in the data directory. `mirrored` says where a repository is read from: `mirrored.registry` is the
+mirror, which asks the upstream; `mirrored.upstream` is the upstream's name; and `mirrored.repo` is the name under which
+`stored` has the repository.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from registry.router import Destination, Router
+from storage.composition import open_inventory
+from storage.content import Actor, Manifest
+from storage.errors import ManifestUnknown, NameUnknown, UpstreamUnavailable
+from storage.inventory import RemovalPlan
+from storage.names import Digest, ImageReference, Reference, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from storage.upstream_tags import FrozenTag, TagFrozen
+
+
+class RefreshOutcome(StrEnum):
+    """What a refresh has found. `NEW`: the image was not cached. `UNCHANGED`, `CHANGED`: the tag points at the same
+    digest as before, or at another one. `FROZEN`: the upstream was not asked, because the tag is frozen. `CACHED`: the
+    manifest of the digest is cached, and never changes. `FETCHED_LATER`: the digest is that of a blob, which the next
+    pull fetches."""
+
+    NEW = "new"
+    UNCHANGED = "unchanged"
+    CHANGED = "changed"
+    FROZEN = "frozen"
+    CACHED = "cached"
+    FETCHED_LATER = "fetched-later"
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshResult:
+    """The result of a refresh.
+
+    - `upstream`: the name of the upstream. `digest`: what the image is now. `before`: what the tag pointed at before,
+      if that has changed; None otherwise.
+    - `frozen`: the frozen tag, for the outcome `FROZEN`; None otherwise.
+    - `held_back_until`: until when a cooldown holds `digest` back, in seconds since 1970; None: it does not. `served`:
+      the digest that pulls get meanwhile; None: none.
+    - `unblocked_blobs`: number of the image's blobs that came with corrupt bytes and can be requested again now."""
+
+    outcome: RefreshOutcome
+    upstream: str
+    digest: Digest
+    before: Digest | None = None
+    frozen: FrozenTag | None = None
+    held_back_until: float | None = None
+    served: Digest | None = None
+    unblocked_blobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeResult:
+    """What a purge has deleted. `size`: bytes of the blobs that no other content uses. Garbage collection deletes them
+    once no manifest has referred to them for the grace period."""
+
+    tags: int
+    manifests: int
+    size: int
+
+
+async def refresh_image(router: Router, stored: StoredRegistry, image: ImageReference) -> RefreshResult:
+    """Asks the upstream what a tag points at now, or fetches the manifest of a digest that is not cached.
+
+    An upstream has one or more URLs, its *endpoints*. After an endpoint has sent corrupt bytes for a blob, a record
+    keeps the mirror from requesting the blob from that endpoint again. This function deletes the records for all
+    blobs of the image, even if the request to the upstream fails.
+
+    Raises NameUnknown if the repository is not mirrored, and ManifestUnknown if the upstream does not have the image.
+    Raises UpstreamUnavailable if the upstream gave no answer; the cached copy then stays."""
+    mirrored = await _locate_mirrored(router, image.repository)
+    unblocked_blobs = await _forget_bad_senders(stored, mirrored, image)
+    if isinstance(image.reference, Digest):
+        result = await _refresh_digest(stored, mirrored, image, image.reference, unblocked_blobs)
+    else:
+        result = await _refresh_tag(stored, mirrored, image, image.reference)
+        unblocked_blobs += await _forget_bad_senders(stored, mirrored, image)  # the tag may refer to a new manifest now
+    return replace(result, unblocked_blobs=unblocked_blobs)
+
+
+async def _refresh_digest(
+    stored: StoredRegistry, mirrored: Destination, image: ImageReference, digest: Digest, unblocked_blobs: int
+) -> RefreshResult:
+    """Fetches the manifest with this digest if it is not cached. `unblocked_blobs`: the number of blobs for which
+    records of corrupt bytes were deleted. Raises ManifestUnknown, UpstreamUnavailable."""
+    assert mirrored.upstream is not None
+    if await _cached_digest(stored, mirrored.repo, image) is not None:
+        return RefreshResult(RefreshOutcome.CACHED, mirrored.upstream, digest)
+    if unblocked_blobs:
+        # No manifest of this digest is cached, so the deleted record was for a blob with this digest.
+        return RefreshResult(RefreshOutcome.FETCHED_LATER, mirrored.upstream, digest)
+    fetched = await mirrored.registry.get_manifest(mirrored.repo, digest)
+    return RefreshResult(RefreshOutcome.NEW, mirrored.upstream, fetched.digest)
+
+
+async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: ImageReference, tag: Tag) -> RefreshResult:
+    """Asks the upstream for the tag's digest, and fetches the manifest of that digest if it is not cached. Does not ask
+    the upstream about a frozen tag. Raises ManifestUnknown, UpstreamUnavailable."""
+    from registry.mirror.mirror import Mirror  # imported late, because most processes never refresh
+
+    upstream = mirrored.upstream
+    assert upstream is not None
+    frozen = await stored.upstream_tags.frozen(mirrored.repo, tag)
+    if frozen is not None:
+        return RefreshResult(RefreshOutcome.FROZEN, upstream, frozen.digest, frozen=frozen)
+    before = await _cached_digest(stored, mirrored.repo, image)
+    assert isinstance(mirrored.registry, Mirror)
+    try:
+        why_maybe_outdated = await mirrored.registry.revalidate(mirrored.repo, tag, force=True)
+    except ManifestUnknown as error:
+        if before is None:
+            raise
+        raise ManifestUnknown(f"it is gone: {error.message}; it was {before}") from None
+    if why_maybe_outdated is not None:
+        raise UpstreamUnavailable(why_maybe_outdated)
+    now = (await stored.resolve_manifest(mirrored.repo, tag)).digest
+    if before is None:
+        result = RefreshResult(RefreshOutcome.NEW, upstream, now)
+    elif before == now:
+        result = RefreshResult(RefreshOutcome.UNCHANGED, upstream, now)
+    else:
+        result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
+    choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
+    if choice is None or choice.newest_matures_at is None:
+        return result
+    served = choice.candidates[0] if choice.candidates else None
+    return replace(result, held_back_until=choice.newest_matures_at, served=served)
+
+
+async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, image: ImageReference) -> int:
+    """Deletes the records of endpoints that sent corrupt bytes for a blob of the image. Finds the blobs in the cached
+    manifests of the image. Returns the number of blobs that had such a record."""
+    assert mirrored.upstream is not None
+    # The digest in a reference may be that of a blob and not of a manifest.
+    blobs = {image.reference} if isinstance(image.reference, Digest) else set()
+    async for manifest in _cached_tree(stored, mirrored.repo, [image.reference]):
+        blobs |= {blob.digest for blob in manifest.blobs} | manifest.blob_children
+    return await stored.records.forget_bad_senders(mirrored.upstream, blobs)
+
+
+async def _cached_tree(
+    stored: StoredRegistry, repo: RepositoryName, references: Sequence[Reference]
+) -> AsyncIterator[Manifest]:
+    """Yields the cached manifests of the references, and those that they list, directly or through other indexes."""
+    unread = list(references)
+    seen: set[Reference] = set()
+    while unread:
+        reference = unread.pop()
+        if reference in seen:
+            continue
+        seen.add(reference)
+        try:
+            manifest = await stored.get_manifest(repo, reference)
+        except ManifestUnknown:
+            continue
+        yield manifest
+        unread += [child.digest for child in manifest.manifests]
+
+
+async def purge_image(
+    router: Router,
+    stored: StoredRegistry,
+    image: ImageReference,
+    *,
+    data: Path,
+    by: Actor,
+    everything: bool = False,
+    force: bool = False,
+) -> PurgeResult:
+    """Deletes the cached tags and manifests of an image, or with `everything` those of its whole repository. `data` is
+    the data directory. `by`: who deletes, for the audit log. `force`: deletes also what a frozen tag needs. The tag
+    stays frozen, and its next pull fetches its digest again.
+
+    Raises NameUnknown if the repository is not mirrored or nothing of it is cached, ManifestUnknown if the image is not
+    cached, and TagFrozen if a frozen tag needs what would be deleted and `force` is false. Then nothing has changed. A
+    cancellation leaves what was not deleted yet."""
+    mirrored = await _locate_mirrored(router, image.repository)
+    if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
+        frozen = await stored.upstream_tags.frozen(mirrored.repo, image.reference)
+        if frozen is not None:
+            raise _tag_frozen(frozen)
+    removal = await asyncio.to_thread(_plan_removal, data, mirrored.repo, None if everything else image.reference)
+    if not force:
+        await _check_not_frozen(stored, mirrored.repo, removal)
+    # Deletes the records of the mirror's last checks at the upstream, for this reference or for all (None).
+    await stored.records.forget_checks(mirrored.repo, None if everything else image.reference)
+    for tag in removal.tags:
+        with suppress(ManifestUnknown):  # another process deleted it meanwhile
+            await stored.delete_tag(mirrored.repo, tag, by=by)
+    for digest in removal.manifests:
+        with suppress(ManifestUnknown):
+            await stored.delete_manifest(mirrored.repo, digest, by=by, restorable=False)
+    return PurgeResult(len(removal.tags), len(removal.manifests), removal.size)
+
+
+def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None) -> RemovalPlan:
+    """Returns what to delete. `reference`: None: everything in the repository. Blocks."""
+    with open_inventory(data) as inventory:
+        return inventory.plan_removal_of_all(repo) if reference is None else inventory.plan_removal(repo, reference)
+
+
+async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, removal: RemovalPlan) -> None:
+    """Raises TagFrozen if a frozen tag of the repository is among the tags that would be deleted, or needs one of the
+    manifests."""
+    removed = set(removal.manifests)
+    for frozen in await stored.upstream_tags.frozen_in(repo):
+        if frozen.tag in removal.tags:
+            raise _tag_frozen(frozen)
+        async for manifest in _cached_tree(stored, repo, [frozen.digest]):
+            if manifest.digest in removed:
+                raise _tag_frozen(frozen)
+
+
+def _tag_frozen(frozen: FrozenTag) -> TagFrozen:
+    return TagFrozen(f"{frozen} is frozen at {frozen.digest}, which the upstream may no longer have")
+
+
+async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:
+    """Returns the mirror of a repository, with the names of the upstream and of the stored repository. Raises
+    NameUnknown if the repository is not mirrored."""
+    mirrored = await router.locate(repo)
+    if mirrored.upstream is None:
+        raise NameUnknown(f"{repo} is hosted here and has no upstream")
+    return mirrored
+
+
+async def _cached_digest(stored: StoredRegistry, repo: RepositoryName, image: ImageReference) -> Digest | None:
+    """Returns the digest of the cached manifest to which the image's tag or digest refers; None if there is none."""
+    try:
+        return (await stored.resolve_manifest(repo, image.reference)).digest
+    except ManifestUnknown:
+        return None

@@ -1,0 +1,120 @@
+"""The job that fetches images from upstream registries before anyone pulls them (`warm_work`), for servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from registry.request import RequestInvalid
+from registry.router import Router
+from registry.single_flight import cancel_and_wait
+from storage.errors import UpstreamUnavailable
+from storage.jobs import JSON
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.job_runner import JobContext, Work
+
+if TYPE_CHECKING:
+    from registry.mirror.warm.warmer import WarmResult
+    from storage.content import Descriptor
+    from storage.names import Digest, ImageReference
+
+WARM_KIND: Final = "warm"
+"""The kind of the job."""
+MAX_WARMED_IMAGES: Final = 100
+"""Largest number of images of one job."""
+_REPORT_SECONDS: Final = 1.0
+
+
+def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[str, JSON]:
+    """Returns the arguments of the job. `references`: as in `docker pull`. `platforms`: such as `linux/amd64`; `all`
+    stands for every platform; empty: the platform of this machine. Raises RequestInvalid."""
+    from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse_references
+
+    try:
+        images, _ = parse_references(references), parse_platforms(platforms)
+    except (ReferencesError, ValueError) as error:
+        raise RequestInvalid(str(error)) from None
+    if not images:
+        raise RequestInvalid("name at least one image to fetch")
+    if len(images) > MAX_WARMED_IMAGES:
+        raise RequestInvalid(f"a job fetches at most {MAX_WARMED_IMAGES} images, and these are {len(images)}")
+    return {"references": [str(image) for image in images], "platforms": list(platforms)}
+
+
+def warm_work(store: StoredRegistry, router: Router) -> Work:
+    """Returns the work of the job. It fetches all images, and reports the bytes. Its result has the outcome of each
+    image; the job fails if no image could be fetched whole. Whatever stops it, what was fetched stays cached."""
+
+    async def work(context: JobContext) -> JSON:
+        from registry.mirror.warm.targets import parse_platforms, parse_references
+        from registry.mirror.warm.warmer import Warmer
+
+        arguments = context.job.arguments
+        images = parse_references(arguments["references"])
+        progress = _WarmProgress(len(images))
+        platforms = parse_platforms(arguments["platforms"])
+        warmer = Warmer(router.locate, store.metadata.known_blobs, platforms, progress)
+        task = asyncio.create_task(warmer.warm(images))
+        try:
+            while not task.done():
+                await context.report(progress.here, total=progress.total, unit="bytes", message=progress.message)
+                await asyncio.wait([task], timeout=_REPORT_SECONDS)
+            results = await task
+        finally:
+            await cancel_and_wait([task])
+        await context.report(progress.here, total=progress.total, save_now=True)
+        failed = [result.error for result in results if result.error is not None]
+        if len(failed) == len(results):
+            raise UpstreamUnavailable(failed[0])
+        outcomes = [_outcome(image, result) for image, result in zip(images, results, strict=True)]
+        return {"images": len(results), "failed": len(failed), "results": outcomes}
+
+    return work
+
+
+def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
+    """Returns the outcome of one image for JSON."""
+    return {
+        "image": str(image),
+        "fetched": result.fetched,
+        "already_stored": result.already_stored,
+        "error": result.error,
+    }
+
+
+class _WarmProgress:
+    """Counts the bytes of the blobs that are wanted and that are stored. It is a `WarmObserver`."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._images_done = 0
+        self._stored: dict[Digest, int] = {}
+        self._sizes: dict[Digest, int] = {}
+
+    @property
+    def here(self) -> int:
+        """The bytes that are stored."""
+        return sum(self._stored.values())
+
+    @property
+    def total(self) -> int:
+        """The bytes of all blobs that are wanted so far."""
+        return sum(self._sizes.values())
+
+    @property
+    def message(self) -> str:
+        """How many images are complete, for people."""
+        return f"{self._images_done} of {self._images} images"
+
+    def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
+        """Counts the blob. Several images may have the same one."""
+        self._sizes[blob.digest] = blob.size
+
+    def on_bytes(self, blob: Digest, count: int) -> None:
+        """Notes how much of the blob is stored."""
+        self._stored[blob] = count
+
+    def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
+        """Counts the image."""
+        self._images_done += 1

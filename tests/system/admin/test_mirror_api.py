@@ -1,0 +1,110 @@
+"""`/api/v1/mirror`: the state of the upstreams, cached images, and changes of what is cached."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.fakes.admin_site import AdminSite, code_of
+from tests.system.admin.conftest import MIRRORED, WARMED
+
+WARM = "docker.io/library/warm"
+
+
+def ended(site: AdminSite, job: dict[str, Any]) -> dict[str, Any]:
+    """The job, once it has ended."""
+    deadline = time.monotonic() + 60
+    while job["ended"] is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        job = site.done("GET", f"/jobs/{job['id']}")
+    return job
+
+
+def images(site: AdminSite, **query: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = site.done("GET", "/mirror/images", **query)["items"]
+    return found
+
+
+def test_what_is_cached(mirror_site: AdminSite) -> None:
+    """A job fetches an image, which is listed then; a refresh asks the upstream about it, and a purge deletes it. The
+    audit log names who purged. A second job fetches nothing again, and one whose image nobody has fails."""
+    site = mirror_site
+    body = {"references": ["warm:1", f"{WARM}:2"], "platforms": ["all"]}
+    job = ended(site, site.done("POST", "/mirror/warm", body))
+    assert (job["state"], job["unit"]) == ("done", "bytes")
+    size = sum(layer.size for layer in WARMED.layers)
+    assert job["done"] == job["total"] >= size
+    assert [result["image"] for result in job["result"]["results"]] == ["warm:1", f"{WARM}:2"]
+    again = ended(site, site.done("POST", "/mirror/warm", body))
+    assert {result["fetched"] for result in again["result"]["results"]} == {0}
+    lost = ended(site, site.done("POST", "/mirror/warm", {"references": ["nothing:here"], "platforms": ["all"]}))
+    assert (lost["state"], lost["message"] != "") == ("failed", True)
+
+    (image,) = images(site, text="WARM", upstream="docker.io")
+    assert (image["repository"], image["digest"], image["tags"]) == (WARM, WARMED.digest, ["1", "2"])
+    assert image["size"] >= size
+    assert image["frozen_tags"] == []
+    site.done("PUT", "/mirror/frozen", {"reference": f"{WARM}:2"})
+    assert images(site, text="warm")[0]["frozen_tags"] == ["2"]
+    refreshed = site.done("POST", "/mirror/refresh", {"reference": f"{WARM}:1"})
+    assert (refreshed["outcome"], refreshed["digest"]) == ("unchanged", WARMED.digest)
+    assert site.done("POST", "/mirror/refresh", {"reference": f"{WARM}:2"})["outcome"] == "frozen"
+
+    state = site.done("GET", "/mirror")
+    (upstream,) = state["upstreams"]
+    assert (upstream["name"], len(upstream["endpoints"])) == ("docker.io", 1)
+    assert [part["upstream"] for part in state["cache"]] == ["docker.io", None]
+    assert state["cache"][0]["size"] >= size
+    assert [fill["digest"] for fill in state["fills"]] == [
+        fill["digest"] for fill in site.done("GET", "/mirror/downloads")
+    ]
+
+    refused = site.call("POST", "/mirror/purge", {"reference": f"{WARM}@{WARMED.digest}"})
+    assert (refused.status_code, code_of(refused)) == (403, "DENIED")
+    site.done("DELETE", "/mirror/frozen", reference=f"{WARM}:2")
+    purged = site.done("POST", "/mirror/purge", {"reference": f"{WARM}@{WARMED.digest}"})
+    assert (purged["tags"], purged["manifests"]) == (2, 1)
+    assert purged["size"] >= size
+    assert images(site, text="warm") == []
+    assert site.call("POST", "/mirror/purge", {"reference": f"{WARM}:1"}).status_code == 404
+    lines = site.done("GET", "/audit", target=f"{WARM}:1")["items"]
+    assert "root" in {line["actor"] for line in lines}
+
+
+def test_who_may_change_the_cache(mirror_site: AdminSite) -> None:
+    """The admins, and whoever has the action admin on the repository; the rest is for admins."""
+    site = mirror_site
+    user = site.user()
+    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})
+    fetched = site.done("POST", "/mirror/refresh", {"reference": "docker.io/team/app:1"}, auth=user)
+    assert (fetched["outcome"] in ("new", "unchanged"), fetched["digest"]) == (True, MIRRORED.digest)
+    purged = site.done("POST", "/mirror/purge", {"reference": "docker.io/team/app", "everything": True}, auth=user)
+    assert purged["manifests"] == 1
+    for path, body in (
+        ("/mirror/refresh", {"reference": "app:1"}),
+        ("/mirror/purge", {"reference": "app:1"}),
+        ("/mirror/warm", {"references": ["docker.io/team/app:1"]}),
+    ):
+        refused = site.call("POST", path, body, auth=user)
+        assert (refused.status_code, code_of(refused)) == (403, "DENIED")
+    for path in ("/mirror", "/mirror/images", "/mirror/downloads"):
+        assert site.call("GET", path, auth=user).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/mirror/warm", {"references": []}, 422),
+        ("/mirror/warm", {"references": ["UPPER"]}, 400),
+        ("/mirror/warm", {"references": ["app"], "platforms": ["neither"]}, 400),
+        ("/mirror/refresh", {"reference": "app:"}, 400),
+        ("/mirror/refresh", {"reference": "hosted.example/app:1"}, 404),
+        ("/mirror/purge", {"reference": "x" * 601}, 422),
+        ("/mirror/purge", {"reference": "never-pulled:1"}, 404),
+    ],
+)
+def test_bad_input(mirror_site: AdminSite, path: str, body: dict[str, Any], status: int) -> None:
+    assert mirror_site.call("POST", path, body).status_code == status

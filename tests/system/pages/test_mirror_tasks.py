@@ -1,0 +1,67 @@
+"""What admins do on the page about the mirror, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.page_browser import PageBrowser
+from tests.fakes.page_site import HOSTILE
+
+UBUNTU = "docker.io/library/ubuntu"
+
+
+def test_the_progress_follows_by_itself(site: MemberSite, browser: PageBrowser) -> None:
+    """A form starts a job that fetches images. The page shows how it ends, without being loaded again, although the
+    upstream does not answer; what has the focus keeps it."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        page.get_by_role("link", name="Mirror", exact=True).click()
+        page.fill("#references", "ubuntu:none\ndebian:12")
+        page.get_by_role("button", name="Fetch").click()
+        page.wait_for_url("**/ui/mirror#downloads")
+        page.evaluate("window.isSamePage = true")
+        page.locator("#references").focus()
+        expect(page.locator("#downloads tr", has_text="failed").first).to_contain_text("Warming of the cache")
+        assert page.evaluate("window.isSamePage")
+        assert page.evaluate("document.activeElement.id") == "references"
+        assert tab.accessibility_problems() == []
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_find_an_image_and_change_it(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """From the upstream to the cached image, which is frozen and unfrozen; a purge asks first, and can be cancelled. A
+    reference with markup is text."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        tab.allowed_errors.append("the server responded with a status of 4")
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        tab.open("/ui/mirror/images")
+        page.locator("#q").press_sequentially("UBUN")
+        if not javascript:
+            page.get_by_role("button", name="Filter").click()
+        page.wait_for_url("**q=UBUN*")
+        row = page.locator("#rows tr", has_text="24.04")
+        expect(row.locator("th a")).to_have_text(UBUNTU)
+        row.get_by_role("combobox").select_option("24.04")
+        row.get_by_role("button", name="Freeze", exact=False).first.click()
+        assert page.locator("h1").inner_text() == f"{UBUNTU}:24.04"
+        assert "The tag is frozen" in page.get_by_role("status").first.inner_text()
+        page.get_by_role("link", name="Back").click()
+        page.get_by_role("button", name=f"Unfreeze {UBUNTU}:24.04").click()
+        assert "follows the upstream again" in page.locator("main").inner_text()
+        assert not javascript or tab.accessibility_problems() == []
+        page.get_by_role("link", name="Back").click()
+        page.fill("#reference", f"{UBUNTU}:24.04")
+        page.get_by_role("button", name="Purge").click()
+        assert "Delete this image from the cache?" in page.locator("main").inner_text()
+        assert not javascript or tab.accessibility_problems() == []
+        page.get_by_role("link", name="Cancel").click()
+        page.fill("#reference", HOSTILE)
+        page.get_by_role("button", name="Freeze", exact=True).click()
+        assert page.locator("h1").inner_text() == HOSTILE
+        assert page.get_by_role("alert").count() == 1
+        assert not javascript or tab.accessibility_problems() == []

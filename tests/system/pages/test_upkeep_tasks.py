@@ -1,0 +1,42 @@
+"""What admins do on the page about upkeep, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.page_browser import PageBrowser
+
+
+def test_a_job_is_followed(site: MemberSite, browser: PageBrowser) -> None:
+    """A button starts a job, whose end the page shows without being loaded again."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        page.get_by_role("link", name="Upkeep", exact=True).click()
+        page.get_by_role("button", name="See what garbage there is").click()
+        page.wait_for_url("**/ui/upkeep#jobs")
+        page.evaluate("window.isSamePage = true")
+        expect(page.locator("#jobs tr", has_text="Garbage collection").first).to_contain_text("done")
+        assert page.evaluate("window.isSamePage")
+        assert tab.accessibility_problems() == []
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_what_retention_would_delete(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """From the question whether the rules are to be applied, to what they say about a repository."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        tab.open("/ui/upkeep")
+        page.get_by_role("button", name="Apply retention").click()
+        assert "Delete all tags that no rule keeps?" in page.locator("main").inner_text()
+        assert not javascript or tab.accessibility_problems() == []
+        page.get_by_role("link", name="The rules, and what they would delete").click()
+        page.fill("#repository", "crew/app")
+        page.get_by_role("button", name="Show").click()
+        page.wait_for_url("**/ui/upkeep/retention?repository=*")
+        rows = page.locator("tbody tr")
+        assert [row.locator("td").first.inner_text() for row in rows.all()] == ["kept", "kept"]

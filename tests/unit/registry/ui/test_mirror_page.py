@@ -1,0 +1,154 @@
+"""The page about the mirror, without a browser: who sees it, what it shows, and what its forms do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from storage.names import Digest, RepositoryName, Tag
+from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.store_accounts import BY
+from tests.unit.registry.ui.test_pages import FROM_PAGE, site
+
+UBUNTU = "docker.io/library/ubuntu"
+PATHS = ("/ui/mirror", "/ui/mirror/images", "/ui/mirror/downloads")
+FORMS = ("refresh", "freeze", "unfreeze", "purge", "warm")
+
+
+async def test_it_is_for_admins(tmp_path: Path) -> None:
+    """Nobody else sees the pages, the link to them, or what a form answers. A page of another site sends no form."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        for path in PATHS:
+            assert (await browser.get(path)).status_code == 303
+        await here.log_in(browser, "alice")
+        for path in PATHS:
+            assert (await browser.get(path)).status_code == 403
+        for form in FORMS:
+            data = {"reference": f"{UBUNTU}:24.04", "references": "ubuntu", "sure": "yes"}
+            assert (await browser.post(f"/ui/mirror/{form}", data=data, headers=FROM_PAGE)).status_code == 403
+        assert 'href="/ui/mirror"' not in (await browser.get("/ui/repositories")).text
+        await here.log_in(browser, "root")
+        assert 'href="/ui/mirror"' in (await browser.get("/ui/repositories")).text
+        for path in PATHS:
+            assert (await browser.get(path)).status_code == 200
+        for form in (*FORMS, "../upkeep/stop"):
+            foreign = await browser.post(f"/ui/mirror/{form}", data={}, headers={"sec-fetch-site": "cross-site"})
+            assert foreign.status_code == 403
+        assert await here.store.jobs.active("warm") == []
+
+
+async def test_without_an_upstream(tmp_path: Path) -> None:
+    async with site(tmp_path, upstream=[]) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        assert "mirrors no other one" in (await browser.get("/ui/mirror")).text
+        assert "No image is cached" in (await browser.get("/ui/mirror/images")).text
+
+
+async def test_cached_images(tmp_path: Path) -> None:
+    """In the chosen order, with a filter, page by page."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        for number in range(27):
+            await add_cached(here.store, f"docker.io/team/app{number:02}", "v1", of=str(number))
+        index = await add_index(here.store, UBUNTU, "24.04", [("linux", "amd64"), ("linux", "arm64")], present=2)
+        await add_cached(here.store, "team/hosted", "v1")
+
+        async def names(query: str) -> list[str]:
+            answer = await browser.get(f"/ui/mirror/images?{query}")
+            assert answer.status_code == 200, answer.text
+            more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
+            found = re.findall(r'<a href="/ui/repositories/([^@"]+)@', answer.text)
+            return found + (await names(more[1].partition("?")[2].replace("&amp;", "&")) if more else [])
+
+        apps = [f"docker.io/team/app{number:02}" for number in range(27)]
+        assert await names("sort=oldest-pull") == [*apps, UBUNTU]
+        assert await names("sort=newest-pull") == [UBUNTU, *apps[::-1]]
+        assert await names("q=APP2&in=docker.io") == apps[20:]
+        assert await names("q=%3Cscript%3E") == []
+        page = (await browser.get("/ui/mirror/images?q=ubuntu")).text
+        assert f'value="{UBUNTU}@{index.digest}"' in page
+        for query, status in (("sort=colour", 400), ("after=x", 400), ("after=-1", 400), ("in=ghcr.io", 404)):
+            assert (await browser.get(f"/ui/mirror/images?{query}")).status_code == status
+
+
+async def test_purge_asks_first(tmp_path: Path) -> None:
+    """Only the second form deletes. What a frozen tag needs stays, unless it is forced."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        image = await add_cached(here.store, UBUNTU, "24.04", "lts")
+        reference = {"reference": f"{UBUNTU}@{image.digest}"}
+
+        async def purge(**more: str) -> tuple[int, str]:
+            answer = await browser.post("/ui/mirror/purge", data={**reference, **more}, headers=FROM_PAGE)
+            return answer.status_code, answer.text
+
+        await here.store.upstream_tags.freeze(RepositoryName(UBUNTU), Tag("lts"), Digest(image.digest), by=BY)
+        status, text = await purge()
+        assert (status, 'name="sure"' in text) == (200, True)
+        status, text = await purge(sure="yes")
+        assert (status, "is frozen at" in text) == (403, True)
+        assert "24.04" in (await browser.get("/ui/mirror/images")).text
+        assert f'value="{UBUNTU}:lts"' in (await browser.get("/ui/mirror")).text
+        unfrozen = await browser.post("/ui/mirror/unfreeze", data={"reference": f"{UBUNTU}:lts"}, headers=FROM_PAGE)
+        assert "follows the upstream again" in unfrozen.text
+        status, text = await purge(sure="yes")
+        assert (status, "not in the cache any more" in text) == (200, True)
+        assert "No image is cached" in (await browser.get("/ui/mirror/images")).text
+        status, text = await purge(sure="yes")
+        assert (status, 'role="alert"' in text) == (404, True)
+
+
+async def test_an_upstream_that_does_not_answer(tmp_path: Path) -> None:
+    """The page is there at once, and a refresh says what is wrong. A wrong reference is shown as text."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        await add_cached(here.store, UBUNTU, "24.04")
+        assert "http://127.0.0.1:9" in (await browser.get("/ui/mirror")).text
+        for form in ("refresh", "freeze"):
+            for reference, status in (
+                ("ubuntu:none", 502),
+                ("<script>", 400),
+                ("Ubuntu:1", 400),
+                ("x.test/app:1", 404),
+            ):
+                answer = await browser.post(f"/ui/mirror/{form}", data={"reference": reference}, headers=FROM_PAGE)
+                assert (answer.status_code, 'role="alert"' in answer.text) == (status, True), (form, reference)
+                assert "<script>" not in answer.text
+            for reference in ("", "x" * 601):
+                answer = await browser.post(f"/ui/mirror/{form}", data={"reference": reference}, headers=FROM_PAGE)
+                assert answer.status_code == 400
+
+
+async def test_warming_and_stopping(tmp_path: Path) -> None:
+    """A form starts a job, the page shows it, and another form stops it."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        work = here.app.app.service.work
+        assert work is not None
+        await work.hand_over()  # so that the job waits
+        data = {"references": "ubuntu:24.04\r\n debian:12\r\n", "platform": "linux/amd64 linux/arm64"}
+        answer = await browser.post("/ui/mirror/warm", data=data, headers=FROM_PAGE)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/ui/mirror#downloads")
+        (job,) = await here.store.jobs.active("warm")
+        assert job.arguments == {
+            "references": ["ubuntu:24.04", "debian:12"],
+            "platforms": ["linux/amd64", "linux/arm64"],
+        }
+        page = (await browser.get("/ui/mirror/downloads")).text
+        assert f'id="stop-{job.id}"' in page
+        stop = {"job": str(job.id), "next": "/ui/mirror"}
+        stopped = await browser.post("/ui/upkeep/stop", data=stop, headers=FROM_PAGE)
+        assert stopped.headers["location"] == "/ui/mirror"
+        assert await here.store.jobs.active("warm") == []
+        assert f'id="stop-{job.id}"' not in (await browser.get("/ui/mirror")).text
+        for number, status in (("", 400), ("x", 400), ("-1", 400), ("999999", 404)):
+            answer = await browser.post("/ui/upkeep/stop", data={"job": number}, headers=FROM_PAGE)
+            assert answer.status_code == status
+        for wrong in (
+            {"references": ""},
+            {"references": "UPPER"},
+            {"references": "a\n" * 101},
+            {"references": "a", "platform": "b"},
+        ):
+            answer = await browser.post("/ui/mirror/warm", data=wrong, headers=FROM_PAGE)
+            assert (answer.status_code, 'role="alert"' in answer.text) == (400, True), wrong
