@@ -1,9 +1,10 @@
 """Small data directories for stores that a test opens in its own process.
 
-The product creates 512 directories for blob files with each data directory, reserves 16 MiB, and creates the tables of
-the database one by one. This takes more time than all other steps of a unit test. Here the reserve is small, the
-directory of a blob file is created when its path is first needed, and the database is a copy of an empty one. Tests of
-full disks and of the data directory itself create all of it: they have the marker `full_store`.
+The product creates 512 directories for blob files and 256 lock files with each data directory, reserves 16 MiB, and
+creates the tables of the database one by one. This takes more time than all other steps of a unit test. Here the
+reserve is small, the directory of a blob file and a lock file are created when they are first needed, and the database
+is a copy of an empty one. Tests of full disks and of the data directory itself create all of it: they have the marker
+`full_store`.
 """
 
 from __future__ import annotations
@@ -34,10 +35,15 @@ def small_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
     monkeypatch.setattr(reserve, "RESERVE_BYTES", SMALL_RESERVE_BYTES)
     monkeypatch.setattr(setup, "prepare_database", _copy_or_prepare_database)
+    monkeypatch.setattr(Layout, "lock_files", _two_lock_files)
     monkeypatch.setattr(Layout, "shards", _no_shards)
     monkeypatch.setattr(Layout, "shard", _existing_shard)
     monkeypatch.setattr(Layout, "path_of", _path_in_existing_shard)
     monkeypatch.setattr(Layout, "blob", _blob_in_existing_shard)
+
+
+def _two_lock_files(layout: Layout) -> Iterator[Path]:
+    return iter((layout.metadata_lock, layout.leases))
 
 
 def _no_shards(layout: Layout) -> Iterator[Path]:
