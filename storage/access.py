@@ -89,14 +89,14 @@ class Action(enum.IntFlag):
     @classmethod
     def parse(cls, text: str) -> Action:
         """Parses a list such as `pull,push`; `*` means all actions. Raises ValueError, with a text for the user."""
-        found = cls.NONE
+        actions = cls.NONE
         for word in filter(None, (part.strip().lower() for part in text.split(","))):
             if word != "*" and word.upper() not in cls.__members__:
                 raise ValueError(f"{word!r} is not an action; the actions are pull, push, delete and admin")
-            found |= EVERY_ACTION if word == "*" else cls[word.upper()]
-        if not found:
+            actions |= EVERY_ACTION if word == "*" else cls[word.upper()]
+        if not actions:
             raise ValueError("no action is named; the actions are pull, push, delete and admin")
-        return found
+        return actions
 
     @property
     def words(self) -> list[str]:
@@ -132,7 +132,8 @@ class Grantee:
     def parse(cls, text: str) -> Grantee:
         """Parses the text form, such as `user:alice`. Raises AccountInvalid."""
         kind, colon, name = text.partition(":")
-        if kind not in set(GranteeKind) or bool(colon) == (kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED)):
+        takes_name = kind not in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED)
+        if kind not in set(GranteeKind) or bool(colon) != takes_name:
             raise AccountInvalid(
                 f"{shown(text)} cannot get a grant: write user:NAME, robot:NAME, group:NAME, everyone or authenticated"
             )

@@ -211,7 +211,8 @@ class Accounts(Protocol):
         ...
 
     async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
-        """Adds a session. If the account has too many, ends the one that was not used for the longest time."""
+        """Adds a session. If the account has too many sessions, ends the session that was not used for the longest
+        time."""
         ...
 
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:
@@ -276,8 +277,8 @@ class Accounts(Protocol):
         ...
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Does what `audit` does, but in another thread. It is for queries that may match only a few lines of a long
-        log: finding them takes so long that it would block the event loop."""
+        """Does what `audit` does, but in another thread. Call it for queries that may match only a few lines of a long
+        log: the search for these lines takes long, and would block the event loop."""
         ...
 
     async def prune_audit(self, before: float) -> int:

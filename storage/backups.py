@@ -36,7 +36,7 @@ class ImageFileFailed(RegistryError):
 
 class SnapshotBlob(NamedTuple):
     """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
-    store has them; empty if the store knew that its bytes were damaged."""
+    store has these bytes; empty if the store knew that its bytes were damaged."""
 
     digest: Digest
     size: int
@@ -65,7 +65,7 @@ class DatabaseSnapshot(Protocol):
 
     @property
     def is_too_new(self) -> bool:
-        """Whether a newer version of the program wrote the tables than this one."""
+        """Whether a newer version of the program than this one wrote the tables."""
         ...
 
     def totals(self) -> SnapshotTotals:
@@ -84,8 +84,9 @@ class Snapshots(Protocol):
     async def write(self, path: Path, on_pages: Callable[[int, int], None]) -> None:
         """Copies the metadata, as it is at one moment, into the new file `path`. Upload sessions are left out, and jobs
         that have not ended are marked as stopped. Other processes read and change the metadata meanwhile. Calls
-        `on_pages` in the event loop with the number of copied pages and of all pages. The file is durable afterwards,
-        its name is not. If the call is cancelled, a part of the file may be left. Raises BackupFailed."""
+        `on_pages` in the event loop with the number of copied pages and of all pages. Afterwards the content of the
+        file is durable, but not yet its name in the directory. If the call is cancelled, a part of the file may be
+        left. Raises BackupFailed."""
         ...
 
     def open(self, path: Path) -> AbstractContextManager[DatabaseSnapshot]:

@@ -1,11 +1,14 @@
 """The interface of the images in the cache of mirrored content (`CachedImages`).
 
-An *image* is a mirrored manifest that no stored index of its repository lists and that has no stored subject, together
-with the manifests that belong to it: its children (the manifests that it lists), and its referrers. To *evict* an image
-is to delete its manifests, its tags, and the links to blobs that no other manifest of the repository refers to. The
-next pull fetches it from the upstream again.
+An *image* is a group of mirrored manifests of one repository. No stored index of the repository lists its *root
+manifest*, and the root manifest has no stored subject. The other manifests of the image are the children of the root
+manifest (the manifests that it lists), its referrers, and so on. To *evict* an image is to delete its manifests, its
+tags, and the repository's links to blobs that no other manifest of the repository refers to. (A *link* is the right of
+a repository to serve a blob.) The next pull fetches the image from the upstream again.
 
-An image was last pulled when any of its manifests was last pulled, or when one was stored.
+The last pull of an image is the latest time at which a client pulled one of its manifests, or at which the mirror
+stored one. A *sighting* records when the mirror first saw a tag of the upstream point at a digest. A *cooldown* is the
+time that has to pass after a sighting before clients get the new digest.
 """
 
 from __future__ import annotations
@@ -27,14 +30,14 @@ IsKept = Callable[[RepositoryName], bool]
 
 
 ServedInstead = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
-"""Returns the digest that is served for an upstream's tag with these sightings while a cooldown holds back the newest
-digest. Returns None if no cooldown holds back the newest digest, or if no digest may be served yet. Called in a
-thread."""
+"""Gets an upstream's tag and its sightings. Returns the older digest that clients get while a cooldown holds back the
+newest digest. Returns None if no cooldown holds back the newest digest, or if clients may not get any digest yet.
+Called in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldowns:
-    """The cooldowns of all upstreams. `longest`: in seconds."""
+    """The cooldowns of all upstreams. `longest`: the longest of them, in seconds."""
 
     longest: float
     served_instead: ServedInstead
@@ -42,9 +45,9 @@ class Cooldowns:
 
 @dataclass(frozen=True, slots=True)
 class EvictedImage:
-    """An image that was evicted, or that would be. `digest`: that of the manifest to which the others belong.
-    `manifests`: number of its manifests. `last_pulled`: in seconds since 1970. `bytes`: size of the blobs that no other
-    repository of the registry uses, so that garbage collection frees them."""
+    """An image that was evicted, or that a plan would evict. `digest`: digest of its root manifest. `manifests`: number
+    of its manifests. `last_pulled`: time of its last pull, in seconds since 1970. `bytes`: size of the blobs that no
+    other repository of the registry uses, so that garbage collection frees them."""
 
     upstream: str
     repository: RepositoryName
@@ -117,16 +120,16 @@ class CachedImages(Protocol):
     async def evict_next(
         self, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor
     ) -> EvictedImage | bool:
-        """Looks at a few images of these upstreams, least recently pulled ones first, and evicts the first of them that
-        the rules allow, in one transaction. Returns that image. Returns True if none of those that it looked at may be
-        evicted, but there are more; False if there are no more. `started`: time at which this eviction began (seconds
-        since 1970): each image is looked at only once after it. `by`: the actor that the audit log names."""
+        """Looks at a few images of these upstreams, least recently pulled ones first. Evicts the first of them that the
+        rules allow, in one transaction, and returns it. If the rules allow none of them, returns True if more images
+        are left to look at, otherwise False. `started`: time at which this eviction began (seconds since 1970). From
+        then on, the store looks at each image only once. `by`: the actor that the audit log names."""
         ...
 
     async def plan(
         self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
     ) -> list[EvictedImage]:
-        """Returns the images that would be evicted to free this number of bytes in the scope `within`
+        """Returns the images that would be evicted to free this number of bytes in the usage scope `within`
         (`storage.usage`), in order. Here `EvictedImage.bytes` is what the eviction frees in that scope. Changes
         nothing. Runs in a thread."""
         ...

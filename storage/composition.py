@@ -66,7 +66,8 @@ from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
 KEEP_UNUSED_TAGS_SECONDS = 365 * DAY_SECONDS
-"""How long after its last move the store remembers what a mirrored tag pointed at, if the tag is no longer cached."""
+"""For how long after its last move the store remembers what a mirrored tag pointed at. Only for tags that are no longer
+cached."""
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
@@ -79,9 +80,9 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
     it leaves no file open.
 
     On a full disk it makes room: it shrinks the reserve, and deletes the files in the trash and the partial blobs that
-    no process is downloading. If there is still no room, it leaves the database as it is. That suffices if the
-    directory has this version already; otherwise it raises DataDirectoryError. Raises DataDirectoryError also if a file
-    cannot be created or read."""
+    no process is downloading. If there is still no room, the function leaves the database as it is. A database of this
+    version can then still be read. For a database of another version, the function raises DataDirectoryError. Raises
+    DataDirectoryError also if a file cannot be created or read."""
     layout = layout_of(data)
     system = system or System()
     ensure_usable(layout.root)
@@ -143,9 +144,9 @@ def database_sizes(data: Path) -> tuple[int, int]:
     """Returns the bytes of the database file and of its write-ahead log; 0 for a file that does not exist."""
     database = layout_of(data).metadata
     sizes = [0, 0]
-    for number, file in enumerate((database, database.with_name(f"{database.name}-wal"))):
+    for index, file in enumerate((database, database.with_name(f"{database.name}-wal"))):
         with suppress(FileNotFoundError):
-            sizes[number] = file.stat().st_size
+            sizes[index] = file.stat().st_size
     return sizes[0], sizes[1]
 
 
@@ -198,16 +199,16 @@ async def open_registry(
     These parameters are in seconds. `grace`: for how long the garbage collector keeps a blob that no manifest refers
     to. `expire`: for how long an upload session or partial blob is kept without progress. `keep_audit`: for how long
     lines of the audit log are kept. `collect_every`: the interval at which the garbage collector runs and old lines of
-    the audit log are deleted, in one process at a time (None: this process never does so). `starts_rounds`: whether
-    these rounds start now; False: the caller runs `StoredRegistry.run_rounds` later.
+    the audit log are deleted, in one process at a time (None: never in this process). `starts_rounds`: whether these
+    rounds start now; False: the caller runs `StoredRegistry.run_rounds` later.
 
     `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
     there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
     open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
-    change. `min_free`: how much of the disk stays free, because pushes are refused before; None: pushes are refused
-    only on a full disk. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the machine's
-    current boot in tests. `open_content`: opens the blob store and the store of partial blobs. `commit_observer`:
-    is told about the changes of the metadata. Raises StorageFull, StorageFailed."""
+    change. `min_free`: how much of the disk must stay free; the registry refuses pushes that would leave less. None: it
+    refuses pushes only on a full disk. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the
+    machine's current boot in tests. `open_content`: opens the blob store and the store of partial blobs.
+    `commit_observer`: is told about the changes of the metadata. Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     system = system or System()
     boot = boot_id() if boot is None else boot

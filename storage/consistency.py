@@ -45,8 +45,8 @@ class ProblemCode(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that is wrong. `repository`: the name of the repository concerned, or empty. `item`: the digest or tag
-    concerned, or empty. `text`: what is wrong and what to do, for people. `area` and `key`: where the metadata store
-    found it; both are empty if somebody else did."""
+    concerned, or empty. `text`: what is wrong and what to do, for people. `area` and `key`: where in the metadata store
+    the problem is; both are empty for a problem that is not in the metadata store."""
 
     code: ProblemCode
     text: str

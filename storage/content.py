@@ -266,9 +266,9 @@ class Manifest:
 
     @cached_property
     def _parts(self) -> manifest_parser.ManifestParts:
-        """The parsed content. Raises ManifestInvalid for a manifest that an earlier version of this program stored and
-        that exceeds this version's limits on JSON: those of `storage.json_bounds`, and the largest depth. Clients can
-        still download the bytes of such a manifest."""
+        """The parsed content. Raises ManifestInvalid if the manifest exceeds this version's limits on JSON (those of
+        `storage.json_bounds`, and the largest depth). Only a manifest that an earlier version of this program stored
+        can exceed them. Clients can still download the bytes of such a manifest."""
         return manifest_parser.read_parts(manifest_parser.load_object(self.body), is_index=self.media_type in INDEXES)
 
     @property
@@ -306,7 +306,7 @@ class Manifest:
         """Digests of foreign (non-distributable) layers. The registry need not have them, because clients download them
         from other servers."""
         return frozenset(
-            d.digest for d in self.blobs if "nondistributable" in d.media_type or "foreign" in d.media_type
+            blob.digest for blob in self.blobs if "nondistributable" in blob.media_type or "foreign" in blob.media_type
         )
 
     @cached_property
@@ -318,7 +318,7 @@ class Manifest:
     def blob_children(self) -> frozenset[Digest]:
         """Digests of the entries of an index that may be blobs, because their media type is not that of a manifest or
         index. The indexes of BuildKit's build cache list blobs."""
-        return frozenset(d.digest for d in self.manifests if d.media_type not in MANIFESTS | INDEXES)
+        return frozenset(entry.digest for entry in self.manifests if entry.media_type not in MANIFESTS | INDEXES)
 
     @property
     def subject(self) -> Digest | None:
@@ -355,7 +355,7 @@ class Manifest:
 
     @classmethod
     def _describe_all(cls, parts: Sequence[manifest_parser.DescriptorFields]) -> tuple[Descriptor, ...]:
-        return tuple(d for d in map(cls._describe, parts) if d is not None)
+        return tuple(descriptor for descriptor in map(cls._describe, parts) if descriptor is not None)
 
 
 def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest:

@@ -1,10 +1,10 @@
-"""The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` keeps the index up.
+"""The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` keeps the index up to date.
 
-A search finds only what is in a set of repositories, which the caller takes from somebody's rights. What is outside of
-the set has no influence on the result, with one exception, which `SearchPage.is_complete` describes.
+A search finds only content in a set of repositories. The caller passes the set of those that a person has the right to
+see. Content outside of the set has no influence on the result, with one exception: see `SearchPage.is_complete`.
 
-The index follows the content: a push does not write to it. What was pushed can be found within about a second; what was
-deleted cannot be found any more at once.
+A push does not write to the index. The index follows a moment later, so a search finds pushed content after about a
+second. A search does not find deleted content, from the moment of the deletion on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 MAX_WORDS: Final = 8
 """Largest number of words of a search; further words are ignored."""
 MAX_WORD_CHARACTERS: Final = 128
-"""A longer word is cut."""
+"""Largest number of characters of a word; a longer word is cut."""
 MIN_HEX_DIGITS: Final = 6
 """Smallest number of hexadecimal digits by which a digest is searched for."""
 MAX_OFFSET: Final = 500
@@ -28,16 +28,16 @@ MAX_OFFSET: Final = 500
 MAX_TEXT_CHARACTERS: Final = 8192
 """Largest size of the labels and annotations of one manifest in the index; the rest is left out."""
 MAX_VALUE_CHARACTERS: Final = 1024
-"""Largest size of one value there; a longer value is cut."""
+"""Largest size of the value of one label or annotation in the index; a longer value is cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchPage(Generic[T]):
-    """A page of what a search has found. `more`: whether more follows it.
+    """A page of what a search has found. `more`: whether more entries follow this page.
 
-    `is_complete`: False if the search has ended because it has looked at as many entries as one search may. Then it may
-    have missed some. That happens if very many entries match, or if very many match that are outside of the set of
-    repositories and this set is large as well."""
+    `is_complete`: False if the search has stopped at the limit of entries that one search may look at. It may then have
+    missed some. This happens if very many entries match. It also happens if the set of repositories is large and very
+    many entries outside of the set match."""
 
     items: Sequence[T]
     more: bool = False
@@ -56,8 +56,8 @@ class TagFound:
 
 @dataclass(frozen=True, slots=True)
 class LabelsFound:
-    """A manifest with labels or annotations that match. `labels`: those in which a word of the search occurs, with
-    values that may be cut. `tag`: a tag that points at the manifest, or at an index that lists it; None: there is
+    """A manifest with labels or annotations that match. `labels`: the labels and annotations that contain a word of the
+    search; long values are cut. `tag`: a tag that points at the manifest, or at an index that lists it; None: there is
     none."""
 
     repository: RepositoryName
@@ -82,33 +82,34 @@ def search_words(text: str) -> list[str]:
 
 
 class ContentSearch(Protocol):
-    """Finds stored content. `within`: the stored names of the repositories in which it may be; `offset`: the number of
-    entries before the page, at most `MAX_OFFSET`. The work of a search is bounded, whatever is stored and whatever the
-    patterns of `within` are: after a limit of rows or of time it ends, and is not complete. All methods raise
+    """Finds stored content. `within`: the stored names of the repositories to search. `offset`: the number of entries
+    before the page, at most `MAX_OFFSET`. The work of a search is bounded, whatever is stored and whatever the patterns
+    of `within` are: at a limit of rows or of time, the search stops and its page is not complete. All methods raise
     StorageFull, StorageFailed."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
         """Finds the repositories that have manifests and whose names contain all `words`. First come names that begin
-        with the first word, then those whose last part is that word, then those with a part that begins with it."""
+        with the first word. Next are names whose last part (after the last slash) is that word. The last are names with
+        a part that begins with that word."""
         ...
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
-        """Finds the tags of which a word begins with the last of `words`. A word of a tag is the whole tag, or its rest
-        after a '-' or '_'. The other `words` must occur in the tag or in the name of its repository. A word such as
-        `app:1.2` counts as two."""
+        """Finds the tags that have a word that begins with the last of `words`. A word of a tag is the whole tag, or
+        its rest after a '-' or '_'. The other `words` must occur in the tag or in the name of its repository. A word
+        such as `app:1.2` counts as two."""
         ...
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. An image
         with several platforms is found once if it has a tag. A word such as `git.example.com/team/app` consists of
-        several; of many of these, only the first count."""
+        several words. If it consists of very many, only the first of them count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
         """Finds the manifests, and the blobs of manifests, whose digests begin with `digest`: `sha256:12ab…`, or only
-        the hexadecimal digits. Finds nothing for less than `MIN_HEX_DIGITS` digits."""
+        the hexadecimal digits. Finds nothing for fewer than `MIN_HEX_DIGITS` digits."""
         ...
 
     async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
@@ -136,8 +137,8 @@ class UnindexedManifest:
 
 @dataclass(frozen=True, slots=True)
 class ManifestLabels:
-    """What the index gets to know of a manifest. `text`: the labels and annotations, one a line. `missing_config`: the
-    digest of a config that could not be read; None: none is missing."""
+    """The labels and annotations of a manifest, for the index. `text`: the labels and annotations, one per line.
+    `missing_config`: the digest of a config that could not be read; None: none is missing."""
 
     manifest: UnindexedManifest
     text: str
@@ -146,8 +147,8 @@ class ManifestLabels:
 
 @dataclass(frozen=True, slots=True)
 class ManifestBatch:
-    """Some manifests that are not in the index. `seen` and `reached` are positions of the index before and after
-    them, which only the index understands. `is_full`: many more are left."""
+    """Some manifests that are not in the index. `seen` and `reached`: positions before and after these manifests, in a
+    form that only the index understands. `is_full`: whether many more manifests are left."""
 
     manifests: Sequence[UnindexedManifest]
     seen: tuple[int, int]
@@ -157,16 +158,17 @@ class ManifestBatch:
 
 @dataclass(frozen=True, slots=True)
 class IncompletePage:
-    """Some manifests without all of their labels in the index, of which these may be readable now. `last`: where the
-    next page begins, which only the index understands; None: no such manifests are left."""
+    """Some manifests of which labels are missing in the index, although the labels may be readable now. `last`: where
+    the next page begins, in a form that only the index understands; None: no such manifests are left."""
 
     manifests: Sequence[UnindexedManifest]
     last: tuple[str, int] | None
 
 
 class SearchIndex(Protocol):
-    """Keeps the index up. Only one process at a time may change it. Changes are short transactions. All methods raise
-    StorageFailed (SearchIndexDamaged if the database is damaged), and those that make changes StorageFull."""
+    """Keeps the index up to date. Only one process at a time may change it. Changes are short transactions. All methods
+    raise StorageFailed (SearchIndexDamaged if the database is damaged). Those that make changes also raise
+    StorageFull."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds."""
@@ -178,8 +180,8 @@ class SearchIndex(Protocol):
         ...
 
     async def unindexed_manifests(self) -> ManifestBatch:
-        """Returns some of the manifests that are not in the index, and of those whose missing config has been stored.
-        Positions that are equal mean that there are none."""
+        """Returns some of the manifests that are not in the index, or whose missing config has been stored since. If
+        there are none, `seen` and `reached` of the batch are equal."""
         ...
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
@@ -187,8 +189,9 @@ class SearchIndex(Protocol):
         ...
 
     async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompletePage:
-        """Returns some of the manifests that were damaged, or whose config could not be read, when the index came to
-        them, and for which that can be otherwise now. `after`: the `last` of the page before; None: the first page."""
+        """Returns some of the manifests that the index could not read completely, because they were damaged or because
+        their config could not be read. Returns only those for which this may have changed. `after`: the `last` of the
+        previous page; None: the first page."""
         ...
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
@@ -197,6 +200,6 @@ class SearchIndex(Protocol):
         ...
 
     async def rebuild(self) -> None:
-        """Drops the index, also a damaged one, and makes an empty one. All content is then unindexed. Takes seconds for
-        a large index, and other changes wait meanwhile."""
+        """Drops the index, even if it is damaged, and creates an empty index. All content is then unindexed. Takes
+        seconds for a large index, and other changes wait meanwhile."""
         ...

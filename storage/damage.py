@@ -1,9 +1,10 @@
 """The interface of the records of damaged content, and of the rounds of *scrub* that look for it (`DamageRecords`).
 
-Scrub reads all stored content again and hashes it, because disks lose or change bytes without telling. Content is
-*damaged* if its stored bytes no longer have its digest, or are missing. A damaged blob keeps its row and its links, but
-the row has no place, so that no repository serves the blob. It is *healed* when somebody stores its bytes again: a
-client that pushes the image, or the mirror. The same holds for damaged manifests.
+Scrub reads all stored content again and hashes it, because disks can lose or change bytes without reporting an error.
+Content is *damaged* if its stored bytes no longer have its digest, or are missing. A damaged blob keeps its row and its
+links, but the row has no place (key of the bytes in the blob store), so that no repository serves the blob. A damaged
+blob is *healed* when its right bytes are stored again, by a client that pushes the image or by the mirror. The same
+holds for damaged manifests.
 """
 
 from __future__ import annotations
@@ -70,9 +71,10 @@ class ManifestCheck:
 class ScrubRound:
     """One round through all content. Times are in seconds since 1970; `ended` is None while the round is not complete.
     The round checks all blobs with row ids up to `until_blob`, and all manifests with row ids up to `until_manifest`.
-    It has checked those with row ids up to `after_blob` and `after_manifest`; `blobs` and `manifests` are their
-    numbers. `size`: bytes of the blobs that it has checked. `total_bytes`: bytes of all blobs that it checks.
-    `damaged`: how many blobs and manifests it has found damaged."""
+    So far it has checked the blobs with row ids up to `after_blob`, and the manifests with row ids up to
+    `after_manifest`. `blobs`, `manifests`: how many of each it has checked. `size`: bytes of the blobs that it has
+    checked. `total_bytes`: bytes of all blobs that it checks. `damaged`: how many blobs and manifests it has found
+    damaged."""
 
     id: int
     started: float
@@ -90,15 +92,16 @@ class ScrubRound:
 
 
 class DamageRecords(Protocol):
-    """The records, which all processes share. All methods may raise StorageFailed, and those that change something
-    StorageFull. Marking damage works on a full disk."""
+    """The records, which all processes share. All methods may raise StorageFailed. Those that change something may also
+    raise StorageFull. Marking damage works on a full disk."""
 
     async def current_round(self) -> ScrubRound | None:
         """Returns the round that is not complete yet; None if there is none."""
         ...
 
     async def start_round(self) -> ScrubRound:
-        """Starts a round over all content of this moment and returns it. Abandons one that is not complete."""
+        """Starts a round over all content that is stored now, and returns the round. Abandons the previous round if
+        that is not complete."""
         ...
 
     async def save_round(self, progress: ScrubRound) -> None:
@@ -160,11 +163,11 @@ class DamageRecords(Protocol):
         ...
 
     async def mark_manifest(self, row: int) -> DamagedManifest | None:
-        """Hashes a manifest's body again, and marks the manifest as damaged if it is still wrong. Returns it, or None
-        if it was not marked."""
+        """Hashes a manifest's body again, and marks the manifest as damaged if it is still wrong. Returns the marked
+        manifest, or None if none was marked."""
         ...
 
     async def restore_manifests(self) -> int:
-        """Hashes again the bodies that were found damaged, which the records keep. If a body has the right digest after
-        all, marks its manifest as healed. Returns how many it marked."""
+        """Hashes the bodies of damaged manifests again; the records keep these bodies. If a body has the right digest
+        after all, marks its manifest as healed. Returns the number of healed manifests."""
         ...

@@ -126,7 +126,9 @@ class RangeInvalid(RegistryError):
     default = "the range lies outside the content"
 
     def __init__(self, message: str | None = None, *, size: int | None = None, offset: int | None = None) -> None:
-        super().__init__(message, {k: v for k, v in (("size", size), ("offset", offset)) if v is not None} or None)
+        super().__init__(
+            message, {name: value for name, value in (("size", size), ("offset", offset)) if value is not None} or None
+        )
         self.size = size
         self.offset = offset
 
@@ -217,7 +219,7 @@ class StorageFailed(RegistryError):
 
 
 class SearchIndexDamaged(StorageFailed):
-    """Tables in the database are damaged that a search or the index reads. If they are those of the index,
+    """Some tables that the search reads are damaged. If they are tables of the search index,
     `storage.content_search.SearchIndex.rebuild` mends them."""
 
     default = "the search index is damaged; entrepot fsck --repair builds it again"

@@ -1,4 +1,4 @@
-"""For administrators: statistics of a data directory, and what would be removed together with a tag or manifest
+"""Statistics of a data directory, and plans of what to remove together with a tag or manifest, for administrators
 (`Inventory`)."""
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class ContentTotals:
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
     """The tags and manifests of `repository` to remove: first all tags, then the manifests in the order of `manifests`.
-    There, an index comes before the manifests that it lists. `size`: total size in bytes of the blobs that garbage
-    collection would delete after the removal, because no other repository has them and no other manifest refers to
-    them."""
+    In `manifests`, an index comes before the manifests that it lists. `size`: total size in bytes of the blobs that
+    garbage collection would delete after the removal, because no other repository has them and no other manifest refers
+    to them."""
 
     repository: RepositoryName
     tags: tuple[Tag, ...]
@@ -40,7 +40,8 @@ class RemovalPlan:
 @dataclass(frozen=True, slots=True)
 class OpenUploads:
     """The upload sessions that are open. `count`: their number. `received`: bytes that have arrived and are recorded.
-    `oldest`: when the session that waits longest last made progress, in seconds since 1970; None: there is none."""
+    `oldest`: the last progress of the session that has had no progress for the longest time, in seconds since 1970;
+    None: there is no session."""
 
     count: int
     received: int

@@ -146,15 +146,15 @@ def media_type(document: dict[str, object], declared: str | None) -> str:
     """Returns the media type of the manifest: `declared` (the Content-Type), or the mediaType in the document if
     `declared` is None or empty. If both are missing, derives the type from the members of the document. Raises
     ManifestInvalid if the two differ, if no type is found, or for a schema 1 manifest."""
-    own = document.get("mediaType")
-    if own is not None and not isinstance(own, str):
+    own_type = document.get("mediaType")
+    if own_type is not None and not isinstance(own_type, str):
         raise ManifestInvalid("the manifest's mediaType is not a string")
     if document.get("schemaVersion") == 1:
         raise ManifestInvalid("schema 1 manifests are not accepted here; push with Docker 1.10 or newer")
-    if declared and own and declared != own:
-        raise ManifestInvalid(f"Content-Type says {shown(declared)}, the manifest's mediaType says {shown(own)}")
-    if declared or own:
-        return declared or own or ""
+    if declared and own_type and declared != own_type:
+        raise ManifestInvalid(f"Content-Type says {shown(declared)}, the manifest's mediaType says {shown(own_type)}")
+    if declared or own_type:
+        return declared or own_type or ""
     if "manifests" in document:
         return "application/vnd.oci.image.index.v1+json"
     if "config" in document or "layers" in document:
@@ -213,8 +213,8 @@ def _check_length(media_type: str | None, what: str) -> None:
 
 def annotations_json(annotations: Mapping[str, str]) -> bytes:
     """Returns annotations as JSON text in UTF-8. Encodes in small pieces, because `json.dumps` holds the global
-    interpreter lock until it returns. Collects bytes, because a `str` with a single non-Latin character needs two or
-    four bytes for each of its characters."""
+    interpreter lock until it returns. Collects `bytes` and not `str`: in a `str` with one non-Latin character, every
+    character takes two or four bytes."""
     parts = [b"{"]
     for name, text in annotations.items():
         parts += (*_quoted_slices(name), b":", *_quoted_slices(text), b",")

@@ -64,8 +64,8 @@ def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
 
 @dataclass
 class _Repository:
-    """A repository that has or had content. `last_used`: for each blob, the time in seconds at which it was last added
-    or resolved, or at which a manifest that referred to it was deleted. `MemoryRegistry.collect` keeps the blob for a
+    """A repository that has or had content. `last_used`: for each blob, the latest time, in seconds, at which a client
+    added or resolved the blob, or deleted a manifest that referred to it. `MemoryRegistry.collect` keeps the blob for a
     grace period after that."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
@@ -79,13 +79,15 @@ class _Repository:
 
     def manifests_needing(self, digest: Digest) -> set[Digest]:
         """Returns `digest` itself and the digests of all indexes that list it, directly or through other indexes."""
-        found: set[Digest] = set()
+        needing: set[Digest] = set()
         new = {digest}
         while new:
-            found |= new
-            parents = (m for m in self.manifests.values() if new & {child.digest for child in m.manifests})
-            new = {parent.digest for parent in parents} - found
-        return found
+            needing |= new
+            parents = (
+                manifest for manifest in self.manifests.values() if new & {child.digest for child in manifest.manifests}
+            )
+            new = {parent.digest for parent in parents} - needing
+        return needing
 
     def missing(self, manifest: Manifest) -> set[Digest]:
         """Returns the digests of the content that the manifest refers to and this repository does not have."""
@@ -324,7 +326,9 @@ class MemoryRegistry:
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         repository = self._repository_with_blob(repo, digest)
-        referring = sorted(m.digest for m in repository.manifests.values() if digest in _blobs_referred_to(m))
+        referring = sorted(
+            manifest.digest for manifest in repository.manifests.values() if digest in _blobs_referred_to(manifest)
+        )
         if referring and not even_if_referenced:
             raise blob_in_use(repo, digest, referring[0])
         del repository.blobs[digest], repository.last_used[digest]
@@ -371,7 +375,7 @@ class MemoryRegistry:
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
         manifests = self._repository(repo).manifests
-        wanted = _page(
+        listed = _page(
             (
                 digest
                 for digest, manifest in manifests.items()
@@ -380,7 +384,7 @@ class MemoryRegistry:
             after,
             limit,
         )
-        return Page([manifests[digest].descriptor for digest in wanted.items], wanted.more)
+        return Page([manifests[digest].descriptor for digest in listed.items], listed.more)
 
     # Upkeep
 
@@ -390,5 +394,8 @@ class MemoryRegistry:
         latest = self._clock() - grace
         for repository in self._repositories.values():
             referred = repository.blobs_referred_to()
-            for digest in [d for d, used in repository.last_used.items() if used <= latest and d not in referred]:
+            unused = [
+                digest for digest, used in repository.last_used.items() if used <= latest and digest not in referred
+            ]
+            for digest in unused:
                 del repository.blobs[digest], repository.last_used[digest]

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInvalid
 
 DEFAULT_TAG = "latest"
-"""The tag of a reference that a person types with neither tag nor digest."""
+"""The tag of a reference that a person types without a tag and without a digest."""
 MAX_NAME_LENGTH = 255
 """Longest repository name, in characters. Many clients allow no more than that for the host, a slash and the name
 together."""

@@ -2,7 +2,7 @@
 get.
 
 An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. A change and its events are
-one transaction, so no change that the server has acknowledged lacks its events. A *webhook* is an HTTP endpoint to
+one transaction, so every change that the server has acknowledged has its events. A *webhook* is an HTTP endpoint to
 which the server sends events. A *delivery* is an event that a webhook has to get and has not got yet. A *dead letter*
 is a delivery that the server no longer tries.
 
@@ -57,15 +57,16 @@ CHANGES: Final = frozenset(EventAction) - {
     *(EventAction.PULL, EventAction.FILL),
     *(EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE),
 }
-"""What happens to the manifests and tags that the registry holds. There is far more of everything else."""
+"""The kinds of events that change the manifests and tags of the registry. Events of the other kinds are far more
+frequent."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event that is not stored yet. `repository`: the stored name. `tag` and `digest`: what it happened to; one of
-    them may be None. `previous`: what the tag pointed at before it moved; None if it did not move, or is new.
-    `media_type` and `size` (in bytes): of the manifest or blob; empty and 0 if they are not known. `by`: who did it.
-    `reason`: more about it, for people."""
+    """An event that is not stored yet. `repository`: the stored name. `tag` and `digest`: the tag, manifest or blob
+    that the event is about; one of them may be None. `previous`: what the tag pointed at before it moved; None if it
+    did not move, or is new. `media_type` and `size` (in bytes): of the manifest or blob; empty and 0 if they are not
+    known. `by`: who caused the event. `reason`: more about the event, for people."""
 
     action: EventAction
     repository: str
@@ -100,8 +101,9 @@ class EventReader:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event that `webhook` has not got yet. `attempts`: how often it was refused so far. `next_at`: when it is tried
-    again. `dead`: when it was given up; None if it is still tried. `error`: why the last attempt failed."""
+    """An event that `webhook` has not got yet. `attempts`: number of attempts so far, which all failed. `next_at`: when
+    the server tries again. `dead`: when the server gave the delivery up; None if the server still tries. `error`: why
+    the last attempt failed."""
 
     webhook: str
     event: Event
@@ -122,8 +124,8 @@ class DueDeliveries:
 
 @dataclass(frozen=True, slots=True)
 class FailedDelivery:
-    """The outcome of an attempt that failed. `attempts`, `next_at`, `dead` and `error` replace those of the
-    delivery."""
+    """The outcome of an attempt that failed. `event`: number of the event. `attempts`, `next_at`, `dead` and `error`
+    replace the values of the delivery."""
 
     event: int
     attempts: int
@@ -136,7 +138,7 @@ class FailedDelivery:
 class EventLimits:
     """How much the outbox keeps. `keep_since`: events before this time leave the list. `events`: largest number of
     events in the list. `pending` and `dead`: largest number of deliveries and of dead letters of each webhook. An event
-    that is not in the list is deleted when no webhook has to be told of it."""
+    that is not in the list is deleted as soon as no webhook still has to get it."""
 
     keep_since: float
     events: int
@@ -155,8 +157,8 @@ class DroppedDeliveries:
 
 @dataclass(frozen=True, slots=True)
 class WebhookBacklog:
-    """How many deliveries and dead letters a webhook has. `oldest`: time of the oldest event that is still tried; None
-    if there is none."""
+    """How many deliveries and dead letters a webhook has. `oldest`: time of the oldest event that the server still
+    tries to deliver; None if there is none."""
 
     webhook: str
     pending: int
@@ -166,7 +168,7 @@ class WebhookBacklog:
 
 class Outbox(Protocol):
     """The events and deliveries, which all processes share. Changes of content add their events themselves. All methods
-    may raise StorageFailed, those that change something also StorageFull."""
+    may raise StorageFailed. Those that change something may also raise StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
         """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new ones. Returns how
@@ -182,13 +184,13 @@ class Outbox(Protocol):
         self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
     ) -> DueDeliveries:
         """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, those that
-        wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due, none of
-        the repository is. Leaves out the repositories `without`."""
+        wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due yet, the
+        other deliveries of that repository are not due either. `without`: repositories to leave out."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
         """Deletes the deliveries of the events with the numbers `delivered`, and updates those that failed. A power cut
-        may undo this; then these events are delivered again."""
+        may undo this change; the server then delivers these events again."""
         ...
 
     async def newest(self) -> int:
@@ -196,8 +198,9 @@ class Outbox(Protocol):
         ...
 
     async def oldest(self) -> int:
-        """Returns the number from which on the list has lost no event. If it has lost all, that is the number after the
-        newest one that it had. The numbers of a list have holes, because it does not get all events."""
+        """Returns the smallest number from which on the list has lost no event. If the list has lost all its events,
+        returns the number after that of its newest event. Some numbers are missing in a list that has lost nothing,
+        because the list does not get every event."""
         ...
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
@@ -226,7 +229,7 @@ class Outbox(Protocol):
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
         """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns how many
-        deliveries each webhook has lost by that."""
+        deliveries and dead letters each webhook has lost."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

@@ -143,5 +143,5 @@ class Partials(Protocol):
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
-        1970), and returns them. `dry_run`: only returns them."""
+        1970). Returns the deleted ones. `dry_run`: returns them without deleting them."""
         ...

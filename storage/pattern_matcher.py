@@ -184,7 +184,7 @@ class Matcher:
         self._automata: dict[str, _OneSegment | _Automaton | None] = {}
         """The automata built so far, by prefix. None: every name that begins with the prefix matches (rest `**`)."""
         self._prefix_lengths = sorted({len(prefix) for prefix in rests})
-        sizes = [sum(map(len, found)) for found in rests.values()]
+        sizes = [sum(map(len, rests_of_prefix)) for rests_of_prefix in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
         """Upper bound for the cost of matching one character of a name. The unit is the cost with a few patterns. It is
@@ -229,16 +229,16 @@ class Matcher:
         itself if a name that begins with `text` may match. Otherwise it need not be a name. Returns None if no matching
         name is equal to `text` or sorts after it."""
         index = bisect_left(self._starts, text)
-        found = self._starts[index] if index < len(self._starts) else None
+        nearest = self._starts[index] if index < len(self._starts) else None
         for length in self._prefix_lengths:
             prefix = text[:length]
             if len(prefix) < length or prefix not in self._rests:
                 continue
             automaton = self._automaton(prefix)
             candidate = text if automaton is None else automaton.seek(text, length)
-            if candidate is not None and (found is None or candidate < found):
-                found = candidate
-        return found
+            if candidate is not None and (nearest is None or candidate < nearest):
+                nearest = candidate
+        return nearest
 
 
 def _build_automaton(rests: list[str]) -> _OneSegment | _Automaton:

@@ -134,7 +134,8 @@ class NameSet:
 
     @cached_property
     def has_every_name(self) -> bool:
-        """True only if the set contains every name. May be False although it does."""
+        """True only if the set contains every name. Can be False for a set that contains every name, if only several
+        patterns together match all names."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     def prepare(self) -> None:
@@ -155,11 +156,11 @@ class NameSet:
         no name of the set is equal to `text` or sorts after it.
         """
         for _ in range(_MAX_SEEK_ROUNDS):
-            found = self._seek_patterns(text)
-            if found is None or self._limit_matcher is None:
-                return found
-            limited = self._limit_matcher.seek(found)
-            if limited is None or limited == found:
+            candidate = self._seek_patterns(text)
+            if candidate is None or self._limit_matcher is None:
+                return candidate
+            limited = self._limit_matcher.seek(candidate)
+            if limited is None or limited == candidate:
                 return limited
             text = limited
         return text
@@ -170,18 +171,18 @@ class NameSet:
         while True:
             segment, slash, _ = text.partition("/")
             is_guarded = bool(slash) and segment in self.guarded
-            found = (self._matcher_below(segment) if is_guarded else self._general_matcher).seek(text)
+            candidate = (self._matcher_below(segment) if is_guarded else self._general_matcher).seek(text)
             if is_guarded:
-                if found is not None and found.startswith(f"{segment}/"):
-                    return found
+                if candidate is not None and candidate.startswith(f"{segment}/"):
+                    return candidate
                 text = segment + "0"  # sorts after all names below the segment: "0" is the character after "/"
                 continue
-            if found is None:
+            if candidate is None:
                 return None
-            segment, slash, _ = found.partition("/")
+            segment, slash, _ = candidate.partition("/")
             if not slash or segment not in self.guarded:
-                return found
-            text = found
+                return candidate
+            text = candidate
 
     def _matcher_for(self, name: str) -> Matcher:
         """Returns the matcher of the patterns that apply to `name`."""

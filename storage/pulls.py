@@ -1,7 +1,7 @@
 """The interface of the store of pulls (`Pulls`): when each manifest was last pulled, and how often.
 
-A *pull* is a GET or HEAD request of a client for a manifest: a client whose copy of an image is current sends only a
-HEAD. What the server itself requests, for example to warm a mirror, is no pull.
+A *pull* is a GET or HEAD request of a client for a manifest. HEAD counts too, because a client whose copy of an image
+is current sends no GET. A request that the server itself makes, for example to warm a mirror, is no pull.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pulls(Protocol):
 
     async def save(self, counts: Sequence[PullCount]) -> None:
         """Adds pulls, at most `MAX_SAVED_PULLS` entries. Ignores entries of manifests that are not stored. A power cut
-        may lose the newest of them; the end of the process does not. Raises StorageFull, StorageFailed."""
+        may lose the newest pulls; the end of the process loses none. Raises StorageFull, StorageFailed."""
         ...
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:

@@ -31,9 +31,9 @@ ManifestKey = int
 
 @dataclass(frozen=True, slots=True)
 class TagFacts:
-    """What a tag is judged by. `pushed`: when it was last pushed. `pulled`: when its manifest, or for an index a
-    manifest below it, was last pulled; None: no pull is recorded. `unrecorded`: pulls before this time were not
-    recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are in
+    """The facts by which retention judges a tag. `pushed`: when it was last pushed. `pulled`: when its manifest, or for
+    an index a manifest below it, was last pulled; None: no pull is recorded. `unrecorded`: pulls before this time were
+    not recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are in
     seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the
     repository does not have that manifest, or the tag has another name."""
 
@@ -66,10 +66,10 @@ class TagPosition:
 
 @dataclass(frozen=True, slots=True)
 class UnusedLimits:
-    """How long a manifest has to have been unused, as times in seconds since 1970. `pushed`: it has not been pushed
-    since this time. `untagged`: it has had no tag since this time. `pulled`: neither it nor a manifest below it has
-    been pulled since this time. If the program began to record pulls only after this time, a manifest that was pushed
-    before the recording began does not count as unused, because a pull of it may be missing in the records."""
+    """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
+    pushed since this time. `untagged`: it has had no tag since this time. `pulled`: nobody has pulled it, or a manifest
+    below it, since this time. If the program began to record pulls only after this time, the records may lack pulls.
+    Then a manifest that was pushed before the recording began does not count as unused."""
 
     pushed: float
     untagged: float
@@ -78,8 +78,8 @@ class UnusedLimits:
 
 @dataclass(frozen=True, slots=True)
 class UntaggedManifest:
-    """A manifest that has no tag, that no index of its repository lists, and whose subject, if it has one, is not in
-    the repository."""
+    """A manifest without a tag that no index of its repository lists. If it has a subject, the subject is not in the
+    repository."""
 
     digest: Digest
     manifest: ManifestKey
@@ -146,8 +146,8 @@ class Retention(Protocol):
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
     ) -> DeletedOrphans:
         """Looks at the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes those that have no tag,
-        that no index lists, and whose subject is not in the repository. `is_retention`: the events name a rule of
-        retention as the reason; False: they do not."""
+        that no index lists, and whose subject is not in the repository. `is_retention`: whether the events of these
+        deletions name a rule of retention as the reason."""
         ...
 
     async def add_unused(

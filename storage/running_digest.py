@@ -112,9 +112,9 @@ class HashlibDigest:
 
 @cache
 def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
-    """Returns libcrypto's functions for the algorithm. Returns None if they cannot be found; if a test computation with
-    a copied structure gives a wrong digest, because then the structure does not have the size in `_SIZES`; or if the
-    machine is not little-endian, because this module does not support that."""
+    """Returns libcrypto's functions for the algorithm. Returns None if the functions cannot be found, or if the machine
+    is not little-endian, which this module does not support. Also returns None if a test computation with a copied
+    structure gives a wrong digest: the structure then does not have the size in `_SIZES`."""
     state_bytes, digest_bytes = _SIZES[algorithm]
     try:
         import _hashlib

@@ -1,8 +1,9 @@
-"""The interface of the tag history (`TagHistory`): what each tag pointed at in the past, who changed it, and how a tag
-gets back what it pointed at.
+"""The interface of the tag history (`TagHistory`): what each tag pointed at in the past, who changed it, and how to
+point a tag at its earlier content again.
 
-Each change of a tag has an entry in the history, which is kept for ever. A deleted manifest is kept for the grace
-period of garbage collection, and its blobs as well, so it can be *put back*.
+Each change of a tag has an entry in the history. Entries are kept for ever. A deleted manifest and its blobs are kept
+for the grace period of garbage collection. During that time the manifest can be *put back*: it then is a manifest of
+its repository again.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class TagMove:
 
 
 def not_restorable(repo: str, digest: str) -> ManifestUnknown:
-    """Returns the error for a manifest that a repository neither has nor can get back."""
+    """Returns the error for a manifest that a repository does not have, and that cannot be put back."""
     return ManifestUnknown(
         f"{repo} has no manifest {digest}, and none that could be put back: a deleted manifest is kept only for the "
         "grace period of garbage collection (gc.grace)",
@@ -81,8 +82,8 @@ class TagHistory(Protocol):
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        """Returns what the tag pointed at at the time `at` (seconds since 1970); None if there was no such tag. Changes
-        in the same millisecond count, because times are shown in milliseconds."""
+        """Returns what the tag pointed at at the time `at` (seconds since 1970); None if there was no such tag.
+        Includes changes within the millisecond of `at`, because times are shown in milliseconds."""
         ...
 
     async def move(
@@ -100,19 +101,19 @@ class TagHistory(Protocol):
         tag if there is none.
 
         First puts back what is missing: the manifest, the manifests that an index lists, and the deleted referrers of
-        each manifest that is put back. A deleted referrer that is not whole any more stays deleted. All this is one
-        transaction with the change of the tag, unless very many manifests are put back; then an interrupted call leaves
-        some that no tag points at.
+        each manifest that is put back. A deleted referrer stays deleted if some of its content is gone. All this
+        happens in the transaction that changes the tag. But if very many manifests are put back, most of them are put
+        back in earlier transactions. An interrupted call can then leave manifests that no tag points at.
 
         Raises ManifestUnknown (the manifest, or one that it lists, is gone), ManifestBlobUnknown (a blob is gone),
         ManifestTooLarge (it lists more manifests than one call can put back), PreconditionFailed (`condition` does not
-        hold for the tag), Denied (the tag is immutable and points at another manifest; with `force`, the tag is moved
-        all the same and the audit log says so)."""
+        hold for the tag), Denied (the tag is immutable and points at another manifest; with `force`, the call moves the
+        tag all the same, and the audit log says so)."""
         ...
 
     async def delete_tag(
         self, repo: RepositoryName, tag: Tag, *, by: Actor, is_immutable: IsImmutable, force: bool = False
     ) -> None:
         """Deletes the tag and keeps its manifest. Raises ManifestUnknown (there is no such tag), Denied (the tag is
-        immutable; with `force`, it is deleted all the same and the audit log says so)."""
+        immutable; with `force`, the call deletes the tag all the same, and the audit log says so)."""
         ...

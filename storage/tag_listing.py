@@ -20,9 +20,10 @@ MAX_PAGE_TAGS: Final = 200
 MAX_SORTED_BY_SIZE: Final = 2_000
 """Largest number of tags that are sorted by size, because each size is the sum over a tree."""
 MAX_TREE_MANIFESTS: Final = 200
-"""Of a tree with more manifests, only this many are looked at."""
+"""Largest number of manifests that a call looks at in one tree."""
 MAX_LOOKED_AT_MANIFESTS: Final = 20_000
-"""How many manifests of trees one call looks at in all. The trees after that count as too large."""
+"""Largest number of manifests that one call looks at in all trees together. The trees that are left then count as too
+large."""
 MAX_TAGS_OF_MANIFEST: Final = 100
 """Largest number of tags of one manifest in `ManifestFacts.tags`."""
 
@@ -106,9 +107,9 @@ class ListedTag:
 
 @dataclass(frozen=True, slots=True)
 class TagPage:
-    """A page of a list. `order`: the order of the list. It is NAME, although the query asks for SIZE, if more than
-    MAX_SORTED_BY_SIZE tags match, or their trees have more than MAX_LOOKED_AT_MANIFESTS manifests. `next_after`: where
-    the next page begins; None: this is the last page."""
+    """A page of a list. `order`: the order of the list. If the query asks for SIZE, the order is nevertheless NAME if
+    more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than MAX_LOOKED_AT_MANIFESTS manifests.
+    `next_after`: where the next page begins; None: this is the last page."""
 
     items: Sequence[ListedTag]
     order: TagOrder
@@ -134,6 +135,6 @@ class TagListing(Protocol):
     async def present(
         self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
     ) -> Mapping[Digest, int]:
-        """Returns those of the digests of manifests and blobs that the repository has, and that are not damaged, with
-        the sizes of the manifests and blobs in bytes. A mirror may lack what its manifests refer to."""
+        """Returns the digests of those `manifests` and `blobs` that the repository has and that are not damaged, each
+        with its size in bytes. A mirror may lack content that its manifests refer to."""
         ...

@@ -11,7 +11,7 @@ from storage.names import Digest, RepositoryName, Tag
 MAX_REMOVED_TAGS: Final = 200
 """Largest number of tags that one removal may name."""
 MAX_REMOVED_MANIFESTS: Final = 2_000
-"""When a plan has this many manifests, it does not look for more."""
+"""Largest number of manifests in a plan. The plan then does not look for more."""
 
 
 @dataclass(frozen=True, slots=True)

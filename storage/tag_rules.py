@@ -1,8 +1,8 @@
 """Rules about tags: patterns of tags (`TagPattern`), and which tags of which repositories are immutable
 (`ImmutableTags`).
 
-Nobody can point an *immutable* tag at another manifest once it exists, or delete it, except an operator who forces the
-change. The rules use only names. They say nothing about whether a tag exists.
+Once an *immutable* tag exists, clients can neither delete it nor point it at another manifest. Only an operator can
+force such a change. The rules use only names. They say nothing about whether a tag exists.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ImmutableTags:
     """Which tags are immutable.
 
     `rules`: a tag is immutable if one of them matches it. `mirrored`: the names of the upstream registries that this
-    registry mirrors. No tag of a mirrored repository is immutable, because it follows its upstream. The stored names of
-    these repositories begin with the name of the upstream."""
+    registry mirrors. No tag of a mirrored repository is immutable, because such a tag follows the upstream. The stored
+    names of these repositories begin with the name of the upstream."""
 
     def __init__(self, rules: Sequence[TagRule] = (), mirrored: Iterable[str] = ()) -> None:
         upstreams = frozenset(mirrored)

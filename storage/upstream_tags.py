@@ -26,7 +26,7 @@ class TagNotFrozen(RegistryError):
 
 
 class TagFrozen(Denied):
-    """A frozen tag needs what would be deleted."""
+    """The request would delete content that a frozen tag needs."""
 
     default = "the tag is frozen"
 
@@ -72,7 +72,8 @@ class UpstreamTags(Protocol):
 
     async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
         """Replaces the stored sightings of the tag. Their times must increase. The caller makes sure that no other
-        process changes them meanwhile. A power cut may lose the change: then the digest is seen later."""
+        process changes them meanwhile. A power cut may lose the change; the mirror then stores a later time for the new
+        digest."""
         ...
 
     async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
@@ -95,8 +96,8 @@ class UpstreamTags(Protocol):
         ...
 
     async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
-        """Returns the frozen tags of the repository. Nothing may evict their manifests from the cache, nor what these
-        refer to."""
+        """Returns the frozen tags of the repository. Their manifests, and the content that these refer to, must not be
+        evicted from the cache."""
         ...
 
     async def frozen_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
@@ -107,8 +108,9 @@ class UpstreamTags(Protocol):
         ...
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
-        """Freezes the tag at the digest, and returns it. If it is frozen at another digest, freezes it at this one. If
-        it is frozen at this digest already, changes nothing, so that it keeps its time and actor."""
+        """Freezes the tag at the digest, and returns the frozen tag. If the tag is frozen at another digest, replaces
+        that digest. If the tag is already frozen at this digest, changes nothing, so that the frozen tag keeps its time
+        and actor."""
         ...
 
     async def unfreeze(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> FrozenTag:

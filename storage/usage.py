@@ -1,8 +1,9 @@
 """The interface of the accounting of disk space (`Usage`), and the sentences about exceeded quotas.
 
-A *usage scope*, here a scope for short, is a set of repositories, given by prefixes of their names, whose blobs, bytes
-and tags are counted. A blob counts once in a scope, however many of its repositories have it. There is a scope for each
-quota, one for the content of each upstream (the registries that this one mirrors), and one for all mirrored content.
+A *usage scope* (here *scope* for short) is a set of repositories, given by prefixes of their names. The store counts
+the blobs, bytes and tags of each scope. A blob counts once in a scope, even if several of the scope's repositories have
+it. There is a scope for each quota, one for the content of each upstream (the registries that this one mirrors), and
+one for all mirrored content.
 
 The counts are exact: they change in the transactions that add or remove blobs and tags. A scope that is new in the
 settings is first counted in the background; until it is *complete*, its quota is not enforced.
@@ -57,8 +58,8 @@ class Usage(Protocol):
 
     async def count_batch(self) -> bool:
         """Counts a small part of what is stored and not counted yet, or deletes a small part of what belongs to removed
-        scopes, in one short transaction. Returns False if nothing is left to do. What was counted survives the death of
-        the process. Only one process at a time may call this."""
+        scopes, in one short transaction. Returns False if nothing is left to do. The counts survive the death of the
+        process. Only one process at a time may call this."""
         ...
 
     async def scope(self, name: str) -> ScopeUse | None:

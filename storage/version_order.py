@@ -10,13 +10,13 @@ _PRE_RELEASE: Final = re.compile(r"[-._~]?(?:alpha|beta|dev|pre|preview|rc|snaps
 """A piece that is nothing but the name of a stage before a release."""
 _LEADING_V: Final = re.compile(r"[vV](?=[0-9])")
 _PRE_RELEASE_MARK, _END_MARK, _TEXT_MARK, _NUMBER_MARK = "\x00", "\x01", "\x02", "\x03"
-"""What each piece of a key begins with. No tag contains these characters, and each sorts before all that tags contain:
-`1.0-rc1` comes before the end of `1.0`, and that before `1.0.1` and `1.0-alpine`."""
+"""The first character of each piece of a key. No tag contains these characters, and they sort before all characters of
+tags. So `1.0-rc1` sorts before `1.0`, and `1.0` sorts before `1.0.1` and `1.0-alpine`."""
 
 
 def version_key(tag: str) -> str:
-    """Returns a text by which tags are sorted as versions: by numbers as numbers, with a stage such as `rc1` before
-    its release. A `v` before the first number makes no difference. Texts come before numbers, so that the newest
+    """Returns a text by which to sort tags as versions. Numbers sort by their value, and a stage such as `rc1` sorts
+    before its release. A `v` before the first number makes no difference. Texts come before numbers, so that the newest
     versions are at one end of the list. Different tags have different keys."""
     parts = []
     for piece in _PIECES.findall(_LEADING_V.sub("", tag, count=1) if tag[:1] in "vV" else tag):

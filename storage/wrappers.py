@@ -186,9 +186,11 @@ def _answers_all_in_handle(registry: Registry) -> TypeGuard[RefusingRegistry]:
     """Returns whether `registry` is a wrapper whose methods all pass their calls to its `handle`. A `Call` object can
     then be passed to `handle` directly. Calling the method instead would create another `Call` object, which would cost
     every request half a microsecond."""
-    kind = type(registry)
+    registry_class = type(registry)
     return isinstance(registry, RefusingRegistry) and all(
-        getattr(kind, name) is method for name, method in vars(RefusingRegistry).items() if name in _OPERATIONS
+        getattr(registry_class, name) is method
+        for name, method in vars(RefusingRegistry).items()
+        if name in _OPERATIONS
     )
 
 

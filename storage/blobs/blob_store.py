@@ -53,7 +53,7 @@ class QuarantinedBytes(NamedTuple):
 
 class ContentCheck(NamedTuple):
     """What reading all stored bytes of a blob has shown. `problem`: what is wrong with the bytes, for people; None if
-    they have the right digest and size. `version`: identifies these very bytes, as `BlobStore.version` does."""
+    they have the right digest and size. `version`: text that identifies these very bytes (`BlobStore.version`)."""
 
     problem: str | None
     version: str
@@ -67,23 +67,23 @@ the rate. An error that it raises ends the check."""
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
-    computation over these bytes, in a format that only the store can read. With it, the store can continue the
-    computation; if it is None, the store has to read the bytes again. `boot`: the value of `BlobStore.boot` when the
-    checkpoint was made."""
+    computation over these bytes, in a format that only the store can read. With the state, the store can continue the
+    computation. Without it (None), the store has to read the bytes again. `boot`: the value of `BlobStore.boot` when
+    the checkpoint was made."""
 
     offset: int
     state: bytes | None
     boot: str
 
     def check_not_truncated(self, stored_bytes: int) -> None:
-        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says, because then a commit has
-        already moved the bytes to the place of the blob. `stored_bytes`: number of bytes that the session has now."""
+        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says. A commit has then already
+        moved the bytes to the place of the blob. `stored_bytes`: number of bytes that the session has now."""
         if stored_bytes < self.offset:
             raise BlobUploadUnknown()
 
 
 class VerifiedContent(Protocol):
-    """Durable bytes whose digest was verified, but which are not a blob yet. `size`: number of the bytes."""
+    """Bytes that are durable and whose digest was verified. They are not a blob yet. `size`: number of the bytes."""
 
     digest: Digest
     size: int
@@ -148,10 +148,10 @@ class ClaimedUpload(Protocol):
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
-        `sha256`. If the `boot` of the checkpoint is not that of the store, the bytes may be damaged: keeps the first
-        `checkpoint.offset` bytes if they still have the digest that was computed for the checkpoint (its `state`), and
-        deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says,
-        because a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
+        `sha256`. If the checkpoint has another `boot` than the store, the bytes may be damaged. This call then hashes
+        the first `checkpoint.offset` bytes again. It keeps them if their digest is the one in `checkpoint.state`, and
+        deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because
+        a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
         StorageFailed."""
         ...
 
@@ -173,7 +173,7 @@ class BlobStore(Protocol):
     boot: str
     """Identifies the period in which flushed bytes survive: bytes that were flushed under another value may be lost. A
     store that leaves flushed bytes in the page cache uses the id of the machine's present boot, because a reboot may
-    lose them. A store that syncs at each flush always uses the same text."""
+    lose these bytes. A store that syncs at each flush always uses the same text."""
     shard_count: int
     """Number of *shards*: the parts in which `list_shard` lists the blobs. Each blob is in one of them."""
 
@@ -208,10 +208,10 @@ class BlobStore(Protocol):
 
     def link_file(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
         """Returns content that shares the bytes of another program's file, instead of copying them. `fd`: the file,
-        opened for reading; the caller has read its `size` bytes and found that they have this digest, and closes `fd`
-        after `VerifiedContent.publish` has returned. `publish` also raises LinkRefused. The bytes of the file must
-        never change after this call; the other program may delete the file. Raises LinkRefused if the store cannot
-        share files with other programs."""
+        opened for reading. The caller has verified that its `size` bytes have this digest, and closes `fd` after
+        `VerifiedContent.publish` has returned. That `publish` also raises LinkRefused. The bytes of the file must never
+        change after this call; the other program may delete the file. Raises LinkRefused if the store cannot share
+        files with other programs."""
         ...
 
     async def remove(self, place: str) -> None:
@@ -245,8 +245,8 @@ class BlobStore(Protocol):
         ...
 
     async def version(self, place: str) -> str | None:
-        """Returns a text that identifies the bytes at `place`: other bytes that are stored there later have another
-        one. Returns None if there are no bytes."""
+        """Returns a text that identifies the bytes at `place`. If other bytes are stored there later, the text is
+        another one. Returns None if there are no bytes."""
         ...
 
     def quarantine_place(self, digest: Digest) -> str:

@@ -1,8 +1,8 @@
 """Functions that write, sync and create files and directories durably. All of them block.
 
-Callers store content in this order, so that a crash never leaves metadata that names missing content: write the content
-under a temporary name, sync it, rename it to its final path, sync the directory, and only then commit the metadata row.
-They delete in the opposite order: first the metadata row, then the file.
+Callers store content in this order: write the content under a temporary name, sync the file, rename the file to its
+final path, sync the directory, and only then commit the metadata row. So a crash never leaves metadata that names
+missing content. They delete in the opposite order: first the metadata row, then the file.
 """
 
 from __future__ import annotations

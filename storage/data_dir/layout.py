@@ -13,7 +13,7 @@
       quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest sha256:abcdef…
       workers/PID-RANDOM                                what a server process reports about itself
       reserve                                           disk space for deletes on a full disk
-      control                                           socket that commands reach a running server by
+      control                                           Unix socket by which commands reach a running server
       restore.json                                      says that a restore from a backup has not ended yet
 
 A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
@@ -104,8 +104,8 @@ class Layout:
 
     @property
     def workers_in_memory(self) -> Path:
-        """Takes the place of `workers` if the full disk has no room for a file there: a directory in memory, outside of
-        the data directory."""
+        """A directory in memory, outside of the data directory. It takes the place of `workers` if the full disk has no
+        room for a file there."""
         return Path("/dev/shm") / f"entrepot-{hashlib.blake2b(os.fsencode(self.root), digest_size=12).hexdigest()}"
 
     @property

@@ -27,10 +27,10 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
 
 
 def lock_byte_shared(fd: int, offset: int) -> None:
-    """Locks the byte at `offset` with a shared lock, which other openings of the file can hold on the same byte at the
-    same time. `is_byte_locked` tells the other openings that the lock is held. Never waits. Raises OSError, also if
-    another opening holds an exclusive lock on the byte. So a byte that is locked by this function must never be locked
-    by `try_lock_byte`, which locks exclusively."""
+    """Takes a shared lock on the byte at `offset`. Other openings of the file can hold a shared lock on the same byte
+    at the same time. `is_byte_locked` tells the other openings that the lock is held. Never waits. Raises OSError, also
+    if another opening holds an exclusive lock on the byte. So a byte that is locked by this function must never be
+    locked by `try_lock_byte`, which locks exclusively."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 
@@ -42,15 +42,15 @@ def unlock_byte(fd: int, offset: int = 0) -> None:
 def is_byte_locked(fd: int, offset: int = 0) -> bool:
     """Returns whether another opening of the file holds an exclusive or shared lock on the byte at `offset`. Does not
     see a lock that the opening `fd` itself holds. Raises OSError."""
-    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
-    lock_type: int = _STRUCT_FLOCK.unpack(found)[0]
+    lock_structure = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+    lock_type: int = _STRUCT_FLOCK.unpack(lock_structure)[0]
     return lock_type != fcntl.F_UNLCK
 
 
 def try_flock(fd: int, *, shared: bool = False) -> bool:
     """Locks the whole file and returns True. Returns False if another opening holds a lock that excludes this one.
-    `shared`: takes a shared lock, which several openings can hold at the same time; otherwise an exclusive one. Never
-    waits. Raises OSError."""
+    `shared`: whether to take a shared lock, which several openings can hold at the same time, instead of an exclusive
+    one. Never waits. Raises OSError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

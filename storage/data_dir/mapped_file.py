@@ -3,8 +3,8 @@
 The system call mincore(2) tells which pages of a mapping are in memory, and changes nothing. Two other system calls are
 not used:
 
-- preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. With a busy disk, this blocked event loops for up
-  to 0.4 s, and pages that it brought in look like pages that were there before.
+- preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. On a busy disk, this blocked event loops for up
+  to 0.4 s. Besides, the pages of the read-ahead look like pages that were in memory before.
 - cachestat(2) takes a sixth of the time of mincore, but it also counts pages that are still being read from the disk.
 """
 
@@ -66,8 +66,8 @@ class MappedFile:
         return cls(calls, address, map_start, stop - map_start)
 
     def count_resident(self, offset: int, stop: int) -> int:
-        """Returns how many bytes from `offset` on are in memory, up to the first one that is not, or up to `stop`.
-        Returns 0 if the byte at `offset` is not in memory, or if mincore fails."""
+        """Returns how many bytes from `offset` on are in memory without a gap, up to `stop`. Returns 0 if the byte at
+        `offset` is not in memory, or if mincore fails."""
         first_page = (offset - self._map_start) // PAGESIZE
         page_count = -(-(stop - self._map_start) // PAGESIZE) - first_page  # -(-a // b) is a / b rounded up
         residency = ctypes.create_string_buffer(page_count)  # one byte for each page; 0 if the page is not in memory

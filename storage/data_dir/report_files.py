@@ -1,11 +1,11 @@
-"""Files in which the processes of a server report what they do, so that other processes can read it (`ReportFile`).
+"""Files in which the processes of a server report what they do, for other processes (`ReportFile`).
 
 Each process has a file of its own, and keeps it locked. The kernel releases the lock when the process ends, however it
-ends, so a file that is not locked belongs to a process that is gone (`read_reports` ignores it).
+ends. So an unlocked file belongs to a process that is gone, and `read_reports` ignores it.
 
-A report overwrites the one before at the same place on the disk, which works on most file systems even if the disk is
-full. A reader that meets a half-written report notices it by the checksum, and reads again. Nothing is synced: after a
-power cut nobody needs the reports.
+A report overwrites the previous one at the same place on the disk. On most file systems this works even if the disk is
+full. If a reader gets a half-written report, the checksum is wrong, and the reader reads again. Nothing is synced:
+after a power cut nobody needs the reports.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ MAX_REPORT_BYTES: Final = 64 * 1024 - 8
 _FILE_BYTES: Final = 16 * 1024
 """Disk space that a new file gets at once. A longer report needs more, which a full disk may not have."""
 _HEADER_BYTES: Final = 8
-"""The length and the checksum of the report, 4 bytes each, in front of it."""
+"""Size of the header, which comes before the report: the length and the checksum of the report, 4 bytes each."""
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""How a file is opened that somebody else may have made: a pipe must not block, and a link leads elsewhere."""
+"""Flags to open a file that somebody else may have created. It may be a pipe, which must not block, or a symbolic link,
+which must not be followed."""
 _READ_ATTEMPTS: Final = 5
+"""Largest number of attempts to read a report that is being written."""
 _ABANDONED_SECONDS: Final = 60.0
 """Age from which an unlocked file is deleted. A younger one may belong to a process that has not locked it yet."""
 
@@ -42,9 +44,9 @@ class ReportFile:
 
     def __init__(self, directory: Path, system: System, *, is_temporary: bool = False) -> None:
         """Creates the file, and deletes those of processes that are gone. Creates `directory` if it is missing.
-        `is_temporary`: whether the last process that closes its file deletes the directory as well. Everybody may write
-        above such a directory, so it is used only if it belongs to this user, and no other may write in it. Raises
-        OSError, for example on a full disk."""
+        `is_temporary`: whether the last process that closes its file also deletes the directory. All users may create
+        files in the parent of such a directory. So the directory is used only if it belongs to this user, and no other
+        user may write in it. Raises OSError, for example on a full disk."""
         with suppress(FileExistsError):
             system.mkdir(directory)
         if is_temporary:
@@ -62,8 +64,8 @@ class ReportFile:
             raise
 
     def write(self, report: bytes) -> None:
-        """Replaces the report. Raises ValueError if it is longer than `MAX_REPORT_BYTES`, and OSError. If only a part
-        of the report could be written, readers see no report of this process until the next one."""
+        """Replaces the report. Raises ValueError if the report is longer than `MAX_REPORT_BYTES`; OSError. If only a
+        part of the report could be written, readers see no report of this process until the next `write`."""
         if len(report) > MAX_REPORT_BYTES:
             raise ValueError(f"the report has {len(report)} bytes; {MAX_REPORT_BYTES} are allowed")
         header = len(report).to_bytes(4, "big") + zlib.crc32(report).to_bytes(4, "big")
@@ -96,7 +98,7 @@ def read_all_reports(layout: Layout) -> list[bytes]:
     OSError."""
     reports = read_reports(layout.workers)
     with suppress(OSError):
-        # Everybody may write to the directory above this one, so somebody else may have made it.
+        # All users may create files in the parent of this directory, so another user may have created the directory.
         if layout.workers_in_memory.lstat().st_uid in (layout.root.stat().st_uid, os.geteuid()):
             reports += read_reports(layout.workers_in_memory)
     return reports
@@ -122,8 +124,8 @@ def read_reports(directory: Path) -> list[bytes]:
 
 
 def _read(fd: int) -> bytes | None:
-    """Returns the report in the file; None if there is none yet, or if it is not complete in any of several
-    attempts."""
+    """Returns the report in the file; None if there is none yet, or if none of `_READ_ATTEMPTS` attempts gives a
+    complete report."""
     for _ in range(_READ_ATTEMPTS):
         data = os.pread(fd, _HEADER_BYTES + MAX_REPORT_BYTES, 0)
         length, checksum = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")

@@ -3,9 +3,9 @@
 
 Deletes need free space themselves: a DELETE writes to the database's log before any space is freed, and opening the
 database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. If a delete finds
-the disk full, it truncates this file, which frees space. Then it writes, and finally extends the file again as far as
-there is space. As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that
-they do not use the free space that deletes need.
+the disk full, it first truncates this file, which frees space. Then it writes its changes. At the end it extends the
+file again, as far as there is space. As long as the file is shorter than its full size, pushes and mirror downloads get
+StorageFull, so that they do not use the free space that deletes need.
 
 All processes see the length of the file, and there is no other shared state. If a process dies after truncating the
 file, the next call of `restore` in any process extends it again.
@@ -66,13 +66,14 @@ class ReserveUse(IntEnum):
 @dataclass(frozen=True, slots=True)
 class MinFreeSpace:
     """How much of the disk is to stay free, apart from the reserve: the greater of a number of bytes and a percentage
-    of the file system. Clients cannot push if less is free. With the defaults, they can until the disk is full."""
+    of the file system. Clients cannot push if less is free. With the defaults, clients can push until the disk is
+    full."""
 
     size: int = 0
     percent: float = 0.0
 
     def of(self, file_system_bytes: int) -> int:
-        """Returns the number of bytes on a file system of this size."""
+        """Returns how many bytes must stay free on a file system of this size."""
         return max(self.size, int(file_system_bytes * self.percent / 100))
 
     def __str__(self) -> str:
@@ -86,7 +87,7 @@ class Reserve:
 
     def __init__(self, path: Path, system: System, min_free: MinFreeSpace | None = None) -> None:
         """`path`: the reserve's file. Opens it if it exists; `establish` creates it. `min_free`: how much of the disk
-        stays free of new content. Raises OSError."""
+        must stay free; None: nothing. Raises OSError."""
         self._path = path
         self._system = system
         self._min_free = min_free
@@ -107,7 +108,7 @@ class Reserve:
 
     def establish(self) -> None:
         """Creates the file if it is missing, and allocates its full size, or as much as there is space for. Does not
-        raise if the disk is full; then `restore` completes the reserve when space has become free."""
+        raise if the disk is full: `restore` completes the reserve when space has become free."""
         with suppress(OSError):
             self._open(os.O_CREAT)
         if self._fd < 0:
@@ -134,7 +135,8 @@ class Reserve:
     def require_room(self, *, may_use_min_free: bool = False, size: int = 0) -> None:
         """Raises StorageFull if the reserve is not at its full size and cannot be restored now, or if too little of the
         disk would stay free (`MinFreeSpace`). Call it before new content is stored. `size`: number of bytes that will
-        be stored. `may_use_min_free`: does not check how much stays free, for content that was let in before."""
+        be stored. `may_use_min_free`: whether to skip the check of `MinFreeSpace`, for content that passed this check
+        before."""
         if not self.allows(ReserveUse.GROWTH):
             raise StorageFull()
         if not may_use_min_free and (reason := self.low_disk_reason(size)) is not None:
@@ -149,8 +151,8 @@ class Reserve:
         return file_system.f_bavail * file_system.f_frsize
 
     def low_disk_reason(self, size: int = 0) -> str | None:
-        """Returns a sentence if less of the disk than `MinFreeSpace` says would be free after `size` more bytes were
-        stored; None otherwise, or if the state of the file system cannot be read."""
+        """Returns a sentence for the operator if, after `size` more bytes, less of the disk would be free than
+        `MinFreeSpace` says. Returns None otherwise, or if the state of the file system cannot be read."""
         if self._min_free is None:
             return None
         try:
@@ -255,8 +257,8 @@ class Reserve:
                 self._system.allocate(self._fd, length + missing)
                 return
             except OSError as error:
-                # Some file systems keep what they allocated before the error, so this truncates the file. Then it tries
-                # half of the bytes, because a quota may allow less than the file system has free.
+                # Some file systems keep the space that they allocated before the error, so the file is truncated. The
+                # next attempt is with half of the bytes, because a quota may allow less than the file system has free.
                 with suppress(OSError):
                     self._system.truncate(self._fd, length)
                 self._note_if_unsupported(error)

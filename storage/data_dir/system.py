@@ -1,7 +1,7 @@
 """The system calls that change files, as methods of one class (`System`).
 
 All code in `storage` that creates, writes, syncs, renames or deletes files calls a `System`, and so does the commit of
-a metadata transaction. To see what survives a crash, a test can pass a subclass that records the calls, kills the
+a metadata transaction. To check what survives a crash, a test can pass a subclass that records the calls, kills the
 process before one of them, or makes one fail.
 """
 
@@ -65,7 +65,7 @@ class System:
 
     def link(self, fd: int, target: Path) -> None:
         """Gives the open file another name, a hard link. Raises OSError also if the file system has no hard links, or
-        if `target` is on another one."""
+        if `target` is on another file system."""
         # Python follows the symbolic link only with a `src_dir_fd`, which an absolute path does not use.
         os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
@@ -85,7 +85,7 @@ class System:
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         """Calls `commit`, which commits a metadata transaction. `durable`: whether that commit syncs the database's
-        log. This method does not use it; subclasses that simulate a power cut in tests do."""
+        log. This method ignores `durable`. Subclasses in tests use it to simulate a power cut."""
         commit()
 
 
@@ -102,7 +102,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 def boot_id() -> str:
     """Returns the id of the machine's present boot, a UUID that changes with each boot; empty if unknown. Callers store
-    it with bytes that they do not sync. If the id has changed later, they know that these bytes may be lost."""
+    it with bytes that they do not sync. If the id has changed when they read the bytes again, these bytes may be
+    lost."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

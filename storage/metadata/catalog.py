@@ -180,8 +180,9 @@ class Metadata(Protocol):
         is_fill: bool = False,
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it. For blobs whose bytes did not come
-        through an upload session. Its event (`storage.outbox`) is a push if `by` is who pushed it, and a fill if
-        `is_fill` says that a mirror fetched it; otherwise there is none. This and `add_blob` heal a damaged blob."""
+        through an upload session. `by`: who pushed the blob; its event (`storage.outbox`) is then a push. `is_fill`:
+        whether a mirror fetched the blob; its event is then a fill. In other cases there is no event. This method and
+        `add_blob` heal a damaged blob."""
         ...
 
     async def mount_blob(
@@ -279,10 +280,10 @@ class Metadata(Protocol):
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
         """Deletes the link of an entry, and the entry, if no manifest of the repository refers to the blob and the blob
         was last used before the time `before` (seconds since 1970). Returns whether it deleted the link. If a manifest
-        refers to the blob, deletes only the entry. If none does and the blob was used later, keeps the entry for a
-        later call. A deleted manifest needs its blobs as long as it can be put back. So before it deletes the link,
-        deletes for good the manifests of the repository that were deleted before `before`. If there are many of them,
-        deletes only some and keeps the entry for a later call."""
+        refers to the blob, deletes only the entry. If no manifest refers to the blob but the blob was used later, keeps
+        the entry for a later call. A deleted manifest needs its blobs as long as it can be put back. So before this
+        method deletes the link, it deletes for good the manifests of the repository that were deleted before `before`.
+        If there are many of these manifests, it deletes only some of them and keeps the entry for a later call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:

@@ -17,7 +17,7 @@ class Publication:
     """Commits content in two steps. First the blob store stores the bytes durably at their *place*, the key under which
     it finds them again. Then the metadata store commits the blob's *row*, which contains the place and makes the blob
     exist. This class holds the lock of the digest during both steps, so that the garbage collector does not remove the
-    bytes between the two."""
+    bytes after the first step."""
 
     def __init__(self, blobs: BlobStore, metadata: Metadata, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -40,7 +40,8 @@ class Publication:
         )
 
     async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
-        """Does the same for content that was downloaded from the upstream of `repo`."""
+        """Makes a blob of `repo` from content that was downloaded from the upstream of `repo`. Raises StorageFull,
+        StorageFailed."""
         await self._commit(
             content,
             lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, is_fill=True),
@@ -53,9 +54,9 @@ class Publication:
                 await content.publish()
                 await commit_row()
             except (StorageFull, QuotaExceeded):
-                # After these errors the new row is certainly not committed. If there is no older row with this digest
-                # either, nothing needs the bytes, so they are deleted to free their space. After other errors, such as
-                # a failed fsync, the bytes must stay, because the row may exist after a crash.
+                # After these errors the new row is certainly not committed. If no older row has this digest, nothing
+                # needs the bytes, and this method deletes them to free their space. After other errors, such as a
+                # failed fsync, the bytes must stay, because the row may exist after a crash.
                 if not await self._metadata.known_blobs([content.digest]):
                     await self._blobs.remove(content.place)
                     await self._blobs.reclaim_space()

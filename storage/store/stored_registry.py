@@ -46,7 +46,8 @@ from storage.usage import Usage
 
 TOUCH_INTERVAL_SECONDS = 60.0
 """Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
-and each update is a write. If half of the garbage collector's grace period is shorter, that is used instead."""
+and each update is a write. If half of the garbage collector's grace period is shorter, the registry uses that time
+instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class StoredRegistry:
       a removal of tags would remove;
     - `descriptions`: what people write about repositories; `activity`: how much happened in each hour;
     - `outbox`: events, and which of them webhooks still have to get;
-    - `search`, `search_index`, `search_indexer`: find content, and keep the index for that up to date;
+    - `search`, `search_index`, `search_indexer`: the search of content, its index, and what keeps the index up to date;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(
@@ -160,8 +161,8 @@ class StoredRegistry:
         return self._health.problem()
 
     def push_refusal(self, size: int = 0) -> str | None:
-        """Returns a sentence on why a push of `size` bytes cannot be stored, because the disk is full or would have
-        less free space than the settings say; None if it can."""
+        """Returns None if a push of `size` bytes can be stored. Otherwise returns a sentence on why not: the disk is
+        full, or would have less free space than the settings demand."""
         return self._health.refusal(size)
 
     def free_bytes(self) -> int | None:
@@ -202,7 +203,8 @@ class StoredRegistry:
         try:
             return await self._open(row, span)
         except BytesMissing:
-            # The bytes are lost. Now the blob is damaged: a HEAD says so, and a push or the mirror stores it again.
+            # The bytes are lost. This marks the blob as damaged. A HEAD request then no longer finds it, so that a
+            # client pushes it, or the mirror downloads it, again.
             with suppress(StorageFull):  # a read-only store cannot record it
                 await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
@@ -246,8 +248,8 @@ class StoredRegistry:
             checkpoint_of(row).check_not_truncated(stored)
             check_offset(stored)
 
-        # If the machine was restarted since the row was saved, some stored bytes may be unusable. Then the number of
-        # stored bytes is not checked, but only the number of usable bytes, once it is known.
+        # If the machine was restarted since the row was saved, some stored bytes may be unusable. Then only the number
+        # of usable bytes is checked, which is known after the takeover.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
             *(self.blobs, self.metadata, self._publication, repo, upload, by or Actor()),
@@ -278,8 +280,8 @@ class StoredRegistry:
 
     async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, fd: int, by: Actor) -> None:
         """Makes a blob of `repo` from a file of another program without copying its bytes. `fd`: the file, opened for
-        reading, of whose `size` bytes the caller has verified the digest. Raises LinkRefused if that is not possible or
-        not safe; then the caller pushes the bytes with `start_upload`. Raises StorageFull, StorageFailed."""
+        reading. The caller has verified that its `size` bytes have this digest. Raises LinkRefused if the file cannot
+        be linked safely; the caller then pushes the bytes with `start_upload`. Raises StorageFull, StorageFailed."""
         await self._publication.commit_content(repo, self.blobs.link_file(fd, digest, size), by)
 
     async def mount_blob(

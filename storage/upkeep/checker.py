@@ -1,12 +1,14 @@
-"""Checks a whole store, while others use it (`Checker`): the metadata in itself, and the metadata against the stored
-bytes, both ways.
+"""Checks a whole store, while others use it (`Checker`). Checks that the metadata is consistent, that the bytes of each
+blob are stored, and that all stored bytes belong to a blob.
 
-The store changes meanwhile. So what a first pass finds is only a candidate, and a second look decides. The second look
-at a blob holds the lock of its digest. A push holds this lock while it stores the bytes and then the row, and the
-garbage collector while it deletes the row and then the bytes, so that under the lock the two must agree.
+The store changes during the check. So a problem that the first look finds is only a candidate, and a second look
+decides. The second look at a blob holds the lock of the blob's digest. A push holds this lock while it stores the bytes
+and then the row. The garbage collector holds it while it deletes the row and then the bytes. So while the check holds
+the lock, bytes and row must agree.
 
-Content that is known to be damaged is no problem: it is recorded, nobody serves it, and a push heals it. A repair takes
-the damaged blobs that it finds out of use in the same way as scrub (module `storage.upkeep.quarantine`).
+Content that is known to be damaged does not count as a problem: it is recorded, nobody serves it, and a push heals it.
+If a repair finds a damaged blob, it takes the blob out of use in the same way as scrub (module
+`storage.upkeep.quarantine`).
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from storage.upkeep.quarantine import MISSING, FoundDamage, Quarantine
 BATCH_SIZE: Final = 500
 """Number of blobs whose sizes are compared in one step."""
 MAY_LACK_CONTENT: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemCode.INDEX_CHILD_MISSING})
-"""Problems that do not count in a mirrored repository, because it fetches content when a client requests it."""
+"""Problems that do not count in a mirrored repository, because the mirror fetches content when a client requests it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem, and how it was repaired; None if it was not."""
+    """A problem. `repair`: how it was repaired, for people; None if it was not repaired."""
 
     problem: Problem
     repair: str | None
@@ -55,10 +57,10 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """`repair`: mend what can be mended without losing anything. `hash_bytes`: also compare the stored bytes of each
-    blob with its digest, which reads everything. `quarantine_bytes`: how many damaged bytes a repair keeps, and an
-    eighth more while it runs; None: all. `is_mirrored`: whether a repository belongs to a mirror. It may then lack
-    content that its manifests refer to."""
+    """`repair`: whether to mend what can be mended without losing anything. `hash_bytes`: whether to compare the stored
+    bytes of each blob with its digest, which reads all bytes. `quarantine_bytes`: how many damaged bytes a repair keeps
+    in the quarantine (None: all); while it runs, there can be an eighth more. `is_mirrored`: whether a repository
+    belongs to a mirror. It may then lack content that its manifests refer to."""
 
     repair: bool = False
     hash_bytes: bool = False
@@ -68,12 +70,14 @@ class CheckOptions:
 
 OnFinding = Callable[[Finding], Awaitable[None]]
 OnProgress = Callable[[int, int, str], Awaitable[None]]
-"""Gets the number of checked rows, about how many there are, and what is checked. What it raises ends the check."""
+"""Gets the number of checked rows, about how many there are, and what is checked. An error that it raises ends the
+check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """Checks a store. Several processes may do so at the same time. `clock` returns the time in seconds since 1970."""
+    """Checks a store. Several processes may check a store at the same time. `clock` returns the time in seconds since
+    1970."""
 
     consistency: Consistency
     metadata: Metadata
@@ -111,6 +115,7 @@ class _Check:
         self.report = CheckReport()
 
     async def run(self) -> None:
+        """Runs the check. `report` then has the result."""
         await self._on_progress(0, 0, "checking the database")
         if await self._is_database_damaged(may_repair=self._options.repair):
             return
@@ -139,6 +144,7 @@ class _Check:
         return is_damaged
 
     async def _note(self, problem: Problem, repair: str | None = None) -> None:
+        """Counts a problem and reports it. `repair`: how it was repaired; None if it was not."""
         self.report.found[problem.code] = self.report.found.get(problem.code, 0) + 1
         self.report.repaired += repair is not None
         await self._on_finding(Finding(problem, repair))
@@ -149,7 +155,7 @@ class _Check:
         await self._on_progress(self._done, self._total, message)
 
     async def _check_area(self, area: str) -> None:
-        """Checks an area of the metadata, and repairs it."""
+        """Checks an area of the metadata. With the option `repair`, also repairs it."""
         last: Key | None = None
         while True:
             page = await self._consistency.check(area, last)
@@ -265,15 +271,15 @@ class _Check:
         self._new_in_quarantine = 0
 
     async def _note_read(self, count: int) -> None:
-        """Tells that the check goes on while it reads a large blob, so that somebody can stop it there."""
+        """Reports progress while the bytes of a large blob are read, so that the check can be stopped there."""
         await self._advance(0, "hashing blobs")
 
     async def _check_shard(self, shard: int) -> None:
-        """Checks that there is a row for all bytes in a shard of the blob store."""
+        """Looks for strays in a shard of the blob store: bytes for whose digest there is no row."""
         written_before = self._clock() - MIN_STRAY_AGE_SECONDS
-        found = await self._blobs.list_shard(shard)
-        for start in range(0, len(found), BATCH_SIZE):
-            old = [listed for listed in found[start : start + BATCH_SIZE] if listed.written < written_before]
+        listed_blobs = await self._blobs.list_shard(shard)
+        for start in range(0, len(listed_blobs), BATCH_SIZE):
+            old = [listed for listed in listed_blobs[start : start + BATCH_SIZE] if listed.written < written_before]
             known = await self._metadata.known_blobs([listed.digest for listed in old])
             for listed in old:
                 if listed.digest not in known:

@@ -41,16 +41,16 @@ bytes."""
 SHARDS_PER_ROUND = 16
 """Largest number of shards of the blob store that are listed in one round, unless the round lists all."""
 BLOBS_LISTED_PER_ROUND = 1000
-"""Number of blobs after which a round lists no more shards, unless it lists all. A shard of a large store has more, and
-with 16 of them, the cost of a round would follow the size of the store."""
+"""Number of listed blobs after which a round lists no more shards, unless it lists all. Without this limit, the cost of
+a round would grow with the store, because the shards of a large store have many blobs."""
 log = logging.getLogger("storage.collect")
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
-    list, unless the round ends after `max_listed` blobs. `report` counts what was removed; `on_removal` is called for
-    each removal, and `count` if something was really removed."""
+    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards in
+    which to look for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report`
+    counts the removals. `on_removal` is called for each removal, `count` for each removal outside of dry runs."""
 
     dry_run: bool
     shards: Iterable[int]
@@ -112,8 +112,8 @@ class Collector:
         self, on_removal: OnRemoval | None = None, *, dry_run: bool = False, all_shards: bool = False
     ) -> CollectionReport:
         """Runs one round, and returns how much it removed. `on_removal` is called after each removal. `dry_run`:
-        removes nothing, but reports what a round at this moment would remove. `all_shards`: looks for strays in all
-        shards of the blob store and not only in the next ones.
+        whether to remove nothing, and to report what a round would remove now. `all_shards`: whether to look for strays
+        in all shards of the blob store, and not only in the next shards.
 
         If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
         StorageFailed, or `on_removal` raises an error, the round raises it at once. What was removed before an error or
@@ -145,8 +145,8 @@ class Collector:
         return report
 
     async def free_unlinked_blobs(self) -> int:
-        """Removes the blobs that have no link now and frees their space at once, and nothing else. Returns how many it
-        removed. Raises StorageFull, StorageFailed."""
+        """Removes the blobs that have no link now, and frees their space at once. Removes nothing else. Returns the
+        number of removed blobs. Raises StorageFull, StorageFailed."""
         this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None, count=self.on_removed)
         await self._remove_blobs(this_round)
         await self._reclaim_space(this_round)
@@ -162,7 +162,8 @@ class Collector:
             return True
 
     def _next_shards(self) -> Iterable[int]:
-        """Yields the numbers of the next shards to list. A round that ends early does not skip the rest of them."""
+        """Yields the numbers of the next shards to list. If a round takes only some of these numbers, the next round
+        gets the rest."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             yield shard

@@ -2,8 +2,9 @@
 longest time.
 
 There are two kinds of limits. A *budget* is the largest number of bytes that the content of one upstream, or of all
-together, may have. If it is exceeded, images are evicted until `TARGET_FRACTION` of it is used. The free space of the
-disk has a low and a high mark: if less than the low mark is free, images are evicted until the high mark is reached.
+together, may have. If a budget is exceeded, images are evicted until at most `TARGET_FRACTION` of the budget is used.
+The free space of the disk has a low and a high mark: if less than the low mark is free, images are evicted until the
+high mark is reached.
 
 The bytes of blobs that nothing uses any more are freed at once.
 """
@@ -59,7 +60,7 @@ class Budget:
 class CacheLimits:
     """All limits of the cache. `upstreams`: names of all upstreams. `low_free` and `high_free`: marks of the free space
     of the disk, in bytes; 0: not limited. `is_kept`: tells the repositories whose images are never evicted.
-    `cooldowns`: images that they serve stay; None: there are none."""
+    `cooldowns`: an image stays while a cooldown serves it instead of a newer one; None: there are no cooldowns."""
 
     upstreams: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
@@ -160,8 +161,8 @@ class Evictor:
         return await self._images.plan(budget.upstreams, await self._rules(), excess, budget.scope)
 
     async def plan_for_limits(self) -> list[EvictedImage]:
-        """Returns the images that `evict` would evict to keep the budgets. Leaves out what the free space of the disk
-        requires. Changes nothing."""
+        """Returns the images that `evict` would evict to keep the budgets. Does not look at the free space of the disk.
+        Changes nothing."""
         planned: dict[tuple[str, Digest], EvictedImage] = {}
         for budget in self.limits.budgets:
             if await self._is_over(budget):
@@ -170,15 +171,15 @@ class Evictor:
         return list(planned.values())
 
     async def _is_exceeded(self) -> bool:
-        """Whether any limit is exceeded now."""
+        """Returns whether any limit is exceeded now."""
         return self._is_disk_low() or any([await self._is_over(budget) for budget in self.limits.budgets])
 
     async def _is_over(self, budget: Budget) -> bool:
         return not await self._has_at_most(budget, budget.max_bytes)
 
     async def _has_at_most(self, budget: Budget, size: int) -> bool:
-        """Whether the scope of the budget has at most `size` bytes. True while the scope is still being counted and has
-        not reached that size yet."""
+        """Returns whether the scope of the budget has at most `size` bytes. While the scope is still being counted,
+        compares the bytes that were counted so far."""
         use: ScopeUse | None = await self._usage.scope(budget.scope)
         return use is None or use.bytes <= size
 
@@ -203,16 +204,16 @@ class Evictor:
         try:
             while not await is_reached():
                 rules = await self._rules()
-                has_more: EvictedImage | bool = True
+                outcome: EvictedImage | bool = True
                 for _ in range(IMAGES_PER_ROUND):
-                    has_more = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
-                    if isinstance(has_more, EvictedImage):
-                        evicted.append(has_more)
+                    outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
+                    if isinstance(outcome, EvictedImage):
+                        evicted.append(outcome)
                         await self._collector.free_unlinked_blobs()
-                        await on_evicted(has_more)
-                    if not has_more or await is_reached():
+                        await on_evicted(outcome)
+                    if not outcome or await is_reached():
                         break
-                if not has_more and not await self._drop_unused_links(upstreams):
+                if not outcome and not await self._drop_unused_links(upstreams):
                     break
         finally:
             self.on_evicted(evicted)
@@ -221,7 +222,8 @@ class Evictor:
 
     async def _drop_unused_links(self, upstreams: Sequence[str]) -> int:
         """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
-        nothing if there was none a short time ago, because the search looks at the whole collect queue."""
+        nothing if a search a short time ago found no such link, because each search looks at the whole collect
+        queue."""
         now = self._clock()
         if now < self._no_unused_links_until:
             return 0
@@ -251,7 +253,7 @@ class Evictor:
             )
 
     def _warn(self) -> None:
-        """Logs that a limit is exceeded and nothing may be evicted, but not again and again."""
+        """Logs that a limit is exceeded and that nothing may be evicted, at most once in `WARNING_SECONDS`."""
         now = self._clock()
         if now - self._warned_at >= WARNING_SECONDS:
             self._warned_at = now

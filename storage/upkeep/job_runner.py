@@ -124,10 +124,10 @@ class JobRunner:
 
     async def _start_jobs(self) -> None:
         """Starts the oldest job of each kind of which this process runs none, if no other process runs one either."""
-        seen = set(self._running)
+        busy_kinds = set(self._running)
         for job in await self._jobs.active():
-            if job.kind in self._works and job.kind not in seen and self._takes_jobs:
-                seen.add(job.kind)
+            if job.kind in self._works and job.kind not in busy_kinds and self._takes_jobs:
+                busy_kinds.add(job.kind)
                 task = asyncio.create_task(self._run_if_free(job))
                 self._running[job.kind] = task
                 task.add_done_callback(partial(self._forget, job.kind))
@@ -201,14 +201,14 @@ async def run_in_command(
         if not has_slot:
             raise JobRunning(_who_runs_it(kind, running))
         for job in running:
-            if not job.is_resumable:  # whoever ran it has died, for this process has the slot
+            if not job.is_resumable:  # the process that ran it has died, because this one has the slot
                 await jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
         job = await jobs.add(kind, arguments, actor=actor, holder=f"command, process {os.getpid()}")
         return await run_job(JobContext(job, jobs, on_step=on_step, on_progress=on_progress), jobs, work)
 
 
 def _who_runs_it(kind: str, running: list[Job]) -> str:
-    """Returns the sentence of JobRunning."""
+    """Returns the message of JobRunning: who runs the job of this kind."""
     if not running:
         return f"another process has just started a job of the kind {kind}; run `entrepot jobs list`"
     job = running[-1]

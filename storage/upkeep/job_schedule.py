@@ -1,5 +1,5 @@
-"""Queues a job at an interval (`queue_jobs`). The interval goes on over restarts of the server, because it counts from
-the newest job of the kind in the store, whoever started that one."""
+"""Queues a job at an interval (`queue_jobs`). The interval counts from the newest job of the kind in the store, whoever
+started that job. So a restart of the server does not change it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ async def queue_jobs(
     actor: str,
     check_seconds: float = CHECK_SECONDS,
 ) -> None:
-    """Queues a resumable job of this kind whenever `every` seconds have passed since the newest one was started and
-    none is queued or running, until the task is cancelled. Every process runs this function; together they queue one
-    job. Logs a RegistryError, and goes on. `clock` returns the time in seconds since 1970."""
+    """Runs until the task is cancelled. Queues a resumable job of this kind whenever no such job is queued or running
+    and `every` seconds have passed since the newest one was added. Every process runs this function; together they
+    queue one job. Logs a RegistryError, and goes on. `clock` returns the time in seconds since 1970."""
     while True:
         await asyncio.sleep(min(every, check_seconds))
         try:

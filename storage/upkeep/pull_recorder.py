@@ -3,8 +3,8 @@
 Counting a pull must cost a request almost nothing, so a pull changes only a dictionary. A kill of the process loses the
 pulls since the last time they were stored.
 
-A commit empties the response caches of all processes. So the processes do not store their pulls at different times, but
-all at the same multiple of `STORE_SECONDS`: together they empty the caches once in that time.
+A commit empties the response caches of all processes. So all processes store their pulls at the same times, the
+multiples of `STORE_SECONDS`, and empty the caches only once in that time.
 """
 
 from __future__ import annotations

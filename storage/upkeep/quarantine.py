@@ -1,15 +1,16 @@
 """Finds damaged blobs and takes them out of use (`Quarantine`), and puts them back when their bytes turn out to be
 right.
 
-A blob is taken out in three steps, all under the lock of its digest, so that neither a push nor the garbage collector
-stores or removes its bytes meanwhile:
+A blob is taken out of use in three steps. The lock of the blob's digest is held during all of them, so that no push
+stores the bytes, and garbage collection does not remove them, at the same time:
 
 1. The version of the bytes is compared: a push may have replaced the damaged bytes after they were read.
 2. The metadata store marks the blob as damaged. From this commit on nobody gets the bytes from this registry.
 3. The blob store moves the bytes to the quarantine.
 
 A crash after step 2 leaves the bytes where they were. The next scrub looks there, finds them damaged, and does step 3;
-a push replaces them. The lock is not held while bytes are read: the version says whether they are still the same.
+a push replaces them. Nobody holds the lock while bytes are read. The version tells afterwards whether the bytes are
+still the same.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class FoundDamage:
 
 class Quarantine:
     """Checks blobs of the blob store and takes the damaged ones out of use. All methods may raise StorageFull and
-    StorageFailed, and those that read bytes what their `on_read` raises."""
+    StorageFailed. Methods that read bytes also raise what their `on_read` raises."""
 
     def __init__(self, blobs: BlobStore, damage: DamageRecords, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -54,9 +55,9 @@ class Quarantine:
 
     async def find(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> FoundDamage | None:
         """Reads the blob's bytes. If they are damaged, reads them a second time from the disk. Returns the damage if
-        they still are; the blob may have been deleted meanwhile, or its bytes replaced (`take_out`, `is_current`).
-        `on_second_read` is called during the second read, which should be fast, because clients get the damaged bytes
-        until it has ended."""
+        the second read finds damage too. By then the blob may have been deleted, or its bytes replaced; `take_out` and
+        `is_current` check this. `on_second_read` is called during the second read. It should not slow that read down,
+        because clients get the damaged bytes until the read has ended."""
         first = await self._read(blob, on_read, read_again=False)
         if first is not None and first.problem is None:
             return None
@@ -78,7 +79,7 @@ class Quarantine:
 
     async def take_out(self, damage: FoundDamage) -> bool:
         """Takes the blob out of use, unless its bytes were removed or replaced since they were read. Returns whether it
-        did."""
+        took the blob out of use."""
         digest, place = damage.digest, damage.place
         kept_at = "" if damage.version is None else self._blobs.quarantine_place(digest)
         async with self._locks.hold(digest):

@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 BURST_SECONDS: Final = 1.0
-"""A reader that was slower than the rate may then read faster, to catch up with at most this time."""
+"""A reader that was slower than the rate may read faster afterwards, until it has caught up. It can catch up with at
+most this number of seconds."""
 
 PAUSE_SECONDS: Final = 1.0
-"""Longest part of a wait."""
+"""Longest sleep. A longer wait consists of several sleeps."""
 MIN_PAUSE_SECONDS: Final = 0.001
-"""A shorter wait is left to the next call: a sleep is hardly ever as short."""
+"""If less than this time is left of a wait, the wait ends, because a sleep is hardly ever as short. The next call waits
+longer."""
 
 
 class ReadRate:
@@ -33,8 +35,7 @@ class ReadRate:
 
     async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
         """Waits until `count` more bytes fit the rate. Call it after they were read. Always lets other tasks run. Calls
-        `meanwhile` after each part of the wait, which takes at most `PAUSE_SECONDS`; an error that it raises ends the
-        wait."""
+        `meanwhile` after each sleep of at most `PAUSE_SECONDS`. An error that `meanwhile` raises ends the wait."""
         now = self._monotonic()
         self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._bytes_per_second
         while True:

@@ -1,9 +1,9 @@
 """Holds back the removal of blobs while a backup copies them.
 
 A backup copies the metadata first and then the blobs that the copy names. A blob whose last link is deleted meanwhile
-must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal slots*, and
-a backup holds all of them, from before it copies the metadata until the last blob is copied. A slot is free again as
-soon as its process dies, so a backup that was killed holds nothing back.
+must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal slots*. A
+backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A slot is
+free again as soon as its process dies, so a backup that was killed holds nothing back.
 
 It would not be enough that the collector asks whether a backup is running: the backup could begin between the question
 and the removal.
@@ -23,8 +23,8 @@ SLOT_COUNT: Final = 16
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:
-    """Returns a context manager that yields whether blobs may be removed inside its block. Keep the block short,
-    because a backup waits for its end: at most a few hundred blobs."""
+    """Returns a context manager that yields whether blobs may be removed inside its block. Remove at most a few hundred
+    blobs in one block, because a backup waits until the block ends."""
     return leases.try_slot(SLOT_NAME, SLOT_COUNT)
 
 

@@ -8,9 +8,9 @@ from enum import StrEnum
 
 
 class RemovalKind(StrEnum):
-    """What was removed: an upload session, a partial blob, a deleted manifest that could have been put back, a
-    repository's link to a blob, a blob, a stray (bytes without a row), or bytes that an interrupted round had removed
-    without freeing their disk space."""
+    """What was removed: an upload session, a partial blob, a deleted manifest (after which it can no longer be put
+    back), a repository's link to a blob, a blob, or a stray (bytes without a row). `TRASH`: bytes that an interrupted
+    round had removed without freeing their disk space."""
 
     UPLOAD = "upload"
     PARTIAL = "partial"
@@ -24,8 +24,9 @@ class RemovalKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Removal:
     """One thing that was removed, or would be in a dry run. `repository`: empty if the thing belongs to none. `item`:
-    its digest, or the id of an upload session. `size`: number of bytes that are freed with it. A link frees none: the
-    blob does, when its last link has gone. `reason`: why it goes, for people."""
+    its digest, or the id of an upload session. `size`: number of bytes that are freed with it. The removal of a link
+    frees no bytes; the removal of a blob, after that of its last link, does. `reason`: why the thing was removed, for
+    people."""
 
     kind: RemovalKind
     repository: str

@@ -1,4 +1,4 @@
-"""What long work tells about itself (`Reporter`), whether it runs as a job or not."""
+"""How long work reports its steps and its progress (`Reporter`), whether or not it runs as a job."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from storage.errors import RegistryError
 from storage.leases import Leases
 
 FIRST_ROUND_SECONDS: Final = 300.0
-"""Longest time from the start of the process to the first round. It is short, because a server that is restarted more
-often than the interval would otherwise never do upkeep."""
+"""Longest time from the start of the process to the first round. This time is short, because a server that is restarted
+more often than the interval would otherwise never do upkeep."""
 URGENT_SECONDS: Final = 30.0
 """Longest time between two rounds while upkeep is urgent, because the disk is full."""
 CHECK_SECONDS: Final = 1.0

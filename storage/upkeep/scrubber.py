@@ -1,7 +1,7 @@
 """Scrub (`Scrubber`): reads all stored content again, at a bounded rate, and takes what is damaged out of use.
 
-A *round* goes through all blobs and manifests that are stored when it starts. Its progress is in the store, so the next
-run continues it, whichever process makes it: a command, or a server after a restart.
+A *round* goes through all blobs and manifests that are stored when it starts. The progress of the round is in the
+store. So any process can continue the round: a command, or a server after a restart.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ KIND: Final = "scrub"
 """The kind of the jobs that scrub."""
 
 OnDamagedBlob = Callable[[Digest], None]
+"""Called with the digest of a damaged blob."""
 OnScrubbed = Callable[[int], None]
 """Called with the number of bytes each time that some were read and hashed."""
 
@@ -48,10 +49,10 @@ def ignore_scrubbed(count: int) -> None:
 class Scrubber:
     """One run of scrub: completes the current round, or starts one and completes it.
 
-    `rate`: bounds the reading. `quarantine_bytes`: how many damaged bytes are kept; an eighth more while
-    the scrub runs. `keep_going`: goes on after
-    `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for each blob that is damaged, those included that were
-    so before. `on_scrubbed`: counts what is read."""
+    `rate`: bounds the rate of the reads. `quarantine_bytes`: how many damaged bytes the quarantine keeps; while the
+    scrub runs, there can be an eighth more. `keep_going`: whether to go on after `MAX_IN_A_ROW` damaged blobs in a row.
+    `on_damaged`: called for each damaged blob, also for blobs that were known to be damaged before. `on_scrubbed`:
+    called after each read."""
 
     def __init__(
         self,
@@ -109,8 +110,8 @@ class Scrubber:
     async def _look_again(self) -> None:
         """Looks again at the content that is known to be damaged."""
         after: str | None = None
-        more = True
-        while more:
+        has_more = True
+        while has_more:
             page = await self._damage.damaged_blobs(after, PAGE_SIZE)
             for blob in page.items:
                 if await self._quarantine.look_again(blob, self._count_reading):
@@ -119,31 +120,31 @@ class Scrubber:
                 else:
                     self._on_damaged(blob.digest)
                 after = blob.digest
-            more = page.more
+            has_more = page.more
         self._healed += await self._damage.restore_manifests()
 
     async def _check_blobs(self) -> None:
-        """Checks the blobs of the round that are not done."""
+        """Checks the blobs that the round has not checked yet."""
         while blobs := await self._damage.blobs_after(self._round.after_blob, self._round.until_blob, BATCH_SIZE):
             for blob in blobs:
                 await self._check_blob(blob)
 
     async def _check_blob(self, blob: StoredBlob) -> None:
-        """Checks one blob, and counts it as done."""
+        """Checks one blob, and counts it as checked."""
         self._read_of_blob = 0
         problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
         if problem is not None:
             await self._tell_damage(blob, problem)
         else:
             self._in_a_row = 0
-        done = self._round
+        so_far = self._round
         self._read_of_blob = 0
         self._round = replace(
-            done,
+            so_far,
             after_blob=blob.row,
-            blobs=done.blobs + 1,
-            size=done.size + blob.size,
-            damaged=done.damaged + (problem is not None),
+            blobs=so_far.blobs + 1,
+            size=so_far.size + blob.size,
+            damaged=so_far.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
         if self._in_a_row >= MAX_IN_A_ROW and not self._keep_going:
@@ -153,6 +154,7 @@ class Scrubber:
             )
 
     async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
+        """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
         self._in_a_row += 1
         holders = await self._damage.holders(blob.digest, HOLDERS_TOLD)
         self._context.step(
@@ -168,34 +170,35 @@ class Scrubber:
         self._new_in_quarantine = 0
 
     async def _check_manifests(self) -> None:
-        """Checks the manifests of the round that are not done."""
+        """Checks the manifests that the round has not checked yet."""
         while check := await self._damage.check_manifests(self._round.after_manifest, self._round.until_manifest):
             damaged = 0
             for row in check.wrong:
-                if (found := await self._damage.mark_manifest(row)) is not None:
+                if (manifest := await self._damage.mark_manifest(row)) is not None:
                     damaged += 1
                     self._context.step(
-                        "damaged", kind="manifest", digest=found.digest, reason=found.reason,
-                        repositories=[found.repository],
+                        "damaged", kind="manifest", digest=manifest.digest, reason=manifest.reason,
+                        repositories=[manifest.repository],
                     )  # fmt: skip
             self._on_scrubbed(check.size)
-            done = self._round
+            so_far = self._round
             self._round = replace(
-                done,
+                so_far,
                 after_manifest=check.last,
-                manifests=done.manifests + check.count,
-                damaged=done.damaged + damaged,
+                manifests=so_far.manifests + check.count,
+                damaged=so_far.damaged + damaged,
             )
             await self._rate.wait(check.size, self._save_progress)
 
     async def _count_reading(self, count: int) -> None:
-        """Keeps the rate after `count` bytes of a blob were read."""
+        """Waits after a read of `count` bytes of a blob, so that the reads keep to the rate."""
         self._read_of_blob += count
         self._on_scrubbed(count)
         await self._rate.wait(count, self._save_progress)
 
     async def _note_second_read(self, count: int) -> None:
-        """Does not keep the rate: a damaged blob should be out of use soon."""
+        """Saves the progress during a second read. Does not keep to the rate, because a damaged blob should be out of
+        use soon."""
         self._on_scrubbed(count)
         await self._save_progress()
 

@@ -1,7 +1,7 @@
-"""Keeps the search index up in the background, in one process at a time (`keep_indexed`).
+"""Keeps the search index up to date in the background, in one process at a time (`keep_indexed`).
 
-The index follows the content in small transactions. The same function indexes a store that is older than the index.
-What cannot be read is looked at again later: a config that is missing or unreadable, and a manifest that is damaged.
+The index follows the content in small transactions. The same function indexes a store that is older than the index. If
+a config is missing or unreadable, or a manifest is damaged, the indexer looks at the manifest again later.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from storage.metadata.catalog import BlobRow, Metadata
 from storage.names import Digest, RepositoryName
 
 SLOT: Final = "search index"
-"""Name of the slot that the process holds which writes the index."""
+"""Name of a slot. The process that writes the index holds it."""
 CHECK_SECONDS: Final = 1.0
 """Seconds between two looks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""Number of these looks after which the incomplete manifests are looked at again."""
+"""Number of these looks after which the incomplete manifests are read again."""
 PAUSE_SECONDS: Final = 0.005
-"""Seconds between two batches, so that clients' changes need not wait for many of them."""
+"""Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a process tries again after an error."""
 MAX_CONFIG_BYTES: Final = 256 * 1024
@@ -62,8 +62,8 @@ class SearchIndexer:
     def __init__(
         self, index: SearchIndex, metadata: Metadata, blobs: BlobStore, may_read: MayRead = may_read_all
     ) -> None:
-        """`metadata` and `blobs`: where the image configs are, which have the labels. A config that clients may not
-        read (`may_read`) counts as missing."""
+        """`metadata` and `blobs` have the image configs, which contain the labels. A config that clients may not read
+        (`may_read`) counts as missing."""
         self._index = index
         self._metadata = metadata
         self._blobs = blobs
@@ -72,8 +72,8 @@ class SearchIndexer:
         """The labels in the configs of the current batch. Many manifests can have the same config."""
 
     async def run(self) -> int:
-        """Adds the content that is not in the index, in batches. Ends after one that is not full, so that what is
-        pushed meanwhile waits for the next call: small batches cost more. Returns the number of batches. Raises
+        """Adds the content that is not in the index, in batches. Ends after a batch that is not full. What clients push
+        meanwhile waits for the next call, because small batches cost more. Returns the number of batches. Raises
         StorageFull, StorageFailed. A cancellation leaves the index usable; a later call continues."""
         batches = 0
         while self._index.has_unindexed():
@@ -88,13 +88,13 @@ class SearchIndexer:
         return batches
 
     async def look_again(self) -> None:
-        """Completes the manifests whose config, or own body, could not be read when they were indexed, and can be read
-        now. Raises StorageFull, StorageFailed. A cancellation leaves the index usable."""
+        """Reads the manifests again that could not be read completely when they were indexed, and stores the labels of
+        those that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index usable."""
         last: tuple[str, int] | None = None
         while True:
             page = await self._index.incomplete_manifests(last)
             labels = await self._labels_of_all(page.manifests)
-            complete = [each for each in labels if each.missing_config is None]
+            complete = [entry for entry in labels if entry.missing_config is None]
             if complete:
                 await self._index.replace_labels(complete)
             if page.last is None:
@@ -103,7 +103,7 @@ class SearchIndexer:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def rebuild(self) -> None:
-        """Drops the index, also a damaged one. `run` then builds it again. Raises StorageFull, StorageFailed."""
+        """Drops the index, even if it is damaged. `run` then builds it again. Raises StorageFull, StorageFailed."""
         await self._index.rebuild()
 
     async def _add(self, batch: ManifestBatch) -> None:
@@ -118,8 +118,8 @@ class SearchIndexer:
         return labels
 
     async def labels_of(self, manifest: UnindexedManifest) -> ManifestLabels:
-        """Returns what the index gets to know of a manifest: its annotations, and the labels in its config if that can
-        be read. Raises StorageFull, StorageFailed."""
+        """Returns what the index stores about a manifest: its annotations, and the labels in its config if the config
+        can be read. Raises StorageFull, StorageFailed."""
         lines: Mapping[str, str] = {}
         missing = None
         if manifest.config is not None:
@@ -131,8 +131,8 @@ class SearchIndexer:
         return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing)
 
     async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
-        """Returns the labels in a config of a repository, as lines; none if it is too large to be one. Raises
-        NameUnknown, BlobUnknown, BytesMissing."""
+        """Returns the labels in an image config of a repository, as lines. Returns no labels if the blob is larger than
+        `MAX_CONFIG_BYTES`. Raises NameUnknown, BlobUnknown, BytesMissing."""
         row = await self._metadata.blob(repo, digest)
         if not await self._may_read(repo, digest):
             raise BlobUnknown
@@ -142,8 +142,8 @@ class SearchIndexer:
         return self._lines_by_config[digest]
 
     async def _read(self, row: BlobRow) -> bytes:
-        """Returns the bytes of a blob. Raises BytesMissing, also if the file cannot be read: one damaged file must not
-        keep the rest of the content out of the index."""
+        """Returns the bytes of a blob. Raises BytesMissing, also if the file cannot be read, so that one damaged file
+        does not keep the rest of the content out of the index."""
         try:
             async with aclosing(await self._blobs.open(row.digest, row.size, row.place, None)) as reader:
                 if reader.data is not None:
@@ -157,8 +157,8 @@ class SearchIndexer:
 
 
 async def _read_lines(document: bytes, *names: str) -> Mapping[str, str]:
-    """Returns the labels that the index has of a JSON document, as lines by their names. `names` lead to the object
-    with the labels. A large document is read in a thread."""
+    """Returns the labels in a JSON document that the index stores, as lines, by the names of the labels. `names`: the
+    path to the object with the labels, such as `config`, `Labels`. A large document is read in a thread."""
     if len(document) <= UNCHECKED_BYTES:
         return _lines_in(document, *names)
     return await asyncio.to_thread(_lines_in, document, *names)
@@ -166,24 +166,25 @@ async def _read_lines(document: bytes, *names: str) -> Mapping[str, str]:
 
 def _lines_in(document: bytes, *names: str) -> Mapping[str, str]:
     try:
-        found = load_bounded(document) if document else None
+        value = load_bounded(document) if document else None
     except (ValueError, RecursionError):
         return {}
     for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    if not isinstance(found, dict):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
         return {}
-    return _first_lines({name: _line(name, value) for name, value in found.items() if isinstance(value, str)})
+    return _first_lines({name: _line(name, text) for name, text in value.items() if isinstance(text, str)})
 
 
 def _line(name: str, value: str) -> str:
-    """Returns a label as one line, although its value may have several. A lone surrogate cannot be stored."""
+    """Returns a label as one line, even if its value has several. Replaces lone surrogates, because they cannot be
+    stored."""
     text = " ".join(f"{name[:MAX_VALUE_CHARACTERS]}={value[:MAX_VALUE_CHARACTERS]}".split())
     return text.encode("utf-8", "replace").decode()
 
 
 def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
-    """Returns those lines that the index has, in the order of the names of their labels."""
+    """Returns the lines that fit into `MAX_TEXT_CHARACTERS`, in the order of the names of their labels."""
     first: dict[str, str] = {}
     remaining = MAX_TEXT_CHARACTERS
     for name, line in sorted(lines.items()):
@@ -195,9 +196,9 @@ def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
 
 
 async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
-    """Keeps the index up until the task is cancelled. Every server process runs this; the one with the slot does the
-    work. Logs an error, and tries again later. If the index is damaged, drops it and builds it again, but only once
-    until all is indexed, because the damage may be in other tables."""
+    """Keeps the index up to date until the task is cancelled. Every server process runs this function; the process that
+    holds the slot does the work. Logs an error, and tries again later. If the index is damaged, drops it and builds it
+    again. Does so only once until all content is indexed, because the damage may be in other tables."""
     may_rebuild = True
     while True:
         pause = RETRY_SECONDS
@@ -225,7 +226,7 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
 
 
 async def _rebuild(indexer: SearchIndexer) -> float:
-    """Drops the damaged index. Returns the seconds until it is to be built again."""
+    """Drops the damaged index. Returns the number of seconds to wait before it is built again."""
     try:
         await indexer.rebuild()
     except Exception:

@@ -1,4 +1,5 @@
-"""Changes of tags by people: moving a tag, and giving it back what it pointed at before (`TagChanges`)."""
+"""Changes of tags by people: to move, restore or delete a tag (`TagChanges`). To *restore* a tag is to point it at a
+manifest that it pointed at before."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from storage.tag_rules import ImmutableTags
 
 
 class TagChanges:
-    """Changes tags of hosted repositories. `by`: the actor that the history names. `force`: changes an immutable tag as
-    well, and the audit log says so.
+    """Changes tags of hosted repositories. `by`: the actor that the history names. `force`: whether to change the tag
+    even if it is immutable; the audit log then says so.
 
     All methods raise NameUnknown (nothing was ever pushed to the repository), Denied (the tag is immutable, and `force`
     is false), StorageFull and StorageFailed."""
@@ -23,8 +24,9 @@ class TagChanges:
     async def move(
         self, repo: RepositoryName, tag: Tag, target: Reference, *, by: Actor, force: bool = False
     ) -> TagMove:
-        """Points the tag at `target`: a manifest by its digest, or what another tag points at. Makes the tag if there
-        is none. Puts the manifest back if it was deleted. Raises ManifestUnknown, ManifestBlobUnknown."""
+        """Points the tag at `target`. `target`: the digest of a manifest, or another tag that points at the manifest.
+        Creates the tag if there is none. Puts the manifest back if it was deleted. Raises ManifestUnknown,
+        ManifestBlobUnknown."""
         digest = target if isinstance(target, Digest) else await self._history.current(repo, target)
         if digest is None:
             raise ManifestUnknown(f"{repo} has no tag {target}")
@@ -42,12 +44,11 @@ class TagChanges:
         by: Actor,
         force: bool = False,
     ) -> TagMove:
-        """Gives the tag back what it pointed at: the manifest `to`; or what it pointed at at the time `at` (seconds
-        since 1970); without both, what it pointed at before its last change. Puts the manifest back if it was deleted.
-
-        Raises ManifestUnknown (the tag never pointed at anything else, or did not exist then, or the manifest is gone),
-        ManifestBlobUnknown (a part of the image is gone), PreconditionFailed (somebody changed the tag during this
-        call)."""
+        """Points the tag at a manifest that it pointed at before: at the manifest `to`; or at the one of the time `at`
+        (seconds since 1970); without both, at the last one other than the present one. Puts the manifest back if it was
+        deleted. Raises ManifestUnknown (the tag never pointed at another manifest, it did not exist at that time, or
+        the manifest is gone), ManifestBlobUnknown (a part of the image is gone), PreconditionFailed (somebody changed
+        the tag during this call)."""
         current = await self._history.current(repo, tag)
         if to is not None:
             digest: Digest | None = to

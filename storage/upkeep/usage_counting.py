@@ -15,7 +15,7 @@ from storage.usage import ScopeDefinition, Usage
 COUNTING_SLOT: Final = "usage counting"
 """Name of a slot. The process that counts holds it."""
 PAUSE_SECONDS: Final = 0.005
-"""Seconds between two batches, so that clients' changes need not wait for many of them."""
+"""Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a process tries again after an error of the store."""
 log = logging.getLogger("storage.usage")

@@ -25,7 +25,7 @@ class FileCheck:
     The check reads files that nobody else may read for months. The kernel would keep their pages in memory and drop
     those of blobs that clients pull. So the check drops the pages that it has brought in, and keeps those that were in
     memory before. Read-ahead is off for this file, because pages that the kernel reads in advance would look like pages
-    that were there."""
+    that were in memory before."""
 
     def __init__(self, path: Path, digest: Digest, size: int, *, read_again: bool) -> None:
         """`read_again`: first drops all pages of the file from memory, so that all bytes come from the disk."""
@@ -99,21 +99,23 @@ class FileCheck:
             self._end(None if actual == self._digest else f"it is empty, which has the digest {actual}")
 
     def _end(self, problem: str | None) -> None:
+        """Ends the check with this problem; None: the file is right."""
         self.problem = problem
         self._has_ended = True
 
     def _read(self, view: memoryview) -> int:
-        """Fills `view` with the bytes from `_offset` on, and returns how many there were. Drops those from memory that
-        were not there before."""
+        """Fills `view` with the bytes from `_offset` on, and returns the number of bytes read. Then drops from memory
+        the pages that this read has brought in."""
         in_memory = self._count_resident(len(view))
         count = 0
         while count < len(view):
-            got = os.preadv(self._fd, [view[count:]], self._offset + count)
-            if not got:
+            read_bytes = os.preadv(self._fd, [view[count:]], self._offset + count)
+            if not read_bytes:
                 break
-            count += got
+            count += read_bytes
         if count > in_memory:
-            # Drops pages behind the first missing one even if they were in memory. This is at most one part of a file.
+            # From the first page that was not in memory, drops all pages of this part, even if some of the later ones
+            # were in memory before.
             os.posix_fadvise(self._fd, self._offset + in_memory, count - in_memory, os.POSIX_FADV_DONTNEED)
         return count
 

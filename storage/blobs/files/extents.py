@@ -43,7 +43,8 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
-            # `start` is a new bound unless an extent reaches it, `stop` unless an extent continues after it.
+            # `start` is a new bound, unless an extent reaches it. `stop` is a new bound, unless an extent continues
+            # after it.
             bounds[left:right] = [start] * (left % 2 == 0) + [stop] * (right % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:
@@ -51,24 +52,24 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
-            # `start` becomes the end of an extent that contains the position before it, `stop` the start of one that
-            # contains `stop`.
+            # If an extent contains the position before `start`, that extent now ends at `start`. If an extent contains
+            # `stop`, that extent now begins at `stop`.
             bounds[left:right] = [start] * (left % 2) + [stop] * (right % 2)
 
     def gaps(self, start: int, stop: int) -> list[Extent]:
         """Returns the ranges between `start` and `stop` that are not in the set, in ascending order."""
         bounds = self._bounds
-        found = []
+        gaps = []
         gap_start = self.reach(start)
         next_bound = bisect_right(bounds, gap_start)  # index, in `bounds`, of the start of the next extent
         while gap_start < stop:
             gap_stop = bounds[next_bound] if next_bound < len(bounds) else stop
-            found.append((gap_start, min(gap_stop, stop)))
+            gaps.append((gap_start, min(gap_stop, stop)))
             if gap_stop >= stop:
                 break
             gap_start = bounds[next_bound + 1]
             next_bound += 2
-        return found
+        return gaps
 
     def reach(self, offset: int) -> int:
         """Returns the end of the extent that contains `offset`, or `offset` itself if no extent contains it."""

@@ -150,11 +150,11 @@ class FileBlobStore:
         """Returns the sessions that have a directory, and when each last changed (seconds since 1970)."""
 
         def scan() -> list[tuple[UploadID, float]]:
-            found = []
+            uploads = []
             for entry in os.scandir(self._disk.layout.uploads):
                 with suppress(BlobUploadUnknown, FileNotFoundError):  # not a session, or deleted meanwhile
-                    found.append((UploadID(entry.name), entry.stat().st_mtime))
-            return found
+                    uploads.append((UploadID(entry.name), entry.stat().st_mtime))
+            return uploads
 
         return await self._disk.run(scan)
 
@@ -165,7 +165,8 @@ class FileBlobStore:
 
     async def remove(self, place: str) -> None:
         """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any
-        size, whereas unlinking a large file takes long. Does nothing for an empty `place`, that of a damaged blob."""
+        size, whereas unlinking a large file takes long. Does nothing if `place` is empty: that is the place of a
+        damaged blob, which has no file."""
         if not place:
             return
         path = self._disk.layout.path_of(place)
@@ -222,14 +223,14 @@ class FileBlobStore:
         algorithm = path.parent.name
 
         def scan() -> list[ListedBlob]:
-            found = []
+            blobs = []
             for entry in os.scandir(path):
                 with suppress(DigestInvalid, FileNotFoundError):  # not a blob file, or deleted meanwhile
                     digest = Digest(f"{algorithm}:{entry.name}")
                     status = entry.stat()
                     place = self._disk.layout.blob_place(digest)
-                    found.append(ListedBlob(digest, place, status.st_mtime, status.st_size))
-            return found
+                    blobs.append(ListedBlob(digest, place, status.st_mtime, status.st_size))
+            return blobs
 
         return await self._disk.run(scan)
 

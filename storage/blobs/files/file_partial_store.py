@@ -76,14 +76,14 @@ class PartialHandle:
             self._shared.write_at(offset, memoryview(data).cast("B"))
 
     async def wait(self, offset: int) -> int:
-        """Waits until the byte at `offset` is stored, and returns the offset of the first byte after it that is not
-        stored. If `offset` is equal to `size`, waits until the blob is committed, and returns `size`. Raises
-        PartialLost (no owner is left to download the byte), DigestInvalid, StorageFailed."""
+        """Waits until the byte at `offset` is stored. Returns the offset of the first missing byte after it. If
+        `offset` is equal to `size`, waits until the blob is committed, and returns `size`. Raises PartialLost (no owner
+        is left to download the byte), DigestInvalid, StorageFailed."""
         return await self._shared.wait(offset)
 
     def add_waiter(self) -> None:
-        """Registers this handle as a waiter until `close`, so that `has_waiters` of the owner's handle becomes True, in
-        any process. Raises StorageFailed."""
+        """Registers this handle as a waiter until `close`. `has_waiters` of the owner's handle is then True, even if
+        the owner is in another process. Raises StorageFailed."""
         if not self._closed:
             self._shared.flags.add_waiter(self)
 
@@ -188,7 +188,7 @@ class FilePartialStore:
         """Returns a handle to the partial blob, which is created if it does not exist. The handle becomes the owner if
         there is no owner. A new owner should first check whether the blob is stored, because another process may have
         committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes. Raises
-        StorageFull, StorageFailed, SizeInvalid (`size` is negative). After a cancellation, nothing is owned."""
+        StorageFull, StorageFailed, SizeInvalid (`size` is negative). A cancelled call makes no handle the owner."""
         if size < 0:
             raise SizeInvalid(f"a blob cannot have {size} bytes")
         name = self._disk.layout.partial_name(digest, size, source)
@@ -242,8 +242,8 @@ class FilePartialStore:
 
     def _remember_open(self, name: str, shared: ProcessPartial) -> None:
         """Adds a partial blob to `_shared`, and removes those that have been closed."""
-        for closed in [other for other, partial in self._shared.items() if not partial.is_open]:
-            del self._shared[closed]
+        for closed_name in [other_name for other_name, other in self._shared.items() if not other.is_open]:
+            del self._shared[closed_name]
         self._shared[name] = shared
 
     async def downloading(self) -> set[Digest]:
@@ -252,8 +252,9 @@ class FilePartialStore:
         return {summary.digest for summary in summaries if summary.is_owned}
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
-        """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
-        1970) or during an earlier boot of the machine, and returns them. Raises StorageFull, StorageFailed."""
+        """Deletes old partial blobs that have no owner, and returns them. A partial blob is old if it was last written
+        before the time `before` (seconds since 1970), or during an earlier boot of the machine. `dry_run`: returns them
+        without deleting them. Raises StorageFull, StorageFailed."""
         layout, system = self._disk.layout, self._disk.system
 
         def delete_idle() -> list[ExpiredPartial]:

@@ -27,7 +27,7 @@ def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
     """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's present
     boot; partial blobs from another boot are left out, because their bytes cannot be used. Takes no locks and changes
     nothing. Raises OSError."""
-    found = []
+    summaries = []
     for name, digest in list_partial_names(layout):
         try:
             state_fd = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
@@ -38,10 +38,10 @@ def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
             if progress is not None and progress.status is PartialStatus.INCOMPLETE and progress.boot == boot:
                 received = sum(stop - start for start, stop in progress.extents)
                 is_owned = is_byte_locked(state_fd)  # locked by the process that downloads the blob
-                found.append(PartialSummary(digest, progress.size, received, is_owned))
+                summaries.append(PartialSummary(digest, progress.size, received, is_owned))
         finally:
             os.close(state_fd)
-    return found
+    return summaries
 
 
 def _read_progress(state_fd: int) -> Progress | None:

@@ -1,13 +1,15 @@
 """A file of another program that becomes a blob by a hard link, without a copy of its bytes (`LinkedFile`).
 
-A blob's file must never change. A hard link shares the bytes with the other name of the file, so a link is only made if
-nobody but the user who runs this process (or root) may write to the file. The caller must know that the other program
-never writes to such a file again. It may delete its name of the file: the link keeps the bytes.
+A blob's file must never change. A hard link shares the bytes with the other name of the file. So the link is made only
+if root and the user of this process are the only users who may write to the file. The caller must know that the other
+program never writes to such a file again. The other program may delete its own name of the file: the link keeps the
+bytes.
 
     uploads/UUID/1      the link, until it is moved to the place of the blob
 
-The link is first made among the upload sessions, because link(2), unlike rename(2), does not replace a file. If the
-process dies before the move, garbage collection deletes the link like any other upload without a session.
+The link is first made in the directory of an upload session, and then moved. This is because link(2) cannot replace a
+file that is already at the blob's place, whereas rename(2) can. If the process dies before the move, garbage collection
+deletes the link like any other upload without a session.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ class LinkedFile:
             sync_directory(system, target.parent)
             return None
         finally:
-            # The link still exists after a failure, and if `target` was a link to the same file already: rename(2) then
-            # does nothing.
+            # The link still exists after a failure. It also exists if `target` was already a link to the same file,
+            # because rename(2) then does nothing.
             with suppress(OSError):
                 system.unlink(link)
             with suppress(OSError):
@@ -73,8 +75,8 @@ class LinkedFile:
 
 
 def _check_private(fd: int, uploads: Path) -> None:
-    """Raises LinkRefused if the open file is on another file system than `uploads`, is not a regular file, or can be
-    changed by another user than this process's and root."""
+    """Raises LinkRefused if the open file is not a regular file, or is on another file system than `uploads`. Also
+    raises it if users other than root and the user of this process can change the file."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise LinkRefused("it is not a regular file")

@@ -6,8 +6,8 @@ lock on the state file is the *owner*, as long as the file has not been deleted.
 files. The other processes that have the files open are its *followers*: they read the bytes as they arrive.
 
 The owner creates the state file first and deletes it last. Before it deletes either file, it writes the final status to
-the state file. So if a process opens first the state file and then the data file, and the status is still `INCOMPLETE`
-afterwards, the two files belong together.
+the state file. So another process opens the state file first, then the data file, and then reads the status. If the
+status is still `INCOMPLETE`, the two files belong together.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def open_file_pair(
 
 
 def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float, boot: str) -> bool:
-    """Deletes the files of a partial blob if it has no owner and was last written before the time `before` (seconds
-    since 1970) or during another boot of the machine than `boot`. Returns whether it has deleted them. Raises
-    OSError."""
+    """Deletes the files of a partial blob if the partial blob is old and has no owner. It is old if it was last written
+    before the time `before` (seconds since 1970), or during another boot of the machine than `boot`. Returns whether
+    the files were deleted. Raises OSError."""
     if not _is_stale(paths, before, boot):
         return False
     state_fd = _open_or_create(system, paths.state)
@@ -126,11 +126,11 @@ def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
 
 def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:
     """Returns the names (`Layout.partial_name`) and digests of the partial blobs that have at least one file."""
-    found = set()
+    names = set()
     for file_name in os.listdir(layout.partials):
         with suppress(DigestInvalid):
-            found.add(layout.parse_partial_file(file_name))
-    return sorted(found)
+            names.add(layout.parse_partial_file(file_name))
+    return sorted(names)
 
 
 def has_path(fd: int, path: Path) -> bool:
@@ -200,9 +200,9 @@ def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int
 
 
 def _open_data(paths: PartialPaths, progress: Progress) -> int | None:
-    """Opens the data file and returns its descriptor. If it is missing and all bytes are stored, opens the file at the
-    blob's path, because an earlier owner may have died after it moved the data file there. Returns None if neither file
-    exists."""
+    """Opens the data file and returns its descriptor. If the data file is missing and all bytes are stored, opens the
+    file at the blob's path: an earlier owner may have moved the data file there, and then died. Returns None if neither
+    file exists."""
     with suppress(FileNotFoundError):
         return os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
     if list(progress.extents) == [(0, progress.size)]:

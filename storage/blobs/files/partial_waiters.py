@@ -38,8 +38,8 @@ class GrowingFile(Protocol):
         ...
 
     def stored_until(self, offset: int) -> int | None:
-        """Returns the offset of the first byte after `offset` that is not stored. Returns None if the byte at `offset`
-        is not stored yet. Raises RegistryError if the download has ended without that byte."""
+        """Returns the offset of the first missing byte after `offset`. Returns None if the byte at `offset` itself is
+        missing. Raises RegistryError if the download has ended without that byte."""
         ...
 
 

@@ -49,12 +49,12 @@ class ProcessPartial:
     """A partial blob in this process. Each user calls `retain` when it starts to use the files and `release` when it
     stops. The last `release` closes the files.
 
-    If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise it is the one that
-    `refresh` read last from the state file.
+    If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise the record is the one
+    that `refresh` last read from the state file.
 
     There are two thread locks. `_lock` guards the attributes and is never held during a system call that may wait for
-    the disk. `_state_file_lock` is held while the state file is written. That may wait for the disk, so the event loop
-    never takes this lock.
+    the disk. `_state_file_lock` is held while the state file is written. Such a write may wait for the disk, so the
+    event loop never takes this lock.
     """
 
     def __init__(
@@ -244,7 +244,8 @@ class ProcessPartial:
         if self._owner is not None:
             return
         with as_storage_errors():
-            # Checks for an owner first. So if there is none, the progress is the last one that an owner has stored.
+            # Looks for an owner before it reads the progress. So if there is no owner, this progress is the last one
+            # that any owner has stored.
             has_no_owner = not is_byte_locked(self._state_fd)
             progress = read_progress(self._state_fd)
         with self._lock:
@@ -257,9 +258,9 @@ class ProcessPartial:
                     self._extents = Extents(progress.extents)
 
     def stored_until(self, offset: int) -> int | None:
-        """Returns the offset of the first byte after `offset` that is not stored, or `size` if the blob is committed.
-        Returns None if the byte at `offset` is not stored yet, or if `offset` is equal to `size` and the blob is not
-        committed yet. Raises PartialLost (no owner is left to download the byte), DigestInvalid."""
+        """Returns the offset of the first missing byte after `offset`, or `size` if the blob is committed. Returns None
+        if the byte at `offset` itself is missing, or if `offset` is equal to `size` and the blob is not committed yet.
+        Raises PartialLost (no owner is left to download the byte), DigestInvalid."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size

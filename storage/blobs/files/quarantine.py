@@ -20,15 +20,15 @@ that its checksum is wrong."""
 
 
 def version_of(status: os.stat_result) -> str:
-    """Returns a text that identifies a file and its bytes. A file that replaces another one under the same name has
-    another text, because a new inode cannot have the old one's time of change as well."""
+    """Returns a text that identifies a file and its bytes. If another file takes the same name, the text is another
+    one. The new file may get the same inode number, but not also the same modification time."""
     return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def file_version(path: Path) -> str | None:
-    """Returns the version of the file at `path`; None if there is no such file. Raises StorageFailed if not even its
-    directory exists: then the blobs are not lost, but not mounted, or somebody moved them away. Raises OSError, but not
-    for a damaged inode, which has a version too."""
+    """Returns the version of the file at `path` (`version_of`); `damaged` if the inode is damaged; None if there is no
+    such file. Raises StorageFailed if the directory of the file is missing too. The blobs are then probably not lost:
+    their file system is not mounted, or somebody has moved them. Raises OSError."""
     try:
         return version_of(os.stat(path))
     except FileNotFoundError:
@@ -50,7 +50,8 @@ class QuarantineDirectory:
 
     def take_in(self, digest: Digest, place: str) -> None:
         """Moves the blob's file at `place` into the directory. If the full disk has no space for the name, unlinks the
-        file. Does nothing if there is no file. A file with a damaged inode may have to stay where it is."""
+        file. Does nothing if there is no file. Leaves the file where it is if its inode is so damaged that the move
+        fails."""
         path = self._layout.path_of(place)
         with suppress(FileNotFoundError):
             try:
@@ -66,17 +67,17 @@ class QuarantineDirectory:
 
     def entries(self) -> list[QuarantinedBytes]:
         """Returns the files, oldest first. Ignores files with other names."""
-        found: list[QuarantinedBytes] = []
+        quarantined: list[QuarantinedBytes] = []
         if not self._layout.quarantine.is_dir():
-            return found
+            return quarantined
         for entry in os.scandir(self._layout.quarantine):
             with suppress(DigestInvalid, FileNotFoundError):
                 digest = Digest(entry.name.replace("-", ":", 1))
                 status = entry.stat()
                 # A rename sets the time of change of the inode.
                 place = self._layout.quarantine_place(digest)
-                found.append(QuarantinedBytes(digest, place, status.st_size, status.st_ctime))
-        return sorted(found, key=lambda item: (item.since, item.digest))
+                quarantined.append(QuarantinedBytes(digest, place, status.st_size, status.st_ctime))
+        return sorted(quarantined, key=lambda item: (item.since, item.digest))
 
     def delete(self, digest: Digest) -> bool:
         """Unlinks a file. Returns whether there was one."""

@@ -104,8 +104,8 @@ class FileUploadSession:
         return Checkpoint(self._written, self._running_digest.save(), self._boot)
 
     async def verify(self, digest: Digest) -> UploadedContent:
-        """Writes all appended bytes to the file. If they have this digest, syncs the file and returns the object that
-        can publish it; otherwise raises DigestInvalid. Does not delete anything."""
+        """Writes all appended bytes to the file. If the bytes have this digest, syncs the file and returns the object
+        that can publish it. Otherwise raises DigestInvalid. Does not delete anything."""
         await self._finish_write()
         file = await self._open_file()
         self._start_write(file, expected=digest)
@@ -132,7 +132,7 @@ class FileUploadSession:
         self._close_when_idle()
 
     async def close(self) -> None:
-        """Discards the batch, closes the file in a thread, and waits for that. Call it only while no write is
+        """Discards the batch, closes the file in a thread, and waits until it is closed. Call it only while no write is
         running."""
         self._discard_batch()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
@@ -157,7 +157,7 @@ class FileUploadSession:
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
         """Starts writing and hashing the batch in a thread. `expected`: given if the batch is the last one. Then the
-        same call also computes the digest of all bytes, and syncs the file if that is the expected digest. All of this
+        thread also computes the digest of all bytes, and syncs the file if that digest is the expected one. All of this
         is one call to a thread, because passing calls to threads takes more than half of the time of a small push."""
         chunks, start = self._batch, self._written
         end = start + self._batch_size
@@ -237,10 +237,12 @@ class ClaimedUploadFile:
 
         Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
         not read. Otherwise a thread reads and hashes it."""
-        same_boot = checkpoint.boot == self._boot
-        resumed = _resume_from_checkpoint(self._file, algorithm, checkpoint) if same_boot else None
+        is_same_boot = checkpoint.boot == self._boot
+        resumed = _resume_from_checkpoint(self._file, algorithm, checkpoint) if is_same_boot else None
         if resumed is None:
-            resumed = await self._disk.run(lambda: self._resume_from_bytes(algorithm, checkpoint, same_boot=same_boot))
+            resumed = await self._disk.run(
+                lambda: self._resume_from_bytes(algorithm, checkpoint, is_same_boot=is_same_boot)
+            )
         running_digest, offset = resumed
         return FileUploadSession(
             self._disk, self._buffers, self._boot, self._upload, running_digest, self._file, offset
@@ -257,12 +259,12 @@ class ClaimedUploadFile:
         close_without_waiting(self._disk, self._file, self._file.size())
 
     def _resume_from_bytes(
-        self, algorithm: str, checkpoint: Checkpoint, *, same_boot: bool
+        self, algorithm: str, checkpoint: Checkpoint, *, is_same_boot: bool
     ) -> tuple[RunningDigest, int]:
         """Finds out which bytes of the file are usable, and deletes the others. Returns the digest of the usable bytes
         and their number. Blocks.
 
-        If the machine has not rebooted since the checkpoint (`same_boot`), all bytes in the file are right, and only
+        If the machine has not rebooted since the checkpoint (`is_same_boot`), all bytes in the file are right, and only
         the bytes after the checkpoint have to be hashed. Raises BlobUploadUnknown if the file has fewer bytes than
         the checkpoint says: an earlier request published the file as a blob, and its process died before it deleted the
         session's metadata row.
@@ -273,7 +275,7 @@ class ClaimedUploadFile:
         """
         file, size = self._file, self._file.size()
         saved = restore_digest(algorithm, checkpoint.state)
-        if same_boot:
+        if is_same_boot:
             checkpoint.check_not_truncated(size)
             running_digest, hashed_bytes = (
                 (saved, checkpoint.offset) if saved is not None else (start_digest(algorithm), 0)

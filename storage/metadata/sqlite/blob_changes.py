@@ -95,8 +95,9 @@ def add_link(
     db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, confirmed: bool = False
 ) -> None:
     """Adds the repository's link to the blob, or updates it if it exists. Queues the link if no manifest of the
-    repository refers to the blob yet. `confirmed`: the blob was pushed to this repository, or fetched for it from its
-    upstream (the registry that it mirrors). A link that is already confirmed stays confirmed.
+    repository refers to the blob yet. `confirmed`: whether the blob was pushed to this repository, or fetched for this
+    repository from the upstream (the registry that the repository mirrors). A link that is already confirmed stays
+    confirmed.
 
     Raises QuotaExceeded if the blob does not fit into a quota."""
     try:
@@ -216,8 +217,8 @@ def delete_blob(
 
 def _referring_manifest(db: apsw.Connection, repository: int, digest: Digest) -> str | None:
     """Returns the digest of a manifest of the repository that refers to the blob; None if there is none."""
-    found: str | None = db.execute(_REFERRING_MANIFEST, (repository, digest)).get
-    return found
+    referring: str | None = db.execute(_REFERRING_MANIFEST, (repository, digest)).get
+    return referring
 
 
 def remove_link(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> bool:
@@ -282,7 +283,8 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
     that time.
 
     Before it removes the link, removes the deleted manifests of the repository whose grace period is over, because they
-    may refer to the blob. If there are more than one transaction should remove, keeps the entry for the next call."""
+    may refer to the blob. If there are more of them than one transaction should remove, removes some and keeps the
+    entry for the next call."""
     if not _is_queued(db, entry.repository, entry.digest, before):
         return False  # the link is no longer queued, or it was queued again after `before`
     link = _unreferenced_link(db, entry.repository, entry.digest)
@@ -300,18 +302,19 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
 def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
     """Returns what `drop_link` would do to the link, and whether the blob loses its last link when all links that
-    `drop_link` would remove are gone. Of the links of one blob, only the one with the highest row id of a repository
-    counts as its last, so that a preview of many links to one blob looks at each of them twice and not more often."""
+    `drop_link` would remove are gone. Of all links of one blob, only the link of the repository with the highest row id
+    can count as the last one. So a preview of many links to one blob looks at each link at most twice."""
     link = _unreferenced_link(db, entry.repository, entry.digest)
     if not _is_queued(db, entry.repository, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)
+    blob, _ = link
     has_later_link = db.execute(
-        "SELECT 1 FROM blob_link WHERE blob = ? AND repository > ? LIMIT 1", (link[0], entry.repository)
+        "SELECT 1 FROM blob_link WHERE blob = ? AND repository > ? LIMIT 1", (blob, entry.repository)
     ).get
     if has_later_link is not None:
         return LinkPreview(is_dropped=True, frees_blob=False)
     others: list[Any] = db.execute(
-        "SELECT repository, needed FROM blob_link WHERE blob = ? AND repository < ?", (link[0], entry.repository)
+        "SELECT repository, needed FROM blob_link WHERE blob = ? AND repository < ?", (blob, entry.repository)
     ).fetchall()
     frees_blob = all(
         needed <= before
@@ -358,27 +361,25 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> list[UnlinkedBlob]:
     """Returns at most `limit` blobs that were queued because they had lost their last link, those that follow the
     digest `after`. A blob may get a link at any time, so `drop_blob` checks this again."""
-    found: list[Any] = db.execute(_UNLINKED_BLOBS, (WHOLE_STORE, after or "", limit)).fetchall()
-    return [UnlinkedBlob(Digest(digest), size, bool(is_unlinked)) for digest, size, is_unlinked in found]
+    rows: list[Any] = db.execute(_UNLINKED_BLOBS, (WHOLE_STORE, after or "", limit)).fetchall()
+    return [UnlinkedBlob(Digest(digest), size, bool(is_unlinked)) for digest, size, is_unlinked in rows]
 
 
 def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:
     """Returns at most `limit` links that were queued by the time `before` and follow the entry `after`, oldest entries
     first."""
     position = (after.since, after.repository, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
-    found: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
-    return [
-        QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in found
-    ]
+    rows: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
+    return [QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in rows]
 
 
 def stale_uploads(db: apsw.Connection, before: float, limit: int, after: StaleUpload | None) -> list[StaleUpload]:
     """Returns at most `limit` upload sessions that made no progress after `before` and follow the session `after`, the
     longest idle ones first."""
     position = (after.touched, after.id) if after else (float("-inf"), "")
-    found: list[Any] = db.execute(
+    rows: list[Any] = db.execute(
         "SELECT id, repository, touched FROM upload WHERE touched <= ? AND (touched, id) > (?, ?) "
         "ORDER BY touched, id LIMIT ?",
         (before, *position, limit),
     ).fetchall()
-    return [StaleUpload(UploadID(upload), repository, touched) for upload, repository, touched in found]
+    return [StaleUpload(UploadID(upload), repository, touched) for upload, repository, touched in rows]

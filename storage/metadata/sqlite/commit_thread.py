@@ -52,8 +52,8 @@ RESTART_LOG_PAGES = 16_000
 """With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
 then overwrite the log from its beginning, so that the log does not grow further."""
 RESTART_WAIT_MILLISECONDS = 200
-"""How long such a checkpoint waits. A reader with a long transaction, such as a backup, may need the log for minutes,
-and no process can commit during the wait."""
+"""How long a checkpoint waits for the readers of the log. A reader with a long transaction, such as a backup, may need
+the log for minutes, and no process can commit during the wait."""
 RESTART_RETRY_PAGES = 4000
 """By how many pages the log has to grow until a checkpoint waits again, after one has waited in vain."""
 RIGHTS_TABLE = "access"
@@ -155,7 +155,8 @@ class CommitThread:
         """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
-        Returns False otherwise, or if this is not known: the thread remembers only its last such commit."""
+        Returns False in all other cases. May also return False for an earlier such commit, because the thread remembers
+        only the last one."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -257,7 +258,7 @@ class CommitThread:
         try:
             self._transact(db, batch)
         except BaseException as error:
-            full = is_full(db, error)  # before the rollback, because it looks at the last error of `db`
+            is_disk_full = is_full(db, error)  # before the rollback, because it looks at the last error of `db`
             self._roll_back(db)
             if any(pending.committed for pending in batch):
                 raise  # a committed change must not be made again
@@ -265,7 +266,7 @@ class CommitThread:
                 for pending in batch:
                     self._commit(db, [pending])
             else:
-                batch[0].error = _as_registry_error(error, full=full)
+                batch[0].error = _as_registry_error(error, is_disk_full=is_disk_full)
 
     def _roll_back(self, db: apsw.Connection) -> None:
         with suppress(apsw.Error):
@@ -279,20 +280,20 @@ class CommitThread:
         self._set_fsync(db, any(pending.durable for pending in batch))
         db.execute("BEGIN IMMEDIATE")
         before, self._rights_changed = self._version(), False  # `_note_changed_row` sets `_rights_changed` to True
-        several = len(batch) > 1
+        has_several = len(batch) > 1
         for pending in batch:
             pending.error = None  # an earlier attempt may have set it
-            if several:
+            if has_several:
                 db.execute("SAVEPOINT change")
             try:
                 pending.result = pending.change(db)
             except Exception as error:
                 if isinstance(error, apsw.FullError | apsw.IOError | apsw.CantOpenError) or not db.in_transaction:
                     raise  # SQLite may have rolled back the whole batch
-                if several:
+                if has_several:
                     db.execute("ROLLBACK TO change")
                 pending.error = _as_registry_error(error)
-            if several:
+            if has_several:
                 db.execute("RELEASE change")
         if all(pending.error is not None for pending in batch):
             db.execute("ROLLBACK")
@@ -331,7 +332,7 @@ class CommitThread:
             self._rights_changed = True
 
     def _lock_and_checkpoint(self, db: apsw.Connection, lock: int) -> None:
-        """Locks the file `lock` and runs a checkpoint. Logs an error of either instead of raising it."""
+        """Locks the file `lock` and runs a checkpoint. Logs errors of both steps instead of raising them."""
         try:
             with Flock(lock):
                 if self._log_pages >= self._restart_log_pages:
@@ -372,7 +373,7 @@ class CommitThread:
             except StorageFull:
                 self._reserve.spend(attempt, StorageFull)
         except apsw.BusyError as error:
-            if mode != apsw.SQLITE_CHECKPOINT_RESTART:  # otherwise a long read needs the log, which is no fault
+            if mode != apsw.SQLITE_CHECKPOINT_RESTART:  # in that mode, a long read may need the log, which is no fault
                 log.warning(_CHECKPOINT_FAILED, error)
             return False
         except (apsw.Error, StorageFull) as error:
@@ -385,12 +386,12 @@ def _execute_commit(db: apsw.Connection) -> None:
     db.execute("COMMIT")
 
 
-def _as_registry_error(error: BaseException, *, full: bool = False) -> RegistryError:
-    """Returns `error` itself if it is a RegistryError. Otherwise returns StorageFull if `full` (the error means that
-    the disk is full), else StorageFailed."""
+def _as_registry_error(error: BaseException, *, is_disk_full: bool = False) -> RegistryError:
+    """Returns `error` itself if it is a RegistryError. Otherwise returns StorageFull if `is_disk_full` is True, and
+    StorageFailed if not."""
     if isinstance(error, RegistryError):
         return error
-    if full:
+    if is_disk_full:
         return StorageFull()
     failed = StorageFailed("the registry's metadata failed; the server's log says how")
     failed.__cause__ = error  # the HTTP layer logs the cause

@@ -98,8 +98,8 @@ class DataVersion:
     If two calls return equal versions, nothing was committed between them. A lookup that starts after a call sees the
     data of the returned version or newer data.
 
-    Close this object before the connection `db`. SQLite unmaps the memory that this object reads when the last
-    connection of the process to the database is closed."""
+    Close this object before the connection `db`. When the process closes its last connection to the database, SQLite
+    unmaps the memory that this object reads."""
 
     def __init__(
         self, db: apsw.Connection, find_index_address: Callable[[apsw.Connection], int] = _log_index_address
@@ -172,8 +172,8 @@ def open_data_version(
 
 def is_exactly_one_commit_later(before: object, after: object) -> bool:
     """Returns True if exactly one commit lies between the versions `before` and `after`. If the caller read `before`
-    inside its write transaction, and `after` when it had committed, this is its own commit, because no other connection
-    can commit while the transaction is open.
+    inside its write transaction, and `after` once it had committed, this one commit is the caller's own, because no
+    other connection can commit while the transaction is open.
 
     Returns False if there were more commits, or if their number is unknown. It is unknown if the versions are those of
     a `PragmaDataVersion`, or if `after` was read while another commit wrote the copies of the header."""

@@ -75,7 +75,8 @@ def _connect(path: Path, read_only: bool) -> apsw.Connection:
         _configure_files(db)
         db.pragma("foreign_keys", True)
         # The "query planner stability guarantee". Without it, SQLite compiles a statement again for each new value of a
-        # parameter, in case a partial index or a LIKE applies to that value. A lookup by tag then takes 15 µs, not 2.
+        # parameter, in case a partial index or a LIKE applies to that value. A lookup by tag would then take 15 µs
+        # instead of 2.
         db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         if read_only:
             db.pragma("query_only", True)
@@ -105,8 +106,8 @@ def _configure_files(db: apsw.Connection) -> None:
     db.pragma("wal_autocheckpoint", 0)
     db.pragma("journal_size_limit", LOG_SIZE_LIMIT_BYTES)
     db.pragma("temp_store", "memory")
-    on = ctypes.c_int(1)
-    db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(on))
+    enabled = ctypes.c_int(1)
+    db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(enabled))
 
 
 def _run_or_close(db: apsw.Connection, action: Callable[[], None]) -> apsw.Connection:
@@ -125,8 +126,9 @@ def _run_or_close(db: apsw.Connection, action: Callable[[], None]) -> apsw.Conne
 
 
 def _open_with_reserve(path: Path, open_connection: Callable[[], apsw.Connection]) -> apsw.Connection:
-    """Returns what `open_connection` returns. If the disk is full, frees the reserve step by step and calls it again.
-    Raises apsw.FullError if there is still no space for the log's index; what `open_connection` raises; OSError."""
+    """Returns what `open_connection` returns. If the disk is full, frees the reserve step by step and calls
+    `open_connection` again after each step. Raises apsw.FullError if there is still no space for the log's index; what
+    `open_connection` raises; OSError."""
     has_small_blocks = _has_small_blocks(path)
 
     def attempt() -> apsw.Connection:
@@ -173,11 +175,11 @@ def _allocate_index(path: Path) -> None:
 def migrations() -> list[tuple[int, str]]:
     """Returns the migrations, each as (number, SQL), in the order of their numbers. They are the numbered SQL files of
     the package `migrations`."""
-    found = []
+    numbered_scripts = []
     for file in resources.files("storage.metadata.sqlite.migrations").iterdir():
         if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
-            found.append((int(match[1]), file.read_text()))
-    return sorted(found)
+            numbered_scripts.append((int(match[1]), file.read_text()))
+    return sorted(numbered_scripts)
 
 
 def newest_table_version() -> int:

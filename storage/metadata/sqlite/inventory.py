@@ -62,14 +62,14 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
 _REMAINING = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 ORDER BY upstream"""
 REMAINING_VALID_SECONDS = 3600.0
-"""After this time, what an upstream has said about its rate limit is out of date."""
+"""Age in seconds at which the last report of an upstream about its rate limit is out of date."""
 
 
 @contextmanager
 def open_inventory(database: Path) -> Iterator[SqliteInventory]:
     """Opens the inventory of the database file `database`, and closes it at the end of the `with` block. The caller has
     checked that the tables have the version that this program needs. Raises StorageFailed if the database cannot be
-    read, also if that is so within the block."""
+    read, also inside the `with` block."""
     try:
         with closing(connect(database, read_only=True)) as db:
             yield SqliteInventory(db)
@@ -85,10 +85,11 @@ class SqliteInventory:
         self._db = db
 
     def figures(self, now: float) -> StoreFigures:
-        """Counts the content, what is open or damaged, and reads the usage scopes and the rate limits."""
+        """Counts the content, the damaged content, the open uploads and the running jobs. Reads the usage scopes, the
+        rate limits of upstreams and the backlogs of webhooks."""
         row: tuple[Any, ...] = self._db.execute(_FIGURES).get
         repositories, manifests, tags, blobs, blob_bytes, uploads, damaged_blobs, damaged_manifests = row
-        state = (JobState.RUNNING.value,)
+        running = (JobState.RUNNING.value,)
         return StoreFigures(
             repositories=repositories,
             manifests=manifests,
@@ -98,7 +99,9 @@ class SqliteInventory:
             uploads=uploads,
             damaged_blobs=damaged_blobs,
             damaged_manifests=damaged_manifests,
-            running_jobs=dict(self._db.execute("SELECT kind, count(*) FROM job WHERE state = ?1 GROUP BY kind", state)),
+            running_jobs=dict(
+                self._db.execute("SELECT kind, count(*) FROM job WHERE state = ?1 GROUP BY kind", running)
+            ),
             scopes=usage_tables.scopes(self._db),
             remaining_requests=dict(self._db.execute(_REMAINING, (now - REMAINING_VALID_SECONDS,))),
             backlogs=outbox_limits.backlog(self._db),
@@ -128,9 +131,9 @@ class SqliteInventory:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
         With a tag, the manifest that it points at is removed too, unless the manifest has other tags or an index lists
-        it. Whenever a manifest is removed, its tags are removed too, and so are its children (the manifests that it
-        lists) and its referrers, unless they have a tag or are in an index that stays. Raises NameUnknown,
-        ManifestUnknown."""
+        it. If a plan removes a manifest, it also removes the manifest's tags, its children (the manifests that it
+        lists) and its referrers. A child or referrer stays if it has a tag, or if an index that stays lists it. Raises
+        NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(

@@ -90,7 +90,7 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob, or if the blob is
-    damaged: then a client that asks before it pushes sends the bytes again."""
+    damaged. A client that asks for a damaged blob before it pushes then sends the bytes again."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
@@ -151,17 +151,18 @@ def manifest(
     """Returns the manifest. Raises ManifestUnknown.
 
     `large_manifests` maps digests to the manifests larger than `LARGE_MANIFEST_BYTES` that are in use now. Takes a
-    large manifest from there, or reads it and adds it there, so that concurrent readers share one copy."""
+    large manifest from this mapping. If the mapping lacks the manifest, reads it from the database and adds it to the
+    mapping, so that concurrent readers share one copy."""
     body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
     if body is not None:
         if not body:
             raise _damaged_manifest(digest)
         return Manifest(body, media_type, _digest(digest))
-    found = large_manifests.get(digest)
-    if found is None or found.media_type != media_type:
+    shared = large_manifests.get(digest)
+    if shared is None or shared.media_type != media_type:
         body = db.execute("SELECT body FROM manifest WHERE id = ?", (manifest_id,)).get
-        found = large_manifests[digest] = Manifest(body, media_type, _digest(digest))
-    return found
+        shared = large_manifests[digest] = Manifest(body, media_type, _digest(digest))
+    return shared
 
 
 def repositories(
@@ -170,9 +171,9 @@ def repositories(
     """Returns a page of the repositories in the set `within` that have manifests, in the order of their names. The page
     starts with the first name that sorts after `after` (None: with the first of all names).
 
-    The page may have fewer than `limit` names although more follow, because reading it has cost `cost_limit`; then
-    `Page.more` is true. For the next page, `after` is `Page.next_after`, or the page's last name if `next_after` is
-    None."""
+    If reading the page has reached the cost `cost_limit`, the page ends, even with fewer than `limit` names;
+    `Page.more` is then true. For the next page, `after` is `Page.next_after`, or the page's last name if `next_after`
+    is None."""
     start = "" if after is None else after + "\0"
     if within.has_every_name:
         names = [_repository_name(name) for name in _names_from(db, start, limit + 1)]
@@ -201,7 +202,7 @@ class _RepositoryPageReader:
         self._limit = limit
         self._within = within
         self._cost_per_character = within.match_cost
-        self._found: list[RepositoryName] = []
+        self._names: list[RepositoryName] = []
         self._remaining_cost = cost_limit
 
     def read(self, start: str) -> Page[RepositoryName]:
@@ -216,24 +217,24 @@ class _RepositoryPageReader:
                 name = names[index]
                 self._remaining_cost -= NAME_COST + len(name) * self._cost_per_character
                 if name in self._within:
-                    if len(self._found) == self._limit:
-                        return Page(self._found, more=True)
-                    self._found.append(_repository_name(name))
+                    if len(self._names) == self._limit:
+                        return Page(self._names, more=True)
+                    self._names.append(_repository_name(name))
                     next_name = name + "\0"  # the text that follows `name` in order
                 else:
                     self._remaining_cost -= SKIP_COST_PER_CHARACTER * len(name) * self._cost_per_character
                     next_in_set = self._within.seek(name + "\0")
                     if next_in_set is None:
-                        return Page(self._found)
+                        return Page(self._names)
                     next_name = next_in_set
                 if self._remaining_cost <= 0:
-                    return Page(self._found, more=True, next_after=name)
+                    return Page(self._names, more=True, next_after=name)
                 index = bisect_left(names, next_name, index + 1)  # skips names of the batch that are outside the set
             if len(names) < batch_size:
-                return Page(self._found)
+                return Page(self._names)
             has_skipped = next_name > names[-1] + "\0"
             batch_size = MIN_BATCH_NAMES if has_skipped else min(2 * batch_size, MAX_BATCH_NAMES)
-        return Page(self._found)
+        return Page(self._names)
 
 
 def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
@@ -264,7 +265,7 @@ def referrers(
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
     If the first referrer is larger than `max_page_bytes`, the page has only this referrer. But if `max_page_bytes` is
     less than `PAGE_BYTES`, such a page is empty, with `more` set, so that the caller can read a larger page."""
-    found: list[Descriptor] = []
+    listed: list[Descriptor] = []
     page_bytes = 0
     values = (repo, subject, after or "", max_read + 1)
     if artifact_type is None:
@@ -272,16 +273,16 @@ def referrers(
     else:
         rows = db.execute(_REFERRERS_OF_TYPE, (*values, artifact_type)).fetchall()
     last: str | None = None
-    for digest, media_type, size, found_type, annotations_bytes, manifest_id in rows[:max_read]:
-        page_bytes += annotations_bytes + len(found_type or "") + 256  # 256: the other fields as JSON
-        if len(found) == limit or (page_bytes > max_page_bytes and (found or max_page_bytes < PAGE_BYTES)):
-            return Page(found, more=True)
+    for digest, media_type, size, referrer_type, annotations_bytes, manifest_id in rows[:max_read]:
+        page_bytes += annotations_bytes + len(referrer_type or "") + 256  # 256: the other fields as JSON
+        if len(listed) == limit or (page_bytes > max_page_bytes and (listed or max_page_bytes < PAGE_BYTES)):
+            return Page(listed, more=True)
         text = db.execute(_ANNOTATIONS, (manifest_id,)).get if annotations_bytes else None
         annotations = JsonAnnotations(text) if text else None
-        found.append(Descriptor(media_type, _digest(digest), size, found_type, annotations))
+        listed.append(Descriptor(media_type, _digest(digest), size, referrer_type, annotations))
         last = digest
     more = len(rows) > max_read
-    return Page(found, more=more, next_after=last if more else None)
+    return Page(listed, more=more, next_after=last if more else None)
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[S]) -> set[S]:

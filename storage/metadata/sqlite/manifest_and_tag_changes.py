@@ -76,9 +76,10 @@ def put_manifest(
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags it is ignored. `sparse`: the manifest is mirrored. Accepts it even if the
-    repository lacks content that it refers to, and records its upstream. If `sparse` is false, raises
-    ManifestBlobUnknown for such a manifest. Raises Denied if a tag is immutable and points at another manifest."""
+    PreconditionFailed. Without tags, the condition is ignored. `sparse`: whether the manifest is mirrored. Accepts a
+    mirrored manifest even if the repository lacks content that it refers to, and records its upstream. Raises
+    ManifestBlobUnknown for any other manifest of which the repository lacks content. Raises Denied if a tag is
+    immutable and points at another manifest."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -134,8 +135,8 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     But a child in `manifest.blob_children` has a media type other than that of a manifest, so the repository may have
     it as a blob instead."""
     foreign = manifest.foreign
-    blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
-    children = {d.digest for d in manifest.manifests}
+    blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
+    children = {child.digest for child in manifest.manifests}
     not_manifests = _missing(db, _MANIFESTS_NOT_IN_REPOSITORY, repository, children)
     may_be_blobs = manifest.blob_children & set(not_manifests)
     not_blobs = set(_missing(db, _BLOBS_NOT_IN_REPOSITORY, repository, may_be_blobs))
@@ -198,9 +199,10 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
     ).get
     # A child that may be a blob or a manifest is stored as both, so that neither is removed while this manifest refers
     # to it.
-    blobs = {d.digest for d in manifest.blobs} | manifest.blob_children
+    blobs = {blob.digest for blob in manifest.blobs} | manifest.blob_children
     _store_references(db, "manifest_blob", repository, manifest_id, blobs)
-    _store_references(db, "manifest_child", repository, manifest_id, {d.digest for d in manifest.manifests})
+    children = {child.digest for child in manifest.manifests}
+    _store_references(db, "manifest_child", repository, manifest_id, children)
     deleted_manifests.forget(db, repository, manifest.digest)
     db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
     return int(manifest_id), True
@@ -218,9 +220,9 @@ def _store_references(db: apsw.Connection, table: str, repository: int, manifest
 def _store_tag(
     db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
 ) -> Digest | None:
-    """Points the tag at the manifest, and returns what it pointed at before; None if there was no such tag. Records
-    this in the tag history, unless the tag pointed at it already. Raises QuotaExceeded if the tag is new and does not
-    fit into a quota."""
+    """Points the tag at the manifest, and returns what it pointed at before; None if there was no such tag. Records the
+    change in the tag history, unless the tag already pointed at this manifest. Raises QuotaExceeded if the tag is new
+    and does not fit into a quota."""
     previous = _digest_of_tag(db, repository, tag)
     try:
         db.execute(
@@ -256,8 +258,8 @@ def delete_tag(
     action: EventAction = EventAction.DELETE,
 ) -> None:
     """Deletes the tag; its manifest stays. `action`: that of the event. Raises NameUnknown if there is no such
-    repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for it, Denied
-    if the tag is immutable."""
+    repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for the tag,
+    Denied if the tag is immutable."""
     repository = lookups.repository_id(db, repo)
     digest = _digest_of_tag(db, repository, tag)
     if digest is None:
@@ -283,9 +285,9 @@ def delete_manifest(
     action: EventAction = EventAction.DELETE,
 ) -> None:
     """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
-    repository refers. `restorable`: keeps the manifest in the table `deleted_manifest`. `action`: that of the events.
-    Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such manifest, Denied if an
-    immutable tag needs it."""
+    repository refers. `restorable`: whether to keep the manifest in the table `deleted_manifest`, so that it can be put
+    back. `action`: that of the events. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no
+    such manifest, Denied if an immutable tag needs the manifest."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
     if manifest_id is None:

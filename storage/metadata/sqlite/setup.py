@@ -91,8 +91,8 @@ def _is_readable_on_full_disk(layout: Layout) -> bool:
 def check_database_version(layout: Layout, data: Path) -> None:
     """Checks, for a command that does not start a server, that the database exists and has the table version that this
     program needs. Does not migrate an older database, because a server of that older version may be running. `data`:
-    the data directory, as error messages show it. Raises DataDirectoryError if there is no database, if it has another
-    table version, or if it cannot be read."""
+    the data directory, as error messages show it. Raises DataDirectoryError if there is no database, or if the database
+    has another table version or cannot be read."""
     file = layout.metadata
     try:
         if not file.is_file():

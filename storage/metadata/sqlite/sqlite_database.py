@@ -54,7 +54,7 @@ class SqliteDatabase:
     - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
     - `descriptions` stores what people write about repositories. `activity` stores how much happened in each hour.
     - `outbox` stores events, and which of them webhooks still have to get.
-    - `search` finds content, and keeps the index for that up to date.
+    - `search` finds content, and keeps the search index up to date.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
     """
@@ -80,7 +80,7 @@ class SqliteDatabase:
         writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # those that people look at
+        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # for lists that people look at
         self._parts_in_closing_order = writer, scans, checks, searches, lists, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)

@@ -73,7 +73,8 @@ S = TypeVar("S", bound=str)
 
 
 def _page_memory(page: Page[Tag] | Page[RepositoryName]) -> int:
-    """Returns the approximate bytes of memory that the page takes. The next two functions do so for other values."""
+    """Returns the approximate bytes of memory that the page takes. The next two functions return the same for other
+    values."""
     return _SMALL_VALUE_BYTES + sum(64 + len(name) for name in page.items)
 
 
@@ -269,8 +270,8 @@ class SqliteMetadata:
 
         def delete(db: apsw.Connection, is_kept: bool) -> None:
             # The time is read inside the transaction, so that later deletions have later times. Garbage collection
-            # keeps a blob for the grace period after the last deletion of a manifest that refers to it. That is then
-            # at least as long as every deleted manifest that refers to it is kept.
+            # keeps a blob for the grace period after the last deletion of a manifest that refers to it. So it keeps the
+            # blob at least as long as it keeps every deleted manifest that refers to the blob.
             manifest_and_tag_changes.delete_manifest(
                 db, repo, digest, by, self._clock(), restorable=is_kept, is_immutable=is_immutable
             )
@@ -383,13 +384,13 @@ class SqliteMetadata:
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
         """Returns the `values` that occur in the column of the table. There may be tens of thousands of values. Each
-        lookup gives up the global interpreter lock and waits for it again, up to 5 ms if another thread has it. So more
-        than a few are looked up in the thread, where only the caller waits."""
+        lookup gives up the global interpreter lock and waits for it again, up to 5 ms if another thread has it. So if
+        there are more than a few values, the thread looks them up, and only the caller waits."""
         if len(values) <= _LOOKUPS_ON_LOOP:
             return lookups.existing_values(self._db, table, column, values)
-        found: set[S] = set()
+        existing: set[S] = set()
         for start in range(0, len(values), _LOOKUPS_IN_THREAD):
             group = values[start : start + _LOOKUPS_IN_THREAD]
             lookup = partial(lookups.existing_values, table=table, column=column, values=group)
-            found |= await self._scans.run(lookup)
-        return found
+            existing |= await self._scans.run(lookup)
+        return existing

@@ -1,8 +1,8 @@
 """Reads lists of tags, with facts about their manifests, from the metadata database (`SqliteTagListing`).
 
-A list reads the names of a repository's tags, and the facts only for the tags of one page. Names are filtered and
-sorted by SQLite, which takes some 30 ms for 100,000 tags, and does not hold the global interpreter lock. Only versions
-are sorted in Python (`storage.metadata.sqlite.version_lists`).
+A page of a list needs the names of all tags of the repository, but facts only about the tags on the page. SQLite
+filters and sorts the names. This takes some 30 ms for 100,000 tags, without the global interpreter lock. Only the order
+of versions is computed in Python (`storage.metadata.sqlite.version_lists`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from storage.tag_listing import (
 _MAX_BLOB_ROWS: Final = 100_000
 """Largest number of references to blobs that one call reads, to add up sizes. This takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
+"""Largest number of referrer types, and of referrer tags, that are read for one manifest."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)
@@ -90,7 +91,8 @@ class SqliteTagListing:
     """Implements `storage.tag_listing.TagListing`, which describes the methods."""
 
     def __init__(self, scans: ScanThread | ImmutableScans) -> None:
-        """Reads with `scans`. Clients of `/v2` should not have to wait for that thread."""
+        """`scans` runs the lookups. It must not be the thread that looks up rows for clients of `/v2`, so that these
+        clients do not wait for lists."""
         self._scans = scans
         self._versions = VersionLists()
 
@@ -101,10 +103,10 @@ class SqliteTagListing:
     async def tag(self, repo: RepositoryName, tag: Tag) -> ListedTag:
         def read(db: apsw.Connection) -> ListedTag:
             repository = lookups.repository_id(db, repo)
-            found = _FactsReader(db, repository).tag(tag)
-            if found is None:
+            listed = _FactsReader(db, repository).tag(tag)
+            if listed is None:
                 raise ManifestUnknown(f"{repo} has no tag {tag}")
-            return found
+            return listed
 
         return await self._scans.run(read)
 
@@ -113,10 +115,10 @@ class SqliteTagListing:
             repository = lookups.repository_id(db, repo)
             sql = "SELECT id FROM manifest WHERE repository = ? AND digest = ?"
             row_id = db.execute(sql, (repository, digest)).get
-            found = None if row_id is None else _FactsReader(db, repository).manifest(row_id, with_tags=True)
-            if found is None:
+            facts = None if row_id is None else _FactsReader(db, repository).manifest(row_id, with_tags=True)
+            if facts is None:
                 raise ManifestUnknown(f"{repo} has no manifest {digest}")
-            return found
+            return facts
 
         return await self._scans.run(read)
 
@@ -140,19 +142,19 @@ class SqliteTagListing:
         reader = _FactsReader(db, repository)
         order = query.order
         if order is TagOrder.VERSION:
-            found = [TagCursor(name) for name in self._versions.page(db, repository, query, after, limit + 1)]
+            positions = [TagCursor(name) for name in self._versions.page(db, repository, query, after, limit + 1)]
         elif order is TagOrder.PUSHED:
-            found = _by_push(db, repository, query, after, limit + 1)
+            positions = _by_push(db, repository, query, after, limit + 1)
         elif order is TagOrder.SIZE and (sizes := _sizes(db, repository, query, reader)) is not None:
-            found = _by_size(sizes, query, after, limit + 1)
+            positions = _by_size(sizes, query, after, limit + 1)
         else:
-            if order is TagOrder.SIZE:  # the reader has done its share of work without a result
+            if order is TagOrder.SIZE:  # `_sizes` has used up what the first reader may read
                 reader = _FactsReader(db, repository)
             order = TagOrder.NAME
-            found = _by_name(db, repository, query, after, limit + 1)
+            positions = _by_name(db, repository, query, after, limit + 1)
         # A tag that was deleted since its name was read is left out.
-        items = [tag for position in found[:limit] if (tag := reader.tag(position.name)) is not None]
-        return TagPage(items, order, found[limit - 1] if len(found) > limit else None)
+        items = [tag for position in positions[:limit] if (tag := reader.tag(position.name)) is not None]
+        return TagPage(items, order, positions[limit - 1] if len(positions) > limit else None)
 
 
 def _matches(repository: int, query: TagQuery) -> tuple[object, ...]:
@@ -177,8 +179,8 @@ def _by_push(
 
 
 def _sizes(db: apsw.Connection, repository: int, query: TagQuery, reader: _FactsReader) -> list[tuple[int, str]] | None:
-    """Returns the matching tags with their sizes, the smallest first; None if there are too many, or too many manifests
-    below them."""
+    """Returns the matching tags with their sizes, the smallest first; None if there are too many tags, or too many
+    manifests in their trees."""
     rows = _rows(db, _WITH_MANIFEST, *_matches(repository, query), MAX_SORTED_BY_SIZE + 1)
     if len(rows) > MAX_SORTED_BY_SIZE:
         return None
@@ -199,8 +201,8 @@ def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor
 
 
 class _FactsReader:
-    """Reads the facts about tags and manifests of one repository, for one call. In all, reads at most `_MAX_BLOB_ROWS`
-    references to blobs, and looks at `MAX_LOOKED_AT_MANIFESTS` manifests of trees."""
+    """Reads the facts about tags and manifests of one repository, for one call. For the whole call, reads at most
+    `_MAX_BLOB_ROWS` references to blobs, and at most `MAX_LOOKED_AT_MANIFESTS` manifests of trees."""
 
     def __init__(self, db: apsw.Connection, repository: int) -> None:
         self._db = db
@@ -265,7 +267,8 @@ class _FactsReader:
         return int(size)
 
     def _tree(self, row_id: int) -> tuple[str, bool]:
-        """Returns the row ids of the manifests of a tree (JSON), and whether these are all."""
+        """Returns the row ids of the manifests of a tree, as a JSON array, and whether these are all manifests of the
+        tree."""
         if row_id not in self._trees:
             limit = min(MAX_TREE_MANIFESTS, self._remaining_manifests)
             ids, count = self._db.execute(_TREE, (row_id, limit + 1)).get  # at least the manifest itself
@@ -274,16 +277,16 @@ class _FactsReader:
         return self._trees[row_id]
 
     def _referrer_types(self, digest: str) -> tuple[str, ...]:
-        """Returns the different artifact types of a manifest's referrers. Each statement finds the next one in the
-        index, so their number does not matter."""
-        found: list[str] = []
-        while len(found) < _MAX_REFERRERS:
-            values = (self._repository, digest, found[-1] if found else "")
+        """Returns the different artifact types of a manifest's referrers. Each statement finds the next type in an
+        index of the database, so the number of referrers does not matter."""
+        types: list[str] = []
+        while len(types) < _MAX_REFERRERS:
+            values = (self._repository, digest, types[-1] if types else "")
             artifact_type = self._db.execute(_NEXT_TYPE, values).get
             if artifact_type is None:
                 break
-            found.append(artifact_type)
-        return tuple(found)
+            types.append(artifact_type)
+        return tuple(types)
 
     def _referrer_tags(self, digest: str) -> tuple[str, ...]:
         prefix = digest.replace(":", "-", 1)

@@ -3,8 +3,8 @@
 - An *upstream* is a registry that this registry mirrors. An *endpoint* is one of its servers.
 - A *check* is a request that asked an upstream whether it has a manifest or blob. The store records the time and the
   answer: found, or "not found".
-- A *link* is a row that lets a repository serve a blob. It is *confirmed* if the blob was pushed to this repository or
-  fetched for it, or if the upstream said that it has the blob in this repository.
+- A *link* is a row that lets a repository serve a blob. A link is *confirmed* if the blob was pushed to this repository
+  or fetched for this repository, or if the upstream said that its repository has the blob.
 - A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
   store counts how often each endpoint did so.
 - An *allowance* is the rate limit that an upstream stated.
@@ -129,11 +129,11 @@ class SqliteUpstreamRecords:
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         """Returns at most `MAX_REFERRING_MANIFESTS` of the manifests of the repository that refer to the blob as config
         or layer, newest first. Leaves out manifests that are larger than `MAX_PARSED_BYTES` or cannot be parsed.
-        Returns fewer if their bodies together are larger than `MAX_PARSED_BYTES`."""
+        Returns fewer if the bodies together are larger than `MAX_PARSED_BYTES`."""
         # The statement reads no bodies: a statement that sorts rows with bodies reads the bodies of all rows.
         limits = MAX_REFERRING_MANIFESTS, MAX_PARSED_BYTES, MAX_ROWS_SEARCHED
         rows: list[Any] = self._db.execute(_REFERRING_MANIFESTS, (repo, digest, *limits)).fetchall()
-        found, remaining_bytes = [], MAX_PARSED_BYTES
+        manifests, remaining_bytes = [], MAX_PARSED_BYTES
         for manifest_id, size, media_type, manifest_digest in rows:
             remaining_bytes -= size
             if remaining_bytes < 0:
@@ -143,8 +143,8 @@ class SqliteUpstreamRecords:
                 continue  # the manifest was deleted after the first statement
             manifest = Manifest(body, media_type, str.__new__(Digest, manifest_digest))
             if manifest.is_readable:
-                found.append(manifest)
-        return found
+                manifests.append(manifest)
+        return manifests
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
         """Returns the endpoints of the upstream that sent corrupt bytes for the blob within the last `seconds`, each
@@ -159,8 +159,8 @@ class SqliteUpstreamRecords:
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores that each of the endpoints sent corrupt bytes for the blob one more time. Deletes the records of all
-        bad senders that last did so more than `seconds` ago."""
+        """Stores that each of the endpoints sent corrupt bytes for the blob one more time. Deletes all records, for any
+        blob, of which the last corrupt bytes came more than `seconds` seconds ago."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
@@ -208,7 +208,7 @@ class SqliteUpstreamRecords:
         await self._writer.run(store, durable=False)
 
     async def delete_token(self, key: str, token: str) -> None:
-        """Deletes the token under `key`, unless it has been replaced by another token than `token`."""
+        """Deletes the token under `key` if that is still `token`."""
         await self._execute(
             "DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), reserve_use=ReserveUse.RELIEF
         )

@@ -19,7 +19,7 @@ _MAX_KEPT_NAMES: Final = 300_000
 """Largest number of names in all lists that are kept. They take up to 100 MB with the longest names, and usually a
 tenth of that."""
 _MAX_NEW_ENTRIES: Final = 20_000
-"""If the tag history has more new entries than this, the list is made again without a look at them."""
+"""If the tag history has more new entries than this, the list is read again, without a look at the entries."""
 _NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
 _NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
 _HAS_CHANGED: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"
@@ -36,7 +36,7 @@ class _VersionList:
 
 
 class VersionLists:
-    """The lists of the repositories that were listed last. Used by one thread at a time."""
+    """Keeps the lists of the repositories whose tags were listed last. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._lists: OrderedDict[int, _VersionList] = OrderedDict()
@@ -53,15 +53,15 @@ class VersionLists:
         else:
             start = 0 if after is None else bisect_right(names, version_key(after.name), key=version_key)
             positions = range(start, len(names))
-        found: list[str] = []
+        matching: list[str] = []
         for position in positions:
             name = names[position]
             if text not in name.lower() or (not query.has_referrer_tags and REFERRER_TAG.fullmatch(name)):
                 continue
-            found.append(name)
-            if len(found) == limit:
+            matching.append(name)
+            if len(matching) == limit:
                 break
-        return found
+        return matching
 
     def _names(self, db: apsw.Connection, repository: int) -> Sequence[str]:
         newest: int = db.execute(_NEWEST_ENTRY).get
@@ -71,7 +71,10 @@ class VersionLists:
             kept = _VersionList(sorted((name for (name,) in rows), key=version_key), newest)
         kept.entry = newest
         self._lists[repository] = kept
-        while len(self._lists) > 1 and sum(len(each.names) for each in self._lists.values()) > _MAX_KEPT_NAMES:
+        while (
+            len(self._lists) > 1
+            and sum(len(version_list.names) for version_list in self._lists.values()) > _MAX_KEPT_NAMES
+        ):
             self._lists.popitem(last=False)
         return kept.names
 

@@ -2,11 +2,11 @@
 
 First it copies the metadata database, as it is at one moment, and then the blobs that the copy names. A blob whose last
 link is deleted meanwhile stays in the store, because the backup holds back the removal of blobs (module
-`storage.upkeep.removal_gate`). The other order, blobs first, could not work: a push during the backup adds a row to the
-metadata for which the backup has no blob.
+`storage.upkeep.removal_gate`). The other order, blobs first, would not work: after a push during the backup, the copied
+metadata would name a blob that the backup lacks.
 
-A blob that the directory has from an earlier backup is not copied again. So the next run after an interruption copies
-only the rest: a snapshot that was interrupted has no manifest file, and is replaced by a new one.
+A blob that the directory has from an earlier backup is not copied again. So after an interruption, the next run copies
+only the rest. An interrupted snapshot has no manifest file; the next run replaces it by a new snapshot.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ async def make_backup(
     holder: str,
     system: System | None = None,
 ) -> JSON:
-    """Makes a backup and returns what it did, as JSON; `missing` there lists the blobs whose bytes turned out to be
-    missing or damaged, and `damaged` those of which the registry knew this before. Such a blob is missing in the
-    backup, which is complete apart from it. `holder`: who makes the backup, for the message to another process that
-    wants to. Raises BackupFailed, StorageFull, StorageFailed, and JobStopped; what was copied before stays, for the
-    next run."""
+    """Makes a backup and returns what it did, as JSON. The backup lacks the blobs that the result lists, and is
+    complete apart from these: `damaged` lists the blobs that the registry already knew to be damaged, `missing` those
+    whose bytes turned out to be missing or damaged. `holder`: text that says who makes the backup; another process that
+    tries to make one at the same time shows it. Raises BackupFailed, StorageFull, StorageFailed, JobStopped. After an
+    error, the copied blobs stay for the next run."""
     system = system or System()
     directory = BackupDirectory(options.target, system)
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
@@ -148,8 +148,8 @@ class _Backup:
         return SnapshotManifest(name, now, sha256, size, version, totals, missing)
 
     async def _copy_database(self, path: Path) -> None:
-        """Copies the database, and looks after each second whether somebody stops the job."""
-        pages = [0, 0]
+        """Copies the database. Reports the progress twice a second meanwhile, so that somebody can stop the job."""
+        pages = [0, 0]  # the number of copied pages, and of all pages
 
         def note(done: int, total: int) -> None:
             pages[:] = done, total
@@ -169,24 +169,25 @@ class _Backup:
         while batch := await self._copier.run(partial(snapshot.blobs, after, BATCH_SIZE)):
             after = batch[-1].digest
             present = await self._copier.run(partial(self._find_present, batch))
-            await run_together(self._handle(blob, blob.digest in present) for blob in batch)
+            await run_together(self._copy_if_needed(blob, blob.digest in present) for blob in batch)
             await self._reporter.report(self._done_bytes)
 
     def _find_present(self, batch: list[SnapshotBlob]) -> set[Digest]:
         """Returns the digests of those blobs that the directory has with the right size."""
-        found = set()
+        present_digests = set()
         for blob in batch:
             try:
                 status = self._directory.blob(blob.digest).stat()
             except FileNotFoundError:
                 continue
             if stat.S_ISREG(status.st_mode) and status.st_size == blob.size:
-                found.add(blob.digest)
-        return found
+                present_digests.add(blob.digest)
+        return present_digests
 
-    async def _handle(self, blob: SnapshotBlob, is_present: bool) -> None:
-        """Copies a blob if it is not present, or is damaged in the directory. The bytes of a blob that the registry
-        knows to be damaged may be right in the directory; but not if they are a hard link to the damaged file."""
+    async def _copy_if_needed(self, blob: SnapshotBlob, is_present: bool) -> None:
+        """Copies a blob, unless the directory has its right bytes. `is_present`: whether the directory has a file of
+        the right size. If the registry knows that its own bytes of the blob are damaged, checks the bytes in the
+        directory. They may be right, but not if the file is a hard link to the damaged one."""
         if is_present and (self._verify or not blob.place):
             path = self._directory.blob(blob.digest)
             try:

@@ -9,11 +9,11 @@
         entrepot.db                            a copy of the metadata database, one file
         manifest.json                          written last: a snapshot without it is not complete
 
-A *snapshot* is the state of the registry at one moment: a copy of the metadata, and the blobs that this names. Times in
-names are UTC. `manifest.json` is an object with these fields: `version` (of the format), `time` (when the database was
-copied, in ISO 8601), `database` (an object with `sha256`, `size` and `table_version`), `repositories`, `manifests`,
-`tags`, `blobs`, `size` (of these blobs, in bytes), and `missing` (digests of the blobs that the metadata names but that
-could not be copied; normally empty).
+A *snapshot* is the state of the registry at one moment: a copy of the metadata, and the blobs that the copy names.
+Times in names are UTC. `manifest.json` is an object with these fields: `version` (of the format), `time` (when the
+database was copied, in ISO 8601), `database` (an object with `sha256`, `size` and `table_version`), `repositories`,
+`manifests`, `tags`, `blobs`, `size` (of these blobs, in bytes), and `missing` (digests of the blobs that the metadata
+names but that could not be copied; normally empty).
 
 The database contains password hashes and signing keys. So only the owner can read the directory.
 """
@@ -57,8 +57,8 @@ def as_backup_error(error: OSError, what: str) -> BackupFailed:
 
 
 def with_backup_errors(what: str, call: Callable[[], T]) -> T:
-    """Returns what `call` returns. Raises BackupFailed, with `what` as the first part of its message, if it raises
-    OSError."""
+    """Calls `call` and returns its result. If `call` raises OSError, raises BackupFailed instead, with `what` as the
+    first part of the message."""
     try:
         return call()
     except OSError as error:
@@ -135,8 +135,8 @@ class BackupDirectory:
         return self.root / "snapshots" / name / "entrepot.db"
 
     def create(self) -> None:
-        """Creates the directory and what it always contains, if these are missing, and takes away the rights of other
-        users on it. Raises BackupFailed if there is something else in the directory."""
+        """Creates the directory and its subdirectories if they are missing. Takes all permissions on the directory from
+        other users. Raises BackupFailed if the directory contains something that is no backup."""
         make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
@@ -165,14 +165,15 @@ class BackupDirectory:
 
     @contextmanager
     def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
-        """Context manager that holds the lock on the directory. `holder`: who holds it, for people. `shared`: other
-        readers can hold the lock at the same time. Raises BackupFailed, which says who holds it, if it is not free."""
+        """Context manager that holds the lock on the directory. `holder`: text that says who holds the lock, for
+        people. `shared`: whether other readers can hold the lock at the same time. If another process holds the lock,
+        raises BackupFailed, which names the holder."""
         path = self.root / "lock"
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:
             fd = self._system.open(path, flags, 0o600)
         except FileNotFoundError:
-            yield  # a copy of the directory without the lock; nobody makes backups there
+            yield  # this is a copy of a directory, without the lock file; nobody makes backups in it
             return
         try:
             if not try_flock(fd, shared=shared):
@@ -207,7 +208,7 @@ class BackupDirectory:
         return len(unfinished)
 
     def complete_snapshot(self, manifest: SnapshotManifest) -> None:
-        """Makes a snapshot complete. All of its files must be durable; this makes their names durable."""
+        """Makes a snapshot complete. All of its files must be durable already; this call makes their names durable."""
         for algorithm in ALGORITHMS:
             for number in range(256):
                 sync_directory(self._system, self.shard(algorithm, f"{number:02x}"))
@@ -220,17 +221,17 @@ class BackupDirectory:
     def snapshots(self) -> list[SnapshotManifest]:
         """Returns the complete snapshots, oldest first; none if the directory is missing. Raises BackupFailed if a
         manifest file cannot be understood."""
-        found: list[SnapshotManifest] = []
+        complete: list[SnapshotManifest] = []
         folder = self.root / "snapshots"
         for path in sorted(folder.iterdir()) if folder.exists() else ():
             file = path / "manifest.json"
             try:
-                found.append(SnapshotManifest.from_json(path.name, json.loads(file.read_text())))
+                complete.append(SnapshotManifest.from_json(path.name, json.loads(file.read_text())))
             except FileNotFoundError:
                 continue
             except Exception as error:
                 raise BackupFailed(f"{file} cannot be read: {error}") from error
-        return found
+        return complete
 
     def remove_snapshot(self, name: str) -> None:
         """Removes a snapshot, but not its blobs."""
@@ -251,7 +252,8 @@ class BackupDirectory:
         self._system.rmdir(path)
 
     def _write_json(self, path: Path, value: object) -> None:
-        """Writes a file durably, in one step: it is complete or missing after a crash."""
+        """Writes a file durably and in one step: after a crash, the file has either its new content or the state before
+        the call."""
         new = path.with_name(f"{path.name}.new")
         fd = self._system.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:

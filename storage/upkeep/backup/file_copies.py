@@ -1,5 +1,5 @@
-"""Brings blobs into files, for backups and restores (`FileCopier`): by a hard link, by sharing blocks on the disk, or
-by copying, whatever the file system can do.
+"""Brings blobs into files, for backups and restores (`FileCopier`). A file becomes a hard link, a clone that shares
+blocks on the disk, or a copy: the first of these that is allowed and that the file system supports.
 
 A file gets its final name only when its bytes are durable. Copied bytes are always checked against their digest, which
 costs little beside the copy. Linked bytes are read only if the caller wants them checked.
@@ -26,6 +26,7 @@ from storage.upkeep.backup.backup_directory import with_backup_errors
 
 T = TypeVar("T")
 CHUNK_BYTES: Final = 4 * 1024 * 1024
+"""Number of bytes that are read, hashed and written at a time."""
 THREADS: Final = 4
 """How many blobs are copied at the same time."""
 _IMPOSSIBLE: Final = frozenset(
@@ -33,8 +34,8 @@ _IMPOSSIBLE: Final = frozenset(
 )
 """Errors of a link or clone which mean that it will not work for other files either."""
 _IMPOSSIBLE_FOR_ONE: Final = frozenset({errno.EMLINK, errno.ENOENT})
-"""Errors of a link which mean that it does not work for this file: it has as many names as a file can have, or none any
-more, because it was removed."""
+"""Errors of a link which mean that this file cannot be linked: it has as many names as a file can have, or it was
+removed and has no name."""
 
 
 class BlobDamaged(Exception):
@@ -69,7 +70,7 @@ class FileCopier:
         self, fd: int, digest: Digest, size: int, temporary: Path, final: Path, on_bytes: Callable[[int], object]
     ) -> None:
         """Makes `final` a file with the bytes of the open file `fd`, by way of the name `temporary`. Calls `on_bytes`
-        with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed; nothing is left then."""
+        with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
         if os.fstat(fd).st_size != size:
             raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
         try:
@@ -94,13 +95,13 @@ class FileCopier:
 
     async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
         """Makes `final` a file with these bytes, by way of the name `temporary`. Uses a thread only once, since most
-        blobs of a registry are small. Raises BlobDamaged, BackupFailed; nothing is left then."""
+        blobs of a registry are small. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
 
         def write() -> None:
-            running = start_digest(digest.algorithm)
-            running.update(data)
-            if running.digest() != digest:
-                raise BlobDamaged(f"its bytes have the digest {running.digest()}")
+            running_digest = start_digest(digest.algorithm)
+            running_digest.update(data)
+            if running_digest.digest() != digest:
+                raise BlobDamaged(f"its bytes have the digest {running_digest.digest()}")
             try:
                 fd = self._create(temporary)
                 try:
@@ -126,20 +127,20 @@ class FileCopier:
         on_bytes: Callable[[int], object],
     ) -> None:
         """Makes `final` a file with the bytes of `chunks`, by way of the name `temporary`. Calls `on_bytes` with the
-        number of bytes of each chunk. Raises BlobDamaged, BackupFailed; nothing is left then."""
-        running = start_digest(digest.algorithm)
+        number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        running_digest = start_digest(digest.algorithm)
         offset = 0
         fd = await self.run(lambda: self._create(temporary))
         try:
             try:
                 async for chunk in chunks:
-                    running.update(chunk)
+                    running_digest.update(chunk)
                     await self.run(partial(write_fully, self._system, fd, memoryview(chunk), offset))
                     offset += len(chunk)
                     self.copied_bytes += len(chunk)
                     on_bytes(len(chunk))
-                if running.digest() != digest:
-                    raise BlobDamaged(f"its bytes have the digest {running.digest()}")
+                if running_digest.digest() != digest:
+                    raise BlobDamaged(f"its bytes have the digest {running_digest.digest()}")
                 await self.run(lambda: self._system.sync(fd))
             finally:
                 os.close(fd)
@@ -185,7 +186,7 @@ class FileCopier:
         if self._may_link:
             try:
                 with suppress(FileNotFoundError):
-                    self._system.unlink(path)  # of an interrupted run
+                    self._system.unlink(path)  # left by an interrupted run
                 self._system.link(fd, path)
                 return True
             except OSError as error:
@@ -212,7 +213,7 @@ class FileCopier:
     ) -> None:
         """Reads the whole file, copies it to the file `target` unless that is None, and checks its digest. Raises
         BlobDamaged."""
-        running = start_digest(digest.algorithm)
+        running_digest = start_digest(digest.algorithm)
         offset = 0
 
         def read_chunk() -> int:
@@ -222,7 +223,7 @@ class FileCopier:
                 if error.errno != errno.EIO:
                     raise
                 raise BlobDamaged("the disk cannot read it") from error
-            running.update(data)
+            running_digest.update(data)
             if target is not None:
                 write_fully(self._system, target, memoryview(data), offset)
                 self._system.start_writeback(target, offset, len(data))
@@ -236,13 +237,13 @@ class FileCopier:
             if target is not None:
                 self.copied_bytes += length
             on_bytes(length)
-        if running.digest() != digest:
-            raise BlobDamaged(f"its bytes have the digest {running.digest()}")
+        if running_digest.digest() != digest:
+            raise BlobDamaged(f"its bytes have the digest {running_digest.digest()}")
 
 
 async def run_together(calls: Iterable[Coroutine[Any, Any, None]], limit: int = THREADS) -> None:
-    """Runs the calls, at most `limit` at the same time. If one raises an error, cancels the others, waits for their
-    end, and raises it."""
+    """Runs the calls, at most `limit` at the same time. If a call raises an error, cancels the other calls, waits until
+    they have ended, and raises that error."""
     waiting = iter(calls)
 
     async def work() -> None:

@@ -1,11 +1,11 @@
 """Restores a registry from a backup into an empty data directory (`restore_backup`).
 
-The snapshot may say that a blob is damaged, and the backup may have its right bytes all the same: from an earlier
-snapshot, or because somebody has put them there. Then the restored registry has the blob whole.
+The snapshot may say that a blob is damaged although the backup has its right bytes, from an earlier snapshot, or
+because somebody has put them there. In the restored registry, such a blob is whole.
 
-Every byte is compared with its digest before it gets its name in the data directory. The database comes last. Until
-then, the directory contains a marker file, so that no server uses it. After an interruption the same call goes on: it
-does not copy the blobs again that have their names already.
+The bytes of each blob are compared with its digest before the blob gets its name in the data directory. The database
+gets its name last. Until then, the directory contains a marker file, so that no server uses it. After an interruption,
+the same call continues the restore: it skips the blobs that already have their names.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
 class RestoreOptions:
     """What a restore does. `target`: the directory of backups. `snapshot`: the name of the snapshot (None: the newest).
     `may_link`: whether files of the data directory may be hard links to files of the backup. `skip_damaged`: whether
-    the restore ends well although blobs of the backup are missing or damaged; the restored registry knows that it lacks
-    them."""
+    the restore succeeds even if blobs of the backup are missing or damaged. The restored registry then has a record
+    that it lacks them."""
 
     target: Path
     snapshot: str | None = None
@@ -51,8 +51,9 @@ class RestoreOptions:
 
 @dataclass(slots=True)
 class _Counts:
-    """`present`: blobs that an earlier, interrupted run has brought. `healed`: blobs among both that the snapshot says
-    are damaged."""
+    """Counts of blobs. `restored`: those that this run has brought. `present`: those that an earlier, interrupted run
+    has brought. `healed`: those among both that are damaged according to the snapshot. `damaged`: those that the backup
+    lacks or has with wrong bytes."""
 
     restored: int = 0
     present: int = 0
@@ -66,9 +67,9 @@ async def restore_backup(
     """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns what it did,
     as JSON. The caller prepares the directory afterwards, as for any start of a server.
 
-    Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is false. Then all other blobs are in
-    the directory, and a further call goes on from there, for example when the blobs are back in the backup. If the call
-    is cancelled, the same is true."""
+    Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False. After an error or a
+    cancellation, the blobs that were restored so far stay in the directory. A further call continues from there, for
+    example when the missing blobs are back in the backup."""
     system = system or System()
     backups = BackupDirectory(options.target, system)
     copier = FileCopier(system, layout.root, may_link=options.may_link, verify=True)
@@ -101,23 +102,23 @@ async def restore_backup(
         }
 
 
-def choose_snapshot(found: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
+def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
     """Returns the snapshot with this name; None: the newest. Raises BackupFailed, with the names that exist."""
-    if not found:
+    if not snapshots:
         raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
-    for snapshot in found:
+    for snapshot in snapshots:
         if snapshot.name == name:
             return snapshot
     if name is not None:
-        names = ", ".join(snapshot.name for snapshot in found[-10:])
+        names = ", ".join(snapshot.name for snapshot in snapshots[-10:])
         raise BackupFailed(f"{root} has no snapshot {name}; it has {names}")
-    return found[-1]
+    return snapshots[-1]
 
 
 @contextmanager
 def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iterator[None]:
-    """Checks that the data directory may be restored into, creates it with the marker, and keeps the marker locked.
-    Raises BackupFailed."""
+    """Checks that a restore into the data directory is possible. Creates the directory with the marker file, and keeps
+    the marker locked inside the `with` block. Raises BackupFailed."""
     with ExitStack() as stack:
         fd = with_backup_errors(f"cannot restore into {layout.root}", lambda: _open_marker(layout, system))
         stack.callback(os.close, fd)
@@ -126,16 +127,18 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
         written: Any = {}
         with suppress(ValueError):
             written = json.loads(os.pread(fd, 4096, 0) or b"{}")
-        if (other := written.get("snapshot", snapshot)) != snapshot:
+        if (other_snapshot := written.get("snapshot", snapshot)) != snapshot:
             raise BackupFailed(
-                f"a restore of the snapshot {other} has not ended in {layout.root}; go on with it by --snapshot "
-                f"{other}, or delete the directory"
+                f"a restore of the snapshot {other_snapshot} has not ended in {layout.root}; go on with it by "
+                f"--snapshot {other_snapshot}, or delete the directory"
             )
 
         def prepare() -> None:
             system.write(fd, [json.dumps({"snapshot": snapshot}).encode()], 0)
             system.sync(fd)
-            durable_files.sync_directory(system, layout.root)  # before anything that a server could take for its own
+            durable_files.sync_directory(
+                system, layout.root
+            )  # first, before the directory has anything that a server uses
             durable_files.make_directories(system, layout.root, layout.directories())
             durable_files.sync_directory(system, layout.root)
 
@@ -178,7 +181,7 @@ class _Restore:
         self._new_database = layout.root / "restored.db"
 
     async def bring_database(self) -> None:
-        """Copies the database and checks it. It gets another name than that of a database in use. Raises
+        """Copies the database and checks the copy. The copy does not have the name that a server looks for yet. Raises
         BackupFailed."""
         source = self._backups.database(self._snapshot.name)
         await self._reporter.report(message="copying the database")
@@ -199,7 +202,7 @@ class _Restore:
                 raise BackupFailed("a newer Entrepot made this backup; restore it with the `entrepot` of that version")
 
     async def bring_blobs(self) -> _Counts:
-        """Copies the blobs and checks them. Returns how many."""
+        """Brings the blobs and checks them. Returns their counts."""
         await self._reporter.report(0, total=self._snapshot.totals.size, unit="bytes", message="restoring blobs")
         with self._snapshots.open(self._new_database) as database:
             await self._bring_blobs_of(database)

@@ -61,8 +61,8 @@ def account(db: apsw.Connection, name: AccountName) -> Account:
 
 def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
     """Returns the hash of the account's password; None if it has no password or there is no such account."""
-    found: str | None = db.execute("SELECT password FROM account WHERE name = ?", (name,)).get
-    return found
+    stored_hash: str | None = db.execute("SELECT password FROM account WHERE name = ?", (name,)).get
+    return stored_hash
 
 
 def page(db: apsw.Connection, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
@@ -81,10 +81,10 @@ def check_name_is_free(db: apsw.Connection, name: AccountName) -> None:
 
 def kind_of(db: apsw.Connection, name: AccountName) -> str | None:
     """Returns `user`, `robot` or `group`, whichever has the name; None if the name is free."""
-    found: str | None = db.execute(
+    kind: str | None = db.execute(
         "SELECT kind FROM account WHERE name = ?1 UNION ALL SELECT 'group' FROM account_group WHERE name = ?1", (name,)
     ).get
-    return found
+    return kind
 
 
 def add(
@@ -97,9 +97,9 @@ def add(
     admin: bool,
     note: str,
 ) -> Account:
-    """Adds an enabled account and returns it. `hashed_password`: None for an account without a password. `admin`: the
-    account may do everything. Raises AccountExists if an account or a group has the name; AccountInvalid for a robot
-    with a password."""
+    """Adds an enabled account and returns it. `hashed_password`: None for an account without a password. `admin`:
+    whether the account may do everything. Raises AccountExists if an account or a group has the name; AccountInvalid
+    for a robot with a password."""
     if kind is AccountKind.ROBOT and hashed_password is not None:
         raise AccountInvalid("a robot has no password; make an API token for it")
     check_name_is_free(db, name)
@@ -135,8 +135,8 @@ def replace_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> 
 
 
 def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, enabled: bool, keep_admin: bool) -> None:
-    """Enables or disables an account; does nothing if it is so already. Raises AccountUnknown. With `keep_admin`,
-    raises LastAdmin instead of disabling the only enabled admin."""
+    """Enables or disables an account. Does nothing if the account is already in that state. Raises AccountUnknown. With
+    `keep_admin`, raises LastAdmin instead of disabling the only enabled admin."""
     if keep_admin and not enabled:
         _check_not_last_admin(db, name)
     if account(db, name).enabled is not enabled:
@@ -145,8 +145,8 @@ def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, e
 
 
 def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, admin: bool, keep_admin: bool) -> None:
-    """Makes an account an admin, or an ordinary account; does nothing if it is so already. Raises AccountUnknown. With
-    `keep_admin`, raises LastAdmin instead of making the only enabled admin an ordinary account."""
+    """Makes an account an admin, or an ordinary account. Does nothing if the account is already in that state. Raises
+    AccountUnknown. With `keep_admin`, raises LastAdmin instead of making the only enabled admin an ordinary account."""
     if keep_admin and not admin:
         _check_not_last_admin(db, name)
     if account(db, name).admin is not admin:
@@ -230,18 +230,18 @@ def limited_page(
     entry that raises the number of parts of all entries to `max_parts` or more, or after `limit` entries. So no page
     takes long to make and to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more
     rows than it needs, and closes `rows` if it is a cursor."""
-    found: list[T] = []
+    entries: list[T] = []
     parts = 0
-    more = False
+    has_more = False
     try:
         for row in rows:
-            if len(found) == limit or parts >= max_parts:
-                more = True
+            if len(entries) == limit or parts >= max_parts:
+                has_more = True
                 break
-            found.append(make_entry(row))
-            parts += count_parts(found[-1])
+            entries.append(make_entry(row))
+            parts += count_parts(entries[-1])
     finally:
         close = getattr(rows, "close", None)
         if close is not None:
             close()
-    return Page(found, more)
+    return Page(entries, has_more)

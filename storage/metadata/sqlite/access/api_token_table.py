@@ -47,7 +47,9 @@ def _token(row: tuple[Any, ...]) -> ApiToken:
         expires=expires,
         limits=None
         if limits is None
-        else tuple(TokenLimit(pattern_from_database(p), Action(a)) for p, a in json.loads(limits)),
+        else tuple(
+            TokenLimit(pattern_from_database(pattern), Action(actions)) for pattern, actions in json.loads(limits)
+        ),
         used=used,
     )
 
@@ -65,9 +67,9 @@ def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str 
     ids. The page starts with the first id that sorts after `after` (None: with the first of all ids). It has at most
     `limit` tokens, or fewer if they have `MAX_PAGE_LIMITS` limits together."""
     values = (after or "", now, limit + 1)
-    found = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner))
+    rows = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner))
     return limited_page(
-        found, _token, count_parts=lambda token: len(token.limits or ()), limit=limit, max_parts=MAX_PAGE_LIMITS
+        rows, _token, count_parts=lambda token: len(token.limits or ()), limit=limit, max_parts=MAX_PAGE_LIMITS
     )
 
 

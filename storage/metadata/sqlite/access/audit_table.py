@@ -138,10 +138,10 @@ class _Position(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> _Position:
         """Returns the position that the public id `text` encodes. Raises AccountInvalid if `text` is not such an id."""
-        if (found := _ID.fullmatch(text)) is None:
+        if (match := _ID.fullmatch(text)) is None:
             raise AccountInvalid(f"{shown(text)} is not the id of a line of the audit log")
-        (at,) = struct.unpack(">d", bytes.fromhex(found[1]))
-        return cls(at, found[2] == _AUDIT_LETTER, int(found[3]))
+        (at,) = struct.unpack(">d", bytes.fromhex(match[1]))
+        return cls(at, match[2] == _AUDIT_LETTER, int(match[3]))
 
     def __str__(self) -> str:
         """Returns the public id of the line."""
@@ -149,8 +149,8 @@ class _Position(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{letter}{self.row_id}"
 
     def id_bound(self, in_audit: bool) -> int:
-        """Returns a bound for row ids of one table: `audit` if `in_audit`, otherwise `tag_history`. Among the
-        lines of that table with the same time as this line, those with row ids below the bound come after this line."""
+        """Returns a bound for row ids of one table: `audit` if `in_audit`, otherwise `tag_history`. Of the lines in
+        that table that have the same time as this line, those with a row id below the bound come after this line."""
         if in_audit is self.is_audit:
             return self.row_id
         return _HIGHEST_ROW_ID if self.is_audit else 0  # all lines of the other table, or none
@@ -185,8 +185,8 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
         for row in (db.execute(sql, {**values, "id_bound": before.id_bound(is_audit)}).fetchall() if sql else ())
     ]
     lines.sort(key=lambda line: line[0], reverse=True)
-    found = [entry for _, entry in lines[: limit + 1]]
-    return Page(found[:limit], len(found) > limit)
+    entries = [entry for _, entry in lines[: limit + 1]]
+    return Page(entries[:limit], len(entries) > limit)
 
 
 def _audit_sql(query: AuditQuery, part: str) -> str:

@@ -60,12 +60,12 @@ def grants(db: apsw.Connection, subjects: Sequence[Grantee] | None) -> list[Gran
 def patterns_by_actions(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
     """Returns the grants of the subjects together. The result maps a set of actions (an `Action` is a set of flags) to
     the patterns for which one of the subjects has a grant of exactly these actions."""
-    found: defaultdict[int, list[NamePattern]] = defaultdict(list)
+    patterns_of_actions: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for subject in subjects:
         rows: list[Any] = db.execute(_ACTIONS_AND_PATTERNS, (subject.kind, subject.name)).fetchall()
         for actions, pattern in rows:
-            found[actions].append(pattern_from_database(pattern))
-    return {Action(actions): frozenset(patterns) for actions, patterns in found.items()}
+            patterns_of_actions[actions].append(pattern_from_database(pattern))
+    return {Action(actions): frozenset(patterns) for actions, patterns in patterns_of_actions.items()}
 
 
 def page(db: apsw.Connection, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:

@@ -4,7 +4,8 @@ An expired session is treated as if it did not exist. All functions take a conne
 inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,
 `now` the time in seconds since 1970.
 
-No change of a session increments the epoch, because no process caches sessions: each request with one reads its row.
+No change of a session increments the epoch, because no process caches sessions: each request with a session reads the
+row of the session.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[]
 
 
 def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep: float) -> None:
-    """Makes `key` the one that signs. `keep`: the tokens that earlier keys signed are accepted for at most this number
+    """Makes `key` the key that signs. `keep`: the tokens that earlier keys signed are accepted for at most this number
     of seconds. Deletes the keys whose tokens are no longer accepted."""
     db.execute("UPDATE signing_key SET retired = ?, until = ? WHERE retired IS NULL", (now, now + keep))
     db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep,))

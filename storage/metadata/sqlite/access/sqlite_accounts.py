@@ -266,7 +266,7 @@ class SqliteAccounts:
         return await self._run_restricting(login_tables.ensure_key, by, make)
 
     async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        """Makes `key` the one that signs. Tokens that earlier keys signed are accepted for at most `keep` more
+        """Makes `key` the key that signs. Tokens that earlier keys signed are accepted for at most `keep` more
         seconds."""
         await self._run_restricting(login_tables.rotate_key, by, key, keep)
 

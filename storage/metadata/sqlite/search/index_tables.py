@@ -1,8 +1,8 @@
 """The tables of the search index, and how they follow the tables of the content.
 
 `search_progress` has the row ids up to which the index has seen repositories, manifests, blobs and the tag history. All
-of these get higher row ids as they are added, so the index finds what is new without a write by the push. Where row ids
-can be used again, a trigger keeps the position from being above the highest one.
+of these get higher row ids as they are added, so the index finds what is new without a write by the push. Where the row
+ids of deleted rows can be used again, a trigger moves the position back, so that it is never above the highest row id.
 
 Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
 a bounded number of rows. Texts of the content are read as bytes, so that damaged ones raise no error.
@@ -26,23 +26,24 @@ from storage.names import Digest, RepositoryName
 NAMES_PER_BATCH: Final = 100
 TAGS_PER_BATCH: Final = 200
 MANIFESTS_PER_BATCH: Final = 100
-"""Numbers of rows that one transaction adds. It takes a few milliseconds, and clients' changes wait no longer."""
+"""Largest numbers of repositories, tags and manifests that one transaction adds. The transaction takes a few
+milliseconds, and a client's change waits no longer than that."""
 MAX_BATCH_BYTES: Final = 1024 * 1024
 """A batch of manifests ends after the one whose annotations make it larger than this number of bytes."""
 INCOMPLETE_PER_PAGE: Final = 50
-"""Number of incomplete manifests that one page looks at again."""
+"""Number of *incomplete* manifests (those of which the index lacks labels) that one page looks at again."""
 BLOBS_PER_BATCH: Final = 2000
-"""Number of blobs of which one batch finds out whether they are configs that were missing."""
+"""Number of new blobs that one batch compares with the configs that were missing."""
 MAX_LAG: Final = 2000
-"""If more rows of a kind are not in the index, it is being built."""
+"""`is_indexing` returns True if the index lacks more rows of one kind than this."""
 MAX_WORDS_OF_TAG: Final = 5
-"""Largest number of words of a tag, with the whole tag."""
+"""Largest number of words of a tag, including the whole tag."""
 MAX_MANIFEST_BYTES: Final = 64 * 1024
-"""Size in bytes of the largest manifest of which the config is looked for."""
+"""Largest size in bytes of a manifest whose body is read to find its config."""
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
 """Annotations that have more bytes are not read."""
 MIGRATION: Final = 10
-"""The number of the migration that makes the index, and that alone changes its tables."""
+"""Number of the migration that creates the tables of the index. No other migration changes these tables."""
 START_OF_NAME: Final = "^"
 """The character before each name in `search_name`, by which a search finds the beginnings of names."""
 _WORD_START = re.compile(r"[-_](?=[^-_])")
@@ -97,13 +98,14 @@ def is_indexing(db: apsw.Connection) -> bool:
 
 
 def index_names(db: apsw.Connection) -> bool:
-    """Adds the next repositories and tags. Returns whether many are left. So does each function below."""
+    """Adds the next repositories and tags. Returns whether many are left, as each of the next three functions does."""
     is_full = _add_repositories(db)
     is_full |= _add_stored_tags(db)
     return _follow_tag_changes(db) or is_full
 
 
 def _add_repositories(db: apsw.Connection) -> bool:
+    """Adds the names of the next repositories."""
     count, last = db.execute(
         "SELECT count(*), max(id) FROM ("
         "SELECT id FROM repository WHERE id > (SELECT repositories FROM search_progress) ORDER BY id LIMIT ?)",
@@ -178,20 +180,20 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     manifests, blobs = seen = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
     reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
-    found, last, is_full = _read(db, _NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH))
+    unindexed, last, is_full = _read(db, _NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH))
     if reached_blob > blobs:
-        # Those that this leaves out are looked at again later, with the other incomplete ones.
-        found += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob, MANIFESTS_PER_BATCH))[0]
+        # Manifests that this leaves out are read again later, with the other incomplete manifests.
+        unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob, MANIFESTS_PER_BATCH))[0]
     reached = manifests if last is None else last
-    return ManifestBatch(found, tuple(seen), (reached, reached_blob), is_full or reached_blob < newest_blob)
+    return ManifestBatch(unindexed, tuple(seen), (reached, reached_blob), is_full or reached_blob < newest_blob)
 
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompletePage:
     """Reads those of the next incomplete manifests after the key `after` that may be readable now."""
     _search_full_text(db)
     keys: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
-    found, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in keys]),))
-    return IncompletePage(found, tuple(keys[-1]) if keys else None)
+    readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in keys]),))
+    return IncompletePage(readable, tuple(keys[-1]) if keys else None)
 
 
 def _search_full_text(db: apsw.Connection) -> None:
@@ -202,9 +204,9 @@ def _search_full_text(db: apsw.Connection) -> None:
 
 
 def _read(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> tuple[list[UnindexedManifest], int | None, bool]:
-    """Returns the manifests that `sql` selects, the row id of the last one, and whether there may be more, because
-    these are as many as a batch may have. Leaves out those with a name or digest that is damaged."""
-    found: list[UnindexedManifest] = []
+    """Returns the manifests that `sql` selects, the row id of the last one, and whether there may be more, because the
+    batch is full. Leaves out manifests whose repository name or digest is damaged."""
+    manifests: list[UnindexedManifest] = []
     last, count, size = None, 0, 0
     with closing(db.cursor()) as cursor:
         for row in cursor.execute(sql, values):
@@ -212,13 +214,14 @@ def _read(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> tuple[list[
             count += 1
             size += len(row[3] or b"")
             if (manifest := _manifest(row)) is not None:
-                found.append(manifest)
+                manifests.append(manifest)
             if count == MANIFESTS_PER_BATCH or size > MAX_BATCH_BYTES:
-                return found, last, True
-    return found, last, False
+                return manifests, last, True
+    return manifests, last, False
 
 
 def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
+    """Returns the manifest of a row that `_MANIFEST` read; None if its repository name or digest is damaged."""
     manifest_id, name, digest, annotations, config, is_damaged = row
     try:
         repo, own_digest = RepositoryName(name.decode()), Digest(digest.decode())
@@ -232,12 +235,12 @@ def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-    """Adds manifests to the index, and moves its position. If another manifest has got the row id of one that was
-    deleted meanwhile, or can get it, the position stays before that id."""
+    """Adds manifests to the index, and moves its position. If a manifest of the batch was deleted meanwhile, another
+    manifest may have got its row id, or get it later. The position then stays before that row id."""
     reached, reached_blob = batch.reached
-    for each in labels:
-        if not set_labels(db, each):
-            reached = min(reached, each.manifest.id - 1)
+    for entry in labels:
+        if not set_labels(db, entry):
+            reached = min(reached, entry.manifest.id - 1)
     newest_manifest, newest_blob = db.execute(
         "SELECT (SELECT coalesce(max(id), 0) FROM manifest), (SELECT coalesce(max(id), 0) FROM blob)"
     ).get
@@ -245,13 +248,13 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
         ("manifests", batch.seen[0], min(reached, newest_manifest)),
         ("blobs", batch.seen[1], min(reached_blob, newest_blob)),
     ):
-        # A deletion has moved the position back meanwhile if it is not `seen`.
+        # If the stored position is not `seen` any more, a deletion has moved the position back meanwhile.
         db.execute(f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))", (seen, now))
 
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
-    """Stores what the index gets to know of a manifest, unless the manifest was deleted meanwhile. Returns False, and
-    stores nothing, if another manifest has got its row id."""
+    """Stores the labels of a manifest in the index, unless the manifest was deleted meanwhile. Returns False, and
+    stores nothing, if another manifest has got the row id."""
     manifest = labels.manifest
     row: Any = db.execute(
         "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",
@@ -287,14 +290,15 @@ def _set_text(db: apsw.Connection, manifest: int, repository: int, text: str) ->
 
 
 def rebuild(db: apsw.Connection) -> None:
-    """Drops the index, also a damaged one, and makes it as the migration does: empty, and before all content. Raises
-    apsw.CorruptError if the pages of its tables are so damaged that SQLite cannot free them."""
+    """Drops the index, even if it is damaged, and creates an empty one with the migration. All content is then
+    unindexed. Raises apsw.CorruptError if the pages of its tables are so damaged that SQLite cannot free them."""
     objects: list[Any] = db.execute(_INDEX_OBJECTS).fetchall()
     for kind, name in objects:
         try:
             db.execute(f"DROP {kind} IF EXISTS {name}")
         except apsw.SQLError:
-            # A full-text index that cannot be opened cannot be dropped. It consists of other tables, which can.
+            # A full-text index that cannot be opened cannot be dropped. It consists of other tables, which can be
+            # dropped.
             db.pragma("writable_schema", True)
             db.execute("DELETE FROM sqlite_schema WHERE name = ?", (name,))
             db.pragma("writable_schema", "RESET")

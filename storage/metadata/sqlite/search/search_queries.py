@@ -1,6 +1,6 @@
 """The searches of the index: repositories by name, tags, labels and annotations, and digests.
 
-Each row of the index leads to the row of the content, which is read as well, so what was deleted is not found. The
+For each row of the index, a search also reads the row of the content. So it does not find deleted content. The
 functions take the arguments of `storage.content_search.ContentSearch`, and read all rows of their statements or close
 them.
 """
@@ -40,8 +40,9 @@ LAST: Final = "\U0010ffff"
 """Sorts after every character that names and tags have."""
 MAX_TOKENS_OF_WORD: Final = 8
 MAX_TOKENS: Final = 16
-"""Largest number of tokens, the words of the full-text index, of one word of a search for labels, and of all of them:
-SQLite compares their positions one by one in each manifest that has all of them."""
+"""Largest numbers of tokens (words of the full-text index) in one word of a search for labels, and in all words of the
+search. They are limited because SQLite compares the positions of the tokens one by one in each manifest that has all
+tokens."""
 _TOKEN = re.compile(r"[^\W_]+")
 _NAME_TEXT = re.compile(r"[a-z0-9._/-]+")
 _HEX = re.compile(r"[0-9a-f]{6,128}")
@@ -94,29 +95,31 @@ def repositories(
         names, is_complete = {name for name in scope.ids if _is_match(words, name)}, True
     else:
         names, is_complete = _matching_names(db, words, scope)
-    found = sorted(names, key=lambda name: (_rank(name, words[0]), name))
-    items = [str.__new__(RepositoryName, name) for name in found[offset : offset + limit]]
-    return SearchPage(items, more=len(found) > offset + limit and offset + limit <= MAX_OFFSET, is_complete=is_complete)
+    ranked = sorted(names, key=lambda name: (_rank(name, words[0]), name))
+    items = [str.__new__(RepositoryName, name) for name in ranked[offset : offset + limit]]
+    return SearchPage(
+        items, more=len(ranked) > offset + limit and offset + limit <= MAX_OFFSET, is_complete=is_complete
+    )
 
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
-    """Returns the names that match, and whether these are all. If very many match, the best ones are looked for
-    first."""
-    found: set[str] = set()
-    looked_at = 0
+    """Returns the names that match, and whether these are all matching names. Looks for the best matches first, in case
+    very many names match."""
+    names: set[str] = set()
+    rows_read = 0
     try:
         with time_limit(db):
             for sql, values in _name_statements(words, scope):
                 with closing(db.cursor()) as cursor:
                     for (name,) in cursor.execute(sql, values):
-                        looked_at += 1
-                        if looked_at > MAX_ROWS or len(found) > MAX_OFFSET:
-                            return found, False
-                        if name not in found and _all_in(words, name) and name in scope:
-                            found.add(name)
+                        rows_read += 1
+                        if rows_read > MAX_ROWS or len(names) > MAX_OFFSET:
+                            return names, False
+                        if name not in names and _all_in(words, name) and name in scope:
+                            names.add(name)
     except apsw.InterruptError:
-        return found, False
-    return found, True
+        return names, False
+    return names, True
 
 
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
@@ -142,8 +145,8 @@ def _groups_expression(texts: Iterable[str]) -> str:
 
 
 def _pattern_expression(within: NameSet) -> str:
-    """Returns an expression that finds all names that match the patterns, and few others. It is empty if there are many
-    patterns, or if one of them is not simple or too short."""
+    """Returns an expression that finds all names that match the patterns, and few others. The expression is empty if
+    there are many patterns, or if a pattern is not simple or is too short."""
     if len(within.patterns) > MAX_PATTERNS:
         return ""
     parts = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
@@ -155,8 +158,9 @@ def _all_in(words: Sequence[str], text: str) -> bool:
 
 
 def _is_match(words: Sequence[str], name: str) -> bool:
-    """Returns whether a name matches as it does in a search of all names, where a single short word finds only
-    beginnings: one character those of names, two those of their parts."""
+    """Returns whether a name matches, by the rules of a search of all names. There, a single word of one character
+    finds only the names that begin with it. A single word of two characters finds only the names that have a part that
+    begins with it."""
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
         return name.startswith(words[0])
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:
@@ -185,8 +189,8 @@ def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int
         name, tag, digest, updated = row
         if not _all_in(others, f"{name}:{tag.lower()}"):
             return None
-        found = TagFound(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
-        return (name, tag), found
+        entry = TagFound(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
+        return (name, tag), entry
 
     values: tuple[str, ...] = (last, last + LAST)
     if scope.ids_json is None:
@@ -210,19 +214,19 @@ def labels(
 
     def convert(row: tuple[Any, ...]) -> tuple[object, LabelsFound]:
         name, digest, text, tag = row
-        found = LabelsFound(
+        entry = LabelsFound(
             str.__new__(RepositoryName, name),
             _digest(digest),
             None if tag is None else str.__new__(Tag, tag),
             _shown_labels(text, searched),
         )
-        return (name, tag or digest), found
+        return (name, tag or digest), entry
 
     return read_page(db, scope, _LABELS, (expression,), offset, limit, convert)
 
 
 def _with_few_tokens(words: Iterable[str]) -> Iterator[str]:
-    """Yields the words of a search for labels that have tokens. Cuts those that have too many."""
+    """Yields the words of a search for labels that have tokens. Cuts words that have too many tokens."""
     remaining = MAX_TOKENS
     for word in words:
         starts = [match.start() for match in _TOKEN.finditer(word)]
@@ -238,7 +242,7 @@ def _quoted(text: str) -> str:
 
 
 def _shown_labels(text: str, words: Sequence[str]) -> dict[str, str]:
-    """Returns the labels, of those in `text`, in which one of the words occurs."""
+    """Returns the labels in `text` in which one of the words occurs, at most `MAX_SHOWN_LABELS`."""
     lines = [line for line in text.split("\n") if any(word in line.lower() for word in words)]
     return {name: value for name, _, value in (line.partition("=") for line in lines[:MAX_SHOWN_LABELS])}
 
@@ -251,30 +255,34 @@ def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limi
     scope = SearchScope.of(db, within)
 
     def convert(row: tuple[Any, ...]) -> tuple[object, DigestFound]:
-        name, found, tag, is_manifest = row
+        name, full_digest, tag, is_manifest = row
         entry = DigestFound(
             str.__new__(RepositoryName, name),
-            _digest(found),
+            _digest(full_digest),
             bool(is_manifest),
             None if tag is None else str.__new__(Tag, tag),
         )
-        return (name, found), entry
+        return (name, full_digest), entry
 
-    found: list[DigestFound] = []
+    entries: list[DigestFound] = []
     is_complete = True
-    wanted = offset + limit + 1
-    short = digits[:16]
+    max_entries = offset + limit + 1
+    first_digits = digits[:16]
     pattern = f"{algorithm or '%'}:{digits}%"
-    statements: list[tuple[str, tuple[Any, ...]]] = [(_MANIFESTS, (short, short + "g", pattern, scope.ids_json))]
-    for each in [algorithm] if algorithm else ALGORITHMS:
-        statements.append((_BLOBS, (f"{each}:{digits}", f"{each}:{digits}g", MAX_BLOBS, scope.ids_json)))
+    statements: list[tuple[str, tuple[Any, ...]]] = [
+        (_MANIFESTS, (first_digits, first_digits + "g", pattern, scope.ids_json))
+    ]
+    for blob_algorithm in [algorithm] if algorithm else ALGORITHMS:
+        statements.append(
+            (_BLOBS, (f"{blob_algorithm}:{digits}", f"{blob_algorithm}:{digits}g", MAX_BLOBS, scope.ids_json))
+        )
     for sql, values in statements:
-        page = read_page(db, scope, sql, values, 0, wanted, convert)
-        found += page.items
+        page = read_page(db, scope, sql, values, 0, max_entries, convert)
+        entries += page.items
         is_complete &= page.is_complete
     if offset > MAX_OFFSET:
         return SearchPage([], is_complete=False)
-    return SearchPage(found[offset : offset + limit], more=len(found) > offset + limit, is_complete=is_complete)
+    return SearchPage(entries[offset : offset + limit], more=len(entries) > offset + limit, is_complete=is_complete)
 
 
 def tags_of(db: apsw.Connection, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:

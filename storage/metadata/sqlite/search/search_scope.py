@@ -1,8 +1,9 @@
 """The repositories in which a search may find something (`SearchScope`).
 
-A search of somebody who may see few repositories looks only at those. A search of somebody who may see everything uses
-the index of everything. In between, the index of everything is used, and what it finds is compared with the patterns
-of the rights; then the number of rows that a search looks at is limited. The time of each search is limited as well.
+If a person may see only few repositories, a search looks only at the rows of these repositories. Otherwise it looks at
+the rows of all repositories. If the person may not see all repositories, the search then compares the names of the
+repositories with the patterns of the person's rights. The number of rows that a search looks at and the time of each
+search are limited.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from storage.patterns import NameSet
 
 T = TypeVar("T")
 MAX_LISTED_REPOSITORIES: Final = 500
-"""If a principal may see at most this number of repositories, a search looks only at those."""
+"""If a person may see at most this number of repositories, a search looks only at these repositories."""
 LISTING_COST: Final = 30_000
-"""Largest cost of finding those, in the unit of `lookups.PAGE_COST_LIMIT`: about 15 ms."""
+"""Largest cost of listing these repositories, in the unit of `lookups.PAGE_COST_LIMIT`. This takes about 15 ms."""
 MAX_ROWS: Final = 3_000
 """Largest number of rows at which one search looks. This takes about 30 ms."""
 
 MAX_SECONDS: Final = 0.1
-"""Longest time of one statement of a search. The others of a process wait meanwhile."""
+"""Longest time of one statement of a search. The other searches of the process wait meanwhile."""
 STEPS_PER_LOOK: Final = 1000
-"""Number of steps of SQLite's virtual machine between two looks at the clock. A full-text index takes some of them for
+"""Number of steps of SQLite's virtual machine between two looks at the clock. A full-text index takes some steps for
 each page that it reads."""
 
 
@@ -48,8 +49,8 @@ def time_limit(db: apsw.Connection) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SearchScope:
-    """The repositories of a search. `within`: the set of their names. `ids`: their row ids by their names, if they are
-    few; None: they are many."""
+    """The repositories of a search. `within`: the set of their names. `ids`: the row ids of the repositories by their
+    names, if there are only few repositories; None: there are many."""
 
     within: NameSet
     ids: dict[str, int] | None
@@ -71,7 +72,7 @@ class SearchScope:
 
     @property
     def ids_json(self) -> str | None:
-        """The row ids as a JSON array; None: the repositories are many."""
+        """The row ids as a JSON array; None: there are many repositories."""
         return None if self.ids is None else json.dumps(list(self.ids.values()))
 
     def __contains__(self, name: str) -> bool:
@@ -89,27 +90,28 @@ def read_page(
     limit: int,
     convert: Callable[[tuple[Any, ...]], tuple[object, T] | None],
 ) -> SearchPage[T]:
-    """Returns a page of the rows that `sql` selects. The first column is the name of a repository; rows of others than
-    those of `scope` are left out. `convert` returns a key and the entry of a row; None: the row does not match. Of rows
-    with the same key, only the first counts."""
+    """Returns a page of the rows that `sql` selects. The first column is the name of a repository. Leaves out the rows
+    of repositories outside of `scope`. `convert` returns a key and the entry of a row, or None if the row does not
+    match. Of rows with the same key, only the first counts."""
     if offset > MAX_OFFSET:
         return SearchPage([], is_complete=False)
-    found: dict[object, T] = {}
-    looked_at = 0
+    entries: dict[object, T] = {}
+    rows_read = 0
     try:
         with time_limit(db), closing(_rows(db, sql, values)) as rows:
             for row in rows:
-                looked_at += 1
-                if looked_at > MAX_ROWS:
-                    return SearchPage(list(found.values())[offset:], is_complete=False)
-                if row[0] not in scope or (entry := convert(row)) is None or entry[0] in found:
+                rows_read += 1
+                if rows_read > MAX_ROWS:
+                    return SearchPage(list(entries.values())[offset:], is_complete=False)
+                if row[0] not in scope or (converted := convert(row)) is None or converted[0] in entries:
                     continue
-                found[entry[0]] = entry[1]
-                if len(found) > offset + limit:
-                    return SearchPage(list(found.values())[offset : offset + limit], more=True)
+                key, entry = converted
+                entries[key] = entry
+                if len(entries) > offset + limit:
+                    return SearchPage(list(entries.values())[offset : offset + limit], more=True)
     except apsw.InterruptError:
-        return SearchPage(list(found.values())[offset:], is_complete=False)
-    return SearchPage(list(found.values())[offset:])
+        return SearchPage(list(entries.values())[offset:], is_complete=False)
+    return SearchPage(list(entries.values())[offset:])
 
 
 def _rows(db: apsw.Connection, sql: str, values: Sequence[Any]) -> Generator[tuple[Any, ...], None, None]:

@@ -77,8 +77,8 @@ class SqliteSearch:
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
         def replace(db: apsw.Connection) -> None:
-            for each in labels:
-                index_tables.set_labels(db, each)
+            for entry in labels:
+                index_tables.set_labels(db, entry)
 
         await self._change(replace)
 
@@ -98,7 +98,7 @@ class SqliteSearch:
             raise _as_registry_error(error) from error
 
     async def _change(self, change: Callable[[apsw.Connection], T]) -> T:
-        """Makes a change. After a power cut the index continues from the last one that is on the disk."""
+        """Makes a change. After a power cut, the index continues from the last change that is on the disk."""
         try:
             return await self._writer.run(change, durable=False)
         except StorageFailed as error:

@@ -1,11 +1,13 @@
 """Finds and evicts images of mirrored content in the metadata database.
 
 The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction looks at the manifests in
-the order of their ranks, earliest first. A pull does not update the rank. Instead, when eviction comes to an image that
-was pulled after its rank, or that must stay, it gives the image a later rank and goes on. So the cost of an eviction
-depends on how many images it evicts and how many were pulled since the last eviction, not on the size of the store.
+the order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction comes to an image
+that was pulled after its rank, or that must stay, the eviction gives the image a later rank and goes on. So the cost of
+an eviction depends on how many images it evicts and how many were pulled since the last eviction, not on the size of
+the store.
 
-`manifest` and `repository` are row ids. A *family* is an image: a root manifest with its children and referrers.
+`manifest` and `repository` are row ids. A *family* consists of all manifests of an image: a root manifest with its
+children and referrers.
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ def find_image(db: apsw.Connection, manifest: int, gone: Collection[int] = ()) -
 
 def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now: float) -> str | None:
     """Returns why the image must stay at the time `now`: `kept`, `frozen`, `downloading`, `incomplete` or `served`;
-    None if it may go."""
+    None if it may be evicted."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -145,7 +147,8 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
 
 
 def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, now: float) -> bool:
-    """Returns whether a cooldown serves a manifest of the image for a tag that has moved on at the upstream."""
+    """Returns whether clients get a manifest of the image for a tag that has moved at the upstream, because a cooldown
+    holds back the newer manifest."""
     family = json.dumps(image.family)
     tags: list[Any] = db.execute(_MOVED_TAGS, (image.name, family, now - cooldowns.longest)).fetchall()
     for (tag,) in tags:
@@ -162,8 +165,8 @@ def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, 
 def evict_next(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
 ) -> EvictedImage | bool:
-    """Implements `CachedImages.evict_next`. Returns the image that it evicted. If it evicted none, returns True; False
-    if there are no more images to look at."""
+    """Implements `CachedImages.evict_next`. Returns the evicted image. If it has evicted none, returns True if there
+    are more images to look at, otherwise False."""
     for _ in range(MAX_LOOKS):
         front = _front(db, upstreams, started)
         if front is None:
@@ -173,8 +176,8 @@ def evict_next(
         if image is not None and image.last_pulled > rank:
             _set_rank(db, manifest, image.last_pulled)
         elif image is None or reason_to_keep(db, image, rules, now) is not None:
-            # The manifest belongs to another image, whose eviction deletes it as well, or its image must stay. In both
-            # cases, this eviction need not look at it again.
+            # Either the manifest belongs to another image, and the eviction of that image also deletes the manifest; or
+            # the image must stay. In both cases, this eviction need not look at the manifest again.
             _set_rank(db, manifest, max(started, now))
         else:
             return _evict(db, image, upstream, by, now)
@@ -184,17 +187,17 @@ def evict_next(
 def _front(db: apsw.Connection, upstreams: Sequence[str], started: float) -> tuple[int, str, float] | None:
     """Returns the manifest with the lowest rank, with its upstream and rank; None if there is none with a rank before
     `started`."""
-    found = []
+    candidates = []
     for upstream in upstreams:
         row: Any = db.execute(
             "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank < ? ORDER BY rank LIMIT 1",
             (upstream, started),
         ).get
         if row is not None:
-            found.append((row[0], row[1], upstream))
-    if not found:
+            candidates.append((row[0], row[1], upstream))
+    if not candidates:
         return None
-    rank, manifest, upstream = min(found)
+    rank, manifest, upstream = min(candidates)
     return manifest, upstream, rank
 
 
@@ -208,8 +211,8 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        # Nobody needs to put the manifest back, because the next pull fetches it from the upstream. If it were kept for
-        # that, garbage collection would keep its blobs as well.
+        # The manifest is not kept to be put back, because the next pull fetches it from the upstream again. If the
+        # store kept the manifest, garbage collection would keep its blobs as well.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
     freed = 0
     for blob, digest, size in blobs:
@@ -218,14 +221,16 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             if db.execute("SELECT 1 FROM blob_link WHERE blob = ? LIMIT 1", (blob,)).get is None:
                 freed += size
     for manifest in set(image.family) - set(image.removable):
-        # It is an image of its own now. Its rank may be the time of an earlier look, so it is computed again.
+        # The manifest is an image of its own now. Its rank may be the time of an earlier look, so the rank is computed
+        # again.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
 
 
 def unused_links(db: apsw.Connection, upstreams: Sequence[str], before: float) -> list[tuple[int, int, Digest]]:
-    """Returns links of mirrored repositories to blobs that probably no manifest of the repository refers to, and that
-    nobody used after the time `before`, as repository, blob and digest. Looks at the collect queue."""
+    """Returns links of mirrored repositories, each as (repository, blob, digest). Nobody has used the blob in the
+    repository after the time `before`, and probably no manifest of the repository refers to it. Looks at the collect
+    queue."""
     rows: list[Any] = db.execute(_UNUSED_LINKS, (json.dumps(list(upstreams)), before, MAX_LINKS)).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows]
 

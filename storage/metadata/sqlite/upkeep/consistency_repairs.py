@@ -1,6 +1,6 @@
 """Repairs of problems in the metadata (`repair`). Each runs in a transaction, which the caller commits. A repair loses
-nothing: it deletes only rows that lead nowhere, and never a manifest. Rows that it leaves without a use go into the
-collect queue, which lists what garbage collection may have to remove."""
+nothing: it deletes only rows that refer to missing rows, and never a manifest. If a repair leaves a link or blob
+unused, it puts the link or blob into the collect queue, which lists what garbage collection may have to remove."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SELECT 1 FROM blob_link l JOIN blob b ON b.id = l.blob
 
 def repair(db: apsw.Connection, problem: Problem, now: float) -> str | None:
     """Mends the problem, which the caller has just confirmed in the same transaction. Returns what was done, for
-    people; None if it cannot be mended. `now`: in seconds since 1970."""
+    people; None if the problem cannot be mended. `now`: in seconds since 1970."""
     mend = _REPAIRS.get(problem.code)
     return usage_checks.repair(db, problem) if mend is None else mend(db, problem, now)
 
@@ -140,7 +140,7 @@ def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> st
 
 
 def _restore_link(db: apsw.Connection, problem: Problem, now: float) -> str | None:
-    """Gives the repository its link to the blob again, if the blob still exists."""
+    """Restores the repository's link to the blob, if the blob still exists."""
     stored, digest = _stored(db, problem), Digest(str(problem.key[1]))
     blob = db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get
     if blob is None:
@@ -156,8 +156,8 @@ def _stored(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredMani
 
 
 def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool:
-    """Corrects the size of a blob whose bytes are at `place`, and the counted use of space. Returns False if they are
-    not there any more."""
+    """Corrects the size of a blob whose bytes are at `place`, and the counted use of space. Returns False if the bytes
+    are not there any more."""
     row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ? AND place = ?", (digest, place)).get
     if row is not None:
         blob, before = row

@@ -1,8 +1,8 @@
 """Changes that mark blobs and manifests as damaged or healed. `storage.damage` says what these words mean.
 
 Each function runs inside a transaction on the given connection; the caller commits it. A damaged blob has an empty
-`place` in its row. A damaged manifest has an empty `body` and the `size` 0, and `damaged_manifest` keeps what it had.
-`now` is the time in seconds since 1970.
+`place` in its row. A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps its
+former body and size. `now` is the time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedM
 
 
 def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manifest: Manifest, now: float) -> None:
-    """Stores the body of a damaged manifest again. Does not store the references of the manifest: they are stored
-    still, and the same digest means the same references."""
+    """Stores the body of a damaged manifest again. Does not store the references of the manifest: these are still
+    stored, and a manifest with the same digest has the same references."""
     db.execute(
         "UPDATE manifest SET media_type = ?, size = ?, subject = ?, artifact_type = ?, annotations = CAST(? AS TEXT), "
         "body = ? WHERE id = ?",

@@ -18,7 +18,8 @@ from storage.names import Digest
 MAX_DROPPED: Final = 500
 """Largest number of rows that `drop_of_repository` deletes."""
 MAX_DROPPED_BYTES: Final = 1024 * 1024
-"""Size of the manifests in bytes that one transaction deletes, so that other changes do not wait for long."""
+"""Largest total size, in bytes, of the manifests that one transaction deletes. The size is limited so that other
+changes do not wait for long."""
 _OLDEST: Final = """
 SELECT d.repository, d.digest, coalesce(r.name, ''), octet_length(d.body), d.deleted
   FROM deleted_manifest d LEFT JOIN repository r ON r.id = d.repository
@@ -86,10 +87,10 @@ def drop_oldest(db: apsw.Connection, before: float, limit: int) -> list[DeletedM
 
 
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
-    """Deletes for good the manifests of one repository that were deleted by the time `before`, but not more than one
-    transaction should. Returns whether none of them are left."""
-    found = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
-    return len(_drop(db, found)) == len(found) < MAX_DROPPED
+    """Deletes for good the manifests of one repository that were deleted by the time `before`, within the limits
+    `MAX_DROPPED` and `MAX_DROPPED_BYTES`. Returns whether none of them is left."""
+    expired = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
+    return len(_drop(db, expired)) == len(expired) < MAX_DROPPED
 
 
 def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[DeletedManifest]:

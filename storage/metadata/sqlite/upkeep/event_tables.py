@@ -2,7 +2,7 @@
 
 Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
 change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
-keeps. If no reader wants an event, the function reads the short table of readers and adds nothing.
+keeps. If no reader wants an event, the function adds nothing. It then only reads the table of readers, which is short.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Filter(NamedTuple):
 
 def add(db: apsw.Connection, event: NewEvent) -> None:
     """Adds an event, and a delivery for each webhook that wants it. Adds nothing if no reader wants it."""
-    readers = [name for name, wanted in _readers(db) if _wants(wanted, event)]
+    readers = [name for name, reader_filter in _readers(db) if _wants(reader_filter, event)]
     if not readers:
         return
     by = event.by
@@ -58,9 +58,12 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
-    """Returns whether a reader may want an event with this action. If not, the caller need not read what the event
-    would contain."""
-    return any(action in wanted.actions and wanted.repositories.matches(repo) for _, wanted in _readers(db))
+    """Returns whether a reader may want an event with this action. If not, the caller need not look up the content of
+    the event."""
+    return any(
+        action in reader_filter.actions and reader_filter.repositories.matches(repo)
+        for _, reader_filter in _readers(db)
+    )
 
 
 def add_stored(
@@ -109,8 +112,9 @@ def add_deleted_manifest(
 
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
-    """Replaces the readers, and deletes the deliveries of webhooks that are none of them. Returns how many these
-    were. If the list is a new reader, it begins with the next event."""
+    """Replaces the readers, and deletes the deliveries of webhooks that are not among the new readers. Returns how many
+    deliveries of each such webhook it has deleted. If the list of events is a new reader, the list begins with the next
+    event."""
     is_listed = db.execute("SELECT 1 FROM event_reader WHERE name = ?", (LIST_READER,)).get is not None
     if not is_listed and any(reader.name == LIST_READER for reader in readers):
         db.execute("UPDATE event_list SET kept_from = (SELECT coalesce(max(id), 0) + 1 FROM event)")
@@ -141,8 +145,8 @@ def _filter(actions: str, repositories: str) -> _Filter:
     return _Filter(frozenset(json.loads(actions)), Matcher(tuple(json.loads(repositories))))
 
 
-def _wants(wanted: _Filter, event: NewEvent) -> bool:
+def _wants(reader_filter: _Filter, event: NewEvent) -> bool:
     is_move = event.action is EventAction.PUSH and event.previous is not None
-    if event.action not in wanted.actions and not (is_move and EventAction.MOVE in wanted.actions):
+    if event.action not in reader_filter.actions and not (is_move and EventAction.MOVE in reader_filter.actions):
         return False
-    return wanted.repositories.matches(event.repository)
+    return reader_filter.repositories.matches(event.repository)

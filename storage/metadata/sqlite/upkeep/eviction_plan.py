@@ -1,8 +1,7 @@
 """Plans an eviction of mirrored images without changing anything (`plan`), and counts images (`summary`).
 
 Both read in the thread for long reads. The plan follows the same order as the eviction
-(`storage.metadata.sqlite.upkeep.cached_image_tables`), but keeps the later ranks of the images that it looks at in
-memory instead of storing them.
+(`storage.metadata.sqlite.upkeep.cached_image_tables`), but does not store later ranks. It keeps them in memory.
 """
 
 from __future__ import annotations
@@ -41,33 +40,33 @@ def plan(
 ) -> list[EvictedImage]:
     """Returns the images to evict at the time `now` so that the scope `within` gets smaller by `bytes_to_free`."""
     planned: list[EvictedImage] = []
-    gone: set[int] = set()
-    later: list[tuple[float, int, str]] = []  # a heap of images that were pulled after their rank
+    planned_manifests: set[int] = set()
+    postponed: list[tuple[float, int, str]] = []  # a heap of manifests whose image was pulled after its rank
     freed = 0
-    for rank, manifest, upstream in _in_order(db, upstreams, later):
+    for rank, manifest, upstream in _in_order(db, upstreams, postponed):
         if freed >= bytes_to_free:
             break
-        image = find_image(db, manifest, gone)
+        image = find_image(db, manifest, planned_manifests)
         if image is not None and image.last_pulled > rank:
-            heapq.heappush(later, (image.last_pulled, manifest, upstream))
+            heapq.heappush(postponed, (image.last_pulled, manifest, upstream))
         elif image is not None and reason_to_keep(db, image, rules, now) is None:
-            gone.update(image.removable)
-            size = _freed_bytes(db, image, gone, within)
+            planned_manifests.update(image.removable)
+            size = _freed_bytes(db, image, planned_manifests, within)
             freed += size
             planned.append(_as_evicted(db, image, upstream, size))
     return planned
 
 
 def _in_order(
-    db: apsw.Connection, upstreams: Sequence[str], later: list[tuple[float, int, str]]
+    db: apsw.Connection, upstreams: Sequence[str], postponed: list[tuple[float, int, str]]
 ) -> Iterator[tuple[float, int, str]]:
-    """Yields the rank, row id and upstream of the manifests, lowest rank first. Takes the items of the heap `later`,
-    which the caller fills during the iteration, in their order too."""
+    """Yields the rank, row id and upstream of each manifest, lowest rank first. Also yields the items of the heap
+    `postponed`, in the same order; the caller adds items to the heap during the iteration."""
     stored = heapq.merge(*(_ranked(db, upstream) for upstream in upstreams))
     following = next(stored, None)
-    while following is not None or later:
-        if later and (following is None or later[0] < following):
-            yield heapq.heappop(later)
+    while following is not None or postponed:
+        if postponed and (following is None or postponed[0] < following):
+            yield heapq.heappop(postponed)
         elif following is not None:
             current, following = following, next(stored, None)
             yield current
@@ -84,24 +83,26 @@ def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, st
             yield rank, manifest, upstream
 
 
-def _freed_bytes(db: apsw.Connection, image: Image, gone: set[int], within: str) -> int:
-    """Returns the bytes that leave the scope `within` with the image, if the manifests `gone` are deleted too."""
+def _freed_bytes(db: apsw.Connection, image: Image, planned_manifests: set[int], within: str) -> int:
+    """Returns how many bytes of blobs the scope `within` loses with the image, if all `planned_manifests` are
+    deleted."""
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     freed = 0
     for blob, digest, size in blobs:
         holders: list[Any] = db.execute(_LINKS_IN_SCOPE, (within, blob)).fetchall()
-        if not any(_is_needed(db, repository, digest, gone) for (repository,) in holders):
+        if not any(_is_needed(db, repository, digest, planned_manifests) for (repository,) in holders):
             freed += size
     return freed
 
 
-def _is_needed(db: apsw.Connection, repository: int, digest: str, gone: set[int]) -> bool:
-    """Returns whether a manifest of the repository that is not in `gone` refers to the blob."""
+def _is_needed(db: apsw.Connection, repository: int, digest: str, planned_manifests: set[int]) -> bool:
+    """Returns whether the blob is still needed: whether a manifest of the repository that is not in `planned_manifests`
+    refers to it."""
+    max_rows = len(planned_manifests) + 1  # if there are more rows than planned manifests, one manifest stays
     rows: list[Any] = db.execute(
-        "SELECT manifest FROM manifest_blob WHERE repository = ? AND digest = ? LIMIT ?",
-        (repository, digest, len(gone) + 1),  # if there are more than are gone, one of them stays
+        "SELECT manifest FROM manifest_blob WHERE repository = ? AND digest = ? LIMIT ?", (repository, digest, max_rows)
     ).fetchall()
-    return any(manifest not in gone for (manifest,) in rows)
+    return any(manifest not in planned_manifests for (manifest,) in rows)
 
 
 def _as_evicted(db: apsw.Connection, image: Image, upstream: str, size: int) -> EvictedImage:

@@ -1,9 +1,9 @@
-"""Checks of stored manifests: that the body has the digest, that the other columns and tables say what the body says,
-and that the repository has what a manifest refers to. A manifest that is known to be damaged has no body, and is not
-checked.
+"""Checks of stored manifests: that the body has the digest, that the other columns and tables agree with the body, and
+that the repository has the content that a manifest refers to. A manifest that is known to be damaged has no body, and
+is not checked.
 
-All functions run in a transaction, which the caller starts and ends. A manifest that an earlier version stored and that
-this version cannot parse is only checked for its digest and size.
+All functions run in a transaction, which the caller starts and ends. If this version cannot parse a manifest that an
+earlier version stored, it checks only the digest and the size.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ SELECT value FROM json_each(?2) WHERE NOT EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A row of the table. `name`: of the repository; None if there is none. `is_mirrored`: the repository belongs to an
-    upstream, so that it may lack content. `is_damaged`: it is known to be damaged."""
+    """A row of the table. `name`: name of the repository; None if there is no such repository. `is_mirrored`: whether
+    the repository is mirrored, so that it may lack content. `is_damaged`: whether the manifest is known to be
+    damaged."""
 
     id: int
     repository: int
@@ -95,7 +96,7 @@ def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
 
 def look(db: apsw.Connection, problem: Problem) -> Problem | None:
     """Returns the problem as it is now; None if it is gone."""
-    return next((found for found in problems_of(db, int(problem.key[0])) if found == problem), None)
+    return next((current for current in problems_of(db, int(problem.key[0])) if current == problem), None)
 
 
 def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
@@ -107,8 +108,8 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
     """Returns for each table of references the digests that it must have for the manifest."""
     return {
-        "manifest_blob": {d.digest for d in manifest.blobs} | set(manifest.blob_children),
-        "manifest_child": {d.digest for d in manifest.manifests},
+        "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
+        "manifest_child": {child.digest for child in manifest.manifests},
     }
 
 
@@ -132,7 +133,7 @@ def problems_of(db: apsw.Connection, manifest_id: int) -> list[Problem]:
 
 
 def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[ProblemCode, str, tuple[str, ...]]]:
-    """Yields for each problem its code, its text, and what its key has in addition to the row id."""
+    """Yields the code and the text of each problem, and the parts of its key after the row id."""
     if stored.name is None:
         yield ProblemCode.MANIFEST_WITHOUT_REPOSITORY, "the manifest belongs to no repository", ()
         return
@@ -155,10 +156,10 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
             yield ProblemCode.MANIFEST_REFERENCES, text, (table,)
     if stored.is_mirrored:
         return
-    for digest in _missing(db, _MISSING_BLOBS, stored, {d.digest for d in manifest.blobs} - manifest.foreign):
+    for digest in _missing(db, _MISSING_BLOBS, stored, {blob.digest for blob in manifest.blobs} - manifest.foreign):
         text = f"the manifest needs the blob {digest}, which {stored.name} does not have; push the image again"
         yield ProblemCode.MANIFEST_BLOB_MISSING, text, (digest,)
-    children = _missing(db, _MISSING_MANIFESTS, stored, {d.digest for d in manifest.manifests})
+    children = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
     as_blobs = {digest for digest in manifest.blob_children if digest in children}
     missing_as_blobs = set(_missing(db, _MISSING_BLOBS, stored, as_blobs))
     for digest in children:
@@ -168,7 +169,8 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
 
 
 def _missing(db: apsw.Connection, sql: str, stored: StoredManifest, digests: set[Digest]) -> list[str]:
-    """Returns the digests that the statement finds missing in the manifest's repository."""
+    """Returns those of `digests` that the manifest's repository lacks. `sql`: `_MISSING_BLOBS` or
+    `_MISSING_MANIFESTS`."""
     if not digests:
         return []
     rows: list[Any] = db.execute(sql, (stored.repository, json.dumps(sorted(digests)))).fetchall()

@@ -1,4 +1,4 @@
-"""Keeps the tables of events within their limits, and counts what waits in them.
+"""Keeps the tables of events within their limits, and counts the deliveries that wait.
 
 `find_excess` only reads, because it may look at many rows; `delete_excess` then deletes what it found, inside a
 transaction that the caller commits.
@@ -15,7 +15,8 @@ import apsw
 from storage.outbox import DroppedDeliveries, EventLimits, WebhookBacklog
 
 MAX_DELETED_EVENTS: Final = 2000
-"""Largest number of events that one transaction takes from the list, and of others that it deletes."""
+"""Largest number of events that one transaction takes from the list. Also the largest number of other events that it
+deletes."""
 MAX_DROPPED: Final = 2000
 """Largest number of deliveries of a webhook that one transaction deletes."""
 _IS_WAITED_FOR: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
@@ -34,10 +35,10 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """The events and deliveries that exceed the limits. `kept`: numbers of listed events that are too old, or more
-    than the list may have. `needless`: numbers of events that are not listed and have no deliveries left.
-    `deliveries`: pairs of a webhook and the number of an event. `dropped`: how many of these are deliveries and dead
-    letters, for each webhook. `bool(excess)` is False if there is nothing."""
+    """The events and deliveries that exceed the limits. `kept`: numbers of listed events that are too old, or more than
+    the list may have. `needless`: numbers of events that are not listed and have no deliveries left. `deliveries`:
+    pairs of a webhook and the number of an event. `dropped`: how many of these are deliveries, and how many are dead
+    letters, for each webhook. `bool(excess)` is False if nothing exceeds the limits."""
 
     kept: Sequence[int]
     needless: Sequence[int]
@@ -47,24 +48,25 @@ class Excess:
     @property
     def is_complete(self) -> bool:
         """Whether nothing else exceeds the limits."""
-        most = max((max(found.pending, found.dead) for found in self.dropped), default=0)
-        return max(len(self.kept), len(self.needless)) < MAX_DELETED_EVENTS and most < MAX_DROPPED
+        most_dropped = max((max(counts.pending, counts.dead) for counts in self.dropped), default=0)
+        return max(len(self.kept), len(self.needless)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
 
     def __bool__(self) -> bool:
         return bool(self.kept or self.needless or self.deliveries)
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
-    """Returns what exceeds the limits, oldest first; not all if there is very much."""
+    """Returns what exceeds the limits, oldest first. Returns only a part if very much exceeds them
+    (`Excess.is_complete`)."""
     deliveries: list[tuple[str, int]] = []
     dropped: list[DroppedDeliveries] = []
     counts: list[Any] = db.execute(_COUNTS).fetchall()
     for webhook, pending, dead, _ in counts:
-        too_old = _oldest(db, webhook, pending - limits.pending, is_pending=True)
-        too_dead = _oldest(db, webhook, dead - limits.dead, is_pending=False)
-        if too_old or too_dead:
-            deliveries += [*too_old, *too_dead]
-            dropped.append(DroppedDeliveries(webhook, len(too_old), len(too_dead)))
+        excess_pending = _oldest(db, webhook, pending - limits.pending, is_pending=True)
+        excess_dead = _oldest(db, webhook, dead - limits.dead, is_pending=False)
+        if excess_pending or excess_dead:
+            deliveries += [*excess_pending, *excess_dead]
+            dropped.append(DroppedDeliveries(webhook, len(excess_pending), len(excess_dead)))
     needless: list[int] = [number for (number,) in db.execute(_NEEDLESS)]
     return Excess(_old_events(db, limits), needless, deliveries, dropped)
 
@@ -73,12 +75,12 @@ def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
     """Returns events of the list that are too old or too many."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     last: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get  # the newest of those that are too many
-    found: list[int] = []
+    event_numbers: list[int] = []
     for number, at in rows:
         if at >= limits.keep_since and (last is None or number > last):
             break
-        found.append(number)
-    return found
+        event_numbers.append(number)
+    return event_numbers
 
 
 def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:
@@ -93,9 +95,9 @@ def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) 
 def delete_excess(db: apsw.Connection, excess: Excess) -> None:
     """Deletes what `find_excess` found."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
-    numbers = [(number,) for number in (*excess.kept, *excess.needless)]
-    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}", numbers)
-    if excess.kept:  # those that are left leave only the list
+    event_numbers = [(number,) for number in (*excess.kept, *excess.needless)]
+    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}", event_numbers)
+    if excess.kept:  # an event that a webhook still waits for leaves only the list
         db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.kept])
         db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.kept[-1] + 1,))
 

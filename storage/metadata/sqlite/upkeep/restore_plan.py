@@ -32,9 +32,9 @@ class PlannedManifest(NamedTuple):
 
 @dataclass(slots=True)
 class RestorePlan:
-    """What has to be put back before a tag can point at `target`. `deleted`: deleted manifests, each after the ones
-    that it lists. `referrers`: groups of deleted manifests: a referrer of one of `deleted` or of an earlier group, and
-    before it the manifests that it lists."""
+    """What has to be put back before a tag can point at `target`. `deleted`: deleted manifests; each comes after the
+    manifests that it lists. `referrers`: groups of deleted manifests. The last manifest of each group is a referrer of
+    a manifest in `deleted` or in an earlier group. The manifests before it are those that the referrer lists."""
 
     target: Manifest
     deleted: list[PlannedManifest]
@@ -42,8 +42,8 @@ class RestorePlan:
 
 
 def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> RestorePlan:
-    """Returns the plan for a tag that shall point at the manifest `digest`. It may be out of date when it is carried
-    out, so the transaction checks everything again. Raises NameUnknown, ManifestUnknown (the manifest is gone),
+    """Returns the plan for a tag that shall point at the manifest `digest`. The plan may be out of date when it is
+    carried out, so the transaction checks everything again. Raises NameUnknown, ManifestUnknown (the manifest is gone),
     ManifestTooLarge (the manifest lists too much)."""
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
@@ -56,14 +56,15 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     subjects = [manifest.digest for manifest in deleted]
     while subjects:
         for referrer in deleted_manifests.referrers(db, repository, subjects.pop(), MAX_REFERRERS):
-            found = walk.deleted_below(referrer)
-            plan.referrers.append(found)
-            subjects += [manifest.digest for manifest in found]
+            group = walk.deleted_below(referrer)
+            plan.referrers.append(group)
+            subjects += [manifest.digest for manifest in group]
     return plan
 
 
 class _Walk:
-    """Walks through manifests and what they list, each manifest once. Keeps no manifest in memory."""
+    """Walks through manifests and the manifests that they list. Visits each manifest once. Keeps no manifest in
+    memory."""
 
     def __init__(self, db: apsw.Connection, repo: RepositoryName, repository: int) -> None:
         self._db = db
@@ -73,14 +74,15 @@ class _Walk:
         self._index_bytes = 0
 
     def deleted_below(self, top: Digest) -> list[PlannedManifest]:
-        """Returns the deleted manifests among `top` and what it lists, directly or through other indexes, each after
-        the ones that it lists. Leaves out what an earlier call returned. Raises ManifestTooLarge."""
-        found: list[PlannedManifest] = []
+        """Returns the deleted manifests among `top` and the manifests below it (those that it lists, directly or
+        through other indexes). Each comes after the manifests that it lists. Leaves out manifests that an earlier call
+        has visited. Raises ManifestTooLarge."""
+        deleted: list[PlannedManifest] = []
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
             item = stack.pop()
-            if isinstance(item, PlannedManifest):  # all that it lists was handled
-                found.append(item)
+            if isinstance(item, PlannedManifest):  # all manifests that it lists were visited
+                deleted.append(item)
                 continue
             if item in self._seen:
                 continue
@@ -96,15 +98,16 @@ class _Walk:
                 self._index_bytes += size
                 self._check_limits(top)
                 stack += self._listed_in(item)
-        return found
+        return deleted
 
     def _listed_in(self, digest: Digest) -> list[Digest]:
-        """Returns what an index lists; nothing if it cannot be parsed."""
+        """Returns the digests that an index lists; an empty list if the index cannot be parsed."""
         kept = deleted_manifests.find(self._db, self._repository, digest)
         index = kept.manifest if kept is not None else _stored(self._db, self._repository, digest)
         return [child.digest for child in index.manifests] if index is not None and index.is_readable else []
 
     def _check_limits(self, top: Digest) -> None:
+        """Raises ManifestTooLarge if this object has visited too many manifests, or has read too many bytes."""
         is_within = len(self._seen) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
         if not is_within and len(self._seen) > 1:  # a single index of any size can be put back
             raise ManifestTooLarge(

@@ -22,8 +22,10 @@ from storage.metadata.sqlite.upkeep.usage_checks import USAGE_CHECKS
 from storage.names import Digest
 
 MAX_DATABASE_ERRORS: Final = 100
+"""Largest number of errors that SQLite reports in one check."""
 _TREE: Final = re.compile(r"Tree (\d+)\b")
-"""Matches the first page of a table or index in a text of SQLite, which has no name then."""
+"""Matches the number of the first page of a table or index. SQLite's text about damage has this number if it does not
+name the table."""
 _TABLE_AREAS: Final[dict[str, TableCheck]] = {check.area: check for check in (*TABLE_CHECKS, *USAGE_CHECKS)}
 T = TypeVar("T")
 
@@ -66,13 +68,13 @@ class SqliteConsistency:
         now = self._clock()
 
         def mend(db: apsw.Connection) -> str | None:
-            found = _look(db, problem)
-            if found is None:
+            current = _look(db, problem)
+            if current is None:
                 return "it was gone meanwhile"
             done = None
             # If a rule of the database, such as a quota, does not allow the repair, the savepoint is rolled back.
             with suppress(apsw.ConstraintError), db:
-                done = consistency_repairs.repair(db, found, now)
+                done = consistency_repairs.repair(db, current, now)
             return done
 
         return await self._writer.run(mend, reserve_use=ReserveUse.RELIEF)
@@ -101,7 +103,7 @@ class SqliteConsistency:
         try:
             await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.RELIEF)
         except StorageFailed:
-            return None  # its pages are too damaged to be freed
+            return None  # the pages of the index are so damaged that SQLite cannot free them
         return "dropped it; the server builds it again"
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
@@ -122,28 +124,29 @@ class SqliteConsistency:
 
 def _check_database(db: apsw.Connection) -> list[Problem]:
     texts = _damage_texts(db)
-    of_index = [text for text in texts if _is_about_search_index(db, text)]
+    index_texts = [text for text in texts if _is_about_search_index(db, text)]
     problems = [
         Problem(ProblemCode.DATABASE, f"{text}; restore the database from a backup")
         for text in texts
-        if text not in of_index
+        if text not in index_texts
     ]
-    if of_index:
-        more = f", and {len(of_index) - 1} more" if len(of_index) > 1 else ""
+    if index_texts:
+        more = f", and {len(index_texts) - 1} more" if len(index_texts) > 1 else ""
         problems.append(
-            Problem(ProblemCode.SEARCH_INDEX, f"{of_index[0]}{more}; a repair builds the search index again")
+            Problem(ProblemCode.SEARCH_INDEX, f"{index_texts[0]}{more}; a repair builds the search index again")
         )
     return problems
 
 
 def _damage_texts(db: apsw.Connection) -> list[str]:
-    """Returns what SQLite finds damaged, in its own words."""
+    """Returns what SQLite reports as damaged, one text for each error."""
     texts: list[str] = []
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
             texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
     except (apsw.CorruptError, apsw.SQLError) as error:
-        # The check ends at a damaged page, after it has named the table, or at a full-text index that cannot be opened.
+        # The check ends with this error at a damaged page, which it has named before, or at a full-text index that it
+        # cannot open.
         if not texts and "fts5" not in str(error):
             raise
         texts = texts or [str(error)]
@@ -151,8 +154,8 @@ def _damage_texts(db: apsw.Connection) -> list[str]:
 
 
 def _is_about_search_index(db: apsw.Connection, text: str) -> bool:
-    """Returns whether a text in which SQLite says what is damaged is about the search index, which other tables do
-    without."""
+    """Returns whether a text of SQLite about damage is about the search index. No other table depends on the search
+    index."""
     tree = _TREE.search(text)
     if tree is not None:
         name = db.execute("SELECT tbl_name FROM sqlite_schema WHERE rootpage = ?", (int(tree[1]),)).get

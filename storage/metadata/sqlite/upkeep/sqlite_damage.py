@@ -138,13 +138,13 @@ class SqliteDamageRecords:
             "FROM damaged_blob d LEFT JOIN blob b ON b.digest = d.digest WHERE d.digest > ? ORDER BY d.digest LIMIT ?",
             (after or "", limit + 1),
         ).fetchall()
-        found = [
+        blobs = [
             DamagedBlob(
-                Digest(digest), size, found, reason, place, former, await self.holders(Digest(digest), SHOWN_HOLDERS)
+                Digest(digest), size, found_at, reason, place, former, await self.holders(Digest(digest), SHOWN_HOLDERS)
             )
-            for digest, size, found, reason, place, former in rows[:limit]
+            for digest, size, found_at, reason, place, former in rows[:limit]
         ]
-        return Page(found, more=len(rows) > limit)
+        return Page(blobs, more=len(rows) > limit)
 
     async def damaged_manifests(self, limit: int) -> Sequence[DamagedManifest]:
         rows: list[Any] = self._db.execute(
@@ -172,7 +172,7 @@ class SqliteDamageRecords:
         )
 
     async def restore_manifests(self) -> int:
-        """Only looks at the oldest few, so that one transaction stays short."""
+        """Looks at no more than the `MANIFESTS_PER_RESTORE` oldest ones, so that the transaction stays short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()
@@ -182,8 +182,8 @@ class SqliteDamageRecords:
 
 
 def _measure(db: apsw.Connection) -> tuple[int, int, int]:
-    """Returns the highest row ids of the blobs and of the manifests, and the bytes of all blobs together. Those of the
-    manifests are not added up, because that would read all of their bodies."""
+    """Returns the highest row ids of the blobs and of the manifests, and the bytes of all blobs together. Does not add
+    up the bytes of the manifests, because that would read all of their bodies."""
     last_blob: Any = db.execute("SELECT ifnull(max(id), 0) FROM blob").get
     last_manifest: Any = db.execute("SELECT ifnull(max(id), 0) FROM manifest").get
     size: Any = db.execute("SELECT ifnull(sum(size), 0) FROM blob WHERE place <> ''").get
@@ -192,7 +192,7 @@ def _measure(db: apsw.Connection) -> tuple[int, int, int]:
 
 def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestCheck | None:
     """Hashes at most `MANIFESTS_PER_CHECK` manifests, and fewer if their bodies together have more than
-    `BYTES_PER_CHECK` bytes. Each body is read by a statement of its own, so that the memory of one is enough."""
+    `BYTES_PER_CHECK` bytes. A separate statement reads each body, so that only one body is in memory at a time."""
     rows: list[Any] = db.execute(
         "SELECT id, digest FROM manifest WHERE id > ? AND id <= ? AND size > 0 ORDER BY id LIMIT ?",
         (after, until, MANIFESTS_PER_CHECK),

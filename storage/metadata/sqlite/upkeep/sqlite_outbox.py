@@ -49,8 +49,8 @@ head (repository, event) AS (
     FROM waiting w WHERE w.repository IS NOT NULL)
 SELECT h.repository, d.next_at FROM head h JOIN event_delivery d ON d.webhook = ?1 AND d.event = h.event
  ORDER BY h.event"""
-"""The repositories with deliveries of a webhook, and when the oldest of each is due. Looks up one row for each
-repository, however many deliveries it has."""
+"""The repositories with deliveries for a webhook, and when the oldest delivery of each repository is due. Looks up one
+row for each repository, however many deliveries the repository has."""
 _QUEUE: Final = f"""
 SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
  WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
@@ -67,6 +67,7 @@ _NEXT_EVENTS: Final = f"SELECT {_EVENT} FROM event e WHERE e.kept = 1 AND e.id >
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """No delivery waits longer than this for its next attempt."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
+"""The largest row id of SQLite, which no event reaches."""
 
 
 class SqliteOutbox:
@@ -106,7 +107,7 @@ class SqliteOutbox:
     async def due(
         self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
     ) -> DueDeliveries:
-        left_out = frozenset(without)  # the caller may change its own meanwhile
+        left_out = frozenset(without)  # a copy, because the caller may change `without` meanwhile
 
         def read(db: apsw.Connection) -> DueDeliveries:
             rows: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
@@ -119,7 +120,10 @@ class SqliteOutbox:
         return await self._scan(read)
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
-        updates = [(f.attempts, f.next_at, f.dead, f.error, webhook, f.event) for f in failed]
+        updates = [
+            (failure.attempts, failure.next_at, failure.dead, failure.error, webhook, failure.event)
+            for failure in failed
+        ]
 
         def change(db: apsw.Connection) -> None:
             db.executemany(
@@ -199,8 +203,8 @@ def _as_storage_failed() -> Iterator[None]:
 
 
 def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. A time that is too far in the future comes from a clock that was set back
-    later, so it counts as due."""
+    """Returns whether a delivery is due. If `next_at` is too far in the future, the clock was set back after it was
+    stored. The delivery then counts as due."""
     return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
 
 

@@ -47,8 +47,8 @@ class SqlitePulls:
 
 
 def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
-    """Adds the row of a mirrored manifest that was just stored, with 0 pulls. Does nothing if there is one. Runs inside
-    a transaction, as the next function does."""
+    """Adds the row of a mirrored manifest that was just stored, with 0 pulls. Does nothing if the manifest has a row.
+    Runs inside a transaction, which the caller commits."""
     db.execute(
         "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING",
         (manifest_id, upstream, now),
@@ -56,5 +56,6 @@ def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, 
 
 
 def delete_pulls(db: apsw.Connection, manifest_id: int) -> None:
-    """Deletes the row of a manifest that is about to be deleted."""
+    """Deletes the row of a manifest that is about to be deleted. Runs inside a transaction, which the caller
+    commits."""
     db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest_id,))

@@ -77,11 +77,11 @@ class SqliteRetention:
         def read(db: apsw.Connection) -> list[TagFacts]:
             repository = _repository(db, repo)
             rows: list[Any] = db.execute(_TAGS, (repository, after or "", limit)).fetchall()
-            recorded = _recorded_since(db)
+            recorded_since = _recorded_since(db)
             return [
                 TagFacts(
                     *(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest)),
-                    unrecorded=recorded if pushed < recorded else None,
+                    unrecorded=recorded_since if pushed < recorded_since else None,
                     subject=_subject_of_tag(db, repository, name),
                 )
                 for name, digest, manifest, pushed in rows
@@ -93,16 +93,16 @@ class SqliteRetention:
         def read(db: apsw.Connection) -> UntaggedPage:
             repository = _repository(db, repo)
             rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
-            recorded = _recorded_since(db)
+            recorded_since = _recorded_since(db)
             roots = [
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                and not pushed < recorded > limits.pulled  # it may have been pulled without a record
+                and not pushed < recorded_since > limits.pulled  # clients may have pulled it before pulls were recorded
                 and not unused_manifests.is_used(db, manifest)
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
             ]
-            if roots:  # the history of tags is read only where there is something to delete
+            if roots:  # reads the tag history only if there is something to delete
                 recent = unused_manifests.digests_without_tag_since(db, repository, limits.untagged)
                 roots = [root for root in roots if root.digest not in recent]
             return UntaggedPage(roots, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
@@ -172,8 +172,9 @@ class SqliteRetention:
         return await self._delete_manifests(repo, delete)
 
     async def _delete_manifests(self, repo: RepositoryName, delete: Callable[[apsw.Connection, bool], T]) -> T:
-        """Runs a change that deletes manifests, and keeps them so that they can be put back, if the disk has space for
-        that. `delete`: its second argument says whether to keep them. Raises StorageFull, StorageFailed."""
+        """Runs `delete`, a change that deletes manifests. Its second argument says whether to keep the deleted
+        manifests, so that they can be put back. If the disk has no space to keep them, runs `delete` again without
+        keeping them. Raises StorageFull, StorageFailed."""
         try:
             return await self._writer.run(lambda db: delete(db, True), reserve_use=ReserveUse.RELIEF)
         except StorageFull:
@@ -198,7 +199,8 @@ def _delete_manifest(
     restorable: bool,
     action: EventAction = EventAction.RETENTION,
 ) -> None:
-    """Deletes a manifest. `restorable`: keeps it so that it can be put back. `action`: that of the event."""
+    """Deletes a manifest. `restorable`: whether to keep the manifest, so that it can be put back. `action`: that of the
+    event."""
     manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now, restorable=restorable, action=action)
 
 
@@ -218,7 +220,7 @@ def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest |
 
 
 def _recorded_since(db: apsw.Connection) -> float:
-    """Returns the time in seconds since 1970 since which pulls are recorded; 0 if there are no older manifests."""
+    """Returns since when pulls are recorded, in seconds since 1970; 0 if no manifest is older than the recording."""
     since = db.execute("SELECT since FROM pull_recording").get
     return 0.0 if since is None else float(since)
 

@@ -1,8 +1,8 @@
 """Copies the metadata database into a file while processes use it, and reads such copies (`SqliteSnapshots`).
 
 The copy is made in one read transaction, so it has the state of one moment. Writers do not wait for a read transaction.
-Until it ends, the write-ahead log grows by what they commit. SQLite copies page by page, without interpreting them, so
-this takes about as long as a copy of the file.
+Until the transaction ends, the write-ahead log grows by what they commit. SQLite copies the pages without interpreting
+them, so this takes about as long as a copy of the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from storage.names import Digest
 PAGES_PER_STEP: Final = 1024
 """Number of pages that are copied between two reports of the progress."""
 STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
-"""The reason of jobs in a copy that had not ended."""
+"""The message of a job in a copy, if the job had not ended when the copy was made."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
@@ -72,7 +72,8 @@ class SqliteSnapshots:
             target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             target.pragma("synchronous", "off")  # the file is synced at the end
             with closing(connect(self._database, read_only=True)) as source, closing(target):
-                # The transaction fixes the moment. Without it, each step would start again after a commit.
+                # The transaction keeps the state of one moment. Without it, the backup would begin again after each
+                # commit of another connection.
                 source.execute("BEGIN; SELECT 1 FROM sqlite_schema")
                 with target.backup("main", source, "main") as backup:
                     while not backup.done and not stopping.is_set():
@@ -88,9 +89,10 @@ class SqliteSnapshots:
             raise _failure(f"cannot copy the database to {path}", error, target) from error
 
     def _leave_out(self, db: apsw.Connection) -> None:
-        """Deletes the upload sessions, whose bytes no backup has; the events, of which this registry tells its
-        webhooks; and the sessions of browsers, because some may have been ended since, for example after a theft. Marks
-        the jobs that have not ended as stopped."""
+        """Deletes three things from a copy: the upload sessions, because a backup does not have their bytes; the
+        events, because this registry still sends them to its webhooks; and the login sessions of browsers, because some
+        of them may have been ended before the copy is used, for example after a theft. Marks the jobs that have not
+        ended as stopped."""
         db.execute(
             "DELETE FROM upload; DELETE FROM login_session; "
             "DELETE FROM event_delivery; DELETE FROM event_reader; DELETE FROM event; "

@@ -23,7 +23,7 @@ from storage.tag_rules import IsImmutable
 MAX_PUT_BACK_AT_ONCE: Final = 200
 """Largest number of manifests that one transaction puts back."""
 MAX_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
-"""A transaction puts no further manifest back once it has put back this many bytes of manifests."""
+"""Size in bytes of the manifests after which a transaction puts no further manifest back."""
 _CHANGES: Final = """
 SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
        (SELECT p.digest FROM tag_history p
@@ -40,7 +40,9 @@ _CURRENT: Final = (
     "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
 )
 _HALF_MILLISECOND: Final = 0.0005
+"""Added to a time that a person names, because times are shown in whole milliseconds."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
+"""The largest row id of SQLite, which no entry reaches."""
 
 
 class SqliteTagHistory:
@@ -82,8 +84,8 @@ class SqliteTagHistory:
         """Returns the digest that `sql` finds in a repository; None if it finds none."""
 
         def look_up(db: apsw.Connection) -> str | None:
-            found: str | None = db.execute(sql, (lookups.repository_id(db, repo), *values)).get
-            return found
+            digest_text: str | None = db.execute(sql, (lookups.repository_id(db, repo), *values)).get
+            return digest_text
 
         digest = await self._scans.run(look_up)
         return None if digest is None else Digest(digest)
@@ -100,11 +102,11 @@ class SqliteTagHistory:
         force: bool = False,
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
-        # The referrers come before their subjects, because a call that repeats an interrupted one finds only the
-        # referrers of manifests that are still deleted.
-        batches = _batches([part for group in reversed(plan.referrers) for part in group] + plan.deleted)
-        referrers = [part for group in plan.referrers for part in group]
-        optional = frozenset(part.digest for part in referrers)
+        # The referrers come before their subjects. This is because a call that repeats an interrupted one looks only
+        # for referrers of manifests that are still deleted.
+        batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.deleted)
+        referrers = [manifest for group in plan.referrers for manifest in group]
+        optional = frozenset(manifest.digest for manifest in referrers)
         restored: list[Digest] = []
 
         def put_back(db: apsw.Connection, digests: Sequence[Digest]) -> list[Digest]:
@@ -115,9 +117,12 @@ class SqliteTagHistory:
 
         def change(db: apsw.Connection) -> TagMove:
             put_back_now = put_back(db, batches[-1])
-            # A referrer can list a manifest that was not there before. Of such referrers, one batch is tried again.
+            # A referrer could not be put back if it lists a manifest that came back only in this batch. So this tries
+            # one batch of the remaining referrers again.
             done = {*restored, *put_back_now}
-            put_back_now += put_back(db, _batches([part for part in referrers if part.digest not in done])[0])
+            put_back_now += put_back(
+                db, _batches([manifest for manifest in referrers if manifest.digest not in done])[0]
+            )
             now = self._clock()
             previous = manifest_and_tag_changes.move_tag(
                 *(db, repo, tag, plan.target, by, now),

@@ -26,7 +26,8 @@ SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.v
   JOIN manifest r ON r.id = t.manifest ORDER BY t.name LIMIT {MAX_REMOVED_TAGS}"""
 """The referrer tags of the manifests ?2 (JSON). In byte order, "/" follows "."."""
 _MAX_ROUNDS: Final = 3
-"""A signature can have a signature, and so on. What belongs to still later ones stays."""
+"""Largest number of steps from a removed manifest to its referrer tags, to their manifests, and so on. (A signature can
+have a signature.) Later referrer tags stay."""
 
 
 class SqliteTagRemovals:

@@ -60,7 +60,7 @@ class SqliteUpstreamTags:
         clock: Callable[[], float],
         scans: ScanThread | ImmutableScans,
     ) -> None:
-        """Reads with `db`, or with `scans` what takes long, and changes through `writer`. `clock` returns the time in
+        """Reads with `db`, runs long reads in `scans`, and changes through `writer`. `clock` returns the time in
         seconds since 1970."""
         self._db = db
         self._writer = writer
@@ -93,10 +93,10 @@ class SqliteUpstreamTags:
         return [TagMove(at, RepositoryName(repo), Tag(tag)) for at, repo, tag in rows]
 
     async def forget_unused(self, before: float) -> int:
-        found: list[Any] = await self._scans.run(lambda db: db.execute(_UNUSED, (before,)).fetchall())
+        unused: list[Any] = await self._scans.run(lambda db: db.execute(_UNUSED, (before,)).fetchall())
         forgotten = 0
-        for start in range(0, len(found), TAGS_PER_CHANGE):
-            batch = found[start : start + TAGS_PER_CHANGE]
+        for start in range(0, len(unused), TAGS_PER_CHANGE):
+            batch = unused[start : start + TAGS_PER_CHANGE]
             forgotten += await self._writer.run(
                 partial(_forget_unused, tags=batch, before=before), durable=False, reserve_use=ReserveUse.RELIEF
             )

@@ -18,8 +18,9 @@ PAGE_ROWS: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`broken`: an SQL condition on a row of the table (alias `t`), which holds if the row is wrong. `text`: what is
-    wrong then; `{repository}` and `{item}` stand for the names in the problem."""
+    """A rule that each row of a table must keep. `code`: the kind of problem if a row breaks the rule. `broken`: an SQL
+    condition on a row (alias `t`) that is true if the row breaks the rule. `text`: what is then wrong, for people;
+    `{repository}` and `{item}` stand for the names in the problem."""
 
     code: ProblemCode
     broken: str
@@ -51,10 +52,11 @@ class TableCheck:
         """Checks the row with this key. Returns its problem with this code; None if there is none."""
         conditions = " AND ".join(f"{column} = ?" for column in self.key)
         rows = self._rows(db, f"SELECT * FROM {self.table} WHERE {conditions}", key)
-        return next((found for row in rows for found in self._problems(row) if found.code is code), None)
+        return next((problem for row in rows for problem in self._problems(row) if problem.code is code), None)
 
     def _rows(self, db: apsw.Connection, page: str, parameters: Key) -> list[Any]:
-        """Returns for each row of `page` its key, the two names, and for each rule whether it is broken."""
+        """Returns the rows that the statement `page` selects. For each row: its key, the two names, and for each rule
+        whether the row breaks the rule."""
         keys = ", ".join(f"t.{column}" for column in self.key)
         rules = ", ".join(f"({rule.broken})" for rule in self.rules)
         return db.execute(
@@ -167,5 +169,5 @@ TABLE_CHECKS: Final = (
         ),
     ),
 )
-"""The checks in the order in which they should be repaired: a repaired reference can leave a link that has to be
-queued, and a repaired link a blob that has to be queued."""
+"""The checks in the order in which they should be repaired: the repair of a reference can leave a link that has to be
+queued, and the repair of a link can leave a blob that has to be queued."""

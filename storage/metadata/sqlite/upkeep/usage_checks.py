@@ -59,8 +59,8 @@ USAGE_CHECKS: Final = (
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:
-    """Counts again what the problem is about. Returns what was done; None for a problem of another kind. Runs in a
-    transaction."""
+    """Counts the blob or scope of the problem again. Returns what was done; None for a problem of another kind. Runs in
+    a transaction."""
     if problem.code is ProblemCode.USAGE_LINKS:
         _recount_blob(db, problem.key)
     elif problem.code is ProblemCode.USAGE_TOTALS:
@@ -72,7 +72,8 @@ def repair(db: apsw.Connection, problem: Problem) -> str | None:
 
 def _recount_blob(db: apsw.Connection, key: Key) -> None:
     """Counts again in how many repositories of each scope the blob with the row id `key` has a link. Triggers correct
-    the totals of the scopes. A scope that is not complete enforces no quota, so that none of them aborts the repair."""
+    the totals of the scopes. Each scope is marked as not complete during its repair, so that its quota does not abort
+    the repair."""
     scopes: list[Any] = db.execute("SELECT id FROM usage_scope WHERE complete = 1").fetchall()
     for (scope,) in scopes:
         db.execute("UPDATE usage_scope SET complete = 0 WHERE id = ?", (scope,))

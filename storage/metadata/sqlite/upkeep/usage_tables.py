@@ -22,10 +22,11 @@ BATCH_ROWS: Final = 500
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _ROWS_PER_STEP: Final = 5
-"""Cost of a step of the counting, in addition to the rows that it counts; as a number of rows."""
+"""Cost of a call of `_count_member`, in addition to the rows that it counts. The unit is the cost of counting one
+row."""
 _COLUMNS: Final = "name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, bytes, tags, complete"
 _CONFIGURED: Final = "prefixes <> '[]'"
-"""Condition for the scopes that are in the settings; the others are being deleted."""
+"""SQL condition that is true for the scopes in the settings. The other scopes are being deleted."""
 _QUOTA_MESSAGE: Final = "a quota is exceeded"
 """The message with which the triggers abort a statement."""
 _RECOUNT = """
@@ -41,9 +42,9 @@ def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> No
     rows: list[Any] = db.execute(
         f"SELECT id, name, prefixes, excluded, upstream FROM usage_scope WHERE {_CONFIGURED}"
     ).fetchall()
-    wanted = {definition.name: definition for definition in definitions}
+    definitions_by_name = {definition.name: definition for definition in definitions}
     for scope, name, *contents in rows:
-        definition = wanted.get(name)
+        definition = definitions_by_name.get(name)
         if definition is None or contents != [*_as_json(definition), definition.upstream]:
             # With `complete` at 0, its quota is not enforced any more.
             db.execute(
@@ -96,8 +97,8 @@ def count_batch(db: apsw.Connection) -> bool:
 
 
 def _delete_batch(db: apsw.Connection, scope: int) -> None:
-    """Deletes some rows of a removed scope: first the members, so that no trigger changes its other rows, at last the
-    scope."""
+    """Deletes some rows of a removed scope. Deletes the members first, so that no trigger changes the other rows of the
+    scope, and the scope itself last."""
     for table, key in (("usage_member", "repository"), ("usage_blob", "blob")):
         db.execute(
             f"DELETE FROM {table} WHERE scope = ?1 AND {key} IN (SELECT {key} FROM {table} WHERE scope = ?1 LIMIT ?2)",
@@ -148,7 +149,8 @@ def _count_member(
     tags_to: str | None,
     manifests_to: int | None,
 ) -> int:
-    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns how many it counted."""
+    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns how many it counted.
+    `links_to`, `tags_to`, `manifests_to`: the last link, tag and manifest that were counted; None: all were counted."""
     column: str
     last: int | str | None
     if links_to is not None:
@@ -249,10 +251,10 @@ def check_room(db: apsw.Connection, repo: RepositoryName, size: int, digest: Dig
 
 
 def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
-    found = db.execute(
+    row = db.execute(
         "SELECT 1 FROM usage_blob WHERE scope = ? AND blob = (SELECT id FROM blob WHERE digest = ?)", (scope_id, digest)
     ).get
-    return found is not None
+    return row is not None
 
 
 def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int, blob: int) -> Exception:
