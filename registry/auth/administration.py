@@ -48,8 +48,8 @@ MAX_API_TOKEN_SECONDS = 36525 * 86400.0
 """The longest lifetime of an API token: a hundred years. A later expiry can be a date that programs cannot
 represent."""
 _PASSWORD_LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
-"""The letters and digits of generated passwords, without i, l, o and 0, which look like others. Their number, 32,
-divides 256, so a random byte modulo 32 chooses each of them with the same probability."""
+"""The letters and digits of generated passwords. i, l, o and 0 are missing, because each looks like another character.
+The number of letters and digits, 32, divides 256, so a random byte modulo 32 chooses each with the same probability."""
 GroupMembers = tuple[AccountName, tuple[str, ...]]
 """The name of a group, and the names of its members."""
 
@@ -57,8 +57,8 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
     """A new account. `password` is the generated password; None: none was generated. `is_first` tells whether this is
-    the first account that the registry ever had. Before it, everybody could do everything; from now on, requests need a
-    login or a grant to everyone."""
+    the first account that the registry ever had. Before the first account was added, everybody could do everything.
+    Since then, a request needs a login, or a grant to everyone."""
 
     account: Account
     password: str | None
@@ -124,7 +124,7 @@ class Administration:
         return AddedAccount(account, None, is_first)
 
     async def set_password(self, name: AccountName, password: str | None, *, by: Actor) -> str | None:
-        """Sets a person's password. If `password` is None, generates a password and returns it. If not, returns
+        """Sets a person's password. If `password` is None, generates a password and returns it. Otherwise, returns
         None."""
         self.find(name, AccountKind.USER)
         new_password = self._make_password() if password is None else password
@@ -236,7 +236,7 @@ class Administration:
         _require_simple(limit.pattern for limit in limits)
         self.accounts.account(account)  # raises AccountUnknown if there is no such account
         now = self._clock()
-        made = api_tokens.make(
+        new_token = api_tokens.make(
             account,
             now=now,
             note=note,
@@ -244,8 +244,8 @@ class Administration:
             limits=tuple(limits) or None,
             random=self._random,
         )
-        await self.accounts.add_token(made.token, made.secret_hash, by=by)
-        return made.token, made.text
+        await self.accounts.add_token(new_token.token, new_token.secret_hash, by=by)
+        return new_token.token, new_token.text
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
         """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that a
@@ -259,19 +259,20 @@ class Administration:
         return self.accounts.login_sessions(account)
 
     async def end_session(self, session_id: str, *, by: Actor) -> None:
-        """Ends a browser session. From the next request on, it is refused."""
+        """Ends a browser session. From the next request on, the session is refused."""
         await self.accounts.end_login_session(session_id, by=by)
 
     async def end_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
-        """Ends all browser sessions of an account, except the one with the id `keep`. Returns their number."""
+        """Ends all browser sessions of an account, except the one with the id `keep`. Returns the number of ended
+        sessions."""
         return await self.accounts.end_login_sessions(account, keep=keep, by=by)
 
     # Keys and the audit log
 
     async def rotate_key(self, *, at_once: bool = False, by: Actor) -> SigningKey:
         """Makes a new signing key, which signs all tokens from now on, and returns it. Tokens that an older key signed
-        are accepted for about an hour more: until the last bearer token has expired. With `at_once`, they are refused
-        from now on: use this if somebody else may know the old key."""
+        are accepted for about an hour more: until the last bearer token has expired. With `at_once`, these tokens are
+        refused from now on. Use `at_once` if somebody else may know the old key."""
         return await signing_keys.rotate(
             self.accounts, self._clock(), by, keep=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
         )

@@ -68,11 +68,12 @@ class AuditBuffer:
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
-        """Adds an entry. If there are too many, discards and counts it. Never waits and never raises."""
+        """Adds an entry. If there are too many entries, discards the entry and counts it. Never waits and never
+        raises."""
         key = _entry_key(entry)
-        same = self._collected.get(key)
-        if same is not None:
-            self._collected[key] = replace(same, count=same.count + entry.count)
+        equal_entry = self._collected.get(key)
+        if equal_entry is not None:
+            self._collected[key] = replace(equal_entry, count=equal_entry.count + entry.count)
         elif len(self._collected) < MAX_COLLECTED_ENTRIES and (entry.outcome == "ok" or self._take_refusal()):
             self._collected[key] = entry
         else:
@@ -88,8 +89,8 @@ class AuditBuffer:
         outcome: Literal["ok", "denied", "failed"],
         detail: Mapping[str, object] | None = None,
     ) -> None:
-        """Adds an entry: the actor `by` now did `action` on `target`, or tried to; `outcome` says which. Never waits
-        and never raises."""
+        """Adds an entry: the actor `by` now did `action` on `target`, or tried to. `outcome` says whether the action
+        succeeded. Never waits and never raises."""
         self.add(
             AuditEntry(
                 self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
@@ -122,8 +123,8 @@ class AuditBuffer:
         """Takes an entry about a refusal from the allowance (a token bucket). Returns False if the allowance is used
         up. The allowance grows by `REFUSALS_PER_SECOND`, to `MAX_COLLECTED_ENTRIES` at most."""
         now = self._clock()
-        gained = max(0.0, now - self._allowance_updated_at) * REFUSALS_PER_SECOND
-        self._allowed_refusals = min(float(MAX_COLLECTED_ENTRIES), self._allowed_refusals + gained)
+        added_allowance = max(0.0, now - self._allowance_updated_at) * REFUSALS_PER_SECOND
+        self._allowed_refusals = min(float(MAX_COLLECTED_ENTRIES), self._allowed_refusals + added_allowance)
         self._allowance_updated_at = now
         if self._allowed_refusals < 1.0:
             return False
@@ -188,8 +189,8 @@ class LoginAudit:
         self, user: str, method: str, reason: str, by: Actor, outcome: Literal["failed", "throttled"] = "failed"
     ) -> None:
         """Records a failed login. `reason` is a text for the audit log that the client does not see. `user` is the text
-        that the client sent as its user name. It is recorded only if it is a valid name of an account, because people
-        type passwords into the wrong field."""
+        that the client sent as its user name. This text is recorded only if it is a valid name of an account, because
+        people type passwords into the wrong field."""
         self._on_login(method, outcome)
         detail = {"how": method, "reason": reason}
         self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name(user), "failed", detail)

@@ -73,8 +73,12 @@ class HeaderAuthenticator:
         if not principal.open:
             headers = request.headers(b"authorization")
             if headers:
-                found = self._cached(self._cache.key_of(headers[0], request.address))
-                principal = await self._verify(headers, request) if found is None or len(headers) > 1 else found
+                cached_principal = self._cached(self._cache.key_of(headers[0], request.address))
+                principal = (
+                    await self._verify(headers, request)
+                    if cached_principal is None or len(headers) > 1
+                    else cached_principal
+                )
         request.principal = principal
 
     def credential_key(self, headers: Sequence[bytes], address: str) -> bytes | None:
@@ -88,24 +92,27 @@ class HeaderAuthenticator:
         if self._anonymous.open or not headers:
             return b""
         key = self._cache.key_of(headers[0], address)
-        found = self._cached(key)
-        return None if found is None or found.identity.stamp is not None or len(headers) > 1 else key
+        cached_principal = self._cached(key)
+        return (
+            None if cached_principal is None or cached_principal.identity.stamp is not None or len(headers) > 1 else key
+        )
 
     def check_push(self, repo: RepositoryName) -> None:
         """Checks that the principal of the current request may push to `repo`. Raises Unauthorized or Denied if not."""
         self._guard.check_push(repo)
 
     def _cached(self, key: bytes) -> Principal | None:
-        """Returns the cached principal of the credential with the cache key `key`. Returns None if there is none, if
-        its rights were read at another epoch than `_last_epoch`, or if the credential is not valid any more."""
-        found = self._cache.get(key)
-        if found is None or found.principal is None or found.principal.epoch != self._last_epoch:
+        """Returns the cached principal of the credential with the cache key `key`. Returns None if no principal is
+        cached, if its rights were read at another epoch than `_last_epoch`, or if the credential is not valid any
+        more."""
+        cached = self._cache.get(key)
+        if cached is None or cached.principal is None or cached.principal.epoch != self._last_epoch:
             return None
-        if found.until <= self._clock():
+        if cached.until <= self._clock():
             return None
-        if found.identity.stamp and not self._credentials.cached_credential_check.is_current(found):
+        if cached.identity.stamp and not self._credentials.cached_credential_check.is_current(cached):
             return None
-        return found.principal
+        return cached.principal
 
     async def _verify(self, headers: list[bytes], request: RequestContext) -> Principal:
         """Verifies a credential for which `_cached` returned None, and returns its principal. `headers` are the values
@@ -180,8 +187,8 @@ class ManagementAuthenticator:
             raise Unauthorized(SESSION_ENDED) from None
 
     async def _api_token_principal(self, text: str, by: Actor) -> Principal:
-        """Returns the principal of the API token `text`. Raises Unauthorized if it is not valid, or if it is a refresh
-        token, which only `/token` accepts. `by` describes the client, for the audit log."""
+        """Returns the principal of the API token `text`. Raises Unauthorized if the token is not valid, or if it is a
+        refresh token. Only `/token` accepts refresh tokens. `by` describes the client, for the audit log."""
         identity = await self._credentials.verify_api_token(text, by)
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":

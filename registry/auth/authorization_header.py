@@ -14,7 +14,7 @@ from storage.errors import Unauthorized
 MAX_HEADER_BYTES: Final = 32 * 1024
 """The longest value of the header that is parsed."""
 REFUSED: Final = "the credentials are not valid"
-"""The error text for all wrong credentials. It is always the same, so that it does not reveal what is wrong."""
+"""The error text for all wrong credentials. The text is always the same, so that it does not reveal what is wrong."""
 
 _BEARER_TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 """The text of a bearer token (`b64token` in RFC 6750, 2.1)."""
@@ -46,12 +46,12 @@ def parse_authorization(values: Sequence[bytes]) -> Basic | Bearer | None:
         return None
     if len(values) > 1 or len(values[0]) > MAX_HEADER_BYTES:
         raise Unauthorized(REFUSED)
-    scheme, _, rest = values[0].strip().partition(b" ")
-    rest = rest.strip(b" ")
-    if scheme.lower() == b"bearer" and _BEARER_TOKEN.fullmatch(rest):
-        return Bearer(rest.decode("ascii"))
+    scheme, _, credential_text = values[0].strip().partition(b" ")
+    credential_text = credential_text.strip(b" ")
+    if scheme.lower() == b"bearer" and _BEARER_TOKEN.fullmatch(credential_text):
+        return Bearer(credential_text.decode("ascii"))
     if scheme.lower() == b"basic":
-        return _basic(rest)
+        return _basic(credential_text)
     raise Unauthorized(REFUSED)
 
 

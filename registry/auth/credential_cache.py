@@ -2,13 +2,13 @@
 with its rights.
 
 The cache key of a credential is a keyed hash of its Authorization header and the client's address, with a random key
-that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. The
-hash includes the address so that this helps only clients at the address that sent the right password: a guesser at
-another address finds no entry.
+that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. This
+must help only clients at the address that sent the right password. Therefore the hash includes the address: a guesser
+at another address finds no entry.
 
-An entry can be outdated, because rights and accounts change. It contains the *epoch* at which it was verified: a number
-in the store that every change of rights increases. `registry.auth.revocation_across_workers` compares it with the
-current epoch.
+An entry can be outdated, because rights and accounts change. The *epoch* is a number in the store that every change of
+rights increases. An entry contains the epoch at which it was verified, and `registry.auth.revocation_across_workers`
+compares this epoch with the current one.
 """
 
 from __future__ import annotations

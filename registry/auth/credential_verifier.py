@@ -6,7 +6,7 @@ request. Each lookup in the cache checks whether the credential is still valid
 verified. The epoch is a number in the store that increases when an account, a grant or a signing key changes, or an API
 token is revoked.
 
-All wrong credentials get the same error text, so that it does not reveal what is wrong.
+All wrong credentials get the same error text, so that the text does not reveal what is wrong.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class CredentialVerifier:
         """The running verifications of Basic credentials, by cache key."""
         self.cache = CredentialCache()
         self.cached_credential_check = CachedCredentialCheck(accounts, bearer_tokens, revocation_check, clock)
-        """Checks whether an entry of the cache is still valid: it must not have expired, its source outside the store
-        must be unchanged, and if the epoch has changed, it must pass `revocation_check` again."""
+        """Checks whether an entry of the cache is still valid. The entry must not have expired, and its source outside
+        the store must be unchanged. If the epoch has changed, the entry must pass `revocation_check` again."""
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a credential, and returns what it proves. Uses the cache if the credential is there. `by` describes
@@ -84,10 +84,10 @@ class CredentialVerifier:
         too many logins wait for hashing. Raises StorageFull or StorageFailed if the store cannot count a failed login.
         """
         cache_key = self.cache.key_of(header_of(credential), by.address)
-        found = self.cache.get(cache_key)
-        if found is not None:
-            if self.cached_credential_check.revalidate(found):
-                return found
+        cached = self.cache.get(cache_key)
+        if cached is not None:
+            if self.cached_credential_check.revalidate(cached):
+                return cached
             self.cache.remove(cache_key)
         if isinstance(credential, Bearer):
             return await self._verify_bearer(cache_key, credential, by)
@@ -109,7 +109,7 @@ class CredentialVerifier:
 
     async def verify_password(self, user: str, password: str, by: Actor) -> Identity:
         """Returns the identity that a user name and a password prove, for a login with a browser. Refuses all other
-        secrets: a session would outlive the token with which it was started, and would not have the token's limits.
+        secrets: a session that was started with a token would outlive the token, and would not have the token's limits.
         Raises what `verify` raises."""
         method = self._login_method(password)
         if method != "password":
@@ -142,9 +142,9 @@ class CredentialVerifier:
                 identity, key_id = await self._issuers.verify(token), None  # no signing key of this store
             else:
                 identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
-            # Refuses a bearer token if, after it was issued, its account was disabled or the API token behind it was
-            # revoked. Adds the current limits of that API token to the identity, because a bearer token does not
-            # contain them.
+            # Refuses a bearer token if its account was disabled, or the API token behind it was revoked, after the
+            # bearer token was issued. Adds the current limits of that API token to the identity, because a bearer token
+            # does not contain them.
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -228,8 +228,9 @@ class CredentialVerifier:
 
 
 def _account_name(user: str) -> AccountName:
-    """Returns `user` as an account's name. Raises Unauthorized if the rules for names do not allow it. This refusal
-    needs no hashing, so it is faster than others, but it does not reveal which accounts exist: the rules are public."""
+    """Returns `user` as an account's name. Raises Unauthorized if the rules for names do not allow it. Such a refusal
+    needs no hashing, so it is faster than others. This does not reveal which accounts exist, because the rules for
+    names are public."""
     try:
         return AccountName(user)
     except AccountInvalid:

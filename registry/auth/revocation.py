@@ -50,7 +50,7 @@ class RevocationCheck:
         if identity.token is None:
             return identity
         token = self._token(identity)
-        expires = min((end for end in (identity.expires, token.expires) if end is not None), default=None)
+        expires = min((expiry for expiry in (identity.expires, token.expires) if expiry is not None), default=None)
         return replace(identity, limits=token.limits, expires=expires)
 
     def is_stamp_current(self, identity: Identity) -> bool:

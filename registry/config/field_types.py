@@ -62,10 +62,10 @@ def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_
     a query or fragment that is not allowed. The message contains `example`, a valid URL."""
     try:
         parts = urlsplit(value)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        is_valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
-        valid = False
-    if not valid or (parts.query and not allow_query) or (parts.fragment and not allow_fragment):
+        is_valid = False
+    if not is_valid or (parts.query and not allow_query) or (parts.fragment and not allow_fragment):
         raise ValueError(f"{value!r} is not an address like {example}")
     return parts
 

@@ -56,19 +56,19 @@ def _split_upstream_url(value: str, example: str) -> SplitResult:
     value. `example`: a valid URL for the error message."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("an address must not contain a user name or password; set username and password_file")
-    parts = split_http_url(value, example, allow_query=False, allow_fragment=False)
+    url_parts = split_http_url(value, example, allow_query=False, allow_fragment=False)
     try:
-        normalized_host(parts.hostname or "")
+        normalized_host(url_parts.hostname or "")
     except ValueError:
         raise ValueError(f"{value!r} is not an address like {example}") from None
-    return parts
+    return url_parts
 
 
 def _check_endpoint(value: str) -> str:
-    parts = _split_upstream_url(value, "https://registry-1.docker.io")
-    if parts.path not in ("", "/"):
+    url_parts = _split_upstream_url(value, "https://registry-1.docker.io")
+    if url_parts.path not in ("", "/"):
         raise ValueError(f"{value!r} must end after the host and port; the registry adds /v2/ itself")
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{url_parts.scheme}://{url_parts.netloc}"
 
 
 def _check_realm(value: str) -> str:
@@ -83,9 +83,9 @@ def _check_search(value: str) -> str:
 
 def _check_redirect_host(value: str) -> str:
     try:
-        parts = urlsplit(f"//{value}")
-        is_valid = parts.hostname and parts.netloc == value and "@" not in value and (parts.port is None or parts.port)
-        normalized_host(parts.hostname or "")
+        url = urlsplit(f"//{value}")
+        is_valid = url.hostname and url.netloc == value and "@" not in value and (url.port is None or url.port)
+        normalized_host(url.hostname or "")
     except ValueError:
         is_valid = False
     if not is_valid:
@@ -238,9 +238,9 @@ class Upstream(SettingsGroup):
 
     @model_validator(mode="after")
     def _check_cooldown(self) -> Self:
-        others = sorted({"cooldown_tags", "cooldown_exempt", "cooldown_new"} & self.model_fields_set)
-        if others and "cooldown" not in self.model_fields_set:
-            raise ValueError(f'{others[0]} has no effect without a cooldown; set one, such as cooldown = "3d"')
+        dependents = sorted({"cooldown_tags", "cooldown_exempt", "cooldown_new"} & self.model_fields_set)
+        if dependents and "cooldown" not in self.model_fields_set:
+            raise ValueError(f'{dependents[0]} has no effect without a cooldown; set one, such as cooldown = "3d"')
         return self
 
     @property
@@ -270,7 +270,7 @@ class Upstream(SettingsGroup):
     @property
     def has_private_repositories(self) -> bool:
         """Whether this upstream may have repositories that only some clients are allowed to read. That is so if it has
-        a login, which may see such repositories, or if pulls need a grant for this upstream. The mirror then serves a
+        a login, because the login may see such repositories, or if pulls need a grant for it. The mirror then serves a
         cached blob from a repository only after the upstream has confirmed that this repository has the blob."""
         return self._has_login or self.needs_named_grant
 
@@ -300,11 +300,11 @@ def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     if not names or not all(map(_is_upstream_name, names)):
         return dict(values)
-    configured = [_get(upstream, "name") for upstream in upstreams]
+    configured = [_field_value(upstream, "name") for upstream in upstreams]
     upstreams = [*upstreams, *({"name": name} for name in dict.fromkeys(names) if name not in configured)]
-    if not any(_get(upstream, "default") for upstream in upstreams):
+    if not any(_field_value(upstream, "default") for upstream in upstreams):
         upstreams = [
-            _as_default(upstream) if _get(upstream, "name") == names[0] else upstream for upstream in upstreams
+            _as_default(upstream) if _field_value(upstream, "name") == names[0] else upstream for upstream in upstreams
         ]
     return {**values, "upstream": upstreams}
 
@@ -315,7 +315,7 @@ def _is_upstream_name(value: Any) -> bool:
     return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_HOSTS, HUB_LIBRARY)
 
 
-def _get(upstream: Any, field: str) -> Any:
+def _field_value(upstream: Any, field: str) -> Any:
     """Returns the value of a field of an upstream, which is a mapping or already an `Upstream`; None if the field is
     missing."""
     return upstream.get(field) if isinstance(upstream, Mapping) else getattr(upstream, field, None)
@@ -339,9 +339,9 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(
             f"{' and '.join(defaults)} are both the default; only one upstream can serve names without a host"
         )
-    searched = [upstream.name for upstream in upstreams if upstream.search is not None]
-    if len(searched) > 1:
-        raise ValueError(f"{' and '.join(searched)} both have a search; searches are passed on to one upstream only")
+    searchable = [upstream.name for upstream in upstreams if upstream.search is not None]
+    if len(searchable) > 1:
+        raise ValueError(f"{' and '.join(searchable)} both have a search; searches are passed on to one upstream only")
     hosts = [host for upstream in upstreams for host in upstream.hosts]
     if duplicate := next((host for host in hosts if hosts.count(host) > 1), None):
         raise ValueError(f"two upstreams have the host {duplicate}")

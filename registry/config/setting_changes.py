@@ -25,9 +25,9 @@ def takes_effect(model: type[BaseModel], path: tuple[str, ...]) -> TakesEffect:
         return "start"
     if field.json_schema_extra == AT_RESTART:
         return "restart"
-    inner = field.annotation
-    if len(path) > 1 and isinstance(inner, type) and issubclass(inner, BaseModel):
-        return takes_effect(inner, path[1:])
+    group_model = field.annotation
+    if len(path) > 1 and isinstance(group_model, type) and issubclass(group_model, BaseModel):
+        return takes_effect(group_model, path[1:])
     return "reload"
 
 
@@ -45,11 +45,11 @@ def _changed_paths(old: BaseModel, new: BaseModel) -> Iterator[tuple[tuple[str, 
         if before == after:
             continue
         if isinstance(before, BaseModel) and isinstance(after, BaseModel):
-            for path, inner in _changed_paths(before, after):
-                yield (name, *path), f"{name}.{inner}"
+            for path, changed_name in _changed_paths(before, after):
+                yield (name, *path), f"{name}.{changed_name}"
         elif _has_tables(before) or _has_tables(after):
-            for inner in _changed_tables(_by_name(before), _by_name(after)):
-                yield (name,), f"{name}{inner}"
+            for changed_name in _changed_tables(_by_name(before), _by_name(after)):
+                yield (name,), f"{name}{changed_name}"
         else:
             yield (name,), name
 
@@ -62,8 +62,8 @@ def _by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
     """Returns the tables by name, or by their position, counted from 1, if their model has no name."""
     keys = ("name", "issuer", "prefix")
     return {
-        str(next((getattr(table, key) for key in keys if getattr(table, key, None)), number)): table
-        for number, table in enumerate(tables, 1)
+        str(next((getattr(table, key) for key in keys if getattr(table, key, None)), position)): table
+        for position, table in enumerate(tables, 1)
     }
 
 
@@ -77,7 +77,7 @@ def _changed_tables(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) 
             yield f"[{name}]"
         elif old[name] != new[name]:
             is_same = False
-            for _, inner in _changed_paths(old[name], new[name]):
-                yield f"[{name}].{inner}"
+            for _, changed_name in _changed_paths(old[name], new[name]):
+                yield f"[{name}].{changed_name}"
     if is_same:
         yield ""

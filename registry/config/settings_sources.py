@@ -90,9 +90,9 @@ def setting_fields(model: type[BaseModel] = Settings, prefix: SettingPath = ()) 
     """Yields the path and the pydantic field of each setting of a model, including the settings in its groups. Each
     path starts with `prefix`."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from setting_fields(inner, (*prefix, name))
+        field_type = field.annotation
+        if isinstance(field_type, type) and issubclass(field_type, BaseModel):
+            yield from setting_fields(field_type, (*prefix, name))
         else:
             yield (*prefix, name), field
 
@@ -101,7 +101,10 @@ def table_model(field: FieldInfo) -> type[BaseModel] | None:
     """Returns the model of one table if the setting is a list of tables, such as `[[upstream]]`; None for other
     settings."""
     item_types = get_args(field.annotation)
-    return next((kind for kind in item_types if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return next(
+        (item_type for item_type in item_types if isinstance(item_type, type) and issubclass(item_type, BaseModel)),
+        None,
+    )
 
 
 def variable_name(path: SettingPath) -> str:
@@ -161,31 +164,35 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
 def _unknown_variables() -> tuple[str, ...]:
     """Returns the names of variables that begin with ENV_PREFIX but belong to no setting, sorted. Leaves out those of
     Kubernetes."""
-    known = {variable_name(path[: end + 1]) for path, _ in setting_fields() for end in range(len(path))} | {
+    known_names = {variable_name(path[: end + 1]) for path, _ in setting_fields() for end in range(len(path))} | {
         CONFIG_VARIABLE
     }
     prefixed = (name for name in os.environ if name.upper().startswith(ENV_PREFIX))
     return tuple(
-        sorted(n for n in prefixed if n.upper() not in known and not _KUBERNETES_VARIABLE.fullmatch(n.upper()))
+        sorted(
+            name
+            for name in prefixed
+            if name.upper() not in known_names and not _KUBERNETES_VARIABLE.fullmatch(name.upper())
+        )
     )
 
 
 def _unknown_variable_warning(name: str) -> str:
     """Returns the warning about a variable that belongs to no setting."""
-    known = [variable_name(path) for path, _ in setting_fields()]
-    return f"{name} is no setting and is ignored{_did_you_mean(name.upper(), known)}"
+    known_names = [variable_name(path) for path, _ in setting_fields()]
+    return f"{name} is no setting and is ignored{_did_you_mean(name.upper(), known_names)}"
 
 
-def _did_you_mean(name: str, known: list[str]) -> str:
+def _did_you_mean(name: str, known_names: list[str]) -> str:
     """Returns the text to add to a message about an unknown `name`: "; did you mean …?" with the most similar name of
-    `known`; empty if no name is similar."""
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    `known_names`; empty if no name is similar."""
+    similar_names = difflib.get_close_matches(name, known_names, 1)
+    return f"; did you mean {similar_names[0]}?" if similar_names else ""
 
 
 def _variable_candidates(path: SettingPath) -> list[str]:
-    """Returns the names of the variables that can set the setting at `path`: its own variable, then the variables of
-    the groups that contain it, whose values are JSON."""
+    """Returns the names of the variables that can set the setting at `path`: its own variable, and then the variables
+    of the groups that contain the setting. The value of a group's variable is JSON."""
     return [variable_name(path[:end]) for end in range(len(path), 0, -1)]
 
 
@@ -252,12 +259,12 @@ def _check_source(source: SettingsSource) -> None:
     else:
         return
     path = problems[0]["loc"]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    more_problems = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     setting = tuple(takewhile(lambda part: isinstance(part, str), path))  # `path` up to the first index of a list
     location = (source.origin(cast(SettingPath, setting)) if setting else None) or source.name or f"{source.kind}s"
     if path and (source.kind == "file" or (source.kind == "variable" and setting != path)):
         location += f": {_dotted_name(path, source.values)}"
-    raise ConfigError(f"{location}: {_problem_text(problems[0])}{more}".replace("\n", " "))
+    raise ConfigError(f"{location}: {_problem_text(problems[0])}{more_problems}".replace("\n", " "))
 
 
 def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
@@ -283,8 +290,9 @@ def _problem_text(problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         models = [(name, table_model(field)) for name, field in Settings.model_fields.items()]
         tables = [path for name, model in models if model for path, _ in setting_fields(model, (name,))]
-        known = [".".join(path) for path in (*(path for path, _ in setting_fields()), *tables)]
-        return f"unknown setting{_did_you_mean('.'.join(p for p in problem['loc'] if isinstance(p, str)), known)}"
+        known_names = [".".join(path) for path in (*(path for path, _ in setting_fields()), *tables)]
+        setting_name = ".".join(part for part in problem["loc"] if isinstance(part, str))
+        return f"unknown setting{_did_you_mean(setting_name, known_names)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"].removeprefix("Input ")
@@ -296,7 +304,9 @@ def _problem_text(problem: ErrorDetails) -> str:
         message = "is no list" + (
             f"; write [[{problem['loc'][-1]}]]" if problem["loc"][-1] in _TABLE_LIST_HINTS else ""
         )
-    if "ge" in problem.get("ctx", {}) and any(is_size(f) for path, f in setting_fields() if path == problem["loc"]):
+    if "ge" in problem.get("ctx", {}) and any(
+        is_size(field) for path, field in setting_fields() if path == problem["loc"]
+    ):
         message = f"should be at least {format_size(problem['ctx']['ge'])}"
     shown = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
     return f"{shown} {message}"

@@ -67,8 +67,8 @@ _REASONS: Final[Mapping[str, str]] = {
 
 
 def reason_for(path: str) -> str | None:
-    """Returns why the key has no counterpart: the reason of the longest known key that `path` is at or below; None if
-    there is none."""
+    """Returns why the key has no counterpart: the reason for the longest known key that is `path` or a parent of
+    `path`; None if there is no such key."""
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
         if reason := _REASONS.get(".".join(parts[:length])):

@@ -71,9 +71,9 @@ class _Translation:
     no counterpart."""
 
     def __init__(self, document: dict[str, Value]) -> None:
-        self._leaves = dict(_leaves(document))
-        self._top: list[str] = []
-        self._tables: dict[str, list[str]] = {}
+        self._leaves = dict(_leaves(document))  # path of a key, such as `http.addr` -> its value
+        self._top: list[str] = []  # the lines before the first table
+        self._tables: dict[str, list[str]] = {}  # header of a table, such as `[tls]` -> its lines
         self._comments: list[str] = []
 
     def run(self) -> str:
@@ -184,13 +184,13 @@ class _Translation:
     def _setting(
         self,
         name: str,
-        found: tuple[str, Value],
+        source: tuple[str, Value],
         convert: Callable[[Value], str | None],
         table: str | None = None,
     ) -> None:
-        """Adds a setting with the converted value. If the value cannot be converted, adds a comment instead. `found`:
-        the key of the old settings, and its value."""
-        path, value = found
+        """Adds a setting with the converted value. If the value cannot be converted, adds a comment instead. `source`:
+        the key in the old settings, and its value."""
+        path, value = source
         if value is _MISSING or value is None:
             return
         converted = convert(value)
@@ -210,13 +210,13 @@ class _Translation:
 
     def _first(self, *paths: str) -> tuple[str, Value]:
         """Takes all these keys. Returns the first that is there, with its value."""
-        found = [(path, value) for path in paths if (value := self._take(path)) is not _MISSING]
-        return found[0] if found else (paths[0], _MISSING)
+        present = [(path, value) for path in paths if (value := self._take(path)) is not _MISSING]
+        return present[0] if present else (paths[0], _MISSING)
 
     def _take_list(self, path: str) -> list[Value]:
         """Takes a list, or a single value in its place."""
         single = self._take(path)
-        items = [self._take(each) for each in list(self._leaves) if each.startswith(f"{path}.")]
+        items = [self._take(key) for key in list(self._leaves) if key.startswith(f"{path}.")]
         return items if single is _MISSING else [single]
 
 
@@ -234,12 +234,12 @@ def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str,
         return
     if depth > 20:
         raise ImportInvalid("the file is nested too deeply to be the settings of a registry")
-    for name, inner in items:
-        for found in _leaves(inner, f"{path}.{name}" if path else str(name), depth + 1):
+    for name, child in items:
+        for leaf in _leaves(child, f"{path}.{name}" if path else str(name), depth + 1):
             count += 1
             if count > MAX_KEYS:
                 raise ImportInvalid(f"the file has more than {MAX_KEYS} keys, so it is not the settings of a registry")
-            yield found
+            yield leaf
 
 
 def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
@@ -249,16 +249,16 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    inner = document
+    group = document
     for name in parents:
-        name = _own_name(inner, name)
-        below = inner.get(name)
-        if not isinstance(below, dict):
+        name = _own_name(group, name)
+        child_group = group.get(name)
+        if not isinstance(child_group, dict):
             # `storage: filesystem` is short for `storage: {filesystem: {}}`.
-            below = {below: {}} if isinstance(below, str) else {}
-            inner[name] = below
-        inner = below
-    inner[_own_name(inner, last)] = value
+            child_group = {child_group: {}} if isinstance(child_group, str) else {}
+            group[name] = child_group
+        group = child_group
+    group[_own_name(group, last)] = value
 
 
 def _own_name(document: Mapping[str, Value], name: str) -> str:
@@ -291,7 +291,7 @@ def _public_url(value: Value) -> str | None:
 
 
 def _split(value: Value) -> SplitResult:
-    """Returns the parts of a URL; empty parts if the value is none."""
+    """Returns the parts of a URL; empty parts if the value is no URL."""
     try:
         parts = urlsplit(str(value))
         _ = parts.port  # raises ValueError for a port that is no number

@@ -34,6 +34,7 @@ KIND: Final = "import-registry"
 READ_BYTES: Final = 4 * 1024 * 1024
 """Number of bytes of a file that one call in a thread reads."""
 REPOSITORIES_AT_A_TIME: Final = 3
+"""Largest number of repositories that are imported at the same time."""
 STOPPING: Final = (StorageFull, StorageFailed, JobStopped)
 """Errors that end an import. After other errors it continues with the next image."""
 
@@ -51,19 +52,19 @@ class DirectorySource:
         self._by = Actor(actor)
         self._may_link = not copy
         self._refusals: set[str] = set()
-        """Why files could not be linked, as far as it was told."""
+        """The reasons why files could not be linked that were reported already."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         return await asyncio.to_thread(self._directory.manifest, digest)
 
     async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         digest = blob.digest
-        async with self._opened(digest) as fd:
+        async with self._opened(digest) as file_descriptor:
             if not await asyncio.to_thread(self._directory.has_layer, repo, digest):
                 self._report.note(repo, "the old registry did not serve this blob: its link is missing", digest=digest)
-            size = os.fstat(fd).st_size
-            if not await self._link(repo, digest, size, fd):
-                await self._copy(repo, digest, fd)
+            size = os.fstat(file_descriptor).st_size
+            if not await self._link(repo, digest, size, file_descriptor):
+                await self._copy(repo, digest, file_descriptor)
                 self._report.copied += 1
             self._report.bytes += size
 
@@ -72,27 +73,28 @@ class DirectorySource:
         """Opens the file of a blob inside the `async with` block. Raises ContentBroken."""
         opening = asyncio.get_running_loop().run_in_executor(None, self._directory.open_blob, digest)
         try:
-            fd = await asyncio.shield(opening)
+            file_descriptor = await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
         try:
-            yield fd
+            yield file_descriptor
         finally:
-            os.close(fd)
+            os.close(file_descriptor)
 
-    async def _link(self, repo: RepositoryName, digest: Digest, size: int, fd: int) -> bool:
+    async def _link(self, repo: RepositoryName, digest: Digest, size: int, file_descriptor: int) -> bool:
         """Makes the open file a blob by a hard link. Returns False if it has to be copied. Raises ContentBroken."""
         if not self._may_link:
             return False
         is_checked = False
         try:
-            self._store.blobs.link_file(fd, digest, size)  # before the file is read, which takes long
+            self._store.blobs.link_file(file_descriptor, digest, size)  # before the file is read, which takes long
             is_checked = True
-            await self._verify(digest, fd)
-            await self._store.link_blob(repo, digest, size, fd, self._by)
+            await self._verify(digest, file_descriptor)
+            await self._store.link_blob(repo, digest, size, file_descriptor, self._by)
         except LinkRefused as refusal:
-            # If the system refuses one link, it will probably refuse the others. Then no other file is read in vain.
+            # If the system refuses one link, it will probably refuse the others. So no further link is tried, and no
+            # other file is read in vain.
             if is_checked:
                 self._may_link = False
             reason = str(refusal)
@@ -105,12 +107,12 @@ class DirectorySource:
         self._report.linked += 1
         return True
 
-    async def _verify(self, digest: Digest, fd: int) -> None:
+    async def _verify(self, digest: Digest, file_descriptor: int) -> None:
         """Reads the open file. Raises ContentBroken if its bytes have another digest."""
         running_digest = start_digest(digest.algorithm)
 
         def read(offset: int) -> int:
-            data = _read(fd, offset, digest)
+            data = _read(file_descriptor, offset, digest)
             running_digest.update(data)
             return len(data)
 
@@ -120,11 +122,11 @@ class DirectorySource:
         if running_digest.digest() != digest:
             raise _wrong_digest(digest)
 
-    async def _copy(self, repo: RepositoryName, digest: Digest, fd: int) -> None:
+    async def _copy(self, repo: RepositoryName, digest: Digest, file_descriptor: int) -> None:
         """Pushes the bytes of the open file. Raises ContentBroken if they have another digest."""
         writer = await self._store.start_upload(repo, digest.algorithm, by=self._by)
         try:
-            while data := await asyncio.to_thread(_read, fd, writer.offset, digest):
+            while data := await asyncio.to_thread(_read, file_descriptor, writer.offset, digest):
                 await writer.write(data)
             await writer.commit(digest)
         except DigestInvalid:
@@ -161,22 +163,22 @@ class DirectoryImport:
 
     async def run(self) -> None:
         """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped; what was imported stays."""
-        await run_workers(self._chosen(), self._import_repository, REPOSITORIES_AT_A_TIME)
+        await run_workers(self._chosen_repositories(), self._import_repository, REPOSITORIES_AT_A_TIME)
         await self._report.show_progress("", save_now=True)
         for pattern in self._repositories.unmatched():
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
-    async def _chosen(self) -> AsyncIterator[RepositoryName]:
+    async def _chosen_repositories(self) -> AsyncIterator[RepositoryName]:
         """Yields the repositories to import."""
-        async for found in read_in_thread(self._directory.repositories()):
-            if isinstance(found, BrokenEntry):
-                self._report.problem(found.name, found.reason)
-            elif self._repositories.takes(found):
-                upstream = self._router.naming.upstream_of(found)
+        async for entry in read_in_thread(self._directory.repositories()):
+            if isinstance(entry, BrokenEntry):
+                self._report.problem(entry.name, entry.reason)
+            elif self._repositories.takes(entry):
+                upstream = self._router.naming.upstream_of(entry)
                 if upstream is None:
-                    yield found
+                    yield entry
                 else:
-                    self._report.problem(found, f"its name belongs to the mirror of {upstream} here")
+                    self._report.problem(entry, f"its name belongs to the mirror of {upstream} here")
 
     async def _import_repository(self, repo: RepositoryName) -> None:
         self._report.repositories += 1
@@ -186,43 +188,43 @@ class DirectoryImport:
             if isinstance(tag, BrokenEntry):
                 self._report.problem(repo, tag.reason, tag=tag.name)
                 continue
-            pushed = await asyncio.to_thread(self._directory.revision_time, repo, tag.digest)
-            if pushed is None:
+            pushed_at = await asyncio.to_thread(self._directory.revision_time, repo, tag.digest)
+            if pushed_at is None:
                 self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
                 continue
             try:
-                await self._writer.bring_tag(repo, tag.tag, tag.digest, pushed=pushed, set_at=tag.set_at)
+                await self._writer.bring_tag(repo, tag.tag, tag.digest, pushed=pushed_at, set_at=tag.set_at)
             except STOPPING:
                 raise
             except RegistryError as error:
-                reported.update((tag.digest, *_below(error)))
+                reported.update((tag.digest, *_manifests_below(error)))
                 self._report.problem(repo, error.message, tag=tag.tag, digest=tag.digest)
         await self._import_untagged(repo, reported)
-        await self._note_what_stays(repo)
+        await self._note_left_out(repo)
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
-        """Imports all manifests of the repository that no tag has brought. A broken manifest of an index is a problem
-        of the index, whichever of the two is read first; so problems are reported when all manifests were tried."""
+        """Imports the manifests of the repository to which no tag leads. A broken manifest in an index is a problem of
+        the index, whichever of the two is read first. So problems are reported after all manifests were tried."""
         failed: dict[Digest, str] = {}
         async for revision in read_in_thread(self._directory.revisions(repo)):
             await self._report.show_progress(repo)
             if isinstance(revision, BrokenEntry):
                 self._report.problem(repo, revision.reason, digest=revision.name)
                 continue
-            digest, pushed = revision
+            digest, pushed_at = revision
             try:
-                await self._writer.bring_untagged(repo, digest, pushed=pushed)
+                await self._writer.bring_untagged(repo, digest, pushed=pushed_at)
             except STOPPING:
                 raise
             except RegistryError as error:
                 failed[digest] = error.message
-                reported.update(_below(error))
+                reported.update(_manifests_below(error))
         for digest, reason in failed.items():
             if digest not in reported:
                 self._report.problem(repo, reason, digest=digest)
 
-    async def _note_what_stays(self, repo: RepositoryName) -> None:
-        """Tells what is not imported because no image needs it: unfinished pushes, and blobs without a manifest."""
+    async def _note_left_out(self, repo: RepositoryName) -> None:
+        """Reports what is not imported because no image needs it: unfinished pushes, and blobs without a manifest."""
         if uploads := await asyncio.to_thread(self._directory.unfinished_uploads, repo):
             self._report.note(repo, f"unfinished pushes are left out: {uploads}")
         unused = 0
@@ -245,7 +247,7 @@ async def import_directory(store: StoredRegistry, router: Router, context: JobCo
         raise ImportInvalid(f"{path} is not an absolute path")
     directory = await asyncio.to_thread(DistributionDirectory.find, path)
     report = ImportReport(context)
-    running = DirectoryImport(
+    directory_import = DirectoryImport(
         store,
         router,
         directory,
@@ -255,20 +257,21 @@ async def import_directory(store: StoredRegistry, router: Router, context: JobCo
         copy=bool(arguments.get("copy")),
         overwrite=bool(arguments.get("overwrite")),
     )
-    await running.run()
+    await directory_import.run()
     return report.result()
 
 
-def _read(fd: int, offset: int, digest: Digest) -> bytes:
+def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
     """Returns the next bytes of an open file; none at its end. Raises ContentBroken."""
     try:
-        return os.pread(fd, READ_BYTES, offset)
+        return os.pread(file_descriptor, READ_BYTES, offset)
     except OSError as error:
         raise ContentBroken(f"the file of the blob {digest} cannot be read: {error.strerror}") from None
 
 
-def _below(error: RegistryError) -> tuple[Digest, ...]:
-    """Returns the manifests below the one that could not be imported, down to the one that is the reason."""
+def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
+    """Returns the digests of the manifests from the first one below an index that could not be imported to the one that
+    is the reason."""
     return error.below if isinstance(error, ContentBroken) else ()
 
 

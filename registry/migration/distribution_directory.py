@@ -7,9 +7,9 @@
     ROOT/repositories/NAME/_uploads/UUID/                            an unfinished push
     ROOT/blobs/sha256/HH/HEX/data                                    the bytes of a manifest or blob
 
-A deleted manifest leaves its directory in `revisions` without the file `link`. The old registry may run meanwhile: it
-moves a finished layer to its place and never writes to that file again, and its garbage collection only unlinks files.
-All methods block.
+A *link* is a file named `link` that contains a digest. A deleted manifest leaves its directory in `revisions` without
+the link. The old registry may run meanwhile: it moves a finished layer to its place and never writes to that file
+again, and its garbage collection only unlinks files. All methods block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from storage.imports import ContentBroken, ImportInvalid
 from storage.names import MAX_NAME_LENGTH, Digest, RepositoryName, Tag, shown
 
 _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/registry/v2", "data/docker/registry/v2")
-"""Where ROOT may be below the path that a person names: a docker volume, the directory in the settings, or a part."""
+"""Where ROOT may be below the path that a person names. The path may be a docker volume, the directory in the settings
+of the old registry, or a directory below it."""
 _MAX_LINK_BYTES: Final = 256
 """A link contains one digest. A longer file is not read."""
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
@@ -36,7 +37,8 @@ MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TagLink:
-    """A tag of the old registry. `digest`: what it points at. `set_at`: when it was set, in seconds since 1970."""
+    """A tag of the old registry. `digest`: the digest that it points at. `set_at`: when it was set, in seconds since
+    1970."""
 
     tag: Tag
     digest: Digest
@@ -45,8 +47,8 @@ class TagLink:
 
 @dataclass(frozen=True, slots=True)
 class BrokenEntry:
-    """Something in the directory that cannot be imported. `what` and `name`: the kind and name of it, such as a tag.
-    `reason`: what is wrong."""
+    """Something in the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: its name. `reason`:
+    what is wrong."""
 
     what: str
     name: str
@@ -62,8 +64,8 @@ class DistributionDirectory:
     @classmethod
     def find(cls, path: Path) -> DistributionDirectory:
         """Returns the registry at or below `path`. Raises ImportInvalid if there is none, or it cannot be read."""
-        for below in _ROOTS:
-            root = path / below
+        for subdirectory in _ROOTS:
+            root = path / subdirectory
             try:
                 os.scandir(root / "repositories").close()
             except (FileNotFoundError, NotADirectoryError):
@@ -73,14 +75,15 @@ class DistributionDirectory:
                     f"{root}/repositories cannot be read: {error.strerror}; give this user the right to read it"
                 ) from None
             return cls(root)
-        what = "is no registry" if path.is_dir() else "is no directory"
+        problem = "is no registry" if path.is_dir() else "is no directory"
         raise ImportInvalid(
-            f"{path} {what}: name the directory that contains docker/registry/v2/repositories, "
+            f"{path} {problem}: name the directory that contains docker/registry/v2/repositories, "
             "which is storage.filesystem.rootdirectory in the old config.yml"
         )
 
     def repositories(self) -> Iterator[RepositoryName | BrokenEntry]:
-        """Yields the repositories, sorted by name, and what looks like one and is none."""
+        """Yields the repositories, sorted by name. Yields a BrokenEntry for a directory that cannot be read, or whose
+        name is no valid name of a repository."""
         yield from self._repositories_below("")
 
     def _repositories_below(self, prefix: str) -> Iterator[RepositoryName | BrokenEntry]:
@@ -102,7 +105,7 @@ class DistributionDirectory:
                 yield from self._repositories_below(path)
 
     def tags(self, repo: RepositoryName) -> Iterator[TagLink | BrokenEntry]:
-        """Yields the tags of the repository, sorted by name, and those that cannot be read."""
+        """Yields the tags of the repository, sorted by name, and a BrokenEntry for each tag that cannot be read."""
         for name in self._names(self._manifests(repo) / "tags"):
             link = self._manifests(repo) / "tags" / name / "current" / "link"
             try:
@@ -113,10 +116,10 @@ class DistributionDirectory:
     def revisions(self, repo: RepositoryName) -> Iterator[tuple[Digest, float] | BrokenEntry]:
         """Yields the digest of each manifest of the repository, with the time in seconds since 1970 at which it was
         pushed. Leaves out deleted manifests."""
-        for path in self._links(self._manifests(repo) / "revisions"):
+        for path in self._link_directories(self._manifests(repo) / "revisions"):
             try:
                 digest = Digest(f"{path.parent.name}:{path.name}")
-                pushed = os.stat(path / "link").st_mtime
+                pushed_at = os.stat(path / "link").st_mtime
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -124,7 +127,7 @@ class DistributionDirectory:
             except DigestInvalid as error:
                 yield BrokenEntry("manifest", path.name, error.message)
             else:
-                yield digest, pushed
+                yield digest, pushed_at
 
     def revision_time(self, repo: RepositoryName, digest: Digest) -> float | None:
         """Returns when the manifest was pushed to the repository, in seconds since 1970; None if the repository does
@@ -136,7 +139,7 @@ class DistributionDirectory:
 
     def layer_digests(self, repo: RepositoryName) -> Iterator[Digest]:
         """Yields the digests of the blobs of the repository."""
-        for path in self._links(self._repository(repo) / "_layers"):
+        for path in self._link_directories(self._repository(repo) / "_layers"):
             with suppress(DigestInvalid):
                 digest = Digest(f"{path.parent.name}:{path.name}")
                 if (path / "link").exists():
@@ -190,8 +193,8 @@ class DistributionDirectory:
         with suppress(OSError):
             yield from sorted(os.listdir(directory))
 
-    def _links(self, directory: Path) -> Iterator[Path]:
-        """Yields the directories ALGORITHM/HEX below `directory`, in which a link may be."""
+    def _link_directories(self, directory: Path) -> Iterator[Path]:
+        """Yields the directories ALGORITHM/HEX below `directory` that may contain a link."""
         for algorithm in self._names(directory):
             for encoded in self._names(directory / algorithm):
                 yield directory / algorithm / encoded

@@ -1,6 +1,6 @@
 """Stores images of another registry in this one (`ImageWriter`): the blobs first, then the manifests, children before
-their index, and the tag with the last manifest. So an import that is interrupted leaves no image half there, and a
-second run continues.
+their index, and the tag with the last manifest. So an interrupted import leaves no incomplete image, and a second run
+continues.
 
 A tag that somebody has changed here since the last import stays as it is: a second run must not undo a push. The
 history of the tag tells who changed it (`IMPORT_PROGRAM`).
@@ -23,13 +23,14 @@ from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import immutable_tag_denied
 
 IMPORT_PROGRAM: Final = "entrepot import"
-"""What the history of tags says as the program of a change that an import has made."""
+"""The program that the history of tags names for a change that an import has made."""
 BLOBS_AT_A_TIME: Final = 4
 """Number of blobs of one manifest that are brought at the same time."""
 MAX_NESTED_INDEXES: Final = 10
-"""How deep indexes may be nested."""
+"""Largest number of levels of indexes in indexes."""
 MAX_ATTEMPTS: Final = 3
-"""How often a manifest is stored. Garbage collection with a very short grace period may remove blobs in between."""
+"""Largest number of attempts to store a manifest. Garbage collection with a very short grace period may remove blobs of
+the manifest before it is stored."""
 
 
 class ContentSource(Protocol):
@@ -72,22 +73,22 @@ class ImageWriter:
         pushed: float | None = None,
         set_at: float | None = None,
     ) -> None:
-        """Points a tag at the manifest with this digest, and stores that manifest with all below it. Does nothing if
-        the tag points at it already. `pushed` and `set_at`: when the manifest was pushed and the tag set at the old
-        registry, in seconds since 1970. Raises ContentBroken, Denied if the tag is immutable and points at another
-        manifest, and errors of the source and the store."""
-        current = await self._digest(repo, tag)
-        if current == digest:
+        """Points a tag at the manifest with this digest. Stores that manifest, and all manifests and blobs below it.
+        Does nothing if the tag points at the manifest already. `pushed` and `set_at`: when the manifest was pushed and
+        the tag set at the old registry, in seconds since 1970. Raises ContentBroken, Denied if the tag is immutable and
+        points at another manifest, and errors of the source and the store."""
+        current_digest = await self._stored_digest(repo, tag)
+        if current_digest == digest:
             self._report.present += 1
             return
-        if current is not None and self._store.immutable_tags.is_immutable(repo, tag):
-            raise immutable_tag_denied(repo, tag, current)  # before the content is brought in vain
+        if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
+            raise immutable_tag_denied(repo, tag, current_digest)  # before the content is brought in vain
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
-            done = "deleted" if change.digest is None else "set"
-            self._report.note(repo, f"the tag stays as it is: {change.actor} has {done} it here", tag=tag)
+            change_text = "deleted" if change.digest is None else "set"
+            self._report.note(repo, f"the tag stays as it is: {change.actor} has {change_text} it here", tag=tag)
             return
-        condition = Condition(frozenset({current})) if current else Condition(negated=True)
+        condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
             await self.bring_manifest(repo, digest, (tag,), None if self._overwrite else condition)
         except PreconditionFailed:
@@ -98,9 +99,9 @@ class ImageWriter:
             await self._store.imports.save_times(repo, digest, pushed, {tag: set_at})
 
     async def bring_untagged(self, repo: RepositoryName, digest: Digest, *, pushed: float | None = None) -> bool:
-        """Stores a manifest with all below it. Returns False if the repository has it already. Raises what `bring_tag`
-        raises."""
-        if await self._digest(repo, digest) is not None:
+        """Stores a manifest, and all manifests and blobs below it. Returns False if the repository has the manifest
+        already. Raises what `bring_tag` raises."""
+        if await self._stored_digest(repo, digest) is not None:
             return False
         await self.bring_manifest(repo, digest)
         if pushed is not None:
@@ -115,8 +116,8 @@ class ImageWriter:
         condition: Condition | None = None,
         depth: int = 0,
     ) -> Manifest:
-        """Stores a manifest with all below it, points `tags` at it if `condition` holds, and returns it. Raises what
-        `bring_tag` raises, and PreconditionFailed."""
+        """Stores a manifest, and all manifests and blobs below it. Points `tags` at the manifest if `condition` holds.
+        Returns the manifest. Raises what `bring_tag` raises, and PreconditionFailed."""
         if depth > MAX_NESTED_INDEXES:
             raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
         async with self._manifest_locks.hold((repo, digest)):
@@ -146,8 +147,8 @@ class ImageWriter:
         self._report.manifests += is_new
         return manifest
 
-    async def _digest(self, repo: RepositoryName, reference: Reference) -> Digest | None:
-        """Returns the digest of a manifest that this registry has; None if it does not have it."""
+    async def _stored_digest(self, repo: RepositoryName, reference: Reference) -> Digest | None:
+        """Returns the digest of a manifest that this registry has; None if this registry does not have the manifest."""
         try:
             return (await self._store.resolve_manifest(repo, reference)).digest
         except ManifestUnknown:
@@ -180,8 +181,8 @@ class ImageWriter:
         await run_workers(each(iter(blobs.values())), bring, min(BLOBS_AT_A_TIME, max(len(blobs), 1)))
 
     async def _bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Stores a blob in a repository. Takes the bytes of another repository of this registry if one has the blob, so
-        that they come only once."""
+        """Stores a blob in a repository. If another repository of this registry has the blob, mounts that blob, so that
+        the bytes are fetched only once."""
         async with self._blob_locks.hold(blob.digest):
             try:
                 await self._store.resolve_blob(repo, blob.digest)

@@ -1,7 +1,7 @@
 """What an import has done and found (`ImportReport`), and which repositories it takes (`RepositoryFilter`).
 
 A *problem* is content that the import could not take over, so that the old registry had something that this one lacks.
-A *note* is something that a person may want to know, but that lost nothing.
+A *note* tells something that a person may want to know. Nothing was lost in this case.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class ImportReport:
     _listed: list[dict[str, str]] = field(default_factory=list)
 
     def imported(self, repository: str, tag: str, digest: str) -> None:
-        """Records that a tag was imported with all below it."""
+        """Records that a tag was imported, with all manifests and blobs below it."""
         self.tags += 1
         self.context.step("imported", repository=repository, tag=tag, digest=digest)
 
     def problem(self, repository: str, reason: str, **what: str) -> None:
-        """Records content that could not be taken over. `what`: the tag, digest or file that it is about."""
+        """Records content that could not be taken over. `what`: the tag, digest or file that the problem is about."""
         self.problems += 1
-        found = {"repository": repository, **what, "reason": reason}
+        listed_problem = {"repository": repository, **what, "reason": reason}
         if len(self._listed) < MAX_LISTED_PROBLEMS:
-            self._listed.append(found)
-        self.context.step("problem", **found)
+            self._listed.append(listed_problem)
+        self.context.step("problem", **listed_problem)
 
     def note(self, repository: str, reason: str, **what: str) -> None:
         """Records something that a person may want to know."""

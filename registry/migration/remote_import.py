@@ -1,9 +1,10 @@
 """Copies the content of another registry over the network (`RemoteImport`): the work of jobs of the kind
-`import-remote`. It works with every registry that speaks the OCI distribution spec, and beside this registry's server.
+`import-remote`. It works with every registry that implements the OCI distribution spec. It runs beside this registry's
+server.
 
 For each tag, a HEAD request tells the digest, so that a second run fetches only what changed. Referrers, such as
 signatures, come with their subject: through the referrers API, or as the tags that replace it (spec: "Referrers Tag
-Schema"). Manifests without a tag that neither an index nor a subject leads to cannot be found over the network.
+Schema"). A manifest without a tag cannot be found over the network, unless an index or a subject leads to it.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class RemoteImport:
         self._jobs = jobs
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
         self._has_referrers_api: bool | None = None
-        """None until the first image was imported."""
-        self._asking_for_api = asyncio.Lock()
+        """Whether the old registry has the referrers API; None until the first image was imported."""
+        self._api_lock = asyncio.Lock()
         self._is_any_listed = False
         """Whether the old registry has named any repository."""
 
@@ -74,7 +75,8 @@ class RemoteImport:
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
     async def _images(self, names: list[str] | None) -> AsyncGenerator[tuple[RepositoryName, Tag]]:
-        """Yields the tags to import. Reads the tags of a repository when the tags of the one before were taken."""
+        """Yields the tags to import. Reads the tags of a repository only after all tags of the previous one were
+        taken."""
         async for repo in self._chosen(names):
             self._report.repositories += 1
             try:
@@ -115,8 +117,9 @@ class RemoteImport:
 
     async def _bring_referrers(self, repo: RepositoryName, digest: Digest, seen: set[Digest]) -> None:
         """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
-        registry has no referrers API: then they have tags. `seen`: manifests that were done already."""
-        async with self._asking_for_api:
+        registry has no referrers API: then the referrers have tags, and are imported with these. `seen`: manifests that
+        were done already."""
+        async with self._api_lock:
             if self._has_referrers_api is None:
                 self._has_referrers_api = await self._source.has_referrers_api(repo, digest)
         if not self._has_referrers_api:
@@ -157,7 +160,7 @@ async def import_remote(
     report = ImportReport(context)
     repositories = RepositoryFilter(arguments.get("include") or (), arguments.get("exclude") or ())
     async with aclosing(RemoteRegistry(store, options, report, configured, pause=pause)) as source:
-        running = RemoteImport(
+        remote_import = RemoteImport(
             store,
             router,
             source,
@@ -167,17 +170,17 @@ async def import_remote(
             overwrite=bool(arguments.get("overwrite")),
             jobs=min(max(options.jobs, 1), MAX_JOBS),
         )
-        await running.run(arguments.get("repositories"))
+        await remote_import.run(arguments.get("repositories"))
     return report.result()
 
 
 def _options(arguments: Mapping[str, Any]) -> RemoteOptions:
     """Returns the options among a job's arguments. Raises ImportInvalid."""
-    names = {field.name for field in fields(RemoteOptions)}
-    given = {name: value for name, value in arguments.items() if name in names and value is not None}
-    if "url" not in given:
+    option_names = {field.name for field in fields(RemoteOptions)}
+    option_values = {name: value for name, value in arguments.items() if name in option_names and value is not None}
+    if "url" not in option_values:
         raise ImportInvalid("the import has no URL")
-    return RemoteOptions(**given)
+    return RemoteOptions(**option_values)
 
 
 async def _iterate(names: list[str]) -> AsyncIterator[str]:

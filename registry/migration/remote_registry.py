@@ -1,7 +1,7 @@
-"""The old registry as it is seen over the network (`RemoteRegistry`), by the same HTTP client that the mirrors use.
+"""The old registry, which this module reads over the network with the HTTP client of the mirrors (`RemoteRegistry`).
 
-Each request is retried with growing pauses. If the old registry fails again and again although nothing else worked in
-between, it is down, and the import ends (`SourceDown`): the next one continues.
+Each request is retried with growing pauses. If `FAILURES_TO_END` requests in a row fail in all attempts, the old
+registry is down, and the import ends (`SourceDown`). The next import continues.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from storage.store.stored_registry import StoredRegistry
 
 T = TypeVar("T")
 Pause = Callable[[float], Awaitable[None]]
+"""A function that waits for a number of seconds."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 """Pauses before the second and later attempts of a request."""
 LONGEST_PAUSE_SECONDS: Final = 600.0
@@ -55,8 +56,10 @@ LONGEST_PAUSE_SECONDS: Final = 600.0
 FAILURES_TO_END: Final = 8
 """The import ends after this many requests in a row that failed in all attempts."""
 PAGE_SIZE: Final = 1000
+"""Largest number of tags or referrers that are requested in one page."""
 IDLE_TIMEOUT_SECONDS: Final = 60.0
-"""Time without a byte after which a request fails. Longer than the mirror's, because no client waits."""
+"""Time without a byte after which a request fails. It is longer than the timeout of the mirrors, because no client
+waits."""
 log = logging.getLogger("registry.migration")
 
 
@@ -228,20 +231,20 @@ class RemoteRegistry:
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Returns the result of `attempt`, which is repeated after errors that may pass. Raises its last error."""
-        for seconds in (*RETRY_SECONDS, None):
+        for pause_seconds in (*RETRY_SECONDS, None):
             try:
                 result = await attempt()
             except UpstreamContentInvalid:
                 self._failures_in_row = 0
                 raise
             except (UpstreamUnavailable, TooManyRequests, PartialLost) as error:
-                if seconds is None:
+                if pause_seconds is None:
                     self._failures_in_row += 1
                     if self._failures_in_row >= FAILURES_TO_END:
                         raise SourceDown(f"{SourceDown.default} ({error.message})") from None
                     raise
-                asked = getattr(error, "retry_after", None) or 0
-                await self._pause(min(max(seconds, asked), LONGEST_PAUSE_SECONDS))
+                requested_seconds = getattr(error, "retry_after", None) or 0
+                await self._pause(min(max(pause_seconds, requested_seconds), LONGEST_PAUSE_SECONDS))
             except RegistryError:
                 self._failures_in_row = 0
                 raise

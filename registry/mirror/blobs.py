@@ -49,8 +49,8 @@ class MirroredBlobs:
         start_timeout: float = START_TIMEOUT_SECONDS,
     ) -> None:
         """`local`: the registry in which the mirror stores blobs. `entitlement`: decides through which repositories a
-        blob may be read. `upstream_name`: that in the settings. `start_timeout`: longest time, in seconds, from a
-        client's request to the start of the response."""
+        blob may be read. `upstream_name`: the name of the upstream in the settings. `start_timeout`: longest time, in
+        seconds, from a client's request to the start of the response."""
         self._local = local
         self._entitlement = entitlement
         self._fills = fills
@@ -161,8 +161,8 @@ class MirroredBlobs:
         """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if
         the blob is then stored, or True if its bytes have to be read from the running fill.
 
-        If the deadline passes while the fill of a larger blob waits for a free connection, returns True. If it passes
-        in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error."""
+        If the deadline passes while the fill of a larger blob waits for a free connection, returns True. If the
+        deadline passes in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error."""
         try:
             async with asyncio.timeout_at(deadline):
                 if fill.size > SMALL_BLOB_BYTES:

@@ -1,9 +1,9 @@
 """Decides which digest of a mirrored tag is served while a *cooldown* delays moves of the tag.
 
 A *sighting* is the first time that the mirror saw an upstream's tag point at a digest. The digest *holds* the tag until
-the next sighting. A digest is *mature* if it has held the tag for at least the cooldown at a stretch, now or earlier.
-The newest mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again
-by then, and a move back to a mature digest takes effect at once.
+the next sighting. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The
+newest mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again by
+then, and a move back to a mature digest takes effect at once.
 
 A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
 the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.
@@ -33,8 +33,8 @@ _CLOCK_TOLERANCE_SECONDS: Final = 1.0
 class TagChoice:
     """What is served for a tag.
 
-    - `candidates`: the digests that may be served, the best one first. Another one than the first is served only if the
-      first cannot be had. Empty: none may be served yet.
+    - `candidates`: the digests that may be served, the best one first. The others are served only if the first one
+      cannot be fetched. Empty: no digest may be served yet.
     - `newest`: the digest that the tag points at at the upstream, as far as the mirror knows.
     - `newest_matures_at`: when `newest` becomes mature if the tag does not move again; None: `newest` is the first
       candidate."""
@@ -48,12 +48,14 @@ def choose_digest(sightings: Sequence[Sighting], cooldown: float, now: float, *,
     """Returns what is served for a tag with these sightings, of which there must be at least one, oldest first.
     `cooldown`: in seconds. `serves_new`: whether the first digest counts as mature."""
     newest = sightings[-1]
-    mature = {older.digest for older, newer in pairwise(sightings) if newer.since - older.since >= cooldown}
+    mature_digests = {older.digest for older, newer in pairwise(sightings) if newer.since - older.since >= cooldown}
     if now - newest.since >= cooldown:
-        mature.add(newest.digest)
+        mature_digests.add(newest.digest)
     if serves_new:
-        mature.add(sightings[0].digest)
-    candidates = tuple(dict.fromkeys(seen.digest for seen in reversed(sightings) if seen.digest in mature))
+        mature_digests.add(sightings[0].digest)
+    candidates = tuple(
+        dict.fromkeys(sighting.digest for sighting in reversed(sightings) if sighting.digest in mature_digests)
+    )
     is_newest_served = candidates[:1] == (newest.digest,)
     return TagChoice(candidates, newest.digest, None if is_newest_served else newest.since + cooldown)
 
@@ -64,35 +66,37 @@ def add_sighting(
     """Returns the sightings of a tag after the upstream said at `now` that it points at `digest`. Returns `sightings`
     itself if there is nothing to record.
 
-    Keeps at most `MAX_SIGHTINGS`, and always the one that is served: `cooldown` and `serves_new` are those of
-    `choose_digest`."""
-    known = _without_future(sightings, now)
-    if known and known[-1].digest == digest:
-        return known
-    since = max(now, known[-1].since + _MIN_GAP_SECONDS) if known else now
-    return _pruned([*known, Sighting(since, digest)], cooldown, now, serves_new=serves_new)
+    Keeps at most `MAX_SIGHTINGS`, and always the sighting that makes the served digest mature. `cooldown`,
+    `serves_new`: see `choose_digest`."""
+    past_sightings = _without_future(sightings, now)
+    if past_sightings and past_sightings[-1].digest == digest:
+        return past_sightings
+    since = max(now, past_sightings[-1].since + _MIN_GAP_SECONDS) if past_sightings else now
+    return _pruned([*past_sightings, Sighting(since, digest)], cooldown, now, serves_new=serves_new)
 
 
 def _without_future(sightings: Sequence[Sighting], now: float) -> Sequence[Sighting]:
-    """Returns the sightings, with those from the future at `now`, in the same order. They were recorded before the
-    clock was set back, and their digests would not become mature before that time comes. Returns `sightings` itself if
-    none is from the future."""
+    """Returns the sightings in the same order, and sets the time of each sighting from the future to `now`. Such a
+    sighting was recorded before the clock was set back. With its old time, its digest would become mature much too
+    late. Returns `sightings` itself if none is from the future."""
     if not sightings or sightings[-1].since <= now + _CLOCK_TOLERANCE_SECONDS:
         return sightings
-    moved: list[Sighting] = []
-    for seen in sightings:
-        since = min(seen.since, now)
-        moved.append(Sighting(max(since, moved[-1].since + _MIN_GAP_SECONDS) if moved else since, seen.digest))
-    return moved
+    adjusted: list[Sighting] = []
+    for sighting in sightings:
+        since = min(sighting.since, now)
+        adjusted.append(
+            Sighting(max(since, adjusted[-1].since + _MIN_GAP_SECONDS) if adjusted else since, sighting.digest)
+        )
+    return adjusted
 
 
 def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_new: bool) -> list[Sighting]:
     """Returns at most `MAX_SIGHTINGS` of the sightings: the newest ones, and before them the one that makes the served
     digest mature.
 
-    If a sighting is dropped, the one before it seems to last longer. The only sighting for which this can happen is
-    that of the served digest, which is mature already. What lies before that one is dropped as well: otherwise another
-    digest would become the first one, which `serves_new` makes mature."""
+    If a sighting is dropped, the sighting before it seems to last longer. Here this can happen only to the sighting of
+    the served digest, which is mature already. All sightings before that one are dropped as well. Otherwise another
+    digest could become the first one, and `serves_new` would make that digest mature."""
     if len(sightings) <= MAX_SIGHTINGS:
         return sightings
     served = choose_digest(sightings, cooldown, now, serves_new=serves_new).candidates[:1]
@@ -103,8 +107,8 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     last_mature = max(
         (
             index
-            for index, (seen, end) in enumerate(zip(sightings, ends, strict=True))
-            if seen.digest == served[0] and end - seen.since >= cooldown
+            for index, (sighting, end) in enumerate(zip(sightings, ends, strict=True))
+            if sighting.digest == served[0] and end - sighting.since >= cooldown
         ),
         default=0,
     )

@@ -1,8 +1,9 @@
-"""Looks regularly at mirrored tags that have moved within their cooldown (`watch_young_tags`).
+"""Looks regularly at *young* tags: mirrored tags that have moved within their cooldown (`watch_young_tags`). The
+cooldown is the time for which a moved tag is still served at its older digest.
 
 The mirror learns that an upstream's tag has moved when a client pulls the tag. If nobody pulls for some days, a digest
 that the upstream withdrew after an hour would seem to have held the tag for all that time. So one server process asks
-the upstream about such tags, one after the other, in *rounds*.
+the upstream about young tags, one after the other, in *rounds*.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from storage.leases import Leases
 WATCH_SLOT: Final = "cooldown"
 """Name of the slot that the watching process holds. Only one process at a time can hold it."""
 ROUNDS_PER_COOLDOWN: Final = 20
-"""Number of rounds within the shortest cooldown, unless the limits below say otherwise. So a digest counts for at most
-a twentieth of its cooldown longer than it held the tag."""
+"""Number of rounds within the shortest cooldown, unless the limits below say otherwise. So the mirror overestimates the
+time for which a digest held the tag by at most a twentieth of the cooldown."""
 MIN_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two rounds."""
 MAX_INTERVAL_SECONDS: Final = 3600.0

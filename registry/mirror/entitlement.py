@@ -9,8 +9,8 @@ repository just because it knows the digest. The rule depends on the upstream:
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.
 
-In the error `UnconfirmedBlobUnknown`, the word has another sense: the answer "not found" possibly comes from a proxy in
-front of the upstream, and not from the upstream itself.
+The name of the error `UnconfirmedBlobUnknown` uses the word in another sense: the answer "not found" possibly comes
+from a proxy in front of the upstream, and not from the upstream itself.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class BlobEntitlement:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
         that name it (at most 8: see `UpstreamRecords.referring_manifests`).
 
-        Asks the upstream for the size in two cases: at a public upstream, if there is no such manifest; at a private
-        one, if `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short time ago
-        that `repo` does not have the blob.
+        Asks a public upstream for the size if there is no such manifest. Asks a private upstream for the size if
+        `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short time ago that `repo`
+        does not have the blob.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
-        downloaded for `repo`, whose right was checked when that download started; otherwise None. Raises BlobUnknown,
-        UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
+        downloaded for `repo`; otherwise None. The right of `repo` was checked when that download started. Raises
+        BlobUnknown, UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
         if await self._negative_cache.has(repo, digest):
             raise BlobUnknown("the upstream does not have this blob; this answer is cached for a short time")
         manifests = await self._records.referring_manifests(repo, digest)

@@ -53,8 +53,8 @@ class Freshness:
         return self._settings.tag_ttl
 
     def age(self, check: UpstreamCheck) -> float:
-        """Returns the seconds since `check`, a recorded answer of the upstream. If they are -1 or less, because the
-        clock was set back after the answer, returns infinity, so that the upstream is asked again."""
+        """Returns the seconds since `check`, a recorded answer of the upstream. If the clock was set back by a second
+        or more after the answer, returns infinity, so that the upstream is asked again."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 
@@ -90,8 +90,8 @@ class NegativeCache:
         return self._freshness.judge(digest, check) is Verdict.UNKNOWN
 
     async def add(self, repo: RepositoryName, digest: Digest) -> None:
-        """Records that the repository does not have the blob. If that cannot be stored, ignores the error: the next
-        request then asks the upstream again."""
+        """Records that the repository does not have the blob. If the record cannot be stored, ignores the error: the
+        next request then asks the upstream again."""
         with suppress(StorageFull, StorageFailed):
             await self._records.save_check(repo, digest, found=False, blob=True)
 

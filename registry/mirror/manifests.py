@@ -4,7 +4,9 @@ otherwise after asking the upstream.
 Clients of this process that need the same manifest at the same time share one request to the upstream, a *flight*.
 After an answer of the upstream, a tag is *fresh* for its time to live, then *stale* for the same time, and then expired
 (`Freshness`). The upstream is *exhausted* if its rate limit leaves only few requests. A *notice* is a text for the
-client that says why the manifest in the response may be out of date. A *lease* is a lock across all processes.
+client that says why the manifest in the response may be out of date. A *frozen* tag always names the same digest. A
+*cooldown* delays moves of a tag: the tag is served at an older digest until the new digest has been its target for some
+time. A *lease* is a lock across all processes.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from storage.upstream_records import UpstreamRecords
 log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
-"""Longest time that a client waits for the upstream if the manifest is cached. After it, the cached copy is served."""
+"""Longest time that a client waits for the upstream if the manifest is cached. After this time, the cached copy is
+served."""
 _NO_USABLE_ANSWER: Final = (
     *(UnconfirmedManifestUnknown, Denied, UpstreamUnavailable, TooManyRequests),
     *(StorageFull, StorageFailed),
@@ -93,24 +96,24 @@ class MirroredManifests:
         yet, and, if the manifest is not cached, the errors of the upstream client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
-                found = await look_up(repo, reference)
+                result = await look_up(repo, reference)
                 set_cache_state("hit", self._name)
-                return found
+                return result
         elif (frozen := await self._served_tags.frozen(repo, reference)) is not None:
-            found = await self.read(look_up, repo, frozen.digest)
+            result = await self.read(look_up, repo, frozen.digest)
             set_notice(frozen_notice(frozen))
-            return found
+            return result
         verdict = self._freshness.judge(reference, await self._records.last_check(repo, reference))
         set_cache_state("stale" if verdict is Verdict.STALE else "hit", self._name)
         if verdict is Verdict.UNKNOWN:
             raise ManifestUnknown(f"{self._name} does not have this manifest; this answer is cached for a short time")
         if verdict in (Verdict.FRESH, Verdict.STALE):
             with suppress(ManifestUnknown):
-                found = await self._look_up(look_up, repo, reference)
+                result = await self._look_up(look_up, repo, reference)
                 if verdict is Verdict.STALE and not self._upstream.is_nearly_exhausted():
                     with suppress(UpstreamUnavailable):  # raised only when the server is stopping
                         self._start_flight(repo, reference)
-                return found
+                return result
         set_cache_state("miss", self._name)
         try:
             notice = await self._ask(repo, reference)
@@ -131,20 +134,20 @@ class MirroredManifests:
         served. Sets `notice` and, if the cooldown holds the tag back, a notice about that. Raises the errors of
         `read`."""
         if isinstance(reference, Digest):
-            found = await look_up(repo, reference)
+            result = await look_up(repo, reference)
         else:
             choice = await self._served_tags.choose(repo, reference, self._find_cached)
             if choice is None:
-                found = await look_up(repo, reference)
+                result = await look_up(repo, reference)
             elif not choice.candidates:
                 raise self._served_tags.refusal(repo, reference, choice)
             else:
-                found, problem = await self._look_up_first(look_up, repo, choice.candidates)
+                result, problem = await self._look_up_first(look_up, repo, choice.candidates)
                 held_back = self._served_tags.notice(repo, reference, choice)
                 notice = "; ".join(filter(None, (held_back, problem, notice))) or None
         if notice is not None:
             set_notice(notice)
-        return found
+        return result
 
     async def _look_up_first(
         self, look_up: LocalLookup[T], repo: RepositoryName, digests: Sequence[Digest]
@@ -217,8 +220,8 @@ class MirroredManifests:
 
         A process that had to wait for the lease uses the answer that the previous holder of the lease has recorded. If
         nothing is cached afterwards and the wait took longer than `stale_wait`, raises UpstreamTimeout and sends no
-        request of its own, because its clients have already waited for that of another process. `force`: asks the
-        upstream in any case."""
+        request of its own, because its clients have already waited for the request of another process. `force`: asks
+        the upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.last_check(repo, reference)
@@ -297,7 +300,7 @@ class MirroredManifests:
 
     async def _record_check(self, repo: RepositoryName, reference: Reference, *, found: bool) -> None:
         """Records that the upstream has the manifest (`found`) or does not have it. If the answer cannot be recorded,
-        only logs that: the next request then asks the upstream again."""
+        only logs the failure: the next request then asks the upstream again."""
         try:
             await self._records.save_check(repo, reference, found)
         except (StorageFull, StorageFailed) as error:

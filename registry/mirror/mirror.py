@@ -6,8 +6,8 @@ content may be out of date.
 
 The upstream is *nearly exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the
 upstream that sent bytes with a wrong digest. The repositories of an upstream share cached blobs; the *entitlement* of a
-repository is its right to serve a blob that was cached for another one. A "not found" response is *unconfirmed* if a
-proxy or firewall in front of the upstream possibly sent it.
+repository is its right to serve a blob that was cached for another repository. A "not found" response is *unconfirmed*
+if a proxy or firewall in front of the upstream possibly sent it.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class Mirror(RefusingRegistry):
         return await self._manifests.revalidate(repo, tag, force=force)
 
     async def recheck_young_tags(self) -> None:
-        """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh: a digest
-        must not become mature because nobody has pulled the tag since. Stops if the upstream gives no usable answer, or
-        if its rate limit leaves only few requests."""
+        """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh. Without
+        these requests, a digest that the upstream has replaced meanwhile could pass its cooldown, because nobody has
+        pulled the tag. Stops if the upstream gives no usable answer, or if its rate limit leaves only few requests."""
         async for repo, tag in self.served_tags.young_tags():
             if self._upstream.is_nearly_exhausted():
                 return
@@ -175,8 +175,8 @@ class Mirror(RefusingRegistry):
         return await self._blobs.open(repo, digest, span)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """Returns a page of the repositories of this upstream that have cached content and whose names are in the set
-        `within`: at most `limit` repositories that sort after `after`."""
+        """Returns a page of the repositories of this upstream with cached content: at most `limit` repositories that
+        sort after `after`. Returns only names in the set `within`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         # After the repositories of this upstream, `local` lists others, which are left out.
@@ -235,9 +235,9 @@ class Mirror(RefusingRegistry):
     async def delete_manifest(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
     ) -> None:
-        """Deletes the cached manifest, and the recorded answers of the upstream about the repository. Nobody can put it
-        back (`restorable` has no effect), because the next pull fetches it again. `by`: the actor that the audit log
-        names. Raises TagFrozen if a frozen tag needs the manifest."""
+        """Deletes the cached manifest, and the recorded answers of the upstream about the repository. Nobody can
+        restore the manifest (`restorable` has no effect), because the next pull fetches it again. `by`: the actor that
+        the audit log names. Raises TagFrozen if a frozen tag needs the manifest."""
         await self.served_tags.check_not_frozen(repo, digest)
         try:
             await self._local.delete_manifest(repo, digest, by=by, restorable=False)

@@ -1,4 +1,5 @@
-"""Sends a blob from the upstream to one client without storing it (`PassThroughReader`), for a disk that has no room.
+"""Sends a blob from the upstream to one client without storing the blob (`PassThroughReader`). The mirror does so if
+the disk has no room.
 
 The bytes arrive in a thread, which waits while the client is slower than the upstream. If the client takes nothing for
 the idle timeout of the upstream, the response ends, and the client can continue with a range. As with a blob that is
@@ -77,7 +78,7 @@ class _Buffer:
         return self._next_offset
 
     def close(self) -> None:
-        """Makes the thread stop."""
+        """Makes the thread stop: `take` raises ReaderClosed from now on."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -156,7 +157,7 @@ class PassThroughReader:
                 return
 
     async def _verified_chunks(self) -> AsyncIterator[bytes]:
-        """Yields all bytes of the blob; the last byte after the digest is verified."""
+        """Yields all bytes of the blob. Yields the last byte only after the digest is verified."""
         assert self._fetching is not None, "start was not called"
         offset = 0
         while offset < self._size:
@@ -188,7 +189,7 @@ class PassThroughReader:
             self._fetching.cancel()
             await asyncio.wait([self._fetching])
             if not self._fetching.cancelled():
-                self._fetching.exception()  # marks it as retrieved: whoever iterated has got it
+                self._fetching.exception()  # marks the error as retrieved: the iteration has raised it
 
 
 def _notify(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

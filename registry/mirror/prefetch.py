@@ -3,10 +3,10 @@
 
 A *fill* is the download of one blob. When a client gets the manifest of an image, the image's config is queued, because
 the config is small and is needed next. When a client requests one layer of an image, the other layers are queued. A
-HEAD request queues nothing, nor does the manifest of an index.
+HEAD request queues nothing. The manifest of an index queues nothing either.
 
-The queue starts a fill whenever a connection to the upstream is free and no client waits for it. A queued blob costs
-only the memory for its descriptor: it has no open file and no timer.
+The queue starts a fill whenever a connection to the upstream is free and no client waits for a connection. A queued
+blob costs only the memory for its descriptor: it has no open file and no timer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ MAX_IMAGES: Final = 256
 MAX_IMAGE_BLOBS: Final = 256
 """Largest number of blobs of one image that are prefetched. docker supports at most 127 layers."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024
-"""Size of the largest manifest that is parsed for prefetching. Parsing blocks the event loop, so it must be short."""
+"""Size of the largest manifest that is parsed for prefetching. Parsing blocks the event loop, so larger manifests are
+not parsed."""
 PrefetchMode = Literal["off", "config", "layers"]
 """What is prefetched: nothing, only configs, or configs and layers."""
 
@@ -47,7 +48,9 @@ class _PulledImage:
         foreign = manifest.foreign
         self.blobs = [
             _without_annotations(blob)
-            for blob in islice((b for b in manifest.blobs if b.digest not in foreign), MAX_IMAGE_BLOBS)
+            for blob in islice(
+                (candidate for candidate in manifest.blobs if candidate.digest not in foreign), MAX_IMAGE_BLOBS
+            )
         ]
         self.digests = frozenset(blob.digest for blob in self.blobs)
         self.config_queued = self.layers_queued = False
@@ -82,7 +85,7 @@ class Prefetcher:
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
         """The images that clients are pulling, by repository and digest of the manifest. The least recently used image
         is the first."""
-        self._with_unqueued_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
+        self._images_with_unqueued_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
         """The images in `_images` whose layers have not been queued. `on_stored_blob` reads only this dict, so it takes
         almost no time after all layers have been queued."""
 
@@ -111,9 +114,9 @@ class Prefetcher:
     def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Called when a client has requested a blob that is stored. Queues the other layers of the images that contain
         the blob and that clients are pulling."""
-        if self._mode != "layers" or repo not in self._with_unqueued_layers or not self._has_requests_left():
+        if self._mode != "layers" or repo not in self._images_with_unqueued_layers or not self._has_requests_left():
             return
-        for manifest_digest, image in list(self._with_unqueued_layers[repo].items()):
+        for manifest_digest, image in list(self._images_with_unqueued_layers[repo].items()):
             if image.pull.is_active():
                 self._queue_layers(repo, manifest_digest, image, digest)
 
@@ -151,7 +154,7 @@ class Prefetcher:
         if image is None or not image.pull.is_active():
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
-                self._with_unqueued_layers.setdefault(repo, {})[manifest.digest] = image
+                self._images_with_unqueued_layers.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
         while len(self._images) > MAX_IMAGES:
@@ -160,11 +163,11 @@ class Prefetcher:
         return image
 
     def _forget_unqueued_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
-        """Removes an image from `_with_unqueued_layers`, if it is there."""
-        images = self._with_unqueued_layers.get(repo, {})
+        """Removes an image from `_images_with_unqueued_layers`, if it is there."""
+        images = self._images_with_unqueued_layers.get(repo, {})
         images.pop(manifest_digest, None)
         if not images:
-            self._with_unqueued_layers.pop(repo, None)
+            self._images_with_unqueued_layers.pop(repo, None)
 
 
 log = logging.getLogger("registry.mirror")
@@ -175,7 +178,7 @@ MAX_RUNNING_FILLS: Final = 4
 """Largest number of fills that one process runs for blobs which no client has requested yet."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
-"""Returns whether to download the blob, that is, whether it is not stored and the upstream may have it. Raises
+"""Returns whether to download the blob: True if the blob is not stored, and the upstream may have it. Raises
 RegistryError."""
 StartFill = Callable[[RepositoryName, Descriptor, ImagePull], Fill]
 """Starts the fill of a blob for a pull, or returns the running fill of the blob. The fill ends when the pull is no
@@ -190,7 +193,7 @@ class PrefetchQueue:
         self, should_prefetch: ShouldPrefetch, wait_for_spare: Callable[[], Awaitable[None]], start_fill: StartFill
     ) -> None:
         """`should_prefetch`: called before a fill is started. `wait_for_spare`: waits until a connection to the
-        upstream is free and no client waits for it."""
+        upstream is free and no client waits for a connection."""
         self._should_prefetch = should_prefetch
         self._wait_for_spare = wait_for_spare
         self._start_fill = start_fill

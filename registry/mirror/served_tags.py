@@ -86,7 +86,7 @@ class ServedTags:
     ) -> TagChoice | None:
         """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or nothing
         is known about it. `find_cached`: returns the manifest at which the tag is cached, or None if there is none. It
-        is used for a tag without a sighting."""
+        is called for a tag without a sighting."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown:
             return None
@@ -112,10 +112,10 @@ class ServedTags:
 
     async def young_tags(self) -> AsyncIterator[tuple[RepositoryName, Tag]]:
         """Yields the tags of this upstream that have pointed at their newest digest for less than their cooldown."""
-        now, last = self._clock(), None
-        while moves := await self._tags.moves(now - self._settings.cooldown, last, _MOVES_PER_READ):
-            for last in moves:
-                since, repo, tag = last
+        now, last_move = self._clock(), None
+        while moves := await self._tags.moves(now - self._settings.cooldown, last_move, _MOVES_PER_READ):
+            for last_move in moves:
+                since, repo, tag = last_move
                 if since >= now:  # seen after this call has begun
                     return
                 if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
@@ -126,8 +126,8 @@ class ServedTags:
 
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
         """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that
-        a cooldown that is set later knows them. If the sighting cannot be stored, only logs that: the next answer of
-        the upstream is recorded instead. The caller holds the lease of the tag."""
+        their sightings are known if a cooldown is set later. If the sighting cannot be stored, only logs the failure:
+        the next answer of the upstream is recorded instead. The caller holds the lease of the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_new)
@@ -152,7 +152,7 @@ class ServedTags:
         )
 
     def notice(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> str | None:
-        """Returns the notice for a tag that the cooldown holds back; None if it does not."""
+        """Returns the notice for a tag that the cooldown holds back; None if the cooldown does not hold it back."""
         if choice.newest_matures_at is None:
             return None
         return (

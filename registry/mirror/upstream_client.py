@@ -55,10 +55,10 @@ class UnconfirmedBlobUnknown(BlobUnknown):
 class EndpointHealth:
     """What one process knows about an endpoint of its upstream.
 
-    - `breaker`: `closed` while requests are sent to the endpoint, `open` while none are, and `half-open` if the next
-      request is a trial.
+    - `breaker`: the state of the circuit breaker. `closed`: requests are sent to the endpoint. `open`: no requests are
+      sent. `half-open`: the next request is a trial.
     - `failures`: number of failures in a row.
-    - `retry_in_seconds`: when the open breaker becomes half-open; None if it is not open.
+    - `retry_in_seconds`: seconds until the open breaker becomes half-open; None if the breaker is not open.
     - `last_error`, `last_error_at`: the message and the time (seconds since 1970) of the last failure; None: there was
       none."""
 

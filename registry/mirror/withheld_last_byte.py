@@ -38,10 +38,10 @@ class UnverifiedBlobReader:
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill
-        self._fd = os.dup(fill.file.fd)
+        self._file_descriptor = os.dup(fill.file.fd)
         self._file_offset = fill.file.offset
         """Offset of the blob's first byte in the file."""
-        self.file: OpenFile | None = OpenFile(self._fd, self._file_offset)
+        self.file: OpenFile | None = OpenFile(self._file_descriptor, self._file_offset)
         self._is_verified = False
         """Whether the digest of the blob is verified and the blob is stored."""
         self._pulls = list(pulls)
@@ -66,8 +66,8 @@ class UnverifiedBlobReader:
         self._is_verified = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        offset, stop = self.span
-        while offset < stop:
+        offset, end_offset = self.span
+        while offset < end_offset:
             ready_end = await self.readable_until(offset)
             while offset < ready_end:
                 chunk = await self._read(offset, min(CHUNK_BYTES, ready_end - offset))
@@ -77,7 +77,7 @@ class UnverifiedBlobReader:
     async def _read(self, offset: int, length: int) -> bytes:
         """Returns at least one and at most `length` bytes of the blob, starting at `offset`. Raises StorageFailed."""
         try:
-            data = await asyncio.to_thread(os.pread, self._fd, length, self._file_offset + offset)
+            data = await asyncio.to_thread(os.pread, self._file_descriptor, length, self._file_offset + offset)
         except OSError as error:
             raise StorageFailed(f"the file of {self.descriptor.digest} cannot be read: {error.strerror}") from error
         if not data:
@@ -91,7 +91,7 @@ class UnverifiedBlobReader:
         self.file = None
         for pull in self._pulls:
             pull.leave()
-        if os.fstat(self._fd).st_nlink:
-            os.close(self._fd)
+        if os.fstat(self._file_descriptor).st_nlink:
+            os.close(self._file_descriptor)
         else:  # the file has been deleted, so the call blocks while the file system frees the file's blocks
-            await asyncio.to_thread(os.close, self._fd)
+            await asyncio.to_thread(os.close, self._file_descriptor)

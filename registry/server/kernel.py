@@ -69,10 +69,10 @@ def raise_file_limit() -> None:
     hard limit of a billion, with which the kernel's table of open files could grow too large. Changes nothing if the
     system refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    new_soft_limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < new_soft_limit:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (new_soft_limit, hard))
         except (ValueError, OSError):
             return  # some systems refuse their own hard limit; the server can run with the old soft limit
 
@@ -105,7 +105,7 @@ def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
     if sys.platform != "linux" or sock is None:
         return 0, 0
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
-        return _BYTES_ACKED.unpack(info)[0], unacknowledged_bytes(sock)
+        tcp_info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        return _BYTES_ACKED.unpack(tcp_info)[0], unacknowledged_bytes(sock)
     except (OSError, struct.error):  # the connection is closed, or the kernel is too old for the field
         return 0, 0

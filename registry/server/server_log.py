@@ -13,8 +13,8 @@ log = logging.getLogger("registry.server")
 
 _LOGGERS = ("registry.server", "asyncio")
 _MAX_LOGGED_ERRORS = 256
-"""How many different errors one `LoopErrors` logs at most. Without this bound, errors whose texts all differ could fill
-the log and the memory."""
+"""Largest number of different errors that one `LoopErrors` logs. Without this bound, errors whose texts all differ
+could fill the log and the memory."""
 
 
 def set_up_server_logging() -> None:

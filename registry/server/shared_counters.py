@@ -2,7 +2,7 @@
 
 Keys are strings, such as client addresses. Their values are in tables. Each table is a count-min sketch with two rows:
 the hash of a key chooses one cell in each row. Other keys can have the same cell and increase its value. So the value
-of a key is the smaller one of its two cells; even this one can be too high. Keys are not stored, so none have to be
+of a key is the smaller one of its two cells. This value can still be too high. Keys are not stored, so none have to be
 evicted.
 
 Python's `hash` of a string depends on a secret that only this process and its forks know (unless PYTHONHASHSEED is
@@ -28,16 +28,16 @@ its cell in the second row."""
 
 def _cells_of(key: str) -> tuple[int, int]:
     """Returns the index of the key's cell in each of the two rows. The second row follows the first one in memory."""
-    number = hash(key)
-    return number & _MASK, _ROW_CELLS + ((number >> _SHIFT_BITS) & _MASK)
+    key_hash = hash(key)
+    return key_hash & _MASK, _ROW_CELLS + ((key_hash >> _SHIFT_BITS) & _MASK)
 
 
 class SharedCounters:
     """A count for each key, over all processes. Each process writes to a table of its own, called a *column*. Because
-    no other process writes to it, no change is lost. The count of a key is the sum over all columns.
+    no other process writes to this column, no change is lost. The count of a key is the sum over all columns.
 
-    `add` first increases the count and then computes the sum. So if two processes call it at the same moment and
-    together exceed a limit, at least one of them gets a sum above the limit. It can happen that both do.
+    `add` first increases the count and then computes the sum. So if two processes call `add` at the same moment and
+    together exceed a limit, at least one of them gets a sum above the limit. Both can get such a sum.
     """
 
     def __init__(self, columns: int) -> None:
@@ -80,8 +80,8 @@ class SharedRateLimiter:
     next request of the key would arrive if its requests arrived exactly at the allowed rate.
 
     There is one race. If several processes count a request of the same key at the same moment, it can happen that only
-    one of these requests is counted. Then the key exceeds its rate by those that are not counted. The race never leads
-    to the refusal of a request that is within the rate. A process that dies leaves nothing to be cleaned up.
+    one of these requests is counted. Then the key exceeds its rate by the requests that are not counted. The race never
+    leads to the refusal of a request that is within the rate. A process that dies leaves nothing to be cleaned up.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class SharedRateLimiter:
         returns seconds, and must be the same in all processes. Raises ValueError if `per_second` is 0 or less, or
         `burst` is below 1.
 
-        `cells`: the memory that `shared_cells` returned before the fork. Limiters with other rates can use it one after
-        another. None: the limiter makes its own, so create it before the fork."""
+        `cells`: the memory that `shared_cells` returned before the fork. Limiters with other rates can use this memory
+        one after another. None: the limiter allocates its own memory, so create the limiter before the fork."""
         if per_second <= 0 or burst < 1:
             raise ValueError("a rate limit needs a rate above 0 and a burst of 1 at least")
         self._step_seconds = 1 / per_second
@@ -109,8 +109,8 @@ class SharedRateLimiter:
         """Counts one request of `key` and returns 0.0. If the request exceeds the rate, does not count it, and returns
         in how many seconds a request of the key will be within the rate."""
         now = self._clock()
-        number = hash(key)  # the same code as in `_cells_of`: to call that function would cost time in every request
-        first_cell, second_cell = number & _MASK, _ROW_CELLS + ((number >> _SHIFT_BITS) & _MASK)
+        key_hash = hash(key)  # the same code as in `_cells_of`: to call that function would cost time in every request
+        first_cell, second_cell = key_hash & _MASK, _ROW_CELLS + ((key_hash >> _SHIFT_BITS) & _MASK)
         cells = self._cells
         first_due, second_due = cells[first_cell], cells[second_cell]
         due = first_due if first_due < second_due else second_due

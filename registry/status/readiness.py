@@ -1,4 +1,5 @@
-"""`Readiness`: whether this process can serve, each time asked anew, with the reason if it cannot.
+"""`Readiness`: whether this process can serve, and the reason if it cannot. Nothing is cached: each call runs the
+checks again.
 
 A *check* looks at one thing that the registry needs: the database, its version, the disk. No check asks an upstream,
 because a registry whose upstream is down still serves what it has.
@@ -57,7 +58,8 @@ class Readiness:
 
     async def check(self, exclude: Collection[str] = ()) -> list[CheckResult]:
         """Runs all checks at the same time, except those whose names are in `exclude`, and returns their results. A
-        check that takes too long has failed; it goes on, and no second one of its kind starts meanwhile."""
+        check that takes too long has failed. It goes on running, and no second check of the same name starts
+        meanwhile."""
         names = [name for name in self._checks if name not in exclude]
         tasks = {name: self._task(name) for name in names}
         if tasks:
@@ -120,6 +122,6 @@ def write_problem(directory: Path) -> str | None:
             file.write(b"\0")
             os.fsync(file.fileno())
     except OSError as error:
-        full = " (the disk is full)" if error.errno in DISK_FULL_ERRNOS else ""
-        return f"cannot write to {directory}: {error.strerror}{full}"
+        hint = " (the disk is full)" if error.errno in DISK_FULL_ERRNOS else ""
+        return f"cannot write to {directory}: {error.strerror}{hint}"
     return None

@@ -44,7 +44,7 @@ log = logging.getLogger("registry.status")
 
 @dataclass(frozen=True, slots=True)
 class ServerRun:
-    """One run of `entrepot serve`: all of its worker processes have the same. `instance`: a random id, with which
+    """One run of `entrepot serve`, which all of its worker processes share. `instance`: a random id, with which
     `entrepot doctor` finds out whether a URL leads to this server. `started`: in seconds since 1970."""
 
     instance: str
@@ -136,7 +136,8 @@ class WorkerReporter:
             self._close()
 
     def report(self, delay: float = 0.0) -> WorkerReport:
-        """Returns the report of this moment. Takes a fraction of a millisecond."""
+        """Returns the report of this moment. `delay`: by how many seconds the event loop was late. Takes a fraction of
+        a millisecond."""
         counts = self._counts()
         return WorkerReport(
             pid=os.getpid(),
@@ -160,7 +161,7 @@ class WorkerReporter:
         )
 
     def _is_news(self, report: WorkerReport) -> bool:
-        """Returns whether the report differs from the last one that was written, or that one is old."""
+        """Returns whether the report differs from the last one that was written, or whether the last one is old."""
         if self._last is None or not 0 <= report.written - self._last.written < HEARTBEAT_SECONDS:
             return True
         return report.model_copy(update={"written": self._last.written}) != self._last
@@ -185,7 +186,8 @@ class WorkerReporter:
             self._file.write(data)
 
     def _close(self) -> None:
-        """Deletes the file. Leaves it if a write hangs in its thread; the process ends soon, and the file with it."""
+        """Deletes the file. Leaves the file if a write hangs in its thread. The process ends soon then, and the file
+        disappears with the process."""
         if not self._lock.acquire(timeout=CLOSE_SECONDS):
             return
         try:
@@ -198,8 +200,8 @@ class WorkerReporter:
 
 def read_worker_reports(data: Path) -> list[WorkerReport]:
     """Returns the last report of each worker process that serves the data directory, in the order of their starts.
-    After a reload, a process reports with its new settings, and for a while also with the old ones; that report is left
-    out. Blocks. Raises OSError."""
+    After a reload, a process reports with its new settings, and for a while also with the old ones. The report with the
+    old settings is left out. Blocks. Raises OSError."""
     reports: dict[int, WorkerReport] = {}
     for text in read_all_reports(layout_of(data)):
         with suppress(ValidationError):  # another version wrote it

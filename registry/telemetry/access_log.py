@@ -26,7 +26,7 @@ content; `-` for hosted content. `status`: 0 if no response was begun; it is fol
 incomplete."""
 _REFUSED_TEXT: Final = _TEXT.replace(" agent=", ' reason="%(reason)s" agent=')
 """The text of a line about a request that the server itself has refused. The agent stays last, because the client
-writes it."""
+chooses its text."""
 _MAX_PATH_CHARACTERS: Final = 1024
 _MAX_REFERENCE_CHARACTERS: Final = 256
 
@@ -48,8 +48,8 @@ def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> 
     as text. Call it only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     if handler is None:
-        who, repo, item = answer.principal_name, answer.repo, answer.item
-        write_request(scope, 200, "", len(answer.body), 0, 0.0, who, repo, item, "answer", request_id)
+        principal, repo, item = answer.principal_name, answer.repo, answer.item
+        write_request(scope, 200, "", len(answer.body), 0, 0.0, principal, repo, item, "answer", request_id)
         return
     if answer.log_fields is None:
         size = len(answer.body)
@@ -78,7 +78,7 @@ def write_request(
     reason: str = "",
 ) -> None:
     """Writes the line of any request. `note` follows the status. `reason`: why the server itself has refused the
-    request; empty: it has not. Call it only if `log` is enabled for INFO."""
+    request; empty: the server has not refused it. Call it only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     headers: list[Header] = scope["headers"]
     agent = next((value for name, value in headers if name == b"user-agent"), b"")
@@ -173,4 +173,6 @@ def _plain(text: str, max_characters: int) -> str:
     """Returns text of a client for a log line: cut to a length, and without characters that begin a new line or act on
     a terminal. Without text, returns `-`."""
     text = text[:max_characters]
-    return (text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)) or "-"
+    return (
+        text if text.isprintable() else "".join(character if character.isprintable() else "?" for character in text)
+    ) or "-"

@@ -1,9 +1,9 @@
 """The metrics under the names of CNCF Distribution 3, for dashboards that were made for it (`distribution_metrics`).
 
 Names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go` and
-`registry/storage/driver/base/base.go`. Differences: durations have the buckets of our own metrics; the size of a
-request is that of its body, without its head; the storage actions are calls on our registry, under the name of the
-driver's action that such a call mainly consists of.
+`registry/storage/driver/base/base.go`. There are three differences. Durations have the buckets of our own metrics. The
+size of a request is the size of its body, without its head. The storage actions are calls on our registry: each call
+counts as the driver's action of which it mainly consists.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HANDLERS: Final[Mapping[str, str]] = {
     "uploads": "blob_upload",
     "session": "blob_upload_chunk",
 }
-"""Distribution's handler for each of our routes. It has none for the others."""
+"""Distribution's handler for each of our routes. Distribution has no handler for the other routes."""
 ACTIONS: Final[Mapping[str, str]] = {
     "resolve_blob": "Stat",
     "open_blob": "Reader",
@@ -45,7 +45,7 @@ ACTIONS: Final[Mapping[str, str]] = {
 _PROXIED: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
 _DRIVER: Final = "filesystem"
 Translate = Callable[..., tuple[str, ...] | None]
-"""Returns Distribution's label values for ours; None: it has no such series."""
+"""Returns Distribution's label values for our label values; None: Distribution has no such series."""
 
 
 def distribution_metrics(metrics: Metrics) -> Iterator[Metric]:
@@ -92,7 +92,8 @@ def _http_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]
 
 
 def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]:
-    """Distribution counts an answer that is not from its cache as a miss, also if it had to be confirmed only."""
+    """Yields the metrics of mirrors. Only an answer with the cache state `miss` counts as a miss here. Distribution
+    counts every answer that is not from its cache as a miss, also if the upstream only had to confirm it."""
     requests: dict[str, float] = dict.fromkeys(_PROXIED.values(), 0.0)
     misses, pulled = dict(requests), dict(requests)
     for (_, route, cache), count in _counts(metrics.mirror.requests, totals):
@@ -109,21 +110,25 @@ def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric
     }
     for name, text, values in (
         ("requests", "The number of total incoming proxy request received", requests),
-        ("hits", "The number of total proxy request hits", {of: requests[of] - misses[of] for of in requests}),
+        (
+            "hits",
+            "The number of total proxy request hits",
+            {content: requests[content] - misses[content] for content in requests},
+        ),
         ("misses", "The number of total proxy request misses", misses),
         ("pulled_bytes", "The size of total bytes pulled from the upstream", pulled),
         ("pushed_bytes", "The size of total bytes pushed to the client", pushed),
     ):
         metric = CounterMetricFamily(f"registry_proxy_{name}", text, labels=["type"])
-        for of, value in values.items():
-            metric.add_metric([of], value)
+        for content, value in values.items():
+            metric.add_metric([content], value)
         yield metric
 
 
 def _counts(family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], float]]:
     """Yields the label values and the count of each series that is not 0."""
-    for values, numbers in family.counted(totals):
-        yield values, numbers[0]
+    for values, cells in family.counted(totals):
+        yield values, cells[0]
 
 
 def _histogram(
@@ -132,11 +137,11 @@ def _histogram(
     """Returns our histogram under another name. Adds up the series for which `translate` returns the same labels, and
     leaves out those for which it returns None."""
     sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * family.width)
-    for values, numbers in family.counted(totals):
+    for values, cells in family.counted(totals):
         translated = translate(*values)
         if translated is not None:
-            sums[translated] = [one + other for one, other in zip(sums[translated], numbers, strict=True)]
+            sums[translated] = [one + other for one, other in zip(sums[translated], cells, strict=True)]
     metric = HistogramMetricFamily(name, text, labels=labels)
-    for labels_there, total in sums.items():
-        metric.add_metric(labels_there, *cumulative(family, total))
+    for distribution_labels, total in sums.items():
+        metric.add_metric(distribution_labels, *cumulative(family, total))
     return metric

@@ -27,7 +27,7 @@ Collect = Callable[[], Iterable[Metric]]
 
 
 class CellCollector(Collector):
-    """Collects the metrics in shared memory. Leaves out series that are 0, because most of the possible ones are."""
+    """Collects the metrics in shared memory. Leaves out series that are 0, because most of the possible series are."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -50,29 +50,31 @@ def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Met
     unlabelled: list[tuple[tuple[str, ...], Sequence[float]]] = [
         ((), totals[family.first : family.first + family.width])
     ]
-    for values, numbers in family.counted(totals) if names else unlabelled:
+    for values, cells in family.counted(totals) if names else unlabelled:
         labels = [*metrics.label_values(family, values).values()]
         if isinstance(family, Histogram):
-            histogram.add_metric(labels, *cumulative(family, numbers))
+            histogram.add_metric(labels, *cumulative(family, cells))
         else:
-            number_metric.add_metric(labels, numbers[0])
+            number_metric.add_metric(labels, cells[0])
     return histogram if isinstance(family, Histogram) else number_metric
 
 
-def cumulative(family: Histogram, numbers: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
-    """Returns the buckets, each with the number of values up to its bound, and the sum of all values."""
+def cumulative(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+    """Returns the buckets of a series, each with the number of values up to its bound, and the sum of all values.
+    `cells`: the cells of the series."""
     total, buckets = 0.0, []
     bounds = [*map(str, family.bounds), "+Inf"]
-    for bound, number in zip(bounds, numbers, strict=False):
-        total += number
+    for bound, count in zip(bounds, cells, strict=False):
+        total += count
         buckets.append((bound, total))
-    return buckets, numbers[-1]
+    return buckets, cells[-1]
 
 
 def process_metrics(metrics: Metrics, started_at: float) -> Iterator[Metric]:
-    """Yields the metrics. `started_at`: when the server was started, in seconds since 1970. Reads files of /proc."""
-    info = {"version": __version__, "python": platform.python_version()}
-    yield InfoMetricFamily("entrepot_build", "The version of the server.", value=info)
+    """Yields the metrics about the server and its processes. `started_at`: when the server was started, in seconds
+    since 1970. Reads files of /proc."""
+    build_info = {"version": __version__, "python": platform.python_version()}
+    yield InfoMetricFamily("entrepot_build", "The version of the server.", value=build_info)
     yield GaugeMetricFamily(
         "entrepot_start_time_seconds", "When the server was started, in seconds since 1970.", value=started_at
     )

@@ -2,7 +2,7 @@
 
 A *family* has a name, a help text and labels. Each combination of label values is a *series*, and has cells of its own.
 All values of a label are listed before the fork, so that every process knows the number of each cell. A value that is
-not in the list counts as the last one, which is therefore called `other` in most lists.
+not in the list counts as the last value of the list, which is therefore called `other` in most lists.
 
 Names and types follow the Prometheus documentation ("Metric and label naming", "Histograms and summaries").
 """
@@ -22,7 +22,7 @@ Labels = Mapping[str, Sequence[str]]
 
 
 class Family:
-    """A family, with `width` cells for each series from the cell `first` on."""
+    """A family of metrics. Its cells begin with the cell `first`, and each series has `width` cells."""
 
     kind: Literal["counter", "gauge", "histogram"]
 
@@ -39,28 +39,31 @@ class Family:
 
     def cell(self, *values: str) -> int:
         """Returns the number of a series' first cell. `values`: one value for each label."""
-        number = 0
+        series_number = 0
         for value, positions in zip(values, self._positions, strict=True):
-            number = number * len(positions) + positions.get(value, len(positions) - 1)
-        return self.first + number * self.width
+            series_number = series_number * len(positions) + positions.get(value, len(positions) - 1)
+        return self.first + series_number * self.width
 
     def series(self) -> Iterator[tuple[tuple[str, ...], int]]:
         """Yields the label values and the first cell of each series."""
-        for number, values in enumerate(product(*self.labels.values())):
-            yield values, self.first + number * self.width
+        for series_number, values in enumerate(product(*self.labels.values())):
+            yield values, self.first + series_number * self.width
 
     def counted(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
-        """Yields the label values and the cells of each series that is not 0. `totals`: all cells of the plan. Fast,
-        because most of the possible series are 0."""
-        part = totals[self.first : self.first + self.size]
-        for number in dict.fromkeys(index // self.width for index, value in enumerate(part) if value):
-            yield self._values(number), part[number * self.width : (number + 1) * self.width]
+        """Yields the label values and the cells of each series that is not 0. `totals`: all cells of the plan. This is
+        fast, because most of the possible series are 0."""
+        family_totals = totals[self.first : self.first + self.size]
+        for series_number in dict.fromkeys(index // self.width for index, value in enumerate(family_totals) if value):
+            yield (
+                self._values(series_number),
+                family_totals[series_number * self.width : (series_number + 1) * self.width],
+            )
 
-    def _values(self, number: int) -> tuple[str, ...]:
+    def _values(self, series_number: int) -> tuple[str, ...]:
         """Returns the label values of a series, from its number."""
         values: list[str] = []
         for choices in reversed([*self.labels.values()]):
-            number, position = divmod(number, len(choices))
+            series_number, position = divmod(series_number, len(choices))
             values.append(choices[position])
         return tuple(reversed(values))
 
@@ -72,7 +75,7 @@ class Counter(Family):
 
 
 class Gauge(Family):
-    """Numbers that grow and shrink. Only what running processes have added counts."""
+    """Numbers that grow and shrink. Only the numbers of running processes count."""
 
     kind = "gauge"
 
@@ -126,13 +129,14 @@ class CellPlan:
         """Makes `complete` add the number in the cell `source` to `cells`. They must not be sources themselves."""
         self._sources.append((source, cells))
 
-    def complete(self, numbers: list[float]) -> list[float]:
-        """Adds the number of each source to its cells, and returns `numbers`: the numbers of all cells."""
+    def complete(self, totals: list[float]) -> list[float]:
+        """Adds the number of each source to the cells of its series. `totals`: the numbers of all cells. Returns
+        `totals`, which it has changed."""
         for source, cells in self._sources:
-            if number := numbers[source]:
+            if total := totals[source]:
                 for cell in cells:
-                    numbers[cell] += number
-        return numbers
+                    totals[cell] += total
+        return totals
 
     def gauge_cells(self) -> Iterator[int]:
         """Yields the numbers of the cells that belong to gauges."""
@@ -141,7 +145,7 @@ class CellPlan:
                 yield from (first for _, first in family.series())
 
     def layout(self) -> str:
-        """Returns a text that is the same for two plans only if each cell means the same in both."""
+        """Returns a hash that is the same for two plans only if each cell means the same in both."""
         families = [
             (family.name, family.kind, [*map(list, family.labels.items())], getattr(family, "bounds", None))
             for family in self.families

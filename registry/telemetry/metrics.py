@@ -31,7 +31,7 @@ METHODS: Final = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS", "o
 STATUSES: Final = (*(str(status.value) for status in HTTPStatus), "other")
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
 """Upper bounds of the buckets of durations."""
-SIZES: Final = tuple(1024 << number for number in range(22))
+SIZES: Final = tuple(1024 << exponent for exponent in range(22))
 """Upper bounds of the buckets of sizes, in bytes: from 1 KiB to 2 GiB, as in CNCF Distribution."""
 _MIN_COLUMNS: Final = 32
 """Number of columns for a few workers. It is so large that a restart with more workers can go on with the counts."""
@@ -58,7 +58,7 @@ class Metrics:
     ) -> None:
         """`upstreams`, `webhooks`: the names in the settings. `workers`: number of processes that run at the same time;
         while they are replaced, there are twice as many. `inherited`: the memory of the version that ran before in this
-        process, whose counts go on if it is suitable; it is closed if not. None: all counts begin at 0."""
+        process, whose counts go on if the memory is suitable. If not, it is closed. None: all counts begin at 0."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -108,9 +108,9 @@ class Metrics:
         memory = None
         if inherited is not None:
             column_bytes = SharedCells.needed_bytes(plan.size, 1)
-            found = (os.fstat(inherited.descriptor).st_size - start) // column_bytes
-            if inherited.layout == plan.layout() and found >= 4 * workers:
-                columns = found
+            inherited_columns = (os.fstat(inherited.descriptor).st_size - start) // column_bytes
+            if inherited.layout == plan.layout() and inherited_columns >= 4 * workers:
+                columns = inherited_columns
                 memory = SharedMemory(start + columns * column_bytes, inherited.descriptor)
             else:
                 os.close(inherited.descriptor)
@@ -129,25 +129,25 @@ class Metrics:
     def _add_sources(self, plan: CellPlan) -> int:
         """Adds the cells that stand for several series of requests, and returns the first of those for requests that
         the response cache answers. Such a request has no body, takes microseconds and has the status 200."""
-        first = number = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
+        first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
             sent = self.response_sizes.cell(route)
             for method in _CACHED_METHODS:
                 for bucket in range(len(SIZES) + 1):
                     plan.add_source(
-                        number,
+                        cell,
                         *(self.requests.cell(route, method, "200"), self.seconds.cell(route, method)),
                         *(self.cached_answers.cell(route), self.request_sizes.cell(route), sent + bucket),
                     )
-                    number += 1
+                    cell += 1
             plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(sent))
             received = self.request_sizes.sum_cell(self.request_sizes.cell(route))
             plan.add_source(self.received_bytes.cell(route), received)
-        return first
+        return first_cell
 
     def cached_cell(self, route: str, method: str, size: int) -> int:
-        """Returns the cell that counts requests which the response cache has answered with a body of `size` bytes. It
-        stands for all series that count them."""
+        """Returns the cell that counts requests which the response cache has answered with a body of `size` bytes. The
+        cell stands for all series that count such requests."""
         position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
         return self.response_sizes.bucket(self._first_cached_cell + position * (len(SIZES) + 1), size)
 

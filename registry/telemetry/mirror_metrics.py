@@ -22,7 +22,8 @@ from storage.errors import (
 )
 
 UPSTREAM_CAPACITY: Final = 64
-"""How many upstreams can have metrics of their own, counted since the server's start."""
+"""Largest number of upstreams with metrics of their own. Upstreams that were removed since the server's start count as
+well."""
 CACHE_STATES: Final = ("hit", "miss", "stale", "revalidated", "other")
 """See `registry.request.set_cache_state`."""
 RESPONSE_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -37,7 +38,8 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
     (StorageFull, "storage"),
     (StorageFailed, "storage"),
 )
-"""Kind of each class of errors: that of the first class that fits. Other errors say that content does not exist."""
+"""Kind of each class of errors. An error has the kind of the first class in this list to which it belongs. Other errors
+say that content does not exist."""
 
 BREAKER_OPEN: Final = "breaker_open"
 """Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
@@ -100,11 +102,12 @@ class MirrorMetrics:
         )
 
     def use(self, names: SharedNames) -> None:
-        """Gives upstreams their numbers by the list `names`."""
+        """Makes `label` use the numbers in the list `names`."""
         self._names = names
 
     def label(self, name: str) -> str:
-        """Returns the value of the label `upstream` in a cell's number: the number of the upstream's name."""
+        """Returns the value of the label `upstream` with which `Family.cell` finds a cell: the number of the upstream's
+        name, as text."""
         return self._names.label(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:

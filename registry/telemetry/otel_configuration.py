@@ -51,7 +51,8 @@ def check_otel(endpoint: str | None) -> None:
 
 
 def _is_sent(signal: str, endpoint: str | None, environment: Mapping[str, str]) -> bool:
-    """`signal`: as in the names of the variables."""
+    """Returns whether a signal is sent to a collector. `signal`: `TRACES` or `METRICS`, as in the names of the
+    variables."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if environment.get(f"OTEL_{signal}_EXPORTER", "otlp").lower() == "none":

@@ -1,6 +1,6 @@
 """Sends metrics to an OpenTelemetry collector (`OtlpMetrics`), by OTLP over HTTP.
 
-Each worker sends what stands in its own column of the shared cells, as a service instance of its own
+Each worker sends the numbers in its own column of the shared cells, as a service instance of its own
 (`service.instance.id`, with the number of the column). The process that claims the column of a dead worker goes on with
 its numbers, so the sum over the instances is right, and no worker has to send for the others.
 
@@ -33,7 +33,7 @@ log = logging.getLogger("registry.telemetry")
 
 class OtlpMetrics:
     """Sends the metrics of one process, from a thread. Create it after the fork, when the process has claimed its
-    column. A collector that does not answer loses nothing but the time series in between, and holds up nothing."""
+    column. If the collector does not answer, only the data points of that time are lost, and nothing is delayed."""
 
     def __init__(self, metrics: Metrics, endpoint: str | None, started_at: float) -> None:
         """`endpoint`: the setting; None: the variables of OpenTelemetry name the collector. `started_at`: since when
@@ -79,12 +79,12 @@ class OtlpMetrics:
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
     def _all_metrics(self) -> Iterator[Metric]:
-        numbers, now = self._metrics.own_numbers(), time.time_ns()
+        totals, now = self._metrics.own_numbers(), time.time_ns()
         for family in self._metrics.plan.families:
-            if metric := self._metric(family, numbers, now):
+            if metric := self._metric(family, totals, now):
                 yield metric
 
-    def _metric(self, family: Family, numbers: Sequence[float], now: int) -> Metric | None:
+    def _metric(self, family: Family, totals: Sequence[float], now: int) -> Metric | None:
         """Returns the metric of a family; None if all of its cells are 0."""
         from opentelemetry.sdk.metrics.export import (
             AggregationTemporality,
@@ -97,16 +97,16 @@ class OtlpMetrics:
         from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 
         points: list[Any] = []
-        for values, cells in family.counted(numbers):
+        for values, cells in family.counted(totals):
             labels = self._metrics.label_values(family, values)
             if isinstance(family, Histogram):
-                counts, total = [int(number) for number in cells[:-1]], cells[-1]
+                counts, sum_of_values = [int(number) for number in cells[:-1]], cells[-1]
                 bounds = [float(bound) for bound in family.bounds]
                 # Minimum and maximum are optional (OTLP, HistogramDataPoint), and the cells do not have them.
                 unknown: Any = None
                 points.append(
                     HistogramDataPoint(
-                        labels, self._started_at, now, sum(counts), total, counts, bounds, unknown, unknown
+                        labels, self._started_at, now, sum(counts), sum_of_values, counts, bounds, unknown, unknown
                     )
                 )
             else:

@@ -1,5 +1,5 @@
-"""`RequestRecorder`: the place that is told about each HTTP request, once. Counts it, writes its line to the access
-log, and ends its trace."""
+"""`RequestRecorder`, which is told about each HTTP request once. It counts the request, writes a line to the access
+log, and ends the trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from registry.telemetry.metrics import Metrics
 from registry.telemetry.tracing import Tracing
 
 MAX_KNOWN_CELLS: Final = 4096
-"""For this many kinds of requests, the numbers of the cells are remembered."""
+"""Largest number of kinds of requests for which the numbers of the cells are cached."""
 _ROUTES_BY_PREFIX: Final = {
     "api": "api",
     "token": "token",
@@ -47,7 +47,7 @@ class CachedAnswer(LoggedAnswer, Protocol):
 
     kind: str
     count_cells: Any
-    """Where requests with this answer are counted. None until the first one."""
+    """The cells that count requests with this answer; None until the first such request."""
 
 
 class Noted(Protocol):
@@ -92,8 +92,8 @@ class RequestRecorder:
 
     def on_refused(self, scope: Scope, end: RequestEnd) -> None:
         """Records a request that the server has refused before it called the application. `scope`: what the server
-        knows of it (`registry.server.connection.request_reports.partial_scope`). A request without a response is not
-        counted, and neither is a connection that was closed without one."""
+        knows of the request (`registry.server.connection.request_reports.partial_scope`). A request or connection that
+        got no response is not counted."""
         if end.status:
             self._count("other", "other", end)
         if log.isEnabledFor(logging.INFO):
@@ -107,7 +107,7 @@ class RequestRecorder:
         self._metrics.cells.own[self._metrics.connections.first] += change
 
     def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
-        """Records another request."""
+        """Records a request that the application has answered, or that was cut off."""
         noted: Noted | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
         if noted is not None:
             route = noted.kind or "other"
@@ -116,20 +116,20 @@ class RequestRecorder:
                 self._metrics.mirror.count_answer(
                     self._metrics.cells.own, noted.upstream, route, noted.cache_state, end.sent_bytes
                 )
-            who, repo, item = noted.name, noted.repo, noted.item
+            principal, repo, item = noted.name, noted.repo, noted.item
             cache_state, request_id = noted.cache_state, noted.request_id
         else:
             route = route_of(scope["path"])
             self._count(route, scope["method"], end)
             state = scope.get("state") or {}
             actor = state.get("actor")
-            who, repo, item, cache_state = "-" if actor is None else actor.name, "", "", ""
+            principal, repo, item, cache_state = "-" if actor is None else actor.name, "", "", ""
             request_id = state.get("request_id") or request_id_of(scope["headers"])
         if log.isEnabledFor(logging.INFO):
             note = "" if end.is_complete else "(cut off)"
             write_request(
                 *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
-                *(who, repo, item, cache_state, request_id, end.reason),
+                *(principal, repo, item, cache_state, request_id, end.reason),
             )
         if self.tracing is not None:
             self.tracing.end_request(scope, route, end.status)
@@ -137,8 +137,8 @@ class RequestRecorder:
     def _count(self, route: str, method: str, end: RequestEnd) -> None:
         metrics, cells = self._metrics, self._metrics.cells.own
         status = int(end.status) if end.is_complete else None
-        numbers = self._known_cells.get((route, method, status)) or self._find_cells(route, method, status)
-        request_cell, seconds_cell, request_size, response_size, received_cell, sent_cell = numbers
+        cell_numbers = self._known_cells.get((route, method, status)) or self._find_cells(route, method, status)
+        request_cell, seconds_cell, request_size, response_size, received_cell, sent_cell = cell_numbers
         cells[request_cell] += 1
         if end.is_complete:
             metrics.seconds.observe(cells, seconds_cell, end.seconds)
@@ -151,11 +151,11 @@ class RequestRecorder:
             cells[sent_cell] += end.sent_bytes
 
     def _find_cells(self, route: str, method: str, status: int | None) -> tuple[int, ...]:
-        """Returns the cells in which requests are counted that ended like this. `status`: None if they were cut off.
+        """Returns the cells that count requests which ended in this way. `status`: None if the requests were cut off.
         Keeps a bounded number of results, because clients choose the method."""
         metrics = self._metrics
         is_complete = status is not None
-        found = (
+        cell_numbers = (
             metrics.requests.cell(route, method, str(status)) if is_complete else metrics.aborted.cell(route, method),
             metrics.seconds.cell(route, method),
             metrics.request_sizes.cell(route),
@@ -164,8 +164,8 @@ class RequestRecorder:
             metrics.sent_bytes.cell(route),
         )
         if len(self._known_cells) < MAX_KNOWN_CELLS:
-            self._known_cells[route, method, status] = found
-        return found
+            self._known_cells[route, method, status] = cell_numbers
+        return cell_numbers
 
 
 def route_of(path: str) -> str:

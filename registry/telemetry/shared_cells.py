@@ -1,14 +1,14 @@
 """Numbers that all processes of a server add up (`SharedCells`), in memory that is mapped before the fork
 (`SharedMemory`). A new version of the program that takes over maps the same memory again.
 
-A *cell* holds one number. Each process writes to cells of its own, called a *column*, so that an addition needs no lock
-and none is lost. The total of a cell is the sum over all columns. A process that ends, however it ends, leaves its
-column as it is, and the next process that claims the column goes on adding to it. So the totals include the processes
-that have died.
+A *cell* holds one number. Each process writes only to its own cells, its *column*. So an addition needs no lock, and no
+addition is lost. The total of a cell is the sum over all columns. When a process ends, in whatever way, its column
+stays as it is. The next process that claims the column goes on adding to the numbers in it. So the totals include the
+processes that have died.
 
 A process claims a column by a lock on one byte of the memory's file. The kernel frees the lock when the process ends.
-Some cells hold numbers that shrink again, such as the number of open connections: what a dead process has left in them
-does not count, and the next process that claims the column sets them to 0.
+Some cells hold numbers that shrink again, such as the number of open connections. The numbers that a dead process has
+left in such cells do not count, and the next process that claims the column sets these cells to 0.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SharedCells:
     """`size` cells, with one column for each of up to `columns` processes at a time. Create it before the fork.
 
     `own` is the column that this process writes to: `cells.own[number] += 1`. Until `claim_column` is called, and if
-    all columns are taken, it is memory of this process alone, which no total includes. All methods return at once."""
+    all columns are taken, `own` is memory of this process alone, and no total includes it. No method blocks."""
 
     def __init__(self, size: int, columns: int, memory: SharedMemory | None = None, start: int = 0) -> None:
         """`memory`: where the cells are, from the byte `start` on, a multiple of 8; None: in memory of their own."""
@@ -65,13 +65,13 @@ class SharedCells:
 
     @staticmethod
     def needed_bytes(size: int, columns: int) -> int:
-        """Returns how much memory so many cells and columns take."""
+        """Returns how many bytes of memory so many cells and columns take."""
         return 8 * (size + 1) * columns
 
     def claim_column(self, gauges: Iterable[int] = ()) -> bool:
         """Makes `own` a column that no other running process writes to, and sets its cells with the numbers in `gauges`
-        to 0. Returns False if all columns are taken. Call it once in each process that writes: a process has the `own`
-        of its parent until then."""
+        to 0. Returns False if all columns are taken. Call it once in each process that writes: until then, a process
+        has the `own` of its parent."""
         for column in range(self._columns):
             try:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, column)
@@ -112,22 +112,24 @@ class SharedCells:
         return int(self._cells[column * (self._size + 1) + self._size])
 
     def _live_columns(self) -> list[int]:
-        """Returns the columns of running processes: those that are locked. A column that this method has locked for a
-        moment looks taken to a process that claims one just then, which is no harm: there are more than needed."""
-        found = []
+        """Returns the columns of running processes: those that are locked. This method locks other columns for a
+        moment. A process that claims a column at that moment takes the next one instead. This does no harm, because
+        there are more columns than processes."""
+        live_columns = []
         for column in range(self._columns):
             if column == self._own_number:  # a process does not see its own lock, and would remove it here
-                found.append(column)
+                live_columns.append(column)
                 continue
             try:
-                # A shared lock, so that two processes which look at the same time do not see each other.
+                # The lock is a shared one, so that two processes that call this method at the same time do not see each
+                # other's locks.
                 fcntl.lockf(self._locks, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, column)
             except OSError:
                 if self._process_of(column):
-                    found.append(column)
+                    live_columns.append(column)
             else:
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, column)
-        return found
+        return live_columns
 
     def _private_column(self) -> memoryview[float]:
         return memoryview(bytearray(8 * self._size)).cast("d")
@@ -140,8 +142,9 @@ class SharedCells:
 class SharedNames:
     """A list of names that all processes share, in which each name keeps its number. Create it before the fork.
 
-    Metrics have cells by number, for things whose names are known only from the settings, such as upstreams. Names that
-    a changed configuration brings are added while the processes run."""
+    Metrics have one cell for each thing of a kind, such as an upstream. The names of these things are known only from
+    the settings, and this list gives each name the number of its cell. If a changed configuration has new names, they
+    are added while the processes run."""
 
     def __init__(self, names: Sequence[str], capacity: int, memory: SharedMemory | None = None, start: int = 0) -> None:
         """`names` get the numbers from 0 on, unless they are in the list already. The list has room for `capacity`
@@ -157,7 +160,7 @@ class SharedNames:
 
     @staticmethod
     def needed_bytes(capacity: int) -> int:
-        """Returns how much memory a list for so many names takes."""
+        """Returns how many bytes of memory a list for so many names takes."""
         return _NAME_BYTES * capacity
 
     @staticmethod
@@ -167,27 +170,27 @@ class SharedNames:
 
     def number(self, name: str) -> int | None:
         """Returns the number of a name, and adds a name that is not in the list. Returns None if the list is full."""
-        known = self.names()
-        if name in known:
-            return known.index(name)
+        known_names = self.names()
+        if name in known_names:
+            return known_names.index(name)
         fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _NAMES_LOCK)
         try:
-            known = self.names()  # another process may have added the name meanwhile
-            if name in known:
-                return known.index(name)
-            if len(known) == self._capacity:
+            known_names = self.names()  # another process may have added the name meanwhile
+            if name in known_names:
+                return known_names.index(name)
+            if len(known_names) == self._capacity:
                 return None
-            text = name.encode()[: _NAME_BYTES - 1]
-            start = len(known) * _NAME_BYTES
-            self._memory[start + 1 : start + 1 + len(text)] = text
-            self._memory[start] = len(text)  # last, because it makes the name visible
-            return len(known)
+            encoded_name = name.encode()[: _NAME_BYTES - 1]
+            start = len(known_names) * _NAME_BYTES
+            self._memory[start + 1 : start + 1 + len(encoded_name)] = encoded_name
+            self._memory[start] = len(encoded_name)  # last, because it makes the name visible
+            return len(known_names)
         finally:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _NAMES_LOCK)
 
     def label(self, name: str) -> str:
         """Returns the number of a name as the value of a label. Adds a name that is not in the list; if the list is
-        full, the name counts as the last one."""
+        full, returns the number of the last name."""
         label = self._labels.get(name)
         if label is None:
             number = self.number(name)
@@ -196,10 +199,10 @@ class SharedNames:
 
     def names(self) -> list[str]:
         """Returns all names, in the order of their numbers."""
-        found = []
+        names = []
         for start in range(0, self._capacity * _NAME_BYTES, _NAME_BYTES):
             length = self._memory[start]
             if not length:
                 break
-            found.append(bytes(self._memory[start + 1 : start + 1 + length]).decode())
-        return found
+            names.append(bytes(self._memory[start + 1 : start + 1 + length]).decode())
+        return names

@@ -72,11 +72,11 @@ class Telemetry:
     def collectors(self) -> list[Collector]:
         """Returns the collectors of all metrics that the server knows without reading the store."""
         metrics = self.metrics
-        found: list[Collector] = [CellCollector(metrics)]
-        found.append(collector_of(lambda: process_metrics(metrics, self._started_at)))
+        collectors: list[Collector] = [CellCollector(metrics)]
+        collectors.append(collector_of(lambda: process_metrics(metrics, self._started_at)))
         if self._has_distribution_names:
-            found.append(collector_of(lambda: distribution_metrics(metrics)))
-        return found
+            collectors.append(collector_of(lambda: distribution_metrics(metrics)))
+        return collectors
 
     def start_worker(self) -> None:
         """Makes this process count for itself. Does nothing if it does already."""

@@ -24,8 +24,8 @@ _SPAN: Final = "span"
 
 
 class Tracing:
-    """Makes spans in one process and sends them to the collector, in a thread. Create it after the fork. A collector
-    that does not answer loses spans and holds up nothing. The methods raise nothing."""
+    """Makes spans in one process and sends them to the collector, in a thread. Create it after the fork. If the
+    collector does not answer, spans are lost, but nothing is delayed. The methods raise nothing."""
 
     def __init__(self, endpoint: str | None) -> None:
         """`endpoint`: the setting; None: the variables of OpenTelemetry name the collector."""
@@ -36,16 +36,16 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         url = None if endpoint is None else endpoint.rstrip("/") + TRACES_PATH
-        name = os.environ.get("OTEL_SERVICE_NAME", "entrepot")
-        resource = Resource.create({"service.name": name, "service.version": __version__})
+        service_name = os.environ.get("OTEL_SERVICE_NAME", "entrepot")
+        resource = Resource.create({"service.name": service_name, "service.version": __version__})
         self._provider: TracerProvider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url, timeout=5)))
         self._tracer = self._provider.get_tracer("entrepot", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
     def request(self, scope: Scope) -> AbstractContextManager[object]:
-        """Starts the span of a request, which is the current one inside the `with` block. Its parent is the one in the
-        header traceparent. `end_request` ends it."""
+        """Starts the span of a request. The span is the current one inside the `with` block. Its parent is the span
+        that the header traceparent names. `end_request` ends it."""
         from opentelemetry.trace import use_span
 
         notes = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION)

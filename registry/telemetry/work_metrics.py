@@ -25,7 +25,8 @@ CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 WEBHOOK_CAPACITY: Final = 64
-"""How many webhooks can have metrics of their own, counted since the server's start."""
+"""Largest number of webhooks with metrics of their own. Webhooks that were removed since the server's start count as
+well."""
 
 
 class WorkMetrics:

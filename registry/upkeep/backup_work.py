@@ -19,8 +19,8 @@ def backup_arguments(target: Path, keep: int | None, *, verify: bool, may_link: 
 
 
 def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = time.time) -> Work:
-    """Returns the work of jobs of the kind `backup`. `data`: the data directory, which must not contain the backups,
-    so that a person who deletes it does not delete them. `clock` returns seconds since 1970."""
+    """Returns the work of jobs of the kind `backup`. `data`: the data directory. It must not contain the backups, so
+    that a person who deletes the directory does not delete the backups. `clock` returns seconds since 1970."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments

@@ -52,7 +52,7 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
 
 
 def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> CacheLimits:
-    """Returns the limits of the cache. `cooldowns`: those of the upstreams; None: there are none."""
+    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams; None: there are none."""
     upstreams = tuple(upstream.name for upstream in settings.upstream)
     budgets = [
         Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)
@@ -70,7 +70,7 @@ def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budge
     """Returns a budget of `max_bytes` bytes for an upstream, or for all of them if `upstream` is None."""
     if upstream is not None:
         return Budget(upstream_scope(upstream), (upstream,), max_bytes)
-    return Budget(CACHE_SCOPE, tuple(each.name for each in settings.upstream), max_bytes)
+    return Budget(CACHE_SCOPE, tuple(configured.name for configured in settings.upstream), max_bytes)
 
 
 def min_free_space(settings: Settings) -> MinFreeSpace | None:

@@ -86,10 +86,10 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
         return None
     from registry.mirror.served_tags import ServedTags
 
-    served = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
+    served_tags = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
 
     def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
-        tags = served.get(repo.partition("/")[0])
+        tags = served_tags.get(repo.partition("/")[0])
         return None if tags is None else tags.served_instead(repo, tag, sightings)
 
     return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)

@@ -47,7 +47,7 @@ def eviction_arguments(to: int | None, upstream: str | None, *, dry_run: bool) -
 
 def check_upstream(settings: Settings, upstream: str | None) -> None:
     """Raises NameUnknown if the settings have no upstream of this name, or none at all."""
-    names = [each.name for each in settings.upstream]
+    names = [configured.name for configured in settings.upstream]
     if not names:
         raise NameUnknown("no upstream is mirrored, so there is no cache; add an [[upstream]] to the settings")
     if upstream is not None and upstream not in names:
@@ -60,7 +60,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments
-        upstream, to, dry_run = arguments.get("upstream"), arguments.get("to"), bool(arguments.get("dry_run"))
+        upstream, max_bytes, dry_run = arguments.get("upstream"), arguments.get("to"), bool(arguments.get("dry_run"))
         check_upstream(settings, upstream)
         await context.report(message="counting the cache", unit="images")
         await count_scopes(store.usage, store.leases, scope_definitions(settings))
@@ -76,7 +76,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
             context.step("would be evicted" if dry_run else "evicted", **record)
             await context.report(totals["images"], message=f"{size_text(totals['bytes'])} freed")
 
-        budgets = _budgets(settings, evictor, to, upstream)
+        budgets = _budgets(settings, evictor, max_bytes, upstream)
         if dry_run:
             for image in await _plan(evictor, budgets):
                 await on_evicted(image)
@@ -91,11 +91,12 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
     return work
 
 
-def _budgets(settings: Settings, evictor: Evictor, to: int | None, upstream: str | None) -> list[Budget] | None:
-    """Returns the budgets to keep; None if these are all limits in the settings. Raises Unsupported if the settings do
-    not limit what is to be evicted."""
-    if to is not None:
-        return [budget_of(settings, upstream, to)]
+def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstream: str | None) -> list[Budget] | None:
+    """Returns the budgets to keep; None: all limits in the settings are to be kept. `max_bytes`: the size that the
+    cache may have; None: the settings limit it. Raises Unsupported if the settings do not limit what is to be
+    evicted."""
+    if max_bytes is not None:
+        return [budget_of(settings, upstream, max_bytes)]
     if upstream is None:
         if not evictor.limits:
             raise Unsupported("the settings do not limit the cache; say how large it may be, as in --to 200GiB")
@@ -129,34 +130,34 @@ async def read_cache_status(settings: Settings, store: StoredRegistry) -> list[C
     """Returns the cached content of each upstream, and then of all of them together, if there is any upstream."""
     parts: list[CachePart] = []
     for upstream in settings.upstream:
-        parts.append(await _part(store, upstream_scope(upstream.name), upstream.name, upstream.cache_max))
+        parts.append(await _upstream_part(store, upstream_scope(upstream.name), upstream.name, upstream.cache_max))
     if settings.upstream:
-        use = await store.usage.scope(CACHE_SCOPE)
+        usage = await store.usage.scope(CACHE_SCOPE)
         pulls = [part.oldest_pull for part in parts if part.oldest_pull is not None]
         parts.append(
             CachePart(
                 upstream=None,
                 max_size=settings.cache.max,
-                size=use.bytes if use else 0,
-                blobs=use.blobs if use else 0,
-                tags=use.tags if use else 0,
+                size=usage.bytes if usage else 0,
+                blobs=usage.blobs if usage else 0,
+                tags=usage.tags if usage else 0,
                 images=sum(part.images for part in parts),
                 oldest_pull=min(pulls, default=None),
-                is_complete=bool(use and use.is_complete),
+                is_complete=bool(usage and usage.is_complete),
             )
         )
     return parts
 
 
-async def _part(store: StoredRegistry, scope: str, upstream: str, max_size: int | None) -> CachePart:
-    use, summary = await store.usage.scope(scope), await store.cached_images.summary(upstream)
+async def _upstream_part(store: StoredRegistry, scope: str, upstream: str, max_size: int | None) -> CachePart:
+    usage, summary = await store.usage.scope(scope), await store.cached_images.summary(upstream)
     return CachePart(
         upstream=upstream,
         max_size=max_size,
-        size=use.bytes if use else 0,
-        blobs=use.blobs if use else 0,
-        tags=use.tags if use else 0,
+        size=usage.bytes if usage else 0,
+        blobs=usage.blobs if usage else 0,
+        tags=usage.tags if usage else 0,
         images=summary.images,
         oldest_pull=summary.oldest_pull,
-        is_complete=bool(use and use.is_complete),
+        is_complete=bool(usage and usage.is_complete),
     )

@@ -25,7 +25,7 @@ class TagReference(NamedTuple):
 
 
 class FreezeResult(NamedTuple):
-    """A frozen tag. `is_new`: whether this call has frozen it, or frozen it at another digest than before."""
+    """A frozen tag. `is_new`: whether this call has frozen the tag, or has frozen it at another digest than before."""
 
     frozen: FrozenTag
     is_new: bool
@@ -34,10 +34,10 @@ class FreezeResult(NamedTuple):
 def parse_tag_reference(text: str) -> TagReference:
     """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. Without a tag and a digest, the tag is `latest`. Raises
     NameInvalid, DigestInvalid, and TagInvalid, also if there is a digest but no tag."""
-    tagged, at, digest_text = text.partition("@")
+    tagged, at_sign, digest_text = text.partition("@")
     repository, reference = parse_reference(tagged)
     assert isinstance(reference, Tag)
-    if not at:
+    if not at_sign:
         return TagReference(repository, reference)
     digest = Digest(digest_text)
     if ":" not in tagged.rpartition("/")[2]:
@@ -45,22 +45,22 @@ def parse_tag_reference(text: str) -> TagReference:
     return TagReference(repository, reference, digest)
 
 
-async def freeze_tag(router: Router, tags: UpstreamTags, wanted: TagReference, *, by: Actor) -> FreezeResult:
-    """Freezes a mirrored tag at the digest that a pull would get now, or at the digest of `wanted`. The upstream is
-    asked for the manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and the errors of
-    `Mirror.resolve_manifest`; then nothing has changed."""
-    mirrored = await _locate_mirrored(router, wanted.repository)
-    before = await tags.frozen(mirrored.repo, wanted.tag)
-    reference = wanted.digest or (before.digest if before else wanted.tag)
+async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FreezeResult:
+    """Freezes a mirrored tag at the digest that a pull would get now, or at the digest that `requested` names. The
+    upstream is asked for the manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and
+    the errors of `Mirror.resolve_manifest`; then nothing has changed."""
+    mirrored = await _locate_mirrored(router, requested.repository)
+    frozen_before = await tags.frozen(mirrored.repo, requested.tag)
+    reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)
     digest = (await mirrored.registry.resolve_manifest(mirrored.repo, reference)).digest
-    frozen = await tags.freeze(mirrored.repo, wanted.tag, digest, by=by)
-    return FreezeResult(frozen, is_new=frozen != before)
+    frozen = await tags.freeze(mirrored.repo, requested.tag, digest, by=by)
+    return FreezeResult(frozen, is_new=frozen != frozen_before)
 
 
-async def unfreeze_tag(router: Router, tags: UpstreamTags, wanted: TagReference, *, by: Actor) -> FrozenTag:
-    """Ends the freeze of a tag, and returns what it was. The repository's upstream need not be in the settings any
-    more. Raises TagNotFrozen."""
-    return await tags.unfreeze(await router.stored_name(wanted.repository), wanted.tag, by=by)
+async def unfreeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FrozenTag:
+    """Unfreezes a tag, and returns the freeze that this call has ended. The repository's upstream need not be in the
+    settings any more. Raises TagNotFrozen."""
+    return await tags.unfreeze(await router.stored_name(requested.repository), requested.tag, by=by)
 
 
 async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:

@@ -13,7 +13,7 @@ from storage.upkeep.job_runner import JobContext, Work
 FSCK: Final = "fsck"
 """The kind of the job."""
 MAX_RECORDS: Final = 1000
-"""Number of problems that the job's result lists. A command that runs the job gets all of them as steps."""
+"""Number of problems that the job's result lists. A command that runs the job gets all problems as steps."""
 
 
 def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
@@ -21,7 +21,7 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
 
     Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; the last is
     null if the problem was not repaired. The result has the number of problems by code, and how many are left. The job
-    can be stopped at any time. A server that continues it after a restart starts it again."""
+    can be stopped at any time. A server that continues the job after a restart starts it from the beginning."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 
     async def check(context: JobContext) -> JSON:
@@ -44,14 +44,14 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
         )
         report = await store.checker.check(options, on_finding, on_progress)
         await context.report(save_now=True)
-        found = {code.value: count for code, count in report.found.items()}
+        count_by_code = {code.value: count for code, count in report.found.items()}
         return {
-            "found": found,
+            "found": count_by_code,
             "repaired": report.repaired,
             "left": report.left,
             "damaged": report.damaged,
             "records": records,
-            "more": sum(found.values()) > len(records),
+            "more": sum(count_by_code.values()) > len(records),
         }
 
     return check

@@ -16,17 +16,17 @@ from storage.names import Digest, RepositoryName
 from storage.upkeep.job_runner import JobContext
 
 MAX_QUEUED: Final = 1000
-"""Largest number of blobs that wait to be fetched. Further ones are left to the next pull or the next scrub."""
+"""Largest number of blobs that wait to be fetched. Further blobs are left to the next pull or the next scrub."""
 MAX_REPOSITORIES: Final = 20
 """Largest number of repositories through which a blob is requested, one after another."""
 WAIT_SECONDS: Final = 1.0
-"""Seconds between two looks of `finish` whether the job has to stop."""
+"""Seconds between two checks in `finish` whether the job has to stop."""
 log = logging.getLogger("registry.upkeep.scrub")
 
 
 class Refetcher:
-    """Fetches queued blobs, one at a time, while the `async with` block runs. `fetched` and `failed` count the mirrored
-    blobs that it has fetched and could not fetch; blobs that no mirror has are not counted.
+    """Fetches queued blobs, one at a time, while the `async with` block runs. `fetched` counts the mirrored blobs that
+    were fetched, and `failed` those that could not be fetched. Blobs that no mirror has are not counted.
 
     The mirror itself limits its connections, and prefers clients that wait."""
 
@@ -75,15 +75,15 @@ class Refetcher:
         problem: RegistryError | None = None
         for repo in await self._damage.holders(digest, MAX_REPOSITORIES):
             try:
-                found = await self._router.locate(repo)
-                if found.upstream is None:
+                destination = await self._router.locate(repo)
+                if destination.upstream is None:
                     continue
-                await _fetch_through(found.registry, found.repo, digest)
+                await _fetch_through(destination.registry, destination.repo, digest)
             except RegistryError as error:
                 problem = error
                 continue
             self.fetched += 1
-            self._context.step("fetched", digest=digest, repository=found.repo)
+            self._context.step("fetched", digest=digest, repository=destination.repo)
             return
         if problem is not None:
             self.failed += 1
@@ -101,11 +101,12 @@ async def _fetch_through(registry: Registry, repo: RepositoryName, digest: Diges
 
 
 async def _wait_until_stored(registry: Registry, repo: RepositoryName, digest: Digest) -> None:
-    """Opens the blob, which starts its download, and waits for its last byte, which comes once it is stored."""
+    """Opens the blob, which starts its download, and waits for its last byte, which can be read once the blob is
+    stored."""
     reader = await registry.open_blob(repo, digest)
     try:
-        offset, stop = reader.span
-        while offset < stop:
+        offset, end_offset = reader.span
+        while offset < end_offset:
             offset = await reader.readable_until(offset)
     finally:
         await reader.aclose()

@@ -31,7 +31,8 @@ log = logging.getLogger("registry.upkeep.scrub")
 
 
 def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
-    """Returns the arguments of a job. `rate`: bytes per second; None: that of the settings."""
+    """Returns the arguments of a job. `rate`: bytes per second; None: the rate in the settings. `keep_going`: see
+    `Scrubber`."""
     return {"rate": rate, "keep_going": keep_going}
 
 
@@ -68,7 +69,8 @@ def scrub_work(
 
 async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
     """Returns whether a round should start or continue at the time `now`. A round starts `every` seconds after the end
-    of the last one. The first one starts when the oldest blob is as old as that: before, no bytes have rested long."""
+    of the last one. The first round starts when the oldest blob is `every` seconds old: before that, no bytes have been
+    on the disk for long."""
     newest = await damage.rounds(1)
     if not newest:
         oldest = await damage.oldest_blob_created()

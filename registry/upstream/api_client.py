@@ -54,8 +54,10 @@ class ApiClient:
         self._resolver = Resolver(settings.name)
         # Requests to an endpoint may connect to every address. The hosts in the settings stay allowed after redirects.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
-        idle = settings.idle_timeout
-        self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
+        idle_timeout = settings.idle_timeout
+        self._timeout = httpx2.Timeout(
+            connect=settings.connect_timeout, read=idle_timeout, write=idle_timeout, pool=None
+        )
         self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
         """The HTTP clients. A key is the URL of a proxy (None: no proxy) and the addresses to which the client may
         connect."""
@@ -185,7 +187,7 @@ class ApiClient:
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
         """Returns the httpx2 client for the current step of `route`. There is one client, which has its own connection
         pool, for each pair of proxy and reach (set of allowed addresses). Therefore a redirect cannot use an open
-        connection to an address that is not allowed for it. And if the target of a redirect does not respond, the
+        connection to an address that is not allowed for it. Also, if the target of a redirect does not respond, the
         requests that wait for it use up no connections to the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:

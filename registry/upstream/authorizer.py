@@ -4,7 +4,7 @@ access that a token grants, such as `repository:library/ubuntu:pull`).
 An endpoint says in a challenge what it requires: a token from a token service, or the password itself (RFC 9110, 11;
 RFC 6750). The requirement of a challenge is cached for its endpoint and scope once the endpoint has accepted a header
 that fulfils the requirement. For another scope of that endpoint, the first request uses the same token service as a
-guess. Without the guess, a request without a token would come first, only to get a challenge that names that service.
+guess. Without the guess, the first request would have no token, and would only get a challenge that names that service.
 If no token can be obtained from the guessed service, the request is sent without a token.
 
 An *offer* (`AuthorizationOffer`) is the header for one request, with the way in which it was chosen.
@@ -324,9 +324,9 @@ class UpstreamAuthorizer:
         self, endpoint: str, key: str, requirement: LoginRequirement, login: UpstreamLogin | None, refused: str | None
     ) -> tuple[str | None, bool]:
         """Returns the value of the `Authorization` header that fulfils the requirement, and whether its token was just
-        issued (True for a password). `key` is that of `_token_key`. `refused` is a token that the endpoint has refused
-        and that must not be returned; None or "": there is none. Raises Denied, AnonymousRefused, TooManyRequests,
-        UpstreamUnavailable, UpstreamTimeout."""
+        issued (True for a password). `key` is the result of `_token_key`. `refused` is a token that the endpoint has
+        refused and that must not be returned; None or "": there is none. Raises Denied, AnonymousRefused,
+        TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
         if requirement.service is None:
             return (login.basic() if login else None), True
         self._realms.raise_if_refused(requirement.service.realm, endpoint, sends_password=login is not None)

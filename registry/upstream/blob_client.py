@@ -1,8 +1,8 @@
 """Downloads the bytes of blobs from an upstream (`BlobClient`), with urllib3 in threads. The bytes do not pass through
 the event loop, because the loop would then have no time for other requests (docs/adr/0010).
 
-The download of one byte range of a blob is a *transfer* (`BlobTransfer`). It passes the bytes to a *sink*, an object of
-the mirror that receives them. An *endpoint* is one of the URLs of an upstream.
+The download of one byte range of a blob is a *transfer* (`BlobTransfer`). A transfer passes the bytes to a *sink*, an
+object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream.
 """
 
 from __future__ import annotations
@@ -89,46 +89,47 @@ class BlobClient:
 
     async def fetch(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
         """Runs the transfer with a GET of `url`, and returns the response after the sink has received the whole body.
-        If the response is unsuccessful, the sink receives nothing. The returned response then has at most
-        SMALL_BODY_BYTES of the body, and none of it if the stated length is larger.
+        If the response is unsuccessful, the sink receives nothing. The returned response then has the first
+        SMALL_BODY_BYTES of the body, or no body if the stated length is larger.
 
         Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink.
         After a cancellation the connection is closed. The sink is never called after this method has returned or
         raised."""
         transfer.on_send()  # called here, because it must be called on the event loop
         future = self._threads.submit(self._run, transfer, url, headers)
-        waiting = asyncio.wrap_future(future)
+        result_future = asyncio.wrap_future(future)
         self._running.add(transfer)
         try:
-            if await self._wait_for_end(transfer, waiting):
-                return waiting.result()
+            if await self._wait_for_end(transfer, result_future):
+                return result_future.result()
             transfer.abandon()
             if transfer.sink_called:  # a call of the sink may be running
-                await wait_uncancelled(waiting)
-            waiting.cancel()
+                await wait_uncancelled(result_future)
+            result_future.cancel()
             raise UpstreamTimeout(f"{loggable_origin(url)} sends next to nothing")
         except TransferAbandoned:
             raise UpstreamUnavailable("the connection to the upstream was closed by this registry") from None
         except asyncio.CancelledError:
             transfer.abandon()
             if not future.cancel() and transfer.sink_called:  # a call of the sink may be running
-                await wait_uncancelled(waiting)
-            waiting.cancel()
+                await wait_uncancelled(result_future)
+            result_future.cancel()
             raise
         finally:
             self._running.discard(transfer)
 
-    async def _wait_for_end(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits until the transfer has ended and returns True; the future `waiting` then has its result. Returns False
-        if the transfer makes no progress for `idle_timeout`, or for `_start_timeout` before the first call of the sink.
-        Progress means the first call of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`.
-        Socket timeouts are not enough: each read has its own timeout, so a server that sends a few bytes now and then
-        could occupy a thread and a connection for ever."""
+    async def _wait_for_end(self, transfer: BlobTransfer, result_future: asyncio.Future[UpstreamResponse]) -> bool:
+        """Waits until the transfer has ended, and returns True. `result_future` is the future that then has the
+        response or the error of the transfer. Returns False if the transfer makes no progress for `idle_timeout`, or
+        for `_start_timeout` before the first call of the sink. Progress means the first call of the sink, or
+        MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`. Socket timeouts are not enough: each read has
+        its own timeout, so a server that sends a few bytes now and then could occupy a thread and a connection for
+        ever."""
         clock = asyncio.get_running_loop().time
         received_bytes, sink_called, last_progress_at = 0, False, clock()
         while True:
-            await asyncio.wait([waiting], timeout=self._idle_timeout)
-            if waiting.done():
+            await asyncio.wait([result_future], timeout=self._idle_timeout)
+            if result_future.done():
                 return True
             has_progress = (
                 transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT

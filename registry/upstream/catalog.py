@@ -1,5 +1,5 @@
-"""Reads the list of all repositories of an upstream, page by page (`CatalogReader`). Many registries do not give it
-out; Docker Hub does not."""
+"""Reads the list of all repositories of an upstream, page by page (`CatalogReader`). Many registries, such as Docker
+Hub, do not give out this list."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_PAGE_BYTES: Final = 8 * MIB
 PAGE_TIMEOUT_SECONDS: Final = 300.0
 """Time limit for one page. CNCF Distribution walks through its whole storage for each page."""
 CATALOG_SCOPE: Final = "registry:catalog:*"
-"""The scope of the token (token specification of Distribution)."""
+"""The scope of the token that reading the list needs (token specification of Distribution)."""
 _NO_REPOSITORY: Final = RepositoryName("catalog")
 """Stands for a repository where the requester counts the requests for one repository."""
 
@@ -88,6 +88,8 @@ def _parse(response: UpstreamResponse) -> list[str]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError
     except (ValueError, LookupError, RecursionError):
-        start = shown(response.body[:80].decode(errors="replace"))
-        raise UpstreamUnavailable(f"{server} answers with something that is no list of repositories: {start}") from None
+        excerpt = shown(response.body[:80].decode(errors="replace"))
+        raise UpstreamUnavailable(
+            f"{server} answers with something that is no list of repositories: {excerpt}"
+        ) from None
     return names

@@ -4,8 +4,8 @@ An endpoint (one of the URLs of the upstream) sends a challenge, which names the
 Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy` checks each
 realm:
 
-- An https realm is used if it is on the endpoint's host, if its registrable domain (such as `docker.io`) is that of any
-  endpoint or of the upstream's name, or if the setting `realms` lists it.
+- An https realm is used in three cases: it is on the endpoint's host; its registrable domain (such as `docker.io`) is
+  also the domain of an endpoint or of the upstream's name; the setting `realms` lists it.
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
 - The password is sent only to a realm that is listed or has the endpoint's port. On another host, the port may also be
@@ -26,7 +26,8 @@ from registry.upstream.destinations import loggable_origin, origin, registrable_
 from storage.errors import UpstreamUnavailable
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-"""A word without quotes in a header, which RFC 9110, 5.6.2 calls a token. It has nothing to do with token services."""
+"""A word without quotes in a header, which RFC 9110, 5.6.2 calls a token. Such a word has nothing to do with token
+services."""
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
 """The scheme of a challenge, such as `Bearer`, and the spaces after it."""
@@ -88,8 +89,8 @@ def _parse_parameters(text: str, offset: int) -> tuple[dict[str, str], int]:
     while True:
         offset = _skip_gap(text, offset)
         if parameter := _PARAMETER.match(text, offset):
-            quoted = parameter[2]
-            value = parameter[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            quoted_value = parameter[2]
+            value = parameter[3] if quoted_value is None else re.sub(r"\\(.)", r"\1", quoted_value)
             parameters.setdefault(parameter[1].lower(), value)
             offset = parameter.end()
         elif not parameters and (token68 := _TOKEN68.match(text, offset)) and not _SCHEME.fullmatch(token68[0].strip()):

@@ -111,8 +111,9 @@ class HttpUpstreamClient:
         type, digest and size. Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
-            # A 404 to HEAD raises UnconfirmedManifestUnknown: without a body, it does not show whether the registry
-            # itself sent it. Then a GET decides, because the mirror deletes a cached tag after ManifestUnknown.
+            # A 404 to HEAD raises UnconfirmedManifestUnknown: a response without a body does not show whether the
+            # registry itself sent it. Then a GET decides, because the mirror deletes a cached tag after
+            # ManifestUnknown.
             with suppress(UnconfirmedManifestUnknown):
                 response = await self._request_manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else response.digest
@@ -182,8 +183,8 @@ class HttpUpstreamClient:
         """Returns the blob's size in bytes. Sends a HEAD request, and a GET of the first byte if the response to HEAD
         does not show the size."""
         path = f"blobs/{digest}"
-        # A 404 to HEAD raises UnconfirmedBlobUnknown: without a body, it does not show whether the registry itself sent
-        # it. Then a GET decides, because the mirror caches BlobUnknown.
+        # A 404 to HEAD raises UnconfirmedBlobUnknown: a response without a body does not show whether the registry
+        # itself sent it. Then a GET decides, because the mirror caches BlobUnknown.
         with suppress(UnconfirmedBlobUnknown):
             response = await self._requester.request(
                 endpoint,
@@ -298,8 +299,7 @@ class HttpUpstreamClient:
         return await self._lists.has_referrers_api(repo, digest)
 
     def is_nearly_exhausted(self) -> bool:
-        """Returns whether the upstream has reported that it allows only few more requests before it responds with
-        429."""
+        """Returns whether the upstream has reported that only few requests are left before it responds with 429."""
         return self._requester.remaining_requests.is_nearly_exhausted()
 
     def endpoint_health(self) -> list[EndpointHealth]:

@@ -66,8 +66,8 @@ class ConfiguredLogin:
         if self._file is None:
             return self._from_environment()
         try:
-            state = os.stat(self._file)
-            file_state = (state.st_mtime_ns, state.st_size, state.st_ino)
+            status = os.stat(self._file)
+            file_state = (status.st_mtime_ns, status.st_size, status.st_ino)
             if file_state != self._state_when_read:
                 self._login = self._read(self._file, f"{file_state[0]:x}-{file_state[2]:x}")
                 self._state_when_read = file_state
@@ -98,10 +98,10 @@ class ConfiguredLogin:
     def _read(self, file: Path, version: str) -> UpstreamLogin | None:
         """Returns the login in `file`, which is a password file or docker's `config.json`; None if it is a
         `config.json` without a login for this upstream. `version`: the version of the returned login."""
-        text = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8")
         if self._settings.docker_config is None:
-            return UpstreamLogin(self._settings.username or "", text.rstrip("\r\n"), version=version)
-        return self._find_docker_login(json.loads(text), version)
+            return UpstreamLogin(self._settings.username or "", content.rstrip("\r\n"), version=version)
+        return self._find_docker_login(json.loads(content), version)
 
     def _find_docker_login(self, document: Mapping[str, object], version: str) -> UpstreamLogin | None:
         """Returns the login for this upstream in docker's `config.json`. If there is none, logs a warning and returns

@@ -22,8 +22,8 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 MAX_LOGGED_REFUSALS = 100
-"""Largest number of refused destinations that are logged for one upstream. The upstream chooses them, so without a
-limit it could fill the log."""
+"""Largest number of refused destinations that are logged for one upstream. The upstream chooses the destinations, so
+without a limit it could fill the log."""
 
 
 class NetworkClass(Enum):
@@ -61,17 +61,22 @@ _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 def classify_address(address: str) -> NetworkClass:
     """Returns the network class of an IP address. An IPv6 address that embeds an IPv4 address has the class of the IPv4
     address. Raises ValueError if the text is not an IP address."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and (embedded := _embedded_ipv4(ip)) is not None:
-        ip = embedded
-    if ip.is_loopback:
+    parsed_address = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed_address, ipaddress.IPv6Address) and (embedded := _embedded_ipv4(parsed_address)) is not None:
+        parsed_address = embedded
+    if parsed_address.is_loopback:
         return NetworkClass.LOOPBACK
-    if ip.is_link_local:
+    if parsed_address.is_link_local:
         return NetworkClass.LINK_LOCAL
-    if any(ip.version == network.version and ip in network for network in _PRIVATE_NETWORKS):
+    if any(parsed_address.version == network.version and parsed_address in network for network in _PRIVATE_NETWORKS):
         return NetworkClass.PRIVATE
-    is_special = ip.is_multicast or ip.is_reserved or ip.is_unspecified or not ip.is_global
-    return NetworkClass.SPECIAL if is_special or ip in _LOCAL_NAT64 else NetworkClass.PUBLIC
+    is_special = (
+        parsed_address.is_multicast
+        or parsed_address.is_reserved
+        or parsed_address.is_unspecified
+        or not parsed_address.is_global
+    )
+    return NetworkClass.SPECIAL if is_special or parsed_address in _LOCAL_NAT64 else NetworkClass.PUBLIC
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -152,8 +157,8 @@ class AddressPolicy:
             self.allowed_addresses(reach, host, port, [address])
 
     def classify_proxied(self, host: str) -> NetworkClass:
-        """Returns the network class of a host that has responded through a proxy: that of the IP address if the host is
-        written as one; PUBLIC for a host name, because its addresses are not known."""
+        """Returns the network class of a host that has responded through a proxy: for an IP address, its class; for a
+        host name, PUBLIC, because the addresses of the host are not known."""
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:

@@ -29,8 +29,8 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 FAILURES_TO_OPEN = 3
-"""Number of failures in a row that open the breaker. Also, once this many repositories are affected, all repositories
-are."""
+"""Number of failures in a row that open the breaker. It is also a number of repositories: once so many repositories are
+affected, all repositories are."""
 FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
 """First and longest time for which the breaker stays open. Each failed trial doubles the time."""
 
@@ -173,8 +173,8 @@ class UpstreamEndpoint:
         )
 
     def close(self) -> None:
-        """Tells the observer that the breaker is not open, if it is, and nothing after that. Call it when the endpoint
-        is used no more. Idempotent."""
+        """Ends the reports to the observer. If the breaker is open, first reports that it is no longer open. Call this
+        method when the endpoint is used no more. Idempotent."""
         if self.failures >= FAILURES_TO_OPEN:
             self._observer.on_breaker(opened=False)
         self._observer = UNOBSERVED  # a request that still runs may open or close the breaker

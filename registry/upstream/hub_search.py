@@ -1,8 +1,8 @@
 """Passes searches on to an upstream that has a search of its own, such as Docker Hub (`UpstreamSearch`).
 
-The search is that of Docker's first API: `GET /v1/search?q=&n=&page=`. Answers are cached. An upstream that does not
-answer costs a search at most `TIMEOUT_SECONDS`, and then nothing for `PAUSE_SECONDS`. Many searches at a time cannot
-cause that pause.
+The search is that of Docker's first API: `GET /v1/search?q=&n=&page=`. Answers are cached. If the upstream does not
+answer, a search waits at most `TIMEOUT_SECONDS`. After that, no search is passed on for `PAUSE_SECONDS`. A search that
+fails only because too many others run does not cause this pause.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from storage.names import MAX_NAME_LENGTH
 TIMEOUT_SECONDS: Final = 3.0
 """Longest time for which a search waits for the upstream."""
 PAUSE_SECONDS: Final = 30.0
-"""For so long no search is passed on after one that failed."""
+"""Time after a failed search for which no search is passed on."""
 CACHED_SECONDS: Final = 600.0
 MAX_CACHED: Final = 256
 """How long an answer is used again, and the number of answers that a process keeps."""
@@ -35,13 +35,13 @@ MAX_AT_ONCE: Final = 2
 """Largest number of searches that a process passes on at the same time. Others wait for their turn, at most
 `TIMEOUT_SECONDS`, and find nothing if it does not come."""
 MAX_WAITING: Final = 20
-"""Number of searches that may wait. Further ones find nothing at once."""
+"""Number of searches that may wait. Further searches find nothing, without waiting."""
 REFUSED_SEARCHES: Final = frozenset({400, 414, 422})
-"""Statuses by which an upstream refuses one search. They do not mean that its search does not work."""
+"""Statuses by which an upstream refuses one search. They do not mean that the search of the upstream does not work."""
 MAX_BYTES: Final = MIB
 """Largest answer in bytes."""
 MAX_DESCRIPTION: Final = 300
-"""Longer descriptions are cut."""
+"""Largest number of characters of a description. A longer one is cut."""
 log = logging.getLogger("registry.upstream")
 
 
@@ -104,7 +104,8 @@ class UpstreamSearch:
         return results
 
     async def _take_slot(self) -> None:
-        """Waits for the turn of a search. Raises UpstreamUnavailable if others keep it from coming."""
+        """Waits for the turn of a search. Raises UpstreamUnavailable if the turn does not come in time, or if too many
+        searches wait."""
         if self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
@@ -158,7 +159,7 @@ def open_upstream_search(upstream: Upstream, clock: Callable[[], float]) -> Upst
 
 
 def _results(body: bytes) -> list[UpstreamResult]:
-    """Returns the results in an answer. Raises ValueError, RecursionError if it is no such answer."""
+    """Returns the results in an answer. Raises ValueError or RecursionError if the answer has no list of results."""
     document = load_bounded(body)
     entries = document.get("results") if isinstance(document, dict) else None
     if not isinstance(entries, list):

@@ -72,8 +72,8 @@ class ListCache(Generic[T]):
         self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]], *, is_first_page: bool
     ) -> Sequence[T]:
         """Returns the items of the list `key`, from the cache or from `read`. `is_first_page`: whether the client has
-        requested the first page. If so, a cached list that took only one upstream request is read again, because it may
-        have changed and reading it costs little.
+        requested the first page. If so, a cached list that took only one upstream request is read again, because the
+        list may have changed, and reading it costs little.
 
         Concurrent callers with the same key share one call of `read`. If a caller is cancelled, the call continues for
         the others. Raises what `read` raises, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""

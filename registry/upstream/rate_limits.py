@@ -136,13 +136,13 @@ async def manifests_limited_until(
 ) -> float | None:
     """Returns when the first of the endpoints (URLs) ends its pause for GET requests for manifests. Returns None if an
     endpoint is not paused now, or if there are no endpoints. Times are in seconds since 1970."""
-    ends = []
+    pause_ends = []
     for url in endpoints:
         stored = await records.allowance(_pause_key(upstream_name, url, RequestKind.MANIFEST))
         if stored is None or _remaining_pause(stored.until, now) <= 0:
             return None
-        ends.append(stored.until)
-    return min(ends, default=None)
+        pause_ends.append(stored.until)
+    return min(pause_ends, default=None)
 
 
 def _pause_key(upstream_name: str, url: str, kind: RequestKind) -> str:
@@ -152,7 +152,7 @@ def _pause_key(upstream_name: str, url: str, kind: RequestKind) -> str:
 
 def _remaining_pause(ends_at: float, now: float) -> float:
     """Returns the seconds until a pause ends; 0 or less if it has ended. Returns 0.0 if the end is more than
-    MAX_PAUSE_SECONDS away: it was stored before the system clock was set back, so it is wrong."""
+    MAX_PAUSE_SECONDS away. Such an end is wrong, because it was stored before the system clock was set back."""
     return ends_at - now if ends_at - now <= MAX_PAUSE_SECONDS else 0.0
 
 

@@ -78,4 +78,4 @@ async def wait_uncancelled(future: Awaitable[Any]) -> None:
         except asyncio.CancelledError:
             continue
     if not waiting.cancelled():
-        waiting.exception()  # marks it as retrieved, so that asyncio logs nothing
+        waiting.exception()  # marks the exception as retrieved, so that asyncio does not log it

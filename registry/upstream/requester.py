@@ -70,8 +70,8 @@ _TRY_NEXT = (
 )
 """Errors after which the next endpoint is always tried, because they do not show whether the content exists."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
-"""Errors of an endpoint that does not have the content, or refuses it. `try_endpoints` says when another endpoint,
-which may have the content, is tried."""
+"""Errors of an endpoint that does not have the content, or refuses it. Another endpoint may have the content.
+`try_endpoints` says when another endpoint is tried."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
 """Statuses with which a registry may refuse a request without a login, although it would accept the request with a
 login."""
@@ -207,10 +207,10 @@ class UpstreamRequester:
         scope: str | None = None,
     ) -> UpstreamResponse:
         """Calls `send` with one `Authorization` header after another, until the endpoint accepts one or none is left to
-        try. Returns the last response if its status is 200, 206 or in `accepted_statuses`. For any other response,
-        raises the error that it stands for: `not_found_error` for a 404, or its unconfirmed variant. Raises
-        TooManyRequests without a request if the endpoint is paused for this kind of request after a 429. `scope`: the
-        scope that a token needs; None: to pull from the repository."""
+        try. Returns the last response if its status is 200, 206 or in `accepted_statuses`. Raises an error for any
+        other response. For a 404, the error is `not_found_error` or the unconfirmed variant of `not_found_error`.
+        Raises TooManyRequests without a request if the endpoint is paused for this kind of request after a 429.
+        `scope`: the scope that a token needs; None: to pull from the repository."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:  # with the login, the upstream might show the content
             not_found_error = as_unconfirmed(not_found_error)
@@ -257,15 +257,16 @@ class UpstreamRequester:
         self, url: str, scope: str, send: SendAuthorized, offer: AuthorizationOffer, response: UpstreamResponse
     ) -> tuple[AuthorizationOffer, UpstreamResponse]:
         """Sends the request again with another `Authorization` header, after the endpoint has refused `offer` with
-        `response`. Returns the last offer and the response to it; the given ones if there is no other header to try.
+        `response`. Returns the last offer and the response to it. If there is no other header to try, returns `offer`
+        and `response` unchanged.
 
         A cached token may be refused because it is old, so other tokens are tried, at most MAX_RENEWALS. If the
         endpoint refuses a token that was just issued, no other one is tried."""
         for _ in range(MAX_RENEWALS):
-            other = await self._auth.renew(url, scope, response, offer)
-            if other is None:
+            new_offer = await self._auth.renew(url, scope, response, offer)
+            if new_offer is None:
                 break
-            offer, response = other, await send(_headers(other))
+            offer, response = new_offer, await send(_headers(new_offer))
             if offer.is_fresh or not _asks_for_login(response):
                 break
         return offer, response

@@ -34,7 +34,7 @@ log = logging.getLogger("registry.upstream")
 DEFAULT_LIFETIME_SECONDS = 60.0
 """Lifetime of a token if the token service does not state one (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""A token is not used in this last part of its lifetime, or in the last fifth if that is shorter."""
+"""How long before its expiry a token is no longer used: this time, or a fifth of its lifetime if that is shorter."""
 MAX_CACHED_TOKENS = 1000
 """Largest number of tokens of one upstream in the memory of a process. Also the largest number of token requests that
 are paused after a 429."""
@@ -90,7 +90,8 @@ class TokenClient:
         self._tokens: dict[str, tuple[str, float]] = {}
         """By key: the token, and until when it may be used, in seconds since 1970."""
         self._limited_until: dict[str, float] = {}
-        """By the `request_key` of a token request that got a 429: when it may be sent again, in seconds since 1970."""
+        """By the `request_key` of a token request that got a 429: when the request may be sent again, in seconds since
+        1970."""
         self._running_requests: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:
@@ -121,7 +122,7 @@ class TokenClient:
     ) -> ObtainedToken:
         """Returns a token for `scope`, from the caches or from the token service, and caches it under `key`. Does not
         return `refused`, a token that the endpoint has refused (None or "": there is none). Concurrent callers that
-        need the same token share one request, which a cancellation of one caller does not stop. Raises Denied,
+        need the same token share one request. A cancellation of one caller does not stop this request. Raises Denied,
         AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
         # The key of the request includes the token service, so that callers share a request only to the same service.
         request_key = f"{key} {scope} {service.service} {service.realm}"
@@ -176,12 +177,12 @@ class TokenClient:
         and a GET otherwise. If a GET with a password gets a 404 or 405, the service may support only POST, so a POST
         with the password follows."""
         if login is None or not login.identity:
-            parts = urlsplit(service.realm)
-            query = parse_qsl(parts.query, keep_blank_values=True)
+            realm_parts = urlsplit(service.realm)
+            query = parse_qsl(realm_parts.query, keep_blank_values=True)
             query += [("service", service.service)] if service.service else []
             query += [("scope", single_scope) for single_scope in scope.split()]
             query += [("account", login.username)] if login else []
-            url = parts._replace(query=urlencode(query), fragment="").geturl()
+            url = realm_parts._replace(query=urlencode(query), fragment="").geturl()
             headers = {"Authorization": login.basic()} if login else {}
             response = await self._api.send(
                 "GET", url, headers, max_bytes=MAX_TOKEN_RESPONSE_BYTES, reach=service.reach, memory=memory

@@ -167,7 +167,7 @@ class SocketBody:
         self._response = response
         self._remaining_bytes = length
         self._length_is_stated = response.length_remaining == length
-        """Whether the response states that its body has `length` bytes, so that it ends after them."""
+        """Whether the response states that its body has `length` bytes. If so, the body ends after these bytes."""
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
             raise TypeError("urllib3's response has an unexpected structure")
@@ -199,12 +199,12 @@ class SocketBody:
             count = read(memory) or 0
             while 0 < count < max_bytes and poll(0):
                 try:
-                    more = read(memory[count:])
+                    more_count = read(memory[count:])
                 except OSError:
                     break  # the bytes that were read before are returned; the next `read_into` raises the error
-                if not more:
+                if not more_count:
                     break
-                count += more
+                count += more_count
         self._remaining_bytes -= count
         return count
 
@@ -219,8 +219,9 @@ class SocketBody:
         self._response.release_conn()
 
     def _consume_last_chunk(self) -> bool:
-        """Reads the end of a chunked body if it has arrived, and returns whether it has. Does not wait for it:
-        `abandon` could not interrupt that wait, because `BlobClient` calls `forget_socket` before `finish`."""
+        """If the end of a chunked body has arrived, reads it and returns True. Otherwise returns False. Does not wait
+        for the end, because `abandon` could not interrupt that wait: `BlobClient` calls `forget_socket` before
+        `finish`."""
         file, sock = self._raw.fp, self._socket
         if file is None or sock is None:
             return False
@@ -237,7 +238,8 @@ class SocketBody:
             sock.settimeout(timeout)
 
     def discard(self) -> None:
-        """Closes the connection. It must not be used again, because bytes of the body may still arrive on it."""
+        """Closes the connection. The connection must not be used again, because bytes of the body may still arrive on
+        it."""
         connection = self._response.connection
         self._response.close()
         if connection is not None:

@@ -46,7 +46,7 @@ RESOLVER_THREADS = 64
 
 The requests for one repository cannot occupy all threads. At most 16 of them run at a time, each for at most 10 s. A
 lookup can outlive its request, because it takes the operating system up to about 30 s. So the lookups of three
-successive sets of 16 requests can run at the same time, which are 48."""
+successive sets of 16 requests can run at the same time: 48 lookups."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
@@ -74,8 +74,8 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
     @classmethod
     def wrap(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
-        """Returns the new TCP connection `stream` as a PeerStream, and makes it pause after each piece it receives
-        (`_pause_after_each_receive`)."""
+        """Returns the new TCP connection `stream` as a PeerStream, and makes the connection pause after each received
+        piece (`_pause_after_each_receive`)."""
         _pause_after_each_receive(stream)
         return cls(stream, peer)
 
@@ -133,8 +133,8 @@ class Resolver:
         self._running_lookups: SingleFlight[list[str]] = SingleFlight()
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """Returns the IP addresses of a host. Raises OSError if it has none, or if it cannot be resolved. If the caller
-        is cancelled, the lookup continues for other callers."""
+        """Returns the IP addresses of a host. Raises OSError if the host has no address, or if its name cannot be
+        resolved. If the caller is cancelled, the lookup continues for other callers."""
         return await self._running_lookups.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
@@ -222,16 +222,16 @@ def resolve_host(host: str, port: int) -> list[str]:
     """Returns the IP addresses of a host, without duplicates. Blocks until the operating system has answered. Raises
     OSError if the host cannot be resolved."""
     try:
-        entries = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        address_infos = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except UnicodeError:
         raise OSError("the name is not valid") from None
-    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
+    return list(dict.fromkeys(str(address[0]) for *_, address in address_infos))
 
 
 class _CheckedConnection(HTTPConnection):
     """A urllib3 connection that connects only to addresses that `policy` and `reach` allow. With a proxy, it connects
-    to the proxy. Before it waits for a response, it calls `on_connection` in the thread of the request, with the socket
-    from which the response is read, and with `peer`."""
+    to the proxy. Before the connection waits for a response, it calls `on_connection` in the thread of the request. The
+    arguments are the socket from which the response is read, and `peer`."""
 
     policy: AddressPolicy
     reach: Reach
@@ -297,8 +297,7 @@ log = logging.getLogger("registry.upstream")
 
 
 class TrustStore:
-    """Creates the TLS context with which both HTTP libraries verify the certificates of servers. Creates it when it is
-    first needed."""
+    """Creates, at its first use, the TLS context with which both HTTP libraries verify the certificates of servers."""
 
     def __init__(self, ca_file: Path | None) -> None:
         """`ca_file` has the certificate authorities to trust; None: those of the system."""

@@ -176,8 +176,8 @@ class UpstreamLists:
         return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the upstream has the referrers API. `digest`: of any manifest of the repository. Raises the
-        errors of a failed upstream request."""
+        """Returns whether the upstream has the referrers API. `digest`: the digest of any manifest of the repository.
+        Raises the errors of a failed upstream request."""
 
         async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool:
             with ShareScope() as memory:
@@ -213,7 +213,8 @@ class UpstreamLists:
                         listed = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(listed, artifact_type)
                         # If a list took one request, `ListCache.get` reads it again for each client that requests the
-                        # first page. It shall do so with this list, too, although this one took two requests.
+                        # first page. Reading this list took two requests, but `ListCache.get` shall treat it in the
+                        # same way.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)
@@ -311,7 +312,9 @@ def _sort_in_parts(tags: list[Tag]) -> list[Tag]:
 
 def _filter_by_type(descriptors: Sequence[Descriptor], artifact_type: str | None) -> list[Descriptor]:
     """Returns the descriptors that have this artifact type; all descriptors if `artifact_type` is None."""
-    return [each for each in descriptors if artifact_type is None or each.artifact_type == artifact_type]
+    return [
+        descriptor for descriptor in descriptors if artifact_type is None or descriptor.artifact_type == artifact_type
+    ]
 
 
 def _parse_tags(response: UpstreamResponse) -> list[Tag]:
@@ -346,16 +349,16 @@ _RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECA
 
 
 def _next_page_of(response: UpstreamResponse) -> str | None:
-    """Returns the URL of the page after the one in `response`. Returns None if it is the last page, or if the response
-    came from another origin after a redirect: links of other origins are not followed."""
+    """Returns the URL of the page after the one in `response`. Returns None if that page is the last one. Also returns
+    None if the response came from another origin after a redirect, because links of other origins are not followed."""
     return None if response.is_cross_origin else next_page_url(response.headers, response.url)
 
 
 def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
-    """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header names no
-    next page, or no valid URL for it. The returned URL has the path and the query from the header, and the origin of
-    `url`: a registry behind a proxy may name an internal origin in the header, and the token must not be sent to
-    another origin. Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH."""
+    """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no
+    valid URL of a next page. The returned URL has the path and the query from the header, and the origin of `url`: a
+    registry behind a proxy may name an internal origin in the header, and the token must not be sent to another origin.
+    Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(

@@ -91,8 +91,8 @@ class UpstreamResponse:
     @property
     def media_type(self) -> str | None:
         """The media type in `Content-Type`; None if it is missing, or is not a type of manifest or index."""
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return kind if kind in MANIFESTS | INDEXES else None
+        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return content_type if content_type in MANIFESTS | INDEXES else None
 
 
 def parse_count(text: str | None) -> int | None:
@@ -127,9 +127,10 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
     """Returns whether a 401 or 403 to a request without a login shows that the registry has no such content for
     anonymous clients. `sent_token`: whether the request contained a token.
 
-    If it did, the registry must have accepted the token and refused access: the challenge says `insufficient_scope`, or
-    the challenge does not say `invalid_token` and the body has a refusal code other than UNAUTHORIZED. If it did not,
-    the response must be a 403 with such a code and without a challenge."""
+    If the request contained a token, the registry must have accepted the token and refused access. This is so if the
+    challenge says `insufficient_scope`. It is also so if the challenge does not say `invalid_token`, and the body has a
+    refusal code other than UNAUTHORIZED. If the request contained no token, the response must be a 403 with such a code
+    and without a challenge."""
     challenge = response.headers.get("www-authenticate", "")
     has_refusal_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
     if sent_token:
@@ -139,7 +140,7 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
 
 def is_from_registry(response: UpstreamResponse) -> bool:
     """Returns whether the body has an error code that registries send, and proxies and firewalls do not. Returns False
-    for a response without a body, such as one to HEAD."""
+    for a response without a body, such as the response to a HEAD request."""
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
@@ -174,8 +175,8 @@ T = TypeVar("T")
 
 class DocumentParser:
     """Parses the JSON documents of one upstream. Documents up to UNCHECKED_BYTES are parsed on the event loop. Larger
-    ones are parsed in a thread, so that they do not block the event loop. Only one is parsed at a time, because parsing
-    may take ten times as much memory as the document."""
+    ones are parsed in a thread, so that they do not block the event loop. Only one of the larger documents is parsed at
+    a time, because parsing may take ten times as much memory as the document."""
 
     def __init__(self) -> None:
         self._large_document_lock = asyncio.Semaphore(1)
@@ -203,12 +204,12 @@ class DocumentParser:
     def _on_parsed(self, parsing: asyncio.Future[T]) -> None:
         self._large_document_lock.release()
         if not parsing.cancelled():
-            parsing.exception()  # marks it as retrieved, so that asyncio logs nothing
+            parsing.exception()  # marks the exception as retrieved, so that asyncio does not log it
 
     async def verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
         """Returns the manifest in a response. Raises UpstreamContentInvalid if it is not valid, and UpstreamUnavailable
         if its bytes have another digest than `reference`. If `reference` is a tag, the bytes must have the digest that
-        the response names; any digest if the response names none."""
+        the response names. If the response names no digest, every digest is accepted."""
         server = loggable_origin(response.url)
         try:
             return await self._parse_manifest(response, response.media_type, _expected_digest(response, reference))

@@ -27,19 +27,19 @@ def claim_values(claim: object) -> set[str]:
         return {str(claim).lower()}
     if isinstance(claim, str | int):
         return {str(claim)}
-    return {each for each in claim if isinstance(each, str)} if isinstance(claim, list) else set()
+    return {item for item in claim if isinstance(item, str)} if isinstance(claim, list) else set()
 
 
 def groups_from_claim(claim: object) -> tuple[str, ...]:
     """Returns the groups that a claim names, in alphabetical order. Leaves out texts that are not valid group names,
     and the groups above `MAX_CLAIM_GROUPS`."""
-    found = []
-    for each in sorted(claim_values(claim))[:_MAX_CLAIM_TEXTS]:
+    groups = []
+    for name in sorted(claim_values(claim))[:_MAX_CLAIM_TEXTS]:
         try:
-            found.append(AccountName(each))
+            groups.append(AccountName(name))
         except AccountInvalid:
             continue
-    return tuple(found[:MAX_CLAIM_GROUPS])
+    return tuple(groups[:MAX_CLAIM_GROUPS])
 
 
 def settings_stamp(source: str, settings: BaseModel) -> str:

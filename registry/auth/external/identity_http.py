@@ -45,13 +45,13 @@ async def send_request(
             # With `trust_env`, the client uses the proxy that environment variables name. The settings allow http only
             # for services on this machine, and a proxy cannot reach those.
             use_proxy = urlsplit(url).scheme == "https"
-            fields = {"Accept": "application/json", **(headers or {})}
+            request_headers = {"Accept": "application/json", **(headers or {})}
             if form is not None:
-                fields["Content-Type"] = "application/x-www-form-urlencoded"
+                request_headers["Content-Type"] = "application/x-www-form-urlencoded"
             method = "GET" if form is None else "POST"
             async with (
                 httpx2.AsyncClient(verify=context, trust_env=use_proxy, timeout=STEP_SECONDS) as client,
-                client.stream(method, url, headers=fields, content=form) as response,
+                client.stream(method, url, headers=request_headers, content=form) as response,
             ):
                 body = bytearray()
                 async for piece in response.aiter_bytes():
@@ -66,6 +66,6 @@ async def send_request(
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Returns a TLS context that trusts the certificates in `ca_file`, or those of the system if it is None. Blocks for
-    about 30 ms to read the certificates. Raises OSError if it cannot read them."""
+    """Returns a TLS context that trusts the certificates in `ca_file`, or the certificates of the system if `ca_file`
+    is None. Blocks for about 30 ms to read the certificates. Raises OSError if the certificates cannot be read."""
     return httpx2.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=str(ca_file))

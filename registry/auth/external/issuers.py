@@ -36,8 +36,8 @@ LEEWAY_SECONDS: Final = 10.0
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest text that is accepted as a token of an issuer."""
 _CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
-"""The claims that joserfc checks. It would refuse a token whose `sub` or `jti` is not a text, but `Issuers._identity`
-checks the type of the claim that it reads, and no other claim matters."""
+"""The claims that joserfc checks. joserfc would also refuse a token whose `sub` or `jti` is not a text.
+`Issuers._identity` itself checks the type of the claim that it reads, and no other claim matters."""
 
 
 class Issuers:
@@ -56,13 +56,13 @@ class Issuers:
         self._clock = clock
         self._key_sets: dict[tuple[object, ...], KeySet] = {}
         """The key sets by `_key_set_id`. Issuers whose keys come from the same place share one key set."""
-        for each in settings:
-            if each.jwks_file is not None:
-                self._key_sets.setdefault(_key_set_id(each), FileKeySet(each.jwks_file))
-            elif each.jwks_url is not None:
-                fetch = partial(fetch_key_set, ca_file=each.ca_file)
-                self._key_sets.setdefault(_key_set_id(each), FetchedKeySet(each.jwks_url, fetch, monotonic))
-        self.issuers_by_stamp: Mapping[str, Issuer] = {issuer_stamp(each): each for each in settings}
+        for issuer in settings:
+            if issuer.jwks_file is not None:
+                self._key_sets.setdefault(_key_set_id(issuer), FileKeySet(issuer.jwks_file))
+            elif issuer.jwks_url is not None:
+                fetch = partial(fetch_key_set, ca_file=issuer.ca_file)
+                self._key_sets.setdefault(_key_set_id(issuer), FetchedKeySet(issuer.jwks_url, fetch, monotonic))
+        self.issuers_by_stamp: Mapping[str, Issuer] = {issuer_stamp(issuer): issuer for issuer in settings}
         """The settings of each issuer, by their stamp. A stamp is a hash of the settings. Each identity that an
         issuer's token proves contains the stamp, so that the identity can be refused after a change of the settings."""
 
@@ -75,10 +75,10 @@ class Issuers:
         """Verifies a token and returns the identity that it proves: the robot that the client logs in as. May wait
         until the issuer's key set is fetched. Raises Unauthorized if the token is not valid. If the caller is
         cancelled, a fetch that has started continues."""
-        found = self._read_unverified(text)
-        if found is None:
+        token_and_claims = self._read_unverified(text)
+        if token_and_claims is None:
             raise Unauthorized("this is not a token of an issuer in the settings")
-        token, claims = found
+        token, claims = token_and_claims
         issuer = self._choose_issuer(claims)
         options = {
             "iss": ClaimsOption(essential=True, value=issuer.issuer),
@@ -102,8 +102,8 @@ class Issuers:
 
     async def aclose(self) -> None:
         """Cancels the running fetches of key sets and waits until they have ended."""
-        for each in self._key_sets.values():
-            await each.aclose()
+        for key_set in self._key_sets.values():
+            await key_set.aclose()
 
     def _read_unverified(self, text: str) -> tuple[CompactSignature, dict[str, Any]] | None:
         """Returns the parts and the claims of a token. Does not check the signature. Returns None if `text` is not a
@@ -115,7 +115,7 @@ class Issuers:
             claims = unverified_claims(token)
         except TokenInvalid:
             return None
-        return (token, claims) if any(claims.get("iss") == each.issuer for each in self._settings) else None
+        return (token, claims) if any(claims.get("iss") == issuer.issuer for issuer in self._settings) else None
 
     def _choose_issuer(self, claims: Mapping[str, Any]) -> Issuer:
         """Returns the first issuer in the settings whose name, audience and required claims match a token's claims. The
@@ -123,10 +123,10 @@ class Issuers:
         matches."""
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
-        for each in self._settings:
-            has_name_and_audience = claims.get("iss") == each.issuer and each.audience in audiences
-            if has_name_and_audience and _has_required_claims(claims, each.required):
-                return each
+        for issuer in self._settings:
+            has_name_and_audience = claims.get("iss") == issuer.issuer and issuer.audience in audiences
+            if has_name_and_audience and _has_required_claims(claims, issuer.required):
+                return issuer
         raise Unauthorized("the token has another audience, or lacks a claim that its issuer's settings require")
 
     def _identity(self, issuer: Issuer, claims: Mapping[str, Any], expires: float) -> Identity:
@@ -151,7 +151,7 @@ class Issuers:
 
 
 def issuer_stamp(settings: Issuer) -> str:
-    """Returns the stamp of an issuer's settings: a hash that changes when they do."""
+    """Returns the stamp of an issuer's settings: a hash that changes when the settings change."""
     return settings_stamp("issuer", settings)
 
 

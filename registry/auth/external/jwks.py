@@ -2,10 +2,10 @@
 
 Only public keys are accepted: those that can verify a signature but not sign.
 
-A key set at a URL is cached, and fetched when the first token needs it. It is fetched again when it is an hour old, and
-when a token names a key that is not in the cache. The time between two fetches is a minute at least, or ten seconds
-after a failure, so that tokens with invented keys cause little traffic. A token whose key is in the cache does not wait
-for a fetch.
+A key set at a URL is fetched when the first token needs it, and then cached. A key set is fetched again when it is an
+hour old, and when a token names a key that is not in the cache. The time between two fetches is a minute at least, or
+ten seconds after a failure, so that tokens with invented keys cause little traffic. A token whose key is in the cache
+does not wait for a fetch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ FRESH_SECONDS: Final = 3600.0
 """From this age on, the next use of a key set fetches it again, because the issuer could have withdrawn a key. The
 cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
-"""Above this age, a cached key set is not used. It gets so old only if it was not used, or if all fetches failed."""
+"""Above this age, a cached key set is not used. A key set gets so old only if nobody used it, or if all fetches
+failed."""
 
 _KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {
     "RSA": RSAKey,
@@ -48,10 +49,11 @@ _KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {
 }
 """joserfc's class for each type of key (`kty`) that can verify signatures."""
 _SIGNATURE_CURVES: Final = ("Ed25519", "Ed448")
-"""The curves of the type OKP that are for signatures (RFC 8037, 3.1). The others are for key agreement."""
+"""The curves of the type OKP that are for signatures (RFC 8037, 3.1). The other curves are for key agreement."""
 
 FetchBody = Callable[[str], Awaitable[bytes]]
-"""A function that returns the document at a URL. It raises KeySetUnavailable if it cannot fetch the document."""
+"""A function that returns the document at a URL. The function raises KeySetUnavailable if it cannot fetch the
+document."""
 
 
 class KeySetUnavailable(Exception):
@@ -62,9 +64,9 @@ class KeySet(Protocol):
     """The public keys of a token issuer or an OpenID provider."""
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns the key that fits a token whose header names `key_id` and `algorithm`; `_fits` defines
-        which keys fit. Returns None if no key fits. If several keys fit, returns the first if the token names a
-        key, and None if it does not (`key_id` is None)."""
+        """Returns the key that fits a token whose header names `key_id` and `algorithm`; `_fits` defines which keys
+        fit. Returns None if no key fits. If several keys fit, returns the first of them, or None if the token names no
+        key (`key_id` is None)."""
         ...
 
     async def aclose(self) -> None:
@@ -86,9 +88,9 @@ class FileKeySet:
         """Returns a key as `KeySet.find` does."""
         try:
             status = os.stat(self._path)
-            state = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
-            if state != self._file_state:
-                self._keys, self._file_state = parse_key_set(self._path.read_bytes()), state
+            file_state = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
+            if file_state != self._file_state:
+                self._keys, self._file_state = parse_key_set(self._path.read_bytes()), file_state
         except (OSError, KeySetUnavailable) as error:
             log.warning("tokens cannot be verified with the key set in %s: %s", self._path, error)
             self._keys, self._file_state = (), ()
@@ -115,13 +117,13 @@ class FetchedKeySet:
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
         """Returns a key as `KeySet.find` does. Waits for a fetch only if no cached key fits. If the caller is
         cancelled, the fetch continues."""
-        found = self._find_cached(key_id, algorithm)
-        if found is None:
+        key = self._find_cached(key_id, algorithm)
+        if key is None:
             await self._document.refresh()
             return self._find_cached(key_id, algorithm)
         if not self._document.is_fresh:
             self._document.start_refresh()
-        return found
+        return key
 
     async def aclose(self) -> None:
         """Cancels a running fetch and waits until it has ended."""
@@ -192,7 +194,7 @@ def _choose_key(keys: tuple[Key, ...], key_id: str | None, algorithm: str) -> Ke
 def _fits(key: Key, key_id: str | None, algorithm: str) -> bool:
     """Returns whether a key may verify a token whose header names `key_id` and `algorithm`. `key_id` is None if the
     token names no key; then a key with any id fits. The key must have the type and the curve that the algorithm needs
-    (RFC 7518, 3.1; RFC 8037), and if the key set names an algorithm for it (`alg`), that one."""
+    (RFC 7518, 3.1; RFC 8037). If the key set names an algorithm for the key (`alg`), that must be `algorithm`."""
     if key_id is not None and key.kid != key_id:
         return False
     try:

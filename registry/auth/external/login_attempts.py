@@ -7,8 +7,8 @@ login, and nobody else can read or forge an attempt. An attempt contains three r
   that this browser started (RFC 6749, 10.12).
 - `nonce` is sent to the provider, which writes it into the ID token. It proves that the token was made for this attempt
   (OpenID Connect Core, 3.1.2.1).
-- `verifier` protects the authorization code. At the start of the login, the provider gets only a hash of `verifier`. It
-  accepts the code later only together with `verifier` itself, so a stolen code is of no use (RFC 7636).
+- `verifier` protects the authorization code. At the start of the login, the provider gets only a hash of `verifier`.
+  Later the provider accepts the code only together with `verifier` itself, so a stolen code is of no use (RFC 7636).
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class LoginAttempts:
         if key is None:
             raise LoginAttemptInvalid("the browser's cookie has no login attempt, or one with an unknown key")
         try:
-            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            gcm_nonce, encrypted = raw[:_GCM_NONCE_BYTES], raw[_GCM_NONCE_BYTES:]
+            nonce_and_encrypted = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            gcm_nonce, encrypted = nonce_and_encrypted[:_GCM_NONCE_BYTES], nonce_and_encrypted[_GCM_NONCE_BYTES:]
             plain = _cipher(key).decrypt(gcm_nonce, encrypted, associated_data=key.id.encode())
             attempt = LoginAttempt(**json.loads(plain))
         except (InvalidTag, ValueError, TypeError):

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 MAX_PARALLEL_LOGINS: Final = 32
-"""The largest number of logins in one process that exchange a code at the same time. Further ones are refused."""
+"""The largest number of logins in one process that exchange a code at the same time. Further logins are refused."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 _START_AGAIN: Final = "start again at /login"
@@ -157,17 +157,19 @@ class OpenIDLogin:
         try:
             attempt = self._attempts.open(sealed, response.state)
         except LoginAttemptInvalid as error:
-            shown = RequestInvalid(
+            shown_error = RequestInvalid(
                 f"this is not the login that this browser started, or it took too long; {_START_AGAIN}"
             )
-            raise LoginFailed(shown, str(error), is_finished=False) from None
+            raise LoginFailed(shown_error, str(error), is_finished=False) from None
         if response.issuer and response.issuer != self._provider.issuer:
             raise _login_invalid("the response names another provider")
         if response.error:
             is_denied = response.error == "access_denied"
-            why = "the login was cancelled or refused at the provider" if is_denied else "the provider reports an error"
+            failure_text = (
+                "the login was cancelled or refused at the provider" if is_denied else "the provider reports an error"
+            )
             raise LoginFailed(
-                Denied(f"{why}; {_START_AGAIN}"), f"the provider says {loggable_error_code(response.error)}"
+                Denied(f"{failure_text}; {_START_AGAIN}"), f"the provider says {loggable_error_code(response.error)}"
             )
         if not response.code or len(response.code) > MAX_CODE_CHARACTERS:
             raise _login_invalid("the response has no authorization code, or one that is too long")
@@ -177,14 +179,14 @@ class OpenIDLogin:
         """Exchanges the code for an ID token and returns the token's claims, which it has verified. Raises
         LoginFailed."""
         if self._running_exchanges >= MAX_PARALLEL_LOGINS:
-            shown = TooManyRequests("too many people are logging in; try again in a moment", retry_after=5)
-            raise LoginFailed(shown, f"{MAX_PARALLEL_LOGINS} logins are waiting for the provider")
+            shown_error = TooManyRequests("too many people are logging in; try again in a moment", retry_after=5)
+            raise LoginFailed(shown_error, f"{MAX_PARALLEL_LOGINS} logins are waiting for the provider")
         self._running_exchanges += 1
         try:
             if (await self._provider.metadata()).sends_issuer and not response.issuer:
                 raise _login_invalid("the response does not name its issuer, which the provider's metadata requires")
-            text = await self._provider.redeem(response.code, attempt.verifier, attempt.redirect_uri)
-            return await self._provider.verify(text, nonce=attempt.nonce, now=self._clock())
+            id_token = await self._provider.redeem(response.code, attempt.verifier, attempt.redirect_uri)
+            return await self._provider.verify(id_token, nonce=attempt.nonce, now=self._clock())
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
         except CodeRefused as error:
@@ -216,9 +218,11 @@ class OpenIDLogin:
         try:
             name = AccountName(claim_value if isinstance(claim_value, str) else "")
         except AccountInvalid:
-            shown = Denied("your name at the provider cannot be an account's name here; ask an admin of this registry")
+            shown_error = Denied(
+                "your name at the provider cannot be an account's name here; ask an admin of this registry"
+            )
             claim = self._settings.account_claim
-            raise LoginFailed(shown, f"the claim {claim} is not a valid account name") from None
+            raise LoginFailed(shown_error, f"the claim {claim} is not a valid account name") from None
         try:
             return self._accounts.account(name)
         except AccountUnknown:
@@ -243,8 +247,10 @@ class OpenIDLogin:
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
     """Logs that the provider cannot be used, and returns the error for the login."""
     log.warning("logins at the OpenID provider fail: %s", error)
-    shown = UpstreamUnavailable("the OpenID provider, which logs people in, does not answer; try again in a moment")
-    return LoginFailed(shown, f"the provider: {error}")
+    shown_error = UpstreamUnavailable(
+        "the OpenID provider, which logs people in, does not answer; try again in a moment"
+    )
+    return LoginFailed(shown_error, f"the provider: {error}")
 
 
 def _login_invalid(reason: str) -> LoginFailed:

@@ -1,4 +1,5 @@
-"""The OpenID Connect protocol, with Authlib: what a login sends to the provider, and what its answers say.
+"""The OpenID Connect protocol, with Authlib: what a login sends to the provider, and what the provider's responses
+mean.
 
 The functions contain no network and no state; `registry.auth.external.openid_provider` sends the requests. That module
 imports this one only if the settings name a provider, because Authlib takes memory and time to import.
@@ -121,13 +122,13 @@ def token_request(
 def parse_token_response(status: int, body: bytes) -> str:
     """Returns the ID token in the provider's response to `token_request`; the caller must verify it. Raises CodeRefused
     if the provider refuses the code or the client, and ProviderUnavailable for any other response."""
-    unusable = ProviderUnavailable(f"it sent no ID token for an authorization code (status {status})")
+    unusable_error = ProviderUnavailable(f"it sent no ID token for an authorization code (status {status})")
     if status not in (200, *_REFUSAL_STATUSES):
-        raise unusable
+        raise unusable_error
     client = OAuth2Client(None)
     client.oauth_error_class = AuthlibBaseError  # the default class refuses descriptions that are not ASCII
     try:
-        # The URL appears in no message.
+        # httpx2 needs a request with a URL. The URL appears in no message.
         request = httpx2.Request("POST", "https://provider.invalid/")
         tokens = client.parse_response_token(httpx2.Response(status, content=body, request=request))
     except AuthlibBaseError as error:
@@ -138,7 +139,7 @@ def parse_token_response(status: int, body: bytes) -> str:
         raise CodeRefused(loggable_error_code(None))
     token = tokens.get("id_token")
     if not isinstance(token, str):
-        raise unusable
+        raise unusable_error
     return token
 
 
@@ -147,7 +148,7 @@ async def verify_id_token(
 ) -> Mapping[str, Any]:
     """Verifies the ID token `text` and returns its claims (OpenID Connect Core 1.0, 3.1.3.7).
 
-    - `keys`: the provider's keys. If they are not cached, this function waits until they are fetched.
+    - `keys`: the provider's keys. If the keys are not cached, this function waits until they are fetched.
     - `issuer`, `client_id`: the provider that must have made the token, and the client that it must be for.
     - `nonce`: the random value that was sent to the provider at the start of the login, which the token must repeat.
     - `now`: seconds since 1970.
@@ -196,7 +197,7 @@ def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
 def _json_object(body: bytes) -> Mapping[str, Any]:
     """Returns the JSON object in `body`, or an empty object if `body` contains none."""
     try:
-        found = json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}

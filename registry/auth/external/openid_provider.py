@@ -1,9 +1,9 @@
 """Requests to the OpenID provider.
 
 For a login, `OpenIDProvider` fetches the provider's metadata (its URLs) and its public keys, and exchanges an
-authorization code for an ID token. No request is sent before the first login. What is sent and how the answers are read
-is in `registry.auth.external.openid_protocol`, which uses Authlib. The requests are sent here, because their size, time
-and number are bounded (`registry.auth.external.identity_http`, `registry.auth.external.fetched_document`).
+authorization code for an ID token. No request is sent before the first login. `registry.auth.external.openid_protocol`
+makes the content of the requests and reads the responses, with Authlib. This module sends the requests, so that their
+size, time and number are bounded (`registry.auth.external.identity_http`, `registry.auth.external.fetched_document`).
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class OpenIDProvider:
     async def aclose(self) -> None:
         """Cancels running fetches of the metadata and the key set, and waits until they have ended."""
         await self._metadata.aclose()
-        for each in self._key_sets.values():
-            await each.aclose()
+        for key_set in self._key_sets.values():
+            await key_set.aclose()
 
     def _secret(self) -> str | None:
         """Returns the client secret, or None if the settings have none. Raises ProviderUnavailable if it cannot be

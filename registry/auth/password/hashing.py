@@ -1,8 +1,8 @@
 """Password hashing: the hash functions, and the thread pool that runs them.
 
 The hashes in the store are argon2id (RFC 9106), with the parameters that OWASP recommends for 19 MiB of memory. The
-hashes in an htpasswd file are bcrypt. A hashing is the computation of one hash, for a new password or to check one. It
-blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
+hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one hash, for a new password or to check a
+password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
 bounded number of further calls may wait. So even a large number of logins takes little processor time and memory away
@@ -56,7 +56,7 @@ class StoredHash:
     - `bcrypt`: the hash of an account in the htpasswd file, or None.
     - `highest_bcrypt_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if there is no line.
 
-    If both hashes are None, no password is right: there is no such account, it is disabled, or it has no password.
+    If both hashes are None, no password is right: the account does not exist, is disabled, or has no password.
     """
 
     argon2: str | None = None
@@ -100,21 +100,21 @@ def verify_password(password: str, stored: StoredHash) -> bool:
     the highest cost in the htpasswd file. A password of more than 72 bytes takes only the argon2id hashing, because
     bcrypt refuses it.
     """
-    raw = password.encode()
-    if stored.bcrypt is not None and _matches_bcrypt(raw, stored.bcrypt):
+    password_bytes = password.encode()
+    if stored.bcrypt is not None and _matches_bcrypt(password_bytes, stored.bcrypt):
         return True
-    if _matches_argon2(raw, stored.argon2 or _UNMATCHABLE_HASH) and stored.argon2 is not None:
+    if _matches_argon2(password_bytes, stored.argon2 or _UNMATCHABLE_HASH) and stored.argon2 is not None:
         return True
     if stored.highest_bcrypt_cost:
-        # A bcrypt check of cost c takes the time 2^c. If the account has a line with cost c, its check above took 2^c,
-        # and with dummy checks of the costs c, c+1, ..., highest-1 the sum is 2^highest. If it has no line, one dummy
-        # check of the highest cost takes that time.
+        # A bcrypt check of cost c takes the time 2^c. If the account has a line with cost c, the check above took 2^c.
+        # Together with dummy checks of the costs c, c+1, ..., highest-1, this takes 2^highest. If the account has no
+        # line, one dummy check of the highest cost takes the same time.
         if stored.bcrypt is not None:
             dummy_costs = range(bcrypt_cost_of(stored.bcrypt), stored.highest_bcrypt_cost)
         else:
             dummy_costs = range(stored.highest_bcrypt_cost, stored.highest_bcrypt_cost + 1)
         for cost in dummy_costs:
-            _matches_bcrypt(raw, f"$2b${cost:02}${'.' * 53}")
+            _matches_bcrypt(password_bytes, f"$2b${cost:02}${'.' * 53}")
     return False
 
 
@@ -168,7 +168,7 @@ class HashingPool:
         """Runs the hashing `work` in a thread and returns its result. Raises TooManyRequests if too many calls wait,
         and whatever `work` raises.
 
-        If the caller is cancelled while it waits for a slot, `work` does not run. If it is cancelled during the
+        If the caller is cancelled while it waits for a slot, `work` does not run. If the caller is cancelled during the
         hashing, this method ends only when the hashing has ended: a thread cannot be stopped, and must keep its slot.
         """
         if self._pending_calls >= self._max_waiting + MAX_PARALLEL_HASHINGS:
@@ -178,12 +178,12 @@ class HashingPool:
         self._pending_calls += 1
         try:
             async with self._leases.slot(SLOT_NAME, MAX_PARALLEL_HASHINGS):
-                hashed = asyncio.get_running_loop().run_in_executor(self._threads, work)
+                hash_future = asyncio.get_running_loop().run_in_executor(self._threads, work)
                 try:
-                    return await asyncio.shield(hashed)
+                    return await asyncio.shield(hash_future)
                 finally:
-                    if not hashed.done():
-                        await asyncio.wait({hashed})
+                    if not hash_future.done():
+                        await asyncio.wait({hash_future})
         finally:
             self._pending_calls -= 1
 

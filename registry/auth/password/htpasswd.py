@@ -39,8 +39,8 @@ class HtpasswdError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HtpasswdLine:
-    """One valid line of the file. `hash` is the bcrypt hash of the password. `stamp` is a hash of the line, so it
-    changes when the line does."""
+    """One valid line of the file. `hash` is the bcrypt hash of the password. `stamp` is a hash of the line. It changes
+    when the line changes."""
 
     hash: str
     stamp: str
@@ -63,7 +63,7 @@ class _ParsedFile:
 
 
 _EMPTY_FILE = _ParsedFile(lines={}, highest_bcrypt_cost=0, version="", state=None)
-"""What is used before the first lookup, and while the file cannot be read."""
+"""The content that is used before the first lookup, and while the file cannot be read."""
 
 
 class HtpasswdFile:
@@ -82,8 +82,8 @@ class HtpasswdFile:
         read, has an invalid line, or has no line at all."""
         lines, problems = _parse(_decode(_load(self._path), self._path))
         if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise HtpasswdError(f"{self._path}: {problems[0]}{more}")
+            more_problems = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise HtpasswdError(f"{self._path}: {problems[0]}{more_problems}")
         if not lines:
             raise HtpasswdError(f"{self._path} has no line NAME:HASH; `htpasswd -nB NAME` prints one")
 
@@ -103,7 +103,7 @@ class HtpasswdFile:
 
     @property
     def version(self) -> str:
-        """A hash of the file, so it changes when the file does. Empty while the file cannot be read."""
+        """A hash of the file. It changes when the file changes. Empty while the file cannot be read."""
         return self._current().version
 
     def _current(self) -> _ParsedFile:
@@ -123,15 +123,15 @@ class HtpasswdFile:
         """Reads and parses the file. `state` has the times, inode and size that `stat` reported before this read."""
         is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # `state` begins with the file's two times
         try:
-            raw = _load(self._path)
-            lines, problems = _parse(_decode(raw, self._path))
+            content = _load(self._path)
+            lines, problems = _parse(_decode(content, self._path))
         except HtpasswdError as error:
             self._log_problem(str(error))
             self._parsed = _EMPTY_FILE
             return
-        highest = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
-        version = hashlib.blake2b(raw, digest_size=12).hexdigest()
-        self._parsed = _ParsedFile(lines, highest, version, state if is_settled else None)
+        highest_cost = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
+        version = hashlib.blake2b(content, digest_size=12).hexdigest()
+        self._parsed = _ParsedFile(lines, highest_cost, version, state if is_settled else None)
         self._log_problem("; ".join(problems[:10]))
 
     def _log_problem(self, text: str) -> None:
@@ -146,17 +146,17 @@ def _load(path: Path) -> bytes:
     """Returns the bytes of the file. Raises HtpasswdError if the file cannot be read or is too large."""
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise HtpasswdError(_unreadable_text(path, error)) from None
-    if len(raw) > MAX_FILE_BYTES:
+    if len(content) > MAX_FILE_BYTES:
         raise HtpasswdError(f"{path} has more than {MAX_FILE_BYTES} bytes")
-    return raw
+    return content
 
 
-def _decode(raw: bytes, path: Path) -> str:
+def _decode(content: bytes, path: Path) -> str:
     try:
-        return raw.decode()
+        return content.decode()
     except UnicodeDecodeError:
         raise HtpasswdError(f"{path} is not UTF-8 text") from None
 
@@ -170,11 +170,11 @@ def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
     name, the first is valid and the others are invalid; Apache uses the first as well."""
     lines: dict[str, HtpasswdLine] = {}
     problems: list[str] = []
-    for number, name, password_hash in _entries(text):
+    for line_number, name, password_hash in _entries(text):
         if problem := _problem(name, password_hash):
-            problems.append(f"line {number} {problem}")
+            problems.append(f"line {line_number} {problem}")
         elif name in lines:
-            problems.append(f"line {number} has the same name as an earlier line")
+            problems.append(f"line {line_number} has the same name as an earlier line")
         else:
             stamp = hashlib.blake2b(f"{name}:{password_hash}".encode(), digest_size=12).hexdigest()
             lines[name] = HtpasswdLine(password_hash, f"{STAMP_PREFIX}:{stamp}")
@@ -183,10 +183,10 @@ def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
 
 def _entries(text: str) -> Iterator[tuple[int, str, str]]:
     """Yields the line number, the name and the hash of each line. Skips empty lines and comments."""
-    for number, line in enumerate(re.split(r"\r?\n", text), 1):
+    for line_number, line in enumerate(re.split(r"\r?\n", text), 1):
         if line.strip() and not line.startswith("#"):
             name, _, password_hash = line.strip().partition(":")
-            yield number, name, password_hash
+            yield line_number, name, password_hash
 
 
 def _problem(name: str, password_hash: str) -> str:

@@ -1,5 +1,5 @@
-"""Checks passwords of accounts in the store and in the htpasswd file. If both have an account of the same name, the one
-in the store is used.
+"""Checks passwords of accounts in the store and in the htpasswd file. If both have an account of the same name, the
+account in the store is used.
 
 Failed logins are throttled. Neither the result of a check nor its duration reveals which accounts exist.
 """
@@ -33,9 +33,9 @@ from storage.errors import RegistryError, Unauthorized
 log = logging.getLogger(__name__)
 
 WRONG_CACHED_SECONDS: Final = 86400.0
-"""How long a wrong password is cached. If it is sent again from the same address, it is refused without a hashing, and
-not counted as a further failure. The time is long because docker sends its login for Docker Hub to every mirror of
-Docker Hub, again and again."""
+"""How long a wrong password is cached. If a cached password is sent again from the same address, it is refused without
+a hashing, and not counted as a further failure. The time is long because docker sends its login for Docker Hub to every
+mirror of Docker Hub, again and again."""
 
 
 @dataclass(slots=True)
@@ -44,8 +44,8 @@ class _FailedCheck:
     account's name, the password and the client's address.
 
     - `checked_against`: the account's hash and identity when the password was checked.
-    - `epoch`: the epoch when the account was last read. It is a number in the store that every change of an account
-      increases.
+    - `epoch`: the epoch when the account was last read. The epoch is a number in the store that every change of an
+      account increases.
     - `file_version`: the version of the htpasswd file when the account was last read.
     - `until`: when the entry expires, in seconds since 1970.
     """
@@ -77,9 +77,9 @@ class PasswordCheck:
         """The running tasks that replace hashes with outdated parameters."""
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
-        """Checks the password of an account, and returns the account's identity. `address` is the client's. Raises
-        Unauthorized if the password is wrong, and TooManyRequests after too many failures or if too many logins wait
-        for hashing. Raises StorageFull or StorageFailed if the store cannot count a failure.
+        """Checks the password of an account, and returns the account's identity. `address` is the client's address.
+        Raises Unauthorized if the password is wrong, and TooManyRequests after too many failures or if too many logins
+        wait for hashing. Raises StorageFull or StorageFailed if the store cannot count a failure.
 
         If the account does not exist, is disabled or has no password, every password is wrong, and the check takes as
         long as usual. A client that repeats the same wrong password causes one failure in `WRONG_CACHED_SECONDS`. So a
@@ -150,16 +150,16 @@ class PasswordCheck:
         identity = Identity(name, robot=account.kind is AccountKind.ROBOT, version=account.version)
         return StoredHash(argon2=argon2, highest_bcrypt_cost=highest_bcrypt_cost), identity
 
-    def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
-        """Starts a task that replaces the stored hash `old` of an account by a hash with the current parameters.
+    def _start_rehash(self, name: AccountName, old_hash: str, password: str) -> None:
+        """Starts a task that replaces the stored hash `old_hash` of an account by a hash with the current parameters.
         `password` is the account's password."""
-        task = start_detached(self._rehash(name, old, password))
+        task = start_detached(self._rehash(name, old_hash, password))
         self._rehashes.add(task)
         task.add_done_callback(self._rehashes.discard)
 
-    async def _rehash(self, name: AccountName, old: str, password: str) -> None:
+    async def _rehash(self, name: AccountName, old_hash: str, password: str) -> None:
         try:
-            new = await self._hashing.run(partial(hash_password, password))
-            await self._accounts.replace_hash(name, old, new)
+            new_hash = await self._hashing.run(partial(hash_password, password))
+            await self._accounts.replace_hash(name, old_hash, new_hash)
         except RegistryError as error:
             log.warning("could not renew the password hash of %s, which has old parameters: %s", name, error)

@@ -67,7 +67,7 @@ class LoginThrottle:
 
     def check(self, name: str, address: str) -> None:
         """Checks that a login to the account `name` from `address` may be tried now. Raises TooManyRequests if not. The
-        error has the same text for all three limits, so that it does not reveal which of them applies."""
+        error has the same text for all three limits, so that the text does not reveal which limit applies."""
         now, network = self._clock(), network_of(address)
         wait = 0.0
         if network:
@@ -75,9 +75,9 @@ class LoginThrottle:
                 BY_ADDRESS.wait(self._accounts.throttled_until(_address_key(network)), now),
                 BY_ACCOUNT_AND_ADDRESS.wait(self._accounts.throttled_until(_pair_key(name, network)), now),
             )
-        by_account = BY_ACCOUNT.wait(self._accounts.throttled_until(_account_key(name)), now)
-        if by_account and not self._is_familiar(name, network, now):
-            wait = max(wait, by_account)
+        account_wait = BY_ACCOUNT.wait(self._accounts.throttled_until(_account_key(name)), now)
+        if account_wait and not self._is_familiar(name, network, now):
+            wait = max(wait, account_wait)
         if wait:
             raise TooManyRequests("too many failed logins; try again later", retry_after=math.ceil(wait))
 
@@ -133,6 +133,6 @@ def _account_key(name: str) -> str:
 
 
 def _familiar_key(name: str, network: str) -> str:
-    """Returns the key for the time until which an address is familiar to an account. This is no failure, but the store
-    can keep it in the same table, which maps keys to times."""
+    """Returns the key for the time until which an address is familiar to an account. This time does not stand for
+    failures, but the store can keep it in the same table, which maps keys to times."""
     return f"known {name} {network}"

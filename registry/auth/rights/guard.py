@@ -1,7 +1,7 @@
 """`Guarded`: checks the rights of the request's principal before each call on a registry.
 
 The principal is the account, or anonymous client, that makes the request. A client without the right to read a
-repository gets the same error whether or not the content exists, so a refusal does not reveal what is stored.
+repository gets the same error whether or not the content exists. So a refusal does not reveal what is stored.
 
 Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. So the
 repository name in a call, `repo`, has one or two candidates, its *stored names*: `repo` itself, for content that was
@@ -9,10 +9,11 @@ pushed to it, and the name of mirrored content. At each moment, `repo` leads to 
 must allow reads and deletes on the stored name, and pushes on `repo` itself.
 
 The *requested name* is the name in the path of the request. It differs from `repo` if the Host header or the query
-names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. The access of a
-bearer token must allow the action on the requested name, or on the name on which the account's rights must allow it.
+names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. If the client
+sends a bearer token, the access of the token must allow the action as well. It must do so on one of two names: the
+requested name, or the name on which the account needs the right.
 
-A call that this module does not know is refused.
+The guard refuses calls that it does not know.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class _Rule(NamedTuple):
     - `bits`: the bits of `action` as a plain int, which is faster to compare.
     - `not_found`: returns the error that a call gets if the repository never had content. For deletes of manifests and
       tags this is NameUnknown, because the store raises NameUnknown in this case, not ManifestUnknown.
-    - `hides_content`: whether an account without the right gets the error of `not_found` instead of Denied, so that it
-      does not learn whether the content exists.
+    - `hides_content`: whether an account without the right gets the error of `not_found` instead of Denied. The account
+      then does not learn whether the content exists.
     """
 
     action: Action
@@ -213,7 +214,7 @@ class Guarded(ForwardingRegistry):
         the call is allowed wherever `repo` leads."""
         request = current_request()
         principal, requested = request.principal, request.requested_name or repo
-        if type(principal) is not Principal:  # not set yet; after authentication even an anonymous client has one
+        if type(principal) is not Principal:  # not authenticated yet; later even an anonymous client has a principal
             return False
         if not self._is_mirroring:
             return principal.actions(repo, requested) & bits != 0
@@ -267,14 +268,14 @@ class Guarded(ForwardingRegistry):
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
         """Resolves a blob by `repo`, not by the stored name as other reads do. `inner` chooses between pushed and
-        mirrored content. It needs `repo` to recognize a client that is about to push, because it contacts no upstream
-        for such a client. A push during the call could change where `repo` leads, so this method checks the rights
-        before the call and again after it."""
+        mirrored content. By `repo`, `inner` recognizes a client that is about to push, and contacts no upstream for
+        such a client. A push during the call could change where `repo` leads, so this method checks the rights before
+        the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
-        found = await self.forward(call)
+        result = await self.forward(call)
         await self._allowed_stored_name(rule, repo, not_found)
-        return found
+        return result
 
     async def _allowed_mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
         """Returns the stored name of `source`, the repository from which the client mounts the blob `digest`. If the

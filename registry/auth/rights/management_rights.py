@@ -57,7 +57,7 @@ class ManagementRights:
 
     def check_may_change_credentials(self, name: AccountName) -> None:
         """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
-        so for all accounts, and people for their own account.
+        so for all accounts. People may do so for their own account.
 
         A person who is not an admin and logged in with a token may do neither, because the new credential would still
         be valid after that token was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the
@@ -70,10 +70,10 @@ class ManagementRights:
             )
 
     def check_may_revoke(self, token: ApiToken) -> None:
-        """Checks that the caller may revoke `token`. An admin may revoke all tokens, and a person those of the person's
-        own account. A caller who logged in with an API token may revoke that token. If the caller has no right to
-        revoke `token`, raises AccountUnknown if the token belongs to another account, and Denied if it belongs to
-        the caller's own."""
+        """Checks that the caller may revoke `token`. An admin may revoke all tokens. A person may revoke the tokens of
+        the person's own account. A caller who logged in with an API token may revoke that token. If the caller has no
+        right to revoke `token`, raises AccountUnknown if the token belongs to another account, and Denied if it belongs
+        to the caller's own."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
@@ -81,10 +81,10 @@ class ManagementRights:
         self.check_may_change_credentials(token.account)
 
     def check_may_end_sessions(self, name: AccountName) -> None:
-        """Checks that the caller may end login sessions of the account `name`. An admin may end those of all accounts,
-        and a person, who logged in with a browser or with the account's password, those of the person's own account.
-        Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see the account `name`,
-        and Denied if it is the caller's own account but the caller used a token."""
+        """Checks that the caller may end login sessions of the account `name`. An admin may end the sessions of all
+        accounts. A person who logged in with a browser or with the account's password may end the sessions of the
+        person's own account. Raises Unauthorized if the caller has no account, AccountUnknown if the caller may not see
+        the account `name`, and Denied if it is the caller's own account but the caller used a token."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person and self.session is None:
             raise Denied("log in as a person for this, with a browser or a password; a token does not suffice")

@@ -139,9 +139,9 @@ class Policy:
         # epoch, and the next request computes a new principal.
         epoch = self.accounts.epoch()
         is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
-        current = identity if is_checked else self.identity_check.check(identity)
-        rights = Rights.everything(admin=True) if self._is_admin(current) else self._rights(current)
-        return Principal(current, rights, epoch=epoch)
+        current_identity = identity if is_checked else self.identity_check.check(identity)
+        rights = Rights.everything(admin=True) if self._is_admin(current_identity) else self._rights(current_identity)
+        return Principal(current_identity, rights, epoch=epoch)
 
     async def reevaluate(self, principal: Principal) -> Principal:
         """Returns `principal` itself if its rights are current, or else a new principal with the current rights. Raises
@@ -159,32 +159,32 @@ class Policy:
     async def allowed(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
         """Returns the actions that a bearer token for `identity` can grant on each of the requested `names`.
 
-        A requested name can lead to one of several stored names. The result contains an action if it is allowed on any
-        of them; each later request with the token is checked for the stored name to which it leads. If the identity is
-        not valid any more, the result is `Action.NONE` for all names.
+        A requested name can lead to one of several stored names. The result contains an action if the action is allowed
+        on any of these stored names. Each later request with the token is checked for the stored name to which the
+        request leads. If the identity is not valid any more, the result is `Action.NONE` for all names.
         """
         await self.prepare(identity)
         try:
             principal = self.principal(identity)
         except Unauthorized:
             return dict.fromkeys(names, Action.NONE)
-        found = {}
+        allowed_by_name = {}
         for name in names:
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
             allowed_on_hosted = Action(principal.actions(stored_name=name, requested_name=name))
-            found[name] = allowed_on_hosted | await self._allowed_on_mirrored(principal, name)
-        return found
+            allowed_by_name[name] = allowed_on_hosted | await self._allowed_on_mirrored(principal, name)
+        return allowed_by_name
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
         """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` can
         lead."""
-        found = 0
+        allowed_bits = 0
         for stored_name in self._naming.possible_names(name):
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
-            found |= principal.actions(stored_name, name)
-        return Action(found & _MIRRORED_ACTIONS)
+            allowed_bits |= principal.actions(stored_name, name)
+        return Action(allowed_bits & _MIRRORED_ACTIONS)
 
     def _is_admin(self, identity: Identity) -> bool:
         """Returns whether the identity's account is an admin. An account outside the store is never an admin."""
@@ -216,13 +216,13 @@ class Policy:
         epoch = self.accounts.epoch()
         if epoch != self._cache_epoch or self._cached_count > _MAX_CACHED_GRANTS:
             self._cached_grants, self._cache_epoch, self._cached_count = {}, epoch, 0
-        found = self._cached_grants.get(grantee)
-        if found is None:
+        grantee_grants = self._cached_grants.get(grantee)
+        if grantee_grants is None:
             patterns = self.accounts.patterns_by_actions([grantee])
             names = {actions: NameSet(granted, self._guarded) for actions, granted in patterns.items()}
-            found = self._cached_grants[grantee] = GranteeGrants(names, sum(map(len, patterns.values())))
-            self._cached_count += found.size + 1
-        return found
+            grantee_grants = self._cached_grants[grantee] = GranteeGrants(names, sum(map(len, patterns.values())))
+            self._cached_count += grantee_grants.size + 1
+        return grantee_grants
 
     def _grantees(self, identity: Identity) -> Sequence[Grantee]:
         """Returns the grantees whose grants apply to an identity: everyone, all accounts, the account itself, and its

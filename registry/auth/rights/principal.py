@@ -52,7 +52,7 @@ class Identity:
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
     - `access`: the actions that a bearer token grants, by repository name. None: the client sent no bearer token that
       this registry issued.
-    - `limits`: the limits of the API token. None: it has none, or no API token was used.
+    - `limits`: the limits of the API token. None: the token has no limits, or no API token was used.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
     """
 
@@ -109,7 +109,9 @@ class Rights:
         bits_by_names: dict[NameSet, int] = {}
         for actions, names in (*self.names.items(), *self.more_names):
             bits_by_names[names] = bits_by_names.get(names, 0) | actions.value
-        if len({names.guarded for names in bits_by_names}) > 1 or any(n.limits is not None for n in bits_by_names):
+        if len({names.guarded for names in bits_by_names}) > 1 or any(
+            names.limits is not None for names in bits_by_names
+        ):
             raise ValueError("the sets of names differ in their guarded upstreams, or have limits")
         object.__setattr__(self, "_bits_by_names", bits_by_names)
 
@@ -122,20 +124,20 @@ class Rights:
 
     def names_allowing(self, action: Action) -> NameSet:
         """Returns the repository names on which `action` is allowed."""
-        found = [names for actions, names in (*self.names.items(), *self.more_names) if action in actions]
-        if len(found) <= 1:
-            return found[0] if found else NO_NAMES
+        matching_sets = [names for actions, names in (*self.names.items(), *self.more_names) if action in actions]
+        if len(matching_sets) <= 1:
+            return matching_sets[0] if matching_sets else NO_NAMES
         # All sets have the same guarded upstreams (see the class), so the union has those of the first set.
-        return NameSet(frozenset().union(*(names.patterns for names in found)), found[0].guarded)
+        return NameSet(frozenset().union(*(names.patterns for names in matching_sets)), matching_sets[0].guarded)
 
     def action_bits(self, stored_name: str) -> int:
         """Returns the actions allowed on a repository, as the bits of an `Action`. The bits are a plain int for speed:
         `|` of two `Action` values takes half a microsecond. `stored_name` is the repository's name in the store."""
-        found = 0
+        allowed_bits = 0
         for names, bits in self._bits_by_names.items():
             if stored_name in names:
-                found |= bits
-        return found
+                allowed_bits |= bits
+        return allowed_bits
 
     @property
     def weight(self) -> int:
@@ -173,8 +175,8 @@ class Principal:
     """
 
     __slots__ = (
+        "_actions_everywhere",
         "_cached_bits",
-        "_everywhere",
         "_limits",
         "_listable_names",
         "admin",
@@ -213,15 +215,17 @@ class Principal:
         """The value of `listable_names`; None before its first use."""
         self._limits = None if identity.limits is None else _matchers_by_actions(identity.limits)
         """The limits of the API token in a form that is fast to match; None if there are none."""
-        self._everywhere = rights.actions_everywhere if identity.limits is None and identity.access is None else None
-        """The result of `actions` if it is the same for all names; None if it can depend on the name."""
+        self._actions_everywhere = (
+            rights.actions_everywhere if identity.limits is None and identity.access is None else None
+        )
+        """The result of `actions` if the result is the same for all names; None if it can depend on the name."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
     def as_visitor(self) -> Principal:
-        """Returns this principal as the visitor of a page. It has the same rights, and is admitted without a
-        credential: a page shows anonymous visitors what everyone may pull."""
+        """Returns a principal with the same rights for the visitor of a page. The visitor is admitted without a
+        credential, because a page shows anonymous visitors what everyone may pull."""
         if self.is_admitted:
             return self
         visitor = Principal(self.identity, self.rights, open=self.open, epoch=self.epoch)
@@ -233,22 +237,25 @@ class Principal:
     def actions(self, stored_name: str, requested_name: str) -> int:
         """Returns the actions allowed on a repository, as the bits of an `Action`, and caches them. `stored_name` is
         the repository's name in the store; `requested_name` is the name in the client's request."""
-        if self._everywhere is not None:
-            return self._everywhere
+        if self._actions_everywhere is not None:
+            return self._actions_everywhere
         key = (stored_name, requested_name)
-        found = self._cached_bits.get(key)
-        if found is None:
-            found = self.rights.action_bits(stored_name) & self._credential_bits(stored_name, requested_name)
+        allowed_bits = self._cached_bits.get(key)
+        if allowed_bits is None:
+            allowed_bits = self.rights.action_bits(stored_name) & self._credential_bits(stored_name, requested_name)
             if len(self._cached_bits) >= _MAX_CACHED_REPOSITORIES:
                 self._cached_bits.clear()
-            self._cached_bits[key] = found
-        return found
+            self._cached_bits[key] = allowed_bits
+        return allowed_bits
 
     def may(self, action: Action, stored_name: str, requested_name: str | None = None) -> bool:
         """Returns whether every action in `action` is allowed on a repository. If `requested_name` is None, the name in
         the client's request is `stored_name`."""
-        wanted = action.value
-        return self.actions(stored_name, stored_name if requested_name is None else requested_name) & wanted == wanted
+        wanted_bits = action.value
+        return (
+            self.actions(stored_name, stored_name if requested_name is None else requested_name) & wanted_bits
+            == wanted_bits
+        )
 
     def account_may(self, action: Action, stored_name: str) -> bool:
         """Returns whether the account's rights allow `action` on a repository. Ignores the limits of the credential,
@@ -256,9 +263,9 @@ class Principal:
         return self.rights.action_bits(stored_name) & action.value == action.value
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
-        """Returns the bits of the actions that the credential allows on a repository. A bearer token allows what its
-        access contains for either of the two names; an API token, what its limits allow. Ignores the rights of the
-        account."""
+        """Returns the bits of the actions that the credential allows on a repository. A bearer token allows the actions
+        that its access contains for either of the two names. An API token allows the actions that its limits allow.
+        Ignores the rights of the account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:
@@ -313,10 +320,10 @@ class Principal:
 def _matchers_by_actions(limits: Iterable[TokenLimit]) -> list[tuple[int, SharedMatcher]]:
     """Returns pairs: the bits of a combination of actions, and one matcher for the patterns of all limits that allow
     these actions."""
-    patterns: defaultdict[int, list[NamePattern]] = defaultdict(list)
+    patterns_by_actions: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for limit in limits:
-        patterns[limit.actions.value].append(limit.pattern)
-    return [(actions, SharedMatcher(frozenset(found))) for actions, found in patterns.items()]
+        patterns_by_actions[limit.actions.value].append(limit.pattern)
+    return [(actions, SharedMatcher(frozenset(patterns))) for actions, patterns in patterns_by_actions.items()]
 
 
 def _is_name(text: str) -> bool:

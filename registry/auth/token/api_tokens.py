@@ -94,9 +94,10 @@ def _hash_secret(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("ascii")).digest()
 
 
-def _encode(raw: bytes, length: int) -> str:
-    """Reads `raw` as a number, and returns the lowest `length` digits of that number in base 62, the lowest first."""
-    number, digits = int.from_bytes(raw, "big"), []
+def _encode(random_bytes: bytes, length: int) -> str:
+    """Reads `random_bytes` as a number, and returns the lowest `length` digits of that number in base 62, the lowest
+    first."""
+    number, digits = int.from_bytes(random_bytes, "big"), []
     for _ in range(length):
         number, value = divmod(number, len(_BASE62_DIGITS))
         digits.append(_BASE62_DIGITS[value])

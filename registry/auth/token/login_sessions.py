@@ -6,8 +6,8 @@ salt, because the secret has 256 random bits, so nobody can guess it. Each login
 that somebody else put into the browser never becomes a session.
 
 Each request with a session reads the row. So a session that was ended is refused from the next request on, by all
-workers. It is also refused when the account is removed or disabled, when its password or its admin right changes, or
-when the settings of the OpenID provider change (`registry.auth.revocation`).
+workers. A session is also refused when the account is removed or disabled, when its password or its admin right
+changes, or when the settings of the OpenID provider change (`registry.auth.revocation`).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class LoginSessions:
         try:
             session = self._find(text)
             await self._accounts.end_login_session(session.id, by=_as_account(by, session.account))
-        except (Unauthorized, AccountUnknown):  # the latter: it has ended meanwhile
+        except (Unauthorized, AccountUnknown):  # AccountUnknown: the session has ended meanwhile
             return
 
     async def aclose(self) -> None:
@@ -110,12 +110,12 @@ class LoginSessions:
 
     def _find(self, text: str) -> LoginSession:
         """Returns the session with this text. Raises Unauthorized if there is none."""
-        parts = _SESSION_FORM.fullmatch(text)
+        session_parts = _SESSION_FORM.fullmatch(text)
         try:
-            session, secret_hash = self._accounts.login_session(parts[1] if parts else "")
+            session, secret_hash = self._accounts.login_session(session_parts[1] if session_parts else "")
         except AccountUnknown:
             raise Unauthorized(SESSION_ENDED) from None
-        if parts is None or not hmac.compare_digest(_hash_secret(parts[2]), secret_hash):
+        if session_parts is None or not hmac.compare_digest(_hash_secret(session_parts[2]), secret_hash):
             raise Unauthorized(SESSION_ENDED)
         return session
 

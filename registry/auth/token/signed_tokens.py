@@ -63,7 +63,7 @@ class SignedTokens:
         self._token_type = token_type
         self._audience = audience
         self._max_characters = max_characters
-        # A claim may be empty: the subject of an anonymous token is.
+        # A claim may be empty: the subject of an anonymous token is empty.
         self._claims = {name: ClaimsOption(essential=True, allow_blank=True) for name in required}
         self._hmac_keys: dict[str, OctKey] = {}
         """The signing keys that this process has used, by id, as joserfc takes them. Making one takes 0.1 ms."""
@@ -83,8 +83,8 @@ class SignedTokens:
         return self._key_id(parse_token(text, self._max_characters))
 
     def verify(self, text: str, now: float) -> dict[str, Any]:
-        """Returns the claims of the token `text`. Raises TokenInvalid if this registry did not sign it, or if it is not
-        valid at the time `now`, in seconds since 1970."""
+        """Returns the claims of the token `text`. Raises TokenInvalid if this registry did not sign the token, or if
+        the token is not valid at the time `now`, in seconds since 1970."""
         token = parse_token(text, self._max_characters)
         key = self._keys.find(self._key_id(token))
         if key is None:
@@ -112,16 +112,16 @@ class SignedTokens:
 
     def _hmac_key(self, key_id: str, secret: bytes) -> OctKey:
         """Returns a signing key as joserfc takes it."""
-        found = self._hmac_keys.get(key_id)
-        if found is None:
-            found = self._hmac_keys[key_id] = OctKey.import_key(secret)
-        return found
+        hmac_key = self._hmac_keys.get(key_id)
+        if hmac_key is None:
+            hmac_key = self._hmac_keys[key_id] = OctKey.import_key(secret)
+        return hmac_key
 
 
 class _AcceptedAlgorithms(JWSRegistry):
-    """What joserfc accepts in the header of a token: one of the algorithms, and every parameter except extensions that
-    it does not know. It warns of EdDSA, for which RFC 9864 has new names that few issuers use yet; this class does
-    not."""
+    """What joserfc accepts in the header of a token: one of the algorithms, and every parameter except unknown
+    extensions. joserfc itself warns of the algorithm name EdDSA, because RFC 9864 has new names. This class gives no
+    warning, because few issuers use the new names yet."""
 
     max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
 
@@ -162,9 +162,10 @@ def unverified_claims(token: CompactSignature) -> dict[str, Any]:
 
 
 def named_key(token: CompactSignature, algorithms: Sequence[str]) -> tuple[str, str | None]:
-    """Returns the signature algorithm and the id of the key that the header of a token names; the id is None if it
-    names none. Raises TokenInvalid if the algorithm is not one of `algorithms`, or if the header has `crit`. It names
-    extensions that a verifier must support (RFC 7515, 4.1.11); this registry supports none."""
+    """Returns the signature algorithm and the id of the key that the header of a token names; the id is None if the
+    header names no key. Raises TokenInvalid if the algorithm is not one of `algorithms`, or if the header has `crit`.
+    The parameter `crit` names extensions that a verifier must support (RFC 7515, 4.1.11); this registry supports
+    none."""
     header = token.headers()
     algorithm, key_id = header.get("alg"), header.get("kid")
     if algorithm not in algorithms or "crit" in header or not isinstance(key_id, str | None):
@@ -175,10 +176,12 @@ def named_key(token: CompactSignature, algorithms: Sequence[str]) -> tuple[str, 
 def verify_signature(token: CompactSignature, key: Key, algorithm: str) -> dict[str, Any]:
     """Returns the claims of a token. Raises TokenInvalid if it was not signed with `key` and `algorithm`."""
     try:
-        is_right = token.headers().get("alg") == algorithm and validate_compact(token, key, registry=_REGISTRY)
+        has_right_signature = token.headers().get("alg") == algorithm and validate_compact(
+            token, key, registry=_REGISTRY
+        )
     except (JoseError, ValueError, TypeError) as error:
         raise TokenInvalid(f"is not valid: {type(error).__name__}") from None
-    if not is_right:
+    if not has_right_signature:
         raise TokenInvalid("has a wrong signature")
     return unverified_claims(token)
 
@@ -199,7 +202,8 @@ def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], no
 
 
 def claim_fault(error: JoseError) -> str:
-    """Returns what is wrong with a token's claims, as the end of the sentence "the token …". It repeats no value."""
+    """Returns what is wrong with a token's claims, as the end of the sentence "the token …". The text repeats no value
+    of a claim."""
     if isinstance(error, ExpiredTokenError):
         return "has expired"
     if isinstance(error, MissingClaimError):

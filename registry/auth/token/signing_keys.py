@@ -1,7 +1,7 @@
 """The keys that sign this registry's bearer tokens. The keys are in the store of accounts.
 
-One key at a time signs new tokens. It is created when a key is first needed, and `entrepot key rotate` replaces it. A
-replaced key stays accepted for about an hour, until the last bearer token that it signed has expired.
+One key at a time signs new tokens. This key is created when a key is first needed, and `entrepot key rotate` replaces
+it. A replaced key stays accepted for about an hour, until the last bearer token that it signed has expired.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class SigningKeys:
         self._cached: dict[str, SigningKey] = {}
 
     def find(self, key_id: str) -> SigningKey | None:
-        """Returns the key with this id. Returns None if there is none, or if it was replaced so long ago that it is not
-        accepted any more."""
+        """Returns the key with this id. Returns None if there is no such key, or if the key was replaced so long ago
+        that it is not accepted any more."""
         key = self._keys().get(key_id)
         if key is not None and key.until is not None and key.until <= self._clock():
             return None
@@ -71,8 +71,8 @@ class SigningKeys:
         return await self._accounts.ensure_key(lambda: make_key(self._clock()), by=Actor("system"))
 
     async def secrets(self) -> list[bytes]:
-        """Returns the secrets of all keys, that of the key that signs new tokens first. If the store has no such key,
-        creates it, and raises StorageFull or StorageFailed if that fails."""
+        """Returns the secrets of all keys. The first one is the secret of the key that signs new tokens. If the store
+        has no such key, creates it, and raises StorageFull or StorageFailed if that fails."""
         current = await self.current()
         return [current.secret, *(key.secret for key in self._keys().values() if key.id != current.id)]
 

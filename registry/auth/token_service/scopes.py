@@ -59,20 +59,20 @@ def parse_scopes(values: Iterable[str]) -> RequestedAccess:
     """Returns the access that a client requests. `values` are the values of all `scope` parameters of its request.
     Raises RequestInvalid for more than `MAX_NAMES` repositories, or more than `MAX_NAME_CHARACTERS` characters in their
     names together."""
-    found: dict[str, Action] = {}
+    requested_actions: dict[str, Action] = {}
     has_unknown_scopes = False
     for scope in (scope for value in values for scope in value.split()):
         name, actions = _parse_scope(scope)
         if not name:
             has_unknown_scopes = True
             continue
-        found[name] = found.get(name, Action.NONE) | actions
-        if len(found) > MAX_NAMES or sum(map(len, found)) > MAX_NAME_CHARACTERS:
+        requested_actions[name] = requested_actions.get(name, Action.NONE) | actions
+        if len(requested_actions) > MAX_NAMES or sum(map(len, requested_actions)) > MAX_NAME_CHARACTERS:
             raise RequestInvalid(
                 f"a token is for at most {MAX_NAMES} repositories, with at most {MAX_NAME_CHARACTERS} characters in "
                 "all their names together"
             )
-    return RequestedAccess(found, has_unknown_scopes)
+    return RequestedAccess(requested_actions, has_unknown_scopes)
 
 
 def format_scopes(granted: Mapping[str, Action]) -> str:

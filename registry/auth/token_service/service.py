@@ -32,8 +32,8 @@ from storage.errors import RegistryError, TooManyRequests, Unauthorized
 from storage.names import shown
 
 MAX_REFRESH_TOKENS: Final = 100
-"""The largest number of refresh tokens of one account. If a new one exceeds it, the least recently used one is
-revoked."""
+"""The largest number of refresh tokens of one account. If a new token exceeds this number, the least recently used one
+is revoked."""
 _MAX_CLIENT_CHARACTERS: Final = 64
 """The name that a client gives itself is cut to this length before it is stored."""
 
@@ -49,7 +49,8 @@ class ScopePolicy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """A refresh token that a client sends in place of a user name and a password. Any API token may serve as one."""
+    """A refresh token that a client sends in place of a user name and a password. Any API token may serve as a refresh
+    token."""
 
     text: str = field(repr=False)
 
@@ -154,30 +155,30 @@ class TokenService:
         """Returns whether the client only requests to pull, and everyone may pull from all requested repositories."""
         if not requested.is_pull_only:
             return False
-        found = await self._rights.allowed(ANONYMOUS, requested.actions)
-        return all(Action.PULL in allowed for allowed in found.values())
+        allowed_by_name = await self._rights.allowed(ANONYMOUS, requested.actions)
+        return all(Action.PULL in allowed for allowed in allowed_by_name.values())
 
     async def _grant(self, identity: Identity, requested: RequestedAccess) -> dict[str, Action]:
         """Returns those of the requested actions that `identity` may do, by repository name."""
         granted = {}
         allowed = await self._rights.allowed(identity, [name for name in requested.actions if name != CATALOG])
         for name, actions in requested.actions.items():
-            # Everyone may list repositories, because the list shows only those that the client may pull.
-            found = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]
-            if found:
-                granted[name] = found
+            # Everyone may list repositories, because the list shows only repositories that the client may pull.
+            granted_actions = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]
+            if granted_actions:
+                granted[name] = granted_actions
         return granted
 
     async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
         """Makes a refresh token, stores it and returns its text. Returns None for a login that was not made with the
         password of an account in the store. A login with an API token gets no refresh token, because the refresh token
         would still be valid after the API token was revoked."""
-        if identity.name is None or identity.version is None:  # no account, or one of the htpasswd file
+        if identity.name is None or identity.version is None:  # no account, or an account of the htpasswd file
             return None
         if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
             return None
         account, now = AccountName(identity.name), self._clock()
-        made = api_tokens.make(
+        new_token = api_tokens.make(
             account,
             now=now,
             purpose="login",
@@ -185,9 +186,9 @@ class TokenService:
             expires=now + self._refresh_lifetime,
         )
         actor = Actor(account, by.address, by.request_id, by.user_agent)
-        await self._accounts.add_token(made.token, made.secret_hash, by=actor)
+        await self._accounts.add_token(new_token.token, new_token.secret_hash, by=actor)
         await self._revoke_excess(account, actor)
-        return made.text
+        return new_token.text
 
     async def _revoke_excess(self, account: AccountName, by: Actor) -> None:
         """Revokes the least recently used refresh tokens of an account, if it has more than `MAX_REFRESH_TOKENS`."""

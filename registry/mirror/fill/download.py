@@ -1,9 +1,9 @@
 """Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Adds connections as
 long as that makes the download faster.
 
-The bytes are written into a *partial blob*: a file with the bytes that have arrived. Only one process downloads them at
-a time: it is the *owner* of the partial blob. A *piece* is the byte range of one request. The *plan* has the missing
-byte ranges that no running request covers. A *sink* writes the bytes of one response into the partial blob. An
+The bytes are written into a *partial blob*: a file with the bytes that have arrived. Only one process at a time
+downloads bytes into it: the *owner* of the partial blob. A *piece* is the byte range of one request. The *plan* has the
+missing byte ranges that no running request covers. A *sink* writes the bytes of one response into the partial blob. An
 *endpoint* is one of the base URLs of the upstream.
 """
 
@@ -48,7 +48,7 @@ DEMAND_POLL_SECONDS: Final = 0.1
 
 class NoReaders(Exception):
     """The download was started only to prefetch the blob. It was stopped, because no client has requested the blob, and
-    none is expected to do so any more."""
+    no client is expected to request it any more."""
 
 
 class _RunningRequest:
@@ -110,7 +110,7 @@ class Download:
         """The running requests, by the sink of their responses."""
         self._changed = asyncio.Event()
         """Set when a request is sent, when its response starts, and when a connection ends."""
-        self._received_before = 0
+        self._bytes_of_ended_requests = 0
         """Number of bytes stored by the requests that have ended."""
         self._has_response = has_response
         """Whether the upstream has started to send, so that readers may have got bytes."""
@@ -167,7 +167,7 @@ class Download:
     @property
     def _received(self) -> int:
         """Number of bytes that this download has stored so far."""
-        return self._received_before + sum(sink.new_bytes for sink in self._requests)
+        return self._bytes_of_ended_requests + sum(sink.new_bytes for sink in self._requests)
 
     def _start_connections(self) -> None:
         """Opens connections until there are as many as `AdaptiveConcurrency.connections` says. Opens none while the
@@ -256,7 +256,7 @@ class Download:
             return False
         finally:
             del self._requests[sink]
-            self._received_before += sink.new_bytes
+            self._bytes_of_ended_requests += sink.new_bytes
             self._report_fetched(sink.new_bytes)
             if isinstance(sink, PieceSink):
                 self._plan.give_back(sink.piece)

@@ -71,8 +71,8 @@ class FillContext:
 
 class Fill:
     """The fill of one blob in this process. `repo`: the repository from which the blob is requested at the upstream.
-    `size`: size of the blob in bytes. `repositories`: the repositories that the blob is added to when it is complete,
-    including `repo`; the caller has checked for each of them that it may serve the blob. `demand`: who needs the blob.
+    `size`: size of the blob in bytes. `repositories`: the repositories to which the complete blob is added, including
+    `repo`; the caller has checked that each of these repositories may serve the blob. `demand`: who needs the blob.
     `error`: why the fill failed; None while it is running and after it has succeeded."""
 
     def __init__(self, context: FillContext, repo: RepositoryName, digest: Digest, size: int) -> None:
@@ -132,9 +132,9 @@ class Fill:
             await cancel_and_wait(waiting_tasks)
 
     async def wait_until(self, offset: int) -> int:
-        """Waits until the byte at `offset` is stored, and returns the offset of the first byte after it that is
-        missing. If `offset` is equal to `size`, waits until the digest is verified and the blob is stored, and returns
-        `size`. If the fill fails, raises its error."""
+        """Waits until the byte at `offset` is stored. Returns the offset of the first missing byte after it. If
+        `offset` is equal to `size`, waits until the digest is verified and the blob is stored, and returns `size`. If
+        the fill fails, raises its error."""
         assert self._partial is not None
         with self.demand.waiting(offset):
             while not self.ended:
@@ -152,7 +152,7 @@ class Fill:
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
         stored bytes are kept for the next fill of the blob."""
-        abandoned: RegistryError = server_stopping_error()  # the error if this call is cancelled
+        abandoned: RegistryError = server_stopping_error()  # the error of a fill that nobody completes
         error: RegistryError | None = abandoned
         try:
             await self._run()
@@ -190,7 +190,7 @@ class Fill:
             await partial.report_failure(reason)
 
     def abandon(self) -> None:
-        """Ends the fill with an error if `run` has not ended it, because its task was cancelled before it started."""
+        """Ends the fill with an error, if its task was cancelled before `run` was started."""
         if not self.ended:
             self._end(server_stopping_error(), is_abandoned=True)
 
@@ -255,9 +255,9 @@ class Fill:
         return True
 
     async def _signal_start(self, partial: Partial, first_missing: int) -> None:
-        """Sets `_started`: immediately if some bytes are stored and others are missing, because readers can get the
-        stored ones. If all bytes are missing, first waits until the owner has stored the byte at `first_missing`. If no
-        byte is missing, first waits until the blob is stored."""
+        """Sets `_started`. If some bytes are stored and others are missing, does so immediately, because readers can
+        get the stored bytes. If all bytes are missing, first waits until the owner has stored the byte at
+        `first_missing`. If no byte is missing, first waits until the blob is stored."""
         if partial.missing() in ([], [(0, self.size)]):  # no byte is missing, or all are
             await partial.wait(first_missing)
         self._started.set()
@@ -335,8 +335,8 @@ class Fills:
         self._closed = False
 
     def request(self, repo: RepositoryName, digest: Digest, size: int) -> Fill:
-        """Returns the running fill of a blob that a client has requested, or starts one. This is not a coroutine, so
-        that the fill cannot end before the caller uses it. Raises UpstreamUnavailable if the server is stopping."""
+        """Returns the running fill of a blob that a client has requested, or starts one. Awaits nothing, so the fill
+        cannot end before the caller uses it. Raises UpstreamUnavailable if the server is stopping."""
         fill = self._find_or_start(repo, digest, size)
         fill.demand.request()
         return fill
@@ -355,7 +355,7 @@ class Fills:
         disk that has no room. The caller calls its `start`, and closes it. `span`: offsets of the first byte and of the
         byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
         context = self._context
-        avoid = {*(found := await context.bad_senders.find_avoided(repo, digest)).ask_last, *found.refused}
+        avoid = {*(avoided := await context.bad_senders.find_avoided(repo, digest)).ask_last, *avoided.refused}
         name, blob = context.to_upstream_name(repo), (digest, size)
         on_fetched = partial_function(context.observer.on_fetched, "blob")
         return PassThroughReader(context.upstream, context.slots, name, blob, span, avoid, on_fetched)

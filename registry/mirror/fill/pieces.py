@@ -9,8 +9,8 @@ bytes that are already on their way would be wasted.
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
 not help if all connections were slow. So a connection's rate is not compared with a fixed rate, but with the rates of
-the other connections and of pieces that ended a short time ago. The pieces that ended before a cancellation no longer
-count after it.
+the other connections and of pieces that ended a short time ago. After a cancellation, the pieces that ended before it
+no longer count.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIN_SPEEDUP: Final = 1.25
 """Factor by which the rate must grow after the number of connections was doubled. If the rate grows less, the doubling
 is undone."""
 WINDOWS_WITHOUT_SPEEDUP: Final = 2
-"""Number of windows in a row with less growth after which the doubling is undone. One such window is not enough,
+"""Number of windows in a row with too little growth after which the doubling is undone. One such window is not enough,
 because many upstreams send in bursts."""
 FAST_CONNECTION_RATE: Final = 64 * MIB
 """Rate in bytes per second. If the connections are faster than this on average, more connections would not help."""
@@ -72,7 +72,7 @@ class PiecePlan:
     def take(self, length: int, reader_offsets: Iterable[int] = ()) -> Piece | None:
         """Removes the next piece from the plan and returns it. Returns None if the plan is empty. The piece has about
         `length` bytes. `reader_offsets`: the offsets of the bytes that readers wait for. The piece begins at the lowest
-        of these offsets that is in the plan; if none is, at the first byte of the plan."""
+        of these offsets that is in the plan; if none of them is, the piece begins at the first byte of the plan."""
         if not self._gaps:
             return None
         piece_start = min(
@@ -87,7 +87,7 @@ class PiecePlan:
         return Piece(piece_start, piece_stop)
 
     def give_back(self, piece: Piece) -> None:
-        """Adds the bytes of `piece` that have not been stored to the plan again."""
+        """Puts the bytes of `piece` that are not stored back into the plan."""
         if piece.next_offset >= piece.stop:
             return
         merged: list[tuple[int, int]] = []
@@ -127,10 +127,11 @@ class AdaptiveConcurrency:
         """Number of windows in a row, since the last doubling, in which the rate was less than `MIN_SPEEDUP` times
         `_previous_rate`."""
         self._is_paused = False
-        """Whether the number of connections is not doubled at present, at the latest until `_paused_until`."""
+        """Whether the doubling of the number of connections is paused. The pause ends at `_paused_until` at the
+        latest."""
         self._paused_until = 0.0
         self._rate_at_pause = 0.0
-        """The `rate` of `_pause_growth` for the present pause."""
+        """The rate at the start of the present pause; 0 if the pause must not end early."""
         self._pause_seconds = GROWTH_PAUSE_SECONDS
         """Length of the next pause."""
 
@@ -210,7 +211,7 @@ class AdaptiveConcurrency:
 
     def _pause_growth(self, now: float, rate: float) -> None:
         """Starts a pause in which the number of connections is not doubled. `rate`: the present rate; the pause ends
-        early if the rate falls below half of it. With 0, the pause does not end early."""
+        early if the rate falls below half of `rate`. With 0, the pause does not end early."""
         self._is_paused = True
         self._rate_at_pause = rate
         self._paused_until = now + self._pause_seconds

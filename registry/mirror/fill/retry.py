@@ -130,8 +130,8 @@ FORGET_SENDER_SECONDS: Final = 600.0
 
 def sender_pause(times: int) -> float:
     """Returns for how many seconds an endpoint that has sent corrupt bytes for a blob is not asked for this blob.
-    `times`: how often it has sent them. Returns 0 after the first time, because bytes can be damaged in transit, then
-    2, 4, 8 and so on up to `LONGEST_SENDER_PAUSE_SECONDS`."""
+    `times`: how often the endpoint has sent corrupt bytes. Returns 0 after the first time, because bytes can be damaged
+    in transit. After further times, returns 2, 4, 8 and so on, up to `LONGEST_SENDER_PAUSE_SECONDS`."""
     return 0.0 if times < 2 else min(2.0 ** (times - 1), LONGEST_SENDER_PAUSE_SECONDS)
 
 
@@ -162,17 +162,22 @@ class BadSenders:
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         if not bad_senders:
             return AvoidedEndpoints()
-        waits = {
+        waits_by_endpoint = {
             endpoint: self._remaining_pause(bad_senders[endpoint]) if endpoint in bad_senders else 0.0
             for endpoint in self._upstream.endpoints
         }
-        usable = [endpoint for endpoint, wait in waits.items() if wait <= 0]
+        usable = [endpoint for endpoint, wait in waits_by_endpoint.items() if wait <= 0]
         if not usable:
-            raise self._refusal(repo, digest, ", ".join(waits), min(waits.values()))
-        fewest_times = min(bad_senders[each].times if each in bad_senders else 0 for each in usable)
+            raise self._refusal(repo, digest, ", ".join(waits_by_endpoint), min(waits_by_endpoint.values()))
+        fewest_times = min(bad_senders[endpoint].times if endpoint in bad_senders else 0 for endpoint in usable)
         ask_last = frozenset(endpoint for endpoint, bad in bad_senders.items() if bad.times > fewest_times)
         return AvoidedEndpoints(
-            ask_last, {each: self._refusal(repo, digest, each, wait) for each, wait in waits.items() if wait > 0}
+            ask_last,
+            {
+                endpoint: self._refusal(repo, digest, endpoint, wait)
+                for endpoint, wait in waits_by_endpoint.items()
+                if wait > 0
+            },
         )
 
     def _remaining_pause(self, bad_sender: CorruptionRecord) -> float:
@@ -191,9 +196,10 @@ class BadSenders:
         )
 
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
-        """Records that `endpoints` sent corrupt bytes for a blob. Call it once for each download with a wrong digest,
-        in the process that has found it. `endpoints` is empty if other processes have downloaded all bytes. If the
-        record cannot be stored, only logs that: the endpoints are then asked again without a pause."""
+        """Records that `endpoints` sent corrupt bytes for a blob. Call this method once for each download with a wrong
+        digest, in the process that has found the wrong digest. `endpoints` is empty if other processes have downloaded
+        all bytes. If the record cannot be stored, only logs the failure: the endpoints are then asked again without a
+        pause."""
         log.error(
             "the bytes of %s of %s, received from %s, do not match the digest and are deleted",
             digest,

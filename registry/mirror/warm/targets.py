@@ -67,8 +67,8 @@ class Platform:
         return properties.get("os") == self.os and properties.get("architecture") == self.architecture
 
     def matches_variant(self, entry: Descriptor) -> bool:
-        """Returns whether this platform and an index entry of the same architecture have the same variant. If either of
-        them names no variant, it counts as the usual variant of the architecture."""
+        """Returns whether this platform and an index entry of the same architecture have the same variant. A platform
+        or entry without a variant counts as one with the usual variant of the architecture."""
         usual = _USUAL_VARIANTS.get(self.architecture, "")
         return ((entry.platform or {}).get("variant") or usual) == (self.variant or usual)
 
@@ -96,13 +96,13 @@ def choose_manifests(
     with the usual variant, a platform without a variant stands for all variants."""
     chosen_positions: set[int] = set()
     missing: list[Platform] = []
-    for wanted in platforms:
-        same_system = [position for position, entry in enumerate(entries) if wanted.matches_system(entry)]
-        same_variant = [position for position in same_system if wanted.matches_variant(entries[position])]
-        matching = same_variant or ([] if wanted.variant else same_system)
+    for requested in platforms:
+        same_system = [position for position, entry in enumerate(entries) if requested.matches_system(entry)]
+        same_variant = [position for position in same_system if requested.matches_variant(entries[position])]
+        matching = same_variant or ([] if requested.variant else same_system)
         chosen_positions.update(matching)
         if not matching:
-            missing.append(wanted)
+            missing.append(requested)
     return [entry for position, entry in enumerate(entries) if position in chosen_positions], missing
 
 
@@ -118,22 +118,22 @@ def read_references(file: Path) -> list[str]:
         raise ReferencesError(f"{file}: not UTF-8 text") from None
     except OSError as error:
         raise ReferencesError(f"{file}: cannot read the references: {(error.strerror or str(error)).lower()}") from None
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    references = []
+    for line_number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if len(words) > 1:
-            raise ReferencesError(f"{file}: line {number}: one reference a line, please: {' '.join(words)}")
-        found += words
-    return found
+            raise ReferencesError(f"{file}: line {line_number}: one reference a line, please: {' '.join(words)}")
+        references += words
+    return references
 
 
 def parse_references(texts: Iterable[str]) -> list[ImageReference]:
     """Parses image references. Returns them in their order, without duplicates. Raises ReferencesError, whose message
     names the invalid reference."""
-    found: dict[ImageReference, None] = {}
+    references: dict[ImageReference, None] = {}
     for text in texts:
         try:
-            found[parse_reference(text)] = None
+            references[parse_reference(text)] = None
         except RegistryError as error:
             raise ReferencesError(f"{text}: {error.message}") from None
-    return list(found)
+    return list(references)

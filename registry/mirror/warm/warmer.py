@@ -38,8 +38,8 @@ class WarmObserver(Protocol):
     block."""
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Called before a blob of `image` is fetched. If several images of one repository have the blob, it is called
-        for the first of them only."""
+        """Called before a blob of `image` is fetched. If several images of one repository have the blob, this method is
+        called for the first of these images only."""
         ...
 
     def on_bytes(self, blob: Digest, count: int) -> None:
@@ -132,7 +132,8 @@ class Warmer:
         if notice is not None:  # says why the cached copy of the tag may be out of date
             problem = problem or UpstreamUnavailable(notice)
         tasks = {
-            digest: self._find_or_start_fetch(registry, repo, image, each.blob) for digest, each in image_blobs.items()
+            digest: self._find_or_start_fetch(registry, repo, image, image_blob.blob)
+            for digest, image_blob in image_blobs.items()
         }
         if tasks:
             await asyncio.wait(tasks.values())
@@ -185,9 +186,9 @@ class Warmer:
     async def _add_blobs(
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], image_blobs: dict[Digest, _ImageBlob]
     ) -> None:
-        """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up which of
-        them are stored before any of them is requested. So blobs that the mirror prefetches later count as fetched, not
-        as already stored."""
+        """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up which
+        blobs are stored before any of them is requested. So blobs that the mirror prefetches later count as fetched,
+        not as already stored."""
         stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:
@@ -230,8 +231,8 @@ class Warmer:
         stored."""
         reader = await registry.open_blob(repo, digest)
         try:
-            offset, stop = reader.span
-            while offset < stop:
+            offset, end_offset = reader.span
+            while offset < end_offset:
                 offset = await reader.readable_until(offset)  # waits for the byte at `offset`
                 self._observer.on_bytes(digest, offset)
         finally:

@@ -29,7 +29,7 @@ from registry.server.server_log import log
 _BODYLESS_STATUSES = (204, 304)
 """A response with one of these statuses has no body (RFC 9110, 15.3.5 and 15.4.5)."""
 _LARGE_BYTES = 64 * 1024
-"""A body, or a part of one, with more bytes than this is *large*: it is written without being copied first."""
+"""A body, or a part of a body, with more bytes than this is *large*: it is written without a copy."""
 RESPONSE_SLICE_BYTES = 256 * 1024
 """Size of the slices in which a large body is written, one in each iteration of the event loop. A slice is limited
 because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
@@ -38,11 +38,11 @@ because the transport keeps it in memory and, over TLS, encrypts it while the wo
 class AsgiExchange:
     """Calls the application for one request, and sends the response according to ASGI 2.4. In particular:
 
-    - `send` raises ClientDisconnected (an OSError) once the client has disconnected. So the application can stop
+    - `send` raises ClientDisconnected (an OSError) once the client has disconnected. The application can then stop
       reading a blob of 40 GiB that nobody receives any more.
-    - `send` accepts files (ASGI's zero-copy extension), which the kernel sends. Not with TLS, and only on Linux.
-    - The application can respond before the request's body was received completely. A short rest of the body is first
-      received and discarded. With a longer rest the connection is closed after the response.
+    - `send` accepts files (ASGI's zero-copy extension), which the kernel sends: only on Linux, and not with TLS.
+    - The application can respond before the request's body was received completely. If only a short rest is missing,
+      the server first receives and discards it. Otherwise the server closes the connection after the response.
     - If the application fails, the client gets an error response in the error format of the distribution spec.
     - A response to HEAD, and a response with status 204 or 304, can declare a length although it has no body.
     - HTTP/1.0 clients get no chunked responses.
@@ -56,13 +56,13 @@ class AsgiExchange:
         self.body = RequestBody(context, head.body_length, expects_continue=head.expects_continue)
         """The body of the request."""
         self.response_started = False
-        """The application has sent status and headers. Perhaps they are not written yet."""
+        """Whether the application has sent the status and the headers. They are possibly not written yet."""
         self.status = 0
         """The status of the response; 0 until it has started."""
         self.refusal = ""
-        """Why the server has refused the request, in one line; empty if it has not."""
+        """Why the server has refused the request, in one line; empty if the server has not refused it."""
         self.response_complete = False
-        """All of the response was passed to the transport or the kernel."""
+        """Whether the whole response was passed to the transport or the kernel."""
         self._response_progress = 0
         """Grows with each part of the response that is written, and with each byte that the kernel accepts."""
         self.file_sender: FileSender | None = None
@@ -72,16 +72,16 @@ class AsgiExchange:
         self._flow = context.flow
         self._on_complete = on_complete
         self._framing = ResponseFraming()
-        self._started = time.perf_counter()
+        self._started_at = time.perf_counter()
         self._unsent_head = b""
         """The response's head, until it is written together with the first part of the body."""
         self._has_written = False
-        """A part of the response was passed to the transport or the kernel."""
+        """Whether a part of the response was passed to the transport or the kernel."""
 
     @property
     def progress_count(self) -> int:
-        """A number that grows with each byte received or sent. If it stays the same for too long, the connection has
-        timed out."""
+        """A number that grows with each byte received or sent. If the number stays the same for too long, the
+        connection has timed out."""
         return self.body.received_bytes + self._response_progress
 
     async def run(self, app: AsgiApp) -> None:
@@ -142,7 +142,7 @@ class AsgiExchange:
 
     def _report_end(self) -> None:
         """Reports the request to the application, which counts and logs it."""
-        sizes, seconds = (self.body.received_bytes, self._framing.body_bytes), time.perf_counter() - self._started
+        sizes, seconds = (self.body.received_bytes, self._framing.body_bytes), time.perf_counter() - self._started_at
         end = RequestEnd(self.status, *sizes, seconds, self.response_complete, self.refusal)
         self._context.worker.reports.report(self.scope, end)
 
@@ -154,7 +154,7 @@ class AsgiExchange:
 
     async def send(self, message: Message) -> None:
         """Sends what one ASGI message of the application contains. First waits while the transport's write buffer is
-        full: the client receives too slowly.
+        full, because the client receives too slowly.
 
         Raises ClientDisconnected once the client has disconnected. Raises RuntimeError for a message that is not
         allowed at this point, for invalid headers, and for a body whose length differs from the declared one. Raises
@@ -228,8 +228,8 @@ class AsgiExchange:
     # Writing a body from memory
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
-        """Writes a large body, or a large part of a body. `more` says that other parts follow. For a whole body,
-        first reserves memory for one slice in the worker's budget; if the budget is used up, sends a 503 response."""
+        """Writes a large body, or a large part of a body. `more`: whether other parts follow. For a whole body, first
+        reserves memory for one slice in the worker's budget; if the budget is used up, sends a 503 response."""
         is_whole = bool(self._unsent_head) and not more
         if is_whole:
             slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
@@ -246,8 +246,8 @@ class AsgiExchange:
             self._write_part(body, more=more)
 
     async def _write_whole(self, body: memoryview) -> None:
-        """Writes a body of more than a slice in slices. Aborts the connection if the client takes too long to receive
-        one."""
+        """Writes a body of more than a slice in slices. Aborts the connection if the client takes too long to receive a
+        slice."""
         try:
             await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.response_slice_seconds)
         finally:
@@ -263,31 +263,31 @@ class AsgiExchange:
 
         Over TLS the transport encrypts a slice as soon as it is written, and keeps the encrypted bytes until the client
         receives them. Each slice is written in a new iteration of the event loop. So other connections get their turn,
-        and this method notices if the client has disconnected. The transport does not report that: it silently discards
-        what is written.
+        and this method notices if the client has disconnected. The transport does not report that the client has
+        disconnected: it silently discards the bytes.
         """
         for start in range(0, len(body), RESPONSE_SLICE_BYTES):
             if self._flow.write_paused:
-                await self._abort_after(slice_seconds, self._flow.drain())
+                await self._wait_or_abort(slice_seconds, self._flow.drain())
             else:
                 await asyncio.sleep(0)  # waits for the next iteration of the event loop
             if self.body.is_disconnected:
                 raise ClientDisconnected
             self._write_part(body[start : start + RESPONSE_SLICE_BYTES], more=True)
         if not self._context.is_tls:
-            await self._abort_after(slice_seconds, self._flush())  # a slice in the buffer keeps `body` in memory
+            await self._wait_or_abort(slice_seconds, self._flush())  # a slice in the buffer keeps `body` in memory
         if self.body.is_disconnected:
             raise ClientDisconnected
         if not more:
             self._write_part(b"", more=False)  # completes the response
 
-    async def _abort_after(self, seconds: float | None, drained: Coroutine[Any, Any, None]) -> None:
-        """Awaits `drained`, which returns when the client has received enough of a slice. If that takes longer than
-        `seconds`, aborts the connection and raises ClientDisconnected, because the slice takes memory. With None there
-        is no time limit."""
+    async def _wait_or_abort(self, seconds: float | None, drain: Coroutine[Any, Any, None]) -> None:
+        """Awaits `drain`, a call that returns when the client has received enough of a slice. If that takes longer than
+        `seconds`, aborts the connection and raises ClientDisconnected, because the slice takes memory. `seconds` is
+        None: there is no time limit."""
         try:
             async with asyncio.timeout(seconds):
-                await drained
+                await drain
         except TimeoutError:
             log.info("%s: connection aborted: the client receives the response too slowly", self._request_line())
             self._transport.abort()
@@ -296,9 +296,9 @@ class AsgiExchange:
 
     def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
         """Writes the head, if it is not written yet, and a part of the body. Completes the response unless `more` says
-        that other parts follow, and reports the request before the last bytes are written: otherwise a worker could be
-        killed after the client has its response and before it is counted. Raises RuntimeError if the body's length
-        differs from the declared one."""
+        that other parts follow. Reports the request before the last bytes are written. Otherwise the worker could be
+        killed after the client has received the response and before the request is counted. Raises RuntimeError if the
+        body's length differs from the declared one."""
         if self._framing.is_chunked is None:
             body = b""  # the response has no body, for example because the request was HEAD
         before, after = self._frame(len(body), more=more)
@@ -392,7 +392,7 @@ class AsgiExchange:
             self._transport.write(data)
 
     def _end_response(self) -> None:
-        """Notes that the response is complete, and reports the request. `_on_complete` must be called afterwards, which
+        """Notes that the response is complete, and reports the request. The caller must then call `_on_complete`, which
         starts the next request on the connection. Raises RuntimeError if the body is shorter than declared."""
         self._framing.check_complete()
         self.response_complete = True

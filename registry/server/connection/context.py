@@ -73,7 +73,7 @@ class Retirement:
         self._event.set()
 
     async def wait(self) -> None:
-        """Waits until it has begun."""
+        """Waits until the retirement has begun."""
         await self._event.wait()
 
 
@@ -100,8 +100,8 @@ class WorkerContext:
     reports: RequestReports = field(init=False)
     """Reports the end of each request to the application."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
-    """The memory into which all connections receive the heads of requests. They can share it, because the bytes of each
-    read are parsed before the next read."""
+    """The memory into which all connections receive the heads of requests. All connections can share this memory,
+    because the bytes of each read are parsed before the next read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reports", RequestReports(self.app))
@@ -118,8 +118,8 @@ class ConnectionContext:
     """The connection's part of the worker's `unsent_budget`."""
     is_tls: bool
     sendfile_socket: socket.socket | None
-    """The socket to which the kernel can send files directly. None if it cannot, because the connection uses TLS or the
-    system is not Linux; then the application has to read the files and send their bytes."""
+    """The socket to which the kernel can send files directly. None if the kernel cannot do so, because the connection
+    uses TLS or the system is not Linux. Then the application has to read the files and send their bytes."""
     server: tuple[str, int] | None
     """Address and port of this end of the connection; None: unknown."""
     client: tuple[str, int] | None

@@ -2,14 +2,15 @@
 
 To clients on other machines a file is sent by sendfile(2), which passes the pages of the kernel's page cache to the
 network card. To clients on this machine, such as a reverse proxy, it is sent from a memory mapping of the file. This
-copies each byte once more, but sendfile is slower for local clients: it passes on 16 pages at a time, so the client
-often has to sleep and to be woken, which costs more than the copy. Measured CPU seconds per GiB: with sendfile 0.46 for
-the server and 0.24 for the client, from a mapping 0.27 and 0.14.
+copies each byte once more, but sendfile is slower for local clients. sendfile passes on 16 pages at a time, so the
+client often has to sleep and to be woken. This costs more than the copy. Measured CPU seconds per GiB: with sendfile
+0.46 for the server and 0.24 for the client, from a mapping 0.27 and 0.14.
 
 sendfile blocks the calling thread if a page is not in memory, even with a non-blocking socket. So before each slice the
-sender asks the kernel which pages are in memory. As soon as some are missing, threads read the rest of the file ahead
-of the sender, and the sender sends only what they have read. These reads have a second effect. The kernel marks some
-pages, and at a marked page sendfile would start a read-ahead from the disk. The reads clear these marks.
+sender asks the kernel which pages are in memory. As soon as some pages are missing, threads read the rest of the file
+ahead of the sender, and the sender sends only the bytes that the threads have read. These reads have a second effect.
+The kernel marks some pages, and at a marked page sendfile would start a read-ahead from the disk. The reads clear these
+marks.
 
 The sender uses a duplicate (dup) of the connection's socket for two reasons: uvloop refuses `add_writer` for a
 descriptor that a transport owns, and the duplicate stays valid when the transport is closed.
@@ -32,8 +33,8 @@ SEND_SLICE_BYTES = 2 * 1024 * 1024
 """Bytes that are sent in one iteration of the event loop. This takes about 0.5 ms, during which other connections
 wait."""
 _MAPPED_RELEASE_BYTES = 2 * 1024 * 1024
-"""How many bytes are sent from a mapping before their pages are released. Released pages no longer count as memory of
-this process."""
+"""Number of bytes that are sent from a mapping before their pages are released. Released pages no longer count as
+memory of this process."""
 _UNREACHABLE_ERRORS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 """Errors of a connection that Python does not report as ConnectionError."""
 
@@ -195,19 +196,19 @@ class FileSender:
             mapped.release_before(self._released_up_to)
         return sent
 
-    def _count_in_memory(self, stop: int) -> int:
+    def _count_in_memory(self, end_offset: int) -> int:
         """Returns how many bytes can be sent without waiting for the disk: from the next byte to send up to the offset
-        `stop`, or fewer."""
+        `end_offset`, or fewer."""
         if self._offset < self._just_read_up_to:
-            return min(stop, self._just_read_up_to) - self._offset
+            return min(end_offset, self._just_read_up_to) - self._offset
         if self._read_ahead is not None:
-            stop = min(stop, self._read_ahead.read_up_to)
-        if self._offset >= stop:
+            end_offset = min(end_offset, self._read_ahead.read_up_to)
+        if self._offset >= end_offset:
             return 0
         if self._mapped_file is not None:
-            return self._mapped_file.count_resident(self._offset, stop)
+            return self._mapped_file.count_resident(self._offset, end_offset)
         # Without a mapping the sender cannot ask the kernel. It relies on what threads have read.
-        return stop - self._offset if self._read_ahead is not None else 0
+        return end_offset - self._offset if self._read_ahead is not None else 0
 
     def _start_read_ahead(self) -> None:
         if self._read_ahead is None:
@@ -215,7 +216,8 @@ class FileSender:
         self._read_ahead.read(self._offset)
 
     def _on_piece_read(self, error: BaseException | None) -> None:
-        """Called after a thread has read a piece of the file. `error` is the reason if it could not read the piece."""
+        """Called after a thread has read a piece of the file. `error`: why the thread could not read the piece; None:
+        it has read the piece."""
         if self._ended.done() or self._read_ahead is None:
             return
         if error is not None:
@@ -237,8 +239,8 @@ class FileSender:
 
 def _duplicate(sock: socket.socket) -> socket.socket:
     """Returns a second socket object, with a descriptor of its own, for the same connection."""
-    fd = os.dup(sock.fileno())
-    return socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+    descriptor = os.dup(sock.fileno())
+    return socket.socket(sock.family, sock.type, sock.proto, fileno=descriptor)
 
 
 def _is_connection_error(error: Exception) -> bool:

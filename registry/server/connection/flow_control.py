@@ -18,8 +18,8 @@ class FlowControl:
         self._transport = transport
         self._read_paused = False
         self.write_paused = False
-        """The transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water mark
-        since."""
+        """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
+        mark since."""
         self._writable = asyncio.Event()
         self._writable.set()
 

@@ -34,9 +34,10 @@ class RequestHead:
     body_length: int | None
     """Length of the request's body in bytes; None if the body is chunked, so that its length is unknown."""
     keep_alive: bool
-    """The client allows the server to keep the connection open after the response. Always False for HTTP/1.0."""
+    """Whether the client allows the server to keep the connection open after the response. Always False for
+    HTTP/1.0."""
     expects_continue: bool
-    """The client waits for a 100 (Continue) response before it sends the body. Always False for HTTP/1.0."""
+    """Whether the client waits for a 100 (Continue) response before it sends the body. Always False for HTTP/1.0."""
     size: int
     """Size of the head in bytes. A header shorter than `HEADER_COST` counts as that many bytes."""
 
@@ -58,8 +59,8 @@ class HeadParser:
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
-        # The parser has a setting to accept requests after one with `Connection: close`. It stays off: with it,
-        # the application would handle requests whose responses cannot be sent.
+        # The parser has a setting to accept requests after one with `Connection: close`. This setting stays off. With
+        # it, the application would handle requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
         self._tail = b""  # the last bytes, up to three, of an incomplete head: they could begin the CRLFCRLF at its end
         self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
@@ -68,20 +69,20 @@ class HeadParser:
         self._expects_continue = False
         self._size = 0
         self.is_in_head = False
-        """A part of a head was received, but not all of it."""
+        """Whether a part of a head was received, but not the whole head."""
 
     def feed(self, data: bytes, start: int) -> tuple[int, RequestHead | None]:
         """Parses the bytes of one head in `data`: from the offset `start` to the head's end, or to the end of `data` if
-        the head does not end in it.
+        the head does not end in `data`.
 
         Returns the offset after the parsed bytes, and the head, or None if it is not complete yet. Raises
         RefusedRequest for a head that is malformed or too large, and any exception of `on_start`. Do not call `feed`
         again after an exception.
         """
-        stop = find_head_end(self._tail, data, start)
-        part = data if stop - start == len(data) else data[start:stop]
+        end_offset = find_head_end(self._tail, data, start)
+        head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
         try:
-            self._parser.feed_data(part)
+            self._parser.feed_data(head_bytes)
         except httptools.HttpParserUpgrade:
             pass  # the client asks for another protocol; the server ignores that (RFC 9110, section 7.8)
         except httptools.HttpParserCallbackError as error:
@@ -90,14 +91,14 @@ class HeadParser:
             raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {error}") from None
         head = self._head
         if head is None:
-            self._tail = (self._tail + part[-3:])[-3:]
-            return stop, None
+            self._tail = (self._tail + head_bytes[-3:])[-3:]
+            return end_offset, None
         self._head = None
         self._tail = b""
         if head.body_length != 0 or self._parser.should_upgrade():
-            # This parser expects a body or another protocol next, but gets only heads. A new one expects a head.
+            # This parser expects a body or another protocol next, but gets only heads. A new parser expects a head.
             self._parser = httptools.HttpRequestParser(self)
-        return stop, head
+        return end_offset, head
 
     def partial_scope(self) -> Scope:
         """Returns what is known of the request whose head is being received, also after `feed` has refused it (see
@@ -171,5 +172,6 @@ class HeadParser:
         self.is_in_head = False
 
     def on_body(self, body: bytes) -> None:
-        # The parser gets only heads. If it finds a body, it disagrees with `find_head_end` about where a head ends.
+        # The parser gets only heads. If the parser finds a body, it disagrees with `find_head_end` about where a head
+        # ends.
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "it is not clear where the head of the request ends")

@@ -34,9 +34,9 @@ _EVICTED = "the connection was closed before the request was complete, to make r
 class RegistryProtocol(asyncio.BufferedProtocol):
     """The connection of one client. Answers one request at a time. An `AsgiExchange` is one request with its response.
 
-    If the server ends the connection while the client could still be sending, the connection *lingers*: the server
-    shuts down its sending side (impossible with TLS), goes on reading for a short time and discards what it reads, and
-    then closes the connection (RFC 9112, 9.6).
+    If the server ends the connection while the client could still be sending, the connection *lingers* (RFC 9112, 9.6).
+    The server then shuts down its sending side, which is impossible with TLS. It goes on reading for a short time, and
+    discards what it reads. After that, it closes the connection.
     """
 
     _transport: asyncio.Transport
@@ -51,14 +51,15 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
-        """Number (see `RequestReader.reads`) of the last read with a request that was answered from the cache. Only one
-        request of each read is answered in this way, so that a large read does not block the event loop."""
+        """The number of the last read from the socket (`RequestReader.reads`) that contained a request with a cached
+        response. Only one request of each read is answered from the cache, so that a large read does not block the
+        event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
         self._queue: deque[AsgiExchange] = deque()
         """Requests that the client has sent without waiting for the response to the active one (pipelining)."""
         self._queued_bytes = 0
-        """Total size of the heads that were queued since the queue was last empty."""
+        """Total size, in bytes, of the heads that were queued since the queue was last empty."""
         self._latest: AsgiExchange | None = None
         """The request whose head was received last, not counting requests that were answered from the cache."""
         self._requests_started = 0
@@ -66,11 +67,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._refused: tuple[RefusedRequest, Scope] | None = None
         """The request that is refused after the responses to earlier requests; None if there is none."""
         self._is_half_closed = False
-        """The client has shut down its sending side."""
+        """Whether the client has shut down its sending side."""
         self._is_lingering = False
-        """The last response was written. The server only reads and discards until it closes the connection."""
+        """Whether the connection lingers: the last response was written, and the server only reads and discards until
+        it closes the connection."""
         self._is_evicted = False
-        """The connection was closed to make room for another one."""
+        """Whether the connection was closed to make room for another one."""
 
     # Called by the transport
 
@@ -134,7 +136,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         server ignores this request, and closes the connection after the response to the request before it."""
         is_queue_full = (
             len(self._queue) >= self._limits.max_pipelined_requests
-            or self._queued_bytes > 2 * self._limits.header_bytes  # so that heads take a bounded amount of memory
+            or self._queued_bytes > 2 * self._limits.header_bytes  # limits the memory of queued heads
         )
         if is_queue_full and self._latest is not None:
             self._latest.keep_alive = False
@@ -143,8 +145,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def on_request(self, head: RequestHead) -> RequestBody | None:
         """Called when a head was received completely. Answers the request from the cache, starts a task that answers
-        it, or queues it if another request is being answered. Returns the object to which the reader adds the request's
-        body; None if the request has no body."""
+        the request, or queues the request if another one is being answered. Returns the object to which the reader adds
+        the request's body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
         if self._context.sendfile_socket is not None:
@@ -210,13 +212,13 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
         if is_busy or self._last_cached_read == self._reader.reads:
             return False
-        found = self._cached_answers.find(scope)
-        if found is None:
+        cached = self._cached_answers.find(scope)
+        if cached is None:
             return False
         self._last_cached_read = self._reader.reads
         self._worker.state.total_requests += 1
-        response = render(*found, self._worker.state.default_headers)
-        self._worker.reports.report_cached(scope, *found)  # before the client can have the response
+        response = render(*cached, self._worker.state.default_headers)
+        self._worker.reports.report_cached(scope, *cached)  # before the client can have the response
         self._transport.write(response)
         return True
 
@@ -254,7 +256,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _write_error(self, refused: RefusedRequest, scope: Scope | None) -> None:
         """Writes the error response to a refused request, and ends the connection. `scope`: what is known of the
-        request; None: an exchange reports it to the application."""
+        request; None: an exchange reports the request to the application."""
         log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
             response = error_response(refused, self._worker.state.default_headers)
@@ -295,9 +297,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._reader.is_finished = self._reader.is_finished or not last.body.has_more
 
     def retire(self) -> None:
-        """Closes the connection after one more response, whose head says so: the current response, or the next one if
-        the head of the current one may have been sent already. Does not close an idle connection before that, because
-        the client may be sending a request. May be called repeatedly."""
+        """Closes the connection after one more response, the head of which contains `Connection: close`. This is the
+        current response, or the next one if the head of the current response may have been sent already. An idle
+        connection also stays open for one more response, because the client may be sending a request. May be called
+        repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
         last = self._queue[-1] if self._queue else self._active
@@ -332,9 +335,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Describes the connection as a candidate for eviction: for being closed to make room for another one. Returns
-        None if it must stay open or is being closed already. A TLS connection that is being closed still waits for the
-        client, so it is treated like an open one. `now` is in seconds of the event loop's clock."""
+        """Describes the connection as a candidate for eviction. A connection is evicted if it is closed to make room
+        for another one. Returns None if the connection must stay open or is being closed already. A TLS connection that
+        is being closed still waits for the client, so it is treated like an open connection. `now` is in seconds of the
+        event loop's clock."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:

@@ -24,15 +24,15 @@ class ReadAhead:
         self,
         loop: asyncio.AbstractEventLoop,
         file: int,
-        stop: int,
+        end_offset: int,
         on_piece_read: Callable[[BaseException | None], None],
     ) -> None:
-        """`file` is a file descriptor, which stays open. The file is read up to the offset `stop`. `on_piece_read` is
-        called in the event loop after each piece: with the error if the piece could not be read, otherwise with
-        None."""
+        """`file` is a file descriptor, which stays open. The file is read up to the offset `end_offset`.
+        `on_piece_read` is called in the event loop after each piece: with the error if the piece could not be read,
+        otherwise with None."""
         self._loop = loop
         self._file = _reopen(file)  # `close` closes it
-        self._stop = stop
+        self._end_offset = end_offset
         self._on_piece_read = on_piece_read
         self._is_reading = False
         self._closed = False
@@ -47,7 +47,7 @@ class ReadAhead:
     def keep_ahead_of(self, sender_offset: int) -> None:
         """Starts to read the next piece if it begins less than `READ_AHEAD_BYTES` after `sender_offset`, the offset of
         the next byte to send. Does nothing if a thread is reading a piece already, or if all was read."""
-        if not self._is_reading and self.read_up_to < min(self._stop, sender_offset + READ_AHEAD_BYTES):
+        if not self._is_reading and self.read_up_to < min(self._end_offset, sender_offset + READ_AHEAD_BYTES):
             self._start(self.read_up_to)
 
     def close(self) -> None:
@@ -58,27 +58,27 @@ class ReadAhead:
             os.close(self._file)
 
     def _start(self, offset: int) -> None:
-        stop = min(offset + READ_PIECE_BYTES, self._stop)
-        future = self._loop.run_in_executor(None, _read_into_cache, self._file, offset, stop)
+        end_offset = min(offset + READ_PIECE_BYTES, self._end_offset)
+        future = self._loop.run_in_executor(None, _read_into_cache, self._file, offset, end_offset)
         self._is_reading = True
-        future.add_done_callback(partial(self._on_read_end, stop))
+        future.add_done_callback(partial(self._on_read_end, end_offset))
 
-    def _on_read_end(self, stop: int, future: asyncio.Future[None]) -> None:
+    def _on_read_end(self, end_offset: int, future: asyncio.Future[None]) -> None:
         self._is_reading = False
         error = None if future.cancelled() else future.exception()
         if self._closed:
             os.close(self._file)
         elif not future.cancelled():
-            self.read_up_to = stop
+            self.read_up_to = end_offset
             self._on_piece_read(error)
 
 
-def _read_into_cache(file: int, offset: int, stop: int) -> None:
-    """Reads the file from `offset` to `stop` and discards the bytes. Afterwards they are in the page cache."""
-    buffer = bytearray(min(_READ_BUFFER_BYTES, stop - offset))
+def _read_into_cache(file: int, offset: int, end_offset: int) -> None:
+    """Reads the file from `offset` to `end_offset` and discards the bytes. Afterwards they are in the page cache."""
+    buffer = bytearray(min(_READ_BUFFER_BYTES, end_offset - offset))
     # The list contains the same buffer many times. So one system call can read the whole piece with little memory.
-    buffers = [buffer] * -(-(stop - offset) // len(buffer))
-    while offset < stop and (count := os.preadv(file, buffers, offset)):
+    buffers = [buffer] * -(-(end_offset - offset) // len(buffer))
+    while offset < end_offset and (count := os.preadv(file, buffers, offset)):
         offset += count
 
 

@@ -40,7 +40,7 @@ class IncomingBodies:
 
     @property
     def requires_small_buffers(self) -> bool:
-        """There are so many bodies that each may only take about `MIN_BUFFER_BYTES` of memory."""
+        """Whether there are so many bodies that each may only take about `MIN_BUFFER_BYTES` of memory."""
         return self.count > MAX_LARGE_BODIES
 
 
@@ -64,18 +64,18 @@ class BodyBuffer:
         self._filled_bytes = 0  # how many bytes of `_buffer` were received
         self._unparsed: deque[memoryview] = deque()
         self.is_fragmented = False
-        """The bytes parsed last had tiny chunks. Tiny chunks take much time to parse, so reads are small while this is
-        True."""
+        """Whether the bytes parsed last had tiny chunks. Tiny chunks take much time to parse, so reads are small while
+        this is True."""
 
     @property
     def is_complete(self) -> bool:
-        """The whole body was parsed."""
+        """Whether the whole body was parsed."""
         return self._framing.is_complete
 
     @property
     def has_unparsed(self) -> bool:
-        """There are unparsed bytes. Call `parse_received` with 0, or `parse_unparsed`, in a later iteration of the
-        event loop to parse them."""
+        """Whether there are unparsed bytes. Call `parse_received` with 0, or `parse_unparsed`, in a later iteration of
+        the event loop to parse them."""
         return bool(self._unparsed)
 
     def get_memory(self) -> memoryview:

@@ -46,7 +46,8 @@ class RequestBody:
         """Set if the application has not been told yet about received pieces, the body's end, or the closing of the
         body. `receive` waits for this."""
         self.is_closed = False
-        """The application receives nothing more, because the response is complete or the client has disconnected."""
+        """Whether the application receives nothing more, because the response is complete or the client has
+        disconnected."""
         self._pieces: list[memoryview] = []
         """Received pieces that the application has not got yet."""
         self.buffer: BodyBuffer | None = None
@@ -57,29 +58,29 @@ class RequestBody:
             framing = ChunkedFraming(worker.limits.header_bytes) if length is None else LengthFraming(length)
             self.buffer = BodyBuffer(framing, worker.incoming_bodies)
         self.expects_continue = expects_continue
-        """The client still waits for a 100 (Continue) response. Becomes False when the response is sent or no longer
-        needed."""
+        """Whether the client still waits for a 100 (Continue) response. Becomes False when the response is sent or no
+        longer needed."""
         self.held_bytes = 0
-        """Size of the pieces that the application has not got yet."""
+        """Size, in bytes, of the pieces that the application has not got yet."""
         self.is_awaited = False
-        """The application is waiting in `receive` for bytes that were not received yet."""
+        """Whether the application is waiting in `receive` for bytes that were not received yet."""
         self.is_disconnected = False
-        """The client has disconnected."""
+        """Whether the client has disconnected."""
         self.has_more = length != 0
-        """Some of the body was not received yet."""
+        """Whether a part of the body was not received yet."""
         self.received_bytes = 0
-        """How many bytes were received so far. Those that are received after the end of the response do not count."""
+        """Number of bytes received so far. Bytes that are received after the end of the response do not count."""
         self.remaining_bytes = length
-        """Bytes that were not received yet; None for a chunked body, whose length is unknown."""
+        """Number of bytes that were not received yet; None for a chunked body, whose length is unknown."""
         if not self.has_more:
             self._changed.set()
 
     @property
     def is_rest_short(self) -> bool:
-        """So few bytes of the body are missing that the server can receive and discard them, and then use the
-        connection for the next request. False if their number is unknown. False if the client waits for a 100 response:
-        without one it can send the body or leave it out, so the next bytes could be either the body or the next
-        request."""
+        """Whether so few bytes of the body are missing that the server can receive and discard them, and then use the
+        connection for the next request. False if the number of missing bytes is unknown. False if the client waits for
+        a 100 response: without this response the client can send the body or leave it out, so the next bytes could be
+        either the body or the next request."""
         remaining = self.remaining_bytes
         max_bytes = self._context.worker.limits.drain_bytes
         return not self.expects_continue and remaining is not None and remaining <= max_bytes
@@ -126,8 +127,8 @@ class RequestBody:
         self.close()
 
     def extension(self) -> dict[str, Any]:
-        """Returns the functions that the scope of the request has under the key `BODY_EXTENSION`. With them the
-        application receives the body without copying it."""
+        """Returns the functions that the scope of the request has under the key `BODY_EXTENSION`. With these functions
+        the application receives the body without copying it."""
         return {
             "receive": self.receive_pieces,
             "take_whole": self.take_whole,
@@ -182,8 +183,8 @@ class RequestBody:
         the client sends the rest too slowly. Returns True if all of the rest was discarded, or if it is not short, so
         that nothing was done. Raises ClientDisconnected.
 
-        Servers written in Go do the same. The client containerd 1.6 relies on it: it hangs if it gets a response before
-        it has sent a whole manifest.
+        Servers written in Go do the same. The client containerd 1.6 relies on this: it hangs if it gets a response
+        before it has sent a whole manifest.
         """
         if not self.is_rest_short:
             return True

@@ -52,21 +52,22 @@ class RequestReader:
         self._body_buffer: BodyBuffer | None = None
         """The memory of `_body`."""
         self._current_buffer: BodyBuffer | None = None
-        """The body's buffer if `get_memory` returned its memory last; None if it returned the head buffer's."""
+        """The buffer whose memory `get_memory` returned last; None: the head buffer."""
         self._completed_parts = 0
         """Number of complete heads, and of parts of bodies, that were parsed so far."""
         self._incomplete_bytes = 0
         """Bytes received since `_completed_parts` last changed: the beginning of a head."""
         self.is_finished = False
-        """The reader parses nothing more, and discards all bytes that it still receives."""
+        """Whether the reader parses nothing more, and discards all bytes that it still receives."""
         self.reads = 0
         """Number of reads so far that could contain a head."""
         self.discarded_bytes = 0
-        """How many bytes were discarded since `is_finished` became True. `discard_input` sets the number to 0 again."""
+        """Number of bytes that were discarded since `is_finished` became True. `discard_input` sets the number to 0
+        again."""
 
     @property
     def is_in_head(self) -> bool:
-        """A head was received in part."""
+        """Whether a head was received in part."""
         return self._head_parser.is_in_head or self._incomplete_bytes > 0
 
     def partial_scope(self) -> Scope:
@@ -126,12 +127,12 @@ class RequestReader:
         """Parses the bytes of one head in `data`, which begin at `offset`. Reports the head if it is complete. Returns
         the offset after its bytes."""
         try:
-            stop, head = self._head_parser.feed(data, offset)
+            end_offset, head = self._head_parser.feed(data, offset)
             if head is not None:
                 self._completed_parts += 1
                 self._body = body = self._handler.on_request(head)
                 self._body_buffer = None if body is None else body.buffer
-            return stop
+            return end_offset
         except RefusedRequest as refused:
             self._refuse(refused)
         except RequestAfterLast:

@@ -1,16 +1,19 @@
 """Reports the end of each request to the application, which counts and logs it.
 
-An application can have an attribute `request_recorder`, an object with these methods. `on_request_end(scope, end)` is
-called once for each request that the application has answered, and `on_cached_answer(scope, answer, request_id)` for
-each response that `answer_at_once` has returned. `on_refused(scope, end)` is called for each request, and each
-connection, that the server has refused without calling the application; `scope` then has only what the server knows:
-`method`, `path` and `raw_path`, which can be empty, `headers` and `client`. All are called just before the last bytes
-of the response are passed to the transport, or when the request was cut off; for a file, when the kernel has its last
-byte. `on_connection(change)` is called with 1 for each new connection and with -1 when it has ended. All of them must
-return at once and raise nothing.
+An application can have an attribute `request_recorder`, an object with these methods:
+- `on_request_end(scope, end)` is called once for each request that the application has answered.
+- `on_cached_answer(scope, answer, request_id)` is called for each response that `answer_at_once` has returned.
+- `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
+  the application. The scope then has only what the server knows: `method`, `path` and `raw_path`, which can be empty,
+  `headers` and `client`.
+- `on_connection(change)` is called with 1 for each new connection, and with -1 when the connection has ended.
+
+The server calls the first three just before it passes the last bytes of the response to the transport, or when the
+request was cut off. For a file, it calls them when the kernel has the last byte. All methods must return at once and
+raise nothing.
 
 The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
-the request. It is emptied after the report, because it may refer to the scope.
+the request. The server empties the dictionary after the report, because the dictionary may refer to the scope.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ class RequestEnd(NamedTuple):
     - `status`: the status of the response; 0: no response was begun.
     - `received_bytes`, `sent_bytes`: sizes of the two bodies, as far as they were received and sent.
     - `seconds`: time since the head of the request was received.
-    - `is_complete`: the whole response was sent.
-    - `reason`: why the server itself has refused the request, in one line; empty if it has not."""
+    - `is_complete`: whether the whole response was sent.
+    - `reason`: why the server itself has refused the request, in one line; empty if the server has not refused it."""
 
     status: int
     received_bytes: int
@@ -63,7 +66,7 @@ _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,20}) (/[!->@-~]*)")
 
 
 class RequestReports:
-    """Passes reports to the application, if it takes them."""
+    """Passes reports to the application, if the application has a `request_recorder`."""
 
     __slots__ = ("_on_cached_answer", "_on_connection", "_on_end", "_on_refused")
 

@@ -61,9 +61,9 @@ class ConnectionTimeouts:
     def eviction_candidate(
         self, wait: Wait, now: float, *, requests_started: int, client: str | None
     ) -> EvictionCandidate | None:
-        """Describes the connection as a candidate for eviction: for being closed to make room for another one. Returns
-        None if it must stay open: because it waits for the `application`, or because its wait for `send`, `body`,
-        `half_closed` or `drain` has made progress in the last `STALLED_SECONDS`.
+        """Describes the connection as a candidate for eviction. A connection is evicted if it is closed to make room
+        for another one. Returns None if the connection must stay open. This is so if it waits for the `application`, or
+        if its wait for `send`, `body`, `half_closed` or `drain` has made progress in the last `STALLED_SECONDS`.
 
         `wait` is what the connection is waiting for now. `requests_started` is the number of requests of which at least
         one byte was received. `client` is the client's address; None for a trusted proxy.

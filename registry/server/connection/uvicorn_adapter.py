@@ -21,8 +21,8 @@ def uvicorn_protocol_class(
 ) -> type[asyncio.Protocol]:
     """Returns the class to pass to `uvicorn.Config` as `http=`. Use it for one server in one event loop.
 
-    uvicorn creates an object of the class for each connection. The number of connections is not limited, because
-    uvicorn accepts them itself, without `registry.server.gate.acceptor`, which enforces the limit. uvicorn's setting
+    uvicorn creates an object of the class for each connection. The number of connections is not limited:
+    `registry.server.gate.acceptor` enforces the limit, but uvicorn itself accepts the connections. uvicorn's setting
     `root_path` has no effect.
     """
     # Empty until the first connection, because uvicorn passes `config` (with the application), `server_state` and

@@ -42,8 +42,8 @@ _ERROR_PAUSE_SECONDS = 0.5
 _EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Errors of a system that has no file descriptors or memory left."""
 _EXHAUSTED_EVICTIONS = 16
-"""How many connections the worker closes at most after one of `_EXHAUSTED_ERRORS`. It closes only silent ones: those
-without a request in progress, and those whose request makes no progress."""
+"""Largest number of connections that the worker closes after one of `_EXHAUSTED_ERRORS`. It closes only silent ones:
+those without a request in progress, and those whose request makes no progress."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines about errors."""
 _CONNECTION_ERRORS = (
@@ -53,8 +53,8 @@ _CONNECTION_ERRORS = (
 """Errors of one connection, after which the worker goes on: another worker accepted the connection first, the client
 closed it, or the client's network failed. See accept(2), "Error handling"."""
 _TLS_SHUTDOWN_SECONDS = 600.0
-"""The event loop's own timeout for closing a TLS connection. It is so long that it has no effect: the timeouts in
-`registry.server.connection.timeouts` are shorter."""
+"""The event loop's own timeout for closing a TLS connection. This time is so long that the timeout has no effect: the
+timeouts in `registry.server.connection.timeouts` are shorter."""
 _TLS_FIRST_BYTE = b"\x16"
 """First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
@@ -114,8 +114,8 @@ class Acceptor:
 
     def close(self, *, ends_handshakes: bool = True) -> None:
         """Stops accepting connections, and closes this process's copy of the listening socket. May be called
-        repeatedly. `ends_handshakes`: whether TLS handshakes in progress are cancelled. That loses no request, because
-        a client sends its first request after the handshake."""
+        repeatedly. `ends_handshakes`: whether TLS handshakes in progress are cancelled. Their cancellation loses no
+        request, because a client sends its first request after the handshake."""
         if self._resume_timer is not None:
             self._resume_timer.cancel()
         if self._sock.fileno() >= 0:
@@ -145,16 +145,18 @@ class Acceptor:
             self._on_error(error)
             return
         options = self._listener_options
-        trusted = options.proxies is not None and options.proxies.trusts(peer[0])
+        is_trusted_proxy = options.proxies is not None and options.proxies.trusts(peer[0])
         try:
-            limit = None if trusted else options.per_address_limit
+            limit = None if is_trusted_proxy else options.per_address_limit
             counted = None if limit is None else limit.admit(peer[0])
         except TooManyConnections:
             sock.close()
             self._on_refused((plain_address(peer[0]), peer[1]), b"", 0, _TOO_MANY)
             return
         sock.setblocking(False)
-        connection = PendingConnection(None if trusted else network_of(plain_address(peer[0])), self._loop.time())
+        connection = PendingConnection(
+            None if is_trusted_proxy else network_of(plain_address(peer[0])), self._loop.time()
+        )
         connection.task = self._loop.create_task(self._set_up(sock, counted))
         self._pending.add(connection)
         connection.task.add_done_callback(partial(self._on_set_up_done, connection, sock, counted))

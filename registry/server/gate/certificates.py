@@ -28,7 +28,7 @@ FileState = tuple[int, int, int] | None
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Ciphers of TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. All ciphers of
 TLS 1.3 have both."""
-_VERIFY = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+_VERIFY_MODES = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 class CertificateError(Exception):
@@ -77,9 +77,9 @@ class Certificates:
         logs why and keeps the old context.
 
         If the states of the files differ from those at the previous call, perhaps a program is still writing them. Then
-        this call loads nothing; the next one does, if it finds the same states. `settled` says that the files are
-        complete, so that this call can load them. This function blocks, but only for microseconds if nothing has
-        changed.
+        this call loads nothing. The next call loads the files, if it finds the same states. `settled`: whether the
+        files are known to be complete, so that this call can load them. This function blocks, but only for microseconds
+        if nothing has changed.
         """
         states = self._file_states()
         may_be_incomplete = states != self._last_states and not settled
@@ -109,35 +109,35 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
-        # Called only for its error, which names the file. The error of `load_verify_locations` does not.
+        # Called only for its error, which names the file. The error of `load_verify_locations` does not name it.
         _read(files.client_ca, "certificates of the authorities for clients")
         try:
             context.load_verify_locations(files.client_ca)
         except ssl.SSLError:
             raise CertificateError(f"{files.client_ca} holds no certificate in PEM form") from None
-        context.verify_mode = _VERIFY[files.client_auth]
+        context.verify_mode = _VERIFY_MODES[files.client_auth]
     return context
 
 
 def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
     """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
-    key = files.key or files.certificate
-    # Called only for its error, which names the file. The error of `load_cert_chain` does not.
-    _read(key, "key of the certificate")
+    key_path = files.key or files.certificate
+    # Called only for its error, which names the file. The error of `load_cert_chain` does not name it.
+    _read(key_path, "key of the certificate")
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
-        raise CertificateError(f"the key in {key} is protected by a password; write it without one")
+        raise CertificateError(f"the key in {key_path} is protected by a password; write it without one")
 
     try:
         context.load_cert_chain(files.certificate, files.key, password=refuse_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CertificateError(
-                f"the key in {key} does not belong to the certificate in {files.certificate}"
+                f"the key in {key_path} does not belong to the certificate in {files.certificate}"
             ) from None
-        why = f" ({error.reason.replace('_', ' ').lower()})" if error.reason else ""
+        reason_text = f" ({error.reason.replace('_', ' ').lower()})" if error.reason else ""
         raise CertificateError(
-            f"the certificate in {files.certificate} and the key in {key} cannot be used{why}"
+            f"the certificate in {files.certificate} and the key in {key_path} cannot be used{reason_text}"
         ) from None
 
 
@@ -145,13 +145,13 @@ def _check_expiry(path: Path, now: float) -> None:
     """Raises CertificateError if the first certificate in the file has expired at `now`, or if the file has none."""
     from cryptography import x509  # imported here because it is large, and only servers with TLS need it
 
-    text = _read(path, "certificate")
+    pem = _read(path, "certificate")
     try:
-        expires = x509.load_pem_x509_certificates(text)[0].not_valid_after_utc
+        expires_at = x509.load_pem_x509_certificates(pem)[0].not_valid_after_utc
     except ValueError:
         raise CertificateError(f"{path} holds no certificate in PEM form") from None
-    if expires < datetime.fromtimestamp(now, UTC):
-        raise CertificateError(f"the certificate in {path} expired on {expires:%Y-%m-%d %H:%M} UTC")
+    if expires_at < datetime.fromtimestamp(now, UTC):
+        raise CertificateError(f"the certificate in {path} expired on {expires_at:%Y-%m-%d %H:%M} UTC")
 
 
 def _read(path: Path, what: str) -> bytes:

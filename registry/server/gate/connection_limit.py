@@ -20,7 +20,7 @@ from registry.server.kernel import count_open_files, file_limit
 from registry.server.server_log import log
 
 FILES_PER_REQUEST = 3
-"""Descriptors that a request in progress takes at most, in addition to its connection's descriptor."""
+"""Largest number of descriptors that a request in progress takes, in addition to its connection's descriptor."""
 MAX_CONNECTIONS = 16384
 """Upper bound of a worker's connections, even if the limit of descriptors allows more, because each takes memory."""
 FAIR_SHARE = 16
@@ -29,12 +29,14 @@ connections of other addresses."""
 STALLED_SECONDS = 10.0
 """A connection with a request in progress is stalled if no byte was sent or received on it for this long."""
 MAX_EXAMINED = 2000
-"""How many connections one search for silent ones examines at most. Examining one takes up to ten microseconds."""
+"""Largest number of connections that one search for silent connections examines. Examining one takes up to ten
+microseconds."""
 _MIN_RESERVE = 32
 """Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors if that is more."""
 _MAX_FILES_TO_COUNT = 8192
 """A process whose limit of open files is at most this counts its open files once a second. With a higher limit,
-counting could take too long. It is not needed either: the reserve is so large that other files do not use it up."""
+counting could take too long. With such a limit, counting is not needed either, because other files do not use up the
+large reserve."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256
@@ -182,8 +184,8 @@ class ConnectionLimit:
         downloads from upstream registries. Evicts silent connections if too many descriptors are in use then. Does
         nothing if more than `_MAX_FILES_TO_COUNT` files may be open. Call it once a second."""
         if self._limit <= _MAX_FILES_TO_COUNT:
-            own = len(self._connections) + len(self._pending) + FILES_PER_REQUEST * len(self._requests)
-            self._set_budget(max(self._files_at_start, count_open_files() - own))
+            own_files = len(self._connections) + len(self._pending) + FILES_PER_REQUEST * len(self._requests)
+            self._set_budget(max(self._files_at_start, count_open_files() - own_files))
             if (free := self._free_descriptors()) < 0:
                 self.evict_connections(-free)
 
@@ -195,22 +197,30 @@ class ConnectionLimit:
         `MAX_CONNECTIONS` connections none is left."""
         count = len(self._connections) + len(self._pending)
         if self._evicted:
-            self._evicted = {each for each in self._evicted if each in self._connections or each in self._pending}
+            self._evicted = {
+                connection
+                for connection in self._evicted
+                if connection in self._connections or connection in self._pending
+            }
             count -= len(self._evicted)
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), MAX_CONNECTIONS - count)
 
     def _next_to_evict(self, now: float) -> EvictableConnection | None:
-        """Returns the silent connection to evict next; None if there is none. Takes it from those that the last search
-        selected, and skips those that were active since. If none of them is left, searches again."""
+        """Returns the silent connection to evict next; None if there is none. Takes the connection from those that the
+        last search selected, and skips connections that were active since that search. If no selected connection is
+        left, searches again."""
         for must_search in (False, True):
             if must_search:
                 if now < self._no_search_until:
                     return None
                 self._selected = self._search(now)
             while self._selected:
-                connection, before = self._selected.pop()
-                current = connection.eviction_candidate(now)
-                if current is not None and (current.kind, current.since) == (before.kind, before.since):
+                connection, selected_candidate = self._selected.pop()
+                current_candidate = connection.eviction_candidate(now)
+                if current_candidate is not None and (current_candidate.kind, current_candidate.since) == (
+                    selected_candidate.kind,
+                    selected_candidate.since,
+                ):
                     return connection
         self._no_search_until = now + _NOTHING_FOUND_SECONDS
         return None
@@ -220,18 +230,18 @@ class ConnectionLimit:
         of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in reverse order
         of eviction. The list is empty if no silent connection was found.
 
-        Selects lingering connections if there are any. If not, selects new ones or idle ones, whichever are more, so
-        that a client that opens many connections of one kind does not evict the other kind. Selects stalled ones only
-        if there are no others.
+        Selects lingering connections if there are any. If not, selects new ones or idle ones, whichever are more. So a
+        client that opens many connections of one kind does not cause evictions of the other kind. Selects stalled
+        connections only if there are no others.
         """
         by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
         count = len(self._connections) + len(self._pending)
         start = self._search_offset if self._search_offset < count else 0
         self._search_offset = start + MAX_EXAMINED
-        for each in tuple(islice(chain(self._connections, self._pending), start, self._search_offset)):
-            candidate = each.eviction_candidate(now)
+        for connection in tuple(islice(chain(self._connections, self._pending), start, self._search_offset)):
+            candidate = connection.eviction_candidate(now)
             if candidate is not None:
-                by_kind[candidate.kind].append((each, candidate))
+                by_kind[candidate.kind].append((connection, candidate))
         if len(by_kind["new"]) >= len(by_kind["idle"]):
             silent = by_kind["lingering"] or by_kind["new"] or by_kind["stalled"]
         else:
@@ -268,7 +278,7 @@ def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     If addresses have more than `FAIR_SHARE` silent connections, their oldest ones are evicted first, until each address
     has only this share. After that, the connection that has been silent for longest is evicted first.
     """
-    silent.sort(key=lambda each: -each[1].since)  # newest first
+    silent.sort(key=lambda selected: -selected[1].since)  # newest first
     counts: Counter[str] = Counter()
     # id of a connection -> 0 for the newest `FAIR_SHARE` connections of an address, 1 for the next older one, 2 for the
     # one before that, and so on
@@ -277,4 +287,4 @@ def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
         if candidate.address is not None:
             excess[id(connection)] = max(0, counts[candidate.address] + 1 - FAIR_SHARE)
             counts[candidate.address] += 1
-    return sorted(silent, key=lambda each: (excess.get(id(each[0]), 0), -each[1].since))
+    return sorted(silent, key=lambda selected: (excess.get(id(selected[0]), 0), -selected[1].since))

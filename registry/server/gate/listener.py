@@ -13,8 +13,8 @@ from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
 
 BACKLOG = 2048
-"""How many new connections the kernel queues until a worker accepts them. If the kernel's setting net.core.somaxconn is
-lower, that number applies."""
+"""Largest number of new connections that the kernel queues until a worker accepts them. If the kernel's setting
+net.core.somaxconn is lower, that number applies."""
 
 _BRACKETED_HOST_PORT = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
 """An IPv6 address in brackets, and a port."""
@@ -76,12 +76,13 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
     """Returns the address family and the socket address of a host. Raises ListenError for an unknown host. `listen` is
     the whole text, for the error."""
     try:
-        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        address_infos = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"cannot listen on {listen}: no address is known for the host {host!r}") from error
-    # A host such as `localhost` can have an IPv4 and an IPv6 address. Clients such as docker try the IPv4 one first.
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    return found[0][0], found[0][4]
+    # A host such as `localhost` can have an IPv4 and an IPv6 address. Clients such as docker try the IPv4 address
+    # first.
+    address_infos.sort(key=lambda info: info[0] != socket.AF_INET)
+    return address_infos[0][0], address_infos[0][4]
 
 
 def _explain(error: OSError, listen: str, host: str, port: int) -> str:

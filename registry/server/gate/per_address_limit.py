@@ -98,7 +98,7 @@ class PerAddressLimit:
         return CountedConnection(self, network)
 
     def remove(self, network: str) -> None:
-        """Stops counting one connection that `admit` has counted. `network` is that of its client."""
+        """Stops counting one connection that `admit` has counted. `network` is the network of its client."""
         if self._own_column is not None:
             self._counts.remove(self._own_column, network)
 

@@ -24,7 +24,8 @@ from registry.server.http1.response_head import Headers
 IpNetwork = IPv4Network | IPv6Network
 
 _MAX_CACHED_VALUES = 4096
-"""How many values of X-Forwarded-For are cached, each with its client's address. Parsing a value is slow."""
+"""Largest number of values of X-Forwarded-For that are cached, each with its client's address. Parsing a value is
+slow."""
 _MAX_CACHED_VALUE_BYTES = 200
 """Longer values of X-Forwarded-For are not cached."""
 _SCHEMES = {b"http": "http", b"https": "https"}
@@ -80,15 +81,15 @@ class TrustedProxies:
         """Returns the last address in a value of X-Forwarded-For that does not belong to a trusted proxy; if all belong
         to trusted proxies, the first address. Ignores a malformed address and all addresses before it. Returns None if
         the last address is malformed or missing."""
-        found = None
+        client_address = None
         for text in reversed(addresses.split(b",")):
             address = _parse_address(text.strip())
             if address is None:
                 break
-            found = str(address)
+            client_address = str(address)
             if not self._is_trusted(address):
                 break
-        return found
+        return client_address
 
     def _is_trusted(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._networks)

@@ -1,8 +1,8 @@
 """Separates the body of a request from its framing and from the bytes after its end (RFC 9112, 6.2 and 7.1).
 
 The *framing* tells where a body ends: a declared length, or the sizes of chunks between the parts of the body. The HTTP
-parser httptools gets only heads of requests, so the classes here parse the framing. They return the parts of a body as
-views of the buffer into which they were received, and do not copy them.
+parser httptools gets only heads of requests, so the classes here parse the framing. The classes return the parts of a
+body as views of the buffer into which the body was received, and copy nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from registry.server.http1.error_responses import RefusedRequest
 MAX_CHUNK_BYTES = 2**63 - 1
 """Largest size that a chunk may declare, in bytes."""
 MAX_CHUNKS_PER_CALL = 1024
-"""How many chunks and lines one call of `ChunkedFraming.parse` parses at most. Each takes a microsecond or two, even if
-it is small, and the event loop does nothing else in this time."""
+"""Largest number of chunks and lines that one call of `ChunkedFraming.parse` parses. Each takes a microsecond or two,
+even if it is small, and the event loop does nothing else in this time."""
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
 """The end of a chunk, followed by the size line of the next chunk."""
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
@@ -34,7 +34,7 @@ class Framing(Protocol):
     """Parses the framing of one body."""
 
     is_complete: bool
-    """The whole body was parsed."""
+    """Whether the whole body was parsed."""
 
     def max_receive(self, free_bytes: int) -> int:
         """Returns how many bytes to receive next, at most, into a buffer that has `free_bytes` left."""
@@ -72,8 +72,8 @@ class LengthFraming:
 class ChunkedFraming:
     """The framing of a body in chunks (`Transfer-Encoding: chunked`).
 
-    It is strict: it refuses framing that a proxy before the server could interpret differently, such as a line that
-    ends with LF without CR, or a size with spaces around it.
+    This class is strict: it refuses framing that a proxy before the server could interpret differently, such as a line
+    that ends with LF without CR, or a size with spaces around it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -116,17 +116,17 @@ class ChunkedFraming:
     def _receive_line(self, data: memoryview, offset: int) -> int:
         """Adds the bytes of `data` from `offset` to the current line, and parses the line if it is complete. Returns
         the offset after the bytes of the line. Raises RefusedRequest if the line is malformed or too long."""
-        found = _LINE_END.search(data, offset, offset + self._limit + 1)
-        stop = found.end() if found else min(len(data), offset + self._limit + 1)
-        self._line += data[offset:stop]
+        line_end = _LINE_END.search(data, offset, offset + self._limit + 1)
+        end_offset = line_end.end() if line_end else min(len(data), offset + self._limit + 1)
+        self._line += data[offset:end_offset]
         if len(self._line) > self._limit:
             raise _too_large(self._limit)
-        if found:
+        if line_end:
             line, self._line = self._line, b""
             self._parse_line(line)
         elif not self._can_become_valid(self._line):
             raise _malformed("the framing of a chunk is not valid")
-        return stop
+        return end_offset
 
     def _can_become_valid(self, line_start: bytes) -> bool:
         """Returns whether a valid line can begin with `line_start`; True for every trailer, which is checked when it is

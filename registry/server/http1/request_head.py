@@ -23,14 +23,14 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
     length of `data` if the head does not end in `data`.
 
     `tail` is empty if the head begins in `data`. Otherwise it has the last bytes, up to three, of the part of the head
-    that was received before `data`: they could be the beginning of the CRLFCRLF that ends the head.
+    that was received before `data`: these bytes could be the beginning of the CRLFCRLF that ends the head.
     """
     if start == 0 and tail:
-        found = (tail + data[:3]).find(_HEAD_END)
-        if found >= 0:
-            return found + len(_HEAD_END) - len(tail)
-    found = data.find(_HEAD_END, start)
-    return len(data) if found < 0 else found + len(_HEAD_END)
+        position = (tail + data[:3]).find(_HEAD_END)
+        if position >= 0:
+            return position + len(_HEAD_END) - len(tail)
+    position = data.find(_HEAD_END, start)
+    return len(data) if position < 0 else position + len(_HEAD_END)
 
 
 def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, method: str) -> None:
@@ -82,8 +82,8 @@ address in brackets."""
 
 
 class ParsedTarget(NamedTuple):
-    """The parts of a request target. They are as the client sent them: still percent-encoded, and with any repeated
-    slashes."""
+    """The parts of a request target. The parts are as the client sent them: still percent-encoded, and with any
+    repeated slashes."""
 
     path: bytes
     query: bytes
@@ -107,8 +107,10 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
     absolute = _ABSOLUTE_FORM.fullmatch(target)
     if absolute is None or _HOST.fullmatch(absolute[1]) is None:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target is not a path")
-    rest = absolute[2] or b"/"
-    return _split(rest if rest.startswith(b"/") else b"/" + rest)._replace(host=absolute[1])
+    path_and_query = absolute[2] or b"/"
+    return _split(path_and_query if path_and_query.startswith(b"/") else b"/" + path_and_query)._replace(
+        host=absolute[1]
+    )
 
 
 def unquoted(path: bytes) -> str:
@@ -123,8 +125,8 @@ def is_host(value: bytes) -> bool:
 
 
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if there is more than one or it is not
-    valid, or if it is missing in HTTP/1.1."""
+    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if the header is not valid, if there are
+    several, or if it is missing in HTTP/1.1."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")

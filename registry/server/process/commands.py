@@ -1,9 +1,9 @@
 """Commands from the supervisor to a worker, over a pair of sockets that keep the bounds of messages.
 
-A command is the line `NUMBER NAME`; with it comes the number of an anonymous file that holds its payload, if it has
-one. So a command never fills the socket, however large the payload is. The worker runs its commands one after another,
-and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells which command it belongs to,
-also if the supervisor has not waited for it.
+A command is the line `NUMBER NAME`. If the command has a payload, the descriptor of an anonymous file with the payload
+comes with the line. So a command never fills the socket, however large the payload is. The worker runs its commands one
+after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
+command it belongs, even if the supervisor has not waited for earlier answers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from registry.server.server_log import log
 
 _MESSAGE_BYTES = 8192
-"""Longest command or answer."""
+"""Longest command or answer, in bytes."""
 
 OnCommand = Callable[[str, bytes], Awaitable[None]]
-"""Runs a command: its name and its payload. Raises an exception if it fails."""
+"""Runs the command with this name and this payload. Raises an exception if the command fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer to the command `number`. `failure`: why it failed; None: it succeeded."""
+    """A worker's answer to the command `number`. `failure`: why the command failed; None: it succeeded."""
 
     number: int
     failure: str | None
@@ -34,14 +34,15 @@ class Answer:
 
 def command_pair() -> tuple[socket.socket, socket.socket]:
     """Returns two connected sockets, the supervisor's and the worker's. Neither blocks."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    return ours, theirs
+    supervisor_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    supervisor_end.setblocking(False)
+    worker_end.setblocking(False)
+    return supervisor_end, worker_end
 
 
 def send_command(sock: socket.socket, number: int, name: str, payload: bytes | None = None) -> None:
-    """Sends a command. Raises OSError if the worker has ended, or has not read many commands before."""
+    """Sends a command. Raises OSError if the worker has ended, or if the socket is full, because the worker has not
+    read many earlier commands."""
     if payload is None:
         sock.send(f"{number} {name}".encode())
         return

@@ -19,6 +19,7 @@ from registry.server.process.live_change import Outcome, Reply
 from registry.server.server_log import log
 
 _MAX_CONNECTIONS = 32
+"""Largest number of open connections to the socket. Further connections are closed."""
 _MAX_REQUEST_BYTES = 4096
 
 Action = Callable[[Reply], None]
@@ -26,6 +27,7 @@ Action = Callable[[Reply], None]
 Watch = Callable[[socket.socket, Callable[[], None]], None]
 """Makes the event loop call the function when the socket is readable."""
 Unwatch = Callable[[socket.socket], None]
+"""Makes the event loop stop watching the socket."""
 
 
 class ControlUnavailable(Exception):
@@ -37,8 +39,8 @@ class ControlUnavailable(Exception):
 
 
 def listen_for_control(path: Path) -> socket.socket | None:
-    """Creates the socket at `path` and listens on it. Replaces one that a server has left behind. Returns None, and
-    logs a warning, if another server is listening there or the socket cannot be created: then commands cannot reach
+    """Creates the socket at `path` and listens on it. Replaces a socket that a server has left behind. Returns None,
+    and logs a warning, if another server is listening there or the socket cannot be created: then commands cannot reach
     this server, but it can serve."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
@@ -52,11 +54,11 @@ def listen_for_control(path: Path) -> socket.socket | None:
                 return None
             with suppress(FileNotFoundError):
                 os.unlink(path)
-            mask = os.umask(0o177)  # nobody else may connect, from the first moment on
+            old_mask = os.umask(0o177)  # nobody else may connect, from the first moment on
             try:
                 sock.bind(address)
             finally:
-                os.umask(mask)
+                os.umask(old_mask)
         finally:
             os.close(directory)
         sock.listen(_MAX_CONNECTIONS)
@@ -68,7 +70,8 @@ def listen_for_control(path: Path) -> socket.socket | None:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Returns what tells the file of a socket from one that another server puts in its place; None: there is none."""
+    """Returns the device and the inode number of the file at `path`; None: there is no file. They change when another
+    server puts its own socket in the place of the file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -77,8 +80,8 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def remove_control(path: Path, identity: tuple[int, int] | None) -> None:
-    """Removes the file of the socket, unless it is gone or another server has put one in its place. Call it before the
-    socket is closed: as long as the socket listens, no other server replaces the file."""
+    """Removes the file of the socket, unless it is gone or another server has put its own socket in its place. Call it
+    before the socket is closed: as long as the socket listens, no other server replaces the file."""
     if identity is not None and identity == file_identity(path):
         with suppress(OSError):
             os.unlink(path)
@@ -128,7 +131,7 @@ def _is_used(address: str) -> bool:
 
 
 class ControlSocket:
-    """The server's end. Runs in the process that owns the listening socket, in its event loop."""
+    """The server's end of the control socket. Runs in the event loop of the process that owns the listening socket."""
 
     def __init__(
         self, listener: socket.socket, path: Path, actions: Mapping[str, Action], watch: Watch, unwatch: Unwatch
@@ -162,7 +165,8 @@ class ControlSocket:
         return reply
 
     def close(self) -> None:
-        """Removes the file of the socket, unless it is another server's. Closes the socket and its connections."""
+        """Removes the file of the socket, unless it belongs to another server. Closes the socket and its
+        connections."""
         remove_control(self._path, self._identity)
         self._unwatch(self.listener)
         for connection in self._received:
@@ -201,14 +205,14 @@ class ControlSocket:
             connection.close()
             return
         reply = self.reply_to(connection)
-        action = self._actions.get(_requested(bytes(received)))
+        action = self._actions.get(_requested_action(bytes(received)))
         if action is None:
             reply(Outcome(False, f"this server does not know the request; it knows {', '.join(self._actions)}"))
         else:
             action(reply)
 
 
-def _requested(line: bytes) -> str:
+def _requested_action(line: bytes) -> str:
     """Returns the name of what a request asks for; empty if the line is no request."""
     try:
         request = json.loads(line)

@@ -73,5 +73,5 @@ class Lifespan:
     async def _on_reply(self, message: Any) -> None:
         """Receives the application's reply to an event: the application calls this as its `send`."""
         if self._reply is not None and not self._reply.done():
-            failed = message["type"].endswith(".failed")
-            self._reply.set_result((message.get("message") or "") if failed else None)
+            has_failed = message["type"].endswith(".failed")
+            self._reply.set_result((message.get("message") or "") if has_failed else None)

@@ -1,8 +1,9 @@
 """The terms of a change of the configuration while the server runs.
 
-A *reload* has two phases. First every worker prepares the new configuration beside the one in force. If all have done
-so, all switch to it; otherwise all discard it. The server knows a configuration only as bytes: a `ConfigurationSource`
-makes them in the parent process, and the application of each worker reads them.
+A *reload* has two phases. First every worker prepares the new configuration beside the one in force. If all workers
+have done so, all of them switch to the new configuration. Otherwise all of them discard it. The server knows a
+configuration only as bytes: a `ConfigurationSource` makes the bytes in the parent process, and the application of each
+worker reads the bytes.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class ConfigurationSource(Protocol):
     """Reads the configuration, and knows which one is in force. Used in the parent process."""
 
     def propose(self) -> Proposal:
-        """Reads and checks the whole configuration. Raises ChangeRefused if it is not valid, or if something in it
-        cannot change while the server runs."""
+        """Reads and checks the whole configuration. Raises ChangeRefused if the configuration is not valid, or if it
+        changes a setting that cannot change while the server runs."""
 
     def accept(self, proposal: Proposal) -> None:
         """Says that the proposal is in force: workers that start from now on use it."""
@@ -52,7 +53,7 @@ class LiveApplication(Protocol):
         """Uses the prepared configuration for all new requests."""
 
     async def discard(self) -> None:
-        """Drops what was prepared."""
+        """Discards the prepared configuration."""
 
     async def retire(self) -> None:
         """Starts no new background work, because the worker is about to end."""

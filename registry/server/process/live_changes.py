@@ -1,7 +1,7 @@
 """`LiveChanges`: the queue of the changes that a supervisor is asked for. One change runs at a time.
 
-A request that comes while a change of its kind waits joins it. So any number of requests during a reload leads to
-exactly one more reload.
+If a change of the same kind is waiting already, a request joins that change. So any number of requests during a reload
+leads to exactly one more reload.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class LiveChanges:
         self._source = source
         self._successor = successor
         self._notifier = notifier
-        self._numbers = command_numbers()
-        self._reloads: list[Reply] = []  # who waits for the next reload; empty: none is wanted
+        self._command_numbers = command_numbers()
+        self._reloads: list[Reply] = []  # the replies to those who wait for the next reload; empty: nobody wants one
         self._restarts: list[Reply] = []
         self._wanted_since = 0.0
-        self._replies: list[Reply] = []  # who waits for the change that runs
-        self._is_reload = False  # the change that runs, or the last one, is a reload
+        self._replies: list[Reply] = []  # the replies to those who wait for the change that runs
+        self._is_reload = False  # whether the change that runs is a reload; if none runs, whether the last one was
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None
@@ -111,7 +111,8 @@ class LiveChanges:
             self._reload.on_answer(worker, answer)
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Says that a worker has ended. Returns whether the supervisor must not start it again."""
+        """Called when a worker has ended. `how`: a text that says how it has ended. Returns True if the supervisor must
+        not start the worker again."""
         if self._reload is not None:
             self._reload.on_exit(worker, how)
         return self._renewal is not None and self._renewal.on_exit(worker, how)
@@ -155,7 +156,7 @@ class LiveChanges:
             if self._reloads:
                 self._replies, self._reloads = self._reloads, []
                 self._refuse_mixed_settings()
-                self._reload = Reload(self._pool, self._source, self._source.propose(), self._numbers)
+                self._reload = Reload(self._pool, self._source, self._source.propose(), self._command_numbers)
                 self._end(self._reload.outcome)
             elif self._successor is None:
                 self._replies, self._restarts = self._restarts, []
@@ -172,12 +173,13 @@ class LiveChanges:
 
     def _refuse_mixed_settings(self) -> None:
         """Raises ChangeRefused if workers of an old version still serve, because a restart was abandoned. Their
-        settings are not those in force here, so nobody could tell what a reload would change in them."""
-        old = sum(worker.is_adopted for worker in self._pool.serving)
-        if old:
+        settings differ from the settings of this process, so nobody could tell what a reload would change in these
+        workers."""
+        old_workers = sum(worker.is_adopted for worker in self._pool.serving)
+        if old_workers:
             raise ChangeRefused(
-                f"{old} old {'worker serves' if old == 1 else 'workers serve'} with the settings of before the last "
-                "restart, which was not completed: run `entrepot restart`"
+                f"{old_workers} old {'worker serves' if old_workers == 1 else 'workers serve'} with the settings of "
+                "before the last restart, which was not completed: run `entrepot restart`"
             )
 
     def _step_renewal(self, renewal: Renewal, now: float) -> None:

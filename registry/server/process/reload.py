@@ -24,17 +24,18 @@ def command_numbers() -> Iterator[int]:
 
 
 class Reload:
-    """One reload. While it runs, the supervisor must not fork workers: a new one would have the old configuration."""
+    """One reload. While it runs, the supervisor must not fork workers: a new worker would have the old
+    configuration."""
 
     def __init__(
         self, pool: WorkerPool, source: ConfigurationSource, proposal: Proposal, numbers: Iterator[int]
     ) -> None:
         self.outcome: Outcome | None = None
-        """How the reload has ended; None: it has not."""
+        """How the reload has ended; None: it still runs."""
         self._pool = pool
         self._source = source
         self._proposal = proposal
-        self._number = next(numbers)
+        self._prepare_number = next(numbers)
         self._switch_number = next(numbers)
         self._is_switching = False
         self._deadline = time.monotonic() + _PREPARE_SECONDS
@@ -42,7 +43,7 @@ class Reload:
         self._waiting = dict(self._workers)
         """The workers whose answer is missing."""
         for worker in list(self._workers.values()):
-            if not pool.command(worker, self._number, "prepare", proposal.configuration):
+            if not pool.command(worker, self._prepare_number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
                 return
         self._switch_when_prepared()  # at once if no worker runs
@@ -53,10 +54,10 @@ class Reload:
         return self._deadline
 
     def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
-        """Takes a worker's answer. Ignores those to other commands."""
+        """Takes a worker's answer. Ignores answers to other commands."""
         if self.outcome is not None or worker.pid not in self._waiting:
             return
-        if not self._is_switching and answer.number == self._number:
+        if not self._is_switching and answer.number == self._prepare_number:
             if answer.failure is not None:
                 self._refuse(answer.failure)
                 return
@@ -70,12 +71,12 @@ class Reload:
             self._end_when_switched()
 
     def on_exit(self, worker: WorkerProcess, how: str) -> None:
-        """Says that a worker has ended. `how` is the part of a sentence that follows "the worker"."""
+        """Called when a worker has ended. `how` is the part of a sentence that follows "the worker"."""
         if self.outcome is not None or self._workers.pop(worker.pid, None) is None:
             return
         self._waiting.pop(worker.pid, None)
         if self._is_switching:
-            self._end_when_switched()  # it starts again with the new configuration
+            self._end_when_switched()  # the worker starts again with the new configuration
         else:
             self._refuse(f"the worker {worker.pid} {how} before it had the new configuration")
 
@@ -97,7 +98,7 @@ class Reload:
         if self._waiting:
             return
         try:
-            self._source.accept(self._proposal)  # from here on, a worker that starts again uses it
+            self._source.accept(self._proposal)  # from here on, a worker that starts again uses the proposal
         except Exception as error:
             log.error("the new configuration cannot be put in force", exc_info=error)
             self._refuse(str(error) or type(error).__name__)

@@ -18,7 +18,7 @@ _START_SECONDS = 60.0
 
 class Renewal:
     """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement,
-    after the others, because there are to be fewer. `fork` starts a worker with an index."""
+    after the others, because the number of workers is reduced. `fork` starts a worker with an index."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class Renewal:
         surplus: Iterable[WorkerProcess] = (),
     ) -> None:
         self.outcome: Outcome | None = None
-        """How the renewal has ended; None: it has not."""
+        """How the renewal has ended; None: it still runs."""
         self._pool = pool
         self._fork = fork
         self._to_replace = list(to_replace)
         self._surplus = list(surplus)
-        self._replacement: WorkerProcess | None = None  # is to replace the first of `_to_replace`
+        self._replacement: WorkerProcess | None = None  # the new process for the first of `_to_replace`
 
     @property
     def deadline(self) -> float:
@@ -41,8 +41,8 @@ class Renewal:
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Says that a worker has ended. Returns whether the supervisor must not start it again, because it has a
-        replacement or is one. `how` is the part of a sentence that follows "the worker"."""
+        """Called when a worker has ended. Returns True if the supervisor must not start the worker again, because the
+        worker has a replacement or is one. `how` is the part of a sentence that follows "the worker"."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)
@@ -78,9 +78,9 @@ class Renewal:
                 self._pool.retire(self._surplus.pop())
             self.outcome = Outcome(True, "all workers were replaced")
 
-    def _abandon(self, why: str) -> None:
+    def _abandon(self, reason: str) -> None:
         """Ends the renewal. The workers that were not replaced yet go on serving."""
-        old = len(self._to_replace) + len(self._surplus)
-        self.outcome = Outcome(False, f"{why}; {old} old workers go on serving")
+        old_worker_count = len(self._to_replace) + len(self._surplus)
+        self.outcome = Outcome(False, f"{reason}; {old_worker_count} old workers go on serving")
         self._to_replace.clear()
         self._replacement = None

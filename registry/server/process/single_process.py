@@ -22,27 +22,27 @@ _NO_RESTART = (
 
 class SingleProcessChanges:
     """Reloads the configuration at SIGHUP and at requests on the control socket, one reload at a time. Requests that
-    come during a reload lead to one more. Refuses restarts."""
+    come during a reload lead to one more reload. Refuses restarts."""
 
     def __init__(self, live: LiveOptions, on_ready: Callable[[], None]) -> None:
-        """Opens the control socket. Create it before the process has threads, because that changes the umask for a
-        moment."""
+        """Opens the control socket. Create this object before the process has threads, because its creation changes the
+        umask for a moment."""
         self._live = live
         self._listener = None if live.control is None else listen_for_control(live.control)
         self._identity = None if live.control is None else file_identity(live.control)
         self._control: ControlSocket | None = None
         self._on_ready = on_ready
-        self._wanted: list[Reply] = []
+        self._waiting_replies: list[Reply] = []
         self._is_wanted = asyncio.Event()
         self._run_command: RunCommand | None = None
 
     def on_ready(self) -> None:
-        """Says that the worker accepts connections."""
+        """Called when the worker accepts connections."""
         self._live.notifier.ready("1 worker serves")
         self._on_ready()
 
     def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
-        """Starts to take requests. Returns the function that ends that."""
+        """Starts to take requests. Returns the function that stops this."""
         self._run_command = run_command
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
@@ -76,7 +76,7 @@ class SingleProcessChanges:
             listener.close()
 
     def _request_reload(self, reply: Reply) -> None:
-        self._wanted.append(reply)
+        self._waiting_replies.append(reply)
         self._is_wanted.set()
 
     def _refuse_restart(self, reply: Reply) -> None:
@@ -87,7 +87,7 @@ class SingleProcessChanges:
         while True:
             await self._is_wanted.wait()
             self._is_wanted.clear()
-            replies, self._wanted = self._wanted, []
+            replies, self._waiting_replies = self._waiting_replies, []
             try:
                 self._live.notifier.reloading()
                 outcome = await self._reload()

@@ -3,7 +3,7 @@
 The process keeps its pid, its child processes and the files that it passes on. So whoever watches the process (a
 service manager, a container, a terminal) notices nothing, and the workers of the old version go on until the new
 version has replaced them. Before that, the new version *checks* in a process of its own whether it can start. If it
-cannot, nothing has changed.
+cannot start, the old version goes on unchanged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from registry.server.process.worker_process import WorkerProcess
 HANDOVER_VARIABLE: Final = "_ENTREPOT_HANDOVER"
 """The environment variable with the `Handover`, as JSON."""
 _FORMAT: Final = 2
-"""Number of the format of a handover. A version that does not know it refuses to check."""
+"""Number of the format of a handover. A version that does not know the format refuses to take over."""
 _CHECK_SECONDS: Final = 60.0
 _SHOWN_BYTES: Final = 4096
-"""How much of the check's output is kept."""
+"""Number of bytes of the check's output that are kept."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Handover:
         return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
-        """Returns the workers of the old version. They count the connections of client addresses in memory that is
-        gone, so they have no column."""
+        """Returns the workers of the old version. These workers count the connections of client addresses in memory
+        that the new version does not have, so they have no column."""
         return [
             WorkerProcess(
                 pid=worker["pid"],
@@ -92,7 +92,8 @@ def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Check:
-    """The new version was started only to check whether it can take over. `facts`: those of the old version."""
+    """The new version was started only to check whether it can take over. `facts`: the facts about the old version
+    (`Handover.facts`)."""
 
     facts: dict[str, str]
 

@@ -81,13 +81,15 @@ class Supervisor:
         """Starts the workers, and returns after a stop, when all of them have ended. Returns the exit code, and in one
         line why the start of the server failed; None if it did not fail.
 
-        Call it in the main thread: only this thread can set signal handlers, and the kernel kills the workers when the
-        thread that forked them ends.
+        Call this method in the main thread. Only the main thread can set signal handlers. Also, the kernel kills the
+        workers when the thread that forked them ends.
         """
         self._selector.register(self._signal_reader, selectors.EVENT_READ, self._handle_signals)
-        handlers_before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        handlers_before = {signal_number: signal.signal(signal_number, self._on_signal) for signal_number in SIGNALS}
         wakeup_before = signal.set_wakeup_fd(self._signal_writer, warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # an old version that has executed this one blocks them
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, SIGNALS
+        )  # an old version has blocked them before it executed this one
         try:
             self._listen_for_control()
             if self._live.handover is None:
@@ -100,8 +102,8 @@ class Supervisor:
             self._pool.kill_all()
             self._close_control()
             signal.set_wakeup_fd(wakeup_before)
-            for number, handler in handlers_before.items():
-                signal.signal(number, handler)
+            for signal_number, handler in handlers_before.items():
+                signal.signal(signal_number, handler)
             self._selector.close()
             for end in (self._signal_reader, self._signal_writer, *self._alive_pipe):
                 os.close(end)
@@ -132,7 +134,9 @@ class Supervisor:
         if self._start_succeeded and not self._stopping:
             times.append(self._changes.deadline())
         next_time = min([*times, self._give_up_at])
-        return None if next_time == float("inf") else max(0.0, next_time - now) + 0.001  # never a moment too early
+        return (
+            None if next_time == float("inf") else max(0.0, next_time - now) + 0.001
+        )  # the added millisecond avoids a wake-up that is too early
 
     def _start_due_workers(self, now: float) -> None:
         if self._changes.holds_forks:
@@ -152,23 +156,23 @@ class Supervisor:
 
     def _handle_signals(self) -> None:
         """Acts on the signals that have arrived. The interpreter has written their numbers to the signal pipe."""
-        for number in os.read(self._signal_reader, 4096):
-            if number in (signal.SIGTERM, signal.SIGINT):
+        for signal_number in os.read(self._signal_reader, 4096):
+            if signal_number in (signal.SIGTERM, signal.SIGINT):
                 self._stop()
-            elif number == signal.SIGHUP and not self._stopping:
+            elif signal_number == signal.SIGHUP and not self._stopping:
                 self._changes.request_reload(no_reply)
-            elif number == signal.SIGUSR2 and not self._stopping:
+            elif signal_number == signal.SIGUSR2 and not self._stopping:
                 self._changes.request_restart(no_reply)
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, signal_number: int, _: FrameType | None) -> None:
         """At a second SIGINT, or a SIGINT during a stop: kills all workers and exits. The interpreter calls this
         function even while the loop is blocked, for example by a write to the log. All other signals are left to
         `_handle_signals`, which the loop calls."""
-        if number != signal.SIGINT:
+        if signal_number != signal.SIGINT:
             return
         if self._interrupted or self._stopping:
             self._pool.kill_in_signal_handler()
-            os._exit(128 + number)
+            os._exit(128 + signal_number)
         self._interrupted = True
 
     # Workers
@@ -263,8 +267,8 @@ class Supervisor:
             listener,
             path,
             {
-                "reload": self._asked(self._changes.request_reload),
-                "restart": self._asked(self._changes.request_restart),
+                "reload": self._control_action(self._changes.request_reload),
+                "restart": self._control_action(self._changes.request_restart),
             },
             self._watch,
             self._unwatch,
@@ -285,8 +289,9 @@ class Supervisor:
         """Returns the files of this process that its selector does not know, so that a worker can close them."""
         return [self._signal_writer, *([] if self._control is None else self._control.waiting)]
 
-    def _asked(self, request: Callable[[Reply], None]) -> Action:
-        """Returns the action of a request on the control socket. A server that stops refuses it."""
+    def _control_action(self, request: Callable[[Reply], None]) -> Action:
+        """Returns the action for a request on the control socket. The action refuses the request if the server is
+        stopping."""
 
         def act(reply: Reply) -> None:
             if self._stopping:
@@ -295,6 +300,8 @@ class Supervisor:
                 request(reply)
 
         return act
+
+    # Called by `LiveChanges` (its protocol `ChangingSupervisor` describes these methods)
 
     def begin_renewal(self) -> Renewal:
         return Renewal(self._pool, self._pool.serving, self._pool.fork)
@@ -333,13 +340,13 @@ class Supervisor:
         for worker in handover.adopted_workers():
             self._pool.adopt(worker)
         serving = self._pool.serving
-        kept = [worker for worker in serving if worker.index < self._workers]
-        surplus = [worker for worker in serving if worker.index >= self._workers]
-        missing = set(range(self._workers)) - {worker.index for worker in kept}
-        self._starts_due = dict.fromkeys(sorted(missing), 0.0)
+        kept_workers = [worker for worker in serving if worker.index < self._workers]
+        surplus_workers = [worker for worker in serving if worker.index >= self._workers]
+        missing_indexes = set(range(self._workers)) - {worker.index for worker in kept_workers}
+        self._starts_due = dict.fromkeys(sorted(missing_indexes), 0.0)
         replies = (
             []
             if self._control is None
             else [self._control.reply_to(socket.socket(fileno=file)) for file in handover.waiting]
         )
-        self._changes.go_on_with(Renewal(self._pool, kept, self._pool.fork, surplus), replies)
+        self._changes.go_on_with(Renewal(self._pool, kept_workers, self._pool.fork, surplus_workers), replies)

@@ -48,7 +48,7 @@ def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    return [listening_socket(number) for number in range(_FIRST_FILE, _FIRST_FILE + int(count))]
+    return [listening_socket(descriptor) for descriptor in range(_FIRST_FILE, _FIRST_FILE + int(count))]
 
 
 def listening_socket(file: int) -> socket.socket:

@@ -1,7 +1,8 @@
 """A worker process: runs one event loop with the application and the connections that this process has accepted.
 
 With several workers, a parent process, the *supervisor*, forks them and stops them with SIGTERM. A single worker runs
-without a supervisor, and handles all signals itself.
+without a supervisor, and handles all signals itself. A worker *retires* when another worker has taken its place: it
+accepts no more connections, and ends when its work is done.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ CLOSE_SECONDS = 5.0
 _DRAIN_CHECK_SECONDS = 0.02
 """During a stop, how often the worker checks whether all requests have ended."""
 _RETIREMENT_CHECK_SECONDS = 0.1
-"""The same, for a worker that retires."""
+"""How often a worker that retires checks whether its work is done."""
 PREPARE_SECONDS = 50.0
-"""How long the application may take to prepare a new configuration. A command that takes longer would hold up all
-later ones."""
+"""How long the application may take to prepare a new configuration. A command that takes longer would delay all later
+commands."""
 
 RunCommand = Callable[[str, bytes], Awaitable[None]]
+"""A function that runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
 """Called when the application has started. Returns the function to call at its end."""
 
@@ -76,8 +78,8 @@ class Worker:
         `alive_pipe` is the reading end of a pipe to which nothing is written. Only the supervisor holds the writing
         end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
         `commands` is the worker's end of the channel for the supervisor's commands. `on_start` is called when the
-        application has started, with the event loop and the function that runs a command; it returns a function to call
-        at the end. A worker without a supervisor needs it to change its configuration.
+        application has started, with the event loop and the function that runs a command; `on_start` returns a function
+        to call at the end. A worker without a supervisor needs it to change its configuration.
         """
         self._options = options
         self._on_ready = on_ready
@@ -166,8 +168,8 @@ class Worker:
             loop.add_reader(self._alive_pipe, os._exit, 1)  # exits with code 1 when the supervisor has ended
         # These signals would end the process by default, and a closed terminal sends SIGHUP to the whole process group.
         # A supervisor acts on them itself, and `on_start` sets other handlers in a worker without one.
-        for number in (signal.SIGHUP, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
+        for signal_number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(signal_number, signal.SIG_IGN)
         # The supervisor blocks these signals while it forks a worker.
         blocked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
@@ -177,11 +179,11 @@ class Worker:
         if self._options.listener_options.certificates is not None:
             self._options.listener_options.certificates.refresh(settled=settled)
 
-    def _on_interrupt(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
+    def _on_interrupt(self, loop: asyncio.AbstractEventLoop, signal_number: int, _: FrameType | None) -> None:
         """Stops the worker gracefully at the first SIGINT, and exits immediately at the second, or at one during a
         stop. The interpreter calls this function, not the event loop, so it works while a callback blocks the loop."""
         if self._interrupted or self._stop.is_set():
-            os._exit(128 + number)
+            os._exit(128 + signal_number)
         self._interrupted = True
         with suppress(RuntimeError):  # raised if the loop is closed, because the worker has stopped
             loop.call_soon_threadsafe(self._stop.set)

@@ -1,5 +1,5 @@
-"""`WorkerPool`: the worker processes of a supervisor. It forks, stops, kills and reaps them, and passes on what they
-report. It decides nothing: the supervisor does.
+"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them, and passes on what
+they report. The supervisor decides when to do so.
 
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
 pipe*. The supervisor never writes to it, but holds its only writing end. So the workers get an end of file from the
@@ -32,13 +32,14 @@ from registry.server.process.worker_process import WorkerProcess, reap, report_f
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 """The signals that wake the supervisor's loop. SIGCHLD arrives when a worker has ended."""
 KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
-"""Time from the end of a worker's grace period to SIGKILL. The first three numbers are how long the worker waits at
-most: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels last.
-The rest is a reserve."""
+"""Time from the end of a worker's grace period to SIGKILL. The first three numbers are the longest times for which the
+worker waits: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels
+last. The rest is a reserve."""
 REAP_SECONDS = 5.0
 """How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
 
 OnAnswer = Callable[[WorkerProcess, Answer], None]
+"""Called with the answer of a worker to a command."""
 OnExit = Callable[[WorkerProcess, int], None]
 """Called when a worker has ended, with its exit code, or the negative number of the signal that ended it."""
 
@@ -161,7 +162,8 @@ class WorkerPool:
                 self._on_answer(worker, answer)
 
     def command(self, worker: WorkerProcess, number: int, name: str, payload: bytes | None = None) -> bool:
-        """Sends a command. Returns False if the worker cannot get it, because it has ended or does not read."""
+        """Sends a command. Returns False if the worker cannot get the command, because the worker has ended or does not
+        read."""
         try:
             send_command(worker.commands, number, name, payload)
         except OSError:

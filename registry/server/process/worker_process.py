@@ -1,4 +1,5 @@
-"""A worker process as the supervisor, its parent, sees it: when it started, what it has reported, and how it ended.
+"""What the supervisor knows of a worker process, its child: when the worker started, what it has reported, and how it
+ended.
 
 A worker reports on its *status pipe*, to which only the worker writes. Once it accepts connections, it writes the line
 "ready". If it fails, it writes the reason, in one line.
@@ -31,13 +32,15 @@ class WorkerProcess:
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
     is_adopted: bool = False
-    """An old version of the program has forked the worker, which has the settings of that version."""
+    """Whether an old version of the program has forked the worker. If so, the worker has the settings of that
+    version."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     ready: bool = False
-    """The worker accepts connections."""
+    """Whether the worker accepts connections."""
     exit_expected: bool = False
-    """The supervisor has told the worker to stop, or has killed it. So it does not restart the worker."""
+    """Whether the supervisor has told the worker to stop, or has killed it. If so, the supervisor does not restart the
+    worker."""
     kill_at: float = float("inf")
     """When the supervisor sends SIGKILL if the worker has not ended by then."""
 

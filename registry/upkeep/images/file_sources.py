@@ -19,7 +19,8 @@ _MAX_LINKS: Final = 8
 
 
 class FileSource(Protocol):
-    """Files with images. `label`: the name of the whole, for messages. All methods raise ImageFileFailed."""
+    """Files with images. `label`: the name of the directory or archive, for messages. All methods raise
+    ImageFileFailed."""
 
     label: str
 
@@ -28,11 +29,11 @@ class FileSource(Protocol):
         ...
 
     def position(self, name: str) -> int:
-        """Returns a number that grows in the order in which files are read fastest."""
+        """Returns the file's place in the order in which files are read fastest."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """Opens a file, which exists."""
+        """Opens a file. The file must exist (`size` tells)."""
         ...
 
 
@@ -92,8 +93,8 @@ class DirectorySource:
 
 
 class TarSource:
-    """Files in a tar archive. A compressed archive is decompressed as it is read, and again from its beginning to go
-    back; so read its files in the order of `position`."""
+    """Files in a tar archive. A compressed archive is decompressed while it is read. To go back, it is decompressed
+    again from its beginning. So read the files in the order of `position`."""
 
     def __init__(self, path: Path, archive: tarfile.TarFile) -> None:
         self.label = str(path)

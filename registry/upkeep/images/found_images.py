@@ -1,7 +1,8 @@
 """Finds the images in a file source (`find_images`): in an OCI image layout, or in what `docker save` writes.
 
-A docker archive of the old form has no manifests, only configs and layers. So a manifest is made for each image: the
-same archive always gives the same one. The digests of uncompressed layers are stated in the config, and are compared.
+A docker archive of the old form has no manifests, only configs and layers. So this module makes a manifest for each
+image. The same archive always gives the same manifest. The config of an image states the digests of its uncompressed
+layers, and the layers are checked against these digests.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from storage.names import Digest
 
 CHUNK_BYTES: Final = 1 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+"""The first bytes of a layer that is compressed in this way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class FoundImage:
 @dataclass(slots=True)
 class FoundContent:
     """The content of a file. `made`: manifests that are not in the file but were made from it. `files`: the names of
-    those blobs whose files are not named after their digests."""
+    the files of some blobs, by the blob's digest. All other files are named after the digest of their blob."""
 
     source: FileSource
     images: list[FoundImage] = field(default_factory=list)
@@ -59,7 +61,8 @@ class FoundContent:
         return self.files.get(digest) or blob_file(digest)
 
     def manifest(self, digest: Digest, media_type: str) -> Manifest | None:
-        """Reads a manifest and checks it; None if the file does not contain it. Blocks. Raises ImageFileFailed."""
+        """Reads a manifest, checks its digest, and returns it; None if the file does not contain the manifest. Blocks.
+        Raises ImageFileFailed."""
         body = self.made.get(digest) or read_small(self.source, blob_file(digest))
         if body is None:
             return None
@@ -103,27 +106,27 @@ def _read_layout(content: FoundContent, index: Any) -> None:
             media_type = entry["mediaType"]
             if media_type not in MANIFESTS | INDEX_TYPES:
                 continue
-            found = names.setdefault((Digest(entry["digest"]), media_type), [])
-            found.extend(_names_of(entry.get("annotations") or {}))
+            entry_names = names.setdefault((Digest(entry["digest"]), media_type), [])
+            entry_names.extend(_names_of(entry.get("annotations") or {}))
     except (KeyError, TypeError, AttributeError, RegistryError) as error:
         raise ImageFileFailed(f"{content.source.label}: {INDEX_FILE} is not valid: {error}") from error
-    content.images += [FoundImage(*key, tuple(dict.fromkeys(found))) for key, found in names.items()]
+    content.images += [FoundImage(*key, tuple(dict.fromkeys(entry_names))) for key, entry_names in names.items()]
 
 
 def _names_of(annotations: Mapping[str, str]) -> list[str]:
     """Returns the names that the annotations of an entry state: none or one."""
-    full, short = annotations.get(IMAGE_NAME), annotations.get(REF_NAME)
-    if full:
-        return [full]
-    if not short:
+    full_name, short_name = annotations.get(IMAGE_NAME), annotations.get(REF_NAME)
+    if full_name:
+        return [full_name]
+    if not short_name:
         return []
-    return [short if ":" in short or "/" in short else f":{short}"]
+    return [short_name if ":" in short_name or "/" in short_name else f":{short_name}"]
 
 
 def _read_docker_archive(content: FoundContent, images: Any) -> None:
     """Adds the images of a docker archive of the old form."""
     try:
-        entries = [(str(each["Config"]), list(each["Layers"]), each.get("RepoTags") or []) for each in images]
+        entries = [(str(image["Config"]), list(image["Layers"]), image.get("RepoTags") or []) for image in images]
     except (KeyError, TypeError, AttributeError) as error:
         raise ImageFileFailed(f"{content.source.label}: {DOCKER_FILE} is not valid: {error}") from error
     files = {name for _, layers, _ in entries for name in layers}
@@ -131,13 +134,13 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
         if content.source.size(name) is None:
             raise ImageFileFailed(f"{content.source.label} is incomplete: it has no file {name}")
     # Each layer is read once, in the order of the archive.
-    hashed = {name: _hash_layer(content.source, name) for name in sorted(files, key=content.source.position)}
+    layers_by_file = {name: _hash_layer(content.source, name) for name in sorted(files, key=content.source.position)}
     for config_file, layers, names in entries:
         config = read_small(content.source, config_file)
         if config is None:
             raise ImageFileFailed(f"{content.source.label} is incomplete: it has no file {config_file}")
-        _check_diff_ids(content.source, config_file, config, [hashed[name] for name in layers])
-        descriptors = [hashed[name].descriptor for name in layers]
+        _check_diff_ids(content.source, config_file, config, [layers_by_file[name] for name in layers])
+        descriptors = [layers_by_file[name].descriptor for name in layers]
         config_descriptor = Descriptor(OCI_CONFIG, digest_of(config), len(config))
         body = json.dumps(
             {
@@ -151,7 +154,7 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
         digest = digest_of(body)
         content.made[digest] = body
         content.files[config_descriptor.digest] = config_file
-        content.files.update((hashed[name].descriptor.digest, name) for name in layers)
+        content.files.update((layers_by_file[name].descriptor.digest, name) for name in layers)
         content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(map(str, names))))
 
 
@@ -165,48 +168,50 @@ class _Layer:
 
 def _hash_layer(source: FileSource, name: str) -> _Layer:
     """Reads a layer and computes its digests."""
-    whole, plain, size = hashlib.sha256(), hashlib.sha256(), 0
-    suffix, decompress = "", None
+    file_hash, uncompressed_hash, size = hashlib.sha256(), hashlib.sha256(), 0
+    suffix, decompressor = "", None
     try:
         with source.open(name) as file:
             while data := file.read(CHUNK_BYTES):
                 if size == 0 and data.startswith(_GZIP):
-                    suffix, decompress = "+gzip", zlib.decompressobj(wbits=31)
+                    suffix, decompressor = "+gzip", zlib.decompressobj(wbits=31)
                 elif size == 0 and data.startswith(_ZSTD):
                     suffix = "+zstd"
-                whole.update(data)
+                file_hash.update(data)
                 size += len(data)
-                if decompress is not None:
-                    decompress = _decompress(decompress, data, plain)
+                if decompressor is not None:
+                    decompressor = _decompress(decompressor, data, uncompressed_hash)
     except (OSError, EOFError, zlib.error) as error:
         raise ImageFileFailed(f"{source.label} is damaged or cut off at {name}: {error}") from error
-    digest = f"sha256:{whole.hexdigest()}"
-    diff_id = digest if not suffix else f"sha256:{plain.hexdigest()}" if decompress is not None else None
+    digest = f"sha256:{file_hash.hexdigest()}"
+    diff_id = digest if not suffix else f"sha256:{uncompressed_hash.hexdigest()}" if decompressor is not None else None
     return _Layer(Descriptor(OCI_LAYER + suffix, Digest(digest), size), diff_id)
 
 
-def _decompress(decompress: Any, data: bytes, plain: Any) -> Any:
-    """Passes the decompressed data to the hash `plain`, in bounded pieces. Returns the decompressor to go on with: a
-    new one after the end of a gzip member, since a layer may consist of several."""
+def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
+    """Passes the decompressed data to the hash `uncompressed_hash`, in bounded pieces. Returns the decompressor for the
+    next data. After the end of a gzip member this is a new one, because a layer may consist of several members."""
     while data:
-        plain.update(decompress.decompress(data, CHUNK_BYTES))
-        if decompress.eof:
-            data = decompress.unused_data
+        uncompressed_hash.update(decompressor.decompress(data, CHUNK_BYTES))
+        if decompressor.eof:
+            data = decompressor.unused_data
             if data:
-                decompress = zlib.decompressobj(wbits=31)
+                decompressor = zlib.decompressobj(wbits=31)
         else:
-            data = decompress.unconsumed_tail
-    return decompress
+            data = decompressor.unconsumed_tail
+    return decompressor
 
 
 def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers: list[_Layer]) -> None:
     """Compares the layers with the digests in the config. Raises ImageFileFailed."""
     try:
-        stated = list(json.loads(config)["rootfs"]["diff_ids"])
+        stated_digests = list(json.loads(config)["rootfs"]["diff_ids"])
     except (ValueError, KeyError, TypeError) as error:
         raise ImageFileFailed(f"{source.label}: the config {config_file} states no layers") from error
-    if len(stated) != len(layers):
-        raise ImageFileFailed(f"{source.label}: the config {config_file} has {len(stated)} layers, not {len(layers)}")
-    for digest, layer in zip(stated, layers, strict=True):
+    if len(stated_digests) != len(layers):
+        raise ImageFileFailed(
+            f"{source.label}: the config {config_file} has {len(stated_digests)} layers, not {len(layers)}"
+        )
+    for digest, layer in zip(stated_digests, layers, strict=True):
         if layer.diff_id is not None and layer.diff_id != digest:
             raise ImageFileFailed(f"{source.label}: the layer {digest} is damaged: its bytes have {layer.diff_id}")

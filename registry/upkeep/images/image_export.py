@@ -21,7 +21,7 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 from storage.upkeep.reporter import Reporter
 
 MAX_DEPTH: Final = 8
-"""How deep indexes may contain indexes, and referrers refer to referrers."""
+"""Largest number of levels of indexes in indexes, and of referrers of referrers."""
 _PAGE: Final = 100
 
 
@@ -38,8 +38,9 @@ class ExportOptions:
 
 @dataclass(slots=True)
 class _Image:
-    """An image to export. `root`: what its name leads to. `manifests`: by digest, all that belong to it, listed ones
-    before the index that lists them. `referrers`: digests of those that are there because of their subject."""
+    """An image to export. `root`: what its name leads to. `manifests`: by digest, all manifests that belong to it, each
+    before the index that lists it. `referrers`: digests of the manifests that were added because their subject is
+    exported."""
 
     name: ImageReference
     registry: Registry
@@ -71,7 +72,7 @@ async def _export(
     for name in names:
         await reporter.report(message=f"reading {name}")
         images.append(await _read_image(router, name, options))
-    contents = {
+    sizes = {
         digest: size
         for image in images
         for digest, size in [
@@ -79,32 +80,34 @@ async def _export(
             *((digest, len(manifest.body)) for digest, manifest in image.manifests.items()),
         ]
     }
-    done = 0
+    exported_bytes = 0
 
     def note(count: int) -> None:
-        nonlocal done
-        done += count
+        nonlocal exported_bytes
+        exported_bytes += count
 
-    await reporter.report(0, total=sum(contents.values()), unit="bytes", message="exporting")
-    written, present = 0, 0
+    await reporter.report(0, total=sum(sizes.values()), unit="bytes", message="exporting")
+    written_blobs, present_blobs = 0, 0
     for image in images:
         for digest, blob in image.blobs.items():
             if writer.has(digest, blob.size):
-                present += 1
+                present_blobs += 1
                 note(blob.size)
             else:
                 reader = await image.registry.open_blob(image.repo, digest)
                 async with aclosing(reader):
-                    await writer.write(digest, blob.size, _reporting(reader, reporter, lambda: done), note)
-                written += 1
+                    await writer.write(
+                        digest, blob.size, _with_progress(reader, reporter, lambda: exported_bytes), note
+                    )
+                written_blobs += 1
         for digest, manifest in image.manifests.items():
             if not writer.has(digest, len(manifest.body)):
-                await writer.write(digest, len(manifest.body), _one(manifest.body), note)
+                await writer.write(digest, len(manifest.body), _single_chunk(manifest.body), note)
         reporter.step("image", image=str(image.name), digest=image.root.digest, manifests=len(image.manifests))
     entries = list(_entries(images))
     await writer.finish(entries, [_docker_entry(image) for image in images] if options.for_docker else None)
-    size = sum(contents.values())
-    return {"images": len(images), "blobs": written, "present_blobs": present, "size": size}
+    size = sum(sizes.values())
+    return {"images": len(images), "blobs": written_blobs, "present_blobs": present_blobs, "size": size}
 
 
 async def _read_image(router: Router, name: ImageReference, options: ExportOptions) -> _Image:
@@ -118,7 +121,7 @@ async def _read_image(router: Router, name: ImageReference, options: ExportOptio
     stored_root = root.digest
     if root.media_type in INDEXES and options.platforms is not None:
         await _choose_platforms(image, options)
-    await _walk(image, image.root, MAX_DEPTH)
+    await _add_manifest(image, image.root, MAX_DEPTH)
     if options.with_referrers:
         for digest in dict.fromkeys([*image.manifests, stored_root]):
             if digest in image.manifests or digest == stored_root:
@@ -132,8 +135,8 @@ async def _read_image(router: Router, name: ImageReference, options: ExportOptio
 
 
 async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
-    """Replaces the root, which is an index, by what it lists for the platforms: by a manifest, or, if there are
-    several, by a new index of them."""
+    """Replaces the root, which is an index, by the manifest that it lists for the platforms. If it lists several such
+    manifests, replaces the root by a new index of these manifests."""
     assert options.platforms is not None
     index = image.root
     chosen, missing = choose_manifests(index.manifests, options.platforms)
@@ -145,20 +148,21 @@ async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
         image.platform = chosen[0]
     else:
         document = json.loads(index.body)
-        wanted = {entry.digest for entry in chosen}
-        document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in wanted]
+        chosen_digests = {entry.digest for entry in chosen}
+        document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in chosen_digests]
         image.root = Manifest.parse(json.dumps(document).encode(), index.media_type)
 
 
-async def _walk(image: _Image, manifest: Manifest, depth: int) -> None:
-    """Adds a manifest, what it lists, and their blobs to the image."""
+async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
+    """Adds to the image a manifest, the manifests that it lists, and the blobs of all these. `depth`: how many further
+    levels of manifests are allowed."""
     if depth == 0:
         raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
     for entry in manifest.manifests:
         if entry.digest in manifest.blob_children:
             image.blobs.setdefault(entry.digest, entry)
         elif entry.digest not in image.manifests:
-            await _walk(image, await image.registry.get_manifest(image.repo, entry.digest), depth - 1)
+            await _add_manifest(image, await image.registry.get_manifest(image.repo, entry.digest), depth - 1)
     for blob in manifest.blobs:
         if blob.digest not in manifest.foreign:
             image.blobs.setdefault(blob.digest, blob)
@@ -166,17 +170,18 @@ async def _walk(image: _Image, manifest: Manifest, depth: int) -> None:
 
 
 async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
-    """Adds the manifests whose subject is `subject`, and those that refer to them."""
+    """Adds the manifests whose subject is `subject`, and the referrers of these manifests. `depth`: how many further
+    levels of referrers are allowed."""
     after: str | None = None
-    more = depth > 0
-    while more:
+    has_more = depth > 0
+    while has_more:
         page = await image.registry.referrers(image.repo, subject, None, after, _PAGE)
-        for found in page.items:
-            if found.digest not in image.manifests:
-                await _walk(image, await image.registry.get_manifest(image.repo, found.digest), depth)
-                image.referrers.append(found.digest)
-                await _add_referrers(image, found.digest, depth - 1)
-        more = page.more and (bool(page.items) or page.next_after is not None)
+        for referrer in page.items:
+            if referrer.digest not in image.manifests:
+                await _add_manifest(image, await image.registry.get_manifest(image.repo, referrer.digest), depth)
+                image.referrers.append(referrer.digest)
+                await _add_referrers(image, referrer.digest, depth - 1)
+        has_more = page.more and (bool(page.items) or page.next_after is not None)
         after = page.next_after or (page.items[-1].digest if page.items else None)
 
 
@@ -207,20 +212,20 @@ def _is_runnable(manifest: Manifest) -> bool:
 def _docker_entry(image: _Image) -> Document:
     """Returns the entry of the image in a docker archive's `manifest.json`."""
     assert image.root.config is not None
-    fields: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "Config": blob_file(image.root.config.digest),
         "RepoTags": [str(image.name)] if isinstance(image.name.reference, Tag) else None,
         "Layers": [blob_file(layer.digest) for layer in image.root.layers],
     }
-    return fields
+    return entry
 
 
-async def _one(data: bytes) -> AsyncIterator[bytes]:
+async def _single_chunk(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _reporting(chunks: Any, reporter: Reporter, done: Any) -> AsyncIterator[bytes]:
+async def _with_progress(chunks: Any, reporter: Reporter, exported_bytes: Any) -> AsyncIterator[bytes]:
     """Yields the chunks, and reports the progress before each."""
     async for chunk in chunks:
-        await reporter.report(done())
+        await reporter.report(exported_bytes())
         yield chunk

@@ -41,6 +41,6 @@ def with_file_errors(what: str, call: Callable[[], T]) -> T:
     try:
         return call()
     except OSError as error:
-        full = error.errno in DISK_FULL_ERRNOS
-        reason = "the disk is full; free some space there" if full else error.strerror or str(error)
+        is_disk_full = error.errno in DISK_FULL_ERRNOS
+        reason = "the disk is full; free some space there" if is_disk_full else error.strerror or str(error)
         raise ImageFileFailed(f"{what}: {reason}") from error

@@ -25,9 +25,12 @@ from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags, immutable_tag_de
 from storage.upkeep.reporter import Reporter
 
 ATTEMPTS: Final = 3
-"""How often an image is pushed whose blobs are collected before its manifest is stored."""
+"""Largest number of attempts to push an image. An attempt fails if the garbage collection deletes a blob of the image
+before its manifest is stored."""
 MAX_DEPTH: Final = 8
+"""Largest number of levels of manifests in one image, because an index can list other indexes."""
 _HUB_PREFIXES: Final = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/")
+"""The beginnings of Docker Hub names that docker does not show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class ImportName:
 
 
 @dataclass(slots=True)
-class _Tree:
+class _ImageTree:
     """An image with everything that belongs to it. `manifests`: in the order in which they are stored. `missing`:
     digests of listed manifests that the file does not contain."""
 
@@ -73,8 +76,12 @@ async def import_images(
     upstream), and what pushes raise. What was stored before an error stays."""
     trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
     referrers = [tree for tree in trees if tree.root.subject is not None]
-    named = [pair for pair in zip(content.images, trees, strict=True) if pair[1].root.subject is None or pair[0].names]
-    targets = _targets(content, named, name, own_host)
+    named_images = [
+        (image, tree)
+        for image, tree in zip(content.images, trees, strict=True)
+        if tree.root.subject is None or image.names
+    ]
+    targets = _targets(content, named_images, name, own_host)
     importer = _Importer(router, content, by, reporter, immutable_tags)
     for tree, references in targets:
         await importer.push(tree, references)
@@ -90,13 +97,13 @@ async def import_images(
 
 
 def _targets(
-    content: FoundContent, images: list[tuple[FoundImage, _Tree]], name: ImportName | None, own_host: str
-) -> list[tuple[_Tree, list[ImageReference]]]:
+    content: FoundContent, images: list[tuple[FoundImage, _ImageTree]], name: ImportName | None, own_host: str
+) -> list[tuple[_ImageTree, list[ImageReference]]]:
     """Returns the names under which each image is stored. Raises ImageFileFailed if they are not clear."""
     label = content.source.label
     if name is not None and name.tag is not None and len(images) > 1:
-        found = ", ".join(text for image, _ in images for text in image.names) or "without names"
-        raise ImageFileFailed(f"{label} has {len(images)} images ({found}); give --as NAME without a tag")
+        found_names = ", ".join(text for image, _ in images for text in image.names) or "without names"
+        raise ImageFileFailed(f"{label} has {len(images)} images ({found_names}); give --as NAME without a tag")
     targets = []
     for image, tree in images:
         if name is not None and name.tag is not None:
@@ -112,8 +119,9 @@ def _targets(
 
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
-    """Returns the repository and tag that a name in the file means here. The names of Docker Hub lose what docker does
-    not show. The host of this registry and a host with a port are left out."""
+    """Returns the repository and tag that a name in the file means here. Leaves out the parts of Docker Hub names that
+    docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a host with a
+    port."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -134,20 +142,21 @@ def _reference(label: str, text: str, name: ImportName | None, own_host: str) ->
     return reference
 
 
-def _read_tree(content: FoundContent, image: FoundImage) -> _Tree:
-    """Reads the manifests of an image. Of an index, those are left out that the file does not contain: `docker save`
-    writes only the platforms that are on its machine. Blocks. Raises ImageFileFailed."""
+def _read_tree(content: FoundContent, image: FoundImage) -> _ImageTree:
+    """Reads the manifests of an image. Leaves out manifests that an index lists but the file does not contain: `docker
+    save` writes only the platforms that are on its machine. Blocks. Raises ImageFileFailed."""
     root = content.manifest(image.digest, image.media_type)
     if root is None:
         raise ImageFileFailed(f"{content.source.label} is incomplete: it has no manifest {image.digest}")
-    tree = _Tree(root)
-    tree.root = _add(content, tree, root, MAX_DEPTH)
+    tree = _ImageTree(root)
+    tree.root = _add_manifest(content, tree, root, MAX_DEPTH)
     return tree
 
 
-def _add(content: FoundContent, tree: _Tree, manifest: Manifest, depth: int) -> Manifest:
-    """Adds a manifest and what it lists. Returns the manifest, or, if the file lacks some that it lists, an index of
-    the others."""
+def _add_manifest(content: FoundContent, tree: _ImageTree, manifest: Manifest, depth: int) -> Manifest:
+    """Adds to `tree` a manifest, and the manifests and blobs that it lists. `depth`: how many further levels of
+    manifests are allowed. Returns the manifest. If the file lacks some of the listed manifests, returns an index of the
+    other ones instead."""
     if depth == 0:
         raise ImageFileFailed(f"{content.source.label} has indexes in indexes, more than {MAX_DEPTH} deep")
     replaced: dict[str, Manifest | None] = {}
@@ -156,11 +165,13 @@ def _add(content: FoundContent, tree: _Tree, manifest: Manifest, depth: int) -> 
             tree.blobs.setdefault(entry.digest, entry)
             continue
         child = content.manifest(entry.digest, entry.media_type)
-        new = None if child is None or not _has_blobs(content, child) else _add(content, tree, child, depth - 1)
-        if new is None:
+        replacement = (
+            None if child is None or not _has_blobs(content, child) else _add_manifest(content, tree, child, depth - 1)
+        )
+        if replacement is None:
             tree.missing.append(entry.digest)
-        if new is None or new.digest != entry.digest:
-            replaced[entry.digest] = new
+        if replacement is None or replacement.digest != entry.digest:
+            replaced[entry.digest] = replacement
     if replaced:
         manifest = _without_missing(content, manifest, replaced)
     for blob in manifest.blobs:
@@ -173,18 +184,19 @@ def _add(content: FoundContent, tree: _Tree, manifest: Manifest, depth: int) -> 
 def _has_blobs(content: FoundContent, manifest: Manifest) -> bool:
     """Returns whether the file contains the blobs of a listed manifest. containerd keeps manifests of other platforms
     without their blobs, and `docker save` writes them."""
-    wanted = [blob.digest for blob in manifest.blobs if blob.digest not in manifest.foreign]
-    return all(content.source.size(content.file_of(digest)) is not None for digest in wanted)
+    needed_digests = [blob.digest for blob in manifest.blobs if blob.digest not in manifest.foreign]
+    return all(content.source.size(content.file_of(digest)) is not None for digest in needed_digests)
 
 
 def _without_missing(content: FoundContent, index: Manifest, replaced: dict[str, Manifest | None]) -> Manifest:
-    """Returns the index with other entries instead of those in `replaced`. Raises ImageFileFailed if none is left."""
+    """Returns the index with changed entries. `replaced`: the manifest to list instead, by the digest of the old entry;
+    None: the entry is left out. Raises ImageFileFailed if no entry is left."""
     document = json.loads(index.body)
     entries = []
     for entry in document["manifests"]:
-        new = replaced.get(entry["digest"])
-        if new is not None:
-            entries.append({**entry, "digest": new.digest, "size": len(new.body)})
+        replacement = replaced.get(entry["digest"])
+        if replacement is not None:
+            entries.append({**entry, "digest": replacement.digest, "size": len(replacement.body)})
         elif entry["digest"] not in replaced:
             entries.append(entry)
     if not entries:
@@ -207,9 +219,10 @@ class _Importer:
         self._reporter = reporter
         self._immutable_tags = immutable_tags
         self._stored: dict[Digest, set[RepositoryName]] = {}
-        """The manifests that were stored, and in which repositories."""
+        """The repositories in which each manifest was stored, by the manifest's digest."""
         self._refused: set[Digest] = set()
-        """The manifests that no repository took, because the tag was immutable, and their referrers."""
+        """The manifests that were stored in no repository because their tag is immutable, and the referrers of these
+        manifests."""
         self.manifests = 0
         self.new_blobs = 0
         self.present_blobs = 0
@@ -219,14 +232,14 @@ class _Importer:
     def has_stored(self, digest: Digest) -> bool:
         return digest in self._stored
 
-    async def push(self, tree: _Tree, references: list[ImageReference]) -> None:
+    async def push(self, tree: _ImageTree, references: list[ImageReference]) -> None:
         """Stores an image under all names, except for immutable tags that point at something else."""
         by_repository: dict[RepositoryName, list[Tag]] = {}
         for repository, reference in references:
             assert isinstance(reference, Tag)
             by_repository.setdefault(repository, []).append(reference)
-        for repo, named in by_repository.items():
-            tags = await self._changeable(repo, tree.root, named)
+        for repo, named_tags in by_repository.items():
+            tags = await self._changeable_tags(repo, tree.root, named_tags)
             if not tags:
                 self._refused.add(tree.root.digest)
                 continue
@@ -235,25 +248,25 @@ class _Importer:
                 missing: list[Any] = list(tree.missing)
                 self._reporter.step("image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
 
-    async def _changeable(self, repo: RepositoryName, root: Manifest, tags: list[Tag]) -> list[Tag]:
-        """Returns those of the tags that may point at the manifest. Tells the others as problems."""
+    async def _changeable_tags(self, repo: RepositoryName, root: Manifest, tags: list[Tag]) -> list[Tag]:
+        """Returns those of the tags that may point at the manifest. Reports the other tags as problems."""
         is_immutable = self._immutable_tags.in_repository(repo)
         changeable = []
         for tag in tags:
-            current = None
+            current_digest = None
             if is_immutable(tag):
                 with suppress(ManifestUnknown, NameUnknown):
-                    current = (await self._router.hosted.resolve_manifest(repo, tag)).digest
-            if current is None or current == root.digest:
+                    current_digest = (await self._router.hosted.resolve_manifest(repo, tag)).digest
+            if current_digest is None or current_digest == root.digest:
                 changeable.append(tag)
             else:
                 self.problems += 1
-                reason = immutable_tag_denied(repo, tag, current).message
+                reason = immutable_tag_denied(repo, tag, current_digest).message
                 self._reporter.step("problem", image=f"{repo}:{tag}", digest=root.digest, reason=reason)
         return changeable
 
-    async def push_referrers(self, trees: list[_Tree]) -> None:
-        """Stores manifests beside their subjects. Leaves out those of images that were not stored because of an
+    async def push_referrers(self, trees: list[_ImageTree]) -> None:
+        """Stores manifests beside their subjects. Leaves out the referrers of images that were not stored because of an
         immutable tag. Raises ImageFileFailed if a subject is not among the manifests of the file."""
         waiting = list(trees)
         while waiting:
@@ -275,7 +288,7 @@ class _Importer:
                 self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
             waiting = [tree for tree in waiting if tree not in ready]
 
-    async def _push_to(self, repo: RepositoryName, tree: _Tree, tags: list[Tag]) -> None:
+    async def _push_to(self, repo: RepositoryName, tree: _ImageTree, tags: list[Tag]) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             await self._push_blobs(repo, tree)
             try:
@@ -284,14 +297,14 @@ class _Importer:
                         repo, manifest, tags if digest == tree.root.digest else (), by=self._by
                     )
                 break
-            except ManifestBlobUnknown:  # with a short grace period, blobs are collected soon
+            except ManifestBlobUnknown:  # with a short grace period, the garbage collection deletes blobs soon
                 if attempt == ATTEMPTS:
                     raise
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
 
-    async def _push_blobs(self, repo: RepositoryName, tree: _Tree) -> None:
+    async def _push_blobs(self, repo: RepositoryName, tree: _ImageTree) -> None:
         position = self._content.source.position
         for blob in sorted(tree.blobs.values(), key=lambda blob: position(self._content.file_of(blob.digest))):
             await self._reporter.report(self.done_bytes, unit="bytes", message=f"importing into {repo}")
@@ -302,7 +315,8 @@ class _Importer:
                 self.new_blobs += 1
 
     async def _is_stored(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the repository has the blob. Adds it if another repository has it."""
+        """Returns whether the repository has the blob. If only another repository has the blob, adds it to this one,
+        and returns True."""
         with suppress(BlobUnknown):
             await self._router.hosted.resolve_blob(repo, digest)
             return True

@@ -27,6 +27,7 @@ from storage.running_digest import start_digest
 
 T = TypeVar("T")
 Document = dict[str, Any]
+"""A JSON object."""
 
 
 class ImageWriter(Protocol):
@@ -49,12 +50,13 @@ class ImageWriter(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Called after an error: removes what is of no use for the next run."""
+        """Called after an error: removes the files that are of no use for the next run."""
         ...
 
 
 class LayoutDirectory:
-    """An OCI image layout in a directory. Adds to the layout that is there. Implements `ImageWriter`."""
+    """An OCI image layout in a directory. Keeps the content of an existing layout, and adds to it. Implements
+    `ImageWriter`."""
 
     def __init__(self, root: Path) -> None:
         """Raises ImageFileFailed if the directory has other content than a layout."""
@@ -81,11 +83,11 @@ class LayoutDirectory:
     ) -> None:
         path = self._root / blob_file(digest)
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with await self._run(self._open) as file:
-            await _copy(digest, size, chunks, on_bytes, lambda chunk: self._run(lambda: file.write(chunk)))
-            await self._run(lambda: _sync(file))
+        with await self._run_in_thread(self._open) as file:
+            await _copy(digest, size, chunks, on_bytes, lambda chunk: self._run_in_thread(lambda: file.write(chunk)))
+            await self._run_in_thread(lambda: _sync(file))
         temporary = self._temporary
-        await self._run(lambda: os.rename(temporary, path))
+        await self._run_in_thread(lambda: os.rename(temporary, path))
         self._temporary = None
 
     def _open(self) -> BinaryIO:
@@ -95,40 +97,40 @@ class LayoutDirectory:
         return open(self._temporary, "wb")
 
     def _make_layout(self) -> None:
-        """Creates the directory with the file that says what it is."""
+        """Creates the directory with the file that marks it as an OCI image layout."""
         if not (self._root / LAYOUT_FILE).exists():
             self._root.mkdir(parents=True, exist_ok=True)
             _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
 
     async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
-        await self._run(self._make_layout)
-        await self._run(lambda: self._write_index(entries))
+        await self._run_in_thread(self._make_layout)
+        await self._run_in_thread(lambda: self._write_index(entries))
 
     def _write_index(self, entries: list[Document]) -> None:
         """Adds the entries to `index.json`. An entry replaces others with the same tag, or with the same digest and no
         tag."""
         path = self._root / INDEX_FILE
-        old: list[Document] = []
+        old_entries: list[Document] = []
         with suppress(FileNotFoundError):
             try:
-                old = list(json.loads(path.read_bytes())["manifests"])
+                old_entries = list(json.loads(path.read_bytes())["manifests"])
             except (ValueError, KeyError, TypeError):
                 raise ImageFileFailed(f"{path} is not valid; name a new directory") from None
-        new = {_entry_key(entry): entry for entry in [*old, *entries]}
-        _write_whole(path, index_json(list(new.values())))
+        entries_by_key = {_entry_key(entry): entry for entry in [*old_entries, *entries]}
+        _write_whole(path, index_json(list(entries_by_key.values())))
 
     def abandon(self) -> None:
         if self._temporary is not None:
             with suppress(OSError):
                 self._temporary.unlink()
 
-    async def _run(self, call: Callable[[], T]) -> T:
+    async def _run_in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.to_thread(with_file_errors, self._failure, call)
 
 
 class TarArchive:
-    """A tar archive with an OCI image layout, and, if wanted, what `docker load` of all versions reads. Implements
-    `ImageWriter`."""
+    """A tar archive with an OCI image layout, and, if wanted, the file `manifest.json` that `docker load` of all
+    versions reads. Implements `ImageWriter`."""
 
     def __init__(self, path: Path | None, stream: BinaryIO | None = None) -> None:
         """Writes a file at `path`; None: writes to `stream`."""
@@ -191,15 +193,15 @@ async def _copy(
     append: Callable[[bytes], Any],
 ) -> None:
     """Passes the chunks to `append`. Raises ImageFileFailed if they do not have the digest and size."""
-    running, length = start_digest(digest.algorithm), 0
+    running_digest, length = start_digest(digest.algorithm), 0
     async for chunk in chunks:
         length += len(chunk)
         if length > size:
             break
-        running.update(chunk)
+        running_digest.update(chunk)
         await append(bytes(chunk))
         on_bytes(len(chunk))
-    if length != size or running.digest() != digest:
+    if length != size or running_digest.digest() != digest:
         raise ImageFileFailed(f"the registry's bytes of {digest} are damaged; run `entrepot scrub`, or push it again")
 
 
@@ -241,8 +243,8 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    directory_descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        os.fsync(directory_descriptor)
     finally:
-        os.close(fd)
+        os.close(directory_descriptor)

@@ -49,12 +49,12 @@ def decide(
             f"{date_text(tag.unrecorded)}",
         )
     not_newest = f"not one of the newest {rule.keep_last}, " if rule.keep_last else ""
-    pulled = "never pulled"
+    pull_text = "never pulled"
     if tag.pulled is not None:
-        pulled = f"last pulled {date_text(tag.pulled)}"
+        pull_text = f"last pulled {date_text(tag.pulled)}"
     elif tag.unrecorded is not None:
-        pulled = f"not pulled since {date_text(tag.unrecorded)}"
-    return Decision(False, f"{not_newest}pushed {date_text(tag.pushed)}, {pulled}")
+        pull_text = f"not pulled since {date_text(tag.unrecorded)}"
+    return Decision(False, f"{not_newest}pushed {date_text(tag.pushed)}, {pull_text}")
 
 
 def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:

@@ -37,8 +37,9 @@ class JudgedTag(NamedTuple):
 
 
 class RetentionJudge:
-    """Finds the rule of a repository, and what it decides on the repository's tags. `naming` tells which repositories
-    are mirrored; no rule applies to those. `immutable_tags`: the tags that are kept whatever a rule says."""
+    """Finds the rule of a repository, and what this rule decides on the repository's tags. `naming` tells which
+    repositories are mirrored; no rule applies to those. `immutable_tags`: the tags that are kept whatever a rule
+    says."""
 
     def __init__(
         self,
@@ -61,7 +62,9 @@ class RetentionJudge:
         """Returns the first rule that matches the repository; None: no rule does, or the repository is mirrored."""
         if self._naming.upstream_of(repo) is not None:
             return None
-        matching = (rule for rule in self.rules if any(NamePattern(p).matches(repo) for p in rule.rule.repositories))
+        matching = (
+            rule for rule in self.rules if any(NamePattern(pattern).matches(repo) for pattern in rule.rule.repositories)
+        )
         return next(matching, None)
 
     async def repositories(self, after: str | None = None) -> AsyncIterator[tuple[RepositoryName, NumberedRule]]:
@@ -105,7 +108,9 @@ class UnmatchedPatterns:
     def on_repository(self, repo: RepositoryName, rule: NumberedRule) -> None:
         """Takes note that `rule` applies to the repository."""
         self._unmatched = [
-            (other, pattern) for other, pattern in self._unmatched if other != rule or not pattern.matches(repo)
+            (other_rule, pattern)
+            for other_rule, pattern in self._unmatched
+            if other_rule != rule or not pattern.matches(repo)
         ]
 
     def texts(self) -> list[str]:

@@ -17,8 +17,8 @@ from storage.retention import MAX_PAGE_ROWS, ManifestKey, Retention, UnusedLimit
 @dataclass(frozen=True, slots=True)
 class PreviewLine:
     """What would happen to a tag, or, if `tag` is None, to an untagged manifest. `rule`: the number of the rule that
-    decides. `pushed`, `pulled`: when it was last pushed and pulled, in seconds since 1970; None: never, or not known
-    for an untagged manifest."""
+    decides. `pushed`, `pulled`: when the tag or manifest was last pushed and pulled, in seconds since 1970. `pulled` is
+    None if there was no pull, or for an untagged manifest, because its last pull is not known."""
 
     repository: RepositoryName
     tag: Tag | None
@@ -32,9 +32,9 @@ class PreviewLine:
 
 @dataclass(slots=True)
 class PreviewSummary:
-    """The totals of a preview. `bytes_freed`: what garbage collection frees once all that the rules delete has gone.
-    `bytes_left`: what the images of deleted tags still occupy then, because their rule has no `delete_untagged_after`.
-    Each blob is counted once. `warnings`: patterns that apply to no repository."""
+    """The totals of a preview. `bytes_freed`: the bytes that garbage collection frees once everything that the rules
+    delete is gone. `bytes_left`: the bytes that the images of deleted tags still occupy then, because their rule has no
+    `delete_untagged_after`. Each blob is counted once. `warnings`: patterns that apply to no repository."""
 
     repositories: int = 0
     tags_kept: int = 0
@@ -46,6 +46,7 @@ class PreviewSummary:
 
 
 OnLine = Callable[[PreviewLine], None]
+"""Receives one line of the preview."""
 
 
 class RetentionPreview:
@@ -61,17 +62,19 @@ class RetentionPreview:
         this repository. Raises NameUnknown if no rule applies to it."""
         summary = PreviewSummary()
         freed: set[ManifestKey] = set()
-        left: set[ManifestKey] = set()
+        only_untagged: set[ManifestKey] = set()
         if repo is not None:
-            await self._preview(repo, self.rule_of(repo), on_line, summary, freed, left)
+            await self._preview(repo, self.rule_of(repo), on_line, summary, freed, only_untagged)
         else:
             unmatched = UnmatchedPatterns(self.judge.rules)
-            async for found, rule in self.judge.repositories():
-                unmatched.on_repository(found, rule)
-                await self._preview(found, rule, on_line, summary, freed, left)
+            async for listed_repo, rule in self.judge.repositories():
+                unmatched.on_repository(listed_repo, rule)
+                await self._preview(listed_repo, rule, on_line, summary, freed, only_untagged)
             summary.warnings = unmatched.texts()
         summary.bytes_freed = await self._retention.freed_bytes(freed)
-        summary.bytes_left = await self._retention.freed_bytes(freed | left) - summary.bytes_freed if left else 0
+        summary.bytes_left = (
+            await self._retention.freed_bytes(freed | only_untagged) - summary.bytes_freed if only_untagged else 0
+        )
         return summary
 
     def rule_of(self, repo: RepositoryName) -> NumberedRule:
@@ -97,19 +100,19 @@ class RetentionPreview:
         on_line: OnLine,
         summary: PreviewSummary,
         freed: set[ManifestKey],
-        left: set[ManifestKey],
+        only_untagged: set[ManifestKey],
     ) -> None:
-        """Previews one repository. Adds the manifests that would go to `freed`, and those that only lose their tags to
-        `left`."""
+        """Previews one repository. Adds the manifests that would be deleted to `freed`. Adds the manifests that would
+        only lose their tags to `only_untagged`."""
         now = self._clock()
         summary.repositories += 1
-        unwanted: set[Tag] = set()
+        deleted_tags: set[Tag] = set()
         roots: list[ManifestKey] = []
         async for page in self.judge.tags(repo, rule.rule, now):
             for tag, decision in page:
                 on_line(_tag_line(repo, rule, JudgedTag(tag, decision)))
                 if not decision.is_kept:
-                    unwanted.add(tag.name)
+                    deleted_tags.add(tag.name)
                     roots.append(tag.manifest)
             summary.tags_kept += len(page)
         summary.tags_deleted += len(roots)
@@ -119,7 +122,7 @@ class RetentionPreview:
             await self._preview_untagged(repo, rule, limits, on_line, summary, freed)
         for start in range(0, len(roots), MAX_PAGE_ROWS):
             batch = roots[start : start + MAX_PAGE_ROWS]
-            await self._retention.add_unused(repo, batch, unwanted, left if limits is None else freed)
+            await self._retention.add_unused(repo, batch, deleted_tags, only_untagged if limits is None else freed)
 
     async def _preview_untagged(
         self,
@@ -131,7 +134,7 @@ class RetentionPreview:
         freed: set[ManifestKey],
     ) -> None:
         """Previews the manifests of a repository that have been unused for long enough."""
-        before = len(freed)
+        count_before = len(freed)
         after: Digest | None = None
         while True:
             page = await self._retention.untagged(repo, limits, after)
@@ -142,7 +145,7 @@ class RetentionPreview:
             if page.next_after is None:
                 break
             after = page.next_after
-        summary.manifests_deleted += len(freed) - before
+        summary.manifests_deleted += len(freed) - count_before
 
 
 def _tag_line(repo: RepositoryName, rule: NumberedRule, judged: JudgedTag) -> PreviewLine:

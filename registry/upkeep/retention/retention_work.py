@@ -1,7 +1,7 @@
 """The work of the job `retention`: deletes the tags and untagged manifests that no rule keeps (`RetentionWork`).
 
-It handles one repository after the other, and remembers the last one, so that the job continues there after a restart.
-In a repository it first deletes tags and then untagged manifests.
+It handles one repository after the other, and records the last one that it has handled, so that the job continues there
+after a restart. In a repository it first deletes tags and then untagged manifests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ KIND: Final = "retention"
 ACTOR: Final = Actor(name="entrepot retention")
 """The name with which the audit log says who deleted content."""
 _DELETES_AT_A_TIME: Final = 16
-"""Number of deletions of tags that may share a commit. Each is a change of its own."""
+"""Largest number of deletions of tags that run at the same time, so that they can share a commit. Each is recorded as a
+change of its own."""
 OnDeleted = Callable[[Literal["tag", "manifest"], int], None]
 """Called with what was deleted, and how much of it."""
 _COUNTS: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
@@ -36,7 +37,8 @@ def ignore_deleted(content: str, count: int) -> None:
 
 
 class RetentionWork:
-    """Deletes what no rule keeps. `clock` returns the time in seconds since 1970. `on_deleted` counts what goes."""
+    """Deletes what no rule keeps. `clock` returns the time in seconds since 1970. `on_deleted` counts what is
+    deleted."""
 
     def __init__(
         self,
@@ -60,39 +62,42 @@ class RetentionWork:
         async for repo, rule in self._judge.repositories(position.get("after")):
             unmatched.on_repository(repo, rule)
             await context.report(counts["repositories"], unit="repositories", message=repo)
-            await self._handle(context, repo, rule, counts)
+            await self._handle_repository(context, repo, rule, counts)
             counts["repositories"] += 1
             await context.report(counts["repositories"], position={"after": repo, **counts})
         return {**counts, "warnings": unmatched.texts() if is_whole_run else []}
 
-    async def _handle(
+    async def _handle_repository(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, counts: dict[str, int]
     ) -> None:
         """Handles one repository. Adds to `counts`."""
         now = self._clock()
         async for page in self._judge.tags(repo, rule.rule, now):
             await context.report()
-            unwanted = [judged for judged in page if not judged.decision.is_kept]
+            tags_to_delete = [judged for judged in page if not judged.decision.is_kept]
             deleted = 0
-            for start in range(0, len(unwanted), _DELETES_AT_A_TIME):
-                deleted += await self._delete_tags(context, repo, rule, unwanted[start : start + _DELETES_AT_A_TIME])
+            for start in range(0, len(tags_to_delete), _DELETES_AT_A_TIME):
+                deleted += await self._delete_tags(
+                    context, repo, rule, tags_to_delete[start : start + _DELETES_AT_A_TIME]
+                )
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # At the time after the tags were deleted, so that their manifests can go at once if the rule says so.
+        # The limits are computed after the tags were deleted. So the manifests of these tags are deleted at once if the
+        # rule says so.
         limits = unused_limits(rule.rule, self._clock())
         if limits is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)
 
     async def _delete_tags(
-        self, context: JobContext, repo: RepositoryName, rule: NumberedRule, unwanted: Sequence[JudgedTag]
+        self, context: JobContext, repo: RepositoryName, rule: NumberedRule, tags_to_delete: Sequence[JudgedTag]
     ) -> int:
         """Deletes tags, and returns the number of those that have not been used again since they were judged."""
         is_immutable = self._judge.immutable_tags.in_repository(repo)
-        deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in unwanted)
+        deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in tags_to_delete)
         outcomes = await asyncio.gather(*deletions)
         self._on_deleted("tag", sum(outcomes))
-        for (tag, decision), was_deleted in zip(unwanted, outcomes, strict=True):
+        for (tag, decision), was_deleted in zip(tags_to_delete, outcomes, strict=True):
             context.step(
                 "deleted" if was_deleted else "kept",
                 action="delete" if was_deleted else "keep",
@@ -106,7 +111,7 @@ class RetentionWork:
 
     async def _delete_untagged(self, context: JobContext, repo: RepositoryName, limits: UnusedLimits) -> int:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
-        referrers that nothing else uses. Returns their number."""
+        referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
         after: Digest | None = None
         while True:
@@ -128,26 +133,26 @@ class RetentionWork:
         limits: UnusedLimits,
         judged_at: float,
     ) -> int:
-        """Deletes an untagged manifest, and what then is unused. Returns the number of deleted manifests. If it is
-        interrupted after the first manifest, the next run finds the others."""
+        """Deletes an untagged manifest, and then the children and referrers that nothing else uses. Returns the number
+        of deleted manifests. If this method is interrupted after the first manifest, the next run finds the others."""
         dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
         if dependents is None:
             return 0
         self._on_deleted("manifest", 1)
-        _step(context, repo, manifest.digest, f"no tag, pushed {date_text(manifest.pushed)}")
+        _report_deleted(context, repo, manifest.digest, f"no tag, pushed {date_text(manifest.pushed)}")
         deleted = 1
         pending = deque(dependents)
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
             orphans = await self._retention.delete_orphans(repo, batch, ACTOR)
             for digest in orphans.deleted:
-                _step(context, repo, digest, f"belongs to {manifest.digest}")
+                _report_deleted(context, repo, digest, f"belongs to {manifest.digest}")
             deleted += len(orphans.deleted)
             self._on_deleted("manifest", len(orphans.deleted))
             pending.extend(orphans.dependents)
         return deleted
 
 
-def _step(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
+def _report_deleted(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
     """Tells a watching command that a manifest was deleted."""
     context.step("deleted", action="delete", repository=repo, digest=digest, reason=reason)
