@@ -176,17 +176,19 @@ class ServerStatus(BaseModel):
     upstreams: list[UpstreamStatus]
 
 
-async def read_server_status(upkeep: UpkeepComponents, clock: Callable[[], float] = time.time) -> ServerStatus:
-    """Returns the status of the server of this data directory. `clock` returns seconds since 1970. Raises OSError if
-    the data directory cannot be read. An error of the store is `ServerStatus.store_problem`, and what comes after it is
-    missing."""
+async def read_server_status(
+    upkeep: UpkeepComponents, clock: Callable[[], float] = time.time, *, with_cache: bool = True
+) -> ServerStatus:
+    """Returns the status of the server of this data directory. `clock` returns seconds since 1970. `with_cache`: adds
+    `ServerStatus.cache`, for which all cached images are counted. Raises OSError if the data directory cannot be read.
+    An error of the store is `ServerStatus.store_problem`, and what comes after it is missing."""
     settings, store = upkeep.settings, upkeep.store
     problem = store.storage_problem() or store.push_refusal()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
     if store.is_read_only:
         status.store_problem = problem
     try:
-        await _add_from_store(status, upkeep, clock)
+        await _add_from_store(status, upkeep, clock, with_cache=with_cache)
     except RegistryError as error:
         status.store_problem = error.message
     except OSError as error:
@@ -210,14 +212,17 @@ async def read_fills(settings: Settings) -> list[FillStatus]:
     return await asyncio.to_thread(_fills, settings)
 
 
-async def _add_from_store(status: ServerStatus, upkeep: UpkeepComponents, clock: Callable[[], float]) -> None:
+async def _add_from_store(
+    status: ServerStatus, upkeep: UpkeepComponents, clock: Callable[[], float], *, with_cache: bool
+) -> None:
     """Adds what the store knows. Raises RegistryError and OSError."""
     settings, store = upkeep.settings, upkeep.store
     for upstream, configured in zip(status.upstreams, settings.upstream, strict=True):
         await _add_allowance(upstream, configured, store, clock())
     status.fills = await read_fills(settings)
     status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active()]
-    status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
+    if with_cache:
+        status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]
     if not store.is_read_only:  # else there is no room on the full disk for the connection that counts uploads
         status.uploads = await asyncio.to_thread(_upload_status, settings)

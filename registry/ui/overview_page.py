@@ -23,6 +23,7 @@ from registry.ui.page_route import PageRoute, caller_of, image_host, page_respon
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
 from registry.ui.system_page import BREAKER_NAMES
+from registry.upkeep.eviction import read_cache_use
 from storage.access import AuditQuery
 
 OVERVIEW_PATH: Final = "/ui/overview"
@@ -100,13 +101,13 @@ async def present(request: Request) -> Response:
     if not visit_of(request).is_partial:
         return redirect(OVERVIEW_PATH)
     caller = await require_admin(await require_login(caller_of(request)))
-    status = await read_server_status(caller.upkeep)
+    status = await read_server_status(caller.upkeep, with_cache=False)
     return await page_response(request, "overview_now.html", **_values_of_present(status, is_live=True))
 
 
 async def _admin_page(request: Request, caller: Caller) -> Response:
     activity = await read_activity_for(request, caller)
-    status = await read_server_status(caller.upkeep)
+    status = await read_server_status(caller.upkeep, with_cache=False)
     entries = await caller.accounts.scan_audit(AuditQuery(), RECENT)
     has_mirrors = bool(status.upstreams)
     return await page_response(
@@ -117,6 +118,7 @@ async def _admin_page(request: Request, caller: Caller) -> Response:
             _charted(name, period, has_mirrors) for name, period in (("day", activity.day), ("month", activity.month))
         ],
         today=activity.day.total,
+        caches=await read_cache_use(caller.upkeep.settings, caller.upkeep.store),
         entries=[AuditEntryResponse.from_stored(entry) for entry in entries.items],
         breaker_names=BREAKER_NAMES,
         age_now=datetime.now(UTC),

@@ -35,7 +35,7 @@ async def system(request: Request) -> Response:
     Unauthorized, Denied."""
     caller = await require_admin(await require_login(caller_of(request)))
     service = request.app.service
-    status = await read_server_status(caller.upkeep)
+    status = await read_server_status(caller.upkeep, with_cache=False)
     checks = await service.readiness.check(())
     return await page_response(
         request,

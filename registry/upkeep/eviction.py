@@ -39,6 +39,17 @@ class CachePart:
     is_complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How much the cached content of an upstream, or of all of them (`upstream` is None), occupies. The fields are
+    those of `CachePart`."""
+
+    upstream: str | None
+    max_size: int | None
+    size: int
+    is_complete: bool
+
+
 def eviction_arguments(to: int | None, upstream: str | None, *, dry_run: bool) -> dict[str, JSON]:
     """Returns the arguments of the job. `to`: the number of bytes that the cache may have afterwards; None: what the
     settings say. `upstream`: evicts only from this upstream; None: from all. `dry_run`: only lists the images."""
@@ -124,6 +135,19 @@ def _record(image: EvictedImage) -> dict[str, Any]:
         "last_pulled": image.last_pulled,
         "bytes": image.bytes,
     }
+
+
+async def read_cache_use(settings: Settings, store: StoredRegistry) -> list[CacheUse]:
+    """Returns the use of each upstream, and then of all of them together, if there is any upstream. Takes microseconds,
+    unlike `read_cache_status`, which counts all images."""
+    limits = [(upstream_scope(upstream.name), upstream.name, upstream.cache_max) for upstream in settings.upstream]
+    found = [await _use(store, scope, name, max_size) for scope, name, max_size in limits]
+    return [*found, await _use(store, CACHE_SCOPE, None, settings.cache.max)] if found else []
+
+
+async def _use(store: StoredRegistry, scope: str, upstream: str | None, max_size: int | None) -> CacheUse:
+    use = await store.usage.scope(scope)
+    return CacheUse(upstream, max_size, use.bytes if use else 0, bool(use and use.is_complete))
 
 
 async def read_cache_status(settings: Settings, store: StoredRegistry) -> list[CachePart]:
