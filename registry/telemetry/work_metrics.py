@@ -93,7 +93,7 @@ class WorkMetrics:
         )
 
     def use(self, cells: SharedCells) -> None:
-        """Makes the methods count in `cells`, which have the cells of the plan."""
+        """Makes the methods count in `cells`, shared memory that has the cells of the plan."""
         self._cells = cells
 
     def on_call(self, operation: str, seconds: float) -> None:

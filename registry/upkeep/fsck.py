@@ -1,4 +1,5 @@
-"""The job that checks the store (`fsck_work`)."""
+"""The job that checks the store (`fsck_work`). A *step* is a record that a command gets if it runs or watches the
+job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Applies the rules of the settings to repositories (`RetentionJudge`). Deletes nothing."""
+"""Applies the rules of the settings to *hosted* repositories, those to which clients push (`RetentionJudge`). Deletes
+nothing."""
 
 from __future__ import annotations
 
