@@ -179,7 +179,7 @@ class EventMetrics:
         self._cells.own[self.sent.cell(label) if is_sent else self.failed_attempts.cell(label, outcome)] += 1
 
     def given_up(self, webhook: str) -> None:
-        """Counts an event that has become a dead letter."""
+        """Counts an event that has become a *dead letter*: an event that is not sent to the webhook any more."""
         self._cells.own[self.dead.cell(self._webhooks.label(webhook))] += 1
 
     def dropped(self, webhook: str, pending: int, dead: int) -> None:
