@@ -36,7 +36,7 @@ READ_BYTES: Final = 4 * 1024 * 1024
 REPOSITORIES_AT_A_TIME: Final = 3
 """Largest number of repositories that are imported at the same time."""
 STOPPING: Final = (StorageFull, StorageFailed, JobStopped)
-"""Errors that end an import. After other errors it continues with the next image."""
+"""Errors that end an import. After other errors, the import continues with the next image."""
 
 
 class DirectorySource:
@@ -83,7 +83,8 @@ class DirectorySource:
             os.close(file_descriptor)
 
     async def _link(self, repo: RepositoryName, digest: Digest, size: int, file_descriptor: int) -> bool:
-        """Makes the open file a blob by a hard link. Returns False if it has to be copied. Raises ContentBroken."""
+        """Makes the open file a blob by a hard link. Returns False if the file has to be copied instead. Raises
+        ContentBroken."""
         if not self._may_link:
             return False
         is_checked = False
@@ -262,7 +263,7 @@ async def import_directory(store: StoredRegistry, router: Router, context: JobCo
 
 
 def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
-    """Returns the next bytes of an open file; none at its end. Raises ContentBroken."""
+    """Returns the next bytes of an open file; no bytes at the end of the file. Raises ContentBroken."""
     try:
         return os.pread(file_descriptor, READ_BYTES, offset)
     except OSError as error:

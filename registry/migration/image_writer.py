@@ -25,7 +25,7 @@ from storage.tag_rules import immutable_tag_denied
 IMPORT_PROGRAM: Final = "entrepot import"
 """The program that the history of tags names for a change that an import has made."""
 BLOBS_AT_A_TIME: Final = 4
-"""Number of blobs of one manifest that are brought at the same time."""
+"""Largest number of blobs of one manifest that are stored at the same time."""
 MAX_NESTED_INDEXES: Final = 10
 """Largest number of levels of indexes in indexes."""
 MAX_ATTEMPTS: Final = 3
@@ -61,8 +61,8 @@ class ImageWriter:
         self._overwrite = overwrite
         self._blob_locks: KeyedLocks[Digest] = KeyedLocks()
         self._manifest_locks: KeyedLocks[tuple[RepositoryName, Digest]] = KeyedLocks()
-        """Held while a manifest and all below it are brought. A manifest cannot be below itself, so no two tasks wait
-        for each other."""
+        """A lock is held while a manifest, with all manifests and blobs below it, is stored. A manifest cannot be below
+        itself, so no two tasks wait for each other."""
 
     async def bring_tag(
         self,

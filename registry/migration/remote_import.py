@@ -117,8 +117,8 @@ class RemoteImport:
 
     async def _bring_referrers(self, repo: RepositoryName, digest: Digest, seen: set[Digest]) -> None:
         """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
-        registry has no referrers API: then the referrers have tags, and are imported with these. `seen`: manifests that
-        were done already."""
+        registry has no referrers API: then the referrers have tags, and are imported with these. `seen`: the manifests
+        whose referrers were imported already."""
         async with self._api_lock:
             if self._has_referrers_api is None:
                 self._has_referrers_api = await self._source.has_referrers_api(repo, digest)

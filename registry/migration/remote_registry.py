@@ -202,8 +202,8 @@ class RemoteRegistry:
             after = page.items[-1].digest
 
     async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Downloads a blob. Bytes that have arrived are kept if the download is interrupted, and the next one continues
-        after them."""
+        """Downloads a blob. If the download is interrupted, the bytes that have arrived are kept, and the next download
+        continues after them."""
         try:
             await self._retry(lambda: self._download(repo, blob))
         except BlobUnknown:
@@ -230,7 +230,8 @@ class RemoteRegistry:
             await partial.commit(repo)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Returns the result of `attempt`, which is repeated after errors that may pass. Raises its last error."""
+        """Calls `attempt`, repeats it after errors that may pass, and returns its result. Raises the last error of
+        `attempt`."""
         for pause_seconds in (*RETRY_SECONDS, None):
             try:
                 result = await attempt()

@@ -76,8 +76,8 @@ class MirroredBlobs:
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
         """Opens the blob for reading. If the blob is not stored, starts a fill, or joins the running one, and waits
-        until the upstream starts to send. If the blob has at most `SMALL_BLOB_BYTES`, waits until it is complete and
-        verified.
+        until the upstream starts to send. If the blob has at most `SMALL_BLOB_BYTES`, waits until the blob is complete
+        and verified.
 
         If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill of a larger blob is then
         still waiting for a free connection, returns a reader, which waits for the bytes. If the disk has no room for

@@ -20,7 +20,7 @@ from storage.errors import RegistryError
 from storage.leases import Leases
 
 WATCH_SLOT: Final = "cooldown"
-"""Name of the slot that the watching process holds. Only one process at a time can hold it."""
+"""Name of the slot (a permit) that the watching process holds. Only one process at a time can hold it."""
 ROUNDS_PER_COOLDOWN: Final = 20
 """Number of rounds within the shortest cooldown, unless the limits below say otherwise. So the mirror overestimates the
 time for which a digest held the tag by at most a twentieth of the cooldown."""

@@ -2,7 +2,8 @@
 
 A *fill* is the download of one blob. All clients that request the blob share it. *Prefetching* starts fills for blobs
 that a client will probably request next. A *notice* is a text for the client in the response, for example that cached
-content may be out of date.
+content may be out of date. A *frozen* tag always names the same digest. A *cooldown* delays moves of a tag: for some
+time after a move, the tag is served at its older digest.
 
 The upstream is *nearly exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the
 upstream that sent bytes with a wrong digest. The repositories of an upstream share cached blobs; the *entitlement* of a

@@ -1,4 +1,5 @@
-"""`MirrorObserver`: the interface of objects that count the upstream requests and the fills of one mirror."""
+"""`MirrorObserver`: the interface of objects that count the upstream requests and the fills of one mirror. A *fill* is
+the download of one blob."""
 
 from __future__ import annotations
 

@@ -150,7 +150,8 @@ class Prefetcher:
         pull is no longer active, remembers a new object for it."""
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        # If the last pull is over, its blobs may have been deleted since. With a new object, they are queued again.
+        # If the last pull is over, its blobs may have been deleted since. With a new object, the blobs are queued
+        # again.
         if image is None or not image.pull.is_active():
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
@@ -200,7 +201,7 @@ class PrefetchQueue:
         self._queued: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
         """Tasks that start the fills. Each waits until its fill has ended, or a client has requested the blob, before
-        it starts another one."""
+        it starts another fill."""
         self._closed = False
 
     def add(

@@ -1,6 +1,7 @@
-"""Decides which digest is served for a mirrored tag (`ServedTags`). This need not be the digest that the upstream's
-tag points at now: a tag can be *frozen* at one digest, and a *cooldown* can delay moves of a tag
-(`registry.mirror.cooldown`). Clients cannot delete what a frozen tag needs.
+"""Decides which digest is served for a mirrored tag (`ServedTags`). This need not be the digest that the upstream's tag
+points at now: a tag can be *frozen* at one digest, and a *cooldown* can delay moves of a tag
+(`registry.mirror.cooldown`). Clients cannot delete what a frozen tag needs. A *notice* is a text for the client in the
+response.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ class ServedTags:
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
         """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that
         their sightings are known if a cooldown is set later. If the sighting cannot be stored, only logs the failure:
-        the next answer of the upstream is recorded instead. The caller holds the lease of the tag."""
+        the next answer of the upstream is recorded instead. The caller holds the lease (a lock across all processes) of
+        the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_new)

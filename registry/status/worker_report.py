@@ -34,11 +34,11 @@ REPORT_SECONDS: Final = 1.0
 HEARTBEAT_SECONDS: Final = 10.0
 """A report is written at least this often."""
 LATE_SECONDS: Final = 30.0
-"""A report of this age says that its process hangs, or that its disk takes no writes."""
+"""If a report is older than this, its process hangs, or the disk takes no writes."""
 CLOSE_SECONDS: Final = 0.5
 """How long the end of the process waits for a report that is being written."""
 _MEMORY_STEP_BYTES: Final = 1 << 20
-"""Memory is rounded to this, so that not every small change is a new report."""
+"""The memory in a report is rounded to a multiple of this, so that not every small change makes a new report."""
 log = logging.getLogger("registry.status")
 
 

@@ -1,8 +1,10 @@
 """Families of metrics: which cells hold which numbers (`Counter`, `Gauge`, `Histogram`, `CellPlan`).
 
-A *family* has a name, a help text and labels. Each combination of label values is a *series*, and has cells of its own.
-All values of a label are listed before the fork, so that every process knows the number of each cell. A value that is
-not in the list counts as the last value of the list, which is therefore called `other` in most lists.
+A *cell* is one number in memory that all processes share. Each process writes to cells of its own, its *column*
+(`registry.telemetry.shared_cells`). A *family* of metrics has a name, a help text and labels. Each combination of label
+values is a *series*, and has cells of its own. All values of a label are listed before the fork, so that every process
+knows the number of each cell. A value that is not in the list counts as the last value of the list, which is therefore
+called `other` in most lists.
 
 Names and types follow the Prometheus documentation ("Metric and label naming", "Histograms and summaries").
 """
@@ -22,7 +24,7 @@ Labels = Mapping[str, Sequence[str]]
 
 
 class Family:
-    """A family of metrics. Its cells begin with the cell `first`, and each series has `width` cells."""
+    """A family. Its cells begin with the cell `first`, and each series has `width` cells."""
 
     kind: Literal["counter", "gauge", "histogram"]
 

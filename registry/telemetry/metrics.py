@@ -1,4 +1,5 @@
-"""`Metrics`: all metrics of the server that processes count in shared memory, and how to count each of them.
+"""`Metrics`: all metrics of the server that processes count in shared memory, and how to count each of them. A *cell*
+is one number in that memory. Each process writes to cells of its own, its *column* (`registry.telemetry.shared_cells`).
 
 Names follow Prometheus ("Metric and label naming"): the prefix `entrepot_`, base units, counters with `_total`. No
 label has a repository's name, because there can be a million of them.

@@ -1,8 +1,8 @@
 """Sends metrics to an OpenTelemetry collector (`OtlpMetrics`), by OTLP over HTTP.
 
-Each worker sends the numbers in its own column of the shared cells, as a service instance of its own
-(`service.instance.id`, with the number of the column). The process that claims the column of a dead worker goes on with
-its numbers, so the sum over the instances is right, and no worker has to send for the others.
+Each worker sends the numbers in its own column, the part of the shared memory to which only it writes, as a service
+instance of its own (`service.instance.id`, with the number of the column). The process that claims the column of a dead
+worker goes on with its numbers, so the sum over the instances is right, and no worker has to send for the others.
 
 The libraries come with the extra `entrepot[otel]`, and are imported only if a collector is configured.
 """

@@ -1,4 +1,4 @@
-"""`Telemetry`: what one server counts and logs about itself, and where its readers find it."""
+"""`Telemetry`: the metrics of one server, its traces, and the recorder of its requests."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count for itself. Does nothing if it does already."""
+        """Makes this process count for itself. Does nothing if this process does so already."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()

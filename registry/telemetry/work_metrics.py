@@ -93,7 +93,7 @@ class WorkMetrics:
         )
 
     def use(self, cells: SharedCells) -> None:
-        """Makes the methods count in `cells`, which have the cells of the plan."""
+        """Makes the methods count in `cells`, shared memory that has the cells of the plan."""
         self._cells = cells
 
     def on_call(self, operation: str, seconds: float) -> None:
@@ -179,7 +179,7 @@ class EventMetrics:
         self._cells.own[self.sent.cell(label) if is_sent else self.failed_attempts.cell(label, outcome)] += 1
 
     def given_up(self, webhook: str) -> None:
-        """Counts an event that has become a dead letter."""
+        """Counts an event that has become a *dead letter*: an event that is not sent to the webhook any more."""
         self._cells.own[self.dead.cell(self._webhooks.label(webhook))] += 1
 
     def dropped(self, webhook: str, pending: int, dead: int) -> None:

@@ -28,8 +28,8 @@ is not known."""
 class Admission(ForwardingRegistry):
     """Makes each call on `inner`, except pushes for which there is no room: these raise StorageFull or QuotaExceeded.
 
-    `push_refusal`: returns why the disk has no room for the push; None if it has. `check_quota`: checks the quotas;
-    None: there are no quotas."""
+    `push_refusal`: returns why the disk has no room for the push; None if the disk has room. `check_quota`: checks the
+    quotas; None: there are no quotas."""
 
     def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)

@@ -1,5 +1,6 @@
-"""What the settings say about the use of space: the usage scopes that are counted (`scope_definitions`), the limits of
-the cache (`cache_limits`), and the free space of the disk (`min_free_space`)."""
+"""What the settings say about the use of space: the scopes that are counted (`scope_definitions`), the limits of the
+cache (`cache_limits`), and the free space of the disk (`min_free_space`). A *scope* is a set of repositories whose use
+of space is counted together."""
 
 from __future__ import annotations
 
@@ -74,7 +75,7 @@ def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budge
 
 
 def min_free_space(settings: Settings) -> MinFreeSpace | None:
-    """Returns how much of the disk stays free of pushes; None if the settings do not say it."""
+    """Returns how much of the disk must stay free after a push; None if the settings do not limit this."""
     disk = settings.disk
     return MinFreeSpace(disk.min_free, disk.min_free_percent) if disk.min_free or disk.min_free_percent else None
 

@@ -1,4 +1,4 @@
-"""Freezes mirrored tags and ends that, for the command line and the management API.
+"""Freezes and unfreezes mirrored tags, for the command line and the management API.
 
 A *frozen* tag stays at one digest, whatever the upstream registry says. A tag is *mirrored* if its repository belongs
 to an upstream.

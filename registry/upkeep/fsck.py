@@ -1,4 +1,5 @@
-"""The job that checks the store (`fsck_work`)."""
+"""The job that checks the store (`fsck_work`). A *step* is a record that a command gets if it runs or watches the
+job."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ MAX_RECORDS: Final = 1000
 
 
 def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
-    """Returns the work of the job. Its arguments `repair` and `hash` (true or false) are those of the command.
+    """Returns the work of the job. Its arguments `repair` and `hash` (true or false) are the options of the command.
 
     Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; the last is
     null if the problem was not repaired. The result has the number of problems by code, and how many are left. The job

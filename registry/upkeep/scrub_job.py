@@ -1,4 +1,6 @@
-"""The work of a job of the kind `scrub`, for servers and for `entrepot scrub`; and when a server starts one."""
+"""The work of a job of the kind `scrub`, for servers and for `entrepot scrub` (`scrub_work`). Such a job reads all
+stored content again to find damage; one complete reading is a *round*. Also decides when a server starts such a job
+(`scrub_on_schedule`)."""
 
 from __future__ import annotations
 

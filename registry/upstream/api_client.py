@@ -83,7 +83,7 @@ class ApiClient:
 
         `form`: the fields of an HTML form, which are sent as the body; redirects are then not followed. `reach`: the
         addresses to which `url` may lead; None: `url` is on an endpoint from the settings, so it may lead to every
-        address. `attempt`: gets reports on how the endpoint responds, but not on how the targets of redirects do.
+        address. `attempt`: gets reports on how the endpoint responds, but no reports on the targets of redirects.
         `read_body`: if False, a successful response is returned without its body. `max_bytes`: the largest body of a
         successful response; the body of an unsuccessful response is cut off after this size. `memory`: the scope at
         whose end the memory of a body larger than SMALL_BODY_BYTES is given back to the budget; None: it is given back

@@ -41,17 +41,18 @@ CHALLENGE_VALID_SECONDS = 3600.0
 """Time for which the requirement of a challenge is cached, from the last time that the endpoint accepted it."""
 OFFER_SECONDS = 3.0
 """Time limit for making the first offer: for GET `/v2/`, and for getting a token. After that time the request is sent
-without a token. If it needs one, its response contains the challenge."""
+without a token. If the request needs a token, its response contains the challenge."""
 OFFER_TIME_DIVISOR = 3
-"""Making the first offer may also take at most the time limit for the endpoint, divided by this number, so that time is
+"""A second time limit for making the first offer is the time limit for the endpoint, divided by this number. So time is
 left for the request itself."""
 GUESS_SECONDS = 2.0
-"""Replaces OFFER_SECONDS if the token service is a guess."""
+"""Time limit in place of OFFER_SECONDS if the token service is a guess."""
 MAX_WRONG_GUESSES = 3
 """Failed guesses in a row after which an endpoint's token service is no longer used as a guess. More than one, because
 a single repository may use another token service than the other repositories of the endpoint."""
 MAX_PARAMETER_LENGTH = 4096
-"""Longest parameter of a challenge, such as its realm, in characters. A challenge with a longer one is ignored."""
+"""Longest parameter of a challenge, such as its realm, in characters. A challenge with a longer parameter is
+ignored."""
 
 _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
 """Errors of making an offer after which the request is sent without a token."""
@@ -83,16 +84,16 @@ class AuthorizationOffer:
     authorization: str | None = None
     """The header's value; None: send the request without it."""
     requirement: LoginRequirement | None = None
-    """The login requirement of the endpoint that the header is meant to meet. It can be a guess; then the endpoint
-    possibly requires something else. None: no requirement is known, or a cached token made it unnecessary to look for
-    one."""
+    """The login requirement of the endpoint that the header is meant to meet. If this is a guess, the endpoint possibly
+    requires something else. None: no requirement is known, or none was looked for, because a token was cached."""
     failure: Exception | None = None
     """The error that left the offer without a header; None if there was no error."""
     guess: TokenServiceGuess | None = None
-    """The guess from which `requirement` was made; None: it is not a guess, or no token could be obtained."""
+    """The guess from which `requirement` was made; None: `requirement` is not a guess, or no token could be
+    obtained."""
     is_fresh: bool = False
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
-    endpoint refuses it, another try is useless."""
+    endpoint refuses such a header, another try is useless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +131,8 @@ class UpstreamAuthorizer:
         self._clock = clock
         self._tokens = TokenClient(settings.name, api, backoff, records, leases, clock)
         self._requirements: dict[tuple[str, str], tuple[LoginRequirement, float]] = {}
-        """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The one that the
-        endpoint accepted most recently comes last."""
+        """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The requirement
+        that an endpoint accepted most recently comes last."""
         self._guesses: dict[str, TokenServiceGuess] = {}
         """By endpoint: the token service to try for scopes without a cached requirement."""
         self._pings: dict[str, PingResult] = {}
@@ -221,7 +222,7 @@ class UpstreamAuthorizer:
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
             # The endpoint requires just what could not be obtained. A second try can succeed after a timeout; after any
-            # other error it would fail in the same way.
+            # other error, it would fail in the same way as the first one.
             raise offer.failure
         authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=token)
         if authorization == offer.authorization:

@@ -64,7 +64,7 @@ _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
 """Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. After
 such a response a GET is sent."""
 _NO_REPOSITORY = RepositoryName("ping")
-"""Stands for a repository in requests that are for none."""
+"""Stands for a repository in requests that are for no repository."""
 
 
 class FetchEnded(Exception):
@@ -91,8 +91,8 @@ class HttpUpstreamClient:
         trust: TrustStore | None = None,
         observer: MirrorObserver = UNOBSERVED,
     ) -> None:
-        """See `make_upstream_client` for the parameters. `trust`: which certificates of servers are accepted; None:
-        those that `settings` say."""
+        """See `make_upstream_client` for the parameters. `trust`: decides which certificates of servers are accepted;
+        None: the setting `ca_file` decides."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -251,7 +251,7 @@ class HttpUpstreamClient:
                 raise FetchEnded(error) from None
 
         try:
-            # Without a time limit for the whole blob: `BlobClient` stops a transfer that makes no progress.
+            # There is no time limit for the whole blob, because `BlobClient` stops a transfer that makes no progress.
             await self._requester.try_endpoints(
                 operation, repo, RequestKind.BLOB, any_endpoint=True, avoid=avoid, timeout_seconds=None
             )

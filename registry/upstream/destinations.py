@@ -184,8 +184,9 @@ class AddressPolicy:
 
 
 def literal_address(host: str) -> str | None:
-    """Returns the IP address in its usual form if the host of a URL is an IP address, in any form that resolvers
-    accept, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost`, and None for other host names."""
+    """Returns the IP address that `host`, the host of a URL, stands for, in the usual form. `host` can have any form
+    that resolvers accept, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost`, and None for other host
+    names."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return "127.0.0.1"
@@ -227,7 +228,7 @@ SHARED_DOMAINS = frozenset(
     }
 )
 """Domains whose subdomains belong to different owners, so that a password for one subdomain must not be sent to another
-one. The public suffix list has thousands of such domains. These are the ones on which people run registries."""
+one. The public suffix list has thousands of such domains. This set has the domains on which people run registries."""
 
 
 def registrable_domain(host: str) -> str:

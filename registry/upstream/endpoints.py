@@ -1,8 +1,9 @@
 """The endpoints of one upstream (URLs that serve the same content), with a circuit breaker for each.
 
-A breaker is closed while the endpoint responds. After FAILURES_TO_OPEN failures in a row it is open for some time, and
-the endpoint gets no requests. Then the breaker is half-open: one request is sent to the endpoint as a *trial*. If the
-trial succeeds, the breaker is closed; if it fails, the breaker is open again. Each process has its own breakers.
+A breaker is closed while the endpoint responds. After FAILURES_TO_OPEN failures in a row, the breaker is open for some
+time, and the endpoint gets no requests. Then the breaker is half-open: one request is sent to the endpoint as a
+*trial*. If the trial succeeds, the breaker is closed; if it fails, the breaker is open again. Each process has its own
+breakers.
 
 A request to the endpoint is a failure if it gets no response, or a response with a status of 501 or more. Any other
 status closes the breaker and resets the count of failures, with two exceptions. A 500 changes nothing, because it may
@@ -37,8 +38,8 @@ FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
 
 class EndpointAttempt:
     """The requests to one endpoint for one manifest, blob or list, such as a request and its repetition with a token.
-    Their sender calls the methods `on_…` to report what happens. At the end, the breaker of the endpoint uses what was
-    reported."""
+    The sender of the requests calls the methods `on_…` to report what happens. At the end of the attempt, the breaker
+    of the endpoint uses these reports."""
 
     timeout_seconds: float | None = None
     """Time limit for all requests of the attempt together; None: no limit."""
@@ -137,9 +138,9 @@ class UpstreamEndpoint:
 
     @contextmanager
     def attempt(self, repo: str) -> Iterator[EndpointAttempt]:
-        """Context manager for the requests for one manifest, blob or list of a repository. The `with` block sends them.
-        If the block raises UpstreamUnavailable and `EndpointAttempt.counts_as_failure` is true, a failure of the
-        endpoint is counted. If the block raises nothing, the endpoint works."""
+        """Context manager for the requests for one manifest, blob or list of a repository. The `with` block sends the
+        requests. If the block raises UpstreamUnavailable and `EndpointAttempt.counts_as_failure` is true, a failure of
+        the endpoint is counted. If the block raises nothing, the endpoint works."""
         started_at, is_trial = self._clock(), self.failures >= FAILURES_TO_OPEN and self._is_affected(repo)
         attempt = EndpointAttempt(self._on_success, self._clock, self._observer)
         self._is_trial_running = self._is_trial_running or is_trial
@@ -238,9 +239,9 @@ class UpstreamEndpoints:
 
     def in_order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
-        Leaves out those whose breaker is open for the repository (`is_open_for`). Puts endpoints whose URL is in
-        `avoid` last, and in each of the two groups, endpoints with recent failures (`is_failing_for`) last. Otherwise
-        keeps the order of the settings."""
+        Leaves out those whose breaker is open for the repository (`is_open_for`). Puts the endpoints whose URL is in
+        `avoid` after the others. In each of these two groups, endpoints with recent failures (`is_failing_for`) come
+        last. Otherwise keeps the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 

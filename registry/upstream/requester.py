@@ -48,8 +48,8 @@ from storage.upstream_records import UpstreamRecords
 T = TypeVar("T")
 
 REQUESTS_PER_REPOSITORY = 16
-"""Largest number of concurrent requests for one repository, not counting those for the bytes of blobs. So requests that
-hang for one repository leave connections for the others."""
+"""Largest number of concurrent requests for one repository, not counting requests for the bytes of blobs. So requests
+that hang for one repository leave connections for the others."""
 
 MAX_RENEWALS = 3
 """Largest number of times that one request is sent again with another `Authorization` header."""
@@ -247,7 +247,8 @@ class UpstreamRequester:
         if _asks_for_login(response):
             offer, response = await self._resend_with_new_token(url, scope, send, offer, response)
         elif isinstance(offer.failure, RegistryError) and auth.has_login and response.status in _REFUSAL_STATUSES:
-            # The request had to be sent without the login. With it, the endpoint might not have refused the request.
+            # The request had to be sent without the login. With the login, the endpoint might not have refused the
+            # request.
             raise offer.failure
         if response.status in (200, 206):
             auth.on_accepted(url, scope, offer)

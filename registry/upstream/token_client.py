@@ -2,7 +2,8 @@
 
 A token grants a scope (access to a repository, such as `repository:library/ubuntu:pull`) at an endpoint (one of the
 URLs of an upstream). Tokens are cached in the memory of this process, and in the metadata store (`UpstreamRecords`) for
-all worker processes. A lease ensures that at most one process requests a given token at a time.
+all worker processes. A lease (a lock across all processes) ensures that at most one process requests a given token at a
+time.
 
 Source: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication").
 """

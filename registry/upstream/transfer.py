@@ -179,9 +179,9 @@ class SocketBody:
             self._poll.register(self._socket, select.POLLIN)
 
     def read_into(self, memory: memoryview) -> int:
-        """Waits until bytes have arrived, and reads them into `memory`, as far as they fit. Returns their number; 0
-        after `length` bytes, or if the body ends earlier. Raises OSError, http.client.HTTPException, and urllib3's
-        HTTPError."""
+        """Waits until bytes have arrived, and reads them into `memory`, as far as they fit. Returns the number of bytes
+        that were read; 0 after `length` bytes, or if the body ends earlier. Raises OSError, http.client.HTTPException,
+        and urllib3's HTTPError."""
         memory = memory[: self._remaining_bytes]
         file, max_bytes = self._raw.fp, len(memory)
         if self._chunked:
@@ -281,7 +281,7 @@ def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, in
         if span.start != 0 or (span.stop is not None and span.stop < length):
             raise RangesUnsupported
         start, stop, size = 0, length, length
-    is_whole_empty_blob = size == 0 and not span.start and not span.stop  # `to_offsets` refuses it
+    is_whole_empty_blob = size == 0 and not span.start and not span.stop  # `to_offsets` refuses an empty blob
     try:
         requested = (0, 0) if is_whole_empty_blob else span.to_offsets(size)
     except RangeInvalid:

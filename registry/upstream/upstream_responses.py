@@ -3,7 +3,8 @@
 
 An *unknown error* is a ManifestUnknown, BlobUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant,
 for a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
-After an unknown error the mirror deletes or hides cached content. After an unconfirmed one it does not.
+After an unknown error the mirror deletes or hides cached content. After an unconfirmed variant, the mirror does
+neither.
 """
 
 from __future__ import annotations

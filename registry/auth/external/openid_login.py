@@ -50,8 +50,8 @@ _START_AGAIN: Final = "start again at /login"
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationResponse:
-    """The provider's response to a login: the parameters in the URL with which it sends the browser back to this
-    registry. A missing parameter is an empty text.
+    """The provider's response to a login: the parameters in the URL with which the provider sends the browser back to
+    this registry. A missing parameter is an empty text.
 
     - `state`: the random value that `OpenIDLogin.begin` put into the URL of the login page.
     - `code`: the authorization code, after a login that succeeded at the provider.
@@ -79,9 +79,9 @@ class LoginFailed(Exception):
 
     - `shown_error`: the error that the person sees.
     - `reason`: the cause, for the audit log.
-    - `user`: the name of the account; empty if the login failed before it was known.
-    - `is_finished`: whether the attempt in the browser's cookie is over, so that the cookie can be deleted. It is false
-      if the cookie has no valid attempt, or if the provider's response belongs to another login.
+    - `user`: the name of the account; empty if the login failed before the account was known.
+    - `is_finished`: whether the attempt in the browser's cookie is over, so that the cookie can be deleted. False if
+      the cookie has no valid attempt, or if the provider's response belongs to another login.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:

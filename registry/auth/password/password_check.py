@@ -141,7 +141,8 @@ class PasswordCheck:
             line = self._htpasswd.line(name) if self._htpasswd else None
             if line is None:
                 return StoredHash(highest_bcrypt_cost=highest_bcrypt_cost), None
-            # When the line changes, its stamp changes, and an identity with the old stamp is refused.
+            # When the line changes, its stamp (a hash of the line) changes, and an identity with the old stamp is
+            # refused.
             identity = Identity(name, stamp=line.stamp)
             return StoredHash(bcrypt=line.hash, highest_bcrypt_cost=highest_bcrypt_cost), identity
         argon2 = self._accounts.password_hash(name)

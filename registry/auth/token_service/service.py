@@ -1,5 +1,5 @@
 """The token service: issues bearer tokens to clients, for requests to the distribution API (`/v2`).
-`registry.admin.token_endpoint` serves it over HTTP, at `/token`.
+`registry.admin.token_endpoint` serves the token service over HTTP, at `/token`.
 
 A token grants those of the requested actions that the account may do when the token is issued. A client without a
 credential gets an *anonymous* token, which grants what everyone may do.
@@ -146,8 +146,8 @@ class TokenService:
             case Bearer(text):
                 identity = await self._credentials.verify_bearer(text, by)
                 if identity.access is not None:
-                    # This service issued the bearer token; a trusted issuer did not. If a client could exchange it for
-                    # a new one, the client could do so again and again, and stay logged in for ever.
+                    # This service, and not a trusted issuer, issued the bearer token. If a client could exchange such a
+                    # token for a new one, the client could do so again and again, and stay logged in for ever.
                     raise Unauthorized(REFUSED)
                 return identity
 

@@ -53,7 +53,7 @@ class NoReaders(Exception):
 
 class _RunningRequest:
     """A request that is running. `is_new_connection`: whether it is the first request of its connection.
-    `cancel_scope`: a timeout around the request; the request is cancelled by setting its deadline to now."""
+    `cancel_scope`: a timeout around the request. To cancel the request, the deadline of this timeout is set to now."""
 
     def __init__(self, is_new_connection: bool, cancel_scope: asyncio.Timeout) -> None:
         self.is_new_connection = is_new_connection
@@ -85,7 +85,7 @@ class Download:
 
         `has_response`: whether readers may already have got bytes that a previous owner of the partial blob has
         downloaded. Once readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
-        new bytes. Before that, it is retried at most once, after a short pause (`RetryPolicy`)."""
+        new bytes. Before that, the download is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
         self._repo = repo
@@ -93,8 +93,8 @@ class Download:
         self._demand = demand
         self._avoided = avoided
         self._last_broken: set[str] = set()
-        """The endpoint whose connection broke last; empty if none has broken. It is asked only if no other endpoint has
-        the blob."""
+        """The endpoint whose connection broke last; empty if none has broken. This endpoint is asked only if no other
+        endpoint has the blob."""
         self._report_response = on_response
         self._report_fetched = on_fetched
         self._loop = asyncio.get_running_loop()

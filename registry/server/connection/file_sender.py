@@ -1,8 +1,8 @@
 """Sends files to sockets. The kernel copies the bytes, and the event loop does not wait for the disk.
 
 To clients on other machines a file is sent by sendfile(2), which passes the pages of the kernel's page cache to the
-network card. To clients on this machine, such as a reverse proxy, it is sent from a memory mapping of the file. This
-copies each byte once more, but sendfile is slower for local clients. sendfile passes on 16 pages at a time, so the
+network card. To clients on this machine, such as a reverse proxy, a file is sent from a memory mapping of the file.
+This copies each byte once more, but sendfile is slower for local clients. sendfile passes on 16 pages at a time, so the
 client often has to sleep and to be woken. This costs more than the copy. Measured CPU seconds per GiB: with sendfile
 0.46 for the server and 0.24 for the client, from a mapping 0.27 and 0.14.
 
@@ -76,24 +76,26 @@ class FileSender:
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
         """Done when the sending has ended. The value is the error that has stopped it; None: all bytes were sent."""
         self._unsent_head = b""
-        self._offset = self._stop = 0  # offsets in the file: of the next byte to send, and after the last one
+        self._next_offset = self._end_offset = (
+            0  # offsets in the file: of the next byte to send, and after the last one
+        )
         self._read_ahead: ReadAhead | None = None
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._mapped_file: MappedFile | None = None
         self._is_local = is_local_peer(sock) if is_local is None else is_local
-        """The client is on this machine, so the file is sent from the mapping and not by sendfile."""
+        """Whether the client is on this machine, so that the file is sent from the mapping and not by sendfile."""
         self._released_up_to = 0  # offset up to which the mapping's pages were released
         # Offset up to which a thread has read the file for this sender. The bytes before this offset are sent without
         # asking whether their pages are still in memory. Otherwise the sender could read the same bytes again and again
         # while memory is scarce, and send none.
         self._just_read_up_to = 0
         self.is_blocked = False
-        """The socket has no room. The sender waits until the client has received more."""
+        """Whether the socket has no room, so that the sender waits until the client has received more."""
 
     @property
     def unsent_bytes(self) -> int:
         """How many bytes of the file the kernel has not accepted yet."""
-        return self._stop - self._offset
+        return self._end_offset - self._next_offset
 
     def unacknowledged(self) -> int:
         """Returns how many of the sent bytes the client's kernel has not acknowledged yet."""
@@ -108,14 +110,14 @@ class FileSender:
         incomplete, so the caller has to close the connection.
         """
         self._unsent_head = head
-        self._offset, self._stop = offset, offset + count
+        self._next_offset, self._end_offset = offset, offset + count
         self._sock = _duplicate(self._sock)
         try:
             self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
             self._released_up_to = offset
-            # A mapping has zeros between the end of the file and the end of the last page, and they must not be sent.
-            # So a file that is too short is sent by sendfile, which stops at the end of the file.
-            self._is_local = self._is_local and os.fstat(self._file).st_size >= self._stop
+            # A mapping has zeros between the end of the file and the end of the last page. These zeros must not be
+            # sent. So a file that is too short is sent by sendfile, which stops at the end of the file.
+            self._is_local = self._is_local and os.fstat(self._file).st_size >= self._end_offset
             self._step()
             error = await self._ended
         finally:
@@ -146,7 +148,7 @@ class FileSender:
         except Exception as error:
             self.end(ClientDisconnected() if _is_connection_error(error) else error)
             return
-        if self._offset == self._stop and not self._unsent_head:
+        if self._next_offset == self._end_offset and not self._unsent_head:
             self.end()
         else:
             self._set_blocked(wait_for_client)
@@ -163,17 +165,19 @@ class FileSender:
         room. Returns False if it has to wait for a thread that reads the next bytes from the disk."""
         if self._unsent_head:
             return True  # the head must be sent completely before the file
-        count = self._count_in_memory(min(self._stop, self._offset + SEND_SLICE_BYTES))
+        count = self._count_in_memory(min(self._end_offset, self._next_offset + SEND_SLICE_BYTES))
         if count == 0:
             self._start_read_ahead()
             return False
         sent = self._send(count)
         if sent == 0:
-            raise FileTruncated(f"the file ends at byte {self._offset}; {self._stop - self._offset} more were promised")
-        self._offset += sent
+            raise FileTruncated(
+                f"the file ends at byte {self._next_offset}; {self._end_offset - self._next_offset} more were promised"
+            )
+        self._next_offset += sent
         self._on_sent(sent)
         if self._read_ahead is not None:
-            self._read_ahead.keep_ahead_of(self._offset)
+            self._read_ahead.keep_ahead_of(self._next_offset)
         return True
 
     def _send(self, count: int) -> int:
@@ -186,34 +190,34 @@ class FileSender:
                     raise
                 # The file was truncated, or the disk cannot read it. sendfile tells which: it sends 0 bytes or fails.
                 self._is_local = False
-        return os.sendfile(self._sock.fileno(), self._file, self._offset, count)
+        return os.sendfile(self._sock.fileno(), self._file, self._next_offset, count)
 
     def _send_mapped(self, mapped: MappedFile, count: int) -> int:
-        with mapped.view(self._offset, self._offset + count) as view:
+        with mapped.view(self._next_offset, self._next_offset + count) as view:
             sent = self._sock.send(view)
-        if self._offset + sent - self._released_up_to >= _MAPPED_RELEASE_BYTES:
-            self._released_up_to = self._offset + sent
+        if self._next_offset + sent - self._released_up_to >= _MAPPED_RELEASE_BYTES:
+            self._released_up_to = self._next_offset + sent
             mapped.release_before(self._released_up_to)
         return sent
 
     def _count_in_memory(self, end_offset: int) -> int:
         """Returns how many bytes can be sent without waiting for the disk: from the next byte to send up to the offset
         `end_offset`, or fewer."""
-        if self._offset < self._just_read_up_to:
-            return min(end_offset, self._just_read_up_to) - self._offset
+        if self._next_offset < self._just_read_up_to:
+            return min(end_offset, self._just_read_up_to) - self._next_offset
         if self._read_ahead is not None:
             end_offset = min(end_offset, self._read_ahead.read_up_to)
-        if self._offset >= end_offset:
+        if self._next_offset >= end_offset:
             return 0
         if self._mapped_file is not None:
-            return self._mapped_file.count_resident(self._offset, end_offset)
+            return self._mapped_file.count_resident(self._next_offset, end_offset)
         # Without a mapping the sender cannot ask the kernel. It relies on what threads have read.
-        return end_offset - self._offset if self._read_ahead is not None else 0
+        return end_offset - self._next_offset if self._read_ahead is not None else 0
 
     def _start_read_ahead(self) -> None:
         if self._read_ahead is None:
-            self._read_ahead = ReadAhead(self._loop, self._file, self._stop, self._on_piece_read)
-        self._read_ahead.read(self._offset)
+            self._read_ahead = ReadAhead(self._loop, self._file, self._end_offset, self._on_piece_read)
+        self._read_ahead.read(self._next_offset)
 
     def _on_piece_read(self, error: BaseException | None) -> None:
         """Called after a thread has read a piece of the file. `error`: why the thread could not read the piece; None:
@@ -223,7 +227,7 @@ class FileSender:
         if error is not None:
             self.end(error)
         elif self.is_blocked:  # the client is slower than the disk
-            self._read_ahead.keep_ahead_of(self._offset)
+            self._read_ahead.keep_ahead_of(self._next_offset)
         else:  # the sender waits for this piece
             self._just_read_up_to = self._read_ahead.read_up_to
             self._step()

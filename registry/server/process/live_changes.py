@@ -69,7 +69,7 @@ class LiveChanges:
     # Requests
 
     def request_reload(self, reply: Reply) -> None:
-        """Asks for a reload. `reply` gets its outcome."""
+        """Asks for a reload. `reply` gets the outcome of the reload."""
         self._wanted_since = time.monotonic()
         self._reloads.append(reply)
 
@@ -87,7 +87,7 @@ class LiveChanges:
 
     @property
     def holds_forks(self) -> bool:
-        """Whether no worker may be forked now, because it would have the old configuration."""
+        """Whether no worker may be forked now, because a new worker would have the old configuration."""
         return self._reload is not None
 
     @property

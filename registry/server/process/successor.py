@@ -58,7 +58,7 @@ class Handover:
 
     def adopted_workers(self) -> list[WorkerProcess]:
         """Returns the workers of the old version. These workers count the connections of client addresses in memory
-        that the new version does not have, so they have no column."""
+        that the new version does not have, so they have no column in the new version's table of counts."""
         return [
             WorkerProcess(
                 pid=worker["pid"],

@@ -61,8 +61,8 @@ class Supervisor:
         self._next_backoffs: dict[int, float] = {}  # index -> back-off before the next restart, in seconds
         self._exit_messages: dict[int, str] = {}  # index -> how the worker ended, for the log line at its restart
         self._start_succeeded = False  # all workers have been ready at the same time
-        self._stopping = False
-        self._interrupted = False  # a first SIGINT has arrived
+        self._is_stopping = False
+        self._was_interrupted = False  # a first SIGINT has arrived
         self._give_up_at = float("inf")  # when to exit although killed workers have not ended
         self._exit_code = 0
         self._failure: str | None = None  # why the start of the server failed
@@ -78,8 +78,8 @@ class Supervisor:
         self._control: ControlSocket | None = None
 
     def run(self) -> tuple[int, str | None]:
-        """Starts the workers, and returns after a stop, when all of them have ended. Returns the exit code, and in one
-        line why the start of the server failed; None if it did not fail.
+        """Starts the workers, and returns after a stop, when all of them have ended. Returns the exit code, and why the
+        start of the server failed, in one line; None if the start did not fail.
 
         Call this method in the main thread. Only the main thread can set signal handlers. Also, the kernel kills the
         workers when the thread that forked them ends.
@@ -98,7 +98,7 @@ class Supervisor:
                 self._take_over(self._live.handover)
             self._loop()
         finally:
-            self._stopping = True  # so that no worker is restarted
+            self._is_stopping = True  # so that no worker is restarted
             self._pool.kill_all()
             self._close_control()
             signal.set_wakeup_fd(wakeup_before)
@@ -110,7 +110,7 @@ class Supervisor:
         return self._exit_code, self._failure
 
     def _loop(self) -> None:
-        while not self._stopping or self._pool.workers:
+        while not self._is_stopping or self._pool.workers:
             now = time.monotonic()
             if now > self._give_up_at:
                 pids = sorted(self._pool.workers)
@@ -123,7 +123,7 @@ class Supervisor:
                     key.data()
             self._pool.reap()
             self._report_start()
-            if self._start_succeeded and not self._stopping:
+            if self._start_succeeded and not self._is_stopping:
                 self._changes.step(time.monotonic())
 
     def _seconds_to_next_action(self, now: float) -> float | None:
@@ -131,7 +131,7 @@ class Supervisor:
         times = [worker.kill_at for worker in self._pool.workers.values()]
         if not self._changes.holds_forks:
             times += self._starts_due.values()
-        if self._start_succeeded and not self._stopping:
+        if self._start_succeeded and not self._is_stopping:
             times.append(self._changes.deadline())
         next_time = min([*times, self._give_up_at])
         return (
@@ -149,7 +149,7 @@ class Supervisor:
                 self._pool.fork(index)
             except OSError as error:
                 self._on_failed_fork(index, now, error)
-                if self._stopping:
+                if self._is_stopping:
                     return
 
     # Signals
@@ -159,9 +159,9 @@ class Supervisor:
         for signal_number in os.read(self._signal_reader, 4096):
             if signal_number in (signal.SIGTERM, signal.SIGINT):
                 self._stop()
-            elif signal_number == signal.SIGHUP and not self._stopping:
+            elif signal_number == signal.SIGHUP and not self._is_stopping:
                 self._changes.request_reload(no_reply)
-            elif signal_number == signal.SIGUSR2 and not self._stopping:
+            elif signal_number == signal.SIGUSR2 and not self._is_stopping:
                 self._changes.request_restart(no_reply)
 
     def _on_signal(self, signal_number: int, _: FrameType | None) -> None:
@@ -170,10 +170,10 @@ class Supervisor:
         `_handle_signals`, which the loop calls."""
         if signal_number != signal.SIGINT:
             return
-        if self._interrupted or self._stopping:
+        if self._was_interrupted or self._is_stopping:
             self._pool.kill_in_signal_handler()
             os._exit(128 + signal_number)
-        self._interrupted = True
+        self._was_interrupted = True
 
     # Workers
 
@@ -189,7 +189,7 @@ class Supervisor:
         - In all other cases the supervisor restarts the worker.
         """
         is_replaced = self._changes.on_exit(worker, worker.describe_exit(code))
-        if self._stopping or worker.exit_expected or is_replaced:
+        if self._is_stopping or worker.exit_expected or is_replaced:
             return
         if not self._start_succeeded:
             self._exit_code = 1
@@ -227,7 +227,7 @@ class Supervisor:
 
     def _report_start(self) -> None:
         """Calls `on_ready` when all workers are ready for the first time."""
-        if self._start_succeeded or self._stopping:
+        if self._start_succeeded or self._is_stopping:
             return
         workers = self._pool.workers.values()
         if len(workers) == self._workers and all(worker.ready for worker in workers):
@@ -237,9 +237,9 @@ class Supervisor:
                 self._on_ready()
 
     def _stop(self) -> None:
-        """Tells all workers to stop. Starts and replaces none from now on."""
-        if not self._stopping:
-            self._stopping = True
+        """Tells all workers to stop. From now on, no worker is started or replaced."""
+        if not self._is_stopping:
+            self._is_stopping = True
             self._live.notifier.stopping()
             self._starts_due.clear()
             self._changes.cancel()
@@ -253,7 +253,7 @@ class Supervisor:
     # Changes while the server runs
 
     def _listen_for_control(self) -> None:
-        """Opens the control socket, or goes on with that of the old version."""
+        """Opens the control socket, or goes on with the control socket of the old version."""
         path, handover = self._live.control, self._live.handover
         if path is None:
             return
@@ -294,7 +294,7 @@ class Supervisor:
         stopping."""
 
         def act(reply: Reply) -> None:
-            if self._stopping:
+            if self._is_stopping:
                 reply(Outcome(False, "the server stops"))
             else:
                 request(reply)

@@ -79,7 +79,7 @@ class Worker:
         end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
         `commands` is the worker's end of the channel for the supervisor's commands. `on_start` is called when the
         application has started, with the event loop and the function that runs a command; `on_start` returns a function
-        to call at the end. A worker without a supervisor needs it to change its configuration.
+        to call at the end. A worker without a supervisor needs `on_start` to change its configuration.
         """
         self._options = options
         self._on_ready = on_ready
@@ -91,7 +91,7 @@ class Worker:
         self._retirement = Retirement()
         self._pending: set[PendingConnection] = set()
         self._stop = asyncio.Event()
-        self._interrupted = False  # a first SIGINT has arrived
+        self._was_interrupted = False  # a first SIGINT has arrived
         self._max_connections: int | None = None  # not known before the application has started
 
     def run(self) -> tuple[int, str | None]:
@@ -167,7 +167,7 @@ class Worker:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             loop.add_reader(self._alive_pipe, os._exit, 1)  # exits with code 1 when the supervisor has ended
         # These signals would end the process by default, and a closed terminal sends SIGHUP to the whole process group.
-        # A supervisor acts on them itself, and `on_start` sets other handlers in a worker without one.
+        # A supervisor itself acts on these signals. In a worker without a supervisor, `on_start` sets other handlers.
         for signal_number in (signal.SIGHUP, signal.SIGUSR2):
             signal.signal(signal_number, signal.SIG_IGN)
         # The supervisor blocks these signals while it forks a worker.
@@ -180,11 +180,12 @@ class Worker:
             self._options.listener_options.certificates.refresh(settled=settled)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, signal_number: int, _: FrameType | None) -> None:
-        """Stops the worker gracefully at the first SIGINT, and exits immediately at the second, or at one during a
-        stop. The interpreter calls this function, not the event loop, so it works while a callback blocks the loop."""
-        if self._interrupted or self._stop.is_set():
+        """Stops the worker gracefully at the first SIGINT, and exits immediately at the second SIGINT, or at a SIGINT
+        during a stop. The interpreter calls this function, not the event loop, so it works while a callback blocks the
+        loop."""
+        if self._was_interrupted or self._stop.is_set():
             os._exit(128 + signal_number)
-        self._interrupted = True
+        self._was_interrupted = True
         with suppress(RuntimeError):  # raised if the loop is closed, because the worker has stopped
             loop.call_soon_threadsafe(self._stop.set)
 
@@ -234,8 +235,8 @@ class Worker:
 
     async def run_command(self, name: str, payload: bytes) -> None:
         """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`) or `retire`. An
-        application that is no `LiveApplication` ignores them, but `switch` still reloads the certificates. Raises what
-        the application raises, and ChangeRefused if it takes too long to prepare."""
+        application that is no `LiveApplication` ignores the first three. Even then, `switch` reloads the certificates.
+        Raises what the application raises, and ChangeRefused if it takes too long to prepare."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
@@ -253,11 +254,11 @@ class Worker:
                 raise ChangeRefused(f"a worker could not open it within {PREPARE_SECONDS:g} s") from None
 
     async def _retire(self, acceptors: list[Acceptor]) -> None:
-        """Ends the worker without the loss of a request, because another one has taken its place. It accepts no more
-        connections, and answers one more request on each connection with `Connection: close`. A connection without a
-        request stays open until its timeout, because the client may be sending one. Also waits for the application's
-        background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is told to
-        stop."""
+        """Ends the worker without the loss of a request, because another worker has taken its place. The worker accepts
+        no more connections, and answers one more request on each connection with `Connection: close`. A connection
+        without a request stays open until its timeout, because the client may be sending a request. Also waits for the
+        application's background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is
+        told to stop."""
         for acceptor in acceptors:
             acceptor.close(ends_handshakes=False)
         app = self._app if isinstance(self._app, LiveApplication) else None

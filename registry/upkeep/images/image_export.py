@@ -27,9 +27,10 @@ _PAGE: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What is exported. `platforms`: of an image for several platforms, only the manifests for these (None: all).
-    `with_referrers`: whether signatures, SBOMs and other manifests whose subject is exported are exported as well.
-    `for_docker`: whether the result is also a docker archive, in which each image has one platform."""
+    """What is exported. `platforms`: if an image has several platforms, only the manifests for these are exported;
+    None: the manifests for all platforms. `with_referrers`: whether signatures, SBOMs and other manifests whose subject
+    is exported are exported as well. `for_docker`: whether the result is also a docker archive, in which each image has
+    one platform."""
 
     platforms: Sequence[Platform] | None = None
     with_referrers: bool = True
@@ -187,7 +188,7 @@ async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
 
 def _entries(images: Iterable[_Image]) -> Iterable[Document]:
     """Yields the entries of `index.json`: the images, each with its tag, and then the referrers. If the images are of
-    several repositories, the names of these come before the tags."""
+    several repositories, the tag in an entry is preceded by the name of the repository."""
     images = list(images)
     is_one_repository = len({image.name.repository for image in images}) == 1
     for image in images:

@@ -1,7 +1,7 @@
 """Imports the images of a file into hosted repositories (`import_images`).
 
-The images are pushed, as a client would push them: the same checks apply, and blobs that the registry has already are
-not read from the file. So the same call goes on after an interruption.
+The import pushes the images as a client would push them. The same checks apply, and blobs that the registry has already
+are not read from the file. So a second call continues an import that was interrupted.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ async def import_images(
     own_host: str = "",
     immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
 ) -> JSON:
-    """Imports all images of the file and returns what was done. `name`: None: the names in the file. `own_host`: the
-    host under which clients know this registry, which is left out of names (empty: not known). An immutable tag that
-    points at another image stays, and is reported as a problem. Raises ImageFileFailed, Denied (the name belongs to an
-    upstream), and what pushes raise. What was stored before an error stays."""
+    """Imports all images of the file and returns what was done. `name`: the name to import under; None: the names in
+    the file are used. `own_host`: the host name under which clients know this registry, which is left out of names;
+    empty: not known. An immutable tag that points at another image stays, and is reported as a problem. Raises
+    ImageFileFailed, Denied (the name belongs to an upstream), and what pushes raise. What was stored before an error
+    stays."""
     trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
     referrers = [tree for tree in trees if tree.root.subject is not None]
     named_images = [
@@ -99,7 +100,8 @@ async def import_images(
 def _targets(
     content: FoundContent, images: list[tuple[FoundImage, _ImageTree]], name: ImportName | None, own_host: str
 ) -> list[tuple[_ImageTree, list[ImageReference]]]:
-    """Returns the names under which each image is stored. Raises ImageFileFailed if they are not clear."""
+    """Returns the names under which each image is stored. Raises ImageFileFailed if the file and `name` do not
+    determine these names."""
     label = content.source.label
     if name is not None and name.tag is not None and len(images) > 1:
         found_names = ", ".join(text for image, _ in images for text in image.names) or "without names"

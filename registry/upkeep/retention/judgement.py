@@ -1,4 +1,5 @@
-"""Applies the rules of the settings to repositories (`RetentionJudge`). Deletes nothing."""
+"""Applies the rules of the settings to *hosted* repositories, those to which clients push (`RetentionJudge`). Deletes
+nothing."""
 
 from __future__ import annotations
 
@@ -68,8 +69,8 @@ class RetentionJudge:
         return next(matching, None)
 
     async def repositories(self, after: str | None = None) -> AsyncIterator[tuple[RepositoryName, NumberedRule]]:
-        """Yields the hosted repositories with content that a rule matches, each with its rule, in the order of names;
-        only those whose names sort after `after`."""
+        """Yields each hosted repository that has content and that a rule matches, with this rule. The repositories are
+        in the order of their names, and only those that sort after `after` are yielded."""
         while self.rules:
             page = await self._metadata.repositories(after, _REPOSITORIES_PER_PAGE, self._names)
             for repo in page.items:

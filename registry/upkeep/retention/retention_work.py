@@ -28,7 +28,7 @@ _DELETES_AT_A_TIME: Final = 16
 """Largest number of deletions of tags that run at the same time, so that they can share a commit. Each is recorded as a
 change of its own."""
 OnDeleted = Callable[[Literal["tag", "manifest"], int], None]
-"""Called with what was deleted, and how much of it."""
+"""Called with the kind of content that was deleted, and the number of deleted items."""
 _COUNTS: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
 
 
@@ -92,7 +92,8 @@ class RetentionWork:
     async def _delete_tags(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, tags_to_delete: Sequence[JudgedTag]
     ) -> int:
-        """Deletes tags, and returns the number of those that have not been used again since they were judged."""
+        """Deletes those of the tags that have not been used again since they were judged. Returns the number of deleted
+        tags."""
         is_immutable = self._judge.immutable_tags.in_repository(repo)
         deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in tags_to_delete)
         outcomes = await asyncio.gather(*deletions)
@@ -154,5 +155,5 @@ class RetentionWork:
 
 
 def _report_deleted(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
-    """Tells a watching command that a manifest was deleted."""
+    """Reports to a command that watches the job that a manifest was deleted."""
     context.step("deleted", action="delete", repository=repo, digest=digest, reason=reason)
