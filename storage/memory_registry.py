@@ -394,8 +394,6 @@ class MemoryRegistry:
         latest = self._clock() - grace
         for repository in self._repositories.values():
             referred = repository.blobs_referred_to()
-            unused = [
-                digest for digest, used in repository.last_used.items() if used <= latest and digest not in referred
-            ]
-            for digest in unused:
-                del repository.blobs[digest], repository.last_used[digest]
+            for digest, last_used in list(repository.last_used.items()):
+                if last_used <= latest and digest not in referred:
+                    del repository.blobs[digest], repository.last_used[digest]

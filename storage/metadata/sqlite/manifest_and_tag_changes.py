@@ -76,10 +76,9 @@ def put_manifest(
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags, the condition is ignored. `sparse`: whether the manifest is mirrored. Accepts a
-    mirrored manifest even if the repository lacks content that it refers to, and records its upstream. Raises
-    ManifestBlobUnknown for any other manifest of which the repository lacks content. Raises Denied if a tag is
-    immutable and points at another manifest."""
+    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. Then records
+    its upstream, and accepts the manifest even if the repository lacks content of it. Raises ManifestBlobUnknown if the
+    repository lacks content of any other manifest; Denied if a tag is immutable and points at another manifest."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -201,8 +200,7 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
     # to it.
     blobs = {blob.digest for blob in manifest.blobs} | manifest.blob_children
     _store_references(db, "manifest_blob", repository, manifest_id, blobs)
-    children = {child.digest for child in manifest.manifests}
-    _store_references(db, "manifest_child", repository, manifest_id, children)
+    _store_references(db, "manifest_child", repository, manifest_id, {child.digest for child in manifest.manifests})
     deleted_manifests.forget(db, repository, manifest.digest)
     db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
     return int(manifest_id), True
