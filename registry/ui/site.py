@@ -9,7 +9,18 @@ from fastapi.responses import PlainTextResponse
 
 from registry.admin.documentation import welcome
 from registry.http.error_statuses import PathUnknown
-from registry.ui import account_pages, page_files, repository_pages, search_page, setup_page, system_page
+from registry.ui import (
+    account_pages,
+    comparison_page,
+    description_page,
+    page_files,
+    repository_pages,
+    search_page,
+    setup_page,
+    system_page,
+    tag_history_page,
+    tag_removal_page,
+)
 from registry.ui.account_pages import HOME_PATH
 from registry.ui.page_route import PageRoute, redirect
 
@@ -52,5 +63,7 @@ async def unknown_page(path: str) -> Response:
 
 
 for _module in (page_files, account_pages, setup_page, system_page, search_page, repository_pages):
+    router.include_router(_module.router)
+for _module in (tag_removal_page, tag_history_page, description_page, comparison_page):
     router.include_router(_module.router)
 router.include_router(_last_router)
