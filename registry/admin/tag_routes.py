@@ -2,7 +2,7 @@
 routes are the descriptions in the OpenAPI document.
 
 The name of a repository in the path may contain slashes. All routes end with `/tags/`, a tag, and at most one more
-word, so a path belongs to one route only, also if the name itself contains `/tags/`.
+word, or with a word of their own, so a path belongs to one route only, also if the name itself contains `/tags/`.
 """
 
 from __future__ import annotations
@@ -118,14 +118,16 @@ async def list_tag_history(
 ) -> models.ListPage[TagChangeResponse]:
     """Lists the changes of a tag, newest first: pushes, moves and deletes. The list is empty for a tag that never
     existed. Needs `pull` on the repository."""
-    stored = await readable_repository(caller, name)
-    page = await caller.upkeep.store.tag_history.changes(stored, tag, _entry_id_or_none(after), limit)
-    with_client = caller.principal.may(Action.PUSH, stored, name)
-    return models.list_page(
-        page,
-        lambda change: TagChangeResponse.from_stored(change, with_client=with_client),
-        lambda change: str(change.id),
-    )
+    return await _history(caller, name, tag, after, limit)
+
+
+@router.get("/repositories/{name:path}/tag-history", tags=["tags"])
+async def list_repository_history(
+    caller: AnyCaller, name: PathRepository, after: AfterQuery = None, limit: LimitQuery = 100
+) -> models.ListPage[TagChangeResponse]:
+    """Lists the changes of all tags of a repository, newest first, also of tags that were deleted. Needs `pull` on the
+    repository."""
+    return await _history(caller, name, None, after, limit)
 
 
 @router.post("/repositories/{name:path}/tags/{tag}/restore", tags=["tags"])
@@ -157,6 +159,20 @@ async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: 
     _check_force(caller, body.force)
     move = await _changes(caller).move(stored, tag, as_reference(body.digest), by=caller.actor, force=body.force)
     return TagMoveResponse.from_stored(name, move)
+
+
+async def _history(
+    caller: Caller, name: RepositoryName, tag: Tag | None, after: str | None, limit: int
+) -> models.ListPage[TagChangeResponse]:
+    """Returns a page of the changes of one tag, or of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
+    stored = await readable_repository(caller, name)
+    page = await caller.upkeep.store.tag_history.changes(stored, tag, _entry_id_or_none(after), limit)
+    with_client = caller.principal.may(Action.PUSH, stored, name)
+    return models.list_page(
+        page,
+        lambda change: TagChangeResponse.from_stored(change, with_client=with_client),
+        lambda change: str(change.id),
+    )
 
 
 def _changes(caller: Caller) -> TagChanges:

@@ -55,13 +55,15 @@ class DescriptionPages:
 
     async def put(self, repo: RepositoryName, text: str, revision: int | None, by: Actor) -> DescriptionView:
         """Replaces a description. Raises RequestInvalid if the text is too long, or is not UTF-8."""
-        try:
-            size = len(text.encode("utf-8"))
-        except UnicodeEncodeError:
-            raise RequestInvalid("the description has half of a surrogate pair, which is not a character") from None
-        if size > MAX_DESCRIPTION_BYTES:
-            raise RequestInvalid(f"the description has {size} bytes; at most {MAX_DESCRIPTION_BYTES} are accepted")
+        _check(text)
         return await self._view(repo, await self._descriptions.put_description(repo, text, by=by, revision=revision))
+
+    async def preview(self, text: str) -> str:
+        """Returns a text as HTML, as a description with this text would have it. Raises RequestInvalid as `put`
+        does."""
+        _check(text)
+        async with self._thread:
+            return await asyncio.to_thread(render_markdown, text)
 
     async def _view(self, repo: RepositoryName, description: Description | None) -> DescriptionView:
         if description is None:
@@ -86,6 +88,16 @@ class DescriptionPages:
                 self._rendered.popitem(last=False)
         self._rendered.move_to_end(key)
         return rendered
+
+
+def _check(text: str) -> None:
+    """Raises RequestInvalid for a text that no description can have."""
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise RequestInvalid("the description has half of a surrogate pair, which is not a character") from None
+    if size > MAX_DESCRIPTION_BYTES:
+        raise RequestInvalid(f"the description has {size} bytes; at most {MAX_DESCRIPTION_BYTES} are accepted")
 
 
 def render_markdown(text: str) -> str:

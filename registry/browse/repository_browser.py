@@ -108,6 +108,7 @@ class RepositoryBrowser:
         self._details = ManifestDetails(registry, self._reader, listing, overviews, upstream_tags)
         self._referrers = ReferrerGroups(registry, self._reader, listing)
         self._descriptions = DescriptionPages(store.descriptions)
+        self._immutable_tags = store.immutable_tags
         self._remover = TagRemover(live, store.tag_removals, store.retention, store.tag_history, store.immutable_tags)
 
     async def tags(
@@ -127,6 +128,10 @@ class RepositoryBrowser:
         index lists no such platform."""
         async with self._reading(request):
             return await self._details.read(repo, reference, platform)
+
+    def is_immutable(self, repo: RepositoryName, tag: Tag) -> bool:
+        """Returns whether clients cannot move or delete the tag, whether or not it exists."""
+        return self._immutable_tags.in_repository(repo)(tag)
 
     async def raw_manifest(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> Manifest:
         """Returns a manifest, with its bytes as they were pushed. Raises ManifestUnknown."""
@@ -202,6 +207,11 @@ class RepositoryBrowser:
         based on; None: not checked. `repo` is hosted, and the caller of this method has checked the right to push to
         it. Raises RequestInvalid if the text is too long; PreconditionFailed if somebody has changed it meanwhile."""
         return await self._descriptions.put(repo, text, revision, by)
+
+    async def preview_description(self, request: RequestContext, text: str) -> str:
+        """Returns the HTML that a description with this text has. Raises RequestInvalid if the text is too long."""
+        async with self._reading(request):
+            return await self._descriptions.preview(text)
 
     async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
         """Returns what a removal of these tags, at most MAX_REMOVED_TAGS, would remove. `repo` is hosted."""

@@ -17,6 +17,7 @@ from fastapi import Request, Response
 from registry.browse.models import SizePart
 from registry.ui.languages import translatable
 from registry.ui.page_route import caller_of, image_host, page_response, query_of
+from registry.ui.visitor_rights import visitor_rights
 from storage.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnknown, TagInvalid
 from storage.names import Digest, Reference, RepositoryName, Tag
 
@@ -53,6 +54,14 @@ def parse_path(path: str) -> tuple[RepositoryName, Reference | None]:
         raise ManifestUnknown("there is no such tag or digest") from None
 
 
+def repository_in(path: str) -> RepositoryName:
+    """Returns the repository in a path `NAME`. Raises NameUnknown if there can be no such thing."""
+    name, reference = parse_path(path)
+    if reference is not None:
+        raise NameUnknown("there is no repository with this name")
+    return name
+
+
 def path_of(name: RepositoryName, reference: Reference | None) -> str:
     """Returns the path that `parse_path` parses, percent-encoded."""
     return quote(image_name(name, reference), safe="/:@")
@@ -86,6 +95,8 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
         steps_on_a_page=STEPS_ON_A_PAGE,
         purpose_names=PURPOSE_NAMES,
         is_tag=isinstance(reference, Tag),
+        is_immutable=isinstance(reference, Tag) and browser.is_immutable(name, reference),
+        rights=await visitor_rights(caller, name),
         host=image_host(request),
         now=datetime.now(UTC),
     )

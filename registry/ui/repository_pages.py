@@ -3,29 +3,26 @@ pages of tags and digests as well."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.repository_rights import readable_repository
-from registry.browse.models import DescriptionView
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
 from registry.request import RequestInvalid
+from registry.ui.description_page import description_html
 from registry.ui.image_page import image_page, parse_path, path_of
 from registry.ui.languages import translatable
 from registry.ui.page_route import PageRoute, caller_of, image_host, page_response, query_of, redirect
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
+from registry.ui.visitor_rights import visitor_rights
 from storage.errors import NameUnknown
 from storage.names import RepositoryName
 from storage.tag_listing import TagOrder, TagQuery
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 REPOSITORIES_PATH: Final = "/ui/repositories"
 TAGS_ON_A_PAGE: Final = 25
@@ -38,9 +35,6 @@ _ORDERS: Final = {
     TagOrder.SIZE: translatable("Size"),
 }
 """How the orders of tags are called."""
-_HEADING: Final = re.compile(r"(</?h)([1-6])(?=>)")
-_HEADING_DEPTH: Final = 2
-"""By how many levels the headings of a description are lowered: above it are those of the page and of its section."""
 
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=PageRoute, include_in_schema=False)
 
@@ -116,9 +110,10 @@ async def _tags_page(request: Request, name: RepositoryName) -> Response:
         sort=sort,
         sort_links=list(_sort_links(tags)),
         is_descending=tags.is_descending,
-        description=_description_html(description),
+        description=description_html(description.html),
         host=image_host(request),
         now=datetime.now(UTC),
+        rights=await visitor_rights(caller, name),
     )
 
 
@@ -138,13 +133,6 @@ def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
         is_current = order is tags.order
         is_descending = not tags.is_descending if is_current else order is not TagOrder.NAME
         yield SortLink(f"{'-' if is_descending else ''}{order.value}", text, is_current)
-
-
-def _description_html(description: DescriptionView) -> Markup:
-    """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lower headings."""
-    from markupsafe import Markup  # imported late, as all that only pages need
-
-    return Markup(_HEADING.sub(lambda found: f"{found[1]}{min(6, int(found[2]) + _HEADING_DEPTH)}", description.html))
 
 
 def _components(request: Request) -> PageComponents:

@@ -11,6 +11,8 @@ from registry.admin.documentation import welcome
 from registry.http.error_statuses import PathUnknown
 from registry.ui import (
     account_pages,
+    comparison_page,
+    description_page,
     job_texts,
     mirror_page,
     overview_page,
@@ -19,6 +21,8 @@ from registry.ui import (
     search_page,
     setup_page,
     system_page,
+    tag_history_page,
+    tag_removal_page,
     upkeep_page,
 )
 from registry.ui.account_pages import HOME_PATH
@@ -65,6 +69,7 @@ async def unknown_page(path: str) -> Response:
 for _module in (
     *(page_files, account_pages, overview_page, setup_page, system_page, search_page),
     *(mirror_page, upkeep_page, job_texts),
+    *(tag_removal_page, tag_history_page, description_page, comparison_page),
     repository_pages,
 ):
     router.include_router(_module.router)

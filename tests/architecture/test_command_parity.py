@@ -97,6 +97,7 @@ ONLY_API = {
     ("GET", "/repositories/{name}/manifests/{reference}/files"),
     ("GET", "/repositories/{name}/comparison"),
     ("GET", "/repositories/{name}/manifests/{reference}/archive"),
+    ("GET", "/repositories/{name}/tag-history"),
     ("POST", "/repositories/{name}/tag-removal-plan"),
     ("POST", "/repositories/{name}/tag-removal"),
     ("POST", "/repositories/{name}/tag-restoration"),

@@ -1,7 +1,8 @@
 """A registry with hosted and cached repositories and with accounts, for the pages.
 
-`root` is an admin. `alice` may pull crew/** and what is cached. Everyone may pull public/** and zoo/**. The texts of
-`public/described` try to be markup. Nothing listens at the endpoint of the upstream, because pages need no upstream.
+`root` is an admin. `alice` may pull and push crew/**, and pull what is cached. Everyone may pull public/** and zoo/**.
+The texts of `public/described` try to be markup. `public/tools` has images with all their blobs, so deleted tags can be
+put back. Nothing listens at the endpoint of the upstream, because pages need no upstream.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from storage.names import RepositoryName, Tag
 from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.commands import entrepot_output
-from tests.fakes.page_store import add_cached, add_described, add_index
+from tests.fakes.page_store import add_cached, add_described, add_image, add_index
 from tests.fakes.registry_content import BY
 from tests.fakes.server_process import running_server
 
@@ -56,6 +57,8 @@ async def _fill(data: Path) -> None:
             await add_cached(store, repo, "1.0", "latest")
         await add_described(store, "public/described", "v1", HOSTILE, label_bytes=1_000_000)
         await add_described(store, "crew/web", "1.4", "production")
+        for tag, layer in (("1", b"1"), ("2", b"2"), ("3", b"3"), ("1", b"newer")):
+            await add_image(store, "public/tools", tag, [b"base" * 1000, layer * 1000], Env=[f"TAG={tag}"])
         await store.descriptions.put_description(RepositoryName("public/described"), DESCRIPTION, by=BY)
         ubuntu = RepositoryName("docker.io/library/ubuntu")
         cached = await add_cached(store, ubuntu, "24.04", "lts")

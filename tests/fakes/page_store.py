@@ -72,6 +72,18 @@ async def add_described(store: StoredRegistry, repo: str, tag: str, text: str, *
     return index
 
 
+async def add_image(store: StoredRegistry, repo: str, tag: str, layers: Iterable[bytes], **config: object) -> Manifest:
+    """Stores an image with all its blobs, so that it can be deleted and put back. `config`: what its config says about
+    containers, such as `User`."""
+    name = RepositoryName(repo)
+    document = {"os": "linux", "architecture": "amd64", "config": config}
+    pushed = await push_blob(store, name, json.dumps(document).encode())
+    blobs = [await push_blob(store, name, layer) for layer in layers]
+    image = image_of(Descriptor(CONFIG_TYPE, pushed.digest, pushed.size), blobs)
+    await store.put_manifest(name, image, [Tag(tag)], by=BY)
+    return image
+
+
 def _image(of: str, layers: int = 1) -> Manifest:
     config = descriptor_of(f"config {of}".encode(), CONFIG_TYPE)
     names = [f"layer {of}{number or ''}" for number in range(layers)]

@@ -31,6 +31,7 @@ OWN = {
     ("PUT", "/mirror/frozen"),
     ("DELETE", "/mirror/frozen"),
     ("GET", "/repositories/{name}/tags/{tag}/history"),
+    ("GET", "/repositories/{name}/tag-history"),
     ("PUT", "/repositories/{name}/tags/{tag}"),
     ("POST", "/repositories/{name}/tags/{tag}/restore"),
     ("GET", "/repositories/{name}/tag-list"),

@@ -186,3 +186,18 @@ def test_bad_requests(site: AdminSite, method: str, path: str, body: object, sta
     put(site, repo, "v1", "first")
     answer = site.call(method, path.format(repo), body)
     assert (answer.status_code, text in json.dumps(answer.json())) == (status, True), answer.text
+
+
+def test_the_history_of_all_tags(site: AdminSite) -> None:
+    """It has the changes of each tag, also of one that was deleted, in pages, for those who may pull."""
+    repo = f"team/{site.name('repo')}"
+    put(site, repo, "v1", "first")
+    put(site, repo, "v2", "second")
+    site.done("POST", f"/repositories/{repo}/tag-removal", {"tags": ["v1"]})
+    path = f"/repositories/{repo}/tag-history"
+    first = site.done("GET", path, limit=2)
+    second = site.done("GET", path, limit=2, after=first["next"])
+    found = [(entry["tag"], entry["digest"] is None) for entry in first["items"] + second["items"]]
+    assert found == [("v1", True), ("v2", False), ("v1", False)]
+    assert second["next"] is None
+    assert site.call("GET", path, auth=site.user()).status_code == 404

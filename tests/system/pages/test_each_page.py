@@ -26,12 +26,13 @@ def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
         "/ui/repositories/public/described",
     ]
     pages += ["/ui/repositories/public/described:v1", "/ui/search?q=app"]
+    pages += ["/ui/comparison/public/described?tag=v1&tag=v1", "/ui/tag-history/public/tools:1"]
     pages += [f"/ui/setup?client={client}" for client in clients]
     if reader.name is not None:
         pages += ["/ui/repositories?in=docker.io", "/ui/repositories/docker.io/library/ubuntu"]
         pages.append("/ui/repositories/docker.io/library/ubuntu:latest")
     if reader is READERS["admin"]:
-        pages.append("/ui/system")
+        pages += ["/ui/system", "/ui/description/public/described", "/ui/tag-removal/public/tools?tag=1&tag=2&tag=none"]
         pages += ["/ui/mirror", "/ui/mirror/downloads", "/ui/mirror/images"]
         pages += ["/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/retention?repository=crew/app"]
     return pages

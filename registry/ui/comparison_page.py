@@ -1,0 +1,79 @@
+"""The page that compares two images of a repository: which layers they share, and how their configs differ."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.repository_rights import readable_repository
+from registry.browse.models import ComparisonView
+from registry.http.error_statuses import status_of
+from registry.request import RequestInvalid
+from registry.ui.image_page import path_of, repository_in
+from registry.ui.languages import translatable
+from registry.ui.page_route import PageRoute, caller_of, page_response, query_of, redirect
+from registry.ui.pages import PageComponents
+from storage.errors import DigestInvalid, ManifestUnknown, TagInvalid
+from storage.names import as_reference
+
+COMPARISON_PATH: Final = "/ui/comparison"
+LAYERS_ON_A_PAGE: Final = 200
+"""Of more layers of a kind, only the first are shown."""
+_MAX_CHARACTERS: Final = 200
+FIELD_NAMES: Final = {
+    "user": translatable("User"),
+    "working_dir": translatable("Working directory"),
+    "stop_signal": translatable("Stop signal"),
+    "author": translatable("Author"),
+    "entrypoint": translatable("Entrypoint"),
+    "cmd": translatable("Command"),
+    "healthcheck": translatable("Health check"),
+    "exposed_ports": translatable("Ports"),
+    "volumes": translatable("Volumes"),
+    "env": translatable("Environment"),
+    "labels": translatable("Labels"),
+}
+"""How the fields of a config are called (`registry.browse.models.ConfigChange`)."""
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get(COMPARISON_PATH + "/{path:path}")
+async def comparison(request: Request, path: str) -> Response:
+    """Compares two images of a repository, and shows a form to choose others. The query has `tag` twice, each with a
+    tag or a digest; with fewer, the page has the form alone. It can have `platform`, by which to compare indexes. Needs
+    `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
+    caller, query = caller_of(request), query_of(request)
+    name = repository_in(path)
+    stored = await readable_repository(caller, name)
+    components: PageComponents = request.app.service.pages
+    await components.content.tags(name, None, 1)  # NameUnknown has to say the name that was asked for
+    if stored != name:
+        return redirect(f"{COMPARISON_PATH}/{path_of(stored, None)}?{request.url.query}")
+    chosen = [text.strip()[:_MAX_CHARACTERS] for text in query.all("tag") if text.strip()]
+    if len(chosen) > 2:
+        raise RequestInvalid("choose two tags to compare")
+    platform = (query.one("platform") or "").strip()[:_MAX_CHARACTERS] or None
+    found: ComparisonView | None = None
+    problem, status = "", 200
+    if len(chosen) == 2:
+        try:
+            base, other = (as_reference(text) for text in chosen)
+            found = await caller.browser.compare(caller.request_on(stored), stored, base, other, platform)
+        except (DigestInvalid, ManifestUnknown, TagInvalid) as error:
+            problem, status = error.message, status_of(error)
+    return await page_response(
+        request,
+        "comparison.html",
+        status_code=status,
+        section="repositories",
+        name=stored,
+        upstream=components.naming.upstream_of(stored),
+        chosen=[*chosen, "", ""][:2],
+        platform=platform or "",
+        found=found,
+        problem=problem,
+        field_names=FIELD_NAMES,
+        layers_on_a_page=LAYERS_ON_A_PAGE,
+    )

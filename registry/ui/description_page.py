@@ -1,0 +1,131 @@
+"""The page on which people write the description of a repository, with a preview."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import Caller
+from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.http.error_statuses import status_of
+from registry.request import RequestInvalid
+from registry.ui.image_page import path_of, repository_in
+from registry.ui.languages import translatable
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    caller_of,
+    page_response,
+    page_slot,
+    read_form,
+    redirect,
+    visit_of,
+)
+from storage.descriptions import MAX_DESCRIPTION_BYTES
+from storage.errors import PreconditionFailed
+from storage.names import RepositoryName
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+DESCRIPTION_PATH: Final = "/ui/description"
+_MAX_FORM_BYTES: Final = 3 * MAX_DESCRIPTION_BYTES + 16 * 1024
+"""A form writes a byte of a text as three, except letters, digits and a few others."""
+_MAX_REVISION_DIGITS: Final = 18
+_HEADING: Final = re.compile(r"(</?h)([1-6])(?=>)")
+_HEADING_DEPTH: Final = 2
+"""By how many levels the headings of a description are lowered: above it are those of the page and of its section."""
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+def description_html(html: str) -> Markup:
+    """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lower headings."""
+    from markupsafe import Markup  # imported late, as all that only pages need
+
+    return Markup(_HEADING.sub(lambda found: f"{found[1]}{min(6, int(found[2]) + _HEADING_DEPTH)}", html))
+
+
+@router.get(DESCRIPTION_PATH + "/{path:path}")
+async def description_form(request: Request, path: str) -> Response:
+    """Shows the form with the present text. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported,
+    NameUnknown."""
+    caller, name = caller_of(request), repository_in(path)
+    stored = await _writable_repository(caller, name)
+    description = await caller.browser.description(caller.request_on(stored), stored)
+    return await _form_page(request, stored, description.text, description.revision)
+
+
+@_forms.post(DESCRIPTION_PATH + "/{path:path}")
+async def write_description(request: Request, path: str) -> Response:
+    """Takes the form: `text`, and the `revision` that it is based on. With `action=save`, replaces the description and
+    leads to the repository; an empty text removes it. With `action=preview`, shows the text as it will look. If
+    somebody has changed the description meanwhile, shows theirs and the form again. Needs `pull` and `push`. Raises
+    Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, FormTooLarge."""
+    caller, name = caller_of(request), repository_in(path)
+    stored = await _writable_repository(caller, name)
+    form = await read_form(request, _MAX_FORM_BYTES)
+    text = (form.one("text") or "").replace("\r\n", "\n")  # browsers send CRLF
+    revision = _revision(form.one("revision"))
+    context = caller.request_on(stored)
+    if form.one("action") == "save":
+        try:
+            await caller.browser.put_description(stored, text, revision, caller.actor)
+        except PreconditionFailed as error:
+            theirs = await caller.browser.description(context, stored)
+            problem = translatable("Somebody else has changed the description. Saving replaces theirs, shown below.")
+            async with page_slot(request):
+                return await _form_page(
+                    request, stored, text, theirs.revision, theirs=theirs.html, problem=problem, status=status_of(error)
+                )
+        return redirect(f"/ui/repositories/{path_of(stored, None)}")
+    async with page_slot(request):
+        preview = await caller.browser.preview_description(context, text)
+        return await _form_page(request, stored, text, revision, preview=preview)
+
+
+async def _writable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
+    """Returns the stored name of a repository whose description the visitor may read and write."""
+    await readable_repository(caller, name)
+    return await pushable_repository(caller, name)
+
+
+async def _form_page(
+    request: Request,
+    name: RepositoryName,
+    text: str,
+    revision: int,
+    *,
+    preview: str | None = None,
+    theirs: str | None = None,
+    problem: str = "",
+    status: int = 200,
+) -> Response:
+    """Returns the page. `preview` and `theirs`: the HTML of the text, and of what somebody else has written."""
+    return await page_response(
+        request,
+        "description.html",
+        status_code=status,
+        section="repositories",
+        here=visit_of(request).path,
+        name=name,
+        text=text,
+        revision=revision,
+        preview=None if preview is None else description_html(preview),
+        theirs=None if theirs is None else description_html(theirs),
+        problem=problem,
+        max_characters=MAX_DESCRIPTION_BYTES,
+    )
+
+
+def _revision(text: str | None) -> int:
+    """Returns the revision in a form. Raises RequestInvalid."""
+    if text is None or not text.isascii() or not text.isdigit() or len(text) > _MAX_REVISION_DIGITS:
+        raise RequestInvalid("the form has no revision of the description")
+    return int(text)
+
+
+router.include_router(_forms)

@@ -1,0 +1,121 @@
+"""The page *History*: what a tag of a repository pointed at, or all of its tags, and the form that restores a tag."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.admin.tag_routes import TagRestoreRequest, list_repository_history, list_tag_history, restore_tag
+from registry.http.error_statuses import status_of
+from registry.ui.image_page import image_name, parse_path, path_of
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    caller_of,
+    page_response,
+    page_slot,
+    query_of,
+    read_form,
+    redirect,
+    visit_of,
+)
+from registry.ui.pages import PageComponents
+from registry.ui.visitor_rights import visitor_rights
+from storage.errors import ManifestUnknown, RegistryError
+from storage.names import Digest, RepositoryName, Tag
+
+TAG_HISTORY_PATH: Final = "/ui/tag-history"
+CHANGES_ON_A_PAGE: Final = 50
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+@router.get(TAG_HISTORY_PATH + "/{path:path}")
+async def tag_history(request: Request, path: str) -> Response:
+    """Shows the changes of one tag, for a path `NAME:TAG`, or those of all tags, newest first. The query can have
+    `after`, the cursor of a page. Needs `pull`. Raises Unauthorized, NameUnknown, ManifestUnknown, RequestInvalid."""
+    name, tag = _parse(path)
+    stored = await readable_repository(caller_of(request), name)
+    if stored != name:
+        await _components(request).content.tags(name, None, 1)  # NameUnknown has to say the name that was asked for
+        return redirect(_path(stored, tag))
+    return await _history_page(request, stored, tag, query_of(request).one("after") or None)
+
+
+@_forms.post(TAG_HISTORY_PATH + "/{path:path}")
+async def restore(request: Request, path: str) -> Response:
+    """Points a tag at the `digest` of the form again; without one, at what it pointed at before its last change. Leads
+    to the history, or shows there why that is not possible, as for an immutable tag. Needs `push`. Raises Unauthorized,
+    Denied, Unsupported, NameUnknown, ManifestUnknown, DigestInvalid and the errors of the store."""
+    name, tag = _parse(path)
+    caller = caller_of(request)
+    stored = await pushable_repository(caller, name)
+    form = await read_form(request)
+    if tag is None:
+        raise ManifestUnknown("the path has to end with a tag")
+    digest = form.one("digest")
+    wanted = TagRestoreRequest(to=None if digest is None else Digest(digest))
+    try:
+        await restore_tag(caller, stored, tag, wanted)
+    except RegistryError as error:
+        if status_of(error) >= 500:
+            raise
+        async with page_slot(request):
+            return await _history_page(request, stored, tag, None, error)
+    return redirect(_path(stored, tag))
+
+
+async def _history_page(
+    request: Request, name: RepositoryName, tag: Tag | None, after: str | None, error: RegistryError | None = None
+) -> Response:
+    """Returns the page. `error`: why the tag was not restored."""
+    caller = caller_of(request)
+    newest = None
+    if tag is None:
+        page = await list_repository_history(caller, name, after, CHANGES_ON_A_PAGE)
+    else:
+        page = await list_tag_history(caller, name, tag, after, CHANGES_ON_A_PAGE)
+        first = page if after is None else await list_tag_history(caller, name, tag, None, 1)
+        if not first.items:
+            raise ManifestUnknown(f"there never was a tag {tag} here")
+        newest = first.items[0]
+    return await page_response(
+        request,
+        "tag_history.html",
+        status_code=200 if error is None else status_of(error),
+        section="repositories",
+        here=visit_of(request).path,
+        name=name,
+        tag=tag,
+        title=image_name(name, tag),
+        upstream=_components(request).naming.upstream_of(name),
+        newest=newest,
+        changes=page.items,
+        next_after=page.next,
+        is_immutable=tag is not None and caller.browser.is_immutable(name, tag),
+        rights=await visitor_rights(caller, name),
+        problem=None if error is None else error.message,
+    )
+
+
+def _parse(path: str) -> tuple[RepositoryName, Tag | None]:
+    """Returns what is in a path `NAME` or `NAME:TAG`. Raises NameUnknown, ManifestUnknown."""
+    name, reference = parse_path(path)
+    if isinstance(reference, Digest):
+        raise ManifestUnknown("a digest has no history")
+    return name, reference
+
+
+def _components(request: Request) -> PageComponents:
+    components: PageComponents = request.app.service.pages
+    return components
+
+
+def _path(name: RepositoryName, tag: Tag | None) -> str:
+    return f"{TAG_HISTORY_PATH}/{path_of(name, tag)}"
+
+
+router.include_router(_forms)

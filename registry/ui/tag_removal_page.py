@@ -1,0 +1,131 @@
+"""The pages that delete several tags at once: a preview of what goes, the removal, and its undo."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import Caller
+from registry.admin.repository_rights import deletable_repository, pushable_repository, readable_repository
+from registry.http.query import Query
+from registry.request import RequestInvalid
+from registry.ui.image_page import path_of, repository_in
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    caller_of,
+    page_response,
+    page_slot,
+    query_of,
+    read_form,
+    redirect,
+)
+from registry.ui.tag_history_page import TAG_HISTORY_PATH
+from registry.ui.visitor_rights import visitor_rights
+from storage.names import Digest, RepositoryName, Tag
+from storage.tag_removal import MAX_REMOVED_TAGS
+
+TAG_REMOVAL_PATH: Final = "/ui/tag-removal"
+TAG_RESTORATION_PATH: Final = "/ui/tag-restoration"
+_MAX_RESTORED_TAGS: Final = 4 * MAX_REMOVED_TAGS
+_MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
+"""The longest tag and digest, and what a form writes between them."""
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+@router.get(TAG_REMOVAL_PATH + "/{path:path}")
+async def tag_removal(request: Request, path: str) -> Response:
+    """Shows what a removal of tags would remove. The query has `tag` once for each of them. Needs `pull` and `delete`.
+    Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid."""
+    caller, name = caller_of(request), repository_in(path)
+    await readable_repository(caller, name)  # somebody who may not see the repository learns nothing about it
+    stored = await deletable_repository(caller, name)
+    tags = [Tag(tag) for tag in dict.fromkeys(query_of(request).all("tag"))]
+    _check_count(len(tags), MAX_REMOVED_TAGS)
+    plan = await caller.browser.plan_removal(caller.request_on(stored), stored, tags) if tags else None
+    return await page_response(
+        request, "tag_removal.html", section="repositories", name=stored, plan=plan, kept_until=_kept_until(caller)
+    )
+
+
+@_forms.post(TAG_REMOVAL_PATH + "/{path:path}")
+async def remove_tags(request: Request, path: str) -> Response:
+    """Removes the tags of the form, whose fields `tag` are `TAG@DIGEST`, as the preview has shown them. A tag that has
+    moved is left alone. Shows what was removed, with a form to undo that. Needs `pull` and `delete`. Raises what
+    `tag_removal` raises."""
+    caller, name = caller_of(request), repository_in(path)
+    stored = await deletable_repository(caller, name)
+    expected = _tags_in(await read_form(request, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES), MAX_REMOVED_TAGS)
+    removed = await caller.browser.remove_tags(
+        caller.request_on(stored), stored, list(expected), caller.actor, expected
+    )
+    rights = await visitor_rights(caller, stored)
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "tags_removed.html",
+            section="repositories",
+            here=_repository_path(stored),
+            name=stored,
+            result=removed,
+            may_push=rights.may_push,
+            kept_until=_kept_until(caller),
+        )
+
+
+@router.get(TAG_RESTORATION_PATH + "/{path:path}")
+async def tag_restoration(path: str) -> Response:
+    """Leads to the history, which a visitor needs whose session ended before the undo. Raises NameUnknown."""
+    return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
+
+
+@_forms.post(TAG_RESTORATION_PATH + "/{path:path}")
+async def restore_tags(request: Request, path: str) -> Response:
+    """Undoes a removal: puts back the tags of the form, whose fields `tag` are `TAG@DIGEST`. A tag that exists again is
+    left alone. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid."""
+    caller = caller_of(request)
+    stored = await pushable_repository(caller, repository_in(path))
+    tags = _tags_in(await read_form(request, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES), _MAX_RESTORED_TAGS)
+    restored = await caller.browser.restore_tags(stored, list(tags.items()), caller.actor)
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "tags_restored.html",
+            section="repositories",
+            here=_repository_path(stored),
+            name=stored,
+            result=restored,
+        )
+
+
+def _tags_in(form: Query, limit: int) -> dict[Tag, Digest]:
+    """Returns the tags and digests of a form. Raises RequestInvalid, TagInvalid, DigestInvalid."""
+    texts = form.all("tag")
+    _check_count(len(texts), limit)
+    if not texts:
+        raise RequestInvalid("the form names no tag")
+    pairs = (text.partition("@") for text in texts)
+    return {Tag(tag): Digest(digest) for tag, _, digest in pairs}
+
+
+def _check_count(count: int, limit: int) -> None:
+    """Raises RequestInvalid if there are too many tags."""
+    if count > limit:
+        raise RequestInvalid(f"{count} tags are too many; choose at most {limit}")
+
+
+def _kept_until(caller: Caller) -> datetime | None:
+    """Returns until when, at least, what is removed now can be put back. None: until the next garbage collection."""
+    grace = caller.upkeep.settings.gc.grace
+    return datetime.now(UTC) + timedelta(seconds=grace) if grace else None
+
+
+def _repository_path(name: RepositoryName) -> str:
+    return f"/ui/repositories/{path_of(name, None)}"
+
+
+router.include_router(_forms)

@@ -1,0 +1,89 @@
+"""How people change a repository on the pages, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.page_browser import PageBrowser
+from tests.fakes.page_site import HOSTILE, MEMBER
+
+TOOLS = "/ui/repositories/public/tools"
+
+
+def tags_on(page: Page) -> list[str]:
+    return page.locator("#rows th a").all_inner_texts()
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_delete_two_tags_and_undo(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """An admin chooses tags, sees what would go, deletes them, and puts them back. All by the keyboard."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        tab.open(TOOLS)
+        for tag in ("2", "3"):
+            page.get_by_label(f"Choose {tag}", exact=True).press("Space")
+        page.get_by_role("button", name="Delete…").press("Enter")
+        page.wait_for_url("**/ui/tag-removal/public/tools?tag=2&tag=3")
+        assert page.locator("tbody th").all_inner_texts() == ["2", "3"]
+        page.get_by_role("button", name="Delete", exact=True).press("Enter")
+        page.get_by_role("heading", name="Deleted tags").wait_for()
+        if javascript:
+            assert tab.accessibility_problems() == []
+        page.get_by_role("button", name="Undo").press("Enter")
+        page.get_by_role("heading", name="Restored tags").wait_for()
+        if javascript:
+            assert tab.accessibility_problems() == []
+        page.get_by_role("link", name="Back to the tags").press("Enter")
+        page.wait_for_url(f"**{TOOLS}")
+        assert tags_on(page) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_restore_and_compare(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """The history of a tag leads to what it was before, and back again. Two tags are compared from the list."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        tab.open(f"{TOOLS}:1")
+        page.get_by_role("link", name="History of this tag").click()
+        page.wait_for_url("**/ui/tag-history/public/tools:1")
+        changes = page.locator("#rows tr").count()
+        page.get_by_role("button", name="Restore").first.click()
+        page.locator(f"#rows tr:nth-child({changes + 1})").wait_for()
+        tab.open(TOOLS)
+        page.get_by_label("Choose 1", exact=True).check()
+        page.get_by_label("Choose 2", exact=True).check()
+        page.get_by_role("button", name="Compare two").click()
+        page.wait_for_url("**/ui/comparison/public/tools?tag=1&tag=2")
+        assert page.get_by_role("table", name="Layers only in the first").locator("tbody tr").count() == 1
+        if javascript:
+            assert tab.accessibility_problems() == []
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_write_a_description(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """A member with the right to push sees a preview, saves, and removes it again. Markup in it does nothing."""
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        page = tab.page
+        tab.log_in(MEMBER, PASSWORD)
+        tab.open("/ui/repositories/crew/app")
+        page.get_by_role("link", name="Write a description").click()
+        page.get_by_label("Text, in Markdown").fill(f"# Ours\n\n{HOSTILE}")
+        page.get_by_role("button", name="Preview").click()
+        page.get_by_role("heading", name="Ours").wait_for()
+        if javascript:
+            assert tab.accessibility_problems() == []
+        assert page.locator("main script, main img").count() == 0
+        page.get_by_role("button", name="Save").click()
+        page.wait_for_url("**/ui/repositories/crew/app")
+        assert HOSTILE in page.locator(".description").inner_text()
+        assert page.title() == "crew/app · Entrepot"
+        page.get_by_role("link", name="Edit the description").click()
+        page.get_by_label("Text, in Markdown").fill("")
+        page.get_by_role("button", name="Save").click()
+        page.wait_for_url("**/ui/repositories/crew/app")
+        assert page.locator(".description").count() == 0

@@ -1,0 +1,105 @@
+"""The page that compares two images, and the link that downloads one."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from storage.names import RepositoryName
+from tests.fakes.page_store import add_cached, add_described, add_image
+from tests.fakes.store_accounts import add_grant
+from tests.unit.registry.ui.test_pages import Site, site
+
+APP = RepositoryName("team/app")
+COMPARISON = f"/ui/comparison/{APP}"
+HOSTILE = "<script>alert(1)</script>"
+
+
+def rows_below(page: str, heading: str) -> list[str]:
+    """The rows of the table below the heading with this id, as text."""
+    part = page.partition(f'id="{heading}"')[2].partition("</section>")[0]
+    rows = part.partition("<tbody>")[2].split("</tr>")[:-1]
+    return [html.unescape(" ".join(re.sub(r"<[^>]+>", " ", row).split())) for row in rows]
+
+
+async def test_two_tags_are_compared(tmp_path: Path) -> None:
+    """Layers that both have and that one has, and what differs in the configs. Markup in them does nothing."""
+    async with site(tmp_path, accounts=False) as here:
+        await add_image(here.store, APP, "v1", [b"shared", b"old"], User="1", Env=["A=1", "B=2"], Labels={"x": HOSTILE})
+        await add_image(here.store, APP, "v2", [b"shared", b"new 1", b"new 2"], Env=["A=2", "B=2"], Cmd=["run", "it"])
+        async with here.browser() as browser:
+            answer = await browser.get(COMPARISON, params={"tag": ["v1", "v2"]})
+            assert answer.status_code == 200
+            page = answer.text
+            counts = [len(rows_below(page, f"{kind}-layers")) for kind in ("base", "other", "shared")]
+            assert counts == [1, 2, 1]
+            changes = rows_below(page, "changes")
+            assert "User 1 empty" in changes
+            assert "Command missing run it" in changes
+            assert "Environment A 1 2" in changes
+            assert f"Labels x {HOSTILE} missing" in changes
+            assert len(changes) == 4
+            assert HOSTILE not in page
+            same = (await browser.get(COMPARISON, params={"tag": ["v1", "v1"]})).text
+            assert "Both are the same image." in same
+            for query, status in (
+                ("", 200),
+                ("?tag=v1", 200),
+                ("?tag=v1&tag=none", 404),
+                ("?tag=v1&tag=-", 400),
+                ("?tag=v1&tag=sha256:1", 400),
+                ("?tag=v1&tag=v2&tag=v3", 400),
+            ):
+                wrong = await browser.get(COMPARISON + query)
+                assert wrong.status_code == status, query
+                assert ('<input id="tag-1"' in wrong.text) == (query.count("tag") < 3)
+            assert (await browser.get("/ui/comparison/no/such")).status_code == 404
+            assert (await browser.get(f"{COMPARISON}:v1")).status_code == 404
+
+
+async def test_an_unreadable_repository_is_not_compared(tmp_path: Path) -> None:
+    """It is like one that does not exist; a name of clients leads to the stored one."""
+    async with site(tmp_path) as here:
+        await add_image(here.store, APP, "v1", [b"layer"])
+        await add_cached(here.store, "docker.io/library/ubuntu", "1")
+        await add_grant(here.app.accounts, "user:alice", "docker.io/**", "pull")
+        async with here.browser() as browser:
+            await here.log_in(browser, "alice")
+            for name in (APP, "no/such"):
+                answer = await browser.get(f"/ui/comparison/{name}?tag=v1&tag=v1")
+                assert answer.status_code == 404
+                assert "<textarea" not in answer.text
+            answer = await browser.get("/ui/comparison/ubuntu?tag=1&tag=1")
+            assert answer.headers["location"] == "/ui/comparison/docker.io/library/ubuntu?tag=1&tag=1"
+
+
+async def download_links(here: Site, name: str | None) -> list[str]:
+    async with here.browser() as browser:
+        if name is not None:
+            await here.log_in(browser, name)
+        page = (await browser.get("/ui/repositories/team/app:v1")).text
+        return [html.unescape(link) for link in re.findall(r'href="([^"]+/archive[^"]*)" download', page)]
+
+
+@pytest.mark.parametrize(
+    ("allow", "offered"), [("nobody", (False, False)), ("accounts", (False, True)), ("everyone", (True, True))]
+)
+async def test_downloads_are_offered_to_those_who_may(tmp_path: Path, allow: str, offered: tuple[bool, bool]) -> None:
+    """To nobody in particular and to an account, by the setting; and the link leads to an archive with the image."""
+    async with site(tmp_path, downloads={"allow": allow}) as here:
+        await add_described(here.store, str(APP), "v1", "text")
+        await add_grant(here.app.accounts, "everyone", str(APP), "pull")
+        links = [await download_links(here, name) for name in (None, "alice")]
+        assert tuple(map(bool, links)) == offered
+        if links[1]:
+            async with here.browser() as browser:
+                await here.log_in(browser, "alice")
+                archive = await browser.get(links[1][0])
+                assert archive.status_code == 200
+                with tarfile.open(fileobj=io.BytesIO(archive.content)) as opened:
+                    assert "manifest.json" in opened.getnames()
