@@ -24,6 +24,7 @@ from registry.admin import (
     job_routes,
     repository_routes,
     retention_routes,
+    rights_routes,
     scrub_routes,
     search_routes,
     session_routes,
@@ -91,6 +92,7 @@ TAGS: Final[list[dict[str, Any]]] = [
 _ROUTE_MODULES: Final = (
     account_routes,
     grant_routes,
+    rights_routes,
     token_routes,
     session_routes,
     audit_routes,
