@@ -9,7 +9,20 @@ from fastapi.responses import PlainTextResponse
 
 from registry.admin.documentation import welcome
 from registry.http.error_statuses import PathUnknown
-from registry.ui import account_pages, page_files, repository_pages, search_page, setup_page, system_page
+from registry.ui import (
+    access_account_page,
+    access_group_page,
+    access_pages,
+    account_pages,
+    activity_page,
+    grant_pages,
+    own_account_page,
+    page_files,
+    repository_pages,
+    search_page,
+    setup_page,
+    system_page,
+)
 from registry.ui.account_pages import HOME_PATH
 from registry.ui.page_route import PageRoute, redirect
 
@@ -52,5 +65,7 @@ async def unknown_page(path: str) -> Response:
 
 
 for _module in (page_files, account_pages, setup_page, system_page, search_page, repository_pages):
+    router.include_router(_module.router)
+for _module in (access_pages, access_account_page, access_group_page, grant_pages, own_account_page, activity_page):
     router.include_router(_module.router)
 router.include_router(_last_router)

@@ -18,6 +18,8 @@ PAGES = {
     "image": "/ui/repositories/crew/web:1.4",
     "search": "/ui/search?q=ubuntu",
     "set-up": "/ui/setup?client=k3s",
+    "access": "/ui/access/rights?account=alice&repository=crew/app",
+    "activity": "/ui/activity",
     "system": "/ui/system",
 }
 LANGUAGES = {"en": ("en-US", False), "zh": ("zh-CN", True)}

@@ -24,8 +24,12 @@ def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
     if reader.name is not None:
         pages += ["/ui/repositories?in=docker.io", "/ui/repositories/docker.io/library/ubuntu"]
         pages.append("/ui/repositories/docker.io/library/ubuntu:latest")
+        pages.append("/ui/account")
     if reader is READERS["admin"]:
         pages.append("/ui/system")
+        pages += [f"/ui/access{part}" for part in ("", "/robots", "/groups", "/grants", "/tokens")]
+        pages += ["/ui/access/rights?account=alice&repository=crew/app", "/ui/access/accounts/alice"]
+        pages += ["/ui/access/groups/crew", "/ui/activity"]
     return pages
 
 
