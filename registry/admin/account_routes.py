@@ -6,7 +6,6 @@ the request.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,10 +14,10 @@ from fastapi import APIRouter
 from registry.admin import models
 from registry.admin.caller import AdminCaller, AnyCaller, Caller, LoggedInCaller
 from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute, PathName
-from registry.auth.rights.management_rights import management_rights_of
+from registry.admin.password_change import change_password
 from storage.access import AccountInvalid, AccountKind, AccountName, Grant
 from storage.content import Page
-from storage.errors import Denied, Unauthorized
+from storage.errors import Unauthorized
 
 _MAX_GRANTS: Final = 200
 """Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` lists all of them, in pages."""
@@ -90,25 +89,9 @@ async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewP
     """Sets your own password; you have to send the old one as well. An admin may set the password of any other person
     without the old one. The person's browser sessions end, and the tokens that `/token` issued to them are refused from
     now on; API tokens stay valid."""
-    caller.rights.check_may_change_credentials(name)
-    if name == caller.principal.name:
-        await _check_old_password(caller, name, body)
-    new = None if body.new is None else body.new.get_secret_value()
-    return models.GeneratedPassword(password=await caller.administration.set_password(name, new, by=caller.actor))
-
-
-async def _check_old_password(caller: Caller, account: AccountName, body: models.NewPassword) -> None:
-    """Checks the old password by logging in with it, so that wrong guesses count as failed logins. Raises Denied if the
-    password is wrong, and TooManyRequests after too many failed logins."""
     old = "" if body.old is None else body.old.get_secret_value()
-    credentials = base64.b64encode(f"{account}:{old}".encode())
-    try:
-        principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
-    except Unauthorized:
-        raise Denied("the old password is not right") from None
-    # `authenticate` also accepts an API token in place of the password. That is not the old password.
-    if principal.name != account or not management_rights_of(principal).is_logged_in_as_person:
-        raise Denied("the old password is not right")
+    new = None if body.new is None else body.new.get_secret_value()
+    return models.GeneratedPassword(password=await change_password(caller, name, old, new))
 
 
 @router.delete("/users/{name}", status_code=204, tags=["users"])

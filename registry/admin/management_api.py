@@ -26,6 +26,7 @@ from registry.admin import (
     mirror_routes,
     repository_routes,
     retention_routes,
+    rights_routes,
     scrub_routes,
     search_routes,
     session_routes,
@@ -93,6 +94,7 @@ TAGS: Final[list[dict[str, Any]]] = [
 _ROUTE_MODULES: Final = (
     account_routes,
     grant_routes,
+    rights_routes,
     token_routes,
     session_routes,
     audit_routes,

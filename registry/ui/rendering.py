@@ -103,11 +103,12 @@ def short_digest(digest: str) -> str:
     return f"{algorithm}{colon}{encoded[:_SHORT_DIGEST_CHARACTERS]}"
 
 
-def _time_element(moment: datetime) -> Markup:
-    """Returns a `<time>` element in UTC. A script of the page shows it in the time zone of the visitor."""
+def _time_element(moment: datetime | float) -> Markup:
+    """Returns a `<time>` element in UTC. A script of the page shows it in the time zone of the visitor. `moment`: a
+    number is seconds since 1970."""
     from markupsafe import Markup
 
-    utc = moment.astimezone(UTC)
+    utc = moment.astimezone(UTC) if isinstance(moment, datetime) else datetime.fromtimestamp(moment, UTC)
     return Markup('<time datetime="{}">{}</time>').format(
         utc.strftime("%Y-%m-%dT%H:%M:%SZ"), utc.strftime("%Y-%m-%d %H:%M UTC")
     )

@@ -10,12 +10,18 @@ from fastapi.responses import PlainTextResponse
 from registry.admin.documentation import welcome
 from registry.http.error_statuses import PathUnknown
 from registry.ui import (
+    access_account_page,
+    access_group_page,
+    access_pages,
     account_pages,
+    activity_page,
     comparison_page,
     description_page,
+    grant_pages,
     job_texts,
     mirror_page,
     overview_page,
+    own_account_page,
     page_files,
     repository_pages,
     search_page,
@@ -70,6 +76,7 @@ for _module in (
     *(page_files, account_pages, overview_page, setup_page, system_page, search_page),
     *(mirror_page, upkeep_page, job_texts),
     *(tag_removal_page, tag_history_page, description_page, comparison_page),
+    *(access_pages, access_account_page, access_group_page, grant_pages, own_account_page, activity_page),
     repository_pages,
 ):
     router.include_router(_module.router)

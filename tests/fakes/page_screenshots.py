@@ -21,6 +21,8 @@ PAGES = {
     "set-up": "/ui/setup?client=k3s",
     "mirror": "/ui/mirror",
     "upkeep": "/ui/upkeep",
+    "access": "/ui/access/rights?account=alice&repository=crew/app",
+    "activity": "/ui/activity",
     "system": "/ui/system",
 }
 LANGUAGES = {"en": ("en-US", False), "zh": ("zh-CN", True)}

@@ -1,8 +1,9 @@
 """A registry with hosted and cached repositories and with accounts, for the pages.
 
-`root` is an admin. `alice` may pull and push crew/**, and pull what is cached. Everyone may pull public/** and zoo/**.
-The texts of `public/described` try to be markup. `public/tools` has images with all their blobs, so deleted tags can be
-put back. Nothing listens at the endpoint of the upstream, because pages need no upstream.
+`root` is an admin. `alice`, who is in the group `crew`, may pull and push crew/**, and pull what is cached. `ci` is a
+robot with an API token. Everyone may pull public/** and zoo/**. The texts of `public/described` try to be markup.
+`public/tools` has images with all their blobs, so deleted tags can be put back. Nothing listens at the endpoint of the
+upstream, because pages need no upstream.
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ def page_site(folder: Path, **variables: str) -> Iterator[MemberSite]:
         site = MemberSite(server, folder)
         site.done("POST", "/users", {"name": MEMBER, "password": PASSWORD})
         site.grant(f"user:{MEMBER}", {"crew/**": "pull,push", "docker.io/**": "pull"})
+        site.done("POST", "/groups", {"name": "crew"})
+        site.done("PUT", f"/groups/crew/members/{MEMBER}")
+        site.grant("group:crew", {"crew/app": "delete"})
+        site.done("POST", "/robots", {"name": "ci", "note": "builds"})
+        site.done("POST", "/tokens", {"account": "ci", "note": "main branch", "expires_in": "90d"})
         site.allow_everyone("public/**")
         site.allow_everyone("zoo/**")
         yield site

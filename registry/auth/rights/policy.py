@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from registry.auth.authorization_header import REFUSED
 from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights, open_principal
 from registry.naming import NamingRules
-from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Grantee, GranteeKind
+from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Grant, Grantee, GranteeKind
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
 from storage.patterns import NamePattern, NameSet
@@ -87,7 +87,7 @@ class Policy:
     ) -> None:
         self.accounts = accounts
         self.identity_check = identity_check
-        self._naming = naming or NamingRules()
+        self.naming = naming or NamingRules()
         self._guarded = frozenset(guarded)
         self._closed = closed
         self._open = open_principal(self._guarded)
@@ -124,6 +124,33 @@ class Policy:
     def anonymous(self) -> Principal:
         """Returns the principal of requests without a credential."""
         return self.principal(ANONYMOUS)
+
+    def unchecked_principal(self, identity: Identity) -> Principal:
+        """Returns the principal of an identity that nobody has proved, to tell what an account may do. Does not check
+        whether the identity is valid, such as whether the account is enabled."""
+        if not self.closed:
+            return self._open
+        rights = Rights.everything(admin=True) if self._is_admin(identity) else self._rights(identity)
+        return Principal(identity, rights)
+
+    async def grants_on(self, identity: Identity, stored_name: str, limit: int) -> list[Grant]:
+        """Returns the grants by which an identity has rights on a repository, at most `limit` of them. Lets other tasks
+        run in between."""
+        found: list[Grant] = []
+        for grantee in self._grantees(identity):
+            after: str | None = None
+            while len(found) < limit:
+                page = self.accounts.grant_page([grantee], after, _GRANTS_PER_STEP)
+                found += [grant for grant in page.items if self._applies(grant.pattern, stored_name)]
+                await asyncio.sleep(0)
+                if not page.more or not page.items:
+                    break
+                after = f"{page.items[-1].subject} {page.items[-1].pattern}"
+        return found[:limit]
+
+    def _applies(self, pattern: NamePattern, stored_name: str) -> bool:
+        """Returns whether grants for `pattern` apply to a repository."""
+        return stored_name.startswith(pattern.prefix) and stored_name in NameSet(frozenset({pattern}), self._guarded)
 
     def principal(self, identity: Identity, *, checked_at: int | None = None) -> Principal:
         """Returns the principal of an identity, with its current rights. While the registry is open, returns the one
@@ -180,7 +207,7 @@ class Policy:
         """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` can
         lead."""
         allowed_bits = 0
-        for stored_name in self._naming.possible_names(name):
+        for stored_name in self.naming.possible_names(name):
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
             allowed_bits |= principal.actions(stored_name, name)

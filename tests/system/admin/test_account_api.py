@@ -123,6 +123,28 @@ def test_groups_and_grants(site: AdminSite) -> None:
     assert site.call("GET", f"/groups/{group}").status_code == 404
 
 
+def test_rights(site: AdminSite) -> None:
+    """What an account may do and why: an admin asks about everyone, others about themselves and about everyone
+    without a login."""
+    user = site.user()
+    group = site.name("group")
+    site.done("POST", "/groups", {"name": group})
+    site.done("PUT", f"/groups/{group}/members/{user[0]}")
+    grant = {"subject": f"group:{group}", "pattern": f"{group}/**", "actions": ["pull", "push"]}
+    site.done("PUT", "/grants", grant)
+    repo = f"{group}/app"
+    own = site.done("GET", "/rights", auth=user, repository=repo)
+    assert own == site.done("GET", f"/rights?repository={repo}&for={user[0]}")
+    hosted = own["repositories"][0]
+    assert (hosted["name"], hosted["upstream"], hosted["actions"]) == (repo, None, ["pull", "push"])
+    assert grant in hosted["grants"]
+    assert (own["account"], own["stored"], own["enabled"], own["admin"]) == (user[0], True, True, False)
+    nobody = site.done("GET", f"/rights?repository={repo}&for=anonymous", auth=user)
+    assert (nobody["account"], nobody["repositories"][0]["actions"]) == (None, [])
+    assert site.done("GET", "/rights", repository=repo)["admin"]
+    assert site.call("GET", "/rights", repository="../etc").status_code == 400
+
+
 def test_pages_of_grants(site: AdminSite) -> None:
     """Each page goes on after the last grant of the page before."""
     name = site.name("paged")

@@ -19,6 +19,7 @@ OWN = {
     ("GET", "/grants"),
     ("PUT", "/grants"),
     ("DELETE", "/grants"),
+    ("GET", "/rights"),
     ("GET", "/tokens"),
     ("POST", "/tokens"),
     ("DELETE", "/tokens/{id}"),
@@ -101,6 +102,7 @@ def filled(path: str) -> str:
     """Returns a route's path, filled with an account, a group and a grant that exist."""
     queries = {
         "/grants": "?subject=everyone&pattern=**",
+        "/rights": "?repository=team/app",
         "/repositories/{name}/comparison": "?base=v1&other=v2",
     }
     return re.sub(r"\{\w+\}", "root", path) + queries.get(path, "")
@@ -169,6 +171,7 @@ def test_the_list_of_the_others_is_right() -> None:
         ("PUT", "/users/{}/password", {"new": PASSWORD}),
         ("GET", "/tokens?account={}", None),
         ("GET", "/grants?for={}", None),
+        ("GET", "/rights?repository=team/app&for={}", None),
     ],
 )
 def test_others_are_as_if_they_were_not(site: AdminSite, method: str, path: str, body: object) -> None:

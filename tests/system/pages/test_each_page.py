@@ -31,10 +31,14 @@ def pages_of(reader: Reader, clients: tuple[str, ...] = CLIENTS) -> list[str]:
     if reader.name is not None:
         pages += ["/ui/repositories?in=docker.io", "/ui/repositories/docker.io/library/ubuntu"]
         pages.append("/ui/repositories/docker.io/library/ubuntu:latest")
+        pages.append("/ui/account")
     if reader is READERS["admin"]:
         pages += ["/ui/system", "/ui/description/public/described", "/ui/tag-removal/public/tools?tag=1&tag=2&tag=none"]
         pages += ["/ui/mirror", "/ui/mirror/downloads", "/ui/mirror/images"]
         pages += ["/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/retention?repository=crew/app"]
+        pages += [f"/ui/access{part}" for part in ("", "/robots", "/groups", "/grants", "/tokens")]
+        pages += ["/ui/access/rights?account=alice&repository=crew/app", "/ui/access/accounts/alice"]
+        pages += ["/ui/access/groups/crew", "/ui/activity"]
     return pages
 
 

@@ -1,0 +1,36 @@
+"""`change_password`: sets a password for a caller of the API or a visitor of a page."""
+
+from __future__ import annotations
+
+import base64
+
+from registry.admin.caller import Caller
+from registry.auth.rights.management_rights import management_rights_of
+from storage.access import AccountName
+from storage.errors import Denied, Unauthorized
+
+
+async def change_password(caller: Caller, name: AccountName, old: str, new: str | None) -> str | None:
+    """Sets the password of the account `name` to `new`. If `new` is None, generates a password and returns it. The
+    person's browser sessions end. Callers may set their own password and have to give the old one; an admin may set
+    that of every other person.
+
+    Raises Unauthorized, AccountUnknown, and Denied if the caller may not do so or the old password is wrong;
+    TooManyRequests after too many wrong ones; AccountInvalid if the new one is not acceptable."""
+    caller.rights.check_may_change_credentials(name)
+    if name == caller.principal.name:
+        await _check_old_password(caller, name, old)
+    return await caller.administration.set_password(name, new, by=caller.actor)
+
+
+async def _check_old_password(caller: Caller, account: AccountName, old: str) -> None:
+    """Checks the old password by logging in with it, so that wrong guesses count as failed logins. Raises Denied if the
+    password is wrong, and TooManyRequests after too many failed logins."""
+    credentials = base64.b64encode(f"{account}:{old}".encode())
+    try:
+        principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
+    except Unauthorized:
+        raise Denied("the old password is not right") from None
+    # `authenticate` also accepts an API token in place of the password. That is not the old password.
+    if principal.name != account or not management_rights_of(principal).is_logged_in_as_person:
+        raise Denied("the old password is not right")

@@ -1,0 +1,94 @@
+"""The route of `/api/v1/rights`: what an account may do on a repository, and by which grants. The docstring of the
+route is the description in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Self
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.caller import Caller, LoggedInCaller
+from registry.admin.management_route import ManagementRoute
+from registry.auth.rights.explanation import RepositoryRights, RightsExplanation, explain_rights
+from storage.access import AccountName
+from storage.content import Actor
+from storage.names import RepositoryName
+
+ANONYMOUS_NAME: Final = Actor().name
+"""What stands for a client without a login, in place of the name of an account."""
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+class RepositoryRightsResponse(BaseModel):
+    """What is allowed on the repository that is stored under `name`. `upstream`: from which it is mirrored; null: it is
+    hosted. `grants`: those that apply to it; the first 100 of them."""
+
+    name: str
+    upstream: str | None
+    actions: list[models.ActionWord]
+    grants: list[models.GrantResponse]
+
+    @classmethod
+    def from_rights(cls, rights: RepositoryRights) -> Self:
+        return cls(
+            name=rights.name,
+            upstream=rights.upstream,
+            actions=models.action_words(rights.actions),
+            grants=[models.GrantResponse.from_stored(grant) for grant in rights.grants],
+        )
+
+
+class RightsResponse(BaseModel):
+    """What an account may do. `account` is null for a client without a login. If `stored` is false, the store has no
+    such account, and this is what an account of that name in the htpasswd file may do. An account that is not `enabled`
+    may do nothing. If `admin` or `open` is true, grants do not matter. `repositories`: the repositories that the name
+    can mean, one or two."""
+
+    account: str | None
+    stored: bool
+    enabled: bool
+    admin: Annotated[bool, Field(description="May do everything")]
+    open: Annotated[bool, Field(description="There are no accounts yet")]
+    repositories: list[RepositoryRightsResponse]
+
+    @classmethod
+    def from_explanation(cls, found: RightsExplanation) -> Self:
+        return cls(
+            account=found.account,
+            stored=found.is_stored,
+            enabled=found.is_enabled,
+            admin=found.is_admin,
+            open=found.is_open,
+            repositories=[RepositoryRightsResponse.from_rights(rights) for rights in found.repositories],
+        )
+
+
+@router.get("/rights", tags=["grants"])
+async def explain_rights_on(
+    request: Request,
+    caller: LoggedInCaller,
+    repository: Annotated[str, Query(description="As clients call it", max_length=255, examples=["team/app"])],
+    account: Annotated[
+        str | None,
+        Query(alias="for", description="If omitted, your own account; `anonymous`: without a login", max_length=80),
+    ] = None,
+) -> RightsResponse:
+    """Shows what an account may do on a repository, and by which grants. You may ask about your own account and about
+    clients without a login, an admin about every account. Groups that an OpenID provider names at a login, and limits
+    of API tokens, are not counted."""
+    name = visible_account(caller, account)
+    policy = request.app.service.access.policy
+    return RightsResponse.from_explanation(await explain_rights(policy, name, RepositoryName(repository)))
+
+
+def visible_account(caller: Caller, text: str | None) -> AccountName | None:
+    """Returns the account that a caller asks about: the caller's own if `text` is None; None for a client without a
+    login. Raises AccountInvalid, and AccountUnknown if the caller may not see the account."""
+    if text == ANONYMOUS_NAME or (text is None and caller.rights.name is None):
+        return None
+    name = AccountName(text or caller.rights.account_name)
+    caller.rights.check_may_see(name)
+    return name

@@ -1,0 +1,94 @@
+"""`explain_rights`: what an account, or a client without a login, may do on a repository, and by which grants.
+
+It answers the question "why may alice push here?" by the rules that `registry.auth.rights.policy` applies to requests.
+It knows the account, and no credential: a limited API token allows less, and a login at the OpenID provider can add
+groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from registry.auth.rights.policy import Policy
+from registry.auth.rights.principal import ANONYMOUS, Identity
+from storage.access import Account, AccountKind, AccountName, AccountUnknown, Action, Grant
+from storage.names import RepositoryName
+
+MAX_SHOWN_GRANTS: Final = 100
+"""The largest number of grants that an explanation names for one repository."""
+_NO_PUSH: Final = Action.PULL | Action.DELETE | Action.ADMIN
+"""The actions that are possible on a mirrored repository."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryRights:
+    """The rights on one repository. `name`: the name under which it is stored. `upstream`: from which it is mirrored;
+    None: it is hosted. `actions`: what is allowed. `grants`: those that apply, at most `MAX_SHOWN_GRANTS`. A grant can
+    allow more than `actions` has: nobody can push to a mirrored repository, and a disabled account may do nothing."""
+
+    name: RepositoryName
+    upstream: str | None
+    actions: Action
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RightsExplanation:
+    """What an account may do, and why.
+
+    - `account`: its name; None: a client without a login.
+    - `is_stored`: whether the store has the account. If not, the rights are those of an account of this name in the
+      htpasswd file.
+    - `is_enabled`: False: the account is disabled, so it may do nothing.
+    - `is_admin`: it may do everything. `is_open`: the registry has no accounts yet, so every client may do almost
+      everything. In both cases, grants do not matter.
+    - `repositories`: the repositories that the name can mean: one or two, the hosted one first.
+    """
+
+    account: AccountName | None
+    is_stored: bool
+    is_enabled: bool
+    is_admin: bool
+    is_open: bool
+    repositories: tuple[RepositoryRights, ...]
+
+
+async def explain_rights(policy: Policy, account: AccountName | None, repo: RepositoryName) -> RightsExplanation:
+    """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Lets
+    other tasks run in between. Raises NameUnknown and NameInvalid if clients cannot use the name."""
+    stored = None if account is None else _stored_account(policy, account)
+    is_enabled = stored is None or stored.enabled
+    identity = ANONYMOUS if account is None else _identity(account, stored)
+    await policy.prepare(identity)
+    principal = policy.unchecked_principal(identity)
+    needs_grants = not principal.open and not principal.admin
+    repositories = []
+    for name in policy.naming.candidates(repo):
+        upstream = policy.naming.upstream_of(name)
+        possible = Action(principal.actions(name, name)) if is_enabled else Action.NONE
+        grants = await policy.grants_on(identity, name, MAX_SHOWN_GRANTS) if needs_grants else []
+        actions = possible if upstream is None else possible & _NO_PUSH
+        repositories.append(RepositoryRights(name, upstream, actions, tuple(grants)))
+    return RightsExplanation(
+        account=account,
+        is_stored=stored is not None,
+        is_enabled=is_enabled,
+        is_admin=principal.admin,
+        is_open=principal.open,
+        repositories=tuple(repositories),
+    )
+
+
+def _stored_account(policy: Policy, name: AccountName) -> Account | None:
+    try:
+        return policy.accounts.account(name)
+    except AccountUnknown:
+        return None
+
+
+def _identity(name: AccountName, stored: Account | None) -> Identity:
+    """Returns the identity of a login to an account with a credential without limits."""
+    if stored is None:
+        return Identity(name)
+    return Identity(name, robot=stored.kind is AccountKind.ROBOT, version=stored.version)

@@ -1,0 +1,199 @@
+"""The page about one account, for admins: its rights, groups, API tokens and login sessions, and what changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import Caller
+from registry.admin.password_change import change_password
+from registry.http.query import Query
+from registry.ui.access_pages import ACCESS_PATH, ACCOUNTS_PATH, ROBOTS_PATH, account_path, admin_of, show_password
+from registry.ui.credential_forms import (
+    LIFETIMES,
+    add_token,
+    credentials_of,
+    end_session,
+    end_sessions,
+    grants_that_apply,
+    revoke_token,
+)
+from registry.ui.form_answers import (
+    FORM_ERRORS,
+    FormProblem,
+    Question,
+    ask,
+    is_confirmed,
+    problem_of,
+    unknown_deed,
+)
+from registry.ui.languages import translatable
+from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, read_form, redirect
+from storage.access import Account, AccountKind, AccountName
+from storage.errors import Denied
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+@router.get(f"{ACCOUNTS_PATH}/{{name}}")
+async def account(request: Request, name: str) -> Response:
+    """Shows an account. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    caller = await admin_of(request)
+    return await _account_page(request, caller, caller.accounts.account(AccountName(name)))
+
+
+@forms.post(f"{ACCOUNTS_PATH}/{{name}}")
+async def change_account(request: Request, name: str) -> Response:
+    """Does with an account what the field `do` says, a key of `_DEEDS`. Shows the page again if that was not possible.
+    Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    caller, form = await admin_of(request), await read_form(request)
+    deed = _DEEDS.get(form.one("do") or "")
+    if deed is None:
+        raise unknown_deed()
+    found = caller.accounts.account(AccountName(name))
+    try:
+        return await deed(request, caller, found, form)
+    except FORM_ERRORS as error:
+        async with page_slot(request):
+            return await _account_page(request, caller, found, problem_of(error))
+
+
+async def _account_page(
+    request: Request, caller: Caller, found: Account, problem: FormProblem | None = None
+) -> Response:
+    grants, has_more_grants = grants_that_apply(caller, found.name)
+    return await page_response(
+        request,
+        "access_account.html",
+        status_code=200 if problem is None else problem.status,
+        section="access",
+        here=account_path(found.name),
+        shown=found,
+        is_own=caller.rights.name == found.name,
+        list_path=_list_path(found),
+        grants=grants,
+        has_more_grants=has_more_grants,
+        credentials=credentials_of(caller, found.name),
+        lifetimes=LIFETIMES,
+        problem=problem,
+    )
+
+
+def _list_path(found: Account) -> str:
+    return ACCESS_PATH if found.kind is AccountKind.USER else ROBOTS_PATH
+
+
+async def _disable(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    """Disables an account, after a question."""
+    if not is_confirmed(form):
+        question = Question(
+            title=translatable("Disable %(name)s?"),
+            consequence=translatable(
+                "Nobody can log in to the account any more, and its API tokens and sessions are refused, until it is "
+                "enabled again."
+            ),
+            button=translatable("Disable"),
+            name=found.name,
+            back=account_path(found.name),
+            section="access",
+            fields={"do": "disable"},
+        )
+        return await ask(request, question)
+    return await _set_enabled(caller, found, False)
+
+
+async def _enable(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    return await _set_enabled(caller, found, True)
+
+
+async def _set_enabled(caller: Caller, found: Account, enabled: bool) -> Response:
+    await caller.administration.set_enabled(found.name, found.kind, enabled, by=caller.actor)
+    return redirect(account_path(found.name))
+
+
+async def _make_admin(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    """Lets a person do everything, after a question."""
+    if not is_confirmed(form):
+        question = Question(
+            title=translatable("Make %(name)s an admin?"),
+            consequence=translatable("An admin may do everything, also with accounts and rights."),
+            button=translatable("Make an admin"),
+            name=found.name,
+            back=account_path(found.name),
+            section="access",
+            fields={"do": "make-admin"},
+        )
+        return await ask(request, question)
+    await caller.administration.set_admin(found.name, True, by=caller.actor)
+    return redirect(account_path(found.name))
+
+
+async def _unmake_admin(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    await caller.administration.set_admin(found.name, False, by=caller.actor)
+    return redirect(account_path(found.name))
+
+
+async def _set_password(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    """Sets the password of another person. Generates one, and shows it, if the form has none."""
+    if caller.rights.name == found.name:
+        raise Denied("you change your own password on the page about your account")
+    generated = await change_password(caller, found.name, "", form.one("password") or None)
+    if generated is None:
+        return redirect(account_path(found.name))
+    return await show_password(request, found.name, generated, account_path(found.name))
+
+
+async def _delete(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    """Removes an account, after a question."""
+    if not is_confirmed(form):
+        question = Question(
+            title=translatable("Delete the account %(name)s?"),
+            consequence=translatable(
+                "Its API tokens, sessions, memberships and grants go with it. What it has pushed stays. This cannot be "
+                "undone."
+            ),
+            button=translatable("Delete"),
+            name=found.name,
+            back=account_path(found.name),
+            section="access",
+            fields={"do": "delete"},
+        )
+        return await ask(request, question)
+    await caller.administration.remove(found.name, found.kind, by=caller.actor)
+    return redirect(_list_path(found))
+
+
+async def _add_token(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    return await add_token(request, caller, found.name, form, account_path(found.name))
+
+
+async def _revoke_token(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    return await revoke_token(request, caller, form, account_path(found.name))
+
+
+async def _end_session(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    return await end_session(request, caller, form, account_path(found.name))
+
+
+async def _end_sessions(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+    return await end_sessions(caller, found.name, account_path(found.name))
+
+
+_DEEDS: Final[dict[str, Callable[[Request, Caller, Account, Query], Awaitable[Response]]]] = {
+    "disable": _disable,
+    "enable": _enable,
+    "make-admin": _make_admin,
+    "unmake-admin": _unmake_admin,
+    "password": _set_password,
+    "delete": _delete,
+    "token": _add_token,
+    "revoke": _revoke_token,
+    "end-session": _end_session,
+    "end-sessions": _end_sessions,
+}
+"""What a form can do with an account, by its field `do`."""
+
+router.include_router(forms)

@@ -1,0 +1,106 @@
+"""The page about one group, for admins: its members and its grants, and what changes them."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import Caller
+from registry.http.query import Query
+from registry.ui.access_pages import GROUPS_PATH, admin_of
+from registry.ui.credential_forms import SHOWN_GRANTS
+from registry.ui.form_answers import (
+    FORM_ERRORS,
+    FormProblem,
+    Question,
+    ask,
+    is_confirmed,
+    problem_of,
+    text_of,
+    unknown_deed,
+)
+from registry.ui.languages import translatable
+from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, read_form, redirect
+from storage.access import AccountName, Grantee, GranteeKind
+
+SHOWN_MEMBERS: Final = 1000
+"""How many members of a group its page shows."""
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+@router.get(f"{GROUPS_PATH}/{{name}}")
+async def group(request: Request, name: str) -> Response:
+    """Shows a group. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    return await _group_page(request, await admin_of(request), AccountName(name))
+
+
+@forms.post(f"{GROUPS_PATH}/{{name}}")
+async def change_group(request: Request, name: str) -> Response:
+    """Adds or removes the member that the form names, or deletes the group, as the field `do` says. Shows the page
+    again if that was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    caller, form = await admin_of(request), await read_form(request)
+    found, _members = caller.administration.group(AccountName(name))
+    try:
+        return await _change(request, caller, found, form)
+    except FORM_ERRORS as error:
+        async with page_slot(request):
+            return await _group_page(request, caller, found, problem_of(error), text_of(form, "member"))
+
+
+async def _change(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
+    deed, path = form.one("do"), _path(name)
+    if deed == "join":
+        await caller.accounts.add_member(name, AccountName(text_of(form, "member")), by=caller.actor)
+        return redirect(path)
+    if deed == "leave":
+        await caller.accounts.remove_member(name, AccountName(text_of(form, "member")), by=caller.actor)
+        return redirect(path)
+    if deed != "delete":
+        raise unknown_deed()
+    if not is_confirmed(form):
+        question = Question(
+            title=translatable("Delete the group %(name)s?"),
+            consequence=translatable(
+                "The grants to it go with it. The accounts of its members stay. This cannot be undone."
+            ),
+            button=translatable("Delete"),
+            name=name,
+            back=path,
+            section="access",
+            fields={"do": "delete"},
+        )
+        return await ask(request, question)
+    await caller.accounts.remove_group(name, by=caller.actor)
+    return redirect(GROUPS_PATH)
+
+
+async def _group_page(
+    request: Request, caller: Caller, name: AccountName, problem: FormProblem | None = None, entered: str = ""
+) -> Response:
+    _name, members = caller.administration.group(name)
+    grants = caller.accounts.grant_page([Grantee(GranteeKind.GROUP, name)], None, SHOWN_GRANTS)
+    return await page_response(
+        request,
+        "access_group.html",
+        status_code=200 if problem is None else problem.status,
+        section="access",
+        here=_path(name),
+        name=name,
+        members=members[:SHOWN_MEMBERS],
+        hidden_members=max(0, len(members) - SHOWN_MEMBERS),
+        grants=grants.items,
+        has_more_grants=grants.more,
+        problem=problem,
+        entered=entered,
+    )
+
+
+def _path(name: str) -> str:
+    return f"{GROUPS_PATH}/{quote(name)}"
+
+
+router.include_router(forms)

@@ -1,0 +1,233 @@
+"""The pages *Access*, for admins: lists of people, robots, groups and API tokens, and the forms that add them.
+
+Each tab has a page: `registry.ui.access_account_page` is about one account, `registry.ui.access_group_page` about one
+group, and `registry.ui.grant_pages` about grants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import Caller, require_admin, require_login
+from registry.asgi import raw_path
+from registry.http.query import Query
+from registry.ui.credential_forms import revoke_token
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, show_secret, text_of, unknown_deed
+from registry.ui.languages import translatable
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    caller_of,
+    page_response,
+    page_slot,
+    query_of,
+    read_form,
+    redirect,
+    visit_of,
+)
+from storage.access import Account, AccountInvalid, AccountKind, AccountName, AccountUnknown
+from storage.content import Page
+from storage.errors import Denied
+
+ACCESS_PATH: Final = "/ui/access"
+ROBOTS_PATH: Final = "/ui/access/robots"
+GROUPS_PATH: Final = "/ui/access/groups"
+TOKENS_PATH: Final = "/ui/access/tokens"
+ACCOUNTS_PATH: Final = "/ui/access/accounts"
+PAGE_SIZE: Final = 50
+"""How many entries of a list a page shows."""
+_LIST_PATHS: Final = {AccountKind.USER: ACCESS_PATH, AccountKind.ROBOT: ROBOTS_PATH}
+_MAX_FILTER_CHARACTERS: Final = 64
+_MAX_TARGET_CHARACTERS: Final = 200
+"""How much of a path the audit log has."""
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+async def admin_of(request: Request) -> Caller:
+    """Returns the visitor, who is an admin. Raises Unauthorized, and Denied, which is also written to the audit log."""
+    caller = caller_of(request)
+    try:
+        return await require_admin(await require_login(caller))
+    except Denied:
+        target = raw_path(request.scope).decode("ascii", "replace")[:_MAX_TARGET_CHARACTERS]
+        request.app.service.access.management.on_denied(caller.actor, "page", target)
+        raise
+
+
+def account_path(name: str) -> str:
+    """Returns the path of the page about an account."""
+    return f"{ACCOUNTS_PATH}/{quote(name)}"
+
+
+@router.get(ACCESS_PATH)
+async def people(request: Request) -> Response:
+    """Lists people. The query can have `q`, the beginning of the names, and `after`, a name. Raises Unauthorized,
+    Denied."""
+    return await _accounts_page(request, AccountKind.USER)
+
+
+@router.get(ROBOTS_PATH)
+async def robots(request: Request) -> Response:
+    """Lists robots, as `people` lists people."""
+    return await _accounts_page(request, AccountKind.ROBOT)
+
+
+@router.get(GROUPS_PATH)
+async def groups(request: Request) -> Response:
+    """Lists groups with the number of their members. The query can have `after`, a name. Raises Unauthorized,
+    Denied."""
+    return await _groups_page(request)
+
+
+@router.get(TOKENS_PATH)
+async def tokens(request: Request) -> Response:
+    """Lists the API tokens of all accounts. The query can have `after`, the id of one. Raises Unauthorized, Denied."""
+    caller = await admin_of(request)
+    page = caller.accounts.tokens(None, query_of(request).one("after") or None, PAGE_SIZE)
+    return await page_response(
+        request,
+        "access_tokens.html",
+        section="access",
+        tokens=page.items,
+        next_after=page.items[-1].id if page.more and page.items else None,
+    )
+
+
+@forms.post(ACCESS_PATH)
+async def add_person(request: Request) -> Response:
+    """Adds a person. Shows the generated password if the form has none; otherwise leads to the page of the account. The
+    first account has to be an admin. Raises Unauthorized, Denied."""
+    caller, form = await admin_of(request), await read_form(request)
+    password, is_first = form.one("password") or None, caller.is_registry_open
+    try:
+        added = await caller.administration.add_user(
+            AccountName(text_of(form, "name")),
+            password,
+            admin=is_first or form.one("admin") == "yes",
+            note=text_of(form, "note"),
+            by=caller.actor,
+        )
+    except FORM_ERRORS as error:
+        async with page_slot(request):
+            return await _accounts_page(request, AccountKind.USER, problem_of(error), form)
+    # After the first account, the visitor has to log in with it.
+    back = "/ui/login" if is_first else account_path(added.account.name)
+    if added.password is None:
+        return redirect(back)
+    return await show_password(request, added.account.name, added.password, back)
+
+
+@forms.post(ROBOTS_PATH)
+async def add_robot(request: Request) -> Response:
+    """Adds a robot, and leads to its page, where it gets tokens. Raises Unauthorized, Denied."""
+    caller, form = await admin_of(request), await read_form(request)
+    try:
+        if caller.is_registry_open:
+            raise AccountInvalid("the first account has to be a person's; only an admin can add accounts")
+        name, note = AccountName(text_of(form, "name")), text_of(form, "note")
+        await caller.administration.add_robot(name, note=note, by=caller.actor)
+    except FORM_ERRORS as error:
+        async with page_slot(request):
+            return await _accounts_page(request, AccountKind.ROBOT, problem_of(error), form)
+    return redirect(account_path(name))
+
+
+@forms.post(GROUPS_PATH)
+async def add_group(request: Request) -> Response:
+    """Adds a group without members, and leads to its page. Raises Unauthorized, Denied."""
+    caller, form = await admin_of(request), await read_form(request)
+    try:
+        name = AccountName(text_of(form, "name"))
+        await caller.accounts.add_group(name, by=caller.actor)
+    except FORM_ERRORS as error:
+        async with page_slot(request):
+            return await _groups_page(request, problem_of(error), form)
+    return redirect(f"{GROUPS_PATH}/{quote(name)}")
+
+
+@forms.post(TOKENS_PATH)
+async def change_token(request: Request) -> Response:
+    """Revokes an API token. Raises Unauthorized, Denied, AccountUnknown."""
+    caller, form = await admin_of(request), await read_form(request)
+    if form.one("do") != "revoke":
+        raise unknown_deed()
+    return await revoke_token(request, caller, form, TOKENS_PATH)
+
+
+async def show_password(request: Request, name: AccountName, password: str, back: str) -> Response:
+    """Returns the page with a password that was generated for the account `name`."""
+    return await show_secret(
+        request,
+        title=translatable("Password of %(name)s"),
+        note=translatable("%(name)s logs in with it, and can change it."),
+        name=name,
+        secret=password,
+        back=back,
+        section="access",
+    )
+
+
+async def _accounts_page(
+    request: Request, kind: AccountKind, problem: FormProblem | None = None, form: Query | None = None
+) -> Response:
+    caller, query = await admin_of(request), query_of(request)
+    prefix = (query.one("q") or "").strip().lower()[:_MAX_FILTER_CHARACTERS]
+    page = _matching_accounts(caller, kind, prefix, query.one("after") or None)
+    return await page_response(
+        request,
+        "access_accounts.html",
+        status_code=200 if problem is None else problem.status,
+        section="access",
+        here=visit_of(request).path if problem is None else _LIST_PATHS[kind],
+        kind=kind.value,
+        path=_LIST_PATHS[kind],
+        prefix=prefix,
+        accounts=page.items,
+        next_after=page.items[-1].name if page.more and page.items else None,
+        is_first=query.one("after") is None,
+        problem=problem,
+        entered=_entered(form),
+    )
+
+
+def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: str | None) -> Page[Account]:
+    """Returns a page of the accounts of a kind whose names begin with `prefix`, behind the name `after`."""
+    first: list[Account] = []
+    if prefix and after is None:
+        with contextlib.suppress(AccountInvalid, AccountUnknown):
+            first = [caller.administration.find(AccountName(prefix), kind)]
+        after = prefix
+    page = caller.accounts.accounts(kind, after, PAGE_SIZE)
+    found = [account for account in page.items if account.name.startswith(prefix)]
+    return Page(first + found, more=page.more and len(found) == len(page.items))
+
+
+async def _groups_page(request: Request, problem: FormProblem | None = None, form: Query | None = None) -> Response:
+    caller = await admin_of(request)
+    page = caller.accounts.groups(query_of(request).one("after") or None, PAGE_SIZE)
+    return await page_response(
+        request,
+        "access_groups.html",
+        status_code=200 if problem is None else problem.status,
+        section="access",
+        here=visit_of(request).path if problem is None else GROUPS_PATH,
+        groups=[(name, len(members)) for name, members in page.items],
+        next_after=page.items[-1][0] if page.more and page.items else None,
+        problem=problem,
+        entered=_entered(form),
+    )
+
+
+def _entered(form: Query | None) -> dict[str, str]:
+    """Returns what stands in the fields of a form that is shown again. A password does not."""
+    names = ("name", "note", "admin")
+    return {name: "" if form is None else text_of(form, name) for name in names}
+
+
+router.include_router(forms)

@@ -1,0 +1,175 @@
+"""The page *Activity*, for admins: the audit log, with filters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Request, Response
+
+from registry.http.query import Query
+from registry.request import RequestInvalid
+from registry.ui.access_pages import GROUPS_PATH, account_path, admin_of
+from registry.ui.languages import translatable
+from registry.ui.page_route import PageRoute, page_response, query_of
+from registry.ui.repository_pages import REPOSITORIES_PATH
+from storage.access import AuditEntry, AuditQuery, GranteeKind
+
+ACTIVITY_PATH: Final = "/ui/activity"
+PAGE_SIZE: Final = 50
+"""How many entries of the audit log a page shows."""
+OUTCOMES: Final = {
+    "ok": translatable("done"),
+    "denied": translatable("denied"),
+    "failed": translatable("failed"),
+}
+"""How the outcomes of entries are called."""
+
+
+class Period(NamedTuple):
+    """A time up to now. `seconds`: its length; None: all the time. `text`: what it is called."""
+
+    seconds: float | None
+    text: str
+
+
+PERIODS: Final = {
+    "": Period(None, translatable("any time")),
+    "hour": Period(3600, translatable("last hour")),
+    "day": Period(86400, translatable("last 24 hours")),
+    "week": Period(7 * 86400, translatable("last 7 days")),
+    "month": Period(30 * 86400, translatable("last 30 days")),
+}
+"""How far back entries are shown."""
+ACTIONS: Final = {
+    "login": translatable("Log in"),
+    "session.start": translatable("Session started"),
+    "session.end": translatable("Session ended"),
+    "account.add": translatable("Account added"),
+    "account.remove": translatable("Account deleted"),
+    "account.enable": translatable("Account enabled"),
+    "account.disable": translatable("Account disabled"),
+    "account.admin": translatable("Admin right changed"),
+    "account.password": translatable("Password changed"),
+    "group.add": translatable("Group added"),
+    "group.remove": translatable("Group deleted"),
+    "member.add": translatable("Member added to group"),
+    "member.remove": translatable("Member removed from group"),
+    "grant.put": translatable("Grant added or changed"),
+    "grant.remove": translatable("Grant removed"),
+    "token.add": translatable("API token added"),
+    "token.revoke": translatable("API token revoked"),
+    "key.make": translatable("Signing key made"),
+    "key.rotate": translatable("Signing key replaced"),
+    "tag.put": translatable("Tag set"),
+    "tag.delete": translatable("Tag deleted"),
+    "tag.force": translatable("Immutable tag changed"),
+    "tag.freeze": translatable("Tag frozen"),
+    "tag.unfreeze": translatable("Tag no longer frozen"),
+    "manifest.put": translatable("Manifest stored"),
+    "manifest.delete": translatable("Manifest deleted"),
+    "manifest.restore": translatable("Manifest restored"),
+    "manifest.damaged": translatable("Manifest found damaged"),
+    "manifest.healed": translatable("Manifest repaired"),
+    "blob.delete": translatable("Blob deleted"),
+    "blob.mount": translatable("Blob mounted from another repository"),
+    "blob.damaged": translatable("Blob found damaged"),
+    "blob.healed": translatable("Blob repaired"),
+    "description.put": translatable("Description changed"),
+    "page": translatable("Administration page"),
+    "pull": translatable("Pull"),
+    "push": translatable("Push"),
+    "delete": translatable("Delete"),
+}
+"""How frequent actions of entries are called. Others are shown as the log has them."""
+_MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400}
+_CONTENT_KINDS: Final = frozenset({"tag", "manifest", "description"})
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityRow:
+    """A line of the page: an entry, its time, the path of the page about its target (None: there is none), and its
+    details as texts."""
+
+    entry: AuditEntry
+    at: datetime
+    target_path: str | None
+    details: Mapping[str, str]
+
+
+@router.get(ACTIVITY_PATH)
+async def activity(request: Request) -> Response:
+    """Lists entries of the audit log, the newest first. The query can have `account`, `action`, `repository`, `outcome`
+    (a key of `OUTCOMES`) and `period` (a key of `PERIODS`), which the entries have to match, and `after`, the id of an
+    entry, behind which the page begins. Raises Unauthorized, Denied, AccountInvalid, RequestInvalid."""
+    caller, query = await admin_of(request), query_of(request)
+    chosen = _chosen(query)
+    length = PERIODS[chosen["period"]].seconds
+    wanted = AuditQuery(
+        actor=chosen["account"] or None,
+        action=chosen["action"] or None,
+        target=chosen["repository"] or None,
+        outcome=chosen["outcome"] or None,
+        since=None if length is None else time.time() - length,
+        before=query.one("after") or None,
+    )
+    page = await caller.accounts.scan_audit(wanted, PAGE_SIZE)
+    next_path = None
+    if page.more and page.items:
+        parameters = {name: value for name, value in chosen.items() if value}
+        next_path = f"{ACTIVITY_PATH}?{urlencode({**parameters, 'after': page.items[-1].id})}"
+    return await page_response(
+        request,
+        "activity.html",
+        section="activity",
+        rows=[_row(entry) for entry in page.items],
+        next_path=next_path,
+        chosen=chosen,
+        outcomes=OUTCOMES,
+        periods=PERIODS,
+        actions=ACTIONS,
+    )
+
+
+def _chosen(query: Query) -> dict[str, str]:
+    """Returns the filters in a query; those that it does not have are empty. Raises RequestInvalid."""
+    chosen = {name: (query.one(name) or "").strip()[:length] for name, length in _MAX_CHARACTERS.items()}
+    for name, choices in (("outcome", OUTCOMES), ("period", PERIODS)):
+        chosen[name] = query.one(name) or ""
+        if chosen[name] and chosen[name] not in choices:
+            raise RequestInvalid(f"there is no such {name}")
+    return chosen
+
+
+def _row(entry: AuditEntry) -> ActivityRow:
+    details = {key: _text_of(value) for key, value in (entry.detail or {}).items()}
+    return ActivityRow(entry, datetime.fromtimestamp(entry.at, UTC), _target_path(entry), details)
+
+
+def _text_of(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _target_path(entry: AuditEntry) -> str | None:
+    """Returns the path of the page about what an entry is about; None if there is none."""
+    kind, dot, _ = entry.action.partition(".")
+    if not entry.target or not dot:
+        return None
+    if kind in ("account", "session", "token"):
+        return account_path(entry.target) if entry.action != "account.remove" else None
+    if kind in ("group", "member"):
+        return f"{GROUPS_PATH}/{quote(entry.target)}" if entry.action != "group.remove" else None
+    if kind == "grant":
+        subject, colon, name = entry.target.partition(":")
+        if not colon:
+            return None
+        return f"{GROUPS_PATH}/{quote(name)}" if subject == GranteeKind.GROUP else account_path(name)
+    if kind not in _CONTENT_KINDS or entry.action.endswith(".delete"):
+        return None
+    return f"{REPOSITORIES_PATH}/{quote(entry.target, safe='/:@')}"

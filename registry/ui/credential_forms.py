@@ -1,0 +1,132 @@
+"""The API tokens and login sessions of an account, which the account's own page shows, and the one for admins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import Request, Response
+
+from registry.admin.caller import Caller
+from registry.admin.cookies import SESSION_COOKIE
+from registry.auth.administration import parse_limit
+from registry.http.query import Query
+from registry.request import RequestInvalid
+from registry.ui.account_pages import HOME_PATH
+from registry.ui.form_answers import Question, ask, is_confirmed, show_secret, text_of
+from registry.ui.languages import translatable
+from registry.ui.page_route import cookies_of, redirect
+from storage.access import AccountInvalid, AccountName, ApiToken, Grant, LoginSession, TokenLimit
+
+LIFETIMES: Final = {
+    "30": translatable("30 days"),
+    "90": translatable("90 days"),
+    "365": translatable("1 year"),
+    "": translatable("does not expire"),
+}
+"""The lifetimes of an API token, in days."""
+SHOWN_GRANTS: Final = 200
+"""How many grants and tokens of one account a page shows."""
+_MAX_LIMITS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The API tokens and login sessions of an account. `has_more_tokens`: it has more than are shown. `current`: the id
+    of the session with which the visitor looks at the page."""
+
+    tokens: list[ApiToken]
+    has_more_tokens: bool
+    sessions: list[LoginSession]
+    current: str | None
+
+
+def credentials_of(caller: Caller, account: AccountName) -> Credentials:
+    """Returns the credentials of an account. The caller has to be allowed to see it."""
+    tokens = caller.accounts.tokens(account, None, SHOWN_GRANTS)
+    sessions = caller.administration.sessions(account)
+    return Credentials(list(tokens.items), tokens.more, sessions, caller.rights.session)
+
+
+def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) -> tuple[list[Grant], bool]:
+    """Returns the first grants that apply to an account, and whether there are more. `groups`: as for
+    `Administration.subjects_of`."""
+    page = caller.accounts.grant_page(caller.administration.subjects_of(account, groups), None, SHOWN_GRANTS)
+    return list(page.items), page.more
+
+
+async def add_token(request: Request, caller: Caller, account: AccountName, form: Query, back: str) -> Response:
+    """Makes an API token as a form asks for it, and returns the page with its secret. Raises AccountInvalid, Denied."""
+    caller.rights.check_may_change_credentials(account)
+    days = text_of(form, "days")
+    if days not in LIFETIMES:
+        raise RequestInvalid("an API token cannot have this lifetime")
+    token, secret = await caller.administration.add_token(
+        account,
+        note=text_of(form, "note"),
+        expires_in=float(days) * 86400 if days else None,
+        limits=_limits(form.one("limits") or ""),
+        by=caller.actor,
+    )
+    return await show_secret(
+        request,
+        title=translatable("API token of %(name)s"),
+        note=translatable("It takes the place of the password of %(name)s, such as for docker login."),
+        name=token.account,
+        secret=secret,
+        back=back,
+        section=_section(back),
+    )
+
+
+def _limits(text: str) -> list[TokenLimit]:
+    """Returns the limits of a token, of which each line of a text has one. Raises AccountInvalid."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > _MAX_LIMITS:
+        raise AccountInvalid(f"an API token has at most {_MAX_LIMITS} limits")
+    return [parse_limit(line) for line in lines]
+
+
+async def revoke_token(request: Request, caller: Caller, form: Query, back: str) -> Response:
+    """Revokes the API token that a form names, after a question. Raises AccountUnknown, Denied."""
+    token, _secret_hash = caller.accounts.token(text_of(form, "token"))
+    caller.rights.check_may_revoke(token)
+    if not is_confirmed(form):
+        question = Question(
+            title=translatable("Revoke the API token %(name)s?"),
+            consequence=translatable("Every program that uses it is refused from now on. This cannot be undone."),
+            button=translatable("Revoke"),
+            name=token.note or token.id,
+            back=back,
+            section=_section(back),
+            fields={"do": "revoke", "token": token.id},
+        )
+        return await ask(request, question)
+    await caller.administration.revoke_token(token.id, by=caller.actor)
+    return redirect(back)
+
+
+async def end_session(request: Request, caller: Caller, form: Query, back: str) -> Response:
+    """Ends the login session that a form names. The visitor is logged out if it is the present one. Raises
+    AccountUnknown, Denied."""
+    session, _secret_hash = caller.accounts.login_session(text_of(form, "session"))
+    caller.rights.check_may_end(session)
+    await caller.administration.end_session(session.id, by=caller.actor)
+    if session.id != caller.rights.session:
+        return redirect(back)
+    response = redirect(HOME_PATH)
+    cookies_of(request).delete(response, SESSION_COOKIE)
+    return response
+
+
+async def end_sessions(caller: Caller, account: AccountName, back: str) -> Response:
+    """Ends all login sessions of an account except the present one. Raises AccountUnknown, Denied."""
+    caller.rights.check_may_end_sessions(account)
+    await caller.administration.end_sessions(account, keep=caller.rights.session, by=caller.actor)
+    return redirect(back)
+
+
+def _section(path: str) -> str:
+    """Returns the section of the navigation to which a page belongs."""
+    return "access" if path.startswith("/ui/access") else ""

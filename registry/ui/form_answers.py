@@ -1,0 +1,111 @@
+"""What forms of several pages answer besides a redirect: a question before something is done that cannot be undone, a
+secret that is shown once, and what was wrong with the form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from fastapi import Request, Response
+
+from registry.http.error_statuses import status_of
+from registry.http.query import Query
+from registry.request import RequestInvalid
+from registry.ui.languages import translatable
+from registry.ui.page_route import page_response, page_slot
+from storage.access import AccountExists, AccountInvalid, AccountUnknown, LastAdmin
+from storage.errors import NameInvalid, NameUnknown, RegistryError
+
+FORM_ERRORS: Final = (AccountInvalid, AccountUnknown, AccountExists, LastAdmin, NameInvalid, NameUnknown)
+"""Errors that the visitor can mend in the form."""
+_CONFIRMED: Final = "confirmed"
+_PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
+    AccountExists: translatable("This name is taken."),
+    LastAdmin: translatable("This is the last admin who is enabled. Make another account an admin first."),
+    AccountUnknown: translatable("It does not exist any more, or never did."),
+}
+"""What an error means, where the error's own words are no more exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormProblem:
+    """What was wrong with a form. `status`: that of the response. `text`: a text with a translation; empty: there is
+    none. `message`: the words of the error, in English; empty if `text` says all."""
+
+    status: int
+    text: str
+    message: str = ""
+
+
+def problem_of(error: RegistryError) -> FormProblem:
+    """Returns what a page shows about one of `FORM_ERRORS`."""
+    if isinstance(error, AccountExists | LastAdmin):
+        return FormProblem(status_of(error), _PROBLEM_TEXTS[type(error)])
+    return FormProblem(status_of(error), _PROBLEM_TEXTS.get(type(error), ""), error.message)
+
+
+def text_of(form: Query, name: str) -> str:
+    """Returns a field of a form without the white space around it; empty if the form does not have the field. Raises
+    RequestInvalid if it has several."""
+    return (form.one(name) or "").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a visitor is asked before something is done.
+
+    - `title`, `consequence` and `button` have translations, with `%(name)s` for `name`.
+    - `fields`: the fields of the form, which come again with the answer.
+    - `back`: the path of the page on which the form was. `section`: its section."""
+
+    title: str
+    consequence: str
+    button: str
+    name: str
+    back: str
+    section: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_confirmed(form: Query) -> bool:
+    """Returns whether a form comes from the page that asks the question."""
+    return form.one(_CONFIRMED) == "yes"
+
+
+async def ask(request: Request, question: Question) -> Response:
+    """Returns the page that asks a question. Its form goes to the path of the request."""
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "confirm.html",
+            section=question.section,
+            here=question.back,  # another language leads to the page before, as a form cannot be sent again
+            question=question,
+            fields={**question.fields, _CONFIRMED: "yes"},
+            path=request.url.path,
+        )
+
+
+async def show_secret(
+    request: Request, *, title: str, note: str, name: str, secret: str, back: str, section: str
+) -> Response:
+    """Returns the page with a secret that is shown once. `title` and `note` have translations, with `%(name)s` for
+    `name`."""
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "secret.html",
+            section=section,
+            here=back,
+            title=title,
+            note=note,
+            name=name,
+            secret=secret,
+            back=back,
+        )
+
+
+def unknown_deed() -> RequestInvalid:
+    """Returns the error about a form that does not say what to do."""
+    return RequestInvalid("the form does not say what to do")

@@ -1,0 +1,153 @@
+"""The pages *Grants* and *What may … do?*, for admins: who may do what, what changes it, and a test of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.caller import Caller
+from registry.admin.rights_routes import ANONYMOUS_NAME, visible_account
+from registry.auth.administration import parse_actions, parse_pattern
+from registry.auth.rights.explanation import RightsExplanation, explain_rights
+from registry.http.query import Query
+from registry.ui.access_pages import PAGE_SIZE, admin_of
+from registry.ui.form_answers import (
+    FORM_ERRORS,
+    FormProblem,
+    Question,
+    ask,
+    is_confirmed,
+    problem_of,
+    text_of,
+    unknown_deed,
+)
+from registry.ui.languages import translatable
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    page_response,
+    page_slot,
+    query_of,
+    read_form,
+    redirect,
+    visit_of,
+)
+from storage.access import EVERY_ACTION, Grant, Grantee, GranteeKind
+from storage.names import RepositoryName
+
+GRANTS_PATH: Final = "/ui/access/grants"
+RIGHTS_PATH: Final = "/ui/access/rights"
+SUBJECT_KINDS: Final = {
+    GranteeKind.USER.value: translatable("Person"),
+    GranteeKind.ROBOT.value: translatable("Robot"),
+    GranteeKind.GROUP.value: translatable("Group"),
+    GranteeKind.AUTHENTICATED.value: translatable("Every account"),
+    GranteeKind.EVERYONE.value: translatable("Everyone, also without a login"),
+}
+"""How the kinds of those who can get a grant are called."""
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+@router.get(GRANTS_PATH)
+async def grants(request: Request) -> Response:
+    """Lists grants. The query can have `subject`, whose grants are listed, such as `group:dev`, and `after`, the
+    subject and the pattern of a grant. Raises Unauthorized, Denied, AccountInvalid."""
+    return await _grants_page(request, await admin_of(request))
+
+
+@forms.post(GRANTS_PATH)
+async def change_grants(request: Request) -> Response:
+    """Adds the grant that the form describes, or removes one after a question, as the field `do` says. Shows the page
+    again if that was not possible. Raises Unauthorized, Denied."""
+    caller, form = await admin_of(request), await read_form(request)
+    try:
+        if form.one("do") == "put":
+            return await _put_grant(caller, form)
+        if form.one("do") == "remove":
+            return await _remove_grant(request, caller, form)
+    except FORM_ERRORS as error:
+        async with page_slot(request):
+            return await _grants_page(request, caller, problem_of(error), form)
+    raise unknown_deed()
+
+
+async def _put_grant(caller: Caller, form: Query) -> Response:
+    kind, name = text_of(form, "kind"), text_of(form, "name")
+    subject = Grantee.parse(kind if kind in (GranteeKind.AUTHENTICATED, GranteeKind.EVERYONE) else f"{kind}:{name}")
+    pattern = parse_pattern(text_of(form, "pattern"))
+    grant = Grant(subject, pattern, parse_actions(",".join(form.all("action"))))
+    await caller.administration.put_grants([grant], by=caller.actor)
+    return redirect(GRANTS_PATH)
+
+
+async def _remove_grant(request: Request, caller: Caller, form: Query) -> Response:
+    subject, pattern = Grantee.parse(text_of(form, "subject")), parse_pattern(text_of(form, "pattern"))
+    if not is_confirmed(form):
+        question = Question(
+            title=translatable("Remove the grant %(name)s?"),
+            consequence=translatable("Whoever has rights by this grant alone loses them at once."),
+            button=translatable("Remove"),
+            name=f"{subject} {pattern}",
+            back=GRANTS_PATH,
+            section="access",
+            fields={"do": "remove", "subject": str(subject), "pattern": pattern},
+        )
+        return await ask(request, question)
+    await caller.administration.remove_grant(subject, pattern, by=caller.actor)
+    return redirect(GRANTS_PATH)
+
+
+async def _grants_page(
+    request: Request, caller: Caller, problem: FormProblem | None = None, form: Query | None = None
+) -> Response:
+    query = query_of(request)
+    subject = (query.one("subject") or "").strip()
+    subjects = [Grantee.parse(subject)] if subject else None
+    page = caller.accounts.grant_page(subjects, query.one("after") or None, PAGE_SIZE)
+    last = page.items[-1] if page.more and page.items else None
+    return await page_response(
+        request,
+        "access_grants.html",
+        status_code=200 if problem is None else problem.status,
+        section="access",
+        here=visit_of(request).path if problem is None else GRANTS_PATH,
+        grants=page.items,
+        next_after=None if last is None else f"{last.subject} {last.pattern}",
+        subject=subject,
+        kinds=SUBJECT_KINDS,
+        every_action=EVERY_ACTION.words,
+        problem=problem,
+        entered={name: "" if form is None else text_of(form, name) for name in ("kind", "name", "pattern")},
+        entered_actions=[] if form is None else form.all("action"),
+    )
+
+
+@router.get(RIGHTS_PATH)
+async def rights(request: Request) -> Response:
+    """Shows what an account may do on a repository, and by which grants. The query can have `account`, the name of an
+    account, or nothing for a client without a login, and `repository`. Raises Unauthorized, Denied."""
+    caller, query = await admin_of(request), query_of(request)
+    account, repository = (query.one("account") or "").strip().lower(), (query.one("repository") or "").strip()
+    found: RightsExplanation | None = None
+    problem: FormProblem | None = None
+    if repository:
+        try:
+            name = visible_account(caller, account or ANONYMOUS_NAME)
+            found = await explain_rights(request.app.service.access.policy, name, RepositoryName(repository))
+        except FORM_ERRORS as error:
+            problem = problem_of(error)
+    return await page_response(
+        request,
+        "access_rights.html",
+        status_code=200 if problem is None else problem.status,
+        section="access",
+        asked={"account": account, "repository": repository},
+        found=found,
+        problem=problem,
+        every_action=EVERY_ACTION.words,
+    )
+
+
+router.include_router(forms)

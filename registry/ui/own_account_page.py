@@ -1,0 +1,147 @@
+"""The page *Your account*, for everyone who is logged in: own rights, API tokens, login sessions, and the password."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from registry.admin.browser_login import LOGIN_PAGE_PATH
+from registry.admin.caller import Caller, require_login
+from registry.admin.cookies import SESSION_COOKIE
+from registry.admin.password_change import change_password
+from registry.auth.token.login_sessions import SESSION_SECONDS
+from registry.http.query import Query
+from registry.ui.credential_forms import (
+    LIFETIMES,
+    add_token,
+    credentials_of,
+    end_session,
+    end_sessions,
+    grants_that_apply,
+    revoke_token,
+)
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, unknown_deed
+from registry.ui.languages import translatable
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    caller_of,
+    cookies_of,
+    page_response,
+    page_slot,
+    read_form,
+    redirect,
+)
+from storage.access import Account, AccountName, AccountUnknown
+from storage.errors import Denied, RegistryError
+
+OWN_ACCOUNT_PATH: Final = "/ui/account"
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+
+
+@router.get(OWN_ACCOUNT_PATH)
+async def own_account(request: Request) -> Response:
+    """Shows the account of the visitor. Raises Unauthorized, Denied."""
+    caller = await require_login(caller_of(request))
+    return await _own_page(request, caller, AccountName(caller.rights.account_name))
+
+
+@forms.post(OWN_ACCOUNT_PATH)
+async def change_own_account(request: Request) -> Response:
+    """Does with the account of the visitor what the field `do` of the form says. Shows the page again if that was not
+    possible. Raises Unauthorized, Denied."""
+    caller, form = await require_login(caller_of(request)), await read_form(request)
+    name = AccountName(caller.rights.account_name)
+    try:
+        return await _change(request, caller, name, form)
+    except FORM_ERRORS as error:
+        problem = problem_of(error)
+    except _WrongPassword as error:
+        problem = error.problem
+    async with page_slot(request):
+        return await _own_page(request, caller, name, problem)
+
+
+class _WrongPassword(Exception):
+    """A password in the form is not right; `problem` says which."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.problem = FormProblem(status, text)
+
+
+async def _change(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
+    deed = form.one("do")
+    if deed == "token":
+        return await add_token(request, caller, name, form, OWN_ACCOUNT_PATH)
+    if deed == "revoke":
+        return await revoke_token(request, caller, form, OWN_ACCOUNT_PATH)
+    if deed == "end-session":
+        return await end_session(request, caller, form, OWN_ACCOUNT_PATH)
+    if deed == "end-sessions":
+        return await end_sessions(caller, name, OWN_ACCOUNT_PATH)
+    if deed == "password":
+        return await _change_password(request, caller, name, form)
+    raise unknown_deed()
+
+
+async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
+    """Sets the password of the visitor, which ends all sessions of the account, and starts a new one for this browser.
+    Raises _WrongPassword, AccountInvalid, Denied, TooManyRequests."""
+    old, new = form.one("old") or "", form.one("new") or ""
+    if not new or new != form.one("again"):
+        raise _WrongPassword(400, translatable("The two new passwords differ."))
+    caller.rights.check_may_change_credentials(name)
+    try:
+        await change_password(caller, name, old, new)
+    except Denied:
+        raise _WrongPassword(403, translatable("The old password is wrong.")) from None
+    login = request.app.service.access.management.browser_login
+    response = redirect(OWN_ACCOUNT_PATH)
+    try:
+        session = await login.with_password(name, new, caller.actor, replaces=cookies_of(request).session)
+    except RegistryError:  # the password is set; the visitor logs in with it
+        return redirect(f"{LOGIN_PAGE_PATH}?next={OWN_ACCOUNT_PATH}")
+    cookies_of(request).set(response, SESSION_COOKIE, session, SESSION_SECONDS)
+    return response
+
+
+async def _own_page(
+    request: Request, caller: Caller, name: AccountName, problem: FormProblem | None = None
+) -> Response:
+    identity = caller.principal.identity
+    grants, has_more_grants = grants_that_apply(caller, name, identity.groups)
+    stored = _stored(caller, name)
+    groups = dict.fromkeys((*caller.accounts.groups_of(name), *identity.groups))
+    return await page_response(
+        request,
+        "own_account.html",
+        status_code=200 if problem is None else problem.status,
+        section="account",
+        here=OWN_ACCOUNT_PATH,
+        name=name,
+        groups=list(groups),
+        grants=grants,
+        has_more_grants=has_more_grants,
+        credentials=credentials_of(caller, name),
+        lifetimes=LIFETIMES,
+        may_make_tokens=stored is not None and caller.rights.is_logged_in_as_person,
+        has_password=stored is not None and stored.has_password,
+        problem=problem,
+    )
+
+
+def _stored(caller: Caller, name: AccountName) -> Account | None:
+    """Returns the account in the store; None for one in the htpasswd file."""
+    if caller.principal.identity.version is None:
+        return None
+    try:
+        return caller.accounts.account(name)
+    except AccountUnknown:  # removed a moment ago
+        return None
+
+
+router.include_router(forms)

@@ -1,0 +1,154 @@
+"""What people do with accounts and rights on the pages, in a real browser."""
+
+from __future__ import annotations
+
+import re
+
+import httpx2
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.page_browser import PageBrowser, Tab
+
+
+def press(page: Page, name: str) -> None:
+    page.locator("main").get_by_role("button", name=name, exact=True).first.click()
+
+
+def log_in(tab: Tab, name: str, password: str = PASSWORD) -> Page:
+    tab.log_in(name, password)
+    return tab.page
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_a_robot_gets_rights_and_a_token(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """An admin adds a robot and a grant, and the tester says what the robot may do. The secret of its token is shown
+    once, works, and is refused after the token was revoked."""
+    name = site.name("robot")
+    with browser.tab(site.server.url, javascript=javascript) as tab:
+        page = log_in(tab, ADMIN)
+        page.get_by_role("link", name="Access", exact=True).click()
+        page.get_by_role("link", name="Robots").click()
+        page.fill("#name", name)
+        press(page, "Add")
+        expect(page.locator("h1")).to_have_text(name)
+        page.locator("summary").click()
+        page.fill("#note", "for the test")
+        page.fill("#limits", "public/**:pull")
+        press(page, "Add an API token")
+        secret = page.locator("#secret").inner_text()
+        assert page.locator("button.copy:visible").count() == (1 if javascript else 0)
+        page.get_by_role("link", name="Back").click()
+        expect(page.locator("#token-rows th")).to_contain_text("for the test")
+        assert secret not in page.content()
+        page.get_by_role("link", name="Grants", exact=True).click()
+        page.select_option("#kind", "robot")
+        page.fill("#name", name)
+        page.fill("#pattern", f"{name}/**")
+        page.get_by_role("checkbox", name="push").check()
+        press(page, "Add")
+        page.get_by_role("link", name="Who may do what?").click()
+        page.fill("#account", name)
+        page.fill("#repository", f"{name}/app")
+        press(page, "Test")
+        expect(page.locator("dd.yes")).to_have_count(2)
+        expect(page.locator("#grants-1 th")).to_have_text(f"{name}/**")
+        assert site.call("GET", "/me", auth=(name, secret)).json()["name"] == name
+        tab.open(f"/ui/access/accounts/{name}")
+        page.get_by_role("button", name="Revoke for the test").click()
+        expect(page.locator("h1")).to_have_text("Revoke the API token for the test?")
+        page.get_by_role("link", name="Cancel").click()
+        page.get_by_role("button", name="Revoke for the test").click()
+        press(page, "Revoke")
+        expect(page.locator("#token-rows")).to_have_count(0)
+        assert site.call("GET", "/me", auth=(name, secret)).status_code == 401
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_a_person_looks_after_the_own_account(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """Sees what they may do, ends the session in another browser, and changes the password without being logged out
+    here."""
+    name, password = site.user()
+    site.grant(f"user:{name}", {f"{name}/**": "pull"})
+    new = "another long password"
+    with browser.tab(site.server.url) as other, browser.tab(site.server.url, javascript=javascript) as tab:
+        tab.allowed_errors.append("the server responded with a status of 4")
+        log_in(other, name, password)
+        page = log_in(tab, name, password)
+        page.get_by_role("link", name=name, exact=True).click()
+        expect(page.locator("h1")).to_have_text("Your account")
+        assert f"{name}/**" in page.locator("main").inner_text()
+        rows = page.locator("section[aria-labelledby=sessions] tbody tr")
+        expect(rows).to_have_count(2)
+        rows.filter(has_not_text="this browser").get_by_role("button").click()
+        expect(rows).to_have_count(1)
+        other.open("/ui/repositories")
+        assert "Your session has ended" in other.page.locator("main").inner_text()
+        for old, problem in (("wrong", "The old password is wrong."), (password, None)):
+            page.fill("#old", old)
+            page.fill("#new", new)
+            page.fill("#again", new)
+            press(page, "Set the password")
+            if problem:
+                expect(page.get_by_role("alert")).to_have_text(problem)
+        expect(page.get_by_role("alert")).to_have_count(0)
+        assert site.call("GET", "/me", auth=(name, password)).status_code == 401
+        assert site.call("GET", "/me", auth=(name, new)).status_code == 200
+        rows.get_by_role("button").click()
+        expect(page.locator(".account")).to_have_count(0)
+
+
+def test_the_audit_log_follows_the_filters(site: MemberSite, browser: PageBrowser) -> None:
+    """A choice changes the rows without a new page, rows are added at the end, and the address can be kept."""
+    name, _ = site.user()
+    for number in range(55):
+        site.grant(f"user:{name}", {f"{name}/{number}": "pull"})
+    with browser.tab(site.server.url) as tab:
+        page = log_in(tab, ADMIN)
+        page.get_by_role("link", name="Activity", exact=True).click()
+        page.evaluate("window.isSamePage = true")
+        page.fill("#repository", f"user:{name}")
+        page.press("#repository", "Tab")  # the browser reports the change now
+        page.wait_for_url(f"**repository=user%3A{name}**")
+        page.select_option("#action", "grant.put")
+        page.wait_for_url("**action=grant.put**")
+        rows = page.locator("#rows tr")
+        expect(rows.first).to_contain_text(f"user:{name}")
+        expect(rows).to_have_count(50)
+        expect(page.locator("#more a")).to_have_attribute("href", re.compile(r"action=grant\.put"))
+        page.locator("#more a").click()
+        expect(rows).to_have_count(55)
+        expect(page.locator("#more a")).to_have_count(0)
+        assert page.evaluate("window.isSamePage")
+        page.reload()
+        assert rows.count() == 50
+        page.locator("#rows a").first.click()
+        expect(page.locator("h1")).to_have_text(name)
+
+
+def test_a_form_of_another_site_does_nothing(site: MemberSite, browser: PageBrowser) -> None:
+    """The browser of an admin sends it, and says that it comes from elsewhere."""
+    name = site.name("robot")
+    with browser.tab(site.server.url) as tab:
+        tab.allowed_errors.append("the server responded with a status of 4")
+        page = log_in(tab, ADMIN)
+        page.goto("about:blank")
+        page.set_content(
+            f'<form method="post" action="{site.server.url}/ui/access/robots"><input name="name" value="{name}">'
+            "<button>Win</button></form>"
+        )
+        page.click("button")
+        expect(page.locator(".status")).to_have_text(re.compile("403|404"))
+        assert site.call("GET", f"/robots/{name}").status_code == 404
+
+
+def test_no_page_keeps_a_secret(site: MemberSite) -> None:
+    """The answer to a form with a password is not kept by browsers, and has no address of its own."""
+    with httpx2.Client(base_url=site.server.url) as client:
+        from_page = {"sec-fetch-site": "same-origin"}
+        client.post("/ui/login", data={"user": ADMIN, "password": PASSWORD}, headers=from_page)
+        answer = client.post("/ui/access", data={"name": site.name()}, headers=from_page)
+        assert 'id="secret"' in answer.text
+        assert answer.headers["cache-control"] == "no-store"

@@ -1,0 +1,96 @@
+"""What an account may do and by which grants, against what the policy allows."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.auth.rights.explanation import RightsExplanation, explain_rights
+from registry.auth.rights.policy import Policy
+from registry.auth.rights.principal import ANONYMOUS, Identity
+from storage.access import EVERY_ACTION, AccountName, Action
+from storage.accounts import Accounts
+from storage.errors import NameInvalid
+from storage.names import RepositoryName
+from tests.fakes.store_accounts import BY, add_account, add_grant
+
+
+async def explained(policy: Policy, account: str | None, repo: str) -> RightsExplanation:
+    return await explain_rights(policy, None if account is None else AccountName(account), RepositoryName(repo))
+
+
+def grants_of(found: RightsExplanation) -> list[str]:
+    (rights,) = found.repositories
+    return [f"{grant.subject} {grant.pattern}" for grant in rights.grants]
+
+
+async def test_the_grants_that_apply_are_named(accounts: Accounts, policy: Policy) -> None:
+    """Own ones, those of groups, of every account and of everyone; others are not. The actions are those that the
+    policy allows."""
+    await accounts.add_group(AccountName("dev"), by=BY)
+    identities: dict[str | None, Identity] = {None: ANONYMOUS}
+    for name in ("alice", "bob"):
+        identities[name] = await add_account(accounts, name)
+    await accounts.add_member(AccountName("dev"), AccountName("alice"), by=BY)
+    for subject, pattern, actions in (
+        ("user:alice", "team/app", "delete"),
+        ("user:alice", "other/**", "push"),
+        ("group:dev", "team/*", "push"),
+        ("authenticated", "team/**", "pull"),
+        ("everyone", "public/**", "pull"),
+        ("everyone", "**", "admin"),
+    ):
+        await add_grant(accounts, subject, pattern, actions)
+    expected = {
+        ("alice", "team/app"): ["authenticated team/**", "everyone **", "group:dev team/*", "user:alice team/app"],
+        ("alice", "team/a/b"): ["authenticated team/**", "everyone **"],
+        ("bob", "team/app"): ["authenticated team/**", "everyone **"],
+        (None, "team/app"): ["everyone **"],
+        (None, "public/app"): ["everyone **", "everyone public/**"],
+    }
+    for (account, repo), grants in expected.items():
+        found = await explained(policy, account, repo)
+        assert sorted(grants_of(found)) == grants, (account, repo)
+        allowed = policy.principal(identities[account]).actions(repo, repo)
+        assert found.repositories[0].actions == Action(allowed)
+
+
+async def test_a_private_upstream_needs_its_own_grant(accounts: Accounts, policy: Policy) -> None:
+    """A pattern that names no upstream is no reason there. Nobody pushes to what is mirrored."""
+    await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "**", "*")
+    found = await explained(policy, "alice", "private.example/app")
+    assert (grants_of(found), found.repositories[0].actions) == ([], Action.NONE)
+    await add_grant(accounts, "user:alice", "private.example/**", "pull,push")
+    found = await explained(policy, "alice", "private.example/app")
+    assert grants_of(found) == ["user:alice private.example/**"]
+    assert found.repositories[0].actions == Action.PULL
+    assert found.repositories[0].upstream == "private.example"
+    official = await explained(policy, "alice", "docker.io/ubuntu")
+    assert official.repositories[0].name == "docker.io/library/ubuntu"
+    assert official.repositories[0].actions == EVERY_ACTION & ~Action.PUSH
+
+
+async def test_what_matters_more_than_grants(accounts: Accounts, policy: Policy) -> None:
+    """That there are no accounts, that the account is an admin's, that it is disabled, and that there is none."""
+    found = await explained(policy, None, "team/app")
+    assert found.is_open
+    assert found.repositories[0].actions == Action.PULL | Action.PUSH | Action.DELETE
+    await add_account(accounts, "root", admin=True)
+    await add_account(accounts, "alice")
+    await add_account(accounts, "ci", robot=True)
+    for subject in ("user:alice", "robot:ci", "user:filed"):
+        await add_grant(accounts, subject, "team/**", "pull")
+    root = await explained(policy, "root", "team/app")
+    assert (root.is_admin, root.repositories[0].actions, grants_of(root)) == (True, EVERY_ACTION, [])
+    assert grants_of(await explained(policy, "ci", "team/app")) == ["robot:ci team/**"]
+    await accounts.set_enabled(AccountName("alice"), False, by=BY)
+    alice = await explained(policy, "alice", "team/app")
+    assert (alice.is_enabled, alice.repositories[0].actions) == (False, Action.NONE)
+    assert grants_of(alice) == ["user:alice team/**"]
+    filed = await explained(policy, "filed", "team/app")
+    assert (filed.is_stored, filed.repositories[0].actions) == (False, Action.PULL)
+
+
+async def test_a_name_that_no_repository_can_have(policy: Policy) -> None:
+    with pytest.raises(NameInvalid):
+        await explained(policy, None, "../etc")

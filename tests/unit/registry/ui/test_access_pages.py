@@ -1,0 +1,330 @@
+"""The pages about accounts and rights, the own account and the audit log, without a browser."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from storage.access import AccountName, AuditEntry, AuditQuery, Grantee
+from storage.patterns import NamePattern
+from tests.fakes.store_accounts import BY, add_grant
+from tests.unit.registry.ui.test_pages import FROM_PAGE, PASSWORD, Site, site
+
+ADMIN_PAGES = (
+    *("", "/robots", "/groups", "/grants", "/tokens", "/rights", "/rights?account=alice&repository=team/app"),
+    *("/accounts/alice", "/accounts/none", "/groups/dev"),
+)
+EVIL = "<script>alert(1)</script>"
+
+
+async def send(browser: httpx2.AsyncClient, path: str, **fields: str | list[str]) -> httpx2.Response:
+    return await browser.post(path, data=fields, headers=FROM_PAGE)
+
+
+def secret_on(answer: httpx2.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    found = re.search(r'<code id="secret">([^<]+)</code>', answer.text)
+    assert found is not None
+    return found[1]
+
+
+def problem_on(answer: httpx2.Response) -> tuple[int, str]:
+    found = re.search(r'<p class="problem" role="alert" id="problem">(.*?)</p>', answer.text)
+    assert found is not None, answer.text
+    return answer.status_code, re.sub(r"<[^>]+>", "", found[1]).strip()
+
+
+async def test_for_admins_alone(tmp_path: Path) -> None:
+    """Nobody is led to the form, a member is refused whatever exists, and a refusal is in the audit log."""
+    async with site(tmp_path) as here:
+        paths = [f"/ui/access{path}" for path in ADMIN_PAGES] + ["/ui/activity"]
+        forms = ["/ui/access", "/ui/access/robots", "/ui/access/groups", "/ui/access/grants", "/ui/access/tokens"]
+        forms += ["/ui/access/accounts/root", "/ui/access/groups/dev"]
+        async with here.browser() as browser:
+            for path in (*paths, "/ui/account"):
+                assert (await browser.get(path)).headers["location"].startswith("/ui/login?next=/ui/"), path
+            for path in (*forms, "/ui/account"):
+                assert (await send(browser, path, do="delete")).headers["location"].startswith("/ui/login"), path
+            await here.log_in(browser, "alice")
+            for path in paths:
+                assert (await browser.get(path)).status_code == 403, path
+            for path in forms:
+                answer = await send(browser, path, do="delete", name="eve", confirmed="yes")
+                assert answer.status_code == 403, path
+            assert 'href="/ui/access"' not in (await browser.get("/ui/account")).text
+            await here.log_in(browser, "root")
+            assert 'href="/ui/access"' in (await browser.get("/ui/account")).text
+        await here.app.audit_buffer.aclose()
+        denied = here.app.accounts.audit(AuditQuery(actor="alice", outcome="denied"), 100).items
+        assert {entry.target for entry in denied} >= {"/ui/access", "/ui/activity", "/ui/access/accounts/root"}
+
+
+async def test_forged_forms_change_nothing(tmp_path: Path) -> None:
+    """A page of another site cannot make an admin's browser do anything."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}, {}):
+            for path, fields in (
+                ("/ui/access", {"name": "eve", "admin": "yes"}),
+                ("/ui/access/accounts/alice", {"do": "delete", "confirmed": "yes"}),
+                ("/ui/access/grants", {"do": "put", "kind": "everyone", "pattern": "**", "action": "pull"}),
+                ("/ui/account", {"do": "token", "days": ""}),
+            ):
+                assert (await browser.post(path, data=fields, headers=headers)).status_code == 403
+        assert [each.name for each in here.app.accounts.accounts(None, None, 10).items] == ["alice", "root"]
+        assert here.app.accounts.grants() == []
+
+
+async def test_a_person_from_the_beginning_to_the_end(tmp_path: Path) -> None:
+    """Added with a password that is shown once, disabled and enabled, made an admin, given a password, and deleted.
+    What cannot be undone is asked for first."""
+    async with site(tmp_path) as here, here.browser() as browser, here.browser() as theirs:
+        await here.log_in(browser, "root")
+        password = secret_on(await send(browser, "/ui/access", name="carol", note=EVIL))
+        assert (await here.log_in(theirs, "carol", password=password)).status_code == 303
+        page = await browser.get("/ui/access?q=car")
+        assert re.findall(r'accounts/([^"]+)">', page.text) == ["carol"]
+        assert EVIL not in page.text
+        path = "/ui/access/accounts/carol"
+
+        async def done(**fields: str) -> str:
+            answer = await send(browser, path, **fields)
+            assert answer.status_code == 303, answer.text
+            return str(answer.headers["location"])
+
+        for deed in ("disable", "make-admin", "delete"):
+            question = await send(browser, path, do=deed)
+            assert question.status_code == 200
+            assert 'name="confirmed" value="yes"' in question.text
+            assert f'name="do" value="{deed}"' in question.text
+        account = here.app.accounts.account(AccountName("carol"))
+        assert (account.enabled, account.admin) == (True, False)
+        assert await done(do="disable", confirmed="yes") == path
+        assert "Your session has ended" in (await theirs.get("/ui/repositories")).text
+        await done(do="enable")
+        await done(do="make-admin", confirmed="yes")
+        assert here.app.accounts.account(AccountName("carol")).admin
+        await done(do="unmake-admin")
+        await done(do="password", password="another long password")
+        assert (await here.log_in(theirs, "carol", password="another long password")).status_code == 303
+        assert secret_on(await send(browser, path, do="password")) != password
+        assert await done(do="delete", confirmed="yes") == "/ui/access"
+        assert (await browser.get(path)).status_code == 404
+
+
+async def test_what_is_wrong_with_a_form_is_said(tmp_path: Path) -> None:
+    """On the page of the form, which keeps what was entered but passwords."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        taken = await send(browser, "/ui/access", name="alice", note="a note", password="secret words here")
+        assert problem_on(taken) == (409, "This name is taken.")
+        assert 'value="a note"' in taken.text
+        assert "secret words" not in taken.text
+        status, text = problem_on(await send(browser, "/ui/access/robots", name=EVIL))
+        assert (status, "is no name for an account" in text, EVIL in text) == (400, True, False)
+        assert problem_on(await send(browser, "/ui/access", name="eve", password="short"))[0] == 400
+        for deed in ("disable", "delete", "unmake-admin"):
+            answer = await send(browser, "/ui/access/accounts/root", do=deed, confirmed="yes")
+            assert problem_on(answer)[0] == 409, deed
+        grant = {"do": "put", "kind": "user", "name": "alice"}
+        assert problem_on(await send(browser, "/ui/access/grants", **grant, pattern="a*b/c", action="pull"))[0] == 400
+        assert problem_on(await send(browser, "/ui/access/grants", **grant, pattern="a/**"))[0] == 400
+        assert problem_on(await send(browser, "/ui/access/grants", do="put", kind="group", name="none", pattern="a"))[0]
+        for path in ("/ui/access/grants", "/ui/access/tokens", "/ui/access/accounts/alice", "/ui/account"):
+            assert (await send(browser, path, do="nonsense")).status_code == 400, path
+
+
+async def test_groups_and_grants(tmp_path: Path) -> None:
+    """A group gets a member and a grant, and the test says by which grant the member may do what; without the grant
+    nothing is left."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        assert (await send(browser, "/ui/access/groups", name="dev")).headers["location"] == "/ui/access/groups/dev"
+        await send(browser, "/ui/access/groups/dev", do="join", member="alice")
+        grant = {"do": "put", "kind": "group", "name": "dev", "pattern": "team/**"}
+        answer = await send(browser, "/ui/access/grants", **grant, action=["pull", "push"])
+        assert answer.headers["location"] == "/ui/access/grants"
+        test = "/ui/access/rights?account=alice&repository=team/app"
+        page = (await browser.get(test)).text
+        assert '<span class="account">root</span>' in page
+        hosted_and_mirrored = ["yes", "yes", "no", "no"] + ["no"] * 4
+        assert re.findall(r'<dd class="(yes|no)">', page) == hosted_and_mirrored
+        assert 'href="/ui/access/groups/dev"' in page
+        assert re.findall(r'<dd class="(yes|no)">', (await browser.get(test.replace("alice", ""))).text) == ["no"] * 8
+        assert "may do everything" in (await browser.get(test.replace("alice", "root"))).text
+        assert problem_on(await browser.get("/ui/access/rights?repository=../etc"))[0] == 400
+        for shown in ("/ui/access/groups/dev", "/ui/access/accounts/alice", "/ui/access/grants?subject=group:dev"):
+            assert "<code>team/**</code>" in (await browser.get(shown)).text
+        assert "<code>team/**</code>" not in (await browser.get("/ui/access/grants?subject=everyone")).text
+        remove = {"do": "remove", "subject": "group:dev", "pattern": "team/**"}
+        assert (await send(browser, "/ui/access/grants", **remove)).status_code == 200
+        assert len(here.app.accounts.grants()) == 1
+        assert (await send(browser, "/ui/access/grants", **remove, confirmed="yes")).status_code == 303
+        assert here.app.accounts.grants() == []
+        await send(browser, "/ui/access/groups/dev", do="leave", member="alice")
+        assert here.app.accounts.group(AccountName("dev"))[1] == ()
+        await send(browser, "/ui/access/groups/dev", do="delete", confirmed="yes")
+        assert (await browser.get("/ui/access/groups/dev")).status_code == 404
+
+
+async def test_api_tokens(tmp_path: Path) -> None:
+    """Of a robot by an admin, and of a member by themselves: shown once, limited, and revoked after a question. A
+    member revokes no token of another account."""
+    async with site(tmp_path) as here, here.browser() as browser, here.browser() as members:
+        await here.log_in(browser, "root")
+        await here.log_in(members, "alice")
+        await send(browser, "/ui/access/robots", name="ci")
+        path = "/ui/access/accounts/ci"
+        secret = secret_on(
+            await send(browser, path, do="token", days="30", note=EVIL, limits="team/**:pull\r\n\r\nx/app:push")
+        )
+        (token,) = here.app.accounts.tokens(AccountName("ci"), None, 10).items
+        assert token.id in secret
+        assert token.expires == pytest.approx(token.created + 30 * 86400)
+        assert [limit.pattern for limit in token.limits or ()] == ["team/**", "x/app"]
+        for page in (path, "/ui/access/tokens"):
+            shown = (await browser.get(page)).text
+            assert token.id in shown
+            assert secret not in shown
+            assert EVIL not in shown
+        own = secret_on(await send(members, "/ui/account", do="token", days="", note="laptop"))
+        assert own not in (await members.get("/ui/account")).text
+        assert "laptop" in (await members.get("/ui/account")).text
+        for wrong in ({"days": "1000000"}, {"days": "", "limits": "nonsense"}, {"days": "30", "note": "x" * 300}):
+            assert (await send(members, "/ui/account", do="token", **wrong)).status_code == 400
+        revoke = {"do": "revoke", "token": token.id, "confirmed": "yes"}
+        assert problem_on(await send(members, "/ui/account", **revoke))[0] == 404
+        assert (await send(browser, "/ui/access/tokens", do="revoke", token=token.id)).status_code == 200
+        assert here.app.accounts.tokens(AccountName("ci"), None, 10).items
+        assert (await send(browser, "/ui/access/tokens", **revoke)).status_code == 303
+        assert not here.app.accounts.tokens(AccountName("ci"), None, 10).items
+
+
+async def test_sessions_end_one_by_one(tmp_path: Path) -> None:
+    """The own ones on the page about the account, and those of others by admins alone. Who ends the present one is
+    logged out."""
+    async with (
+        site(tmp_path) as here,
+        here.browser(**{"user-agent": EVIL}) as first,
+        here.browser() as second,
+        here.browser() as admin,
+    ):
+        for browser, name in ((first, "alice"), (second, "alice"), (admin, "root")):
+            await here.log_in(browser, name)
+        page = (await second.get("/ui/account")).text
+        assert EVIL not in page
+        assert page.count("this browser") == 1
+        newest, oldest = re.findall(r'name="session" value="([^"]+)"', page)
+        (of_admin,) = re.findall(r'name="session" value="([^"]+)"', (await admin.get("/ui/account")).text)
+        assert problem_on(await send(second, "/ui/account", do="end-session", session=of_admin))[0] == 404
+        assert (await send(second, "/ui/account", do="end-session", session=oldest)).status_code == 303
+        assert "Your session has ended" in (await first.get("/ui/repositories")).text
+        assert (await send(second, "/ui/account", do="end-session", session=newest)).headers["location"] == "/ui/"
+        assert (await second.get("/ui/account")).status_code == 303
+        await here.log_in(first, "alice")
+        await here.log_in(second, "alice")
+        assert (await send(second, "/ui/account", do="end-sessions")).headers["location"] == "/ui/account"
+        assert (await first.get("/ui/account")).status_code == 303
+        assert (await second.get("/ui/account")).status_code == 200
+        await send(admin, "/ui/access/accounts/alice", do="end-sessions")
+        assert (await second.get("/ui/account")).status_code == 303
+        assert (await admin.get("/ui/account")).status_code == 200
+
+
+async def test_the_own_password(tmp_path: Path) -> None:
+    """Needs the old one; then every other session has ended, and this browser stays logged in."""
+    async with site(tmp_path) as here, here.browser() as browser, here.browser() as other:
+        await here.log_in(browser, "alice")
+        await here.log_in(other, "alice")
+        new = "quite another password"
+
+        async def change(old: str, new: str, again: str) -> httpx2.Response:
+            return await send(browser, "/ui/account", do="password", old=old, new=new, again=again)
+
+        assert problem_on(await change(PASSWORD, new, new + "x")) == (400, "The two new passwords differ.")
+        assert problem_on(await change("wrong", new, new)) == (403, "The old password is wrong.")
+        assert problem_on(await change(PASSWORD, "short", "short"))[0] == 400
+        assert (await change(PASSWORD, new, new)).headers["location"] == "/ui/account"
+        assert (await browser.get("/ui/account")).status_code == 200
+        assert (await other.get("/ui/account")).status_code == 303
+        assert (await here.log_in(other, "alice", password=new)).status_code == 303
+        await here.log_in(browser, "root")
+        answer = await send(browser, "/ui/access/accounts/root", do="password", password=new)
+        assert answer.status_code == 403
+
+
+async def test_own_rights(tmp_path: Path) -> None:
+    """The grants that apply to a member are shown, without buttons, and those of others are not."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        for subject in ("user:alice", "authenticated", "everyone", "user:bob"):
+            await add_grant(here.app.accounts, subject, f"{subject.replace(':', '-')}/**", "pull")
+        await here.log_in(browser, "alice")
+        page = (await browser.get("/ui/account")).text
+        assert re.findall(r"<code>([\w-]+)/\*\*</code>", page) == ["authenticated", "everyone", "user-alice"]
+        assert "/ui/access" not in page
+
+
+async def activity(browser: httpx2.AsyncClient, query: str) -> list[str]:
+    """The actions in the rows of the page, with the targets."""
+    answer = await browser.get(f"/ui/activity?{query}")
+    assert answer.status_code == 200, answer.text
+    rows = re.findall(
+        r'<td data-label="Action">(.*?)</td>\s*<td data-label="Target">(.*?)</td>', answer.text, re.DOTALL
+    )
+    return [" ".join(re.sub(r"<[^>]+>", "", part).strip() for part in row) for row in rows]
+
+
+async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        await fill_audit_log(here)
+        assert (await activity(browser, "period=hour"))[0] == "Grant removed user:alice"
+        assert await activity(browser, "action=grant.remove") == ["Grant removed user:alice"]
+        assert await activity(browser, "account=nobody-here") == []
+        assert await activity(browser, "repository=group:dev") == ["Grant added or changed group:dev"]
+        assert await activity(browser, "outcome=denied") == ["Push team/app"]
+        assert await activity(browser, "repository=team/app&account=eve&period=month") == ["Push team/app"]
+        assert await activity(browser, "account=eve&period=day") == []
+        assert await activity(browser, "outcome=failed") == ["odd.action &lt;b&gt;"]
+        seen, path = [], "action=grant.put"
+        while path:
+            seen += await activity(browser, path)
+            page = (await browser.get(f"/ui/activity?{path}")).text
+            more = re.search(r'<a class="button" href="/ui/activity\?([^"]+)"', page)
+            path = more[1].replace("&amp;", "&") if more else ""
+        assert len(seen) == 61
+        for wrong in ("outcome=odd", "period=year", "after=nonsense", "account=a&account=b"):
+            assert (await browser.get(f"/ui/activity?{wrong}")).status_code == 400, wrong
+
+
+async def fill_audit_log(here: Site) -> None:
+    await here.app.accounts.add_audit_entries(
+        [
+            AuditEntry(time.time() - 2 * 86400, "eve", "push", "team/app", "denied", address="192.0.2.7"),
+            AuditEntry(1e9, "eve", "odd.action", "<b>", "failed", detail={"<i>": ["<u>", 1]}),
+        ]
+    )
+    await here.app.accounts.add_group(AccountName("dev"), by=BY)
+    await add_grant(here.app.accounts, "group:dev", "team/**", "pull")
+    for number in range(60):
+        await add_grant(here.app.accounts, "user:alice", f"many/{number}", "pull")
+    await here.app.accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("many/0"), by=BY)
+
+
+async def test_the_first_account(tmp_path: Path) -> None:
+    """While there are none, only a browser on this very machine may add one, which is an admin's, and no robot's."""
+    async with site(tmp_path, accounts=False) as here:
+        async with here.browser() as far:
+            assert (await far.get("/ui/access")).status_code == 403
+            assert (await send(far, "/ui/access", name="root", password=PASSWORD)).status_code == 403
+        transport = httpx2.ASGITransport(app=here.app.app, client=("127.0.0.1", 1), raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as near:
+            assert "The first account" in (await near.get("/ui/access")).text
+            assert problem_on(await send(near, "/ui/access/robots", name="ci"))[0] == 400
+            assert (await send(near, "/ui/access", name="root", password=PASSWORD)).headers["location"] == "/ui/login"
+            assert here.app.accounts.account(AccountName("root")).admin
+            assert (await near.get("/ui/access")).headers["location"] == "/ui/login?next=/ui/access"
