@@ -119,18 +119,20 @@ class ContentSearches:
         the upstream."""
         if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
-        found = []
+        found, readable = [], _readable(principal)
         for result in await self._upstream_search.find(text, count, page):
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
                 stored = naming.mirrored_name(naming.with_upstream(upstream, RepositoryName(result.name)), upstream)
-                if principal.may(Action.PULL, stored):
+                if stored in readable:
                     found.append((stored, result))
         return found
 
 
 def _readable(principal: Principal) -> NameSet:
-    return principal.names(Action.PULL)
+    """Returns the names in which a principal may find something: those that a list of repositories shows. The access of
+    a bearer token that is not for the list shortens them."""
+    return principal.listable_names if principal.may_list else principal.names(Action.PULL)
 
 
 def _may_pull_below(principal: Principal, upstream: str) -> bool:

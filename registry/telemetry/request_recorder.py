@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from registry.asgi import REQUEST_NOTES_EXTENSION, Scope, request_id_of
 from registry.telemetry.access_log import LoggedAnswer, log, write_cached_answer, write_request
 from registry.telemetry.metrics import Metrics
+from registry.telemetry.recent_clients import RecentClients
 from registry.telemetry.tracing import Tracing
 
 MAX_KNOWN_CELLS: Final = 4096
@@ -68,10 +69,12 @@ class RequestRecorder:
     """Counts requests and logs them. The server calls the methods (`registry.server.connection.request_reports`). They
     return at once and raise nothing."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, recent_clients: RecentClients | None = None) -> None:
+        """`recent_clients`: gets the requests to the distribution API; None: nobody asks for them."""
         self.tracing: Tracing | None = None
         """Makes the spans of requests; None: traces are not configured."""
         self._metrics = metrics
+        self._recent_clients = recent_clients
         self._known_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
         """What `_find_cells` has returned, by its arguments."""
 
@@ -85,6 +88,8 @@ class RequestRecorder:
         cells = self._metrics.cells.own
         cells[count_cell] += 1
         cells[sent_cell] += size
+        if self._recent_clients is not None:
+            self._recent_clients.note(scope)
         if log.isEnabledFor(logging.INFO):
             write_cached_answer(scope, answer, request_id)
         if self.tracing is not None:
@@ -112,6 +117,8 @@ class RequestRecorder:
         if noted is not None:
             route = noted.kind or "other"
             self._count(route, scope["method"], end)
+            if self._recent_clients is not None:
+                self._recent_clients.note(scope)
             if noted.cache_state:
                 self._metrics.mirror.count_answer(
                     self._metrics.cells.own, noted.upstream, route, noted.cache_state, end.sent_bytes

@@ -18,6 +18,7 @@ from registry.telemetry.metrics import CountsMemory, Metrics
 from registry.telemetry.mirror_metrics import UpstreamCounts
 from registry.telemetry.otel_configuration import are_metrics_sent, are_traces_sent
 from registry.telemetry.otlp_metrics import OtlpMetrics
+from registry.telemetry.recent_clients import RecentClients
 from registry.telemetry.request_recorder import RequestRecorder
 from registry.telemetry.tracing import Tracing
 
@@ -45,7 +46,9 @@ class Telemetry:
         )
         self.work = self.metrics.work
         self.events = self.metrics.events
-        self.requests = RequestRecorder(self.metrics)
+        self.recent_clients = RecentClients(clock) if settings.pages.enabled else None
+        """When clients were here, for the pages; None: there are no pages."""
+        self.requests = RequestRecorder(self.metrics, self.recent_clients)
         """Records the requests of this process."""
         self.metrics_port = metrics_port
         self._counting_pid: int | None = None

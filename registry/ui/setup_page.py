@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
+from registry.asgi import client_address
 from registry.clients.client_setup import MirroredHost, mirrored_hosts
 from registry.clients.more_setups import PROGRAM_SETUPS
 from registry.clients.registry_address import RegistryAddress
@@ -27,6 +29,14 @@ PROGRAM_NAMES: Final = {
     "ci": "CI",
 }
 """How the clients of `PROGRAM_SETUPS` are called."""
+_PROGRAMS_THAT_PULL: Final = {
+    **{name: (name,) for name in ("docker", "podman", "containerd", "buildkit")},
+    "k3s": ("containerd",),
+    "kind": ("containerd",),
+    "nas": ("docker",),
+    "ci": ("docker", "buildkit"),
+}
+"""The programs whose requests (`registry.telemetry.recent_clients.PROGRAMS`) show that a client is set up."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -34,7 +44,8 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
     """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; docker is shown without it.
-    Of the upstreams, only those are shown from which the visitor may pull something."""
+    Of the upstreams, only those are shown from which the visitor may pull something. Says whether a request of the
+    client has come from the visitor's own network lately; a visitor learns nothing about other networks."""
     program = query_of(request).one("client") or "docker"
     if program not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
@@ -51,8 +62,20 @@ async def setup(request: Request) -> Response:
         setup=PROGRAM_SETUPS[program](address, hosts, not caller.is_registry_open),
         address=address,
         upstreams=upstreams,
+        visitor_address=client_address(request.scope),
+        last_seen=_last_seen(request, program),
+        now=datetime.now(UTC),
         is_unencrypted=settings.public_url is None and address.is_plain_http,
     )
+
+
+def _last_seen(request: Request, program: str) -> datetime | None:
+    """Returns when the client was last here, from where the visitor is; None: not lately."""
+    recent = request.app.telemetry.recent_clients
+    address = client_address(request.scope)
+    times = [recent.last_seen(address, each) for each in _PROGRAMS_THAT_PULL[program]] if recent and address else []
+    seen = [at for at in times if at is not None]
+    return datetime.fromtimestamp(max(seen), UTC) if seen else None
 
 
 def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:

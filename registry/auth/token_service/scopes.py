@@ -27,6 +27,9 @@ CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
 """The actions that a token can grant on a repository. No token can grant `ADMIN`, the right to give rights to
 others."""
 
+_CATALOG_ACTIONS: Final = frozenset({"*", "search"})
+"""The actions in a scope for the list of repositories. `docker search` asks for `registry:catalog:search`. A search
+shows no more than the list, so both get the same token."""
 _REPOSITORY_KIND: Final = re.compile(r"repository(\([a-z0-9]+\))?")
 """The first part of a scope for a repository. In `repository(plugin)`, `plugin` is a class of repositories, which this
 registry ignores."""
@@ -91,7 +94,7 @@ def _parse_scope(scope: str) -> tuple[str, Action]:
     name, _, action_list = rest.rpartition(":")
     words = action_list.split(",")
     if scope.startswith(f"{CATALOG}:"):
-        return (CATALOG, Action.PULL) if "*" in words else ("", Action.NONE)
+        return (CATALOG, Action.PULL) if _CATALOG_ACTIONS.intersection(words) else ("", Action.NONE)
     if not _REPOSITORY_KIND.fullmatch(kind):
         return "", Action.NONE
     actions = Action.NONE

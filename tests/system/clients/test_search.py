@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.fakes.client_images import ClientImage
 from tests.fakes.clients.container_tools import INSECURE, ContainerTools
 from tests.fakes.clients.docker_engine import DockerEngine
-from tests.fakes.clients.member_site import MemberSite, tools_logged_out
+from tests.fakes.clients.member_site import MemberSite, logged_out, tools_logged_out
 from tests.fakes.clients.programs import wait_until
 from tests.fakes.clients.registry_client import RegistryClient
 from tests.fakes.server_process import RegistryServer
@@ -19,7 +19,7 @@ def until_found(wire: RegistryClient, repo: str) -> None:
 
     def is_found() -> bool:
         results = wire.ask("GET", f"/v1/search?q={repo}").json()["results"]
-        return [result["name"] for result in results] == [repo]
+        return repo in [result["name"] for result in results]
 
     wait_until(is_found, 60, lambda: f"{repo} is not found")
 
@@ -34,6 +34,26 @@ def test_docker_search(
         found = docker("search", "--format", "{{.Name}}", *options, f"{server.address}/{term}").out.split()
         assert found == [repo]
     assert docker("search", "--format", "{{.Name}}", f"{server.address}/nothing-like-it").out == ""
+
+
+def test_docker_search_with_a_login(
+    docker: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """docker finds what its login may pull, also without TLS: the login gave it a token to get others with. Without a
+    login it finds what everyone may pull, and is asked to log in if that is nothing."""
+    mine, term = logged_out(docker, tmp_path), repo.removeprefix("team/")
+    opened, hidden = f"{repo}/open", f"{repo}/hidden"
+    for name in (repo, opened, hidden):
+        club.wire().push(name, "v1", fresh)
+        until_found(club.wire(), name)
+    search = ("search", "--format", "{{.Name}}", f"{club.address}/{term}")
+    refused = mine.call.attempt(*search)
+    assert (refused.code, "status code 401" in refused.err) == (1, True), refused.err
+    login = club.person({repo: "pull"})
+    club.allow_everyone(opened)
+    assert mine(*search).out.split() == [opened]
+    mine("login", club.address, "-u", login.name, "-p", login.secret)
+    assert mine(*search).out.split() == [repo, opened]
 
 
 def test_podman_search(

@@ -1,0 +1,145 @@
+"""Readers with many patterns of grants, repositories that lie close together, and who may pull what.
+
+`may_pull` works that out from the grants alone, by regular expressions, and shares no code with the registry. Grants
+are drawn by a fixed seed, besides those that stand here.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+MIRROR: Final = "docker.io"
+PRIVATE: Final = "ghcr.io"
+"""An upstream whose repositories need grants that begin with its name."""
+UPSTREAMS: Final = [
+    {"name": MIRROR, "default": True, "endpoints": ["http://127.0.0.1:9"]},
+    {"name": PRIVATE, "require_grant": True, "endpoints": ["http://127.0.0.1:9"]},
+]
+REPOSITORIES: Final = {
+    "webapp": "almond",
+    "crew/app": "basil",
+    "docker.iox/app": "cedar",
+    "ghcr.iox/app": "dahlia",
+    "public/app": "elder",
+    "secret/app": "fennel",
+    "team-x/app": "ginger",
+    "team/app": "hazel",
+    "team/app-web": "iris",
+    "team/app/db": "juniper",
+    "docker.io/corp/app": "kumquat",
+    "docker.io/library/app": "lavender",
+    "ghcr.io/corp/app": "myrtle",
+    "ghcr.io/corp/app-tool": "nutmeg",
+    "ghcr.io/other/app": "olive",
+}
+"""Each repository, and a word that stands in its tag, its labels and its description, and nowhere else."""
+_SEED: Final = 20260711
+_DRAWN_READERS: Final = 4
+Grants = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class MatrixReader:
+    """Somebody who reads. `name`: None: nobody in particular. `grants`: pairs of a pattern and actions. `group`: a
+    group with these grants, in place of the account. `limits`: those of the API token that is used, in the same form;
+    None: it has none."""
+
+    label: str
+    name: str | None
+    grants: Grants = ()
+    group: str | None = None
+    limits: Grants | None = None
+    is_admin: bool = False
+    is_robot: bool = False
+
+    @property
+    def subject(self) -> str:
+        """The subject of the grants."""
+        return f"group:{self.group}" if self.group else f"{'robot' if self.is_robot else 'user'}:{self.name}"
+
+    @property
+    def has_session(self) -> bool:
+        """Whether the reader looks at pages: robots and clients with a limited token cannot."""
+        return not self.is_robot and self.limits is None
+
+
+@dataclass(frozen=True)
+class Everybody:
+    """Grants for more than one reader: to every client, and to every account."""
+
+    everyone: Grants = ()
+    authenticated: Grants = ()
+
+
+PHASES: Final = {
+    "for all": Everybody(
+        (("public/**", "pull"), ("**", "push"), ("docker.io/library/*", "pull")),
+        (("team/app", "pull"), ("**", "delete")),
+    ),
+    "for nobody": Everybody(),
+}
+"""What everybody may do besides, one after the other: the grants go while sessions and tokens stay."""
+
+
+def readers() -> list[MatrixReader]:
+    """Returns the readers; they are the same in each run."""
+    return [
+        MatrixReader("nobody", None),
+        MatrixReader("an admin", "root", is_admin=True),
+        MatrixReader("an admin with a limited token", "root", limits=(("crew/**", "pull"),), is_admin=True),
+        MatrixReader("a member without grants", "none"),
+        MatrixReader("one name", "one", (("team/app", "pull"),)),
+        MatrixReader("one level", "level", (("team/*", "pull,push"), ("*", "pull"))),
+        MatrixReader("a prefix", "prefix", (("team/app**", "pull"), ("team**", "push"))),
+        MatrixReader("everything that is not private", "wide", (("**", "pull"),)),
+        MatrixReader("a private upstream", "private", (("ghcr.io/corp/*", "pull"), ("ghcr.io/**", "push"))),
+        MatrixReader("a group", "grouped", (("docker.io/**", "pull"), ("crew/app", "pull")), group="dev"),
+        MatrixReader("no right to pull", "pusher", (("**", "push,delete"), ("ghcr.io/**", "push"))),
+        MatrixReader("a robot", "robo", (("ghcr.io/**", "pull"), ("team/app-*", "pull")), is_robot=True),
+        MatrixReader(
+            "a limited token", "wide", (("**", "pull"),), limits=(("team/*", "pull"), ("**", "push"), ("g**", "pull"))
+        ),
+        *_drawn_readers(random.Random(_SEED)),
+    ]
+
+
+def _drawn_readers(chance: random.Random) -> Iterator[MatrixReader]:
+    """Yields readers with patterns that are beginnings of names, cut anywhere."""
+    for number in range(_DRAWN_READERS):
+        grants = {}
+        for _ in range(chance.randint(1, 4)):
+            name = chance.choice(list(REPOSITORIES))
+            cut = chance.randint(1, len(name))
+            star = chance.choice(["*", "**"]) if cut < len(name) else ""
+            grants[name[:cut] + star] = chance.choice(["pull", "pull", "pull,push", "push", "delete"])
+        yield MatrixReader(f"drawn: {grants}", f"drawn{number}", tuple(grants.items()))
+
+
+def may_pull(reader: MatrixReader, repo: str, everybody: Everybody) -> bool:
+    """Returns whether a reader may pull from a repository."""
+    if not reader.is_admin:
+        named = () if reader.name is None else (*everybody.authenticated, *reader.grants)
+        granted = [pattern for pattern, actions in (*everybody.everyone, *named) if "pull" in actions.split(",")]
+        if repo.startswith(f"{PRIVATE}/"):
+            granted = [pattern for pattern in granted if pattern.startswith(f"{PRIVATE}/")]
+        if not _matches_any(granted, repo):
+            return False
+    limits = None if reader.limits is None else [pattern for pattern, actions in reader.limits if "pull" in actions]
+    return limits is None or _matches_any(limits, repo)
+
+
+def _matches_any(patterns: list[str], repo: str) -> bool:
+    return any(re.fullmatch(_expression(pattern), repo) for pattern in patterns)
+
+
+def _expression(pattern: str) -> str:
+    return "".join({"**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*)", pattern))
+
+
+def mirrored_name(repo: str) -> str:
+    """Returns the mirrored repository that a hosted name means as well, until somebody pushes to it."""
+    return f"{MIRROR}/{repo}" if "/" in repo else f"{MIRROR}/library/{repo}"

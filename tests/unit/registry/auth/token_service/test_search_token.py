@@ -1,0 +1,41 @@
+"""The token with which `docker search` searches after a login."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx2
+
+from storage.composition import open_registry, prepare_data_dir
+from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.page_store import add_cached
+from tests.fakes.store_accounts import add_grant, limit
+
+FOR_SEARCHES = "registry:catalog:search"
+
+
+async def found(app: AppInProcess, token: str) -> list[str]:
+    """The repositories that a search for `app` finds."""
+    transport = httpx2.ASGITransport(app=app.app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
+        answer = await client.get("/v1/search?q=app", headers={"authorization": token})
+    assert answer.status_code == 200, answer.text
+    return sorted(result["name"] for result in answer.json()["results"])
+
+
+async def test_it_finds_what_the_account_may_pull(tmp_path: Path) -> None:
+    """A token for searches finds all of it, within the limits of an API token. A token for repositories finds only
+    these."""
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path) as store:
+        for repo in ("team/app", "team/app-web", "secret/app"):
+            await add_cached(store, repo, "v1")
+        await store.search_indexer.run()
+    async with running_app(tmp_path) as app:
+        login = await app.user("alice")
+        await add_grant(app.accounts, "user:alice", "team/**", "pull")
+        assert await found(app, await app.bearer(login, FOR_SEARCHES)) == ["team/app", "team/app-web"]
+        limited = await app.token("alice", [limit("team/app", "pull"), limit("secret/**", "pull")])
+        assert await found(app, await app.bearer(limited, FOR_SEARCHES)) == ["team/app"]
+        scopes = ("repository:team/app-web:pull", "repository:secret/app:pull", "registry:catalog:delete")
+        assert await found(app, await app.bearer(login, *scopes)) == ["team/app-web"]

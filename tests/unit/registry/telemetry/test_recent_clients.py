@@ -1,0 +1,73 @@
+"""When container clients were here."""
+
+from __future__ import annotations
+
+import os
+
+from registry.asgi import Scope
+from registry.telemetry.recent_clients import RECENT_SECONDS, RecentClients
+
+AGENTS = {
+    "docker": b"docker/29.0.0 go/go1.25 UpstreamClient(Docker-Client/29.0.0)",
+    "containerd": b"containerd/v2.3.0",
+    "podman": b"containers/5.36.0 (github.com/containers/image)",
+    "buildkit": b"buildkit/v0.26",
+}
+
+
+def request(address: str, agent: bytes, port: int = 40000) -> Scope:
+    return {"client": (address, port), "headers": [(b"accept", b"*/*"), (b"user-agent", agent)]}
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_client_is_seen_from_its_own_network() -> None:
+    """Each program counts for itself, up to an hour. Of an IPv6 address, the network counts."""
+    clock = Clock()
+    recent = RecentClients(clock)
+    for port, (program, agent) in enumerate(AGENTS.items()):
+        assert recent.last_seen("192.0.2.1", program) is None
+        recent.note(request("192.0.2.1", agent, port))
+        assert recent.last_seen("192.0.2.1", program) == clock.now
+        assert recent.last_seen("192.0.2.2", program) is None
+    recent.note(request("2001:db8::1", AGENTS["docker"]))
+    assert recent.last_seen("2001:db8::2", "docker") == clock.now
+    assert recent.last_seen("2001:db8:0:1::1", "docker") is None
+    clock.now += RECENT_SECONDS
+    assert recent.last_seen("192.0.2.1", "docker") is None
+
+
+def test_a_connection_that_stays_is_noted_again() -> None:
+    """Also when a process has seen more connections than it remembers."""
+    clock = Clock()
+    recent, docker = RecentClients(clock), request("192.0.2.1", AGENTS["docker"])
+    recent.note(docker)
+    clock.now += 60
+    recent.note(docker)
+    for port in range(5000):
+        recent.note(request("192.0.2.9", b"curl/8", port))
+    assert recent.last_seen("192.0.2.1", "docker") == clock.now
+
+
+def test_what_no_client_sends_is_not_noted() -> None:
+    """Other programs, requests without a User-Agent, and clients at a Unix socket, which have no address."""
+    recent = RecentClients()
+    recent.note(request("192.0.2.1", b"Mozilla/5.0 docker/29"))
+    recent.note({"client": ("192.0.2.1", 1), "headers": []})
+    recent.note({"client": None, "headers": [(b"user-agent", b"docker/29")]})
+    assert {recent.last_seen("192.0.2.1", program) for program in AGENTS} == {None}
+
+
+def test_forks_share_what_they_have_seen() -> None:
+    recent = RecentClients()
+    child = os.fork()
+    if not child:
+        recent.note(request("192.0.2.1", AGENTS["docker"]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert recent.last_seen("192.0.2.1", "docker") is not None
