@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 from pathlib import Path
 
+from registry.single_flight import cancel_and_wait
+from registry.ui.page_limits import AT_ONCE_FOR_ONE
+from storage.jobs import JobState
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.page_store import add_cached, add_index
 from tests.fakes.store_accounts import BY
@@ -152,3 +157,30 @@ async def test_warming_and_stopping(tmp_path: Path) -> None:
         ):
             answer = await browser.post("/ui/mirror/warm", data=wrong, headers=FROM_PAGE)
             assert (answer.status_code, 'role="alert"' in answer.text) == (400, True), wrong
+
+
+async def test_an_upstream_that_hangs(tmp_path: Path) -> None:
+    """Forms that wait for it keep no page from being made, and the job that waits can be stopped."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        upstream = {"name": "docker.io", "default": True, "endpoints": [f"http://127.0.0.1:{silent.getsockname()[1]}"]}
+        async with site(tmp_path, upstream=[upstream]) as here, here.browser() as browser:
+            await here.log_in(browser, "root")
+            await browser.post("/ui/mirror/warm", data={"references": "ubuntu:24.04"}, headers=FROM_PAGE)
+            data = {"reference": "ubuntu:24.04"}
+            forms = [
+                asyncio.create_task(browser.post("/ui/mirror/refresh", data=data, headers=FROM_PAGE))
+                for _ in range(AT_ONCE_FOR_ONE + 1)
+            ]
+            (job,) = (await here.store.jobs.jobs(None, 1)).items
+            while job.state is JobState.QUEUED:
+                await asyncio.sleep(0.02)
+                job = await here.store.jobs.job(job.id)
+            for path in PATHS:
+                assert (await browser.get(path)).status_code == 200
+            await browser.post("/ui/upkeep/stop", data={"job": str(job.id)}, headers=FROM_PAGE)
+            while job.ended is None:
+                await asyncio.sleep(0.02)
+                job = await here.store.jobs.job(job.id)
+            assert job.state is JobState.STOPPED
+            assert not any(form.done() for form in forms)
+            await cancel_and_wait(forms)
