@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.activity import HOUR_SECONDS, Activity
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName
 from tests.fakes.admin_site import ADMIN, PASSWORD
@@ -57,6 +59,11 @@ async def _fill(data: Path) -> None:
         await store.descriptions.put_description(RepositoryName("public/described"), DESCRIPTION, by=BY)
         await add_cached(store, "docker.io/library/ubuntu", "24.04")
         await add_index(store, "docker.io/library/ubuntu", "latest", [("linux", "amd64"), ("linux", "arm64")])
+        now = time.time()
+        for hour in (*range(24), *range(24, 30 * 24, 24)):
+            number = hour * 37 % 91 * (1 if hour < 24 else 24)
+            activity = Activity(9 * number, number // 9, 7 * number, number, number * 2**22, number * 2**25)
+            await store.activity.add(now - hour * HOUR_SECONDS, activity)
         await store.search_indexer.run()
 
 
