@@ -22,8 +22,8 @@ _SIZE: Final = len(fields(Activity))
 class ActivityCounts:
     """The activity that all processes of one server have counted together.
 
-    Cells in the same memory say how much of it was stored. So a process that takes this work over, also after a death
-    or a restart that goes on with the counts, neither counts anything twice nor forgets it."""
+    Cells in the same memory say how much of it was stored. So another process can take this work over, also after a
+    death or a restart that goes on with the counts."""
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
         """`requests`: the complete responses by route, method and status. Call `use` before anything is read."""
@@ -51,7 +51,8 @@ class ActivityCounts:
         return Activity(*(max(0, int(now - before)) for now, before in zip(self._counted(totals), stored, strict=True)))
 
     def on_stored(self, activity: Activity) -> None:
-        """Remembers that the activity is in the store now."""
+        """Remembers that the activity is in the store now. If the process is killed before it can do so, this activity
+        is stored twice, which for a chart is no harm."""
         for position, number in enumerate(astuple(activity)):
             self._cells.own[self._first_stored + position] += number
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from registry.telemetry.activity import ActivityCounts
@@ -64,13 +65,12 @@ class ActivityRecorder:
             self._counts.on_stored(activity)
 
     async def store_last(self) -> None:
-        """Stores the rest at the end of this process, unless another process does this work. Raises nothing."""
-        try:
+        """Stores the rest at the end of this process, unless another process does this work. Raises nothing: on a full
+        disk the rest is lost."""
+        with suppress(RegistryError):
             async with self._leases.try_slot(SLOT, count=1) as has_slot:
                 if has_slot:
                     await self.store()
-        except RegistryError as error:
-            log.warning("the last activity is lost: %s", error.message)
 
     async def _wait(self) -> None:
         await asyncio.sleep(STORE_SECONDS - self._clock() % STORE_SECONDS)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.activity import HOUR_SECONDS, Activity
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName, Tag
 from tests.fakes.admin_site import ADMIN, PASSWORD
@@ -65,6 +67,11 @@ async def _fill(data: Path) -> None:
         cached = await add_cached(store, ubuntu, "24.04", "lts")
         await store.upstream_tags.freeze(ubuntu, Tag("lts"), cached.digest, by=BY)
         await add_index(store, "docker.io/library/ubuntu", "latest", [("linux", "amd64"), ("linux", "arm64")])
+        now = time.time()
+        for hour in (*range(24), *range(24, 30 * 24, 24)):
+            number = hour * 37 % 91 * (1 if hour < 24 else 24)
+            activity = Activity(9 * number, number // 9, 7 * number, number, number * 2**22, number * 2**25)
+            await store.activity.add(now - hour * HOUR_SECONDS, activity)
         await store.search_indexer.run()
 
 
