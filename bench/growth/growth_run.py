@@ -20,26 +20,34 @@ from bench.system.servers import ENTREPOT, ServerProgram
 DISK_BYTES_PER_MANIFEST = 6000
 """A generous estimate: rows, indexes, and the WAL while they are inserted."""
 START_COUNT = 3
+USUAL_SIZE = 10_000
+"""Manifests in the store that pages for people are compared with."""
 
 
 def growth_bench(options: Options) -> Bench:
     """Returns the bench. Raises BenchFailed for a folder that is not a checkout."""
     measure = partial(_measure, options=options)
+    goals = partial(growth_goals, usual=_store_name(USUAL_SIZE) if USUAL_SIZE in options.sizes else None)
     plan = SizePlan(
-        "growth", "manifests", DISK_BYTES_PER_MANIFEST, _build, measure, growth_goals, LOAD_RATES, table=growth_table
+        "growth", "manifests", DISK_BYTES_PER_MANIFEST, _build, measure, goals, LOAD_RATES, table=growth_table
     )
     return size_bench(options, plan)
 
 
 def _build(parent: Path, program: ServerProgram, count: int) -> GrownStore:
     """Builds a store: pushes its blobs and first repository to the program's server, then inserts the other rows."""
-    name = f"{count:,}" if program is ENTREPOT else f"{count:,}, {program.name}"
+    name = _store_name(count) if program is ENTREPOT else f"{_store_name(count)}, {program.name}"
     size, layers, folder = StoreSize(count), small_layers(2), parent / name
     config = make_config(layers)
     cost = build_data(
         f"{name} manifests", program, folder, (config, layers), lambda data: fill_store(data, size, config, layers)
     )
     return GrownStore(name, program, folder, size, config, layers, *cost)
+
+
+def _store_name(count: int) -> str:
+    """Returns the name of Entrepot's store with so many manifests."""
+    return f"{count:,}"
 
 
 def _measure(stores: Sequence[GrownStore], options: Options) -> list[RowSamples]:

@@ -95,11 +95,19 @@ MAX_SLOWDOWN = 1.3
 """How many times the rate of the largest store the rate of the smallest may be."""
 
 
-def growth_goals(smallest: str, largest: str) -> tuple[Goal, ...]:
-    """Returns the goals for stores by their names."""
+MAX_PAGE_GROWTH = 2
+"""How many times as long as in a store of usual size a page for people may take in the largest."""
+
+
+def growth_goals(smallest: str, largest: str, usual: str | None = None) -> tuple[Goal, ...]:
+    """Returns the goals for stores by their names. `usual`: the store of usual size, which people's pages are compared
+    with; None: the smallest."""
 
     def at_most_slower(row: str, text: str) -> Goal:
         return Goal(row, row, f"{text}, slower by", MAX_SLOWDOWN, False, True, peer=largest, subject=smallest)
+
+    def at_most_longer(row: str, text: str) -> Goal:
+        return Goal(row, row, text, MAX_PAGE_GROWTH, False, True, peer=usual or smallest, subject=largest)
 
     return (
         at_most_slower("hundred", "the same hundred manifests"),
@@ -108,6 +116,10 @@ def growth_goals(smallest: str, largest: str) -> tuple[Goal, ...]:
         at_most("tags", "tags", "page of 100 tags, ms", 5, largest),
         at_most("catalog", "catalog", "page of 100 repositories, ms", 5, largest),
         at_most("search", "search", "first page of a search, ms", 100, largest),
+        at_most("search_page", "search_page", "page Search, ms", 100, largest),
+        at_most_longer("search_page", "page Search, longer by"),
+        at_most("repository_page", "repository_page", "page Repositories, ms", 100, largest),
+        at_most_longer("repository_page", "page Repositories, longer by"),
         at_most("start", "start", "ready to serve, s", 2, largest),
     )
 

@@ -1,0 +1,141 @@
+"""Bad content, an upstream that hangs, and what other sites try, in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+from playwright.sync_api import expect
+
+from storage.composition import layout_of, open_registry, prepare_data_dir
+from tests.fakes.admin_site import PASSWORD
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.page_browser import PageBrowser
+from tests.fakes.page_site import HOSTILE
+from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.plain_client import plain_client
+from tests.fakes.server_process import RegistryServer, running_server
+
+LAYERS = 500
+PLATFORMS = 100
+TAGS = 100_000
+
+
+async def _fill(data: Path) -> None:
+    async with open_registry(data) as store:
+        await add_cached(store, "odd/layers", "v1", layers=LAYERS)
+        await add_index(store, "odd/wide", "v1", [("linux", f"cpu{n}") for n in range(PLATFORMS)], present=1)
+        for repo in ("odd/damaged", "odd/strange", "odd/many"):
+            await add_cached(store, repo, "v1", of=repo)
+        await add_cached(store, "docker.io/library/ubuntu", "24.04")
+
+
+def _spoil(data: Path) -> None:
+    """Writes into the rows what no push could write."""
+    db = apsw.Connection(str(layout_of(data).metadata))
+    of_repo = "FROM repository r WHERE r.name = ? AND r.id = manifest.repository"
+    db.execute(f"UPDATE manifest SET body = ?, size = ? {of_repo}", (HOSTILE.encode(), len(HOSTILE), "odd/damaged"))
+    db.execute(f"UPDATE manifest SET media_type = ? {of_repo}", (f"application/{HOSTILE}", "odd/strange"))
+    numbers = f"WITH n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {TAGS - 1})"
+    many = "FROM n, repository r JOIN manifest m ON m.repository = r.id WHERE r.name = 'odd/many'"
+    db.execute(f"{numbers} INSERT INTO tag SELECT r.id, 't' || i, m.id, 1 {many}")
+    db.close()
+
+
+@contextmanager
+def silent_upstream() -> Iterator[str]:
+    """The URL of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """Yields a registry without accounts that has the odd content, and an upstream that never answers."""
+    folder = tmp_path_factory.mktemp("odd")
+    prepare_data_dir(folder / "data")
+    with ThreadPoolExecutor(1) as pool:  # the browser may have an event loop in this thread
+        pool.submit(lambda: asyncio.run(_fill(folder / "data"))).result()
+    _spoil(folder / "data")
+    with silent_upstream() as url:
+        upstream = f'[{{"name": "docker.io", "default": true, "endpoints": ["{url}"]}}]'
+        with running_server(folder, workers=1, env={"ENTREPOT_UPSTREAM": upstream}) as server:
+            yield server
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_odd_content_is_harmless(odd: RegistryServer, browser: PageBrowser, javascript: bool) -> None:
+    """A manifest that is no JSON or of an unknown type, many layers, many platforms, many tags: each page is short,
+    says what is left out, and has no markup of the content."""
+    with browser.tab(odd.url, javascript=javascript) as tab:
+        page = tab.page
+        for path, shown in (
+            ("odd/layers:v1", f"There are {LAYERS - 200} more steps."),
+            ("odd/wide:v1", "linux/cpu99 not here"),
+            ("odd/damaged:v1", "The manifest cannot be read"),
+            ("odd/damaged", "v1"),
+            ("odd/strange:v1", "odd/strange:v1"),
+            ("odd/strange", "v1"),
+            ("odd/many", "Show more"),
+            ("odd/many?sort=size", "There are too many tags to sort them by size."),
+        ):
+            tab.open(f"/ui/repositories/{path}")
+            assert shown in page.locator("main").inner_text(), path
+            assert page.locator("main script, main img").count() == 0, path
+            assert page.title() != "taken"
+            assert page.locator("main tr").count() <= 201, path
+        tab.open("/ui/repositories/odd/wide:v1")
+        assert page.locator(".platforms .missing").count() == PLATFORMS - 1
+        tab.open("/ui/repositories/odd/many?q=t9999&sort=-version")
+        expect(page.locator("#rows th a").first).to_have_text("t99999")
+
+
+def test_an_upstream_that_hangs_holds_up_no_page(odd: RegistryServer, browser: PageBrowser) -> None:
+    """While a client waits for it, all pages of mirrored content are answered."""
+    with plain_client(odd.url, timeout=300) as client, ThreadPoolExecutor(1) as pool, browser.tab(odd.url) as tab:
+        waiting = pool.submit(client.get, "/v2/docker.io/library/nginx/manifests/latest")
+        for path, heading in (
+            ("/ui/repositories?in=docker.io", "Repositories"),
+            ("/ui/repositories/docker.io/library/ubuntu", "docker.io/library/ubuntu"),
+            ("/ui/repositories/docker.io/library/ubuntu:24.04", "docker.io/library/ubuntu:24.04"),
+            ("/ui/search?q=ubuntu", "Search"),
+        ):
+            tab.open(path)
+            assert tab.page.locator("h1").inner_text() == heading
+        assert waiting.result().status_code >= 500
+
+
+@pytest.mark.parametrize("path", ["/ui/logout", "/ui/login", "/ui/language"])
+def test_another_site_cannot_send_a_form(site: MemberSite, browser: PageBrowser, path: str) -> None:
+    """A page that is not of this registry sends a form in a visitor's browser: it does nothing."""
+    name, password = site.user()
+    with browser.tab(site.server.url) as tab:
+        tab.allowed_errors.append("the server responded with a status of 403")
+        tab.log_in(name, password)
+        tab.page.goto("about:blank")
+        fields = {"user": "root", "password": PASSWORD, "language": "zh-Hans", "next": "/ui/"}
+        inputs = "".join(f'<input name="{key}" value="{value}">' for key, value in fields.items())
+        url = site.server.url
+        tab.page.set_content(f'<form method="post" action="{url}{path}">{inputs}<button>Win</button></form>')
+        tab.page.get_by_role("button", name="Win").click()
+        assert tab.page.locator(".status").inner_text() == "403"
+        tab.open("/ui/repositories")
+        assert tab.page.locator("html").get_attribute("lang") == "en"
+        assert tab.page.locator(".account").inner_text() == name
+
+
+def test_the_set_up_page_sees_the_visitor_s_client(site: MemberSite, browser: PageBrowser) -> None:
+    """Whichever worker has answered it."""
+    with browser.tab(site.server.url) as tab, plain_client(site.server.url) as docker:
+        tab.open("/ui/setup?client=buildkit")
+        assert "No request of this client" in tab.page.locator("main").inner_text()
+        docker.get("/v2/", headers={"user-agent": "buildkit/v0.26"})
+        for _ in range(4):
+            tab.page.reload()
+            assert "came through here from your address, 127.0.0.1" in tab.page.locator("main").inner_text()
