@@ -140,8 +140,8 @@ async def check_search_page(visitor: Visitor, content: Content) -> None:
     if not visitor.may_search:
         for query in ("app", content.same):
             answer = await visitor.get(f"/ui/search?q={query}")
-            login = f"/ui/login?next=/ui/search%3Fq%3D{quote(quote(query))}"
-            visitor.expect("the search page", unquote(answer.headers.get("location", "")), unquote(login))
+            login = f"/ui/login?next=/ui/search?q={query}"
+            visitor.expect("the search page", unquote(unquote(answer.headers.get("location", ""))), login)
         return
     for kind, query in searches(content):
         visitor.expect_names(f"the search for {kind}", await found_on_pages(visitor, kind, query))
