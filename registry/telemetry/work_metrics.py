@@ -18,7 +18,18 @@ OPERATIONS: Final = (
     *("repositories", "tags", "referrers", "other"),
 )
 """The methods of `storage.interface.Registry`."""
-JOB_KINDS: Final = ("gc", "fsck", "scrub", "backup", "import-registry", "import-remote", "evict", "retention", "other")
+JOB_KINDS: Final = (
+    "gc",
+    "fsck",
+    "scrub",
+    "backup",
+    "import-registry",
+    "import-remote",
+    "evict",
+    "retention",
+    "warm",
+    "other",
+)
 RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
