@@ -184,6 +184,7 @@ def test_a_session_that_ends_between_two_clicks(site: MemberSite, browser: PageB
     site.grant(f"user:{name}", {"crew/**": "pull"})
     with browser.tab(site.server.url) as tab:
         tab.log_in(name, password)
+        tab.open("/ui/repositories")
         assert tab.page.get_by_role("link", name="crew/app").count() == 1
         site.done("PATCH", f"/users/{name}", {"enabled": False})
         tab.page.get_by_role("link", name="Repositories", exact=True).first.click()
