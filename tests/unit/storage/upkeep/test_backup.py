@@ -35,6 +35,8 @@ from tests.fakes.scrub_runs import file_of, flip_byte, scrub
 
 REPO = RepositoryName("team/app")
 LARGE = os.urandom(200_000)  # large enough to stay in its file
+ROTTEN = bytes([LARGE[0] ^ 1]) + LARGE[1:]
+"""`LARGE` with another first byte."""
 
 
 @pytest.fixture
@@ -274,7 +276,7 @@ async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) 
     large = await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups", may_link=False)
     copy = BackupDirectory(tmp_path / "backups", System()).blob(large.digest)
-    copy.write_bytes(b"!" + LARGE[1:])
+    copy.write_bytes(ROTTEN)
 
     with pytest.raises(BackupFailed, match=large.digest):
         await restore(tmp_path / "backups", tmp_path / "new")
@@ -283,7 +285,7 @@ async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) 
     assert (result["copied_blobs"], copy.read_bytes() == LARGE) == (1, True)
     assert steps[1]["event"] == "damaged in the backup"
 
-    (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).write_bytes(b"?" + LARGE[1:])
+    (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).write_bytes(ROTTEN)
     copied, _ = await backup(store, tmp_path / "copied", may_link=False)
     linked, _ = await backup(store, tmp_path / "linked", verify=True)
     assert copied["missing"] == linked["missing"] == [large.digest]
