@@ -24,7 +24,7 @@ DAYS: Final = 30
 
 
 class ActivityNumbers(BaseModel):
-    """What happened in some time."""
+    """The pulls, pushes and mirrored requests of one period."""
 
     pulls: int = Field(description="Manifests that clients have pulled")
     pushes: int = Field(description="Manifests that clients have pushed")

@@ -194,6 +194,6 @@ _DEEDS: Final[dict[str, Callable[[Request, Caller, Account, Query], Awaitable[Re
     "end-session": _end_session,
     "end-sessions": _end_sessions,
 }
-"""What a form can do with an account, by its field `do`."""
+"""The function that changes an account, for each value of the field `do` of a form."""
 
 router.include_router(forms)

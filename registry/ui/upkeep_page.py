@@ -60,7 +60,7 @@ QUESTIONS: Final = {
     "retention": translatable("Delete all tags that no rule keeps?"),
     "evict": translatable("Delete images from the cache until it is within its limits?"),
 }
-"""What is asked before something is started that deletes content."""
+"""The questions that visitors confirm before a job starts that deletes content, by the kind of the job."""
 
 
 @router.get(UPKEEP_PATH)

@@ -35,7 +35,7 @@ class RepositoryRights:
 
 @dataclass(frozen=True, slots=True)
 class RightsExplanation:
-    """What an account may do, and why.
+    """The actions that an account may do on a repository, and the grants that allow them.
 
     - `account`: its name; None: a client without a login.
     - `is_stored`: whether the store has the account. If not, the rights are those of an account of this name in the
