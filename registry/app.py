@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +11,7 @@ from typing import Final
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
+from starlette.routing import BaseRoute
 
 from registry import __version__
 from registry.admin import (
@@ -43,8 +43,20 @@ REOPEN_SECONDS: Final = 1.0
 """Seconds between two attempts to open the store for writing, if it was opened read-only because the disk was full."""
 log = logging.getLogger("registry")
 _TOKEN_ROUTER: Final = token_endpoint.token_router(lambda request: request.app.service.access.tokens)
-"""All applications of a process share one router. FastAPI keeps the functions of every router in a cache for ever, so a
-router for each application would use more memory after each reload."""
+_ROUTES: Final[list[BaseRoute]] = [
+    *_TOKEN_ROUTER.routes,
+    *management_api.management_routes(),
+    *login_routes.router.routes,
+    *docker_v1_routes.router.routes,
+]
+"""The routes of an application with accounts. All applications of a process share their routes: `include_router` would
+build the data of each route once more for each application, which takes a millisecond and memory for each route."""
+_COMMON_ROUTES: Final[list[BaseRoute]] = [*documentation.welcome_router.routes, *health.router.routes]
+"""Further routes of every application."""
+_DOCUMENTATION_ROUTES: Final[list[BaseRoute]] = [
+    *documentation.docs_router.routes,
+    *documentation.openapi_router.routes,
+]
 
 
 class Entrepot(FastAPI):
@@ -188,16 +200,6 @@ class Entrepot(FastAPI):
         port = self.telemetry.metrics_port
         return port is not None and scope["server"] is not None and scope["server"][1] == port
 
-    def build_routes(self, stopped: threading.Event) -> None:
-        """Makes FastAPI build its data for all routes, which takes up to 60 ms. Without this call, FastAPI would build
-        the data at the first request to a route, and block the event loop. May run in a thread. Returns early if
-        `stopped` is set meanwhile."""
-        scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
-        for route in self.routes:
-            if stopped.is_set():
-                return
-            route.matches(dict(scope))
-
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
         """The ASGI lifespan: opens the service at the start of the application, and closes it at the end. Does neither
@@ -224,13 +226,9 @@ class Entrepot(FastAPI):
                 clock=self.factory.clock,
             )
             reporting = asyncio.create_task(reporter.run())
-            stopped = threading.Event()
-            building_routes = asyncio.create_task(asyncio.to_thread(self.build_routes, stopped))
             try:
                 yield
             finally:
-                stopped.set()
-                await building_routes  # a thread cannot be cancelled
                 reporting.cancel()
                 await asyncio.wait([reporting])
                 if reopening is not None:
@@ -313,20 +311,15 @@ def create_app(
     service = None if registry is None else factory.without_accounts(registry)
     app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
     app.closes_telemetry = not is_shared
+    add_error_handlers(app)
     if registry is None:
-        app.include_router(_TOKEN_ROUTER)
-        management_api.add_routes(app)
-        app.include_router(login_routes.router)
-        app.include_router(docker_v1_routes.router)
+        app.router.routes += _ROUTES
         if settings.pages.enabled:
             app.pages = Pages()
-            app.include_router(site.router)
-    add_error_handlers(app)
-    app.include_router(documentation.welcome_router)
-    app.include_router(health.router)
+            app.router.routes += site.ROUTES
+    app.router.routes += _COMMON_ROUTES
     if settings.metrics.enabled:
         store = StoreMetrics(settings, clock) if registry is None else None
-        app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow, store))
-    app.include_router(documentation.docs_router)
-    app.include_router(documentation.openapi_router)
+        app.router.routes += metrics_route.metrics_router(telemetry, settings.metrics.allow, store).routes
+    app.router.routes += _DOCUMENTATION_ROUTES
     return app

@@ -16,6 +16,9 @@ UNCHECKED_BYTES: Final = 16 * 1024
 """Size in bytes up to which a document is not checked, because parsing it cannot block other threads for long."""
 _SLICE_BYTES: Final = 64 * 1024
 """Size of the slices in which a document is checked."""
+_MAX_NUMBER_CHARACTERS: Final = 64
+"""Largest number of characters of one number. They are limited because the time to parse a number grows with the square
+of its length."""
 _VALUE_MARKS: Final = b"[{,"
 """Bytes that are counted outside strings. Their number bounds the number of values that the parser creates: a list or
 an object begins with one of them, and a comma precedes each further element."""
@@ -35,9 +38,6 @@ class Bounds:
     escapes: int = 1_000_000
     """Largest number of backslashes. They are limited because the parser allocates a new piece of the string at each
     backslash."""
-    digits: int = 64
-    """Largest number of characters of one number. They are limited because the time to parse a number grows with the
-    square of its length. The decoder always uses this default."""
 
 
 BOUNDS: Final = Bounds()
@@ -79,8 +79,8 @@ def _slice_end(body: bytes, start: int) -> int:
 
 
 def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
-    """Checks and parses a JSON document in UTF-8. Ignores `bounds.digits`. Raises OutOfBounds, ValueError (not JSON),
-    RecursionError (nested too deeply)."""
+    """Checks and parses a JSON document in UTF-8. Raises OutOfBounds, ValueError (not JSON), RecursionError
+    (nested too deeply)."""
     check_bounds(body, bounds)
     return _DECODER.decode(body.decode("utf-8"))
 
@@ -96,9 +96,9 @@ def parse_bounded_float(text: str) -> float:
 
 
 def _check_digits(text: str) -> str:
-    """Returns `text`, a number. Raises OutOfBounds if it has more characters than `BOUNDS.digits`."""
-    if len(text) > BOUNDS.digits:
-        raise OutOfBounds(f"it holds a number of {len(text)} characters; at most {BOUNDS.digits} are taken")
+    """Returns `text`, a number. Raises OutOfBounds if it has more than `_MAX_NUMBER_CHARACTERS` characters."""
+    if len(text) > _MAX_NUMBER_CHARACTERS:
+        raise OutOfBounds(f"it holds a number of {len(text)} characters; at most {_MAX_NUMBER_CHARACTERS} are taken")
     return text
 
 

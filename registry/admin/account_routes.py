@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from fastapi import APIRouter
-
 from registry.admin import models
 from registry.admin.caller import AdminCaller, AnyCaller, Caller, LoggedInCaller
-from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute, PathName
+from registry.admin.management_route import AfterQuery, LimitQuery, PathName
+from registry.admin.management_router import management_router
 from registry.admin.password_change import change_password
 from storage.access import AccountInvalid, AccountKind, AccountName, Grant
 from storage.content import Page
@@ -23,7 +22,7 @@ _MAX_GRANTS: Final = 200
 """Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` lists all of them, in pages."""
 _FIRST_ACCOUNT_ADMIN_MESSAGE: Final = "the first account has to be an admin, because only an admin can add accounts"
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 @router.get("/me", tags=["me"])

@@ -9,15 +9,15 @@ from dataclasses import asdict, astuple
 from datetime import datetime
 from typing import Annotated, Final, Self
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 
 from registry.admin.caller import AdminCaller, Caller
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.admin.models import to_datetime
 from storage.activity import DAY_SECONDS, HOUR_SECONDS, Activity, ActivityBucket, ActivityLog
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 HOURS: Final = 24
 DAYS: Final = 30
 """How many hours and days are shown, with the running one."""

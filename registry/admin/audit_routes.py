@@ -6,14 +6,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller
-from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.admin.management_route import AfterQuery, LimitQuery
+from registry.admin.management_router import management_router
 from storage.access import AuditQuery
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 @router.get("/audit", tags=["audit"])

@@ -11,19 +11,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, Caller
 from registry.admin.job_routes import JobResponse, queue_job
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.upkeep.backup_work import backup_arguments
 from storage.backups import BackupTargetUnknown
 from storage.data_dir.system import System
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class BackupResponse(BaseModel):

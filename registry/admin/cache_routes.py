@@ -7,18 +7,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Self
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.upkeep.eviction import EVICTION_KIND, CachePart, check_upstream, eviction_arguments
 from registry.upkeep.eviction import read_cache_status as read_parts
 from storage.usage import ScopeUse
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class CachePartResponse(BaseModel):

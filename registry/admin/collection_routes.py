@@ -3,17 +3,16 @@ descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from pydantic import Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.upkeep.fsck import FSCK
 from storage.upkeep.collection_job import GC
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class CollectionRequest(models.BodyModel):

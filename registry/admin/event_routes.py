@@ -6,20 +6,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import Header, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
 from registry.admin.event_stream import EVENT_STREAM_TYPE, EventStream
-from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.admin.management_route import AfterQuery, LimitQuery
+from registry.admin.management_router import management_router
 from registry.request import RequestInvalid
 from storage.access import Action
 from storage.errors import Unsupported
 from storage.outbox import Delivery, Event, EventAction, NewEvent
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 MAX_PAGES_READ = 10
 """Largest number of pages that are read for one response, most of whose events the caller may not see."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'

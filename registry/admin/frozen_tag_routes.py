@@ -7,12 +7,13 @@ import asyncio
 from datetime import datetime
 from typing import Annotated, Final, Self
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import Caller, LoggedInCaller
-from registry.admin.management_route import LimitQuery, ManagementRoute
+from registry.admin.management_route import LimitQuery
+from registry.admin.management_router import management_router
 from registry.upkeep.frozen_tags import freeze_tag, parse_tag_reference, unfreeze_tag
 from storage.access import Action
 from storage.content import Page
@@ -29,7 +30,7 @@ ReferenceQuery = Annotated[
     Query(description="The tag, as in `docker pull`", max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),
 ]
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class FrozenTagResponse(BaseModel):

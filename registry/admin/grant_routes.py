@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
-from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute, PathMember, PathName
+from registry.admin.management_route import AfterQuery, LimitQuery, PathMember, PathName
+from registry.admin.management_router import management_router
 from registry.auth.administration import parse_pattern
 from registry.auth.rights.sealed_cursors import SEALED_LENGTH, CursorKind
 from storage.access import AccountInvalid, AccountName, Grant, Grantee
@@ -28,7 +29,7 @@ grants could read all grants in the store."""
 SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 @router.get("/groups", tags=["groups"])

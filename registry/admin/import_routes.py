@@ -7,16 +7,15 @@ import asyncio
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import Field
 
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.admin.models import BodyModel
 from storage.imports import ImportInvalid
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 Patterns = Annotated[
     list[Annotated[str, Field(max_length=255)]],
     Field(max_length=1000, description="Patterns of repository names", examples=[["team/**"]]),

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, Caller
-from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.admin.management_route import AfterQuery, LimitQuery
+from registry.admin.management_router import management_router
 from registry.request import RequestInvalid
 from storage.jobs import JSON, Job
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class JobResponse(BaseModel):

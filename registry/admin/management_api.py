@@ -1,4 +1,4 @@
-"""The management API, `/api/v1`: assembles its routes, its error descriptions and the objects that the routes use.
+"""The management API, `/api/v1`: collects its routes, and builds the objects that the routes use.
 
 The API offers the same operations as the account commands of the command line, such as `entrepot user add`.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
-from fastapi import FastAPI
-from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
 from registry.admin import (
     account_routes,
@@ -47,22 +46,6 @@ from registry.browse.repository_browser import RepositoryBrowser
 from registry.http.cross_site import CrossSiteCheck
 from registry.upkeep.components import UpkeepComponents
 from storage.content import Actor
-
-
-class Error(BaseModel):
-    """One error. `code` is an error code of the OCI distribution spec, for programs; `message` is for people; `detail`
-    depends on the code."""
-
-    code: str
-    message: str
-    detail: Any | None = None
-
-
-class Errors(BaseModel):
-    """The body of an error response, in the format of the OCI distribution spec."""
-
-    errors: list[Error]
-
 
 TAGS: Final[list[dict[str, Any]]] = [
     {"name": "me", "description": "Your account, and what you may do."},
@@ -115,35 +98,12 @@ _ROUTE_MODULES: Final = (
     search_routes,
 )
 """The modules with the routes below `/api/v1`."""
-_ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
-    400: "A name, a pattern or another value is not valid",
-    401: "Log in first, or with other credentials",
-    403: "This account may not do this",
-    404: "What the path or the body names does not exist, or this account may not see it",
-    409: "The name is taken, no enabled admin would be left, or such a job is running",
-    413: "The body is too long",
-    415: "The body is not JSON",
-    422: "The body or the query is not as described",
-    429: "Too many attempts; Retry-After says how long to wait",
-}
 
 
-def _error_responses() -> dict[int | str, dict[str, Any]]:
-    """Returns the descriptions of the error responses, which every route has. Only the first names the model `Errors`,
-    and so adds its schema to the document. The others refer to that schema, because FastAPI takes 0.3 ms to prepare a
-    model, for each response of each route."""
-    first, *others = _ERROR_DESCRIPTIONS.items()
-    schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Errors"}}}
-    return {
-        first[0]: {"model": Errors, "description": first[1]},
-        **{status: {"content": schema, "description": text} for status, text in others},
-    }
-
-
-def add_routes(app: FastAPI) -> None:
-    """Adds the routes of the management API to the application."""
-    for router in (*(module.router for module in _ROUTE_MODULES), repository_routes.large_router):
-        app.include_router(router, prefix="/api/v1", responses=_error_responses())
+def management_routes() -> list[BaseRoute]:
+    """Returns the routes of the management API."""
+    routers = (*(module.router for module in _ROUTE_MODULES), repository_routes.large_router)
+    return [route for router in routers for route in router.routes]
 
 
 def management_components(

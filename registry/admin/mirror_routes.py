@@ -8,7 +8,7 @@ import time
 from datetime import datetime
 from typing import Annotated, Final, Self
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
@@ -16,7 +16,7 @@ from registry.admin.cache_routes import CachePartResponse
 from registry.admin.caller import AdminCaller, LoggedInCaller
 from registry.admin.frozen_tag_routes import MAX_REFERENCE_CHARACTERS, check_may_manage
 from registry.admin.job_routes import JobResponse, queue_job
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.admin.server_status import FillStatus, UpstreamStatus, read_fills, read_upstreams
 from registry.upkeep.cached_content import RefreshOutcome, RefreshResult, purge_image, refresh_image
 from registry.upkeep.eviction import check_upstream, read_cache_status
@@ -29,7 +29,7 @@ MAX_IMAGE_TEXT_CHARACTERS: Final = 255
 MAX_IMAGES_ON_A_PAGE: Final = 100
 ReferenceText = Annotated[str, Field(max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"])]
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class MirrorStatus(BaseModel):

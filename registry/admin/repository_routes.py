@@ -11,13 +11,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from pydantic import Field
 
 from registry.admin import models
 from registry.admin.archive_response import ArchiveResponse, HeldResponse
 from registry.admin.caller import AnyCaller
-from registry.admin.management_route import LargeBodyRoute, ManagementRoute
+from registry.admin.management_route import LargeBodyRoute
+from registry.admin.management_router import management_router
 from registry.admin.repository_rights import (
     check_may_download,
     deletable_repository,
@@ -41,8 +42,8 @@ from storage.names import Digest, Reference, Tag, as_reference
 from storage.tag_listing import MAX_PAGE_TAGS, TagOrder, TagQuery
 from storage.tag_removal import MAX_REMOVED_TAGS
 
-router = APIRouter(route_class=ManagementRoute)
-large_router = APIRouter(route_class=LargeBodyRoute)
+router = management_router()
+large_router = management_router(LargeBodyRoute)
 """The routes whose bodies may be large."""
 
 

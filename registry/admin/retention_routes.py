@@ -6,13 +6,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, LoggedInCaller
 from registry.admin.job_routes import JobResponse, queue_job
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.upkeep.retention import retention_work
 from registry.upkeep.retention.preview import PreviewLine, PreviewSummary
 from storage.errors import Denied, Unsupported
@@ -20,7 +20,7 @@ from storage.names import MAX_NAME_LENGTH, RepositoryName
 from storage.patterns import NamePattern
 from storage.retention import MAX_PAGE_ROWS
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class TagDecisionResponse(BaseModel):

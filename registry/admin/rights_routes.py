@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Self
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import Caller, LoggedInCaller
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.auth.rights.explanation import RepositoryRights, RightsExplanation, explain_rights
 from storage.access import AccountName
 from storage.content import Actor
@@ -19,7 +19,7 @@ from storage.names import RepositoryName
 ANONYMOUS_NAME: Final = Actor().name
 """What stands for a client without a login, in place of the name of an account."""
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class RepositoryRightsResponse(BaseModel):

@@ -6,13 +6,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
-from registry.admin.management_route import LimitQuery, ManagementRoute
+from registry.admin.management_route import LimitQuery
+from registry.admin.management_router import management_router
 from registry.upkeep.scrub_job import scrub_arguments
 from storage.blobs.blob_store import QuarantinedBytes
 from storage.damage import DamagedBlob, DamagedManifest, ScrubRound
@@ -25,7 +26,7 @@ from storage.upkeep.scrubber import KIND
 SHOWN_ROUNDS = 20
 MAX_DAMAGED_MANIFESTS = 1000
 MAX_QUARANTINED = 1000
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class ScrubRequest(BaseModel):

@@ -6,18 +6,19 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AnyCaller
 from registry.admin.content_searches import ContentSearches, SearchTarget
-from registry.admin.management_route import AfterQuery, ManagementRoute
+from registry.admin.management_route import AfterQuery
+from registry.admin.management_router import management_router
 from registry.request import RequestInvalid
 from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound
 from storage.names import Digest, RepositoryName
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 ItemT = TypeVar("ItemT")
 FoundT = TypeVar("FoundT")
 MirroredFrom = Annotated[

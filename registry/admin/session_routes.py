@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel
 
 from registry.admin import models
 from registry.admin.caller import Caller, LoggedInCaller
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from storage.access import AccountName
 
 AccountQuery = Annotated[str | None, Query(description="The account; if omitted, your own", max_length=80)]
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 class LoginSessionList(BaseModel):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
 from registry.admin.caller import AdminCaller
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_router import management_router
 from registry.admin.server_status import ServerStatus, read_server_status
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 @router.get("/status", tags=["status"])

@@ -10,12 +10,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import Depends, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.admin import models
 from registry.admin.caller import AnyCaller, Caller
-from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.admin.management_route import AfterQuery, LimitQuery
+from registry.admin.management_router import management_router
 from registry.admin.repository_rights import pushable_repository, readable_repository
 from registry.request import RequestInvalid
 from storage.access import Action
@@ -23,7 +24,7 @@ from storage.names import Digest, RepositoryName, Tag, as_reference
 from storage.tag_history import TagChange, TagMove
 from storage.upkeep.tag_changes import TagChanges
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 async def path_repository(name: Annotated[str, Path(examples=["team/app"])]) -> RepositoryName:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, LoggedInCaller
-from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
+from registry.admin.management_route import AfterQuery, LimitQuery
+from registry.admin.management_router import management_router
 from storage.access import AccountName
 
-router = APIRouter(route_class=ManagementRoute)
+router = management_router()
 
 
 @router.get("/tokens", tags=["tokens"])

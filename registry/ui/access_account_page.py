@@ -196,4 +196,4 @@ _DEEDS: Final[dict[str, Callable[[Request, Caller, Account, Query], Awaitable[Re
 }
 """The function that changes an account, for each value of the field `do` of a form."""
 
-router.include_router(forms)
+router.routes.extend(forms.routes)

@@ -103,4 +103,4 @@ def _path(name: str) -> str:
     return f"{GROUPS_PATH}/{quote(name)}"
 
 
-router.include_router(forms)
+router.routes.extend(forms.routes)

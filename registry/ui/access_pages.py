@@ -230,4 +230,4 @@ def _entered(form: Query | None) -> dict[str, str]:
     return {name: "" if form is None else text_of(form, name) for name in names}
 
 
-router.include_router(forms)
+router.routes.extend(forms.routes)

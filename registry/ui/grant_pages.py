@@ -150,4 +150,4 @@ async def rights(request: Request) -> Response:
     )
 
 
-router.include_router(forms)
+router.routes.extend(forms.routes)

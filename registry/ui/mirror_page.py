@@ -286,4 +286,4 @@ def _reference(form: Query) -> str:
     return reference
 
 
-router.include_router(_forms)
+router.routes.extend(_forms.routes)

@@ -6,6 +6,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
+from starlette.routing import BaseRoute
 
 from registry.admin.documentation import welcome
 from registry.http.error_statuses import PathUnknown
@@ -72,12 +73,15 @@ async def unknown_page(path: str) -> Response:
     raise PathUnknown
 
 
-for _module in (
+_MODULES: Final = (
     *(page_files, account_pages, overview_page, setup_page, system_page, search_page),
     *(mirror_page, upkeep_page, job_texts),
     *(tag_removal_page, tag_history_page, description_page, comparison_page),
     *(access_pages, access_account_page, access_group_page, grant_pages, own_account_page, activity_page),
     repository_pages,
-):
-    router.include_router(_module.router)
-router.include_router(_last_router)
+)
+ROUTES: Final[list[BaseRoute]] = [
+    *router.routes,
+    *(route for module in _MODULES for route in module.router.routes),
+    *_last_router.routes,
+]

@@ -219,4 +219,4 @@ def _job_values() -> dict[str, Any]:
     return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
 
 
-router.include_router(_forms)
+router.routes.extend(_forms.routes)

@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from fastapi.routing import APIRoute
 
 from registry.app import Entrepot, create_app
 from registry.config import Settings
@@ -52,6 +53,15 @@ async def test_change(tmp_path: Path) -> None:
     await change(live, settings)
     assert await may_push(live)
     await lifespan.stop()
+
+
+def test_applications_share_their_routes(tmp_path: Path) -> None:
+    """An application builds only the route of `/metrics`, which differs. `include_router` would build all of them."""
+    routes, others = (create_app(Settings(data=tmp_path)).routes for _ in range(2))
+    assert len(routes) > 100
+    assert [route for route, other in zip(routes, others, strict=True) if route is not other] == [
+        route for route in routes if isinstance(route, APIRoute) and route.path == "/metrics"
+    ]
 
 
 async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
