@@ -20,6 +20,7 @@ from storage.blobs.files.partial_state_format import read_progress
 from storage.data_dir.layout import Layout
 from storage.names import Digest
 from tests.fakes.client_images import MIB
+from tests.fakes.connection_owner import accepting_process, open_files
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.hub.request_log import Interval
 from tests.fakes.hub.switches import HubRequestKind
@@ -231,7 +232,7 @@ class MirrorSite:
         """The worker that has the lock on the first byte of the blob's state (proc(5), fdinfo)."""
         state = str(self._state())
         for pid in self.server.worker_pids():
-            for fd in _open_files(pid, state):
+            for fd in open_files(pid, state):
                 if re.search(r"OFDLCK .* WRITE .* 0 0$", Path(f"/proc/{pid}/fdinfo/{fd}").read_text(), re.MULTILINE):
                     return pid
         raise AssertionError("nobody owns it")
@@ -266,35 +267,8 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 
 def worker_of(server: RegistryServer, port: int) -> int:
     """The worker that has accepted the connection from that port of ours."""
-    pids: list[int] = []
-
-    def accepted() -> bool:
-        inode = _inode(server.port, port)
-        pids[:] = [pid for pid in server.worker_pids() if inode and _open_files(pid, f"socket:[{inode}]")]
-        return bool(pids)
-
-    wait_until(accepted, f"no worker has the connection from {port}")
-    return pids[0]
-
-
-def _inode(local: int, remote: int) -> int:
-    """Of the socket at the server's end; 0: nobody has accepted it."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if (_port(fields[1]), _port(fields[2])) == (local, remote):
-            return int(fields[9])
-    return 0
-
-
-def _port(address: str) -> int:
-    return int(address.partition(":")[2], 16)
-
-
-def _open_files(pid: int, target: str) -> list[str]:
-    found = []
-    with suppress(FileNotFoundError):
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(FileNotFoundError):
-                if os.readlink(f"/proc/{pid}/fd/{fd}") == target:
-                    found.append(fd)
-    return found
+    deadline = time.monotonic() + TIMEOUT
+    while (pid := accepting_process(server.port, port, server.worker_pids())) is None:
+        assert time.monotonic() < deadline, f"no worker has the connection from {port}"
+        time.sleep(0.005)
+    return pid

@@ -5,8 +5,7 @@
         ...
         for stall in watcher.end():     # one for each worker
 
-Each worker has one connection that is kept open. Which worker has accepted a connection is read from /proc: the
-socket's inode stands in /proc/net/tcp beside the two ports, and in one worker's /proc/PID/fd.
+Each worker has one connection that is kept open. The kernel tells which worker has accepted a connection.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.fakes.connection_owner import accepting_process
 from tests.fakes.server_process import ROOT, RegistryServer
 
 PAUSE = 0.002
@@ -194,24 +194,6 @@ class _Worker:
                     self._threads[tid] = _ThreadTimes(Path(f"/proc/{self.pid}/task/{tid}/schedstat"))
 
 
-def _inode(server_port: int, client_port: int) -> str | None:
-    """Of the server's socket of a loopback connection."""
-    wanted = (f":{server_port:04X}", f":{client_port:04X}")
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(wanted[0]) and fields[2].endswith(wanted[1]) and fields[9] != "0":
-            return fields[9]
-    return None
-
-
-def _has(pid: int, inode: str) -> bool:
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/fd/{name}") == f"socket:[{inode}]":
-                return True
-    return False
-
-
 def connect_to_each(port: int, pids: list[int]) -> dict[int, socket.socket]:
     """A connection to each worker of the server on that port, answered once. Raises WatchFailed."""
     found: dict[int, socket.socket] = {}
@@ -221,8 +203,7 @@ def connect_to_each(port: int, pids: list[int]) -> dict[int, socket.socket]:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(PING)
         sock.recv(65536)
-        inode = _inode(port, sock.getsockname()[1])
-        owner = next((pid for pid in pids if inode is not None and _has(pid, inode)), None)
+        owner = accepting_process(port, sock.getsockname()[1], pids)
         if owner is None or owner in found:
             others.append(sock)
         else:
