@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.forked_process import ROOT, ForkedProcess
+from tests.fakes.forked_process import NO_CERTIFICATES, ROOT, ForkedProcess
 
 STACK_DUMP = str(ROOT / "tests" / "fakes" / "stack_dump")
 """To be the first of a command's PYTHONPATH, so that `wait_for_output` can show its stacks."""
@@ -97,7 +97,8 @@ def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subpr
 def command_environment(**variables: str) -> dict[str, str]:
     """This process's environment with no ENTREPOT_* variables but these; the command can show its stacks."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
-    return {**inherited, "PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200", **variables}
+    own = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
+    return {**inherited, **NO_CERTIFICATES, **own, **variables}
 
 
 def entrepot_output(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from tests.fakes.forked_process import NO_CERTIFICATES, ForkedProcess
 from tests.fakes.forked_process import ROOT as ROOT
-from tests.fakes.forked_process import ForkedProcess
 
 READY = re.compile(r"listens on (https?://\S+)")
 START_TIMEOUT = 60.0
@@ -220,7 +220,7 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without settings of the person who runs the tests."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
     path = os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH", "")]))
-    return {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
+    return {**inherited, **NO_CERTIFICATES, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
 def _children(pid: int) -> list[int]:

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes.forked_process import NO_CERTIFICATES
 from tests.fakes.small_store import small_store as small_store
 from tests.fakes.upkeep_store import Clock, clocked_store
+
+
+@pytest.fixture(autouse=True)
+def no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the tests reading the certificates of the system."""
+    for name, value in NO_CERTIFICATES.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

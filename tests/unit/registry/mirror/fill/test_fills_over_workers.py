@@ -112,8 +112,10 @@ async def test_a_follower_of_what_does_not_begin_is_told(site: MirrorStore) -> N
         for worker in (one, two):
             with pytest.raises(UpstreamTimeout):
                 await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        stall.set()
-        assert await read_blob(two.mirror, MIRRORED_REPO, DIGEST) == BIG
+    stall.set()
+    site.start_timeout = 30.0
+    async with site.worker(source_of_another_worker(site)) as patient:
+        assert await read_blob(patient.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
 async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> None:
