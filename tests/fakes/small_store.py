@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from storage.blobs.blob_store import ListedBlob
+from storage.blobs.files.file_blob_store import FileBlobStore
 from storage.data_dir import reserve
 from storage.data_dir.layout import Layout
 from storage.data_dir.system import System
@@ -25,6 +27,7 @@ from storage.names import Digest
 SMALL_RESERVE_BYTES = 512 * 1024
 _path_of = Layout.path_of
 _shard = Layout.shard
+_list_shard = FileBlobStore.list_shard
 _prepare_database = setup.prepare_database
 
 
@@ -40,6 +43,7 @@ def small_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Layout, "shard", _existing_shard)
     monkeypatch.setattr(Layout, "path_of", _path_in_existing_shard)
     monkeypatch.setattr(Layout, "blob", _blob_in_existing_shard)
+    monkeypatch.setattr(FileBlobStore, "list_shard", _list_existing_shard)
 
 
 def _two_lock_files(layout: Layout) -> Iterator[Path]:
@@ -52,6 +56,11 @@ def _no_shards(layout: Layout) -> Iterator[Path]:
 
 def _existing_shard(layout: Layout, number: int) -> Path:
     return _created(_shard(layout, number))
+
+
+async def _list_existing_shard(blobs: FileBlobStore, number: int) -> list[ListedBlob]:
+    """Lists a shard as the product does. Starts no thread for a directory that no blob has needed so far."""
+    return await _list_shard(blobs, number) if _shard(blobs.layout, number).exists() else []
 
 
 def _path_in_existing_shard(layout: Layout, place: str) -> Path:
