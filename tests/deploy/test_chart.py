@@ -317,13 +317,28 @@ def test_plain_manifests_are_those_of_the_chart() -> None:
     assert {path.name: path.read_text() for path in PLAIN.glob("*.yaml")} == plain_manifests()
 
 
+GUIDE = re.findall(r"^```yaml\n(.+?)^```", (ROOT / "docs" / "kubernetes.md").read_text(), re.MULTILINE | re.DOTALL)
+"""The YAML of the guide: values for the chart, and an overlay for kustomize."""
+(OVERLAY,) = (text for text in GUIDE if text.startswith("# kustomization.yaml"))
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in GUIDE if text != OVERLAY], ids=lambda text: next(iter(yaml.safe_load(text)))
+)
+def test_the_values_in_the_guide(tmp_path: Path, text: str) -> None:
+    """Each block of docs/kubernetes.md renders, Kubernetes accepts the objects, and Entrepot the settings."""
+    objects = render(yaml.safe_load(text))
+    for found in objects:
+        validate(found, NEWEST)
+    (tmp_path / "entrepot.toml").write_text(of_kind(objects, "ConfigMap", "entrepot")["data"]["entrepot.toml"])
+    assert load_settings({}, tmp_path / "entrepot.toml").warnings == ()
+
+
 def test_plain_manifests_build(tmp_path: Path) -> None:
     """kubectl puts them together, also with the overlay that docs/kubernetes.md shows, and Kubernetes accepts them."""
-    page = (ROOT / "docs" / "kubernetes.md").read_text()
-    (overlay,) = re.findall(r"```yaml\n(# kustomization.yaml\n.+?)```", page, re.DOTALL)
     (tmp_path / "entrepot" / "deploy").mkdir(parents=True)
     (tmp_path / "entrepot" / "deploy" / "kubernetes").symlink_to(PLAIN)
-    (tmp_path / "kustomization.yaml").write_text(overlay)
+    (tmp_path / "kustomization.yaml").write_text(OVERLAY)
     kubectl = Path(sys.executable).with_name("kubectl")
     built = subprocess.run([kubectl, "kustomize", tmp_path], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
