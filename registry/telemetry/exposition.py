@@ -6,6 +6,8 @@ from __future__ import annotations
 import platform
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -19,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from registry import __version__
+from registry.server.gate.certificates import CertificateError, expiry_of
 from registry.telemetry.metric_families import Family, Histogram
 from registry.telemetry.metrics import Metrics
 
@@ -70,9 +73,10 @@ def cumulative(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[st
     return buckets, cells[-1]
 
 
-def process_metrics(metrics: Metrics, started_at: float) -> Iterator[Metric]:
+def process_metrics(metrics: Metrics, started_at: float, certificate: Path | None = None) -> Iterator[Metric]:
     """Yields the metrics about the server and its processes. `started_at`: when the server was started, in seconds
-    since 1970. Reads files of /proc."""
+    since 1970. `certificate`: the file with the server's certificate; None: it has none. Reads this file and files of
+    /proc."""
     build_info = {"version": __version__, "python": platform.python_version()}
     yield InfoMetricFamily("entrepot_build", "The version of the server.", value=build_info)
     yield GaugeMetricFamily(
@@ -87,6 +91,16 @@ def process_metrics(metrics: Metrics, started_at: float) -> Iterator[Metric]:
         if resident := _resident_bytes(pid):
             memory.add_metric([str(worker)], resident)
     yield memory
+    if certificate is not None:
+        yield from _certificate_metrics(certificate)
+
+
+def _certificate_metrics(path: Path) -> Iterator[Metric]:
+    """Yields when the server's certificate expires; nothing if the file cannot be read."""
+    with suppress(CertificateError):
+        expires_at = expiry_of(path).timestamp()
+        text = "When the server's certificate expires, in seconds since 1970."
+        yield GaugeMetricFamily("entrepot_certificate_expiry_time_seconds", text, value=expires_at)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -53,6 +53,7 @@ class Telemetry:
         self.metrics_port = metrics_port
         self._counting_pid: int | None = None
         self._started_at = clock()
+        self._certificate = settings.tls.certificate
         self._otel_endpoint = settings.otel.endpoint
         self.tracing: Tracing | None = None
         """Makes spans in this worker; None: traces are not configured."""
@@ -76,7 +77,7 @@ class Telemetry:
         """Returns the collectors of all metrics that the server knows without reading the store."""
         metrics = self.metrics
         collectors: list[Collector] = [CellCollector(metrics)]
-        collectors.append(collector_of(lambda: process_metrics(metrics, self._started_at)))
+        collectors.append(collector_of(lambda: process_metrics(metrics, self._started_at, self._certificate)))
         if self._has_distribution_names:
             collectors.append(collector_of(lambda: distribution_metrics(metrics)))
         return collectors

@@ -80,6 +80,17 @@ def administer(
         return run_interruptible(run_work())
 
 
+def has_had_account(settings: Settings) -> bool:
+    """Returns whether there ever was an account in the data directory, which may be missing or of an older version.
+    Ends the command with one line on stderr if the data cannot be read."""
+    from registry.cli.data_owner import become_owner
+    from storage import composition
+
+    with one_line_errors():
+        become_owner(settings.data)
+        return composition.has_data(settings.data) and composition.has_had_account(settings.data)
+
+
 def print_list(
     config: Path | None,
     data: str | None,

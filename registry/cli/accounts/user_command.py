@@ -13,6 +13,7 @@ from registry.cli.accounts.account_admin import (
     NoteOption,
     PasswordFileOption,
     administer,
+    has_had_account,
     parse_name_or_fail,
     password_or_fail,
     print_first_account_notice,
@@ -45,6 +46,7 @@ Examples:
   entrepot user add bob --note "on call"
   entrepot user add carol --password-file - < password.txt
   entrepot user add dave --generate
+  entrepot user add admin --admin --if-first --password-file admin.password
 
 The command asks for the password, reads it from a file or generates one. A password is never an argument, since
 every process on the machine can read the arguments of a command.""",
@@ -53,6 +55,12 @@ def add(
     name: NameArgument,
     admin: Annotated[
         bool, typer.Option("--admin", help="Allow everything, on every repository and every account.")
+    ] = False,
+    if_first: Annotated[
+        bool,
+        typer.Option(
+            "--if-first", help="Do nothing if the registry has or had an account, so that each start can run this."
+        ),
     ] = False,
     password_file: PasswordFileOption = None,
     generate: GenerateOption = False,
@@ -64,6 +72,9 @@ def add(
     account of the registry, prints that everyone has to log in from now on, and which commands to run next."""
     settings = load_or_fail(config, data=data).settings
     account = parse_name_or_fail(name)
+    if if_first and has_had_account(settings):
+        typer.echo(f"{account} is not added: the registry has or had an account", err=True)
+        return
     password = password_or_fail(account, password_file, generate)
     added = administer(
         config,

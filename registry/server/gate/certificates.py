@@ -141,15 +141,21 @@ def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) 
         ) from None
 
 
-def _check_expiry(path: Path, now: float) -> None:
-    """Raises CertificateError if the first certificate in the file has expired at `now`, or if the file has none."""
+def expiry_of(path: Path) -> datetime:
+    """Returns when the first certificate in the file expires. Raises CertificateError if the file cannot be read or has
+    no certificate."""
     from cryptography import x509  # imported here because it is large, and only servers with TLS need it
 
     pem = _read(path, "certificate")
     try:
-        expires_at = x509.load_pem_x509_certificates(pem)[0].not_valid_after_utc
+        return x509.load_pem_x509_certificates(pem)[0].not_valid_after_utc
     except ValueError:
         raise CertificateError(f"{path} holds no certificate in PEM form") from None
+
+
+def _check_expiry(path: Path, now: float) -> None:
+    """Raises CertificateError if the first certificate in the file has expired at `now`, or if the file has none."""
+    expires_at = expiry_of(path)
     if expires_at < datetime.fromtimestamp(now, UTC):
         raise CertificateError(f"the certificate in {path} expired on {expires_at:%Y-%m-%d %H:%M} UTC")
 

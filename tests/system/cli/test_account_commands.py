@@ -52,6 +52,20 @@ def test_the_first_account(tmp_path: Path) -> None:
     assert second.stderr == "ci is added; to make an API token for its login, run: entrepot token add ci\n"
 
 
+def test_an_account_only_if_it_is_the_first(tmp_path: Path) -> None:
+    """With --if-first, the command can run at each start: it adds the account to a new registry. Later it changes
+    nothing and needs no password, also after the account was removed."""
+    (tmp_path / "password.txt").write_text(PASSWORD)
+    command = ("user", "add", "admin", "--admin", "--if-first", "--password-file", "password.txt")
+    assert "admin is added, an admin" in entrepot(*command, folder=tmp_path).stderr
+    entrepot_output("user", "add", "alice", "--admin", "--generate", folder=tmp_path)
+    entrepot_output("user", "remove", "admin", folder=tmp_path)
+    (tmp_path / "password.txt").unlink()
+    again = entrepot(*command, folder=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "admin is not added: the registry has or had an account\n")
+    assert [user["name"] for user in listed("user", "list", folder=tmp_path)] == ["alice"]
+
+
 def test_a_robot_first(tmp_path: Path) -> None:
     """A robot closes the registry too, and the command says that there is no admin yet."""
     said = entrepot("robot", "add", "ci", folder=tmp_path).stderr

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from registry.telemetry.exposition import CellCollector, render_metrics
+from registry.telemetry.exposition import CellCollector, process_metrics, render_metrics
 from registry.telemetry.metric_families import CellPlan, Counter, Histogram
 from registry.telemetry.metrics import Metrics
 from registry.telemetry.mirror_metrics import UPSTREAM_CAPACITY
+from tests.fakes.certificate_authority import CertificateAuthority
 
 
 def exposed(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -111,3 +115,22 @@ def test_names_follow_the_conventions(metrics: Metrics) -> None:
         assert family.name.endswith("_total") == (family.kind == "counter"), family.name
         assert family.text.endswith("."), family.name
         assert "repository" not in family.labels
+
+
+def test_when_the_certificate_expires(metrics: Metrics, tmp_path: Path) -> None:
+    """The metric follows the file, so a renewal shows at the next scrape. Without a readable file there is none."""
+    authority = CertificateAuthority(tmp_path)
+    pair = authority.sign("localhost")  # good for two days
+    link = tmp_path / "certificate.pem"
+
+    def days_left() -> list[float]:
+        found = {metric.name: metric for metric in process_metrics(metrics, 0.0, link)}
+        expiry = found.get("entrepot_certificate_expiry_time_seconds")
+        return [] if expiry is None else [(sample.value - time.time()) / 86400 for sample in expiry.samples]
+
+    assert days_left() == []
+    link.symlink_to(authority.expired(pair).certificate)
+    assert [round(days) for days in days_left()] == [-1]
+    link.unlink()
+    link.symlink_to(pair.certificate)
+    assert [round(days) for days in days_left()] == [2]

@@ -1,0 +1,138 @@
+"""The alerts and the dashboard, with Debian's Prometheus and its promtool."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.deploy.monitored_site import DEADLINE_SECONDS, RULES, MonitoredSite, monitored_site
+from tests.fakes.server_process import ROOT
+
+CASES = RULES.with_name("alerts.test.yml")
+RUNBOOK = ROOT / "docs" / "alerts.md"
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "entrepot.json").read_text())
+ALERTS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+MAY_BE_EMPTY = {
+    ("Running fetches", "A"): "no blob is being fetched any more",
+    ("Running jobs", "A"): "no job is running any more",
+    ("Endpoints that are left out", "A"): "no endpoint has failed often enough",
+    ("Lost events", "A"): "only more than 100,000 waiting events lose one",
+}
+"""Queries, by panel and letter, that have no data after a little work, and why. A series appears with its first
+count."""
+
+
+def promtool(*arguments: str) -> None:
+    """Runs promtool in the folder of the rules. Raises AssertionError with its output if it finds a fault."""
+    done = subprocess.run(["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_accepts_the_rules() -> None:
+    """They have no error of syntax, also in the texts."""
+    promtool("check", "rules", RULES.name)
+
+
+def test_alerts_fire_when_they_should() -> None:
+    """In the recorded cases of alerts.test.yml."""
+    promtool("test", "rules", CASES.name)
+
+
+def test_each_alert_has_cases() -> None:
+    """Each alert fires in a recorded case, so that none can be wrong unnoticed."""
+    text = CASES.read_text()
+    fired = set(re.findall(r'ALERTS{alertname="(\w+)"', text))
+    for case in yaml.safe_load(text)["tests"]:
+        fired |= {test["alertname"] for test in case.get("alert_rule_test", ()) if test["exp_alerts"]}
+    assert fired == {alert["alert"] for alert in ALERTS}
+
+
+def test_each_alert_has_a_section_in_the_runbook() -> None:
+    """The annotation leads to it, and no section is about an alert that is gone. Each alert says what is wrong, and how
+    urgent it is."""
+    sections = re.findall(r"^### (Entrepot\w+)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(alert["alert"] for alert in ALERTS)
+    for alert in ALERTS:
+        assert alert["annotations"]["runbook"] == f"docs/alerts.md#{alert['alert'].lower()}"
+        assert {"summary", "description"} < alert["annotations"].keys()
+        assert alert["labels"]["severity"] in ("critical", "warning", "info")
+
+
+def test_the_dashboard_is_whole() -> None:
+    """Panels have ids of their own and do not lie on each other, and each query names the chosen data source."""
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        rows, columns = range(place["y"], place["y"] + place["h"]), range(place["x"], place["x"] + place["w"])
+        cells = {(row, column) for row in rows for column in columns}
+        assert columns.stop <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    for panel in PANELS:
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}"
+            assert 'instance=~"$instance"' in target["expr"], panel["title"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MonitoredSite]:
+    """A registry that has done a little of everything, scraped by Prometheus."""
+    with monitored_site(tmp_path_factory.mktemp("monitored")) as running:
+        yield running
+
+
+def queries() -> Iterator[tuple[tuple[str, str], str]]:
+    """Yields the queries of the dashboard by panel and letter, with values for Grafana's variables."""
+    for panel in PANELS:
+        for target in panel["targets"]:
+            expression = target["expr"].replace("$instance", ".*").replace("$__rate_interval", "1m")
+            assert "$" not in expression
+            yield (panel["title"], target["refId"]), expression
+
+
+def test_each_panel_has_data(site: MonitoredSite) -> None:
+    """Prometheus answers each query of the dashboard with data, except those of things that did not happen."""
+    missing = dict(queries())
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while missing.keys() - MAY_BE_EMPTY.keys() and time.monotonic() < deadline:
+        time.sleep(0.2)
+        missing = {key: expression for key, expression in missing.items() if not site.query(expression)}
+    assert missing.keys() <= MAY_BE_EMPTY.keys(), [missing[key] for key in missing.keys() - MAY_BE_EMPTY.keys()]
+
+
+def test_the_metrics_exist(site: MonitoredSite) -> None:
+    """The alerts and the dashboard name no metric that the registry does not have."""
+    names = {"up"}
+    for family in text_string_to_metric_families(site.exposition):
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(family.type, ("",))
+        names |= {family.name + suffix for suffix in suffixes}
+    expressions = [alert["expr"] for alert in ALERTS] + [expression for _, expression in queries()]
+    used = {name for text in expressions for name in re.findall(r"\b(?:up|entrepot_\w+)\b", text)}
+    assert used - names == set()
+
+
+def test_prometheus_evaluates_the_rules(site: MonitoredSite) -> None:
+    """Without an error, and none of the critical alerts is active."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        (group,) = site.ask("rules")["groups"]
+        if all(rule["health"] != "unknown" for rule in group["rules"]):
+            break
+        time.sleep(0.2)
+        assert time.monotonic() < deadline
+    assert [rule["name"] for rule in group["rules"] if rule["health"] != "ok"] == []
+    assert {rule["name"] for rule in group["rules"]} == {alert["alert"] for alert in ALERTS}
+    critical = [rule for rule in group["rules"] if rule["labels"]["severity"] == "critical"]
+    assert [rule["name"] for rule in critical if rule["state"] != "inactive"] == []
