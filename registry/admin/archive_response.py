@@ -25,11 +25,12 @@ _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18})
 """A request for one range. A client that asks for several gets the whole archive."""
 _SLOW_BYTES: Final = 256 * 1024
 _SLOW_SECONDS: Final = 30.0
-"""A client that takes this long for `_SLOW_BYTES` is slow."""
+"""A client that needs this many seconds to receive `_SLOW_BYTES` is slow."""
 
 
 class RunningDownload:
-    """An archive that is being sent. `reader`: who gets it."""
+    """An archive that is being sent. `reader`: identifies the client that gets it
+    (`registry.browse.repository_browser.reader_of`)."""
 
     def __init__(self, reader: str, end: Callable[[], None]) -> None:
         """`end`: a function that ends the download; it is called once."""
@@ -41,7 +42,8 @@ class RunningDownload:
 
     @contextmanager
     def sending(self, count: int) -> Iterator[None]:
-        """A context manager within which `count` bytes are sent, as fast as the client takes them."""
+        """A context manager for a block that sends `count` bytes. Measures how long the client needs to receive
+        them."""
         time = asyncio.get_running_loop().time
         since = self._waiting_since = time()
         try:
@@ -66,9 +68,10 @@ class RunningDownload:
 
 
 class RunningDownloads:
-    """The archives that this process sends. `limit`: how many it sends at the same time; one reader gets half of them.
+    """The archives that this process sends. `limit`: how many it sends at the same time. One reader gets at most half
+    of them.
 
-    Clients that take nearly nothing keep their slots only as long as nobody else wants them."""
+    A very slow client keeps its slot only until another client needs the slot."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -78,8 +81,8 @@ class RunningDownloads:
     @asynccontextmanager
     async def slot(self, reader: str) -> AsyncIterator[RunningDownload]:
         """A context manager for a download. `reader`: who gets it (`registry.browse.repository_browser.reader_of`).
-        Raises TooManyRequests if too many run. Then it ends the slowest one, if that takes less than 256 KiB in 30
-        seconds: the block of that download is cancelled, and left without an error."""
+        Raises TooManyRequests if too many downloads run. Before that, ends the slowest of them if its client receives
+        less than 256 KiB in 30 seconds: cancels the block of that download, which then ends without an error."""
         own = [download for download in self._running if download.reader == reader]
         if len(own) >= self._limit_for_one:
             self._refuse(own)

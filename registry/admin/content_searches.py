@@ -1,4 +1,4 @@
-"""Searches on behalf of somebody (`ContentSearches`): what is found is what this principal may pull."""
+"""Searches the content for a principal (`ContentSearches`), and finds only what this principal may pull."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ContentSearches:
         return await self._store.search.is_indexing()
 
     def check_may_search(self, principal: Principal) -> None:
-        """Raises Unauthorized for an anonymous client that may pull nothing, so that it logs in."""
+        """Raises Unauthorized for an anonymous client that may pull nothing, which makes the client log in."""
         if principal.is_anonymous and not principal.open and not _readable(principal).patterns:
             raise Unauthorized("log in to search")
 
@@ -130,8 +130,9 @@ class ContentSearches:
 
 
 def _readable(principal: Principal) -> NameSet:
-    """Returns the names in which a principal may find something: those that a list of repositories shows. The access of
-    a bearer token that is not for the list shortens them."""
+    """Returns the names of the repositories in which `principal` may find something. These are the repositories that a
+    list shows to `principal`. If the request has a bearer token that does not allow the list, they are only those that
+    the token allows to pull."""
     return principal.listable_names if principal.may_list else principal.names(Action.PULL)
 
 

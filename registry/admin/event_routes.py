@@ -21,7 +21,8 @@ from storage.outbox import Delivery, Event, EventAction, NewEvent
 
 router = APIRouter(route_class=ManagementRoute)
 MAX_PAGES_READ = 10
-"""Largest number of pages that are read for one response, most of whose events the caller may not see."""
+"""Largest number of pages of events that are read for one response. The caller may not be allowed to see most of these
+events."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
@@ -93,8 +94,8 @@ class DeliveryResponse(BaseModel):
 
 
 class RetryBody(BaseModel):
-    """Which dead letters to send again: those of one webhook, or of one event, or of one webhook and event. Without
-    both: all."""
+    """Which dead letters to send again. With `webhook`: those of this webhook. With `event`: those of this event. With
+    both: that of this webhook and event. With neither: all."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -152,7 +153,8 @@ async def list_deliveries(
     """Lists the events that are not delivered to webhooks yet, and the dead letters, newest first."""
     outbox = caller.upkeep.store.outbox
     found = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
-    # A page ends at an event, because the next one begins with the event before it.
+    # The next page begins with the event before the last one on this page. So a page has all deliveries of its last
+    # event, if they fit.
     shown = found[:limit]
     if len(found) > limit and (cut := found[limit].event.number) == shown[-1].event.number:
         whole = [delivery for delivery in shown if delivery.event.number != cut]

@@ -23,7 +23,8 @@ from storage.upstream_tags import FrozenTag
 _BATCH_SIZE: Final = 100
 """Number of frozen tags to read and filter before the event loop may run other requests."""
 MAX_REFERENCE_CHARACTERS: Final = 600
-"""The longest repository name, tag and digest together are shorter."""
+"""Maximum length of a reference in a request. The longest possible repository name, tag and digest together are
+shorter."""
 ReferenceQuery = Annotated[
     str,
     Query(description="The tag, as in `docker pull`", max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),

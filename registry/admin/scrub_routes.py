@@ -33,7 +33,7 @@ class ScrubRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    rate: int | None = Field(default=None, gt=0, description="Bytes per second; null: that of the settings")
+    rate: int | None = Field(default=None, gt=0, description="Bytes per second; null: the rate in the settings")
     keep_going: bool = Field(default=False, description="Go on after twenty damaged blobs in a row")
 
 
@@ -119,7 +119,7 @@ class QuarantinedResponse(BaseModel):
     """Damaged bytes that the registry keeps for inspection. `damaged`: whether the blob is still damaged."""
 
     digest: str
-    place: str = Field(description="Where they are; for a registry with files, the path in the data directory")
+    place: str = Field(description="Where the bytes are: a path in the data directory, if blobs are stored as files")
     size: int
     since: datetime
     damaged: bool

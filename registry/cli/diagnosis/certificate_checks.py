@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 CHECK: Final = "certificate"
 SOON_FRACTION: Final = 1 / 10
-"""A certificate of whose time less than this part is left, and less than `SOON_DAYS`, should have been renewed."""
+"""A certificate should be renewed before the rest of its lifetime is less than this fraction. A longer rest is enough
+if it is at least `SOON_DAYS`."""
 SOON_DAYS: Final = 21.0
 _RENEW: Final = "renew it, and see why that did not happen by itself; the server reads new files without a restart"
 

@@ -204,7 +204,8 @@ def _check_sync(settings: Settings) -> list[Finding]:
 
 
 def _check_locks(settings: Settings) -> list[Finding]:
-    """Checks that two openings of a file exclude each other, on which all changes rely."""
+    """Checks that a lock on a file excludes a second lock on the same file. Every change of the store relies on
+    this."""
     name, data = "locks", settings.data.absolute()
     step = "use a local file system for the data directory"
     try:

@@ -112,10 +112,10 @@ def _run_for_each(
     as_json: bool,
     create_data_directory: bool,
 ) -> None:
-    """Runs `action` for each reference, and prints the text that it returns, or with `as_json` the tag as one line of
-    JSON with this `event`, and at the end how many tags there were. After an error, prints it on stderr and continues
-    with the next one. Ends the command with exit code 1 if there was an error, otherwise with 0; with 2, before it does
-    anything, if a reference is not valid."""
+    """Runs `action` for each reference, and prints the text that `action` returns. With `as_json`, prints each tag as
+    one line of JSON with the key `event`, and at the end the number of tags. After an error, prints the error on stderr
+    and continues with the next reference. Ends the command with exit code 1 if there was an error, otherwise with 0. If
+    a reference is not valid, does nothing and ends the command with exit code 2."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.upkeep.frozen_tags import parse_tag_reference

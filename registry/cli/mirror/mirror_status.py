@@ -79,9 +79,9 @@ async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
 async def _held_back_tags(
     upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`: the digest that is
-    served ("served"; None: none is), the digest that the tag points at at the upstream ("newest"), and from when on
-    that one is served ("from")."""
+    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`. Of each tag, "served"
+    is the digest that pulls get (None: none), "newest" the digest at the upstream, and "from" the time from which on
+    pulls get the newest."""
     if not upstream.cooldown:
         return []
     served_tags, ignored, found = ServedTags(tags, upstream, time.time), set(frozen), []
