@@ -29,8 +29,7 @@ _SLOW_SECONDS: Final = 30.0
 
 
 class RunningDownload:
-    """An archive that is being sent. `reader`: identifies the client that gets it
-    (`registry.browse.repository_browser.reader_of`)."""
+    """An archive that is being sent. `reader`: who gets it."""
 
     def __init__(self, reader: str, end: Callable[[], None]) -> None:
         """`end`: a function that ends the download; it is called once."""
@@ -68,10 +67,9 @@ class RunningDownload:
 
 
 class RunningDownloads:
-    """The archives that this process sends. `limit`: how many it sends at the same time. One reader gets at most half
-    of them.
+    """The archives that this process sends. `limit`: how many it sends at the same time; one reader gets half of them.
 
-    A very slow client keeps its slot only until another client needs the slot."""
+    Clients that take nearly nothing keep their slots only as long as nobody else wants them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -81,8 +79,8 @@ class RunningDownloads:
     @asynccontextmanager
     async def slot(self, reader: str) -> AsyncIterator[RunningDownload]:
         """A context manager for a download. `reader`: who gets it (`registry.browse.repository_browser.reader_of`).
-        Raises TooManyRequests if too many downloads run. Before that, ends the slowest of them if its client receives
-        less than 256 KiB in 30 seconds: cancels the block of that download, which then ends without an error."""
+        Raises TooManyRequests if too many run. Then it ends the slowest one, if that takes less than 256 KiB in 30
+        seconds: the block of that download is cancelled, and left without an error."""
         own = [download for download in self._running if download.reader == reader]
         if len(own) >= self._limit_for_one:
             self._refuse(own)

@@ -22,14 +22,14 @@ BACKLOG = 1024
 
 @dataclass
 class PendingFault:
-    """A fault that is not used up."""
+    """A fault that still applies to some requests."""
 
     fault: Fault
     skip: int
     left: int | None
 
     def take(self, seen: SeenRequest, answer: HubAnswer) -> bool:
-        """Returns whether the fault applies to this request, which uses it up once."""
+        """Returns whether the fault applies to this request. If so, counts one use."""
         fault = self.fault
         if self.left == 0 or fault.on not in ("any", seen.kind) or fault.match not in seen.path:
             return False
@@ -234,7 +234,8 @@ def _faulty(answer: HubAnswer, fault: Fault) -> HubAnswer:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Returns a socket that holds its port without listening. Two sockets may hold it, and one of them may listen."""
+    """Returns a socket that holds its port without listening. Two sockets may hold the same port, and one of them may
+    listen."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, port))

@@ -1,4 +1,4 @@
-"""An application with a repository, and accounts that look at it."""
+"""An application with a repository to look at."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CREATED = "2026-01-02T03:04:05Z"
 
 
 class Site:
-    """The application and its accounts: `root` is an admin, `reader` may pull from `team/**`, and `other` may not."""
+    """The application, and those who look: `root` is an admin, `reader` may pull from `team/**`, `other` may not."""
 
     def __init__(self, app: AppInProcess) -> None:
         self.app = app
@@ -31,7 +31,7 @@ class Site:
         self.logins: dict[str, str] = {}
 
     async def get(self, path: str, who: str | None = "reader", method: str = "GET", body: Any = None) -> AsgiAnswer:
-        """Sends a request for a path below `/api/v1/repositories` as the account `who`, and returns the response."""
+        """The answer to a request for a path below `/api/v1/repositories`."""
         headers = {} if who is None else {"authorization": self.logins[who]}
         data = b""
         if body is not None:
@@ -51,7 +51,7 @@ class Site:
         repo: RepositoryName = APP,
         **fields: Any,
     ) -> Manifest:
-        """Pushes an image with the config `config`, an object or bytes."""
+        """Pushes an image; `config` is its config, as an object or as bytes."""
         config = {"os": "linux", "architecture": "amd64", "created": CREATED} if config is None else config
         data = config if isinstance(config, bytes) else json.dumps(config).encode()
         pushed = await push_blob(self.registry, repo, data)

@@ -167,7 +167,7 @@ async def test_who_may_download(setting: tuple[str, Site]) -> None:
 
 
 async def test_a_limited_number_at_once() -> None:
-    """One reader gets at most half of the slots. A slot becomes free when its download ends, also by an error."""
+    """One reader gets half of the slots. A slot is free again after the download has ended, also by an error."""
     downloads = RunningDownloads(3)
     async with downloads.slot("alice"), downloads.slot("alice"):
         with pytest.raises(TooManyRequests):

@@ -248,8 +248,7 @@ async def test_large_manifests_below_an_index(site: Site) -> None:
 
 
 async def test_a_reader_leaves_room_for_others(site: Site, browser: RepositoryBrowser) -> None:
-    """Requests of one account wait for each other, and are refused if too many wait. Requests of other accounts are
-    answered meanwhile."""
+    """Reads of one account wait for each other, and are refused if too many wait. Others are answered meanwhile."""
     await mirror_index(site, UBUNTU, 1)
     alice, bob = (RequestContext(Principal(Identity(name), Rights.everything())) for name in ("alice", "bob"))
     await browser.tags(bob, UBUNTU, TagQuery(), None, 10)  # from now on the summaries are in memory
