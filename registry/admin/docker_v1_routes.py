@@ -1,10 +1,9 @@
 """The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the screens
 of storage appliances. Everything else, such as pushes and pulls, is only in `/v2`.
 
-- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS, it sends the login
-  with both if the registry sends the header `X-Docker-Registry-Standalone: true`; over plain HTTP, it sends no login. A
-  docker that has a refresh token of the registry, as it gets from this one, sends no login either: it gets a token for
-  the scope `registry:catalog:search`, and sends this token.
+- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS it sends the login
+  with both if the header `X-Docker-Registry-Standalone` says so; over plain HTTP it sends none. But where the login has
+  given it a refresh token, as here, it gets a token for the scope `registry:catalog:search` with it, and sends that.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the answer is not 200, it reads `/v2/_catalog`,
   with the login.
 
