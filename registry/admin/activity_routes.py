@@ -55,14 +55,14 @@ class ActivityPeriod(BaseModel):
 
     @classmethod
     def from_stored(
-        cls, found: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
+        cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
     ) -> Self:
         """Converts stored buckets. `seconds`: the length of a bucket. `unstored`: activity of the running bucket that
         is not stored yet. `now`: seconds since 1970. `count`: the number of buckets in the result, the last of which
         contains `now`. A bucket is empty if nothing is stored for it."""
         running = int(now) // seconds * seconds
         starts = range(running - (count - 1) * seconds, running + 1, seconds)
-        by_start = {bucket.start: bucket.activity for bucket in found}
+        by_start = {bucket.start: bucket.activity for bucket in buckets}
         by_start[running] = _sum([by_start.get(running, Activity()), unstored])
         shown = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
         return cls(
@@ -98,8 +98,8 @@ async def activity_until(stored: ActivityLog, unstored: Activity, now: float) ->
     """Returns the activity until `now`, in seconds since 1970. `unstored`: what is not in the store yet."""
 
     async def period(seconds: int, count: int) -> ActivityPeriod:
-        found = await stored.buckets(now - (count - 1) * seconds, seconds)
-        return ActivityPeriod.from_stored(found, unstored, now, seconds, count)
+        buckets = await stored.buckets(now - (count - 1) * seconds, seconds)
+        return ActivityPeriod.from_stored(buckets, unstored, now, seconds, count)
 
     return ActivityResponse(day=await period(HOUR_SECONDS, HOURS), month=await period(DAY_SECONDS, DAYS))
 

@@ -201,10 +201,10 @@ def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
 def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[int, int] | None:
     """Returns the offsets of the first byte that the client asks for, and of the byte after the last one; None if it
     asks for the whole archive, or for the rest of another one (If-Range)."""
-    found = _RANGE.fullmatch(headers.get("range", "").strip())
-    if found is None or headers.get("if-range", archive.etag).strip() != archive.etag:
+    match = _RANGE.fullmatch(headers.get("range", "").strip())
+    if match is None or headers.get("if-range", archive.etag).strip() != archive.etag:
         return None
-    first, last, suffix = found.groups()
+    first, last, suffix = match.groups()
     if suffix is not None:
         start, stop = max(0, archive.size - int(suffix)), archive.size
     else:

@@ -87,9 +87,9 @@ class ContentSearches:
                 continue
             for stored in candidates:
                 if principal.may(Action.PULL, stored, pasted.repository):
-                    found = await self._find(stored, pasted.reference)
-                    if found is not None:
-                        return found
+                    match = await self._find(stored, pasted.reference)
+                    if match is not None:
+                        return match
         return None
 
     async def _find(self, stored: RepositoryName, reference: Reference | None) -> SearchTarget | None:
@@ -119,14 +119,14 @@ class ContentSearches:
         the upstream."""
         if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
-        found, readable = [], _readable(principal)
+        hits, readable = [], _readable(principal)
         for result in await self._upstream_search.find(text, count, page):
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
                 stored = naming.mirrored_name(naming.with_upstream(upstream, RepositoryName(result.name)), upstream)
                 if stored in readable:
-                    found.append((stored, result))
-        return found
+                    hits.append((stored, result))
+        return hits
 
 
 def _readable(principal: Principal) -> NameSet:

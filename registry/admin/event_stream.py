@@ -126,8 +126,8 @@ class EventStream:
         """Returns the messages for the events of a page that the caller gets."""
         messages = []
         for event in page:
-            if (found := self._as_json(event, caller)) is not None:
-                action, data = found
+            if (shown := self._as_json(event, caller)) is not None:
+                action, data = shown
                 messages.append(f"id: {event.number}\nevent: {action}\ndata: {data}\n\n")
         return "".join(messages).encode()
 

@@ -178,11 +178,11 @@ async def show_scrub(caller: AdminCaller) -> ScrubStatus:
 async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) -> JobResponse:
     """Starts a job that completes the current round of scrub. If there is none, the job starts a new round. After a
     restart, the server continues the job. Answers 409 if such a job is queued or running."""
-    wanted = request or ScrubRequest()
+    scrub_request = request or ScrubRequest()
     jobs = caller.upkeep.store.jobs
     if active := await jobs.active(KIND):
         raise JobRunning(f"{active[0].actor} has started scrub already (job {active[0].id})")
-    return await queue_job(caller, KIND, scrub_arguments(wanted.rate, keep_going=wanted.keep_going))
+    return await queue_job(caller, KIND, scrub_arguments(scrub_request.rate, keep_going=scrub_request.keep_going))
 
 
 @router.get("/damaged", tags=["scrub"])

@@ -147,10 +147,10 @@ def _is_trusted_root(certificate: Certificate) -> bool:
     """Returns whether an authority that this machine trusts has signed the certificate."""
     import ssl
 
-    wanted = sorted(str(attribute.value) for attribute in certificate.issuer)
+    issuer_values = sorted(str(attribute.value) for attribute in certificate.issuer)
     for authority in ssl.create_default_context().get_ca_certs():
         names: Any = authority["subject"]  # a tuple of names, each a tuple of pairs
-        if sorted(value for parts in names for _, value in parts) == wanted:
+        if sorted(value for parts in names for _, value in parts) == issuer_values:
             return True
     return False
 

@@ -148,7 +148,7 @@ def _wrong(name: str, key: str, what: str) -> FileUnusable:
 
 def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
     """Yields what is wrong with `config.toml` itself."""
-    file, wanted = config.file, _config_lines(config.version)
+    file, config_lines = config.file, _config_lines(config.version)
     step = f"write this to {file}, {_RESTART}"
     if any(plugin.rpartition(".")[2] in ("cri", "images") for plugin in config.disabled):
         yield warning(
@@ -167,7 +167,7 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
                 f"containerd does not read [plugins.{section!r}.registry] in such a file",
                 step,
                 file=file,
-                lines=wanted,
+                lines=config_lines,
             )
             return
     if path and config.registry().get("mirrors"):
@@ -184,7 +184,7 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
             "Kubernetes reads no hosts.toml then, and pulls straight from the upstreams. nerdctl reads them anyway",
             step,
             file=file,
-            lines=wanted,
+            lines=config_lines,
         )
     elif path and ":" in str(path):
         yield _list_finding(config, str(path))

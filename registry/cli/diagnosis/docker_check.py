@@ -151,15 +151,15 @@ def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
 def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
     """Returns the whole content that daemon.json should have: its present keys and those that it lacks."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
-    wanted = json.loads(target.lines_for(_FILES[0]))
+    required = json.loads(target.lines_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
         before = (daemon or {}).get(key)
         others = [
             entry
             for entry in (before if isinstance(before, list) else [])
-            if entry not in wanted.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
+            if entry not in required.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
         ]
-        if entries := [*wanted.get(key, []), *others]:
+        if entries := [*required.get(key, []), *others]:
             merged[key] = entries
     return json.dumps(merged, indent=2) + "\n"
 

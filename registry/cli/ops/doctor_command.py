@@ -164,9 +164,9 @@ def _client_findings(settings: Settings, program: str) -> list[Finding]:
     from registry.clients.registry_address import registry_address
 
     hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
-    found = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)
-    worst = next((finding for finding in found if finding.level is not Level.OK), None)
+    findings = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)
+    worst = next((finding for finding in findings if finding.level is not Level.OK), None)
     if worst is None:
-        return found
+        return findings
     step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
     return [warning(f"client {program}", worst.what, worst.why, step)]
